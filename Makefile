@@ -1,0 +1,34 @@
+# Each target sets up its own environment: `make demo` and `make test` work on a fresh machine with Python >= 3.11.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# onnxruntime-gpu also runs on the CPU, but exists for Linux and Windows on x86-64 only.
+ORT := $(shell $(PYTHON) -c "import platform, sys; print('gpu' if platform.machine().lower() in ('x86_64', 'amd64') and sys.platform in ('linux', 'win32') else 'cpu')")
+
+.PHONY: demo test check format clean
+# A leftover directory called `build` must not look up to date.
+
+$(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1" -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --group dev --editable ".[$(ORT),demo,cli]"
+	touch $@
+
+demo: $(VENV)/.ready  ## train, export, reload without torch, complete images, check, draw
+	$(BIN)/icnnrt demo
+
+test: $(VENV)/.ready check  ## lint, types, and every test
+	$(BIN)/pytest
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

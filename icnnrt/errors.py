@@ -1,0 +1,29 @@
+"""Every exception icnnrt raises on purpose; one parent, so one `except` catches them all."""
+
+
+class IcnnrtError(Exception):
+    """The parent of every error icnnrt raises on purpose."""
+
+
+class PackageError(IcnnrtError):
+    """A package on disk is damaged, hostile, or of a format this icnnrt does not read."""
+
+
+class InputError(IcnnrtError, ValueError):
+    """An argument has the wrong shape, dtype, name or range."""
+
+
+class ProviderError(IcnnrtError):
+    """The execution provider that was asked for is missing from this onnxruntime."""
+
+
+class ExportError(IcnnrtError):
+    """A model cannot be exported faithfully, and the message says which part of it and why."""
+
+
+class CertificateError(IcnnrtError):
+    """With `strict=True`, at least one sample's certificate does not vouch for its answer."""
+
+
+class MissingDependencyError(IcnnrtError, ImportError):
+    """An optional dependency is not installed; the message gives the command that installs it."""

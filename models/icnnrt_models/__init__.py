@@ -1,0 +1,20 @@
+"""Input-convex networks in torch: energies f(x, y; θ) -> [batch], convex in y."""
+
+from icnnrt_models.activations import CELU, ConvexActivation, LeakyReLU, ReLU, Softplus
+from icnnrt_models.energy import ContextEnergy, Energy
+from icnnrt_models.ficnn import FICNN
+from icnnrt_models.nonnegative import NonNegativeLinear
+from icnnrt_models.picnn import PICNN
+
+__all__ = [
+    "CELU",
+    "FICNN",
+    "PICNN",
+    "ContextEnergy",
+    "ConvexActivation",
+    "Energy",
+    "LeakyReLU",
+    "NonNegativeLinear",
+    "ReLU",
+    "Softplus",
+]

@@ -1,0 +1,909 @@
+"""The package format: what is written reads back, and every bad file fails with its own sentence."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attacks
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import AttributeProto, TensorProto, helper
+from safetensors import numpy as safetensors_numpy
+
+from icnnrt import _wire
+from icnnrt.errors import InputError, PackageError
+from icnnrt.package import Domain, GraphFile, Manifest, Package, SolverSpec, weight_layout, write
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return attacks.good(tmp_path / "tiny.icnn")
+
+
+def refused(path: Path, sentence: str) -> str:
+    """Assert that the package is refused with exactly one sentence that matches."""
+    with pytest.raises(PackageError, match=sentence) as caught:
+        Package.open(path)
+    message = str(caught.value)
+    assert message.startswith(f"{os.path.abspath(path)}: ")
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message
+
+
+# --- Good packages -------------------------------------------------------------------------------
+
+
+def test_a_package_reads_back_as_written(good: Path) -> None:
+    opened = Package.open(good)
+    assert opened.path == good
+    assert set(opened.graphs) == set(attacks.ROLES)
+    assert opened.graphs["value"] == (good / "value.onnx").read_bytes()
+    assert set(opened.weights) == set(attacks.weights())
+    for name, array in attacks.weights().items():
+        np.testing.assert_array_equal(opened.weights[name], array, strict=True)
+        assert not opened.weights[name].flags.writeable
+        assert opened.weights[name].flags.aligned
+    manifest = opened.manifest
+    assert manifest.solver == SolverSpec(10, 12, 1e-4, 1e-3)
+    assert manifest.domain == Domain("box", 0.0, 1.0)
+    assert (manifest.x_shape, manifest.y_shape, manifest.opset, manifest.ir_version) == ((4,), (3,), 21, 10)
+    assert manifest.ops["ai.icnnrt"].names == ("BundleEntropySolve",)
+    assert isinstance(manifest.graphs["adjoint"], GraphFile)
+    spec = manifest.weights.tensors["z_layers.0.weight"]
+    assert (spec.shape, spec.dtype, spec.nonnegative, spec.trainable) == ((2, 3), "float32", True, True)
+    assert manifest.weights.tensors["bn.num_batches_tracked"].shape == ()
+    assert manifest.metadata == {"dataset": "digits", "epochs": 3, "note": None, "clamped": True}
+    assert manifest.parity["argmin"] == {"max": 2e-6, "mean": 1e-7}
+
+
+def test_write_returns_what_open_returns(tmp_path: Path) -> None:
+    written = write(tmp_path / "p.icnn", **attacks.fields())
+    opened = Package.open(tmp_path / "p.icnn")
+    assert written.manifest == opened.manifest
+    assert written.graphs == opened.graphs
+    assert sorted(os.listdir(tmp_path)) == ["p.icnn"]
+
+
+def test_the_manifest_is_deterministic_and_survives_json(good: Path) -> None:
+    data = (good / "manifest.json").read_bytes()
+    assert Manifest.from_json(data).to_json() == data
+
+
+def test_write_takes_numpy_scalars_and_further_roles(tmp_path: Path) -> None:
+    graphs = dict.fromkeys((*attacks.ROLES, "train_2"), attacks.model())
+    path = attacks.good(tmp_path / "p", graphs=graphs, parity={"value": np.float32(0.5)}, x_shape=(np.int64(4),))
+    assert Package.open(path).manifest.parity == {"value": 0.5}
+    assert (path / "train_2.onnx").is_file()
+
+
+def test_a_package_may_hold_no_weights(tmp_path: Path) -> None:
+    def no_weights(model: onnx.ModelProto) -> None:
+        del model.graph.initializer[:]
+
+    graphs = dict.fromkeys(attacks.ROLES, attacks.model(no_weights))
+    path = attacks.good(tmp_path / "p", graphs=graphs, weights={}, nonnegative=[], trainable=[])
+    assert Package.open(path).weights == {}
+
+
+def test_onnxruntime_reads_the_weights_of_a_written_package(good: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    session = ort.InferenceSession(good / "argmin.onnx", providers=["CPUExecutionProvider"])
+    y = np.ones(3, np.float32)
+    np.testing.assert_array_equal(session.run(None, {"y": y})[0], y + attacks.weights()["y_layers.0.bias"])
+
+
+def test_the_layout_is_where_safetensors_puts_the_bytes() -> None:
+    weights = attacks.weights()
+    data, layout = weight_layout(weights)
+    for name, (offset, length) in layout.items():
+        assert data[offset : offset + length] == weights[name].tobytes()
+    for name, array in safetensors_numpy.load(data).items():
+        np.testing.assert_array_equal(array, weights[name], strict=True)
+
+
+def test_the_layout_depends_on_names_shapes_and_dtypes_alone() -> None:
+    weights = attacks.weights()
+    other = {name: np.asfortranarray(weights[name] * 0).astype(weights[name].dtype) for name in reversed(weights)}
+    assert weight_layout(other)[1] == weight_layout(weights)[1]
+    swapped = {name: array.astype(array.dtype.newbyteorder(">")) for name, array in weights.items()}
+    assert weight_layout(swapped)[0] == weight_layout(weights)[0]
+
+
+def test_save_changes_the_weights_and_keeps_the_graphs(good: Path, tmp_path: Path) -> None:
+    opened = Package.open(good)
+    new = {**opened.weights, "y_layers.0.bias": np.array([4, 5, 6], np.float32)}
+    opened.save(good, weights=new, metadata={"epochs": 4}, overwrite=True)
+    again = Package.open(good)
+    np.testing.assert_array_equal(again.weights["y_layers.0.bias"], [4, 5, 6])
+    assert again.graphs == opened.graphs
+    assert again.manifest.metadata == {"epochs": 4}
+    assert again.manifest.parity == opened.manifest.parity
+    opened.save(tmp_path / "copy")
+    assert (tmp_path / "copy" / "manifest.json").read_bytes() == opened.manifest.to_json()
+
+
+def test_a_link_to_a_package_opens(good: Path, tmp_path: Path) -> None:
+    link = tmp_path / "latest"
+    link.symlink_to(good, target_is_directory=True)
+    assert Package.open(str(link)).manifest.name == "tiny"
+
+
+# --- The folder ----------------------------------------------------------------------------------
+
+
+def test_a_file_is_no_package(tmp_path: Path) -> None:
+    (tmp_path / "packed.onnx").write_bytes(attacks.model())
+    refused(tmp_path / "packed.onnx", "is a file; a packed .onnx runs as it is in onnxruntime")
+
+
+def test_nothing_is_no_package(tmp_path: Path) -> None:
+    refused(tmp_path / "absent", "there is nothing; check the path")
+    with pytest.raises(PackageError, match="check the path"):
+        Package.open("nul\0l")
+
+
+def test_an_interrupted_replacement_tells_where_the_old_package_is(good: Path, tmp_path: Path) -> None:
+    good.rename(tmp_path / ".tiny.icnn.old-0123")
+    refused(good, r"interrupted, so rename \.tiny\.icnn\.old-0123 back to tiny\.icnn")
+
+
+def test_an_empty_folder_is_no_package(tmp_path: Path) -> None:
+    refused(tmp_path, r"the folder has no manifest\.json")
+
+
+@pytest.mark.parametrize("name", ["value.onnx", "weights.safetensors"])
+def test_a_missing_file(good: Path, name: str) -> None:
+    (good / name).unlink()
+    refused(good, f"{name} is missing, though manifest.json lists it")
+
+
+@pytest.mark.parametrize("name", ["train.onnx", ".DS_Store", "notes.txt", "weights.safetensors.bak"])
+def test_an_extra_file(good: Path, name: str) -> None:
+    (good / name).write_bytes(b"")
+    refused(good, f'"{re.escape(name)}" does not belong to the package')
+
+
+def test_a_folder_inside(good: Path) -> None:
+    (good / "sub").mkdir()
+    refused(good, 'plain files only, but "sub" is a folder')
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "manifest.json", "more.onnx"])
+def test_a_symbolic_link(good: Path, tmp_path: Path, name: str) -> None:
+    if (good / name).exists():
+        (good / name).rename(tmp_path / name)
+    (good / name).symlink_to(tmp_path / name)
+    refused(good, f'plain files only, but "{name}" is a symbolic link')
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_does_not_block(good: Path) -> None:
+    (good / "value.onnx").unlink()
+    os.mkfifo(good / "value.onnx")
+    refused(good, "is neither a file nor a folder")
+
+
+@pytest.mark.parametrize("name", ["value.onnx", "weights.safetensors"])
+def test_a_truncated_file(good: Path, name: str) -> None:
+    data = (good / name).read_bytes()
+    (good / name).write_bytes(data[:-1])
+    refused(good, f"{name}: expected {len(data)} bytes, .* has {len(data) - 1}; the file is truncated")
+
+
+@pytest.mark.parametrize("name", ["adjoint.onnx", "weights.safetensors"])
+def test_a_changed_file(good: Path, name: str) -> None:
+    data = bytearray((good / name).read_bytes())
+    data[-1] ^= 1
+    (good / name).write_bytes(data)
+    refused(good, f"{name}: its SHA-256 should be [0-9a-f]{{64}}, but is")
+
+
+def test_a_huge_manifest_is_not_read(good: Path) -> None:
+    with (good / "manifest.json").open("ab") as stream:
+        stream.truncate(1 << 40)  # sparse: the bytes take no room
+    refused(good, "manifest.json: expected at most 1048576 bytes, but it has 1099511627776")
+
+
+# --- The manifest --------------------------------------------------------------------------------
+
+
+def test_a_newer_version_says_to_upgrade(good: Path) -> None:
+    attacks.edit_manifest(good, lambda m: m.update(format_version=2, novelty={}))
+    refused(good, "format_version is 2, newer than the 1 that this icnnrt reads; upgrade icnnrt")
+
+
+BAD_VALUES: list[tuple[str, object, str]] = [
+    ("format", "gguf", 'format should be "icnnrt", but is "gguf"'),
+    ("format_version", 0, "format_version should be an integer from 1"),
+    ("format_version", True, "format_version should be an integer"),
+    ("format_version", 1.0, "format_version should be an integer"),
+    ("name", 3, "name should be text"),
+    ("name", "", "name should be text"),
+    ("name", "\ud800", "name should be text"),
+    ("producer", {"torch": 2}, "producer.torch should be text"),
+    ("producer", [], "producer should be a JSON object"),
+    ("dtype", "bfloat16", 'dtype should be "float32" or "float64", but is "bfloat16"'),
+    ("x_shape", 4, "x_shape should be a list"),
+    ("x_shape", [0], r"x_shape\[0\] should be an integer from 1"),
+    ("x_shape", [True], r"x_shape\[0\] should be an integer"),
+    ("x_shape", [2**16, 2**16], "x_shape should be a shape of at most 2147483648 elements"),
+    ("x_shape", [1] * 9, "x_shape should be a list of at most 8"),
+    ("y_shape", [3, 1], "y_shape should be a list of exactly one dimension"),
+    ("y_shape", [], "y_shape should be a list of exactly one dimension"),
+    ("y_shape", [2**31], r"iterations times y_shape\[0\] should be at most 268435456"),
+    ("domain", "box", "domain should be a JSON object"),
+    ("domain.kind", "simplex", 'domain.kind should be "box"'),
+    ("domain.upper", 2.0, "domain.upper should be 1.0, the only upper bound"),
+    ("domain.lower", None, "domain.lower should be a finite number"),
+    ("regulariser", "none", 'regulariser should be "entropy"'),
+    ("solver.name", "Newton", 'solver.name should be "BundleEntropy"'),
+    ("solver.iterations", 0, "solver.iterations should be an integer from 1 to 4096, but is 0"),
+    ("solver.iterations", 4097, "solver.iterations should be an integer from 1 to 4096"),
+    ("solver.iterations", False, "solver.iterations should be an integer"),
+    ("solver.steps", 1001, "solver.steps should be an integer from 1 to 1000"),
+    ("solver.steps", "10", 'solver.steps should be an integer from 1 to 1000, but is "10"'),
+    ("solver.gap_tolerance", 0.0, "solver.gap_tolerance should be a number above 0"),
+    ("solver.residual_tolerance", 10**400, "solver.residual_tolerance should be a finite number"),
+    ("opset", 28, "opset should be an integer from 1 to 26"),
+    ("ir_version", 14, "ir_version should be an integer from 8 to 13"),
+    ("ops", {"com.evil": {"version": 1, "names": []}}, 'a key of manifest.json: ops should be "ai.icnnrt"'),
+    ("ops", {"ai.icnnrt": {"version": 2, "names": []}}, "ops.ai.icnnrt.version should be the integer 1"),
+    ("ops", {"ai.icnnrt": {"version": 1, "names": ["a b"]}}, r"names\[0\] should be the name of an operator"),
+    ("graphs", {}, "graphs.value is missing"),
+    ("graphs.../up", {}, "a key of manifest.json: graphs should be a role"),
+    ("graphs.value.file", "../value.onnx", 'graphs.value.file should be "value.onnx"'),
+    ("graphs.value.sha256", "0" * 63, "graphs.value.sha256 should be 64 lower-case hexadecimal digits"),
+    ("graphs.value.bytes", 2**40, "graphs.value.bytes should be an integer from 1 to 268435456"),
+    ("graphs.value.bytes", -1, "graphs.value.bytes should be an integer"),
+    ("weights.file", "/etc/passwd", 'weights.file should be "weights.safetensors"'),
+    ("weights.bytes", 2**60, "weights.bytes should be 44, the bytes of the tensors, and a header"),
+    ("weights.tensors", [], "weights.tensors should be a JSON object"),
+    ("weights.tensors", {"": {}}, "a key of manifest.json: weights.tensors should be text"),
+    ("weights.tensors", {"__metadata__": {}}, "should be any name but __metadata__"),
+    ("parity.value", "small", "parity.value should be a finite number"),
+    ("parity.value", {"max": [1]}, "parity.value.max should be a finite number"),
+    ("metadata", {"a": [1]}, "metadata.a should be text, a boolean, a number or null"),
+    ("metadata", {"a": 2**63}, "metadata.a should be an integer of at most 64 bits"),
+    ("colour", 1, "colour is not a key of format_version 1"),
+    ("solver.colour", 1, "solver.colour is not a key"),
+]
+
+
+def put(content: dict[str, Any], place: str, value: object) -> None:
+    """Set a key of the manifest: "a.b" is key b of object a; dots after the second key belong to it."""
+    *outer, last = ["graphs", "../up"] if place == "graphs.../up" else place.split(".")
+    for key in outer:
+        content = content[key]
+    content[last] = value
+
+
+@pytest.mark.parametrize(("place", "value", "sentence"), BAD_VALUES, ids=lambda v: str(v)[:30])
+def test_a_wrong_value_in_the_manifest(good: Path, place: str, value: object, sentence: str) -> None:
+    attacks.edit_manifest(good, lambda m: put(m, place, value))
+    refused(good, f"(manifest.json: |a key of ).*{sentence}" if not sentence.startswith("a key") else sentence)
+
+
+WEIGHT_VALUES = [
+    ("shape", [2**31, 2], "shape should be a shape of at most"),
+    ("shape", [-1], r"shape\[0\] should be an integer"),
+    ("shape", [2**31], "weights.tensors should have at most 2147483648 elements together"),
+    ("dtype", "complex64", "dtype should be"),
+    ("dtype", "int64", "dtype should be a float dtype, as the weight is trainable"),
+    ("nonnegative", 1, "nonnegative should be true or false"),
+    ("trainable", "yes", "trainable should be true or false"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "sentence"), WEIGHT_VALUES)
+def test_a_wrong_weight_in_the_manifest(good: Path, key: str, value: object, sentence: str) -> None:
+    attacks.edit_manifest(good, lambda m: put(m["weights"]["tensors"]["z_layers.0.weight"], key, value))
+    refused(good, sentence)
+
+
+@pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(Manifest)])
+def test_a_missing_key_in_the_manifest(good: Path, key: str) -> None:
+    attacks.edit_manifest(good, lambda m: m.pop(key))
+    refused(good, f"manifest.json: {key} is missing")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        (b'"opset": 21', b'"opset": 21, "opset": 21', 'the key "opset" occurs twice'),
+        (b'"steps": 12', b'"steps": 12, "steps": 13', 'the key "steps" occurs twice'),
+        (b"0.0001", b"NaN", 'expected finite numbers, but one is "NaN"'),
+        (b"0.0001", b"-Infinity", 'expected finite numbers, but one is "-Infinity"'),
+        (b"0.0001", b"1e999", 'expected finite numbers, but one is "1e999"'),
+        (b"0.0001", b"9" * 5000, "not valid UTF-8 JSON"),
+        (b"tiny", b"\xff", "not valid UTF-8 JSON"),
+        (b'"epochs": 3', b'"epochs": ' + b"[" * 100_000, "not valid UTF-8 JSON"),
+        (b"{", b"", "not valid UTF-8 JSON"),
+    ],
+)
+def test_json_that_is_not_strict(good: Path, before: bytes, after: bytes, sentence: str) -> None:
+    file = good / "manifest.json"
+    file.write_bytes(file.read_bytes().replace(before, after, 1))
+    refused(good, f"manifest.json: {sentence}")
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"3"])
+def test_a_manifest_that_is_no_object(good: Path, text: bytes) -> None:
+    (good / "manifest.json").write_bytes(text)
+    refused(good, "manifest.json")
+
+
+# --- The weights ---------------------------------------------------------------------------------
+
+
+def header_of(data: bytes) -> tuple[dict[str, Any], bytes]:
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+Edit = Callable[[dict[str, Any], bytes], bytes]
+
+
+def same_offsets(header: dict[str, Any], data: bytes) -> bytes:
+    # Both float weights start where the first one does.
+    start = header["y_layers.0.bias"]["data_offsets"][0]
+    header["z_layers.0.weight"]["data_offsets"] = [start, start + 24]
+    return attacks.safetensors(header, data[:-12])
+
+
+def shift_offsets(header: dict[str, Any], data: bytes) -> bytes:
+    for name in ("y_layers.0.bias", "z_layers.0.weight"):
+        header[name]["data_offsets"] = [o + 4 for o in header[name]["data_offsets"]]
+    return attacks.safetensors(header, data[:8] + b"\0" * 4 + data[8:])
+
+
+def change(name: str, key: str, value: object) -> Edit:
+    def edit(header: dict[str, Any], data: bytes) -> bytes:
+        header[name][key] = value
+        return attacks.safetensors(header, data)
+
+    return edit
+
+
+BAD_HEADERS: list[tuple[str, Edit, str]] = [
+    ("short file", lambda h, d: b"\0" * 7, "weights.bytes should be 44"),
+    (
+        "header past the end",
+        lambda h, d: attacks.safetensors(h, d, claim=10**6),
+        "at most .* bytes, but claims 1000000",
+    ),
+    ("header of 2^64", lambda h, d: attacks.safetensors(h, d, claim=2**64 - 1), "claims 18446744073709551615"),
+    ("header not JSON", lambda h, d: attacks.safetensors(b"{" * 400, d), "header: not valid UTF-8 JSON"),
+    ("header no object", lambda h, d: attacks.safetensors(b"[]", d), "header should be a JSON object"),
+    (
+        "name twice",
+        lambda h, d: attacks.safetensors(b'{"z_layers.0.weight": 0, "z_layers.0.weight": 0}', d),
+        'the key "z_layers.0.weight" occurs twice',
+    ),
+    (
+        "weight missing",
+        lambda h, d: attacks.safetensors({k: v for k, v in h.items() if k[0] != "y"}, d),
+        'the weight "y_layers.0.bias" is in manifest.json but not in weights.safetensors',
+    ),
+    (
+        "weight too many",
+        lambda h, d: attacks.safetensors({**h, "extra": h["y_layers.0.bias"]}, d),
+        'the weight "extra" is in weights.safetensors but not in manifest.json',
+    ),
+    ("other dtype", change("y_layers.0.bias", "dtype", "I32"), 'y_layers.0.bias.dtype should be "F32", but is "I32"'),
+    ("other shape", change("y_layers.0.bias", "shape", [1, 3]), r"shape should be \[3\] as in manifest.json"),
+    ("huge shape", change("y_layers.0.bias", "shape", [2**40] * 3), r"shape\[0\] should be an integer from 1"),
+    ("huge offset", change("y_layers.0.bias", "data_offsets", [2**61, 2**61 + 12]), "should start at byte"),
+    ("huge integer", change("y_layers.0.bias", "data_offsets", [2**80, 2**80 + 12]), "data_offsets.* should be"),
+    ("negative offset", change("y_layers.0.bias", "data_offsets", [-12, 0]), "data_offsets.* should be an integer"),
+    ("one offset", change("y_layers.0.bias", "data_offsets", [0]), "should be two offsets 12 bytes apart"),
+    ("reversed offsets", change("y_layers.0.bias", "data_offsets", [12, 0]), "should be two offsets 12 bytes apart"),
+    ("extra key", change("y_layers.0.bias", "strides", []), "strides is not a key"),
+    ("overlap", same_offsets, "overlaps the weight before it"),
+    ("gap", shift_offsets, "leaves a gap before it"),
+    ("padding", lambda h, d: attacks.safetensors(h, d + b"\0"), "the file is truncated or padded"),
+    ("truncated", lambda h, d: attacks.safetensors(h, d[:-4]), "the file is truncated or padded"),
+]
+
+
+@pytest.mark.parametrize(("edit", "sentence"), [pytest.param(e, s, id=name) for name, e, s in BAD_HEADERS])
+def test_a_bad_weights_file(good: Path, edit: Edit, sentence: str) -> None:
+    file = good / "weights.safetensors"
+    attacks.plant(good, file.name, edit(*header_of(file.read_bytes())))
+    refused(good, sentence)
+
+
+def test_a_huge_safetensors_header(good: Path) -> None:
+    header, data = header_of((good / "weights.safetensors").read_bytes())
+    padded = json.dumps(header).encode() + b" " * (16 << 20)
+    attacks.plant(good, "weights.safetensors", attacks.safetensors(padded, data))
+    refused(good, "weights.bytes should be 44, the bytes of the tensors, and a header")
+
+
+def test_misaligned_weights(good: Path) -> None:
+    header, data = header_of((good / "weights.safetensors").read_bytes())
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8 + 1)
+    attacks.plant(good, "weights.safetensors", len(text).to_bytes(8, "little") + text + data)
+    refused(good, "should be aligned to . bytes in the file")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("z_layers.0.weight", -1.0, '"z_layers.0.weight" should be nonnegative, but its smallest entry is -1.0'),
+        ("z_layers.0.weight", np.nan, '"z_layers.0.weight" should be nonnegative'),
+        ("y_layers.0.bias", np.inf, '"y_layers.0.bias" should be finite'),
+    ],
+)
+def test_weights_that_break_their_promise(good: Path, name: str, value: float, sentence: str) -> None:
+    weights = attacks.weights()
+    weights[name].flat[1] = value
+    with pytest.raises(InputError, match=sentence):
+        Package.open(good).save(good, weights=weights, overwrite=True)
+    attacks.plant(good, "weights.safetensors", weight_layout(weights)[0])
+    refused(good, sentence)
+
+
+# --- The graphs ----------------------------------------------------------------------------------
+
+
+def evil_initializer(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(attacks.evil_tensor())
+
+
+def absolute_path(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(attacks.evil_tensor("/etc/passwd"))
+
+
+def memory_address(model: onnx.ModelProto) -> None:
+    # onnxruntime's own mark for "the offset is an address in this process".
+    model.graph.initializer.append(attacks.evil_tensor("*/_ORT_MEM_ADDR_/*"))
+
+
+def dotted_path(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(attacks.evil_tensor("./weights.safetensors"))
+
+
+def evil_sparse_values(model: onnx.ModelProto) -> None:
+    model.graph.sparse_initializer.add().values.CopyFrom(attacks.evil_tensor())
+
+
+def evil_sparse_indices(model: onnx.ModelProto) -> None:
+    model.graph.sparse_initializer.add().indices.CopyFrom(attacks.evil_tensor())
+
+
+def evil_attribute_tensor(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Constant", [], ["c"], value=attacks.evil_tensor()))
+
+
+def evil_attribute_tensors(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.add(name="t", type=AttributeProto.TENSORS).tensors.append(attacks.evil_tensor())
+
+
+def evil_attribute_sparse(model: onnx.ModelProto) -> None:
+    attribute = model.graph.node[0].attribute.add(name="t", type=AttributeProto.SPARSE_TENSOR)
+    attribute.sparse_tensor.values.CopyFrom(attacks.evil_tensor())
+
+
+def evil_attribute_sparses(model: onnx.ModelProto) -> None:
+    attribute = model.graph.node[0].attribute.add(name="t", type=AttributeProto.SPARSE_TENSORS)
+    attribute.sparse_tensors.add().indices.CopyFrom(attacks.evil_tensor())
+
+
+def evil_branch(model: onnx.ModelProto) -> None:
+    inner = helper.make_node("If", ["c"], ["z"], then_branch=attacks.evil_subgraph())
+    outer = helper.make_graph([inner], "outer", [], [])
+    model.graph.node.append(helper.make_node("Loop", ["m", "c"], ["z"], body=outer))
+
+
+def evil_graphs(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.add(name="g", type=AttributeProto.GRAPHS).graphs.append(attacks.evil_subgraph())
+
+
+def evil_function_body(model: onnx.ModelProto) -> None:
+    model.functions[0].node.append(helper.make_node("Constant", [], ["c"], value=attacks.evil_tensor()))
+
+
+def evil_function_default(model: onnx.ModelProto) -> None:
+    model.functions[0].attribute_proto.append(helper.make_attribute("a", attacks.evil_tensor()))
+
+
+def evil_training(model: onnx.ModelProto) -> None:
+    model.training_info.add().algorithm.CopyFrom(attacks.evil_subgraph())
+
+
+EVIL = [
+    evil_initializer,
+    absolute_path,
+    memory_address,
+    dotted_path,
+    evil_sparse_values,
+    evil_sparse_indices,
+    evil_attribute_tensor,
+    evil_attribute_tensors,
+    evil_attribute_sparse,
+    evil_attribute_sparses,
+    evil_branch,
+    evil_graphs,
+    evil_function_body,
+    evil_function_default,
+    evil_training,
+]
+
+
+@pytest.mark.parametrize("edit", EVIL, ids=lambda e: e.__name__)
+def test_external_data_elsewhere(good: Path, edit: Callable[[onnx.ModelProto], None]) -> None:
+    attacks.plant(good, "value.onnx", attacks.model(edit))
+    refused(good, "value.onnx: tensor .* should keep its external data in weights.safetensors, but names")
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        ({"offset": "0"}, "should be one whole weight"),
+        ({"length": "4"}, "should be one whole weight"),
+        ({"offset": "999999999"}, "should be one whole weight"),
+        ({"offset": "9" * 18, "length": "9" * 18}, "should be one whole weight"),
+        ({"offset": "-8"}, "needs external data of one location, one offset and one length"),
+        ({"offset": "9" * 30}, "needs external data of one location"),
+        ({"offset": "0x10"}, "needs external data of one location"),
+        ({"length": " 24"}, "needs external data of one location"),
+        ({"length": "²⁴"}, "needs external data of one location"),
+        ({"prepacked_0": "key|0;8;abc"}, "needs external data of one location"),
+    ],
+)
+def test_external_data_that_is_no_weight(good: Path, entries: dict[str, str], sentence: str) -> None:
+    tensor = attacks.external_tensor(**entries)
+    attacks.plant(good, "value.onnx", attacks.model(lambda m: m.graph.initializer.append(tensor)))
+    refused(good, f"value.onnx: .*{sentence}")
+
+
+def test_external_data_given_twice(good: Path) -> None:
+    tensor = attacks.external_tensor()
+    tensor.external_data.add(key="location", value="../secret")
+    attacks.plant(good, "value.onnx", attacks.model(lambda m: m.graph.initializer.append(tensor)))
+    refused(good, "gives external data twice")
+
+
+def test_external_data_not_given(good: Path) -> None:
+    tensor = TensorProto(name="t", data_location=TensorProto.EXTERNAL)
+    attacks.plant(good, "value.onnx", attacks.model(lambda m: m.graph.initializer.append(tensor)))
+    refused(good, "needs external data of one location")
+
+
+def foreign_op(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Shell", ["y"], ["z"], domain="com.evil"))
+
+
+def foreign_op_in_function(model: onnx.ModelProto) -> None:
+    model.functions[0].node.append(helper.make_node("Shell", ["y"], ["z"], domain="com.evil"))
+
+
+def microsoft_op(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("EPContext", ["y"], ["z"], domain="com.microsoft"))
+
+
+def unnamed_op(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Novelty", ["y"], ["z"], domain="ai.icnnrt"))
+
+
+def redefined_op(model: onnx.ModelProto) -> None:
+    function = model.functions.add()
+    function.CopyFrom(model.functions[0])
+    function.domain, function.name = "", "Relu"
+
+
+def other_ir(model: onnx.ModelProto) -> None:
+    model.ir_version = 9
+
+
+def other_opset(model: onnx.ModelProto) -> None:
+    model.functions[0].opset_import[0].version = 20
+
+
+def no_graph(model: onnx.ModelProto) -> None:
+    model.ClearField("graph")
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (foreign_op, 'should come from ONNX itself or ai.icnnrt, but "Shell" comes from "com.evil"'),
+        (foreign_op_in_function, 'but "Shell" comes from "com.evil"'),
+        (microsoft_op, "EPContext runs precompiled code"),
+        (unnamed_op, '"Novelty" is used and not in ops'),
+        (redefined_op, 'functions should be defined in ai.icnnrt, but "Relu" is defined in ""'),
+        (other_ir, r"ir_version should be 10 as in manifest.json, but is \[9\]"),
+        (other_opset, 'the imported opset of "" should be 21, but is 20'),
+        (no_graph, "holds no graph"),
+    ],
+)
+def test_a_graph_with_foreign_parts(good: Path, edit: Callable[[onnx.ModelProto], None], sentence: str) -> None:
+    attacks.plant(good, "argmin.onnx", attacks.model(edit))
+    refused(good, f"argmin.onnx: .*{sentence}")
+
+
+# Appended to a good model: protobuf merges what occurs twice, so each of these changes its meaning.
+NODE = attacks.field(4, b"Add") + attacks.field(7, b"com.evil") + attacks.field(7, b"")
+PAIR = attacks.field(1, b"location") + attacks.field(2, b"weights.safetensors") + attacks.field(2, b"../secret")
+MERGED = attacks.entry("offset", "0")
+DEEP = b""
+for _ in range(40):
+    DEEP = attacks.field(1, attacks.field(5, attacks.field(6, DEEP)))
+
+
+@pytest.mark.parametrize(
+    ("tail", "sentence"),
+    [
+        (attacks.field(7, attacks.evil_subgraph().SerializeToString()), "should keep its external data in"),
+        (attacks.field(7, attacks.field(1, NODE)), '"Add" comes from "com.evil"'),
+        (attacks.field(7, attacks.field(5, attacks.field(13, PAIR))), "gives external data twice"),
+        (attacks.field(7, attacks.field(5, MERGED)), "needs external data of one location"),
+        (attacks.field(7, DEEP), "more than 100 messages lie inside one another"),
+        (attacks.field(7, 3), "field 7 of ModelProto has wire type 0 instead of 2"),
+        (attacks.varint(7 << 3 | 3), "unknown wire type 3"),
+        (attacks.varint(7 << 3 | 7), "unknown wire type 7"),
+        (attacks.field(0, 1), "impossible field number 0"),
+        (attacks.varint(1 << 32 | 7 << 3 | 2) + b"\0", "impossible field number"),
+        (b"\x3a" + attacks.varint(2**40), "field 7 of ModelProto runs past the end"),
+        (b"\x3a" + attacks.varint(2**64), "a number has more than 64 bits"),
+        (b"\x3a" + b"\x80" * 10 + b"\0", "a number has more than 64 bits"),
+        (b"\x3a\x80", "a number runs past the end"),
+        (b"\x09\0\0", "field 1 of ModelProto runs past the end"),
+        (attacks.field(7, attacks.field(1, attacks.field(4, b"\xff"))), "should be UTF-8 text, but is not"),
+        (attacks.field(1, 11), r"ir_version should be 10 as in manifest.json, but is \[10, 11\]"),
+    ],
+)
+def test_bytes_that_readers_could_read_differently(good: Path, tail: bytes, sentence: str) -> None:
+    attacks.plant(good, "value.onnx", attacks.model() + tail)
+    refused(good, f"value.onnx: .*{sentence}")
+
+
+def test_the_walk_finds_what_onnx_finds() -> None:
+    found = _wire.survey(attacks.model(evil_branch), "value.onnx")
+    assert found.operators == {
+        ("", "Add"),
+        ("", "Identity"),
+        ("", "If"),
+        ("", "Loop"),
+        ("ai.icnnrt", "BundleEntropySolve"),
+    }
+    assert found.functions == {("ai.icnnrt", "BundleEntropySolve")}
+    assert found.opset_imports == {("", 21), ("ai.icnnrt", 1)}
+    assert found.ir_versions == {10}
+    assert found.graphs == 3
+    assert sorted(t.location for t in found.external) == ["../../secret"] + ["weights.safetensors"] * 2
+
+
+def test_the_walk_knows_every_message_of_onnx_that_can_hold_a_tensor_or_an_operator() -> None:
+    messages: dict[str, Any] = {}
+
+    def collect(descriptor: Any) -> None:
+        if descriptor.name not in messages:
+            messages[descriptor.name] = descriptor
+            for f in descriptor.fields:
+                if f.message_type is not None:
+                    collect(f.message_type)
+
+    collect(onnx.ModelProto.DESCRIPTOR)
+    reaching = {"TensorProto", "NodeProto", "OperatorSetIdProto"}
+    for _ in messages:
+        reaching |= {
+            name for name, d in messages.items() for f in d.fields if f.message_type and f.message_type.name in reaching
+        }
+    expected = {
+        name: {f.number: f.message_type.name for f in d.fields if f.message_type and f.message_type.name in reaching}
+        for name, d in messages.items()
+    }
+    external = messages["TensorProto"].fields_by_name["external_data"]
+    expected["TensorProto"] = {external.number: external.message_type.name}
+    assert {name: table for name, table in expected.items() if table} == _wire.CHILDREN
+
+
+# --- Writing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"trainable": ["nothing"]}, 'trainable: expected names of weights, but "nothing" is none'),
+        ({"nonnegative": ["nothing"]}, 'nonnegative: expected names of weights, but "nothing" is none'),
+        ({"trainable": ["bn.num_batches_tracked"]}, "should be a float dtype"),
+        ({"dtype": "float16"}, "dtype should be"),
+        ({"y_shape": (3, 3)}, "y_shape should be a list of exactly one dimension"),
+        ({"graphs": {"value": attacks.model()}}, "graphs.argmin is missing"),
+        ({"graphs": {"../value": attacks.model()}}, "graphs should be a role"),
+        ({"graphs": {"value": attacks.model()[:-1]}}, "graphs: value.onnx: not a well-formed ONNX model"),
+        ({"graphs": {"value": "text"}}, "graphs: expected the bytes of an ONNX file"),
+        ({"graphs": dict.fromkeys(attacks.ROLES, attacks.model(foreign_op))}, '"Shell" comes from "com.evil"'),
+        ({"weights": {"a": [1.0]}}, r'weights: expected numpy arrays .* "a" is list'),
+        ({"weights": {"a": np.zeros(1, complex)}}, '"a" is complex128'),
+        ({"weights": {"__metadata__": np.zeros(1)}}, "weights: expected names like those of a state dict"),
+        ({"metadata": {"a": object()}}, "object is not JSON"),
+        ({"metadata": {"a": float("nan")}}, "would not be a valid package"),
+        ({"metadata": {"a": "b" * (1 << 20)}}, "expected at most 1048576 bytes"),
+        ({"opset": 20}, 'the imported opset of "" should be 20, but is 21'),
+    ],
+)
+def test_write_refuses_what_would_not_open(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        write(tmp_path / "p", **attacks.fields(**changes))
+    assert os.listdir(tmp_path) == []
+
+
+def test_save_refuses_other_shapes(good: Path) -> None:
+    opened = Package.open(good)
+    for wrong in ({}, {**opened.weights, "y_layers.0.bias": np.zeros(3)}):
+        with pytest.raises(InputError, match=r"expected .* for .*; the graphs fix every name, shape and dtype"):
+            opened.save(good, weights=wrong, overwrite=True)
+    with pytest.raises(InputError, match=r'"more" is in weights\.safetensors but not in manifest\.json'):
+        opened.save(good, weights={**opened.weights, "more": np.zeros(3)}, overwrite=True)
+
+
+def test_write_replaces_nothing_unasked(good: Path) -> None:
+    with pytest.raises(InputError, match="pass overwrite=True"):
+        attacks.good(good)
+
+
+def test_write_replaces_packages_only(tmp_path: Path, good: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(good)
+    (good / "notes.txt").write_text("precious")
+    for name in ("file", "folder", "link", "tiny.icnn"):
+        with pytest.raises(InputError, match="is not a package of plain files alone, so it is not replaced"):
+            attacks.good(tmp_path / name, overwrite=True)
+    with pytest.raises(InputError, match="create it first"):
+        attacks.good(tmp_path / "absent" / "p")
+
+
+def test_a_damaged_package_can_be_replaced(good: Path) -> None:
+    (good / "value.onnx").write_bytes(b"")
+    attacks.good(good, overwrite=True)
+    Package.open(good)
+
+
+def test_written_files_follow_the_umask(good: Path) -> None:
+    plain = good.parent / "plain"
+    plain.mkdir()
+    assert good.stat().st_mode == plain.stat().st_mode
+
+
+CALLS = ("mkdir", "fsync", "rename")
+
+
+@pytest.mark.parametrize("replacing", [False, True], ids=["new", "replacing"])
+@pytest.mark.parametrize("dead", [False, True], ids=["error", "crash"])
+def test_an_interrupted_write_leaves_no_half_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead: bool, replacing: bool
+) -> None:
+    """Fail at every call to the disk in turn; after a crash no later call, nor any tidying, works."""
+    path = tmp_path / "p.icnn"
+    outcomes: set[str] = set()
+    for number in range(1, 100):
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        if replacing:
+            attacks.good(path, name="old")
+        calls = 0
+
+        def fail_at(real: Callable[..., Any], number: int = number) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == number or (dead and calls > number):
+                    raise OSError("the disk is gone")
+                return real(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in CALLS:
+                patch.setattr(os, name, fail_at(getattr(os, name)))
+            if dead:
+                patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+            try:
+                attacks.good(path, name="new", overwrite=True)
+                finished = True
+            except OSError:
+                finished = False
+        state = Package.open(path).manifest.name if path.exists() else "absent"
+        outcomes.add(state)
+        if finished:
+            assert state == "new"
+            assert dead or os.listdir(tmp_path) == ["p.icnn"]
+            break
+        if state == "absent" and replacing:
+            assert dead, "an error must put the old package back"
+            aside = next(p for p in tmp_path.iterdir() if ".old-" in p.name)
+            assert Package.open(aside).manifest.name == "old"
+            refused(path, "the writing of a new one was interrupted")
+        if not dead and state != "new":
+            assert os.listdir(tmp_path) == (["p.icnn"] if replacing else [])
+    else:
+        pytest.fail("the write never finished")
+    assert number > len(attacks.ROLES) + 4
+    assert outcomes == {"new"} | ({"old"} if replacing else {"absent"}) | ({"absent"} if dead else set())
+
+
+# --- Any bytes at all ------------------------------------------------------------------------------
+
+FILES = ("manifest.json", "weights.safetensors", "value.onnx", "argmin.onnx", "adjoint.onnx")
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> tuple[str, Callable[[bytes], bytes]]:
+    """A file of the package, and a way to damage it."""
+    edits = draw(st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6), st.integers(0, 6)), max_size=4))
+    cut = draw(st.none() | st.floats(0, 1))
+
+    def damage(data: bytes) -> bytes:
+        for place, insert, remove in edits:
+            at = int(place * len(data))
+            data = data[:at] + insert + data[at + remove :]
+        return data if cut is None else data[: int(cut * len(data))]
+
+    return draw(st.sampled_from(FILES)), damage
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return attacks.good(tmp_path_factory.mktemp("fuzz") / "tiny.icnn")
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(mutation=mutations(), sealed=st.booleans())
+def test_damage_opens_or_is_refused(
+    pristine: Path, mutation: tuple[str, Callable[[bytes], bytes]], sealed: bool
+) -> None:
+    """Random damage, with or without a manifest that agrees with it, raises nothing but PackageError."""
+    file, damage = mutation
+    before = {name: (pristine / name).read_bytes() for name in FILES}
+    try:
+        (pristine / file).write_bytes(damage(before[file]))
+        if sealed and file != "manifest.json":
+            attacks.reseal(pristine)
+        with contextlib.suppress(PackageError):
+            Package.open(pristine)
+    finally:
+        for name, data in before.items():
+            (pristine / name).write_bytes(data)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_walked_or_refused(data: bytes) -> None:
+    with contextlib.suppress(PackageError):
+        _wire.survey(data, "x.onnx")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=6,
+    ),
+    st.data(),
+)
+def test_any_json_in_any_field_is_read_or_refused(pristine: Path, value: object, data: st.DataObject) -> None:
+    content = json.loads((pristine / "manifest.json").read_bytes())
+    target = content
+    while True:
+        key = data.draw(st.sampled_from(sorted(target)))
+        if not isinstance(target[key], dict) or not target[key] or data.draw(st.booleans()):
+            break
+        target = target[key]
+    target[key] = value
+    with contextlib.suppress(PackageError):
+        Manifest.from_json(json.dumps(content).encode())
