@@ -72,198 +72,78 @@ import re
 import secrets
 import shutil
 import stat
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from icnnrt import _wire
+from icnnrt._fields import AGAIN, JsonObject, exactly, listing, load_json, show, surrogate, table, wrong
 from icnnrt.errors import InputError, PackageError
+from icnnrt.manifest import (
+    FILE_SIZE,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    MAX_ELEMENTS,
+    MAX_GRAPH_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_ITERATIONS,
+    MAX_MANIFEST_BYTES,
+    MAX_STEPS,
+    OP_DOMAIN,
+    REQUIRED_ROLES,
+    RESERVED_NAME,
+    SAFETENSORS_DTYPES,
+    WEIGHTS_FILE,
+    Domain,
+    GraphFile,
+    Manifest,
+    OpSet,
+    Scalar,
+    SolverSpec,
+    WeightsFile,
+    WeightSpec,
+    scalar,
+    shape_of,
+)
 
-FORMAT: Final = "icnnrt"
-FORMAT_VERSION: Final = 1
-MANIFEST_FILE: Final = "manifest.json"
-WEIGHTS_FILE: Final = "weights.safetensors"
-OP_DOMAIN: Final = "ai.icnnrt"
-REQUIRED_ROLES: Final = ("value", "argmin", "adjoint")
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MANIFEST_FILE",
+    "MAX_ELEMENTS",
+    "MAX_GRAPH_BYTES",
+    "MAX_ITERATIONS",
+    "MAX_MANIFEST_BYTES",
+    "MAX_STEPS",
+    "OP_DOMAIN",
+    "REQUIRED_ROLES",
+    "WEIGHTS_FILE",
+    "Domain",
+    "GraphFile",
+    "Manifest",
+    "OpSet",
+    "Package",
+    "Scalar",
+    "SolverSpec",
+    "WeightSpec",
+    "WeightsFile",
+    "weight_layout",
+    "write",
+]
 
-MAX_MANIFEST_BYTES: Final = 1 << 20
-MAX_HEADER_BYTES: Final = 16 << 20
-# Weights live in their own file, so even a large graph takes a few MiB.
-MAX_GRAPH_BYTES: Final = 256 << 20
-MAX_ITERATIONS: Final = 4096
-MAX_STEPS: Final = 1000
-# The cuts take K n slopes a sample; 2^28 of them are 1 GiB in float32.
-MAX_SLOPES: Final = 1 << 28
-MAX_ELEMENTS: Final = 1 << 31
-MAX_RANK: Final = 8
-MAX_WEIGHTS: Final = 1 << 16
-MAX_GRAPHS: Final = 64
+# Far more than a package can have, and few enough to list.
 MAX_ENTRIES: Final = 4096
-# The newest that a released onnxruntime loads (1.32).
-MAX_OPSET: Final = 26
-MAX_IR_VERSION: Final = 13
 
-# safetensors' name of each dtype a weight may have.
-_SAFETENSORS_DTYPES: Final = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-# safetensors keeps this key of its header for itself.
-_RESERVED_NAME: Final = "__metadata__"
-_FLOATING: Final = ("float64", "float32", "float16")
-_ROLE: Final = re.compile(r"[a-z][a-z0-9_]*")
 _PACKAGE_FILE: Final = re.compile(rf"{re.escape(MANIFEST_FILE)}|{re.escape(WEIGHTS_FILE)}|[a-z][a-z0-9_]*\.onnx")
-_AGAIN: Final = "export the package again"
 
-T = TypeVar("T")
-Scalar: TypeAlias = str | bool | int | float | None
 StrPath: TypeAlias = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Domain:
-    """The set the decision variable y lies in: every entry between `lower` and `upper`."""
-
-    kind: str = "box"
-    lower: float = 0.0
-    upper: float = 1.0
-
-
-@dataclass(frozen=True)
-class SolverSpec:
-    """The solver built into argmin.onnx: `iterations` cuts K, each with `steps` interior-point steps.
-
-    An answer counts as solved when its duality gap and its KKT residual are within the tolerances.
-    """
-
-    iterations: int
-    steps: int
-    gap_tolerance: float
-    residual_tolerance: float
-    name: str = "BundleEntropy"
-
-
-@dataclass(frozen=True)
-class OpSet:
-    """The operators that the graphs use from one custom domain."""
-
-    version: int
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class GraphFile:
-    """An ONNX file of the package: its name, its SHA-256 in hexadecimal, its size in bytes."""
-
-    file: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class WeightSpec:
-    """One weight: shape, numpy dtype name, whether it must stay >= 0, whether it may be updated."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    nonnegative: bool
-    trainable: bool
-
-
-@dataclass(frozen=True)
-class WeightsFile:
-    """The safetensors file of the package and the tensors it holds, by name."""
-
-    file: str
-    sha256: str
-    bytes: int
-    tensors: Mapping[str, WeightSpec]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The contents of manifest.json; the module docstring explains every field.
-
-    Instances that `from_json` returns have been checked. One built by hand is checked when it is
-    written.
-    """
-
-    name: str
-    producer: Mapping[str, str]
-    dtype: str
-    x_shape: tuple[int, ...]
-    y_shape: tuple[int, ...]
-    domain: Domain
-    regulariser: str
-    solver: SolverSpec
-    opset: int
-    ir_version: int
-    ops: Mapping[str, OpSet]
-    graphs: Mapping[str, GraphFile]
-    weights: WeightsFile
-    parity: Mapping[str, float | Mapping[str, float]]
-    metadata: Mapping[str, Scalar]
-    format: str = FORMAT
-    format_version: int = FORMAT_VERSION
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "Manifest":
-        """Read and check the bytes of a manifest.json.
-
-        Raises `PackageError` with one sentence: the field, what was expected, what came, the remedy.
-        """
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise PackageError(
-                f"{MANIFEST_FILE}: expected at most {MAX_MANIFEST_BYTES} bytes, but it has {len(data)}; "
-                "shorten metadata and producer."
-            )
-        return _read_manifest(_load_json(data, MANIFEST_FILE))
-
-    def to_json(self) -> bytes:
-        """Return the bytes of manifest.json; equal manifests give equal bytes."""
-        content = {
-            "format": self.format,
-            "format_version": self.format_version,
-            "name": self.name,
-            "producer": dict(self.producer),
-            "dtype": self.dtype,
-            "x_shape": list(self.x_shape),
-            "y_shape": list(self.y_shape),
-            "domain": vars(self.domain),
-            "regulariser": self.regulariser,
-            "solver": vars(self.solver),
-            "opset": self.opset,
-            "ir_version": self.ir_version,
-            "ops": {domain: {"version": o.version, "names": list(o.names)} for domain, o in self.ops.items()},
-            "graphs": {role: vars(graph) for role, graph in self.graphs.items()},
-            "weights": {
-                "file": self.weights.file,
-                "sha256": self.weights.sha256,
-                "bytes": self.weights.bytes,
-                "tensors": {n: {**vars(t), "shape": list(t.shape)} for n, t in self.weights.tensors.items()},
-            },
-            "parity": {k: dict(v) if isinstance(v, Mapping) else v for k, v in self.parity.items()},
-            "metadata": dict(self.metadata),
-        }
-        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True, default=_plain)
-        return text.encode() + b"\n"
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,7 +201,7 @@ class Package:
             if new is None or new.shape != old.shape or new.dtype != old.dtype:
                 came = "nothing" if new is None else f"{new.dtype}{list(new.shape)}"
                 raise InputError(
-                    f"weights: expected {old.dtype}{list(old.shape)} for {_show(name)}, but got {came}; "
+                    f"weights: expected {old.dtype}{list(old.shape)} for {show(name)}, but got {came}; "
                     "the graphs fix every name, shape and dtype, so export the model again to change them."
                 )
         manifest = replace(
@@ -371,8 +251,8 @@ def write(
     for argument, listed in (("nonnegative", nonnegative), ("trainable", trainable)):
         for unknown in sorted(set(listed) - weights.keys()):
             raise InputError(
-                f"{argument}: expected names of weights, but {_show(unknown)} is none; "
-                f"the weights are {_show(sorted(weights))}."
+                f"{argument}: expected names of weights, but {show(unknown)} is none; "
+                f"the weights are {show(sorted(weights))}."
             )
     tensors = {
         key: WeightSpec(tuple(array.shape), array.dtype.name, key in nonnegative, key in trainable)
@@ -382,7 +262,7 @@ def write(
     for role, graph in graphs.items():
         if not isinstance(graph, bytes):
             raise InputError(
-                f"graphs: expected the bytes of an ONNX file for {_show(role)}, but got {type(graph).__name__}; "
+                f"graphs: expected the bytes of an ONNX file for {show(role)}, but got {type(graph).__name__}; "
                 "serialise the model first."
             )
         used |= {op for where, op in _survey(graph, f"{role}.onnx").operators if where == OP_DOMAIN}
@@ -427,323 +307,14 @@ def weight_layout(weights: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, t
 
 def _check_arrays(weights: Mapping[str, object]) -> None:
     for key, array in weights.items():
-        if not isinstance(key, str) or key == _RESERVED_NAME or not key or _surrogate(key):
-            raise InputError(f"weights: expected names like those of a state dict, but one is {_show(key)}; rename it.")
-        if not isinstance(array, np.ndarray) or array.dtype.name not in _SAFETENSORS_DTYPES:
+        if not isinstance(key, str) or key == RESERVED_NAME or not key or surrogate(key):
+            raise InputError(f"weights: expected names like those of a state dict, but one is {show(key)}; rename it.")
+        if not isinstance(array, np.ndarray) or array.dtype.name not in SAFETENSORS_DTYPES:
             came = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise InputError(
-                f"weights: expected numpy arrays of dtype {', '.join(_SAFETENSORS_DTYPES)}, but {_show(key)} is "
+                f"weights: expected numpy arrays of dtype {', '.join(SAFETENSORS_DTYPES)}, but {show(key)} is "
                 f"{came}; convert it first."
             )
-
-
-# --- JSON, field by field ---------------------------------------------------------------------
-
-
-def _show(value: object) -> str:
-    """Show a value from a file in a message: short, and safe to print whatever it contains."""
-    text = json.dumps(value, default=str) if isinstance(value, str | bool | None) else ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _plain(value: object) -> object:
-    """Let json write numpy scalars, which measurements tend to be."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} is not JSON")
-
-
-def _load_json(data: bytes, place: str) -> object:
-    """Parse JSON strictly: UTF-8, no key twice, every number finite."""
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            double = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise PackageError(f"{place}: the key {_show(double)} occurs twice; {_AGAIN}.")
-        return result
-
-    def number(text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value):
-            raise PackageError(f"{place}: expected finite numbers, but one is {_show(text)}; {_AGAIN}.")
-        return value
-
-    try:
-        return json.loads(data.decode(), object_pairs_hook=unique, parse_float=number, parse_constant=number)
-    except (ValueError, RecursionError) as error:
-        # ValueError covers bad UTF-8, bad JSON, and integers too long for Python to convert.
-        raise PackageError(f"{place}: not valid UTF-8 JSON ({error}); {_AGAIN}.") from error
-
-
-_Check: TypeAlias = Callable[[object, str], T]
-
-
-def _wrong(place: str, expected: str, value: object) -> NoReturn:
-    raise PackageError(f"{place} should be {expected}, but is {_show(value)}; {_AGAIN}.")
-
-
-class _Object:
-    """A JSON object whose every key is to be taken once; `close` refuses the keys left over."""
-
-    def __init__(self, value: object, place: str) -> None:
-        if not isinstance(value, dict):
-            _wrong(place.rstrip(".: "), "a JSON object", value)
-        self.left: dict[str, Any] = dict(value)
-        self.place = place
-
-    def take(self, key: str, check: _Check[T]) -> T:
-        if key not in self.left:
-            raise PackageError(f"{self.place}{key} is missing; {_AGAIN}.")
-        return check(self.left.pop(key), f"{self.place}{key}")
-
-    def close(self) -> None:
-        for key in self.left:
-            raise PackageError(
-                f"{self.place}{_show(key)[1:-1]} is not a key of format_version {FORMAT_VERSION}; "
-                f"remove it, or {_AGAIN}."
-            )
-
-
-def _text(value: object, place: str) -> str:
-    # JSON escapes can spell lone surrogates, which no file can hold as UTF-8.
-    if not isinstance(value, str) or not 1 <= len(value) <= 4096 or _surrogate(value):
-        _wrong(place, "text of 1 to 4096 characters", value)
-    return value
-
-
-def _surrogate(value: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in value)
-
-
-def _boolean(value: object, place: str) -> bool:
-    if not isinstance(value, bool):
-        _wrong(place, "true or false", value)
-    return value
-
-
-def _integer(low: int, high: int) -> _Check[int]:
-    def check(value: object, place: str) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            _wrong(place, f"an integer from {low} to {high}" if low < high else f"the integer {low}", value)
-        return value
-
-    return check
-
-
-def _real(value: object, place: str) -> float:
-    # JSON integers may exceed what a float64 holds, 2^1024.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**1023:
-        _wrong(place, "a finite number", value)
-    return float(value)
-
-
-def _positive(value: object, place: str) -> float:
-    if _real(value, place) <= 0:
-        _wrong(place, "a number above 0", value)
-    return _real(value, place)
-
-
-def _exactly(*allowed: T) -> _Check[T]:
-    def check(value: object, place: str) -> T:
-        for one in allowed:
-            if type(value) is type(one) and value == one:
-                return one
-        _wrong(place, " or ".join(_show(one) for one in allowed), value)
-
-    return check
-
-
-def _matching(pattern: re.Pattern[str], expected: str) -> _Check[str]:
-    def check(value: object, place: str) -> str:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            _wrong(place, expected, value)
-        return value
-
-    return check
-
-
-def _list(each: _Check[T], most: int) -> _Check[tuple[T, ...]]:
-    def check(value: object, place: str) -> tuple[T, ...]:
-        if not isinstance(value, list) or len(value) > most:
-            _wrong(place, f"a list of at most {most}", value)
-        return tuple(each(one, f"{place}[{index}]") for index, one in enumerate(value))
-
-    return check
-
-
-def _table(each: _Check[T], most: int, key: _Check[str] = _text) -> _Check[Mapping[str, T]]:
-    def check(value: object, place: str) -> Mapping[str, T]:
-        if not isinstance(value, dict) or len(value) > most:
-            _wrong(place, f"a JSON object of at most {most} keys", value)
-        return MappingProxyType(
-            {key(k, f"a key of {place}"): each(one, f"{place}.{_show(k)[1:-1]}") for k, one in value.items()}
-        )
-
-    return check
-
-
-def _shape(value: object, place: str) -> tuple[int, ...]:
-    shape = _list(_integer(1, MAX_ELEMENTS), MAX_RANK)(value, place)
-    if math.prod(shape) > MAX_ELEMENTS:
-        _wrong(place, f"a shape of at most {MAX_ELEMENTS} elements", value)
-    return shape
-
-
-def _decision_shape(value: object, place: str) -> tuple[int, ...]:
-    shape = _shape(value, place)
-    if len(shape) != 1:
-        _wrong(place, "a list of exactly one dimension", value)
-    return shape
-
-
-def _scalar(value: object, place: str) -> Scalar:
-    if isinstance(value, str):
-        if _surrogate(value):
-            _wrong(place, "text", value)
-    elif isinstance(value, int):
-        if not abs(value) < 1 << 63:
-            _wrong(place, "an integer of at most 64 bits", value)
-    elif value is not None and not isinstance(value, float):
-        _wrong(place, "text, a boolean, a number or null", value)
-    return value
-
-
-def _measure(value: object, place: str) -> float | Mapping[str, float]:
-    return _table(_real, 1024)(value, place) if isinstance(value, dict) else _real(value, place)
-
-
-_SHA256: Final = _matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")
-_FILE_SIZE: Final = _integer(0, 1 << 62)
-
-
-def _domain(value: object, place: str) -> Domain:
-    fields = _Object(value, f"{place}.")
-    kind = fields.take("kind", _exactly("box"))
-    bounds: list[float] = []
-    for key, only in (("lower", 0.0), ("upper", 1.0)):
-        bounds.append(fields.take(key, _real))
-        if bounds[-1] != only:
-            _wrong(f"{place}.{key}", f"{only}, the only {key} bound of format_version {FORMAT_VERSION}", bounds[-1])
-    fields.close()
-    return Domain(kind, *bounds)
-
-
-def _solver(value: object, place: str) -> SolverSpec:
-    fields = _Object(value, f"{place}.")
-    spec = SolverSpec(
-        name=fields.take("name", _exactly("BundleEntropy")),
-        iterations=fields.take("iterations", _integer(1, MAX_ITERATIONS)),
-        steps=fields.take("steps", _integer(1, MAX_STEPS)),
-        gap_tolerance=fields.take("gap_tolerance", _positive),
-        residual_tolerance=fields.take("residual_tolerance", _positive),
-    )
-    fields.close()
-    return spec
-
-
-def _op_set(value: object, place: str) -> OpSet:
-    fields = _Object(value, f"{place}.")
-    identifier = _matching(re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}"), "the name of an operator")
-    ops = OpSet(fields.take("version", _integer(1, 1)), fields.take("names", _list(identifier, 1024)))
-    fields.close()
-    return ops
-
-
-def _graph_file(value: object, place: str) -> GraphFile:
-    fields = _Object(value, f"{place}.")
-    graph = GraphFile(
-        file=fields.take("file", _exactly(f"{place.rpartition('.')[2]}.onnx")),
-        sha256=fields.take("sha256", _SHA256),
-        bytes=fields.take("bytes", _integer(1, MAX_GRAPH_BYTES)),
-    )
-    fields.close()
-    return graph
-
-
-def _weight_spec(value: object, place: str) -> WeightSpec:
-    fields = _Object(value, f"{place}.")
-    spec = WeightSpec(
-        shape=fields.take("shape", _shape),
-        dtype=fields.take("dtype", _exactly(*_SAFETENSORS_DTYPES)),
-        nonnegative=fields.take("nonnegative", _boolean),
-        trainable=fields.take("trainable", _boolean),
-    )
-    fields.close()
-    if (spec.trainable or spec.nonnegative) and spec.dtype not in _FLOATING:
-        _wrong(f"{place}.dtype", "a float dtype, as the weight is trainable or nonnegative", spec.dtype)
-    return spec
-
-
-def _weight_name(value: object, place: str) -> str:
-    name = _text(value, place)
-    if name == _RESERVED_NAME:
-        _wrong(place, f"any name but {_RESERVED_NAME}", value)
-    return name
-
-
-def _weights_file(value: object, place: str) -> WeightsFile:
-    fields = _Object(value, f"{place}.")
-    weights = WeightsFile(
-        file=fields.take("file", _exactly(WEIGHTS_FILE)),
-        sha256=fields.take("sha256", _SHA256),
-        bytes=fields.take("bytes", _FILE_SIZE),
-        tensors=fields.take("tensors", _table(_weight_spec, MAX_WEIGHTS, _weight_name)),
-    )
-    fields.close()
-    return weights
-
-
-def _read_manifest(value: object) -> Manifest:
-    place = f"{MANIFEST_FILE}: "
-    fields = _Object(value, place)
-    fields.take("format", _exactly(FORMAT))
-    # Before anything else: a later version may have any other fields.
-    version = fields.take("format_version", _integer(1, 1 << 31))
-    if version > FORMAT_VERSION:
-        raise PackageError(
-            f"{place}format_version is {version}, newer than the {FORMAT_VERSION} that this icnnrt reads; "
-            "upgrade icnnrt."
-        )
-    role = _matching(_ROLE, "a role of lower-case letters, digits and _")
-    manifest = Manifest(
-        name=fields.take("name", _text),
-        producer=fields.take("producer", _table(_text, 1024)),
-        dtype=fields.take("dtype", _exactly("float32", "float64")),
-        x_shape=fields.take("x_shape", _shape),
-        y_shape=fields.take("y_shape", _decision_shape),
-        domain=fields.take("domain", _domain),
-        regulariser=fields.take("regulariser", _exactly("entropy")),
-        solver=fields.take("solver", _solver),
-        opset=fields.take("opset", _integer(1, MAX_OPSET)),
-        ir_version=fields.take("ir_version", _integer(8, MAX_IR_VERSION)),
-        ops=fields.take("ops", _table(_op_set, 1, _exactly(OP_DOMAIN))),
-        graphs=fields.take("graphs", _table(_graph_file, MAX_GRAPHS, role)),
-        weights=fields.take("weights", _weights_file),
-        parity=fields.take("parity", _table(_measure, 1024)),
-        metadata=fields.take("metadata", _table(_scalar, 1024)),
-    )
-    fields.close()
-    for required in REQUIRED_ROLES:
-        if required not in manifest.graphs:
-            raise PackageError(f"{place}graphs.{required} is missing; {_AGAIN}.")
-    tensors = manifest.weights.tensors.values()
-    elements = sum(math.prod(tensor.shape) for tensor in tensors)
-    size = sum(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
-    if elements > MAX_ELEMENTS:
-        raise PackageError(
-            f"{place}weights.tensors should have at most {MAX_ELEMENTS} elements together, but have {elements}; "
-            "export a smaller model."
-        )
-    if not size < manifest.weights.bytes <= size + 8 + MAX_HEADER_BYTES:
-        _wrong(f"{place}weights.bytes", f"{size}, the bytes of the tensors, and a header", manifest.weights.bytes)
-    slopes = manifest.solver.iterations * manifest.y_shape[0]
-    if slopes > MAX_SLOPES:
-        raise PackageError(
-            f"{place}solver.iterations times y_shape[0] should be at most {MAX_SLOPES}, but is {slopes}; "
-            "export the package again with fewer iterations."
-        )
-    return manifest
 
 
 # --- The bytes of the other files ---------------------------------------------------------------
@@ -759,7 +330,7 @@ def _check_files(
         if found != listed.sha256:
             raise PackageError(
                 f"{listed.file}: its SHA-256 should be {listed.sha256}, but is {found}; "
-                f"the file was changed or damaged, so copy the package again or {_AGAIN}."
+                f"the file was changed or damaged, so copy the package again or {AGAIN}."
             )
     extents = _read_header(manifest, files[WEIGHTS_FILE])
     weights: dict[str, np.ndarray] = {}
@@ -782,33 +353,33 @@ def _read_header(manifest: Manifest, data: bytes) -> dict[str, tuple[int, int]]:
     if size > most:
         raise PackageError(
             f"{file}: its header should have at most {max(most, 0)} bytes, but claims {size}; "
-            f"the file is damaged, so {_AGAIN}."
+            f"the file is damaged, so {AGAIN}."
         )
     start = 8 + size
-    header = _Object(_load_json(data[8:start], f"{file} header"), f"{file} header: ")
+    header = JsonObject(load_json(data[8:start], f"{file} header"), f"{file} header: ")
     if "__metadata__" in header.left:
-        header.take("__metadata__", _table(_scalar, 1024))
+        header.take("__metadata__", table(scalar, 1024))
     tensors = manifest.weights.tensors
     for name in sorted(header.left.keys() ^ tensors.keys()):
         here, there = (file, MANIFEST_FILE) if name in header.left else (MANIFEST_FILE, file)
-        raise PackageError(f"{file}: the weight {_show(name)} is in {here} but not in {there}; {_AGAIN}.")
+        raise PackageError(f"{file}: the weight {show(name)} is in {here} but not in {there}; {AGAIN}.")
 
     extents: dict[str, tuple[int, int]] = {}
     for name, spec in tensors.items():
-        place = f"{file} header: {_show(name)[1:-1]}."
-        entry = _Object(header.left[name], place)
-        entry.take("dtype", _exactly(_SAFETENSORS_DTYPES[spec.dtype]))
-        shape = entry.take("shape", _shape)
+        place = f"{file} header: {show(name)[1:-1]}."
+        entry = JsonObject(header.left[name], place)
+        entry.take("dtype", exactly(SAFETENSORS_DTYPES[spec.dtype]))
+        shape = entry.take("shape", shape_of)
         if shape != spec.shape:
-            _wrong(f"{place}shape", f"{list(spec.shape)} as in {MANIFEST_FILE}", list(shape))
-        offsets = entry.take("data_offsets", _list(_FILE_SIZE, 2))
+            wrong(f"{place}shape", f"{list(spec.shape)} as in {MANIFEST_FILE}", list(shape))
+        offsets = entry.take("data_offsets", listing(FILE_SIZE, 2))
         entry.close()
         item = np.dtype(spec.dtype).itemsize
         length = item * math.prod(shape)
         if len(offsets) != 2 or offsets[1] - offsets[0] != length:
-            _wrong(f"{place}data_offsets", f"two offsets {length} bytes apart", list(offsets))
+            wrong(f"{place}data_offsets", f"two offsets {length} bytes apart", list(offsets))
         if (start + offsets[0]) % item:
-            _wrong(f"{place}data_offsets", f"aligned to {item} bytes in the file", list(offsets))
+            wrong(f"{place}data_offsets", f"aligned to {item} bytes in the file", list(offsets))
         extents[name] = (start + offsets[0], length)
 
     expected = start
@@ -816,14 +387,14 @@ def _read_header(manifest: Manifest, data: bytes) -> dict[str, tuple[int, int]]:
         if offset != expected:
             fault = "overlaps the weight before it" if offset < expected else "leaves a gap before it"
             raise PackageError(
-                f"{file}: the weight {_show(name)} should start at byte {expected}, but starts at {offset} and "
-                f"{fault}; {_AGAIN}."
+                f"{file}: the weight {show(name)} should start at byte {expected}, but starts at {offset} and "
+                f"{fault}; {AGAIN}."
             )
         expected += length
     if expected != len(data):
         raise PackageError(
             f"{file}: its weights should end with the file at byte {len(data)}, but end at {expected}; "
-            f"the file is truncated or padded, so {_AGAIN}."
+            f"the file is truncated or padded, so {AGAIN}."
         )
     return extents
 
@@ -832,12 +403,12 @@ def _check_values(name: str, spec: WeightSpec, array: np.ndarray) -> None:
     # Written so that NaN fails both.
     if spec.nonnegative and not (array >= 0).all():
         raise PackageError(
-            f"{WEIGHTS_FILE}: {_show(name)} should be nonnegative, but its smallest entry is {array.min()}; "
+            f"{WEIGHTS_FILE}: {show(name)} should be nonnegative, but its smallest entry is {array.min()}; "
             "project it onto its constraint, or do not declare it nonnegative."
         )
     if spec.trainable and not np.isfinite(array).all():
         raise PackageError(
-            f"{WEIGHTS_FILE}: {_show(name)} should be finite, but holds NaN or infinity; "
+            f"{WEIGHTS_FILE}: {show(name)} should be finite, but holds NaN or infinity; "
             "the training diverged, so go back to earlier weights."
         )
 
@@ -854,17 +425,17 @@ def _check_graph(manifest: Manifest, file: str, data: bytes, extents: Collection
     """Refuse a graph that reads other files, or uses operators from elsewhere."""
     found = _wire.survey(data, file)
     if not found.graphs:
-        raise PackageError(f"{file}: expected an ONNX model, but it holds no graph; {_AGAIN}.")
+        raise PackageError(f"{file}: expected an ONNX model, but it holds no graph; {AGAIN}.")
     for tensor in found.external:
         if tensor.location != WEIGHTS_FILE:
             raise PackageError(
-                f"{file}: tensor {_show(tensor.tensor)} should keep its external data in {WEIGHTS_FILE}, but names "
-                f"{_show(tensor.location)}; do not use this package unless you trust its source, and {_AGAIN}."
+                f"{file}: tensor {show(tensor.tensor)} should keep its external data in {WEIGHTS_FILE}, but names "
+                f"{show(tensor.location)}; do not use this package unless you trust its source, and {AGAIN}."
             )
         if (tensor.offset, tensor.length) not in extents:
             raise PackageError(
-                f"{file}: the external data of tensor {_show(tensor.tensor)} should be one whole weight of "
-                f"{WEIGHTS_FILE}, but bytes {tensor.offset} to {tensor.offset + tensor.length} are none; {_AGAIN}."
+                f"{file}: the external data of tensor {show(tensor.tensor)} should be one whole weight of "
+                f"{WEIGHTS_FILE}, but bytes {tensor.offset} to {tensor.offset + tensor.length} are none; {AGAIN}."
             )
     named = {op for ops in manifest.ops.values() for op in ops.names}
     for domain, op in sorted(found.operators):
@@ -874,27 +445,27 @@ def _check_graph(manifest: Manifest, file: str, data: bytes, extents: Collection
             )
         if domain not in ("", "ai.onnx", OP_DOMAIN):
             raise PackageError(
-                f"{file}: operators should come from ONNX itself or {OP_DOMAIN}, but {_show(op)} comes from "
-                f"{_show(domain)}; {_AGAIN} with standard operators."
+                f"{file}: operators should come from ONNX itself or {OP_DOMAIN}, but {show(op)} comes from "
+                f"{show(domain)}; {AGAIN} with standard operators."
             )
         if domain == OP_DOMAIN and op not in named:
             raise PackageError(
-                f"{file}: {MANIFEST_FILE} should name every operator of {OP_DOMAIN}, but {_show(op)} is used and not "
-                f"in ops; {_AGAIN}."
+                f"{file}: {MANIFEST_FILE} should name every operator of {OP_DOMAIN}, but {show(op)} is used and not "
+                f"in ops; {AGAIN}."
             )
     for domain, function in sorted(found.functions):
         if domain != OP_DOMAIN:
             raise PackageError(
-                f"{file}: functions should be defined in {OP_DOMAIN}, but {_show(function)} is defined in "
-                f"{_show(domain)}; {_AGAIN}."
+                f"{file}: functions should be defined in {OP_DOMAIN}, but {show(function)} is defined in "
+                f"{show(domain)}; {AGAIN}."
             )
     if found.ir_versions != {manifest.ir_version}:
-        _wrong(f"{file}: ir_version", f"{manifest.ir_version} as in {MANIFEST_FILE}", sorted(found.ir_versions))
+        wrong(f"{file}: ir_version", f"{manifest.ir_version} as in {MANIFEST_FILE}", sorted(found.ir_versions))
     versions = {"": manifest.opset, "ai.onnx": manifest.opset, OP_DOMAIN: 1}
     for domain, version in sorted(found.opset_imports):
         # Imports from other domains are harmless, as none of their operators is used.
         if version != versions.get(domain, version):
-            _wrong(f"{file}: the imported opset of {_show(domain)}", f"{versions[domain]}", version)
+            wrong(f"{file}: the imported opset of {show(domain)}", f"{versions[domain]}", version)
 
 
 # --- Reading from the disk -----------------------------------------------------------------------
@@ -912,11 +483,10 @@ def _read_folder(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
     listed = {graph.file: graph.bytes for graph in manifest.graphs.values()}
     listed[manifest.weights.file] = manifest.weights.bytes
     for name in sorted(listed.keys() - names):
-        raise PackageError(f"{name} is missing, though {MANIFEST_FILE} lists it; copy the whole folder, or {_AGAIN}.")
+        raise PackageError(f"{name} is missing, though {MANIFEST_FILE} lists it; copy the whole folder, or {AGAIN}.")
     for name in sorted(names - listed.keys() - {MANIFEST_FILE}):
         raise PackageError(
-            f"{_show(name)} does not belong to the package: {MANIFEST_FILE} does not list it; "
-            "move it out of the folder."
+            f"{show(name)} does not belong to the package: {MANIFEST_FILE} does not list it; move it out of the folder."
         )
     return manifest, {name: _read_file(folder / name, size=size) for name, size in listed.items()}
 
@@ -938,7 +508,6 @@ def _list_folder(folder: Path) -> set[str]:
             )
             raise PackageError(f"expected a package folder, but there is nothing; {remedy}")
         with os.scandir(folder) as entries:
-            # Far more than a package can have, and few enough to list.
             listed = list(islice(entries, MAX_ENTRIES))
         for entry in sorted(listed, key=lambda e: e.name):
             kind = (
@@ -952,7 +521,7 @@ def _list_folder(folder: Path) -> set[str]:
             )
             if kind:
                 raise PackageError(
-                    f"a package holds plain files only, but {_show(entry.name)} is {kind}; "
+                    f"a package holds plain files only, but {show(entry.name)} is {kind}; "
                     "copy the package so that it holds the files themselves, and nothing else."
                 )
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
@@ -972,7 +541,7 @@ def _read_file(path: Path, *, size: int | None = None, limit: int | None = None)
         with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise PackageError(f"{path.name}: expected a plain file; copy the package again or {_AGAIN}.")
+                raise PackageError(f"{path.name}: expected a plain file; copy the package again or {AGAIN}.")
             # The size on disk is checked before memory is taken for it.
             found = status.st_size
             if found == size or (size is None and limit is not None and found <= limit):
@@ -983,10 +552,10 @@ def _read_file(path: Path, *, size: int | None = None, limit: int | None = None)
     except OSError as error:
         raise PackageError(f"{path.name}: cannot be read ({error}); check its permissions.") from error
     if size is None:
-        raise PackageError(f"{path.name}: expected at most {limit} bytes, but it has {found}; {_AGAIN}.")
+        raise PackageError(f"{path.name}: expected at most {limit} bytes, but it has {found}; {AGAIN}.")
     raise PackageError(
         f"{path.name}: expected {size} bytes, as {MANIFEST_FILE} says, but it has {found}; "
-        f"the file is truncated or was changed, so copy the package again or {_AGAIN}."
+        f"the file is truncated or was changed, so copy the package again or {AGAIN}."
     )
 
 
@@ -1044,7 +613,7 @@ def _is_package(folder: Path) -> bool:
     try:
         if not all(_PACKAGE_FILE.fullmatch(name) for name in _list_folder(folder)):
             return False
-        manifest = _load_json(_read_file(folder / MANIFEST_FILE, limit=MAX_MANIFEST_BYTES), MANIFEST_FILE)
+        manifest = load_json(_read_file(folder / MANIFEST_FILE, limit=MAX_MANIFEST_BYTES), MANIFEST_FILE)
     except PackageError:
         return False
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT

@@ -1,6 +1,7 @@
 """Input-convex networks in torch: energies f(x, y; θ) -> [batch], convex in y."""
 
 from icnnrt_models.activations import CELU, ConvexActivation, LeakyReLU, ReLU, Softplus
+from icnnrt_models.argmin import ArgminResult, BundleEntropyArgmin
 from icnnrt_models.energy import ContextEnergy, Energy
 from icnnrt_models.ficnn import FICNN
 from icnnrt_models.nonnegative import NonNegativeLinear
@@ -10,6 +11,8 @@ __all__ = [
     "CELU",
     "FICNN",
     "PICNN",
+    "ArgminResult",
+    "BundleEntropyArgmin",
     "ContextEnergy",
     "ConvexActivation",
     "Energy",

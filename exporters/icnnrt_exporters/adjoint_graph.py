@@ -1,0 +1,92 @@
+"""The graph (solution, ȳ) -> θ̄, x̄: cotangents through every cut of the bundle entropy method."""
+
+import onnx_ir as ir
+
+from icnnrt.package import OP_DOMAIN
+from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, shapes_from, split, static, value
+
+INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
+
+
+def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int) -> ir.Graph:
+    """From the heads `cut_vjp` and `hessian_vector_product` to the whole adjoint.
+
+        c_y, c_λ = BundleEntropyAdjoint(G, e, λ, ȳ)                           at the last cut set
+        ē = c_λ,  S_i = λ_i c_y + c_λi (y − y_i)
+        for k = K−1 .. K−depth+1:
+            ȳ = ∇²f(y_k) S_k                                                  the k-th answer is the (k+1)-th cut point
+            c_y, c_λ = BundleEntropyAdjoint(G_k, e_k, λ^(k), ȳ)
+            ē += c_λ,  S_i += λ^(k)_i c_y + c_λi (y_k − y_i)                  for i < k
+        θ̄, x̄ = one second-order product of all B·K cut points
+
+    `depth` = K (its default) is exact, 1 is Proposition 3 of Amos, Xu, Kolter (2017). The x path stands once, before
+    the loop; its values serve the loop and the final product.
+    """
+    (*weights, x, cut_points, e_bar_in, seed_in), results, push_nodes, push_constants = dismantle(push.graph, "push")
+    (*hvp_inputs, y_k_in, s_in), (hessian_s,), hvp_nodes, hvp_constants = dismantle(hvp.graph, "hvp")
+    boundary = [v for v in results if v.name is not None and v.name.startswith("boundary.")]
+    theta_bars = [v for v in results if v not in boundary]
+    assert seed_in.dtype is not None
+    T, n = seed_in.dtype, static(seed_in, 2)
+
+    op = Ops("adjoint")
+    before, after = split(push_nodes, [cut_points, e_bar_in, seed_in])
+    op.extend(before)
+
+    y = value("y", T, ["batch", n])
+    slopes, offsets = value("slopes", T, ["batch", K, n]), value("offsets", T, ["batch", K])
+    lam_history, y_bar = value("lam_history", T, ["batch", K, K]), value("y_bar", T, ["batch", n])
+    depth = value("depth", INT64, [])
+    depth.const_value = ir.tensor(K, dtype=INT64, name="depth")
+
+    zero, one, two = op.constant([0]), op.constant([1]), op.constant([2])
+    K_value, one_scalar, K_minus_1 = op.constant(K), op.constant(1), op.constant(K - 1)
+
+    def spread(ops: Ops, lam_row: ir.Value, c_y: ir.Value, c_lam: ir.Value, y_k: ir.Value) -> ir.Value:
+        """λ_i c_y + c_λi (y_k − y_i), [B, K, n]."""
+        moved = ops("Sub", ops("Unsqueeze", y_k, one), cut_points)
+        along = ops("Mul", ops("Unsqueeze", lam_row, two), ops("Unsqueeze", c_y, one))
+        return ops("Add", along, ops("Mul", ops("Unsqueeze", c_lam, two), moved))
+
+    lam_last = op("Gather", lam_history, K_minus_1, axis=1)
+    c_y, c_lam = op.many("BundleEntropyAdjoint", slopes, offsets, lam_last, y_bar, outputs=2, domain=OP_DOMAIN)
+    seed_last = spread(op, lam_last, c_y, c_lam, y)
+
+    # Loop body: the second-order nodes, less what depends on neither the cut point nor the seed.
+    same = dict(zip(hvp_inputs, [*weights, *boundary], strict=True))
+    replace(hvp_nodes, same)
+    shapes_from(hvp_nodes, y_k_in, y)
+    shapes_from(hvp_nodes, s_in, y)
+    invariant, hvp_nodes = split(hvp_nodes, [y_k_in, s_in])
+    op.extend(invariant)
+
+    counter, going = value("iteration", INT64, []), value("going", BOOL, [])
+    e_bar, seed = value("e_bar_in", T, ["batch", K]), value("seed_in", T, ["batch", K, n])
+    body = Ops("back")
+    k = body("Sub", K_minus_1, counter)
+    y_k = body("Gather", cut_points, k, axis=1)
+    s_k = body("Gather", seed, k, axis=1)
+    replace(hvp_nodes, {y_k_in: y_k, s_in: s_k})
+    body.extend(hvp_nodes)
+    y_bar_k = same.get(hessian_s, hessian_s)
+    end = body("Unsqueeze", k, zero)
+    lam_row = body("Gather", lam_history, body("Sub", k, one_scalar), axis=1)
+    cut_set = [body("Slice", v, zero, end, one) for v in (slopes, offsets, lam_row)]
+    c_y_k, c_lam_k = body.many("BundleEntropyAdjoint", *cut_set, y_bar_k, outputs=2, domain=OP_DOMAIN)
+    pads = body("Concat", op.constant([0, 0, 0]), body("Unsqueeze", body("Sub", K_value, k), zero), axis=0)
+    c_lam_k = body("Pad", c_lam_k, pads)
+    outputs = [
+        describe(body("Identity", going), "body_going", BOOL, []),
+        describe(body("Add", e_bar, c_lam_k), "body_e_bar", T, ["batch", K]),
+        describe(body("Add", seed, spread(body, lam_row, c_y_k, c_lam_k, y_k)), "body_seed", T, ["batch", K, n]),
+    ]
+    loop_body = ir.Graph([counter, going, e_bar, seed], outputs, nodes=body.nodes, name="back_through_one_cut")
+
+    trips = op("Sub", op("Max", op("Min", depth, K_value), one_scalar), one_scalar)
+    e_bar_all, seed_all = op.many("Loop", trips, op.constant(True, BOOL), c_lam, seed_last, outputs=2, body=loop_body)
+    replace(after, {e_bar_in: e_bar_all, seed_in: seed_all})
+    op.extend(after)
+
+    constants = [*numbered([*push_constants, *hvp_constants, *op.constants]), depth]
+    inputs = [x, y, slopes, offsets, cut_points, lam_history, y_bar, depth, *weights]
+    return ir.Graph(inputs, theta_bars, nodes=op.nodes, initializers=constants, name="adjoint")

@@ -1,0 +1,128 @@
+"""The graph x -> y_star: K cuts of the bundle entropy method around the op that solves each model."""
+
+import onnx_ir as ir
+
+from icnnrt.package import OP_DOMAIN
+from icnnrt_exporters.surgery import (
+    Ops,
+    copy,
+    describe,
+    dismantle,
+    needed,
+    numbered,
+    replace,
+    shapes_from,
+    split,
+    static,
+    value,
+)
+
+INT64, DOUBLE, BOOL = ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
+SMALLEST = 1e-300  # p log max(p, SMALLEST) is 0 at p = 0 and p log p elsewhere
+
+
+def argmin_graph(head: ir.Model, K: int, steps: int) -> ir.Graph:
+    """From value and gradient (θ, x, y -> f, gradient) to the whole solver.
+
+        repeat K times:  f, g = f(x, y), ∇_y f(x, y)
+                         G = [G; g'],  e = [e; f + g'(½ − y)]
+                         y, λ = BundleEntropySolve(G, e, λ)
+        then             energy = f(x, y) − H(y),  gap = energy − lower_bound
+
+    Inputs: x, y_init, then the head's weights. What does not depend on y stands before the loop.
+    """
+    (*weights, x, y), (f, gradient), nodes, initializers = dismantle(head.graph, "energy")
+    assert y.dtype is not None
+    T, n = y.dtype, static(y, 1)
+
+    y_init = value("y_init", T, ["batch", n])
+    shapes_from(nodes, y, y_init)
+    before, body_nodes = split(nodes, [y])
+
+    # f at the answer, for the certificate: the same nodes once more, without the gradient's.
+    op = Ops("argmin")
+    op.extend(before)
+    K_value, zero = op.constant(K), op.constant([0])
+    batch = op("Shape", y_init, start=0, end=1)
+    empty_slots = op("Concat", batch, zero, axis=0)
+    none = op("ConstantOfShape", empty_slots, value=ir.tensor([0.0], dtype=T))  # [B, 0]
+    no_slopes = op(
+        "ConstantOfShape", op("Concat", batch, zero, op.constant([n]), axis=0), value=ir.tensor([0.0], dtype=T)
+    )
+
+    # Loop body.
+    counter, going = value("iteration", INT64, []), value("going", BOOL, [])
+    y_in = value("y_in", T, ["batch", n])
+    lam_in, G_in = value("lam_in", T, ["batch", None]), value("slopes_in", T, ["batch", None, n])
+    e_in = value("offsets_in", T, ["batch", None])
+    replace(body_nodes, {y: y_in})
+    body = Ops("cut")
+    body.extend(body_nodes)
+    axis_1, half = op.constant([1]), op.constant(0.5, T)
+    G = body("Concat", G_in, body("Unsqueeze", gradient, axis_1), axis=1)
+    centred = body("ReduceSum", body("Mul", gradient, body("Sub", half, y_in)), axis_1, keepdims=0)
+    e = body("Concat", e_in, body("Unsqueeze", body("Add", f, centred), axis_1), axis=1)
+    y_out, lam, lower_bound, residual = body.many(
+        "BundleEntropySolve", G, e, lam_in, outputs=4, domain=OP_DOMAIN, steps=steps
+    )
+    unused = body("Sub", K_value, body("Add", counter, op.constant(1)))
+    pads = body("Concat", op.constant([0, 0, 0]), body("Unsqueeze", unused, zero), axis=0)
+    lam_row = body("Pad", lam, pads)  # [B, K]: zero beyond the cuts there are
+    outputs = [body("Identity", going), y_out, lam, G, e, body("Identity", y_in), lam_row, lower_bound, residual]
+    types: list[tuple[ir.DataType, list[int | str | None]]] = [
+        (BOOL, []),
+        (T, ["batch", n]),
+        (T, ["batch", None]),
+        (T, ["batch", None, n]),
+        (T, ["batch", None]),
+        (T, ["batch", n]),
+        (T, ["batch", K]),
+        (DOUBLE, ["batch"]),
+        (DOUBLE, ["batch", 3]),
+    ]
+    names = ["going", "y", "lam", "slopes", "offsets", "cut_point", "lam_row", "lower_bound", "residual"]
+    for v, name, (dtype, shape) in zip(outputs, names, types, strict=True):
+        describe(v, f"body_{name}", dtype, shape)
+    loop_body = ir.Graph([counter, going, y_in, lam_in, G_in, e_in], outputs, nodes=body.nodes, name="cut_and_solve")
+
+    true = op.constant(True, BOOL)
+    y_star, lam_last, slopes, offsets, points, rows, bounds, residuals = op.many(
+        "Loop", K_value, true, y_init, none, no_slopes, none, outputs=8, body=loop_body
+    )
+    last = op.constant(K - 1)
+    cut_points = op("Transpose", points, perm=[1, 0, 2])
+    lam_history = op("Transpose", rows, perm=[1, 0, 2])
+    lower = op("Gather", bounds, last, axis=0)
+    residual_last = op("Gather", residuals, last, axis=0)
+    complementarity = op("Transpose", op("Gather", residuals, op.constant(2), axis=2), perm=[1, 0])
+
+    value_nodes, mapping = copy(needed(body_nodes, [f]), {y_in: y_star}, "final")
+    op.extend(value_nodes)
+    f_star = mapping.get(f, f)
+    p = op("Cast", y_star, to=DOUBLE)
+    one, tiny = op.constant(1.0, DOUBLE), op.constant(SMALLEST, DOUBLE)
+    terms = [op("Mul", q, op("Log", op("Max", q, tiny))) for q in (p, op("Sub", one, p))]
+    negative_entropy = op("ReduceSum", op("Add", *terms), axis_1, keepdims=0)
+    energy = op("Add", op("Cast", f_star, to=DOUBLE), negative_entropy)
+    gap = op("Sub", energy, lower)
+
+    final = [
+        describe(y_star, "y", T, ["batch", n]),
+        describe(lam_last, "lam", T, ["batch", K]),
+        describe(slopes, "slopes", T, ["batch", K, n]),
+        describe(offsets, "offsets", T, ["batch", K]),
+        describe(cut_points, "cut_points", T, ["batch", K, n]),
+        describe(lam_history, "lam_history", T, ["batch", K, K]),
+        describe(energy, "energy", DOUBLE, ["batch"]),
+        describe(lower, "lower_bound", DOUBLE, ["batch"]),
+        describe(gap, "gap", DOUBLE, ["batch"]),
+        describe(residual_last, "residual", DOUBLE, ["batch", 3]),
+        describe(complementarity, "complementarity_history", DOUBLE, ["batch", K]),
+    ]
+    return ir.Graph(
+        [x, y_init, *weights],
+        final,
+        nodes=op.nodes,
+        initializers=numbered([*initializers, *op.constants]),
+        name="argmin",
+    )

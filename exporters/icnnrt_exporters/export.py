@@ -1,0 +1,262 @@
+"""From a trained torch energy and its solver to one package that onnxruntime runs."""
+
+import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from torch import Tensor, nn
+
+import icnnrt
+from icnnrt import package
+from icnnrt.errors import ExportError
+from icnnrt_exporters import parity
+from icnnrt_exporters.adjoint_graph import adjoint_graph
+from icnnrt_exporters.argmin_graph import argmin_graph
+from icnnrt_exporters.bodies import functions
+from icnnrt_exporters.energy_graph import trace_energy
+from icnnrt_exporters.heads import cut_vjp, hessian_vector_product, value_and_gradient
+from icnnrt_exporters.onnx_head import quiet, to_onnx
+from icnnrt_exporters.surgery import transposed_products
+from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
+from icnnrt_models import BundleEntropyArgmin
+
+Progress = Callable[[str], None]
+
+# KKT residual up to which a model counts as solved, relative to max(1, |lower bound|).
+RESIDUAL_TOLERANCE = {"float32": 3e-5, "float64": 1e-8}
+
+
+def export(
+    energy: nn.Module,
+    solver: BundleEntropyArgmin,
+    x_example: Tensor,
+    y_example: Tensor,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    nonnegative: Sequence[str] | None = None,
+    metadata: Mapping[str, str | int | float | bool | None] | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda stage: None,
+) -> package.Package:
+    """Write f(x, y; θ) and its fixed-iteration argmin over y in [0,1]^n as a package.
+
+    Args:
+        energy: a module with forward(x [B, ...], y [B, n]) -> [B], convex in y, float32 or float64. It is exported in
+            eval mode, as it is; nothing of it need come from icnnrt_models.
+        solver: the layer whose iterations, steps and tolerances the package takes over.
+        x_example, y_example: one batch of inputs of the right shape and dtype, for tracing and for the parity check;
+            give real data, so that the figures mean something.
+        path: the folder to write, by custom `*.icnn`.
+        name: what the package calls itself; the folder's stem by default.
+        nonnegative: state_dict names that must stay >= 0 for f to be convex in y; by default what the energy's own
+            nonnegative_weights() says.
+        metadata: free facts for the manifest (data, seed, metrics).
+        overwrite: replace a package that is there.
+        progress: called with a line of text at each stage.
+
+    Returns:
+        The package, opened and checked. value.onnx, argmin.onnx and adjoint.onnx hold for any batch; weights bear
+        their state_dict names, once, in weights.safetensors.
+
+    Raises:
+        ExportError: what cannot be exported, or a package that does not agree with torch; nothing is written then.
+    """
+    path = Path(path)
+    _check_examples(x_example, y_example)
+    if path.exists() and not overwrite:
+        raise ExportError(f"path: {path} is there already; pass overwrite=True to replace it, or choose another")
+    training = energy.training
+    energy.eval()
+    try:
+        with quiet():
+            graphs, weights, trainable = _graphs(energy, solver, x_example, y_example, progress)
+            _write_checked(
+                path,
+                energy,
+                solver,
+                x_example,
+                y_example,
+                graphs,
+                weights,
+                trainable,
+                tuple(nonnegative) if nonnegative is not None else _nonnegative(energy),
+                name or path.stem,
+                dict(metadata or {}),
+                overwrite,
+                progress,
+            )
+    finally:
+        energy.train(training)
+    return package.Package.open(path)
+
+
+def _check_examples(x_example: Tensor, y_example: Tensor) -> None:
+    for argument, example in (("x_example", x_example), ("y_example", y_example)):
+        if not isinstance(example, Tensor) or example.dtype not in (torch.float32, torch.float64):
+            came = example.dtype if isinstance(example, Tensor) else type(example).__name__
+            raise ExportError(f"{argument}: expected a float32 or float64 tensor, got {came}; convert it")
+        if example.dim() < (1 if argument == "x_example" else 2) or example.shape[0] == 0:
+            raise ExportError(
+                f"{argument}: expected at least one sample with a leading batch dimension, got shape "
+                f"{tuple(example.shape)}; pass {argument}[None] for a single sample"
+            )
+    if y_example.dim() != 2:
+        raise ExportError(f"y_example: expected shape [B, n], got {tuple(y_example.shape)}; flatten y in the forward")
+
+
+def _nonnegative(energy: nn.Module) -> tuple[str, ...]:
+    names = getattr(energy, "nonnegative_weights", None)
+    return tuple(names()) if callable(names) else ()
+
+
+def _graphs(
+    energy: nn.Module, solver: BundleEntropyArgmin, x_example: Tensor, y_example: Tensor, progress: Progress
+) -> tuple[dict[str, bytes], dict[str, np.ndarray], tuple[str, ...]]:
+    progress("tracing the energy")
+    traced = trace_energy(energy, x_example, y_example)
+    K = solver.iterations
+    x, y = (t[:1].detach().expand(11, *t.shape[1:]).contiguous() for t in (x_example, y_example))
+    learnable = {name for name, p in energy.named_parameters() if p.requires_grad}
+    trainable = tuple(name for name in traced.theta if name in learnable)
+
+    progress("value and gradient")
+    head = to_onnx(value_and_gradient(traced, x, y))
+    value_model = _finish_value(head)
+    progress("argmin")
+    argmin = argmin_graph(to_onnx(value_and_gradient(traced, x, y)), K, solver.steps)
+    progress("Hessian-vector product")
+    hvp = to_onnx(hessian_vector_product(traced, x, y))
+    progress("adjoint")
+    adjoint = adjoint_graph(to_onnx(cut_vjp(traced, x, y, K, trainable)), hvp, K)
+
+    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in energy.state_dict().items()}
+    constants = {name: traced.theta[name] for name in traced.constants}
+    _, layout = package.weight_layout(weights)
+    graphs = {
+        role: _serialise(graph, weights, layout, constants)
+        for role, graph in (("value", value_model), ("argmin", argmin), ("adjoint", adjoint))
+    }
+    return graphs, weights, trainable
+
+
+def _finish_value(head: ir.Model) -> ir.Graph:
+    graph = head.graph
+    *weights, x, y = graph.inputs
+    graph.inputs.clear()
+    graph.inputs.extend([x, y, *weights])
+    return graph
+
+
+def _serialise(
+    graph: ir.Graph,
+    weights: Mapping[str, np.ndarray],
+    layout: Mapping[str, tuple[int, int]],
+    constants: Mapping[str, Tensor],
+) -> bytes:
+    """One self-contained ONNX file: op bodies included, weights overridable and stored once, beside it."""
+    for v in list(graph.inputs):
+        assert v.name is not None
+        if v.name in constants:
+            v.const_value = ir.tensor(constants[v.name].cpu().numpy(), name=v.name)
+            graph.inputs.remove(v)
+            graph.register_initializer(v)
+        elif v.name in weights:
+            offset, length = layout[v.name]
+            assert v.dtype is not None
+            v.const_value = ir.ExternalTensor(
+                package.WEIGHTS_FILE,
+                offset,
+                length,
+                v.dtype,
+                shape=ir.Shape(weights[v.name].shape),
+                name=v.name,
+            )
+            graph.register_initializer(v)
+    graph.opset_imports[""] = OPSET
+    model = ir.Model(graph, ir_version=IR_VERSION, producer_name="icnnrt")
+    used = {node.op_identifier() for node in graph.all_nodes()}
+    pending = [f for f in map(ir.serde.deserialize_function, functions()) if f.identifier() in used]
+    if pending:
+        graph.opset_imports[package.OP_DOMAIN] = OP_VERSION
+        for function in map(ir.serde.deserialize_function, functions()):
+            model.functions[function.identifier()] = function
+        passes.RemoveUnusedFunctionsPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    transposed_products(graph)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+    passes.NameFixPass()(model)
+    proto = ir.to_proto(model)
+    return proto.SerializeToString(deterministic=True)
+
+
+def _write_checked(
+    path: Path,
+    energy: nn.Module,
+    solver: BundleEntropyArgmin,
+    x_example: Tensor,
+    y_example: Tensor,
+    graphs: Mapping[str, bytes],
+    weights: Mapping[str, np.ndarray],
+    trainable: Sequence[str],
+    nonnegative: Sequence[str],
+    name: str,
+    metadata: Mapping[str, str | int | float | bool | None],
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    """Write to a scratch folder, compare with torch, and only then to the path."""
+    dtype = str(x_example.dtype).removeprefix("torch.")
+    assert dtype in ("float32", "float64")
+
+    def write(target: Path, figures: Mapping[str, object] | None) -> None:
+        package.write(
+            target,
+            name=name,
+            dtype=dtype,  # type: ignore[arg-type]
+            x_shape=tuple(x_example.shape[1:]),
+            y_shape=tuple(y_example.shape[1:]),
+            solver=package.SolverSpec(
+                solver.iterations,
+                solver.steps,
+                solver.gap_tolerance,
+                solver.residual_tolerance or RESIDUAL_TOLERANCE[dtype],
+            ),
+            graphs=graphs,
+            weights=weights,
+            nonnegative=nonnegative,
+            trainable=trainable,
+            opset=OPSET,
+            ir_version=IR_VERSION,
+            producer=_producer(),
+            parity=figures,  # type: ignore[arg-type]
+            metadata=metadata,
+            overwrite=overwrite and target == path,
+        )
+
+    progress("parity with torch")
+    scratch = Path(tempfile.mkdtemp(prefix="icnnrt-export-"))
+    try:
+        write(scratch / "package.icnn", None)
+        session = icnnrt.load(scratch / "package.icnn")
+        figures = parity.check(session, energy, solver, x_example, y_example)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    progress("writing")
+    write(path, figures)
+
+
+def _producer() -> dict[str, str]:
+    return {
+        "icnnrt": importlib.metadata.version("icnnrt"),
+        "torch": str(torch.__version__),
+        "onnx": onnx.__version__,
+    }

@@ -1,0 +1,167 @@
+"""Derivative graphs of an energy: each head a pure function of tensors, traced to aten operators.
+
+Transforms of torch.func inside a forward do not survive torch.onnx.export. Traced beforehand, by make_fx on fake
+tensors with one symbolic batch, they do: what comes out is a plain graph of forward operators.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import grad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from icnnrt.errors import ExportError
+from icnnrt_exporters.decompositions import decompositions
+from icnnrt_exporters.energy_graph import EnergyGraph
+
+
+@dataclass(frozen=True)
+class Input:
+    """One argument of a head: its name, an example, and the dimension that is the batch (None: fixed)."""
+
+    name: str
+    example: Tensor
+    batch_dim: int | None
+
+
+@dataclass(frozen=True)
+class Head:
+    """A traced head.
+
+    `graph` takes the inputs in order and returns the outputs in order; shapes hold for every batch.
+    """
+
+    graph: fx.GraphModule
+    inputs: list[Input]
+    outputs: list[str]
+
+
+def boundary_names(energy: EnergyGraph) -> list[str]:
+    return [f"boundary.{i}" for i in range(len(energy.boundary))]
+
+
+def value_and_gradient(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
+    """θ, x [B, ...], y [B, n] -> f [B], ∇_y f [B, n]."""
+    names = list(energy.theta)
+
+    def head(*args: Tensor) -> tuple[Tensor, Tensor]:
+        theta, (x, y) = dict(zip(names, args, strict=False)), args[len(names) :]
+        c = energy.prepare(theta, x)
+
+        def total(y: Tensor) -> tuple[Tensor, Tensor]:
+            # Samples do not meet, so the gradient of the sum holds each sample's own.
+            f = energy.value(theta, c, y)
+            return f.sum(), f
+
+        gradient, f = grad(total, has_aux=True)(y)
+        return f, gradient
+
+    return _trace(head, [*_theta(energy), Input("x", x, 0), Input("y", y, 0)], ["f", "gradient"])
+
+
+def hessian_vector_product(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
+    """θ, boundary, y [B, n], s [B, n] -> ∇²_y f s [B, n]."""
+    names, crossing = list(energy.theta), boundary_names(energy)
+    c_example = energy.prepare(energy.theta, x)
+
+    def head(*args: Tensor) -> Tensor:
+        theta = dict(zip(names, args, strict=False))
+        *c, y, s = args[len(names) :]
+
+        def slope_along_s(y: Tensor) -> Tensor:
+            gradient = grad(lambda y: energy.value(theta, c, y).sum())(y)
+            return (gradient * s).sum()
+
+        return grad(slope_along_s)(y)
+
+    inputs = [
+        *_theta(energy),
+        *(Input(n, e, b.batch_dim) for n, e, b in zip(crossing, c_example, energy.boundary, strict=True)),
+        Input("y", y, 0),
+        Input("s", y, 0),
+    ]
+    return _trace(head, inputs, ["hessian_s"])
+
+
+def cut_vjp(energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequence[str]) -> Head:
+    """θ, x, cut points Y [B, K, n], ē [B, K], seeds S [B, K, n] -> θ̄, x̄, boundary.
+
+        θ̄ = Σ_b Σ_i ∇θ [ ē_bi f(x_b, y_bi; θ) + s_bi' ∇_y f(x_b, y_bi; θ) ]
+
+    and x̄ likewise. All B·K cut points go through one second-order product; the x path is computed once for B samples,
+    forward and backward. It also returns the boundary, so that the same computation serves the recursion.
+    """
+    names, crossing = list(energy.theta), boundary_names(energy)
+    B, n = y.shape
+
+    def head(*args: Tensor) -> tuple[Tensor, ...]:
+        theta, (x, Y, e_bar, S) = dict(zip(names, args, strict=False)), args[len(names) :]
+        frozen = {name: t for name, t in theta.items() if name not in trainable}
+        y_flat, e_flat, s_flat = Y.flatten(0, 1), e_bar.flatten(0, 1), S.flatten(0, 1)
+
+        def pushed(moving: dict[str, Tensor], x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            theta = {**frozen, **moving}
+            c = energy.prepare(theta, x)
+            c_flat = energy.repeat(c, K)
+
+            def total(y: Tensor) -> tuple[Tensor, Tensor]:
+                f = energy.value(theta, c_flat, y)
+                return f.sum(), f
+
+            gradient, f = grad(total, has_aux=True)(y_flat)
+            return (e_flat * f).sum() + (s_flat * gradient).sum(), tuple(c)
+
+        moving = {name: theta[name] for name in trainable}
+        (theta_bar, x_bar), c = grad(pushed, argnums=(0, 1), has_aux=True)(moving, x)
+        return (*(theta_bar[name] for name in trainable), x_bar, *c)
+
+    inputs = [
+        *_theta(energy),
+        Input("x", x, 0),
+        Input("cut_points", y[:, None].expand(B, K, n).contiguous(), 0),
+        Input("offset_bar", y.new_zeros(B, K), 0),
+        Input("seed", y.new_zeros(B, K, n), 0),
+    ]
+    return _trace(head, inputs, [*(f"theta_bar.{name}" for name in trainable), "x_bar", *crossing])
+
+
+def _theta(energy: EnergyGraph) -> list[Input]:
+    return [Input(name, tensor, None) for name, tensor in energy.theta.items()]
+
+
+def _trace(function: Callable[..., object], inputs: list[Input], outputs: list[str]) -> Head:
+    shapes = ShapeEnv()
+    mode = FakeTensorMode(shape_env=shapes)
+    batch: torch.SymInt | None = None
+    fakes: list[Tensor] = []
+    for argument in inputs:
+        if argument.batch_dim is None:
+            fakes.append(mode.from_tensor(argument.example, static_shapes=True))
+            continue
+        if batch is None:
+            dims = [DimDynamic.STATIC] * argument.example.dim()
+            dims[argument.batch_dim] = DimDynamic.DYNAMIC
+            context: StatelessSymbolicContext = StatelessSymbolicContext(dynamic_sizes=dims)
+            fake: Tensor = mode.from_tensor(argument.example, symbolic_context=context)
+            batch = fake.shape[argument.batch_dim]  # type: ignore[assignment]
+        else:
+            # The same symbol everywhere: no guard "these two batches are equal" can arise.
+            size: list[int | torch.SymInt] = list(argument.example.shape)
+            size[argument.batch_dim] = batch
+            with mode:
+                fake = torch.empty(size, dtype=argument.example.dtype)
+        fakes.append(fake)
+    # Without the Python dispatcher, recurrent cells silently specialise the batch.
+    with enable_python_dispatcher():
+        graph = make_fx(function, decomposition_table=decompositions(), tracing_mode="fake")(*fakes)
+    if isinstance(batch, torch.SymInt) and batch.node.maybe_as_int() is not None:
+        guard = next((str(g.expr) for g in shapes.guards), "unknown")
+        raise ExportError(f"energy: its derivatives fix the batch (guard {guard}); make them independent of x.shape[0]")
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return Head(graph, inputs, outputs)

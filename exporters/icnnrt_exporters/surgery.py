@@ -1,0 +1,207 @@
+"""Moves on ONNX graphs that the assembly of the solver graphs needs: split by dependence, splice, copy."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+
+class Ops:
+    """Appends nodes to a list; `op("Add", a, b)` returns the new value, `op.many` several.
+
+    Values are named after the prefix: ONNX forbids a name inside a loop that stands outside it too.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.nodes: list[ir.Node] = []
+        self.constants: list[ir.Value] = []
+
+    def __call__(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, domain: str = "", **attributes: object
+    ) -> ir.Value:
+        return self.many(op_type, *inputs, outputs=outputs, domain=domain, **attributes)[0]
+
+    def many(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: object
+    ) -> Sequence[ir.Value]:
+        node = ir.node(op_type, inputs, attributes=attributes, domain=domain, num_outputs=outputs)  # type: ignore[arg-type]
+        for i, output in enumerate(node.outputs):
+            output.name = f"{self.prefix}.{len(self.nodes)}.{i}"
+        self.nodes.append(node)
+        return node.outputs
+
+    def constant(self, value: object, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
+        """A constant, collected in `constants` for the main graph's initialisers."""
+        tensor = ir.Tensor(np.asarray(value, dtype=dtype.numpy()))
+        constant = ir.Value(type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+        self.constants.append(constant)
+        return constant
+
+    def extend(self, nodes: Iterable[ir.Node]) -> None:
+        self.nodes.extend(nodes)
+
+
+def value(name: str, dtype: ir.DataType, shape: Sequence[int | str | None]) -> ir.Value:
+    """A named, typed value without a producer: a graph input."""
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+def static(v: ir.Value, dim: int) -> int:
+    """The size of a dimension that does not depend on the batch."""
+    assert v.shape is not None
+    size = v.shape[dim]
+    assert isinstance(size, int), f"dimension {dim} of {v.name} is not fixed"
+    return size
+
+
+def numbered(constants: Iterable[ir.Value]) -> list[ir.Value]:
+    """The constants of several graphs under names that cannot meet in one: constant_0, constant_1, ..."""
+    named = list(constants)
+    for i, constant in enumerate(named):
+        constant.name = f"constant_{i}"
+        if constant.const_value is not None:
+            constant.const_value.name = constant.name
+    return named
+
+
+def describe(target: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int | str | None]) -> ir.Value:
+    """Name and type an existing value, as graph outputs need."""
+    target.name, target.type, target.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+    return target
+
+
+class Parts(NamedTuple):
+    """A graph taken to pieces. The values stay connected; no graph owns them any more."""
+
+    inputs: list[ir.Value]
+    outputs: list[ir.Value]
+    nodes: list[ir.Node]
+    initializers: list[ir.Value]
+
+
+def dismantle(graph: ir.Graph, prefix: str) -> Parts:
+    """Take everything out of a graph, in order, and put the prefix before the names of what nodes compute."""
+    parts = Parts(list(graph.inputs), list(graph.outputs), list(graph), list(graph.initializers.values()))
+    graph.inputs.clear()
+    graph.outputs.clear()
+    graph.initializers.clear()
+    graph.remove(parts.nodes)
+    for node in parts.nodes:
+        for output in node.outputs:
+            if output not in parts.outputs:
+                output.name = f"{prefix}.{output.name}"
+    return parts
+
+
+def replace(nodes: Iterable[ir.Node], replacement: Mapping[ir.Value, ir.Value]) -> None:
+    """Rewire every use of some values in these nodes."""
+    for node in nodes:
+        for i, v in enumerate(node.inputs):
+            if v is not None and v in replacement:
+                node.replace_input_with(i, replacement[v])
+
+
+def split(nodes: Sequence[ir.Node], roots: Iterable[ir.Value]) -> tuple[list[ir.Node], list[ir.Node]]:
+    """(nodes that do not depend on the roots, nodes that do), each in order.
+
+    ONNX Runtime moves nothing out of a Loop, so what does not depend on the loop's state must be put outside by us.
+    """
+    reached = set(roots)
+    independent, dependent = [], []
+    for node in nodes:
+        if any(v in reached for v in node.inputs if v is not None):
+            dependent.append(node)
+            reached.update(node.outputs)
+        else:
+            independent.append(node)
+    return independent, dependent
+
+
+def needed(nodes: Sequence[ir.Node], results: Iterable[ir.Value]) -> list[ir.Node]:
+    """The nodes that the results depend on, in order."""
+    wanted = set(results)
+    kept = []
+    for node in reversed(nodes):
+        if any(v in wanted for v in node.outputs):
+            kept.append(node)
+            wanted.update(v for v in node.inputs if v is not None)
+    return kept[::-1]
+
+
+def copy(
+    nodes: Sequence[ir.Node], replacement: Mapping[ir.Value, ir.Value], prefix: str
+) -> tuple[list[ir.Node], dict[ir.Value, ir.Value]]:
+    """Fresh nodes that compute the same from replaced values, and the map from old to new values."""
+    mapping = dict(replacement)
+    fresh = []
+    for node in nodes:
+        twin = ir.Node(
+            node.domain,
+            node.op_type,
+            [None if v is None else mapping.get(v, v) for v in node.inputs],
+            attributes=list(node.attributes.values()),
+            num_outputs=len(node.outputs),
+        )
+        for old, new in zip(node.outputs, twin.outputs, strict=True):
+            new.name, new.type, new.shape = f"{prefix}.{old.name}", old.type, old.shape
+            mapping[old] = new
+        fresh.append(twin)
+    return fresh, mapping
+
+
+def shapes_from(nodes: Iterable[ir.Node], y: ir.Value, same_shape: ir.Value) -> None:
+    """Let Shape(y) read another value of the same shape, so that what needs only y's batch leaves the loop."""
+    for node in nodes:
+        if node.op_type == "Shape" and node.domain == "" and node.inputs[0] is y:
+            node.replace_input_with(0, same_shape)
+
+
+def transposed_products(graph: ir.Graph) -> None:
+    """MatMul(a, Transpose(W)) -> Gemm(a, W, transB=1), and the like, in place.
+
+    Weights stay replaceable, so ONNX Runtime cannot transpose them ahead of time; without this every call would write
+    each weight matrix out again.
+    """
+
+    def is_flip(v: ir.Value | None) -> bool:
+        node = v.producer() if v is not None else None
+        return node is not None and node.op_type == "Transpose" and list(node.attributes["perm"].as_ints()) == [1, 0]
+
+    def origin(v: ir.Value) -> tuple[ir.Value, int]:
+        flips = 0
+        while is_flip(v):
+            producer = v.producer()
+            assert producer is not None
+            source = producer.inputs[0]
+            assert source is not None
+            v, flips = source, flips + 1
+        return v, flips % 2
+
+    for node in list(graph):
+        if node.op_type not in ("MatMul", "Gemm") or not any(is_flip(v) for v in node.inputs[:2]):
+            continue
+        left, right = node.inputs[0], node.inputs[1]
+        assert left is not None
+        assert right is not None
+        if any(v.shape is None or len(v.shape) != 2 for v in (left, right)):
+            continue
+        (a, flip_a), (b, flip_b) = origin(left), origin(right)
+        attributes = dict(node.attributes)
+        old_a = attributes.pop("transA", None)
+        old_b = attributes.pop("transB", None)
+        trans_a = flip_a ^ (old_a.as_int() if old_a is not None else 0)
+        trans_b = flip_b ^ (old_b.as_int() if old_b is not None else 0)
+        twin = ir.Node(
+            "",
+            "Gemm",
+            [a, b, *node.inputs[2:]],
+            attributes=[
+                *attributes.values(),
+                *(ir.AttrInt64(name, 1) for name, on in (("transA", trans_a), ("transB", trans_b)) if on),
+            ],
+        )
+        twin.outputs[0].type, twin.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        twin.outputs[0].name = node.outputs[0].name
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [twin], node.outputs, twin.outputs)

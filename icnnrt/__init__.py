@@ -1,0 +1,75 @@
+"""Input-convex networks at run time: energies, their argmin with a certificate, and gradients through it.
+
+    session = icnnrt.load("model.icnn")
+    solution = session.argmin(x)                    # y* for a batch, with status, gap and residual of every sample
+    cotangents = session.vjp(solution, y_bar)       # gradients by the weights and by x, without torch
+
+Needs numpy, safetensors and onnxruntime; the last only once a session is made.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from icnnrt.errors import (
+        CertificateError,
+        ExportError,
+        IcnnrtError,
+        InputError,
+        MissingDependencyError,
+        PackageError,
+        ProviderError,
+    )
+    from icnnrt.package import Package
+    from icnnrt.session import Session, load
+    from icnnrt.solution import Cotangents, Solution
+    from icnnrt.status import Status
+
+    __version__: str
+
+__all__ = [
+    "CertificateError",
+    "Cotangents",
+    "ExportError",
+    "IcnnrtError",
+    "InputError",
+    "MissingDependencyError",
+    "Package",
+    "PackageError",
+    "ProviderError",
+    "Session",
+    "Solution",
+    "Status",
+    "__version__",
+    "load",
+]
+
+# Imported when first used, so that `import icnnrt` (and with it the command line) takes no time.
+_HOME = {
+    "Cotangents": "solution",
+    "Package": "package",
+    "Session": "session",
+    "Solution": "solution",
+    "Status": "status",
+    "load": "session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        try:
+            value: Any = metadata.version("icnnrt")
+        except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+            value = "0+unknown"
+    elif name in __all__:
+        value = getattr(importlib.import_module(f"icnnrt.{_HOME.get(name, 'errors')}"), name)
+    else:
+        raise AttributeError(f"module 'icnnrt' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

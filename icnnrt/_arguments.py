@@ -1,0 +1,67 @@
+"""Arguments that users hand over, made into arrays of the package's dtype or refused with one sentence."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from icnnrt.errors import InputError
+
+Floats = NDArray[Any]
+
+
+def batch(value: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], *, length: int | None = None) -> Floats:
+    """Return a new C-ordered array [B, *shape] of `dtype`; `length` is the B it must have, if that is known.
+
+    Every float dtype is taken, rounded to `dtype` where that is narrower (Python lists are float64, and so is most
+    data); what it cannot hold becomes infinity, which callers test for. Integers and booleans are taken where they
+    convert exactly. Raises `InputError` naming the argument, what was expected, what came and the remedy.
+    """
+    dtype = np.dtype(dtype)
+    try:
+        given = np.asarray(value)
+    except Exception as error:
+        # Ragged lists, tensors on another device or with a gradient, objects with their own idea of __array__.
+        raise InputError(
+            f"{name}: expected an array, but {type(value).__name__} does not convert to one ({error}); "
+            "pass a numpy array."
+        ) from error
+    if given.dtype.kind not in "fiub":
+        raise InputError(
+            f"{name}: expected real numbers, but got dtype {given.dtype} from {type(value).__name__}; "
+            f"convert it to {dtype} first."
+        )
+    if given.shape[1:] != shape or given.ndim == 0 or (length is not None and len(given) != length):
+        _wrong_shape(name, given.shape, shape, length)
+    with np.errstate(over="ignore"):
+        array = np.array(given, dtype=dtype, order="C", copy=True)
+    if given.dtype.kind in "iu" and not _exact(given, array):
+        raise InputError(
+            f"{name}: expected numbers that {dtype} holds exactly, but got {given.dtype} values up to "
+            f"{np.abs(given.astype(np.float64)).max():.3e}; convert to {dtype} yourself if rounding them is meant."
+        )
+    return array
+
+
+def _exact(integers: NDArray[Any], array: Floats) -> bool:
+    if integers.dtype.itemsize * 8 <= np.finfo(array.dtype).nmant:
+        return True
+    # An integer that rounds up to 2^63 has no way back: such are not exact either, or not worth taking.
+    with np.errstate(invalid="ignore"):
+        return bool((np.abs(array) <= 2.0**62).all() and (array.astype(integers.dtype) == integers).all())
+
+
+def _wrong_shape(name: str, came: tuple[int, ...], shape: tuple[int, ...], length: int | None) -> None:
+    expected = ", ".join(["B" if length is None else str(length), *map(str, shape)])
+    if came == shape:
+        remedy = f"a single sample needs a batch dimension too, so pass {name}[None]"
+    elif len(came) == len(shape) + 1 and came[1:] == shape:
+        remedy = "it needs one row for every sample"
+    else:
+        remedy = "the shape of a sample is fixed by the package"
+    raise InputError(f"{name}: expected shape [{expected}], but got {list(came)}; {remedy}.")
+
+
+def finite_rows(array: Floats) -> NDArray[np.bool_]:
+    """[B] bool: which samples hold finite numbers only."""
+    return np.asarray(np.isfinite(array).all(axis=tuple(range(1, array.ndim))))

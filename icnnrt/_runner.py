@@ -1,0 +1,344 @@
+"""The ONNX Runtime sessions of one package, and the weights that all of them share.
+
+Each weight is one OrtValue, injected into a session as it is made (so that nothing is read from the disk, and what
+runs is what was checked) and bound to it by io-binding (so that an update in place is seen by every graph: without
+the binding a session keeps a copy of its own).
+
+Bindings are not thread-safe, so each graph keeps a pool of them and a run borrows one. The same lock makes runs and
+updates of the weights exclude each other: a run never sees half an update.
+"""
+
+import hashlib
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt import _wire
+from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, PackageError, ProviderError
+from icnnrt.package import Package
+
+Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
+
+CPU: Final = "CPUExecutionProvider"
+# The graphs of an icnnrt package are many small operators one after the other: measured, a second thread speeds up
+# nothing below batches of some hundred samples, and its spinning costs a second core. See `load`.
+THREADS: Final = 1
+# 3 = errors. The default, warnings, prints a line on stderr for every weight, because a session may override it.
+LOG_SEVERITY: Final = 3
+
+# role -> inputs and outputs that icnnrt feeds and reads; adjoint.onnx also gives theta_bar.<trainable weight>.
+SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "value": (("x", "y"), ("f", "gradient")),
+    "argmin": (
+        ("x", "y_init"),
+        (
+            "y",
+            "lam",
+            "slopes",
+            "offsets",
+            "cut_points",
+            "lam_history",
+            "energy",
+            "lower_bound",
+            "gap",
+            "residual",
+            "complementarity_history",
+        ),
+    ),
+    "adjoint": (("x", "y", "slopes", "offsets", "cut_points", "lam_history", "y_bar", "depth"), ("x_bar",)),
+}
+THETA_BAR: Final = "theta_bar."
+
+
+def onnxruntime() -> ModuleType:
+    """Import onnxruntime, or say how to install it."""
+    remedy = "install one of pip install 'icnnrt[cpu]' or pip install 'icnnrt[gpu]', never both."
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(f"onnxruntime cannot be imported ({error}); {remedy}") from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        # What is left when the CPU and the GPU package were both installed and one of them is removed.
+        raise MissingDependencyError(
+            "onnxruntime is installed in part only; pip uninstall onnxruntime onnxruntime-gpu, then " + remedy
+        )
+    return onnxruntime
+
+
+class _Graph:
+    """One ONNX file as a session, with its idle bindings and the weights they bind."""
+
+    def __init__(self, session: Any, outputs: tuple[str, ...], weights: Mapping[str, Any], frozen: frozenset[str]):
+        self.session = session
+        self.outputs = outputs
+        self.weights = weights  # overridable, so bound: an update reaches them
+        self.frozen = frozen  # fixed at the export, so an update would not
+        self.idle: list[tuple[Any, str]] = []  # binding, the weights_id it was made for
+
+
+class Runner:
+    """Runs the graphs of one package by role. Thread-safe.
+
+    A session is made when its role is first run: adjoint.onnx costs nothing until a gradient is asked for.
+    """
+
+    def __init__(self, package: Package, providers: Sequence[Provider] | None, threads: int | None) -> None:
+        self._ort = onnxruntime()
+        self.package = package
+        self._providers = _check_providers(self._ort, providers)
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
+        self._threads = THREADS if threads is None else threads
+        # Copies, as the package's arrays are read-only views of its file and updates are made in place.
+        self.weights: dict[str, Any] = {
+            name: self._ort.OrtValue.ortvalue_from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+            for name, array in package.weights.items()
+        }
+        hashes = [package.manifest.weights.sha256, *sorted(g.sha256 for g in package.manifest.graphs.values())]
+        self.weights_id = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+        self._graphs: dict[str, _Graph] = {}
+        self._making = threading.Lock()
+        self._state = threading.Condition()
+        self._running = 0
+        self._updating = False
+        self._closed = False
+
+    @property
+    def provider_names(self) -> tuple[str, ...]:
+        """The execution providers in use, in order of preference; ONNX Runtime always puts the CPU last."""
+        names = [name for name, _ in self._providers]
+        return tuple(names if CPU in names else [*names, CPU])
+
+    def run(
+        self, role: str, feeds: Mapping[str, NDArray[Any]], *, made_with: str | None = None
+    ) -> tuple[dict[str, NDArray[Any]], str]:
+        """Run a graph; return its outputs by name and the id of the weights that were used.
+
+        `made_with` is the id of the weights that the feeds come from; other weights are refused.
+        """
+        graph = self._graph(role)
+        binding, weights_id = self._borrow(graph, made_with)
+        try:
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, np.asarray(array, order="C"))
+            # Anew for every run: outputs that stay bound keep their shape, so the next batch would have to match.
+            for name in graph.outputs:
+                binding.bind_output(name, "cpu")
+            graph.session.run_with_iobinding(binding)
+            values = binding.copy_outputs_to_cpu()
+            binding.clear_binding_outputs()
+        except Exception as error:
+            self._give_back(graph, None)
+            raise IcnnrtError(
+                f"{role}.onnx: onnxruntime failed on a batch of {len(feeds['x'])} ({_first_line(error)}); "
+                "if memory ran out, run smaller batches."
+            ) from error
+        except BaseException:
+            self._give_back(graph, None)
+            raise
+        self._give_back(graph, (binding, weights_id))
+        return dict(zip(graph.outputs, values, strict=True)), weights_id
+
+    def read_weights(self, name: str) -> NDArray[Any]:
+        """A read-only copy of one weight as it is now."""
+        with self._state:
+            while self._updating:
+                self._state.wait()
+            array: NDArray[Any] = np.array(self.weights[name].numpy())
+        array.flags.writeable = False
+        return array
+
+    def update_weights(self, new: Mapping[str, NDArray[Any]]) -> None:
+        """Write new values into the weights, once every run under way is done; later runs use them.
+
+        Raises `InputError` if one is unknown, differs in shape or dtype, or is a constant of some graph; then none
+        has changed.
+        """
+        tensors = self.package.manifest.weights.tensors
+        graphs = [self._graph(role) for role in SIGNATURES]
+        for name, array in new.items():
+            spec = tensors.get(name)
+            if spec is None:
+                raise InputError(f"weights: the package has no weight {name!r}; its weights are {sorted(tensors)}.")
+            if not isinstance(array, np.ndarray) or array.dtype != spec.dtype or array.shape != spec.shape:
+                came = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+                raise InputError(f"weights: expected {spec.dtype}{list(spec.shape)} for {name!r}, but got {came}.")
+            if any(name in graph.frozen for graph in graphs):
+                raise InputError(f"weights: {name!r} was exported as a constant; export it as an overridable weight.")
+        with self._state:
+            while self._updating:
+                self._state.wait()
+            self._updating = True
+            while self._running:
+                self._state.wait()
+        try:
+            for name, array in new.items():
+                self.weights[name].update_inplace(np.ascontiguousarray(array).astype(tensors[name].dtype, copy=False))
+        finally:
+            with self._state:
+                self.weights_id = secrets.token_hex(8)
+                self._updating = False
+                self._state.notify_all()
+
+    def close(self) -> None:
+        """Drop the sessions. Runs under way end well; later ones are refused."""
+        with self._state:
+            self._closed = True
+            for graph in self._graphs.values():
+                graph.idle.clear()
+            self._graphs = {}
+
+    def _borrow(self, graph: _Graph, made_with: str | None) -> tuple[Any, str]:
+        with self._state:
+            while self._updating:
+                self._state.wait()
+            weights_id = self.weights_id
+            self.check_weights(made_with)
+            self._running += 1
+            binding, bound = graph.idle.pop() if graph.idle else (None, "")
+        try:
+            if binding is None:
+                binding = graph.session.io_binding()
+            if bound != weights_id:
+                # On the CPU the binding sees an update by itself; other devices take their copy here.
+                for name, value in graph.weights.items():
+                    binding.bind_ortvalue_input(name, value)
+        except BaseException:
+            self._give_back(graph, None)
+            raise
+        return binding, weights_id
+
+    def _give_back(self, graph: _Graph, binding: tuple[Any, str] | None) -> None:
+        with self._state:
+            if binding is not None and not self._closed:
+                graph.idle.append(binding)
+            self._running -= 1
+            if self._updating:
+                self._state.notify_all()
+
+    def check_weights(self, made_with: str | None) -> None:
+        """Refuse a solution that was computed with other weights than the present ones."""
+        if made_with is not None and made_with != self.weights_id:
+            raise InputError(
+                "solution: expected one that argmin computed with the weights this session has now, but it comes from "
+                "another package or from before an update of the weights; call argmin again."
+            )
+
+    def check_open(self) -> None:
+        """Refuse further use after `close`."""
+        if self._closed:
+            raise IcnnrtError("the session is closed; call icnnrt.load again.")
+
+    def _graph(self, role: str) -> _Graph:
+        self.check_open()
+        graph = self._graphs.get(role)
+        if graph is None:
+            with self._making:
+                graph = self._graphs.get(role)
+                if graph is None:
+                    graph = self._make(role)
+                    self._graphs[role] = graph
+        return graph
+
+    def _make(self, role: str) -> _Graph:
+        data = self.package.graphs[role]
+        file = f"{role}.onnx"
+        names = [tensor.tensor for tensor in _wire.survey(data, file).external]
+        if not self.weights.keys() >= set(names) or len(set(names)) < len(names):
+            raise PackageError(
+                f"{file}: tensors kept in {self.package.manifest.weights.file} should bear the names of weights, each "
+                "once; export the package again."
+            )
+        options = self._ort.SessionOptions()
+        options.log_severity_level = LOG_SEVERITY
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        options.add_external_initializers(names, [self.weights[name] for name in names])
+        wanted = [(name, dict(settings)) for name, settings in self._providers]
+        accelerated = any(name != CPU for name, _ in wanted)
+        try:
+            session = self._ort.InferenceSession(data, options, providers=wanted, enable_fallback=0)
+        except Exception as error:
+            if accelerated:
+                raise ProviderError(
+                    f"providers: onnxruntime cannot run {file} on {[name for name, _ in wanted]} "
+                    f"({_first_line(error)}); check the drivers and options, or use {CPU}."
+                ) from error
+            raise PackageError(
+                f"{self.package.path}: {file}: onnxruntime cannot load it ({_first_line(error)}); "
+                "upgrade onnxruntime, or export the package again."
+            ) from error
+        missing = [name for name, _ in wanted if name not in session.get_providers()]
+        if missing:
+            raise ProviderError(
+                f"providers: {missing[0]} was asked for, but onnxruntime fell back to {session.get_providers()}; "
+                "its libraries or its device are missing on this machine, so install them (onnxruntime prints which) "
+                f"or use {CPU}."
+            )
+        overridable = {node.name for node in session.get_overridable_initializers()}
+        outputs = self._check_signature(role, session, overridable)
+        bound = {name: value for name, value in self.weights.items() if name in overridable}
+        return _Graph(session, outputs, bound, frozenset(names) - overridable)
+
+    def _check_signature(self, role: str, session: Any, overridable: set[str]) -> tuple[str, ...]:
+        """Return the outputs to read, after checking that icnnrt can feed and read this graph."""
+        inputs, outputs = SIGNATURES[role]
+        manifest = self.package.manifest
+        if role == "adjoint":
+            trainable = (name for name, spec in manifest.weights.tensors.items() if spec.trainable)
+            outputs = (*outputs, *(THETA_BAR + name for name in trainable))
+        required = {node.name: node.type for node in session.get_inputs()}
+        given = {node.name for node in session.get_outputs()}
+        wrong = [f"has no input {name}" for name in inputs if name not in required and name not in overridable]
+        wrong += [f"wants an input {name}" for name in required if name not in inputs]
+        wrong += [f"has no output {name}" for name in outputs if name not in given]
+        expected = {"float32": "tensor(float)", "float64": "tensor(double)"}[manifest.dtype]
+        wrong += [
+            f"takes {name} as {kind}, not {expected}"
+            for name, kind in required.items()
+            if name != "depth" and kind != expected
+        ]
+        if wrong:
+            raise PackageError(
+                f"{self.package.path}: {role}.onnx should take {', '.join(inputs)} and give {', '.join(outputs)}, "
+                f"but {wrong[0]}; export the package again."
+            )
+        return outputs
+
+
+def _check_providers(
+    ort: ModuleType, providers: Sequence[Provider] | None
+) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    if providers is None:
+        return ((CPU, {}),)
+    if isinstance(providers, str) or not isinstance(providers, Sequence) or not providers:
+        raise InputError(f"providers: expected a list such as [{CPU!r}], but got {providers!r}.")
+    named: list[tuple[str, Mapping[str, Any]]] = []
+    for provider in providers:
+        name, settings = (provider, {}) if isinstance(provider, str) else _pair(provider)
+        if name not in ort.get_available_providers():
+            raise ProviderError(
+                f"providers: {name} is not in this onnxruntime, which has {', '.join(ort.get_available_providers())}; "
+                "GPU providers come with pip install 'icnnrt[gpu]' in place of 'icnnrt[cpu]'."
+            )
+        named.append((name, settings))
+    return tuple(named)
+
+
+def _pair(provider: object) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(provider, tuple) and len(provider) == 2:
+        name, settings = provider
+        if isinstance(name, str) and isinstance(settings, Mapping):
+            return name, settings
+    raise InputError(f"providers: expected names or pairs (name, options), but one is {provider!r}.")
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return text if len(text) <= 300 else text[:297] + "..."

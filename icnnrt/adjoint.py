@@ -1,0 +1,90 @@
+"""Cotangents through the argmin: θ̄ and x̄ of a loss on y*, from a solution and ȳ = ∂ℓ/∂y*.
+
+    exact   the K-step algorithm is differentiated through every cut point: K small solves, K − 1 Hessian-vector
+            products, then one second-order product. It agrees with finite differences of `argmin` for every energy.
+    prop3   Proposition 3 of Amos, Xu, Kolter (ICML 2017): the cut points are held fixed. Exact for piecewise-linear
+            energies (ReLU); for smooth ones (softplus) off by 2 % and up, however long the solver ran.
+
+θ̄ is a sum over the batch, so one sample whose gradient is no gradient spoils all of it: such are found beforehand.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt._arguments import batch, finite_rows
+from icnnrt.errors import CertificateError, InputError
+from icnnrt.manifest import Manifest
+from icnnrt.solution import Cotangents, Solution
+
+ADJOINTS: Final = ("exact", "prop3")
+ON_UNSAFE: Final = ("raise", "skip")
+NAMED: Final = 3  # how many samples an error names
+
+Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+
+
+def vjp(run: Run, manifest: Manifest, solution: Solution, y_bar: object, *, adjoint: str, on_unsafe: str) -> Cotangents:
+    """Cotangents by the graph adjoint.onnx, which `run` runs; `Session.vjp` documents the arguments."""
+    for argument, value, allowed in (("adjoint", adjoint, ADJOINTS), ("on_unsafe", on_unsafe, ON_UNSAFE)):
+        if value not in allowed:
+            raise InputError(f"{argument}: expected {' or '.join(map(repr, allowed))}, but got {value!r}.")
+    if not isinstance(solution, Solution):
+        raise InputError(
+            f"solution: expected what session.argmin returned, but got {type(solution).__name__}; call argmin first."
+        )
+    ȳ = batch(y_bar, "y_bar", manifest.dtype, manifest.y_shape, length=len(solution))
+    skipped = solution.unsafe(every_model=adjoint == "exact")
+    if on_unsafe == "raise" and skipped.any():
+        raise CertificateError(_unsafe(solution, skipped))
+    bad = ~finite_rows(ȳ) & ~skipped
+    if bad.any():
+        raise InputError(
+            f"y_bar: expected finite numbers, but sample {int(np.argmax(bad))} holds NaN or infinity; "
+            "the loss diverged there, so leave the sample out."
+        )
+    kept = ~skipped
+    x̄ = np.full_like(solution.x, np.nan)
+    if not kept.any():
+        zeros = {
+            name: np.zeros(spec.shape, spec.dtype) for name, spec in manifest.weights.tensors.items() if spec.trainable
+        }
+        return Cotangents(MappingProxyType(zeros), x̄, skipped)
+    part = solution if kept.all() else solution[kept]
+    depth = manifest.solver.iterations if adjoint == "exact" else 1
+    outputs = run(
+        {
+            "x": part.x,
+            "y": part.y,
+            "slopes": part.slopes,
+            "offsets": part.offsets,
+            "cut_points": part.cut_points,
+            "lam_history": part.lam_history,
+            "y_bar": ȳ if kept.all() else ȳ[kept],
+            "depth": np.array(depth, np.int64),
+        }
+    )
+    x̄[kept] = outputs["x_bar"]
+    prefix = "theta_bar."
+    weights = {name.removeprefix(prefix): a for name, a in outputs.items() if name.startswith(prefix)}
+    return Cotangents(weights, x̄, skipped)
+
+
+def _unsafe(solution: Solution, unsafe: NDArray[np.bool_]) -> str:
+    samples = np.flatnonzero(unsafe)
+    reasons = []
+    for i in samples[:NAMED]:
+        if solution.status[i] in (0, 1):  # CONVERGED or GAP, so an earlier model is at fault
+            worst = float(np.nanmax(solution.complementarity_history[i], initial=0.0))
+            reasons.append(f"sample {i}: a model before the last was left with a complementarity of {worst:.1e}")
+        else:
+            reasons.append(solution.advice(int(i)))
+    more = f"; and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
+    return (
+        f"solution: no gradient can be trusted at {len(samples)} of {len(solution)} samples: "
+        f"{'; '.join(reasons)}{more}. "
+        "Pass on_unsafe='skip' to leave them out of the sum, or mend what they say."
+    )

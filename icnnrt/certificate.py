@@ -1,0 +1,137 @@
+"""Residuals, gaps and the verdict on every sample, in plain numpy: the judge of every solver here.
+
+Problem, for B samples: min over y in [0,1]^n of f(y) − H(y). K cuts with slopes G [K, n] and centred offsets e [K]
+give the values v = e + G(y − ½), which for convex f never exceed f.
+
+    dual value     lower_bound = e'λ + ½ 1's − Σ softplus(s),  s = −G'λ,  for any λ on the simplex
+    gap            f(y) − H(y) − lower_bound = [f(y) − max v] + [max v − λ'v]      at y = σ(s)
+
+Both brackets are nonnegative when f is convex. The second is the complementarity of the model, so a gap below the
+complementarity proves that f is not convex. Source of the method: Amos, Xu, Kolter (2017).
+
+`kkt_residuals`, `duality_gap` and `convexity_violation` take handed-out numbers alone, so they check a solver (or
+another runtime's answer) without trusting any figure it reports.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt.reference import evaluate, sigmoid
+from icnnrt.status import Status
+
+Array = NDArray[np.float64]
+Floats = NDArray[Any]  # float32 or float64
+
+# How many units of rounding, eps times the scale of the cuts, an energy may lie below its cuts before it counts as not
+# convex. A network's own rounding error is its depth and width times eps: 1e-4 relative in float32 does happen.
+ROUNDING: Final = 1024.0
+
+
+class Tolerances(NamedTuple):
+    """What counts as solved; both are relative to max(1, |lower_bound|)."""
+
+    gap: float
+    residual: float
+
+
+def unit(lower_bound: Array) -> Array:
+    """max(1, |lower_bound|), [B]: what the tolerances are multiples of."""
+    return np.maximum(1.0, np.abs(lower_bound))
+
+
+def kkt_residuals(slopes: Floats, offsets: Floats, lam: Floats, y: Floats) -> Array:
+    """Stationarity, feasibility and complementarity of (λ, y) for the model max_i v_i − H, recomputed in float64.
+
+        stationarity     max |y − σ(−G'λ)|            the rounding of y, if y came from λ
+        feasibility      max(|1'λ − 1|, max −λ)
+        complementarity  max v − λ'v                  = the duality gap of the model, at y = σ(−G'λ)
+
+    slopes [B, K, n], offsets [B, K] centred, lam [B, K], y [B, n], any float dtype -> [B, 3]. NaN where they hold NaN.
+    """
+    G, e, λ, y64 = _float64(slopes, offsets, lam, y)
+    with np.errstate(invalid="ignore", over="ignore"):
+        s = -np.einsum("bkn,bk->bn", G, λ)
+        v = e + np.einsum("bkn,bn->bk", G, y64 - 0.5)
+        stationarity = np.abs(y64 - sigmoid(s)).max(1)
+        feasibility = np.maximum(np.abs(λ.sum(1) - 1.0), (-λ).max(1))
+        return np.stack([stationarity, feasibility, v.max(1) - (λ * v).sum(1)], axis=1)
+
+
+def duality_gap(energy: Floats, slopes: Floats, offsets: Floats, lam: Floats) -> Array:
+    """energy − e'λ − ½ 1's + Σ softplus(s), s = −G'λ, recomputed in float64: [B].
+
+    energy [B] = f(y) − H(y). No y in the box has an energy smaller by more than this, if the cuts hold (see
+    `convexity_violation`) and λ is on the simplex.
+    """
+    G, e, λ, energy64 = _float64(slopes, offsets, lam, energy)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return energy64 - evaluate(G, e, λ).dual
+
+
+def convexity_violation(slopes: Floats, offsets: Floats, cut_points: Floats) -> Array:
+    """The most by which one cut exceeds the energy at the point of another: max_ij [v_j(y_i) − f(y_i)], [B] >= 0.
+
+    slopes and cut_points [B, K, n], offsets [B, K]. f(y_i) is v_i(y_i), as cut i touches f there. Zero up to rounding
+    (see `rounding`) if f is convex; above it, f is proven not convex. Zero proves nothing about other points.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        v = offsets[:, None, :] + (cut_points - cut_points.dtype.type(0.5)) @ slopes.swapaxes(1, 2)
+        f = np.einsum("bkk->bk", v)
+        return (v.max(2) - f).max(1).astype(np.float64)
+
+
+def rounding(energy: Array, slopes: Floats, offsets: Floats) -> Array:
+    """What rounding may add to a comparison of energies and cuts in the dtype of the slopes: [B].
+
+    1024 eps max(1, |energy|, max_i |e_i| + ½ ‖g_i‖₁): the last is the largest number a cut is summed from.
+    """
+    eps = float(np.finfo(slopes.dtype).eps)
+    with np.errstate(invalid="ignore", over="ignore"):
+        scale = (np.abs(offsets) + 0.5 * np.abs(slopes).sum(2)).max(1)
+        return ROUNDING * eps * np.maximum(np.maximum(1.0, np.abs(energy)), scale)
+
+
+def status_of(
+    x_finite: NDArray[np.bool_],
+    y: Floats,
+    energy: Array,
+    lower_bound: Array,
+    gap: Array,
+    residual: Array,
+    tolerances: Tolerances,
+    *,
+    rounding: Array | float,
+    violation: Array | float = 0.0,
+) -> NDArray[np.int8]:
+    """The `Status` of every sample, [B] int8.
+
+    x_finite [B], y [B, n], energy, lower_bound, gap [B], residual [B, 3]; `rounding` and `violation` [B] as the
+    functions of those names give them. With unit = max(1, |lower_bound|), the first of these that holds:
+
+        NOT_FINITE_INPUT  not x_finite
+        NOT_FINITE        NaN or infinity in y, energy, lower_bound, gap or residual
+        NOT_CONVEX        complementarity − gap > rounding, or violation > rounding
+        SOLVER            max(residual) > tolerances.residual · unit
+        GAP               gap > tolerances.gap · unit
+        CONVERGED
+
+    That order is from worst to best, as whatever stands further down rests on what stands above: a gap means nothing
+    without convexity, a tolerance nothing for NaN.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        scale = unit(lower_bound)
+        # NaN in one term makes the sum NaN, infinity makes it infinite or NaN. Halves do not overflow on their own.
+        total = 0.5 * energy + 0.5 * lower_bound + 0.5 * gap + residual.sum(1)
+        status = np.zeros(len(energy), np.int8)
+        status[gap > tolerances.gap * scale] = Status.GAP
+        status[residual.max(1) > tolerances.residual * scale] = Status.SOLVER
+        status[np.maximum(residual[:, 2] - gap, violation) > rounding] = Status.NOT_CONVEX
+        status[~(np.isfinite(total) & np.isfinite(y).all(1))] = Status.NOT_FINITE
+        status[~x_finite] = Status.NOT_FINITE_INPUT
+    return status
+
+
+def _float64(*arrays: Floats) -> tuple[Array, ...]:
+    return tuple(np.asarray(a, np.float64) for a in arrays)

@@ -1,0 +1,161 @@
+"""What a session hands out: solutions with their certificates, and cotangents. All arrays are read-only."""
+
+import operator
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt import certificate
+from icnnrt.certificate import Tolerances
+from icnnrt.status import Status, advise
+
+Floats = NDArray[Any]  # float32 or float64: the package's dtype
+Array = NDArray[np.float64]
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+class _Frozen:
+    """Read-only arrays and mappings, and pickling, which knows neither."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if isinstance(value, np.ndarray):
+                object.__setattr__(self, name, _read_only(value))
+            elif isinstance(value, Mapping):
+                frozen = {k: _read_only(v) if isinstance(v, np.ndarray) else v for k, v in value.items()}
+                object.__setattr__(self, name, MappingProxyType(frozen))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = (getattr(self, name) for name in self.__slots__)
+        return type(self), tuple(dict(v) if isinstance(v, Mapping) else v for v in values)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Solution(_Frozen):
+    """y* = argmin over y in [0,1]^n of f(x, y) − H(y) for B samples, with the certificate of each.
+
+    K cuts; T is the package's dtype. A sample that was not run (NOT_FINITE_INPUT) is NaN throughout. The length is B;
+    `solution[i]`, a slice or a mask selects samples and gives a Solution of them.
+    """
+
+    x: Floats
+    """[B, *x_shape] T, the contexts as they were run."""
+    y: Floats
+    """[B, n] T, the answer."""
+    lam: Floats
+    """[B, K] T, multipliers λ of the cuts: nonnegative, of sum 1, y = σ(−slopes'λ)."""
+    slopes: Floats
+    """[B, K, n] T, g_i = ∇f(y_i)."""
+    offsets: Floats
+    """[B, K] T, centred: e_i = f(y_i) + g_i'(½ − y_i)."""
+    cut_points: Floats
+    """[B, K, n] T, y_i: the first is where the solver started, the next one the answer with the cuts before it."""
+    lam_history: Floats
+    """[B, K, K] T, row k−1: the multipliers after k cuts, zero beyond the k-th."""
+    energy: Array
+    """[B] float64, f(x, y) − H(y)."""
+    lower_bound: Array
+    """[B] float64, which no energy is below if f is convex in y."""
+    gap: Array
+    """[B] float64, energy − lower_bound: the most that y can be suboptimal by."""
+    residual: Array
+    """[B, 3] float64, KKT residuals of the last model: stationarity, feasibility, complementarity."""
+    complementarity_history: Array
+    """[B, K] float64, complementarity of every model; an exact gradient needs all of them small."""
+    status: NDArray[np.int8]
+    """[B] int8, a `Status` each; `certificate.status_of` says how it is told."""
+    info: Mapping[str, Any]
+    """How it was computed: providers, native (whether compiled kernels ran), iterations, steps, gap_tolerance,
+    residual_tolerance, seconds."""
+    weights_id: str
+    """Which weights it was computed with; a session refuses to differentiate a solution of other weights."""
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """[B] bool: the status is CONVERGED."""
+        return self.status == Status.CONVERGED
+
+    def __getitem__(self, index: Any) -> "Solution":
+        """The samples at `index` (integer, slice, mask or integer array), always with a batch dimension."""
+        if not isinstance(index, slice | np.ndarray | list):
+            at = operator.index(index)
+            if not -len(self) <= at < len(self):
+                raise IndexError(f"sample {at} of {len(self)}")
+            index = [at]
+        values = (getattr(self, field.name) for field in fields(self))
+        return Solution(*(v[index] if isinstance(v, np.ndarray) else v for v in values))
+
+    def advice(self, i: int) -> str:
+        """One sentence with numbers: how sample `i` went and what would make it better."""
+        one, info = self[i], self.info
+        scale = float(certificate.unit(one.lower_bound)[0])
+        below = certificate.convexity_violation(one.slopes, one.offsets, one.cut_points)[0]
+        return f"sample {i}: " + advise(
+            Status(one.status[0]),
+            iterations=info["iterations"],
+            steps=info["steps"],
+            gap=float(one.gap[0]),
+            gap_bound=info["gap_tolerance"] * scale,
+            residual=float(one.residual[0].max()),
+            residual_bound=info["residual_tolerance"] * scale,
+            violation=float(max(below, one.residual[0, 2] - one.gap[0])),
+            dtype=str(self.y.dtype),
+        )
+
+    def summary(self) -> str:
+        """How many samples have which status, and the advice on the first of each kind that did not converge."""
+        counts = Counter(self.status.tolist())
+        head = ", ".join(f"{count} {Status(code).name}" for code, count in sorted(counts.items())) or "no samples"
+        first = [int(np.argmax(self.status == code)) for code in sorted(counts) if code != Status.CONVERGED]
+        return "\n".join([head, *(self.advice(i) for i in first)])
+
+    def __repr__(self) -> str:
+        head = self.summary().partition("\n")[0] if len(self) else "no samples"
+        return f"<Solution of {len(self)} x {self.y.shape[1]}: {head}>"
+
+    def unsafe(self, *, every_model: bool) -> NDArray[np.bool_]:
+        """[B] bool: samples that no gradient should be taken at.
+
+        Those are NOT_FINITE, NOT_FINITE_INPUT, NOT_CONVEX and SOLVER and, with `every_model`, those where any of the
+        K models was left with a complementarity above the tolerance. GAP is safe: what is differentiated is the
+        K-step algorithm itself.
+        """
+        bad: NDArray[np.bool_] = self.status >= Status.SOLVER
+        if every_model:
+            tolerances = Tolerances(self.info["gap_tolerance"], self.info["residual_tolerance"])
+            with np.errstate(invalid="ignore"):
+                bound = tolerances.residual * certificate.unit(self.lower_bound)
+                # Written so that NaN is unsafe.
+                bad = bad | ~(self.complementarity_history <= bound[:, None]).all(1)
+        return bad
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Cotangents(_Frozen):
+    """θ̄ and x̄: the gradient of a loss on y* by the weights and by x."""
+
+    weights: Mapping[str, Floats]
+    """name -> array of the weight's shape and dtype, for every trainable weight; summed over the batch."""
+    x: Floats
+    """[B, *x_shape] in the package's dtype; NaN where `skipped`."""
+    skipped: NDArray[np.bool_]
+    """[B] bool: samples left out of the sum."""
+
+    def __repr__(self) -> str:
+        return f"<Cotangents of {len(self.weights)} weights and {len(self.x)} samples, {self.skipped.sum()} skipped>"

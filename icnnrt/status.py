@@ -1,0 +1,64 @@
+"""What the certificate says about one sample, and what to do about it."""
+
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """The verdict on one sample; 0 is good. `certificate.status_of` says how it is told, and which of two wins."""
+
+    CONVERGED = 0
+    """The duality gap and the residual are within the tolerances: no energy is smaller by more than the gap."""
+    GAP = 1
+    """The gap is above its tolerance: y is feasible and its energy is true, but a smaller energy may exist."""
+    SOLVER = 2
+    """The last model was not solved to its tolerance: y is some point of the box, and gradients are wrong."""
+    NOT_CONVEX = 3
+    """The energy lies below its own cuts, so it is not convex in y here: the lower bound is none."""
+    NOT_FINITE_INPUT = 4
+    """x holds NaN or infinity in the package's dtype. The sample was not run; its answer is NaN."""
+    NOT_FINITE = 5
+    """The energy, its gradient or the answer holds NaN or infinity although x is finite."""
+
+
+def advise(
+    status: Status,
+    *,
+    iterations: int,
+    steps: int,
+    gap: float,
+    gap_bound: float,
+    residual: float,
+    residual_bound: float,
+    violation: float,
+    dtype: str,
+) -> str:
+    """One sentence of advice with the numbers of one sample.
+
+    `gap_bound` and `residual_bound` are what gap and residual had to stay below, `violation` is by how much the
+    energy lies below its own cuts.
+    """
+    match status:
+        case Status.CONVERGED:
+            return f"converged: a gap of {gap:.1e} <= {gap_bound:.1e} and a residual of {residual:.1e}"
+        case Status.GAP:
+            return (
+                f"{iterations} cuts left a gap of {gap:.1e} > {gap_bound:.1e}, so a smaller energy may exist: "
+                f"export with more iterations ({2 * iterations}), or start from a better y_init"
+            )
+        case Status.SOLVER:
+            return (
+                f"{steps} steps left the last model with a residual of {residual:.1e} > {residual_bound:.1e}: "
+                f"export with more steps ({2 * steps}), or scale the energy down if its slopes are far above 1e3"
+            )
+        case Status.NOT_CONVEX:
+            return (
+                f"the energy lies {violation:.1e} below its own cuts, so it is not convex in y and no bound holds: "
+                "make the weights between hidden layers nonnegative and the activations convex, then export again"
+            )
+        case Status.NOT_FINITE:
+            return (
+                f"the energy or its gradient left the range of {dtype}: scale x to what the model was trained on, "
+                "or export it in float64"
+            )
+        case Status.NOT_FINITE_INPUT:
+            return f"x holds NaN or infinity (or a number beyond {dtype}): clean it"
