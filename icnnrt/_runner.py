@@ -25,8 +25,8 @@ from icnnrt.package import Package
 Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
 
 CPU: Final = "CPUExecutionProvider"
-# The graphs of an icnnrt package are many small operators one after the other: measured, a second thread speeds up
-# nothing below batches of some hundred samples, and its spinning costs a second core. See `load`.
+# The graphs of an icnnrt package are many small operators one after the other. Measured on two busy cores with a
+# PICNN of 1836 inputs: a second thread gained nothing at batch 1 and doubled the time at 16 and 128 (it spins).
 THREADS: Final = 1
 # 3 = errors. The default, warnings, prints a line on stderr for every weight, because a session may override it.
 LOG_SEVERITY: Final = 3
@@ -73,11 +73,19 @@ def onnxruntime() -> ModuleType:
 class _Graph:
     """One ONNX file as a session, with its idle bindings and the weights they bind."""
 
-    def __init__(self, session: Any, outputs: tuple[str, ...], weights: Mapping[str, Any], frozen: frozenset[str]):
+    def __init__(
+        self,
+        session: Any,
+        outputs: tuple[str, ...],
+        weights: Mapping[str, Any],
+        frozen: frozenset[str],
+        optional: frozenset[str],
+    ) -> None:
         self.session = session
         self.outputs = outputs
         self.weights = weights  # overridable, so bound: an update reaches them
         self.frozen = frozen  # fixed at the export, so an update would not
+        self.optional = optional  # inputs that have a default, which are bound in another way
         self.idle: list[tuple[Any, str]] = []  # binding, the weights_id it was made for
 
 
@@ -125,7 +133,12 @@ class Runner:
         binding, weights_id = self._borrow(graph, made_with)
         try:
             for name, array in feeds.items():
-                binding.bind_cpu_input(name, np.asarray(array, order="C"))
+                array = np.asarray(array, order="C")
+                if name in graph.optional:
+                    # bind_cpu_input knows required inputs only.
+                    binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
+                else:
+                    binding.bind_cpu_input(name, array)
             # Anew for every run: outputs that stay bound keep their shape, so the next batch would have to match.
             for name in graph.outputs:
                 binding.bind_output(name, "cpu")
@@ -284,7 +297,7 @@ class Runner:
         overridable = {node.name for node in session.get_overridable_initializers()}
         outputs = self._check_signature(role, session, overridable)
         bound = {name: value for name, value in self.weights.items() if name in overridable}
-        return _Graph(session, outputs, bound, frozenset(names) - overridable)
+        return _Graph(session, outputs, bound, frozenset(names) - overridable, frozenset(overridable))
 
     def _check_signature(self, role: str, session: Any, overridable: set[str]) -> tuple[str, ...]:
         """Return the outputs to read, after checking that icnnrt can feed and read this graph."""

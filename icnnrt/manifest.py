@@ -217,6 +217,14 @@ def shape_of(value: object, place: str) -> tuple[int, ...]:
     return shape
 
 
+def context_shape_of(value: object, place: str) -> tuple[int, ...]:
+    """Like `shape_of`, but 0 is a size too: an energy of y alone has x of shape [B, 0]."""
+    shape = listing(integer(0, MAX_ELEMENTS), MAX_RANK)(value, place)
+    if math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
+        wrong(place, f"a shape of at most {MAX_ELEMENTS} elements", value)
+    return shape
+
+
 def decision_shape_of(value: object, place: str) -> tuple[int, ...]:
     shape = shape_of(value, place)
     if len(shape) != 1:
@@ -337,7 +345,7 @@ def _read_manifest(value: object) -> Manifest:
         name=fields.take("name", text),
         producer=fields.take("producer", table(text, 1024)),
         dtype=fields.take("dtype", exactly("float32", "float64")),
-        x_shape=fields.take("x_shape", shape_of),
+        x_shape=fields.take("x_shape", context_shape_of),
         y_shape=fields.take("y_shape", decision_shape_of),
         domain=fields.take("domain", _domain),
         regulariser=fields.take("regulariser", exactly("entropy")),

@@ -19,7 +19,7 @@ exactly these keys:
     name             text
     producer         {text: text}, such as the versions of the tools that wrote the package
     dtype            "float32" or "float64": of x, y and the energy
-    x_shape          [int, ...], per sample
+    x_shape          [int, ...], per sample; [0] for an energy of y alone
     y_shape          [n], per sample
     domain           {"kind": "box", "lower": 0.0, "upper": 1.0}
     regulariser      "entropy"

@@ -39,8 +39,8 @@ def load(
     providers:  ONNX Runtime execution providers in order of preference, each a name or (name, options);
                 by default the CPU. One that is missing is an error, never a silent fallback
     threads:    threads within one operator, 1 by default: the graphs are long chains of small operators, so one core
-                serves a control loop best and several sessions or callers scale over cores. Try more for batches of
-                some hundred samples of a wide network
+                serves a control loop best, and several callers in threads of their own use the others. Measure before
+                raising it: on busy cores a second thread made batches of 128 twice as slow
     strict:     let `argmin` raise when any sample did not converge, unless it is told otherwise
 
     A graph is handed to onnxruntime when it is first used, so this is fast and the first call of each method slow.

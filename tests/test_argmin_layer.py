@@ -95,6 +95,8 @@ def gradients(argmin: BundleEntropyArgmin, x: Tensor, y_bar: Tensor) -> dict[str
 def worst_against_finite_differences(argmin, x, y_bar, found: dict[str, Tensor], h: float = 1e-5) -> float:
     """The largest relative error of the directional derivative along one random direction for each tensor."""
     worst = 0.0
+    # Relative to the tensor's own gradient, or to a hundredth of the largest one: tiny ones drown in the noise of y.
+    floor = 1e-2 * max(gradient.norm().item() for gradient in found.values())
     for i, (name, gradient) in enumerate(found.items()):
         direction = torch.randn(gradient.shape, generator=seeded(100 + i), dtype=F64)
         direction /= direction.norm()
@@ -107,8 +109,8 @@ def worst_against_finite_differences(argmin, x, y_bar, found: dict[str, Tensor],
                 target += sign * h * direction
             values.append((moved.solve(point).y * y_bar).sum().item())
         expected = (values[0] - values[1]) / (2 * h)
-        # Relative to the whole gradient's norm: along one direction the derivative may vanish.
-        worst = max(worst, abs((gradient * direction).sum().item() - expected) / max(gradient.norm().item(), 1e-3))
+        error = abs((gradient * direction).sum().item() - expected)
+        worst = max(worst, error / max(gradient.norm().item(), floor))
     return worst
 
 
@@ -269,17 +271,21 @@ def test_saturated_answers():
 
 # ---------------------------------------------------------------- gradients
 
-# Where solvers are differentiated, K is small enough that the outer gap is still well above rounding: once cut points
-# repeat to the last bits, which of two equal cuts carries λ is decided by rounding, and finite differences see that.
-# For softplus networks of this size that happens from about K = 8.
-DIFFERENTIATED = [("relu", 4), ("relu", 7), ("softplus", 3), ("softplus", 5)]
+# A softplus problem is differentiated while its gap is still well above rounding: once cut points repeat to the last
+# bits, rounding decides which of two equal cuts carries λ, y is good to CONVERGED only, and differences see that.
+# A ReLU problem converges exactly, after 3 to 7 cuts here, and may be differentiated there too.
+DIFFERENTIATED = [("relu", 3), ("relu", 7), ("softplus", 3), ("softplus", 5)]
+
+
+def differentiable_problem(kind, activation):
+    energy = build(kind, activation, y_dim=12, hidden=(16, 16), gain=8.0)
+    return energy, contexts(energy, 3), loss_weights(3, 12)
 
 
 @each_kind
 @pytest.mark.parametrize(("activation", "K"), DIFFERENTIATED)
 def test_exact_is_the_derivative_of_the_algorithm(kind, activation, K):
-    energy = build(kind, activation, gain=4.0)
-    x, y_bar = contexts(energy, 3), loss_weights(3, 3)
+    energy, x, y_bar = differentiable_problem(kind, activation)
     argmin = BundleEntropyArgmin(energy, K)
     if activation == "softplus":
         assert (argmin.solve(x).gap >= 1e-7).all()
@@ -289,8 +295,7 @@ def test_exact_is_the_derivative_of_the_algorithm(kind, activation, K):
 @each_kind
 def test_prop3_is_exact_for_relu_and_only_there(kind):
     for activation, right in (("relu", True), ("softplus", False)):
-        energy = build(kind, activation, gain=4.0)
-        x, y_bar = contexts(energy, 3), loss_weights(3, 3)
+        energy, x, y_bar = differentiable_problem(kind, activation)
         argmin = BundleEntropyArgmin(energy, 4, adjoint="prop3")
         error = worst_against_finite_differences(argmin, x, y_bar, gradients(argmin, x, y_bar))
         assert (error <= FINITE_DIFFERENCES) == right
@@ -329,6 +334,22 @@ def test_gradients_are_those_of_the_reference(kind, activation, adjoint):
         assert (found[name] - gradient).abs().max() <= 1e-8 * (1 + gradient.abs().max()), name
 
 
+@pytest.mark.parametrize("adjoint", ["exact", "prop3"])
+def test_cuts_beyond_convergence_leave_the_gradient(adjoint):
+    """From the 6th cut on every cut point of this ReLU network lies on a kink, to the last bit.
+
+    There only the very pieces the cuts were made of will do: see `_Argmin`.
+    """
+    energy = build(PICNN, "relu", gain=4.0)
+    x, y_bar = contexts(energy, 3), loss_weights(3, 3)
+    expected = gradients(BundleEntropyArgmin(energy, 5, adjoint=adjoint), x, y_bar)
+    for K in (7, 12, 20):
+        argmin = BundleEntropyArgmin(energy, K, adjoint=adjoint)
+        assert argmin.solve(x).gap.abs().max() <= 1e-14
+        for name, gradient in gradients(argmin, x, y_bar).items():
+            assert (gradient - expected[name]).abs().max() <= 1e-10, (K, name)
+
+
 class KKTSolve(torch.autograd.Function):
     """(G, e) -> y, λ-free, differentiated by the dense KKT system of the paper on the active cuts: the third witness.
 
@@ -364,10 +385,9 @@ class KKTSolve(torch.autograd.Function):
 @each_kind
 @pytest.mark.parametrize(("activation", "K"), DIFFERENTIATED)
 def test_exact_equals_autograd_through_the_unrolled_solver(kind, activation, K):
-    energy = build(kind, activation, gain=4.0)
-    x, y_bar = contexts(energy, 3), loss_weights(3, 3)
+    energy, x, y_bar = differentiable_problem(kind, activation)
     x_leaf = x.clone().requires_grad_()
-    y = torch.full((3, 3), 0.5, dtype=F64).requires_grad_()
+    y = torch.full((3, 12), 0.5, dtype=F64).requires_grad_()
     slopes, offsets = [], []
     for _ in range(K):
         f = energy(x_leaf, y)
@@ -467,7 +487,7 @@ def test_a_nan_sample_poisons_only_itself(activation, adjoint):
 
 
 def test_samples_are_independent():
-    for activation, K in (("relu", 8), ("softplus", 5)):
+    for activation, K in (("relu", 5), ("softplus", 5)):
         energy = build(PICNN, activation, y_dim=10, hidden=(16, 16))
         argmin = BundleEntropyArgmin(energy, K)
         x, y_bar = contexts(energy, 128), loss_weights(128, 10)
@@ -478,11 +498,12 @@ def test_samples_are_independent():
             row = slice(b, b + 1)
             alone = gradients(argmin, x[row], y_bar[row])
             assert (argmin.solve(x[row]).y - y[row]).abs().max() <= 1e-12
-            assert (alone.pop("x") - together["x"][row]).abs().max() <= 1e-8
+            # y moves by 1e-15; a cut that is all but inactive multiplies that
+            assert (alone.pop("x") - together["x"][row]).abs().max() <= 1e-7
             for name, g in alone.items():
                 shared[name] += g
         for name, g in shared.items():
-            assert (g - together[name]).abs().max() <= 1e-7, name
+            assert (g - together[name]).abs().max() <= 1e-6, name
 
 
 def test_edge_sizes():

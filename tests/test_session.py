@@ -2,7 +2,7 @@
 
 The energy f(x, y) = Σ_j [(Wx + b)_j y_j + ½ q_j (y_j − ½)²] with K = 1 cut at y_init p:
 
-    g = Wx + b + q(p − ½),  y = σ(−g),  λ = 1,  lower_bound = e − Σ_j [½ g_j + softplus(−g_j)] + ½ Σ_j g_j ...
+    g = Wx + b + q(p − ½),  y = σ(−g),  λ = 1,  c_y = −D ȳ,  θ̄ = ∇θ [c_y' g]
 
 q = 0 makes one cut exact (CONVERGED), q > 0 leaves a gap (GAP), q < 0 is not convex (NOT_CONVEX).
 """
@@ -108,7 +108,6 @@ class Builder:
         graph_outputs = [helper.make_tensor_value_info(*o) for o in outputs]
         graph = helper.make_graph(self.nodes, "g", graph_inputs, graph_outputs, [*tensors, *self.constants])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-        onnx.checker.check_model(onnx.shape_inference.infer_shapes(model))
         return model.SerializeToString()
 
 
@@ -179,6 +178,8 @@ def adjoint_graph(dtype: str, w: dict[str, np.ndarray]) -> bytes:
     points = b("Squeeze", "cut_points", b.constant([1], np.int64))
     b.sum(b("Mul", c, b("Sub", points, b.constant(0.5))), 0, out="theta_bar.curvature")
     b("Reshape", b("MatMul", c, "linear.weight"), b.constant([-1, *X_SHAPE], np.int64), out="x_bar")
+    if dtype == "float64":  # depth may be required or, as in true exports, have a default: one of each is tried
+        b.constants.append(onnx.numpy_helper.from_array(np.array(1, np.int64), "depth"))
     return b.finish(
         [
             ("x", b.T, ["batch", *X_SHAPE]),
@@ -543,7 +544,7 @@ def test_vjp_refuses_or_skips_unsafe_samples(session: icnnrt.Session, dtype: str
 def test_vjp_exact_needs_every_model_solved(session: icnnrt.Session) -> None:
     solution = session.argmin(contexts(2))
     forged = dataclasses.replace(solution, complementarity_history=np.array([[0.0], [0.5]]))
-    with pytest.raises(CertificateError, match="sample 1: a model before the last was left with .* 5.0e-01"):
+    with pytest.raises(CertificateError, match=r"sample 1: a model before the last was left with .* 5.0e-01"):
         session.vjp(forged, np.ones((2, N)))
     assert session.vjp(forged, np.ones((2, N)), on_unsafe="skip").skipped.tolist() == [False, True]
     assert not session.vjp(forged, np.ones((2, N)), adjoint="prop3").skipped.any()
@@ -567,7 +568,7 @@ def test_vjp_refuses_bad_arguments(
 
 
 def test_vjp_refuses_what_is_no_solution(session: icnnrt.Session) -> None:
-    with pytest.raises(InputError, match="solution: expected what session.argmin returned, but got ndarray"):
+    with pytest.raises(InputError, match=r"solution: expected what session.argmin returned, but got ndarray"):
         session.vjp(np.ones((2, N)), np.ones((2, N)))  # type: ignore[arg-type]
 
 
@@ -627,7 +628,7 @@ def test_constants_of_a_frozen_export_run_but_cannot_be_updated(tmp_path: Path) 
     }
     session = icnnrt.load(build(tmp_path / "p.icnn", graphs=graphs))
     np.testing.assert_allclose(session.argmin(contexts(2)).y, truth(w, contexts(2)), atol=TOLERANCE["float32"])
-    with pytest.raises(InputError, match="'linear.bias' was exported as a constant"):
+    with pytest.raises(InputError, match=r"'linear.bias' was exported as a constant"):
         session._update_weights({"linear.bias": np.zeros(N, np.float32)})
 
 
@@ -688,7 +689,7 @@ def test_a_session_says_what_it_is(session: icnnrt.Session, dtype: str) -> None:
     assert session.dtype == np.dtype(dtype)
     assert session.manifest.name == "tiny"
     assert session.path.name == "tiny.icnn"
-    assert repr(session) == f"<Session of tiny, {dtype}: x [2, 2], y [3], CPUExecutionProvider>"
+    assert repr(session) == f"<Session of tiny: x [2, 2], y [3], {dtype}, CPUExecutionProvider>"
 
 
 def test_a_closed_session_refuses(session: icnnrt.Session) -> None:
@@ -702,7 +703,7 @@ def test_a_closed_session_refuses(session: icnnrt.Session) -> None:
         lambda: session.vjp(solution, solution.y),
     ]
     for call in calls:
-        with pytest.raises(IcnnrtError, match="closed; call icnnrt.load again"):
+        with pytest.raises(IcnnrtError, match=r"closed; call icnnrt.load again"):
             call()
 
 
@@ -776,7 +777,7 @@ def test_providers(session: icnnrt.Session, monkeypatch: pytest.MonkeyPatch) -> 
     for providers in ([cpu], [(cpu, {})], None):
         assert icnnrt.load(session.path, providers=providers).argmin(contexts(1)).info["providers"] == (cpu,)
     with pytest.raises(
-        ProviderError, match="providers: NoneExecutionProvider is not in this onnxruntime, which has .*CPU"
+        ProviderError, match=r"providers: NoneExecutionProvider is not in this onnxruntime, which has .*CPU"
     ):
         icnnrt.load(session.path, providers=["NoneExecutionProvider", cpu])
     for wrong in (cpu, [], [3], [(cpu,)], [(cpu, 3)]):
@@ -828,11 +829,9 @@ def test_graphs_that_are_not_what_icnnrt_feeds_are_refused(tmp_path: Path) -> No
     swapped = icnnrt.load(build(tmp_path / "a.icnn", graphs={**good, "argmin": good["value"]}))
     with pytest.raises(PackageError, match=r"argmin.onnx should take x, y_init .*, but has no input y_init"):
         swapped.argmin(contexts(1))
-    wide = {k: v.astype(np.float64) for k, v in w.items()}
     other = icnnrt.load(build(tmp_path / "b.icnn", graphs=good, dtype="float64", weights=w))
     with pytest.raises(PackageError, match=r"takes x as tensor\(float\), not tensor\(double\)"):
         other.argmin(contexts(1))
-    assert wide
     model = onnx.load_from_string(good["argmin"])
     model.graph.node[0].op_type = "NoSuchOperator"
     broken = icnnrt.load(build(tmp_path / "c.icnn", graphs={**good, "argmin": model.SerializeToString()}))

@@ -4,10 +4,9 @@
 from typing import Final
 
 import onnx
-from onnxscript import opset21 as op
 from onnxscript import script
 
-from icnnrt_exporters.solve_spd import DOMAIN, ONE, SolveSPD, double
+from icnnrt_exporters.solve_spd import DOMAIN, ONE, SolveSPD, double, op
 
 HALF: Final = double(0.5)
 TRACE_RIDGE: Final = double(1e-13)

@@ -15,10 +15,9 @@ from typing import Final
 
 import onnx
 from onnxscript import BOOL, INT64, graph, script
-from onnxscript import opset21 as op
 
 from icnnrt.reference import BACKTRACK, EPS, LAM_FLOOR, LOGIT_BOUND, LOGIT_STEP, RELUCTANCE, SLACK_FLOOR
-from icnnrt_exporters.solve_spd import DOMAIN, ONE, InverseSPD, double
+from icnnrt_exporters.solve_spd import DOMAIN, ONE, InverseSPD, double, op
 
 DOUBLE: Final = onnx.TensorProto.DOUBLE
 
@@ -100,6 +99,7 @@ def BundleEntropySolve(slopes, offsets, lam_start, steps: int):
     w = M - v
     w = w + (op.ReduceSum(lam * w, [2], keepdims=1) + op.Constant(value=ROUNDING_START) * (one + op.Abs(M)))
 
+    # An explicit Loop: of a Python loop with several state variables onnxscript 0.7 may mix up the outputs.
     @graph()
     def step(i: INT64, going: BOOL, lam, u, w, s, best_lam, best_gap, unsolved):
         # A = G D G' + diag(w/λ),  P = A⁻¹ − A⁻¹1 1'A⁻¹ / 1'A⁻¹1

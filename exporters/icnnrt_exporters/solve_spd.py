@@ -13,17 +13,18 @@ The functions here and beside are ONNX functions written in onnxscript: Python t
 constants are tensors, because a Python float would be rounded to float32 on the way.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import onnx
-from onnxscript import opset21 as op
-from onnxscript import script
+from onnxscript import opset21, script
 from onnxscript.values import Opset
 
 from icnnrt.package import OP_DOMAIN
 from icnnrt.reference import EPS
 from icnnrt_exporters.versions import OP_VERSION
 
+# Any, because onnxscript's annotations know neither Python's operators nor its numbers.
+op: Any = opset21
 DOMAIN: Final = Opset(OP_DOMAIN, OP_VERSION)
 
 
@@ -84,5 +85,5 @@ def SolveSPD(A, R, I):  # noqa: E741
         S_j = op.Gather(T, pivot, axis=1)  # [B, 1, k]
         d = op.Max(op.Gather(S_j, pivot, axis=2), ridge)
         T = T - T_j * ((S_j - op.Gather(I, pivot, axis=0)) / d)
-    X = op.Slice(T, k, [2**31 - 1], [1]) / scale
+    X = op.Slice(T, k, op.Shape(T, start=1, end=2), [1]) / scale
     return X

@@ -253,9 +253,9 @@ class _Argmin(torch.autograd.Function):
     """The solve, and its adjoint with respect to the context and the weights.
 
     The graphs of f and ∇_y f at the cut points are kept from the solve, not rebuilt in backward. That saves K
-    evaluations, and rebuilding would be wrong: the cut points of a ReLU network soon lie on kinks to the last bit, and a
-    recomputation whose sums run in another order finds other pieces there than the cuts were made of (measured: 1 % of
-    the gradient).
+    evaluations, and rebuilding would be wrong: the cut points of a ReLU network soon lie on kinks to the last bit, and
+    a recomputation whose sums run in another order finds other pieces there than the cuts were made of (measured: 1 %
+    of the gradient).
     """
 
     @staticmethod

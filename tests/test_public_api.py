@@ -1,0 +1,134 @@
+"""Every public name of the runtime is listed here: adding, renaming or dropping one is a decision, not an accident."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import icnnrt
+
+# Classes and functions that each module defines under a name without an underscore. Modules whose own name begins
+# with an underscore are private throughout.
+PUBLIC = {
+    "adjoint": {"vjp"},
+    "certificate": {
+        "Tolerances",
+        "convexity_violation",
+        "duality_gap",
+        "kkt_residuals",
+        "rounding",
+        "status_of",
+        "unit",
+    },
+    "errors": {
+        "CertificateError",
+        "ExportError",
+        "IcnnrtError",
+        "InputError",
+        "MissingDependencyError",
+        "PackageError",
+        "ProviderError",
+    },
+    "manifest": {"Domain", "GraphFile", "Manifest", "OpSet", "SolverSpec", "WeightSpec", "WeightsFile"},
+    "package": {"Package", "weight_layout", "write"},
+    "reference": {
+        "CutCotangents",
+        "Evaluation",
+        "InnerSolution",
+        "Trajectory",
+        "argmin_adjoint",
+        "bundle_entropy_argmin",
+        "bundle_entropy_solve",
+        "evaluate",
+        "implicit_adjoint",
+        "kkt_adjoint",
+        "negative_entropy",
+        "sigmoid",
+        "softplus",
+        "solve_spd",
+    },
+    "session": {"Session", "load"},
+    "solution": {"Cotangents", "Solution"},
+    "status": {"Status", "advise"},
+}
+TOP = {
+    "CertificateError",
+    "Cotangents",
+    "ExportError",
+    "IcnnrtError",
+    "InputError",
+    "MissingDependencyError",
+    "Package",
+    "PackageError",
+    "ProviderError",
+    "Session",
+    "Solution",
+    "Status",
+    "__version__",
+    "load",
+}
+SESSION = {
+    "argmin",
+    "close",
+    "dtype",
+    "manifest",
+    "path",
+    "providers",
+    "value_and_gradient",
+    "vjp",
+    "weights",
+    "weights_id",
+}
+
+MODULES = sorted(m.name for m in pkgutil.iter_modules(icnnrt.__path__) if not m.name.startswith("_"))
+
+
+def defined(name: str) -> dict[str, object]:
+    """The public classes and functions that a module itself defines."""
+    module = importlib.import_module(f"icnnrt.{name}")
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if not key.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module.__name__
+    }
+
+
+def test_the_top_level_names() -> None:
+    assert set(icnnrt.__all__) == TOP
+    assert list(icnnrt.__all__) == sorted(icnnrt.__all__)
+    for name in TOP:
+        assert getattr(icnnrt, name) is not None
+    assert set(dir(icnnrt)) >= TOP
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        icnnrt.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_name_is_known_and_documented(name: str) -> None:
+    assert name in PUBLIC, f"icnnrt.{name} is new: list its public names in PUBLIC, or begin its name with _"
+    found = defined(name)
+    if name == "manifest":  # it shares its checks of JSON values with package; users have no use for those
+        found = {key: value for key, value in found.items() if inspect.isclass(value)}
+    assert set(found) == PUBLIC[name]
+    assert importlib.import_module(f"icnnrt.{name}").__doc__
+    for key in PUBLIC[name]:
+        assert inspect.getdoc(found[key]), f"icnnrt.{name}.{key} has no docstring"
+
+
+def test_the_methods_of_a_session() -> None:
+    found = {name: value for name, value in vars(icnnrt.Session).items() if not name.startswith("_")}
+    assert set(found) == SESSION
+    for name, value in found.items():
+        assert inspect.getdoc(value), f"Session.{name} has no docstring"
+
+
+def test_what_package_offered_before_its_manifest_moved_is_still_there() -> None:
+    from icnnrt import manifest, package
+
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    for name in PUBLIC["manifest"]:
+        assert getattr(package, name) is getattr(manifest, name)
