@@ -50,7 +50,10 @@ SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
             "complementarity_history",
         ),
     ),
-    "adjoint": (("x", "y", "slopes", "offsets", "cut_points", "lam_history", "y_bar", "depth"), ("x_bar",)),
+    "adjoint": (
+        ("x", "y", "slopes", "offsets", "cut_points", "lam_history", "y_bar", "depth"),
+        ("x_bar", "slope_mismatch"),
+    ),
 }
 THETA_BAR: Final = "theta_bar."
 

@@ -52,7 +52,7 @@ def vjp(run: Run, manifest: Manifest, solution: Solution, y_bar: object, *, adjo
         zeros = {
             name: np.zeros(spec.shape, spec.dtype) for name, spec in manifest.weights.tensors.items() if spec.trainable
         }
-        return Cotangents(MappingProxyType(zeros), x̄, skipped)
+        return Cotangents(MappingProxyType(zeros), x̄, skipped, np.zeros_like(skipped))
     part = solution if kept.all() else solution[kept]
     depth = manifest.solver.iterations if adjoint == "exact" else 1
     outputs = run(
@@ -70,7 +70,11 @@ def vjp(run: Run, manifest: Manifest, solution: Solution, y_bar: object, *, adjo
     x̄[kept] = outputs["x_bar"]
     prefix = "theta_bar."
     weights = {name.removeprefix(prefix): a for name, a in outputs.items() if name.startswith(prefix)}
-    return Cotangents(weights, x̄, skipped)
+    at_kink = np.zeros_like(skipped)
+    # Rounding moves a slope by some eps; another face moves it by much more than the root of eps.
+    scale = np.maximum(1.0, np.abs(part.slopes).max((1, 2)))
+    at_kink[kept] = outputs["slope_mismatch"] > np.sqrt(np.finfo(part.slopes.dtype).eps) * scale
+    return Cotangents(weights, x̄, skipped, at_kink)
 
 
 def _unsafe(solution: Solution, unsafe: NDArray[np.bool_]) -> str:

@@ -30,7 +30,7 @@ LOGIT_BOUND = 45.0  # σ(±45) is 0 or 1 to the last bit of float64: logits need
 LOGIT_STEP = 4.0  # the most a logit moves in one step; undamped, saturated problems cycle
 LAM_FLOOR = EPS**2
 SLACK_FLOOR = 1e-3 * EPS
-STEPS = 30  # bound on interior-point steps; 9 are usual, slopes of 1e3 may need all
+STEPS = 60  # bound on interior-point steps: 9 are usual, slopes of 1e3 want up to 60; solved samples stop early
 # Plain predictor-corrector can cycle between two nearly parallel cuts, because v is not linear in the logits.
 # So three step lengths are tried, and a shorter one is taken when it leaves less than half the gap.
 BACKTRACK = np.array([1.0, 0.5, 0.25])

@@ -156,6 +156,10 @@ class Cotangents(_Frozen):
     """[B, *x_shape] in the package's dtype; NaN where `skipped`."""
     skipped: NDArray[np.bool_]
     """[B] bool: samples left out of the sum."""
+    at_kink: NDArray[np.bool_]
+    """[B] bool: samples with a cut at a kink of a ReLU, to the last bit, where the way back met another face of the
+    energy than the cut was made of. Their share is a gradient of that face; elsewhere the energy is smooth and this is
+    False."""
 
     def __repr__(self) -> str:
         return f"<Cotangents of {len(self.weights)} weights and {len(self.x)} samples, {self.skipped.sum()} skipped>"

@@ -234,7 +234,7 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("producer", [], "producer should be a JSON object"),
     ("dtype", "bfloat16", 'dtype should be "float32" or "float64", but is "bfloat16"'),
     ("x_shape", 4, "x_shape should be a list"),
-    ("x_shape", [0], r"x_shape\[0\] should be an integer from 1"),
+    ("x_shape", [-1], r"x_shape\[0\] should be an integer from 0"),
     ("x_shape", [True], r"x_shape\[0\] should be an integer"),
     ("x_shape", [2**16, 2**16], "x_shape should be a shape of at most 2147483648 elements"),
     ("x_shape", [1] * 9, "x_shape should be a list of at most 8"),

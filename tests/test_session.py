@@ -178,6 +178,8 @@ def adjoint_graph(dtype: str, w: dict[str, np.ndarray]) -> bytes:
     points = b("Squeeze", "cut_points", b.constant([1], np.int64))
     b.sum(b("Mul", c, b("Sub", points, b.constant(0.5))), 0, out="theta_bar.curvature")
     b("Reshape", b("MatMul", c, "linear.weight"), b.constant([-1, *X_SHAPE], np.int64), out="x_bar")
+    b("Squeeze", b("ReduceMax", "offsets", b.constant([1], np.int64)), b.constant([1], np.int64), out="unused_maximum")
+    b("Mul", "unused_maximum", b.constant(0.0), out="slope_mismatch")
     if dtype == "float64":  # depth may be required or, as in true exports, have a default: one of each is tried
         b.constants.append(onnx.numpy_helper.from_array(np.array(1, np.int64), "depth"))
     return b.finish(
@@ -193,6 +195,7 @@ def adjoint_graph(dtype: str, w: dict[str, np.ndarray]) -> bytes:
         ],
         [
             ("x_bar", b.T, ["batch", *X_SHAPE]),
+            ("slope_mismatch", b.T, ["batch"]),
             ("theta_bar.linear.weight", b.T, [N, 4]),
             ("theta_bar.linear.bias", b.T, [N]),
             ("theta_bar.curvature", b.T, [N]),

@@ -19,25 +19,31 @@ def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int) -> ir.Graph:
             ē += c_λ,  S_i += λ^(k)_i c_y + c_λi (y_k − y_i)                  for i < k
         θ̄, x̄ = one second-order product of all B·K cut points
 
-    `depth` = K (its default) is exact, 1 is Proposition 3 of Amos, Xu, Kolter (2017). The x path stands once, before
-    the loop; its values serve the loop and the final product.
+    `depth` = K (its default) is exact, 1 is Proposition 3 of Amos, Xu, Kolter (2017). `slope_mismatch` [B] is how far
+    the slopes met on the way back are from the cuts': at a kink of a ReLU, to the last bit, a sum in another order can
+    fall on the other face, and then θ̄ is that face's. The x path stands once, before the loop; its values serve the
+    loop and the final product.
     """
     (*weights, x, cut_points, e_bar_in, seed_in), results, push_nodes, push_constants = dismantle(push.graph, "push")
     (*hvp_inputs, y_k_in, s_in), (hessian_s,), hvp_nodes, hvp_constants = dismantle(hvp.graph, "hvp")
     boundary = [v for v in results if v.name is not None and v.name.startswith("boundary.")]
-    theta_bars = [v for v in results if v not in boundary]
+    (slopes_again,) = (v for v in results if v.name == "slopes_again")
+    cotangents = [v for v in results if v not in boundary and v is not slopes_again]
     assert seed_in.dtype is not None
     T, n = seed_in.dtype, static(seed_in, 2)
-
-    op = Ops("adjoint")
-    before, after = split(push_nodes, [cut_points, e_bar_in, seed_in])
-    op.extend(before)
 
     y = value("y", T, ["batch", n])
     slopes, offsets = value("slopes", T, ["batch", K, n]), value("offsets", T, ["batch", K])
     lam_history, y_bar = value("lam_history", T, ["batch", K, K]), value("y_bar", T, ["batch", n])
     depth = value("depth", INT64, [])
     depth.const_value = ir.tensor(K, dtype=INT64, name="depth")
+
+    # Energy and slopes at the cut points wait for nothing; their pull-back waits for what the loop finds.
+    op = Ops("adjoint")
+    shapes_from(push_nodes, e_bar_in, offsets)
+    shapes_from(push_nodes, seed_in, slopes)
+    before, after = split(push_nodes, [e_bar_in, seed_in])
+    op.extend(before)
 
     zero, one, two = op.constant([0]), op.constant([1]), op.constant([2])
     K_value, one_scalar, K_minus_1 = op.constant(K), op.constant(1), op.constant(K - 1)
@@ -87,6 +93,10 @@ def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int) -> ir.Graph:
     replace(after, {e_bar_in: e_bar_all, seed_in: seed_all})
     op.extend(after)
 
+    # How far the slopes met on the way back are from those of the cuts.
+    apart = op("Abs", op("Sub", op("Reshape", slopes_again, op("Shape", slopes)), slopes))
+    mismatch = describe(op("ReduceMax", apart, op.constant([1, 2]), keepdims=0), "slope_mismatch", T, ["batch"])
+
     constants = [*numbered([*push_constants, *hvp_constants, *op.constants]), depth]
     inputs = [x, y, slopes, offsets, cut_points, lam_history, y_bar, depth, *weights]
-    return ir.Graph(inputs, theta_bars, nodes=op.nodes, initializers=constants, name="adjoint")
+    return ir.Graph(inputs, [*cotangents, mismatch], nodes=op.nodes, initializers=constants, name="adjoint")

@@ -33,22 +33,21 @@ def BundleEntropyAdjoint(slopes, offsets, lam, y_bar):
     e = op.Unsqueeze(op.Cast(offsets, to=DOUBLE), [1])
     row = op.Unsqueeze(op.Cast(lam, to=DOUBLE), [1])
     ybar = op.Unsqueeze(op.Cast(y_bar, to=DOUBLE), [1])
-    Gt = op.Transpose(G, perm=[0, 2, 1])
+    N = -op.Transpose(G, perm=[0, 2, 1])  # −G', for the reason given in bundle_entropy_solve
     k = op.Shape(slopes, start=1, end=2)
     I = op.EyeLike(op.ConstantOfShape(op.Concat(k, k, axis=0)), dtype=DOUBLE)  # noqa: E741
 
     E = op.Exp(row @ G)  # e^−s with s = −G'λ; e^−s / (1 + e^−s)² would be inf / inf where e^−s overflows
     y = op.Reciprocal(one + E)
     D = y * op.Reciprocal(one + op.Reciprocal(E))
-    v = e + (y - half) @ Gt
+    v = e + (half - y) @ N
     w = op.ReduceMax(v, [2], keepdims=1) - v
     q = op.Sqrt(row)
-    qG = G * op.Transpose(q, perm=[0, 2, 1])
-    qSq = (qG * D) @ op.Transpose(qG, perm=[0, 2, 1])
+    qSq = -((G * op.Transpose(q, perm=[0, 2, 1]) * D) @ (N * q))
     trace = op.ReduceSum(qSq * I, [1, 2], keepdims=1)
     delta = op.Constant(value=TRACE_RIDGE) * trace + op.Constant(value=SMALLEST_RIDGE)
     A = qSq + (w + delta) * I
-    r = -((D * ybar) @ Gt)
+    r = (D * ybar) @ N
     X0, X1 = op.Split(SolveSPD(A, op.Concat(q * r, q, axis=1), I), axis=1, num_outputs=2)
     qX0 = op.ReduceSum(q * X0, [2], keepdims=1)
     qX1 = op.ReduceSum(q * X1, [2], keepdims=1)

@@ -75,7 +75,8 @@ def BundleEntropySolve(slopes, offsets, lam_start, steps: int):
     reluctance = op.Constant(value=STEP_RELUCTANCE)
 
     G = op.Cast(slopes, to=DOUBLE)
-    Gt = op.Transpose(G, perm=[0, 2, 1])
+    # −G', since ONNX Runtime up to 1.21 fuses a bare transpose and a product of doubles into one it has no kernel for.
+    N = -op.Transpose(G, perm=[0, 2, 1])
     e = op.Unsqueeze(op.Cast(offsets, to=DOUBLE), [1])
     k = op.Shape(slopes, start=1, end=2)
     I = op.EyeLike(op.ConstantOfShape(op.Concat(k, k, axis=0)), dtype=DOUBLE)  # noqa: E741
@@ -87,14 +88,14 @@ def BundleEntropySolve(slopes, offsets, lam_start, steps: int):
     lam = op.Unsqueeze(lam_mixed / op.ReduceSum(lam_mixed, [1], keepdims=1), [1])
     bound = op.Where(op.Equal(k_prev, [0]), op.Constant(value=COLD_LOGIT), op.Constant(value=WARM_LOGIT))
     s = -(lam @ G)
-    v = e + (op.Reciprocal(one + op.Exp(-s)) - half) @ Gt
+    v = e + (half - op.Reciprocal(one + op.Exp(-s))) @ N
     best_gap = op.ReduceMax(v, [2], keepdims=1) - op.ReduceSum(lam * v, [2], keepdims=1)
     enough = op.Constant(value=ROUNDING_ENOUGH) * (one + op.ReduceMax(op.Abs(v), [2], keepdims=1))
     unsolved = best_gap > enough  # false for NaN: such a sample holds up nobody
 
     # u = clip(s, ±bound);  w = M − v + δ with M = max v, δ = λ'(M − v) + 10 eps (1 + |M|)
     u = op.Max(op.Min(s, bound), -bound)
-    v = e + (op.Reciprocal(one + op.Exp(-u)) - half) @ Gt
+    v = e + (half - op.Reciprocal(one + op.Exp(-u))) @ N
     M = op.ReduceMax(v, [2], keepdims=1)
     w = M - v
     w = w + (op.ReduceSum(lam * w, [2], keepdims=1) + op.Constant(value=ROUNDING_START) * (one + op.Abs(M)))
@@ -106,12 +107,12 @@ def BundleEntropySolve(slopes, offsets, lam_start, steps: int):
         E = op.Exp(-u)
         y = op.Reciprocal(one + E)
         D = E * y * y  # σ(u) σ(−u); |u| <= 45 keeps E finite
-        A_inv = InverseSPD((G * D) @ Gt + I * (w / lam), I)
+        A_inv = InverseSPD(I * (w / lam) - (G * D) @ N, I)
         A_inv_1 = op.ReduceSum(A_inv, [1], keepdims=1)
         P = A_inv - op.Transpose(A_inv_1, perm=[0, 2, 1]) * (A_inv_1 / op.ReduceSum(A_inv_1, [2], keepdims=1))
         # r = r_d − w = v − G(D∘r_u) up to a constant;  r_u = u + G'λ
         r_u = u - s
-        r = e + (y - half - D * r_u) @ Gt
+        r = e + (half - y + D * r_u) @ N
         r = r - op.ReduceMax(r, [2], keepdims=1)
         c = lam * w
         mu = op.ReduceMean(c, [2], keepdims=1)
@@ -137,7 +138,7 @@ def BundleEntropySolve(slopes, offsets, lam_start, steps: int):
         moved = op.Max(lam + lengths * d_lam, lam_smallest)
         trial = moved / op.ReduceSum(moved, [2], keepdims=1)
         trial_slope = trial @ G  # −s
-        trial_v = e + (op.Reciprocal(one + op.Exp(trial_slope)) - half) @ Gt
+        trial_v = e + (half - op.Reciprocal(one + op.Exp(trial_slope))) @ N
         trial_gap = op.ReduceMax(trial_v, [2], keepdims=1) - op.ReduceSum(trial * trial_v, [2], keepdims=1)
         chosen = op.ArgMin(trial_gap * reluctance, axis=1, keepdims=1)
         alpha = op.GatherND(lengths, chosen, batch_dims=1)
@@ -163,7 +164,7 @@ def BundleEntropySolve(slopes, offsets, lam_start, steps: int):
 
     slope = best_lam @ G  # −s
     y_best = op.Reciprocal(one + op.Exp(slope))
-    v_best = e + (y_best - half) @ Gt
+    v_best = e + (half - y_best) @ N
     gap_best = op.ReduceMax(v_best, [2], keepdims=1) - op.ReduceSum(best_lam * v_best, [2], keepdims=1)
     poison = op.Constant(value=ZERO) * gap_best  # NaN where any cut is NaN or infinite, else 0
     # ½ s − softplus(s) = −(½|s| + log(1 + e^−|s|)), which does not cancel for large |s|

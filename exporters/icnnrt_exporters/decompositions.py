@@ -65,6 +65,11 @@ def softplus_backward(grad_output: Tensor, x: Tensor, beta: float, threshold: fl
     return slope if threshold >= 37 else torch.where(z > threshold, grad_output, slope)
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^−x) in float64: ONNX Runtime's own Sigmoid is 1 − 1/(1 + e^x) there and loses the lower tail."""
+    return torch.reciprocal(1.0 + torch.exp(-x)) if x.dtype == torch.float64 else NotImplemented
+
+
 def expm1(x: Tensor) -> Tensor:
     """e^x − 1 as 2 tanh(x/2) / (1 − tanh(x/2)), which does not cancel near 0, unlike Exp and Sub."""
     t = torch.tanh(x * 0.5)
@@ -79,4 +84,5 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table[aten.softplus.default] = softplus
     table[aten.softplus_backward.default] = softplus_backward
     table[aten.expm1.default] = expm1
+    table[aten.sigmoid.default] = sigmoid
     return table

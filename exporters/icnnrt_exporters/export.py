@@ -71,6 +71,12 @@ def export(
     """
     path = Path(path)
     _check_examples(x_example, y_example)
+    for weight, parameter in energy.named_parameters():
+        if parameter.dtype != x_example.dtype:
+            raise ExportError(
+                f"energy: {weight} is {parameter.dtype}, but x_example {x_example.dtype}; convert the model with "
+                ".float() or .double(), or the examples"
+            )
     if path.exists() and not overwrite:
         raise ExportError(f"path: {path} is there already; pass overwrite=True to replace it, or choose another")
     training = energy.training
@@ -108,6 +114,11 @@ def _check_examples(x_example: Tensor, y_example: Tensor) -> None:
                 f"{argument}: expected at least one sample with a leading batch dimension, got shape "
                 f"{tuple(example.shape)}; pass {argument}[None] for a single sample"
             )
+    if x_example.dtype != y_example.dtype:
+        raise ExportError(
+            f"y_example: expected one dtype for x, y and the weights, got {y_example.dtype} beside x_example's "
+            f"{x_example.dtype}; convert both to the dtype of the model"
+        )
     if y_example.dim() != 2:
         raise ExportError(f"y_example: expected shape [B, n], got {tuple(y_example.shape)}; flatten y in the forward")
 
@@ -221,7 +232,7 @@ def _write_checked(
         package.write(
             target,
             name=name,
-            dtype=dtype,  # type: ignore[arg-type]
+            dtype=dtype,
             x_shape=tuple(x_example.shape[1:]),
             y_shape=tuple(y_example.shape[1:]),
             solver=package.SolverSpec(

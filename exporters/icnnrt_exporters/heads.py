@@ -89,12 +89,13 @@ def hessian_vector_product(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
 
 
 def cut_vjp(energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequence[str]) -> Head:
-    """θ, x, cut points Y [B, K, n], ē [B, K], seeds S [B, K, n] -> θ̄, x̄, boundary.
+    """θ, x, cut points Y [B, K, n], ē [B, K], seeds S [B, K, n] -> θ̄, x̄, slopes, boundary.
 
         θ̄ = Σ_b Σ_i ∇θ [ ē_bi f(x_b, y_bi; θ) + s_bi' ∇_y f(x_b, y_bi; θ) ]
 
     and x̄ likewise. All B·K cut points go through one second-order product; the x path is computed once for B samples,
-    forward and backward. It also returns the boundary, so that the same computation serves the recursion.
+    forward and backward. It also returns the boundary, so that the same computation serves the recursion, and the
+    slopes ∇_y f [B·K, n] it found, which tell whether it met the same faces of f as the cuts did.
     """
     names, crossing = list(energy.theta), boundary_names(energy)
     B, n = y.shape
@@ -114,11 +115,11 @@ def cut_vjp(energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequen
                 return f.sum(), f
 
             gradient, f = grad(total, has_aux=True)(y_flat)
-            return (e_flat * f).sum() + (s_flat * gradient).sum(), tuple(c)
+            return (e_flat * f).sum() + (s_flat * gradient).sum(), (gradient, *c)
 
         moving = {name: theta[name] for name in trainable}
-        (theta_bar, x_bar), c = grad(pushed, argnums=(0, 1), has_aux=True)(moving, x)
-        return (*(theta_bar[name] for name in trainable), x_bar, *c)
+        (theta_bar, x_bar), (slopes, *c) = grad(pushed, argnums=(0, 1), has_aux=True)(moving, x)
+        return (*(theta_bar[name] for name in trainable), x_bar, slopes, *c)
 
     inputs = [
         *_theta(energy),
@@ -127,7 +128,7 @@ def cut_vjp(energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequen
         Input("offset_bar", y.new_zeros(B, K), 0),
         Input("seed", y.new_zeros(B, K, n), 0),
     ]
-    return _trace(head, inputs, [*(f"theta_bar.{name}" for name in trainable), "x_bar", *crossing])
+    return _trace(head, inputs, [*(f"theta_bar.{name}" for name in trainable), "x_bar", "slopes_again", *crossing])
 
 
 def _theta(energy: EnergyGraph) -> list[Input]:

@@ -132,7 +132,7 @@ def train(
         for rows in torch.randperm(len(x), generator=generator).split(batch_size):
             loss = torch.nn.functional.mse_loss(layer(x[rows]), y[rows])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             network.project_()
             schedule.step()

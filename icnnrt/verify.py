@@ -1,0 +1,464 @@
+"""Checks of a package by what it does: each one compares two ways to the same number, none needs torch.
+
+    package       sizes, hashes and the structure of every file (`Package.open`)
+    nonnegative   the smallest entry of the weights that must be >= 0 for f to be convex in y
+    gradient      g = ∇_y f against differences, by the subgradient inequality, which holds at kinks too
+    convexity     f at the middle of a segment against the mean of its ends
+    argmin        y* and its energy against `icnnrt.reference`, run in float64 around the package's own value graph
+    certificate   energy, gap and KKT residuals, recomputed
+    lower bound   against every energy seen, random points included
+    adjoint       x̄ and θ̄ against central differences of the K-step argmin
+    status        how many samples have which status
+
+A check judges the worst sample against that sample's own bound, except for the adjoint: the K-step argmin of a
+piecewise-linear energy has kinks in x and θ, a difference that straddles one is not a derivative, and so the median
+over the samples is judged there.
+
+Differences of rounded numbers need steps and bounds that suit the dtype; `_FLOATING` holds them, with reasons.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt import certificate, reference
+from icnnrt._arguments import batch, finite_rows
+from icnnrt._runner import Provider
+from icnnrt.errors import InputError
+from icnnrt.manifest import Manifest
+from icnnrt.package import Package
+from icnnrt.session import Session, load
+from icnnrt.solution import Solution
+from icnnrt.status import Status
+
+Array = NDArray[np.float64]
+Verdict = Literal["pass", "fail", "skipped"]
+
+MAX_SAMPLES: Final = 1 << 16
+DIRECTIONS: Final = 4  # directions, segments and random points for every sample
+ADJOINT_SAMPLES: Final = 16  # θ̄ of one sample takes a run of its own, so only this many are tried
+WEIGHT_DIRECTIONS: Final = 2
+CURVATURE_ITERATIONS: Final = 12
+CURVATURE_STEP: Final = 0.05
+
+
+class _Floating(NamedTuple):
+    """What differences in one dtype can tell."""
+
+    gradient_steps: tuple[float, ...]
+    """Steps h along y. Every one gives a valid bracket: a short one is narrow, a long one is little disturbed by the
+    rounding of f, which counts divided by h."""
+    y: float
+    """What y* may differ by from the reference where the gap would allow less: the order of sums, magnified by K
+    solves."""
+    energy: float
+    """The same for the energy, relative to max(1, |energy|)."""
+    adjoint_steps: tuple[float, ...]
+    """Steps along x and θ, relative to their size; the difference that comes nearest counts. The longest is the cube
+    root of the rounding of y*; in float32 many samples of a piecewise-linear energy straddle kinks with it, and the
+    shorter ones, though noisier, do not."""
+    adjoint: float
+    """The relative error the median may have: truncation and rounding at those steps, with a margin of 10 or more."""
+    y_noise: float
+    """Rounding of an entry of y*, which a difference divides by the step."""
+
+
+_FLOATING: Final = {
+    "float64": _Floating((1e-2, 1e-4, 1e-6), 1e-6, 1e-9, (1e-5, 1e-6), 1e-3, 1e-12),
+    "float32": _Floating((1e-1, 1e-2, 1e-3), 1e-3, 1e-4, (1e-2, 1e-3), 1e-1, 1e-7),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: `figure` should not be above `bound` (for `nonnegative`: not below)."""
+
+    name: str
+    figure: float | None
+    bound: float | None
+    verdict: Verdict
+    detail: str
+    """One line: what the figure is, or why the check was skipped."""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found."""
+
+    package: str
+    name: str
+    dtype: str
+    samples: int
+    seed: int
+    source: str
+    """Where x came from: "data" or "random"."""
+    checks: tuple[Check, ...]
+    status: dict[str, int]
+    """How many samples have which status."""
+
+    @property
+    def passed(self) -> bool:
+        """No check failed; skipped ones count as neither."""
+        return all(check.verdict != "fail" for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def verify(
+    path: str | os.PathLike[str],
+    x: object = None,
+    *,
+    samples: int = 64,
+    seed: int = 0,
+    providers: Sequence[Provider] | None = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> VerifyReport:
+    """Check the package at `path` on contexts x, and return every figure with its bound and verdict.
+
+    x:         [B, *x_shape]; real data, of which at most `samples` are drawn. Without it x is standard normal, which
+               may be unlike anything the model was trained on
+    samples:   how many contexts
+    seed:      of all random numbers; equal seeds give equal figures
+    providers, threads: as for `icnnrt.load`
+    progress:  called with a line of text at each stage
+
+    Raises `PackageError` for a package that cannot be opened at all, `InputError` for x of the wrong shape or without
+    a finite sample.
+    """
+    for argument, value, low, high in (("samples", samples, 1, MAX_SAMPLES), ("seed", seed, 0, 2**63 - 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise InputError(f"{argument}: expected an integer from {low} to {high}, but got {value!r}.")
+    progress("hashes and structure")
+    package = Package.open(path)
+    manifest = package.manifest
+    checks = [
+        Check("package", 0.0, 0.0, "pass", f"{len(manifest.graphs) + 2} files agree with the manifest"),
+        _nonnegative(package),
+    ]
+    rng = np.random.default_rng(seed)
+    X = _contexts(manifest, x, samples, rng)
+    with load(package, providers=providers, threads=threads) as session:
+        trial = _Trial(session, X, rng)
+        progress("gradient")
+        checks.append(trial.gradient())
+        progress("convexity")
+        checks.append(trial.convexity())
+        progress("argmin against the reference")
+        solution = session.argmin(X)
+        checks += trial.against_reference(solution)
+        progress("adjoint by x")
+        checks.append(trial.adjoint_by_x(solution))
+        progress("adjoint by the weights")
+        checks.append(trial.adjoint_by_weights(solution))
+    counts = Counter(Status(int(code)).name for code in solution.status)
+    checks.append(_status(solution, counts))
+    return VerifyReport(
+        str(package.path),
+        manifest.name,
+        manifest.dtype,
+        len(X),
+        seed,
+        "random" if x is None else "data",
+        tuple(checks),
+        dict(counts),
+    )
+
+
+def _contexts(manifest: Manifest, x: object, samples: int, rng: np.random.Generator) -> NDArray[Any]:
+    if x is None:
+        return rng.standard_normal((samples, *manifest.x_shape)).astype(manifest.dtype)
+    X = batch(x, "x", manifest.dtype, manifest.x_shape)
+    X = X[finite_rows(X)]
+    if not len(X):
+        raise InputError("x: expected at least one sample without NaN and infinity, but got none; clean the data.")
+    return X[np.sort(rng.permutation(len(X))[:samples])]
+
+
+def _nonnegative(package: Package) -> Check:
+    marked = [name for name, spec in package.manifest.weights.tensors.items() if spec.nonnegative]
+    entries = [float(package.weights[name].min()) for name in marked if package.weights[name].size]
+    if not entries:
+        return Check("nonnegative", None, 0.0, "skipped", "no weight is marked nonnegative; convexity is tried instead")
+    detail = f"the smallest entry of {len(marked)} weights marked nonnegative"
+    return Check("nonnegative", min(entries), 0.0, "pass" if min(entries) >= 0 else "fail", detail)
+
+
+def _status(solution: Solution, counts: Counter[str]) -> Check:
+    # GAP is an honest answer with its certificate; what is worse than that is no answer.
+    useless = int((solution.status >= Status.SOLVER).sum())
+    detail = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda c: Status[c[0]]))
+    if useless:
+        first = int(np.argmax(solution.status >= Status.SOLVER))
+        detail += f"; {solution.advice(first)}"
+    return Check("status", useless / len(solution), 0.0, "fail" if useless else "pass", detail)
+
+
+def _worst(name: str, figure: Array, bound: Array, what: str) -> Check:
+    """Judge every sample against its own bound, and show the one that comes nearest to it or goes furthest beyond."""
+    if not figure.size:
+        return Check(name, None, None, "skipped", "no sample has a finite answer")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(figure <= bound, np.where(bound > 0, figure / bound, 0.0), np.inf)
+        excess = np.where(np.isfinite(figure), figure - bound, np.inf)  # NaN is the worst of all
+    at = int(np.argmax(excess) if np.isinf(ratio).any() else np.argmax(ratio))
+    good = bool((figure <= bound).all())
+    return Check(name, float(figure[at]), float(bound[at]), "pass" if good else "fail", what)
+
+
+class _Trial:
+    """One session and the contexts it is tried on."""
+
+    def __init__(self, session: Session, X: NDArray[Any], rng: np.random.Generator) -> None:
+        self.session = session
+        self.X = X
+        self.rng = rng
+        self.n = session.manifest.y_shape[0]
+        self.floating = _FLOATING[session.manifest.dtype]
+
+    def f(self, y: Array, X: NDArray[Any] | None = None) -> tuple[Array, Array]:
+        """f and ∇_y f by the package's own value graph, from and to float64."""
+        f, g = self.session.value_and_gradient(self.X if X is None else X, y.astype(self.session.dtype))
+        return f.astype(np.float64), g.astype(np.float64)
+
+    def noise(self, f: Array, g: Array) -> Array:
+        """What rounding may add to f, as in the verdict on a sample: [B]."""
+        slopes = g[:, None, :].astype(self.session.dtype)
+        return certificate.rounding(np.abs(f), slopes, f[:, None])
+
+    # --- The energy ------------------------------------------------------------------------------
+
+    def gradient(self) -> Check:
+        """min(φ⁻, φ⁺) <= g'd <= max(φ⁻, φ⁺) with the one-sided differences φ⁻ = (φ(0) − φ(−h))/h, φ⁺ likewise.
+
+        For convex φ(t) = f(y + t d) that is the subgradient inequality, true for every h > 0, at kinks too.
+        """
+        B, n, steps = len(self.X), self.n, self.floating.gradient_steps
+        room = max(steps)
+        outside, allowed, width, size = [], [], [], []
+        for _ in range(DIRECTIONS):
+            # y in the dtype first, so that y, y + h d and y − h d lie on one line as nearly as they can.
+            y = (room + (1 - 2 * room) * self.rng.random((B, n))).astype(self.session.dtype).astype(np.float64)
+            d = self.rng.standard_normal((B, n))
+            d /= np.abs(d).max(1, keepdims=True)
+            f, g = self.f(y)
+            noise = self.noise(f, g)
+            for h in steps:
+                # What the dtype makes of the step, so that the rounding of y does not count.
+                forth, back = ((y + t * d).astype(self.session.dtype).astype(np.float64) - y for t in (h, -h))
+                rise = self.f(y + forth)[0] - f - (g * forth).sum(1)
+                fall = self.f(y + back)[0] - f - (g * back).sum(1)
+                # The subgradient inequality says rise >= 0 and fall >= 0; where f is concave along d, both are <= 0.
+                # g is none of f's slopes if one is positive and the other negative.
+                outside.append(np.minimum(np.maximum(rise, fall), -np.minimum(rise, fall)) / h)
+                allowed.append(2 * noise / h)
+                width.append(np.abs(rise + fall) / h)
+                size.append(np.abs((g * d).sum(1)))
+        outside_all = np.maximum(np.concatenate(outside), 0.0)
+        brackets = np.min(np.reshape(width, (DIRECTIONS, len(steps), B)), axis=1)
+        what = (
+            f"g'd beyond its one-sided differences, whose median bracket is {np.median(brackets):.1e} wide at "
+            f"|g'd| = {np.median(size):.1e}"
+        )
+        return _worst("gradient", outside_all, np.concatenate(allowed), what)
+
+    def convexity(self) -> Check:
+        """f((a + b)/2) <= (f(a) + f(b))/2 for a, b in the box: random points, corners, and where it bends down most."""
+        B, n, count = len(self.X), self.n, 0
+        excess, allowed = [], []
+        for _ in range(DIRECTIONS):
+            y = self.rng.random((B, n))
+            d = self._least_curved(y)
+            # As far as the box reaches both ways, and a tenth of that.
+            reach = np.where(d >= 0, 1 - y, y) / np.maximum(np.abs(d), 1e-12)
+            back = np.where(d >= 0, y, 1 - y) / np.maximum(np.abs(d), 1e-12)
+            t = np.minimum(reach, back).min(1, keepdims=True) * d
+            corners = np.round(self.rng.random((2, B, n)))
+            segments = [self.rng.random((2, B, n)), corners, (y - t, y + t), (y - 0.1 * t, y + 0.1 * t)]
+            for a, b in segments:
+                found, noise = self._above_chord(np.clip(a, 0.0, 1.0), np.clip(b, 0.0, 1.0))
+                excess.append(found)
+                allowed.append(noise)
+            count += len(segments)
+        what = f"f at the middle above the mean of the ends, {count} segments a sample"
+        return _worst("convexity", np.concatenate(excess), np.concatenate(allowed), what)
+
+    def _above_chord(self, a: Array, b: Array) -> tuple[Array, Array]:
+        """max(0, f((a + b)/2) − (f(a) + f(b))/2) and what rounding may make of it, [B] each."""
+        T = self.session.dtype
+        a, b = a.astype(T).astype(np.float64), b.astype(T).astype(np.float64)
+        (f_a, g_a), (f_b, g_b), (f_m, g_m) = self.f(a), self.f(b), self.f((a + b) / 2)
+        noise = np.max([self.noise(f_a, g_a), self.noise(f_b, g_b), self.noise(f_m, g_m)], axis=0)
+        return np.maximum(f_m - (f_a + f_b) / 2, 0.0), 2 * noise
+
+    def _least_curved(self, y: Array) -> Array:
+        """Directions d [B, n] of small, if possible negative, d'∇²f(y)d: the power method on c − ∇²f.
+
+        A random direction misses one negative eigenvalue among many positive ones. The Hessian is told by differences
+        of g over a wide step, so kinks show as curvature too. It only chooses where to look: it convicts nobody.
+        """
+        d = self.rng.standard_normal(y.shape)
+        c = np.zeros((len(y), 1))
+        for _ in range(CURVATURE_ITERATIONS):
+            d /= np.linalg.norm(d, axis=1, keepdims=True)
+            bend = (self.f(y + CURVATURE_STEP * d)[1] - self.f(y - CURVATURE_STEP * d)[1]) / (2 * CURVATURE_STEP)
+            bend = np.where(np.isfinite(bend), bend, 0.0)
+            c = np.maximum(c, np.linalg.norm(bend, axis=1, keepdims=True))
+            step = c * d - bend
+            d = np.where(np.linalg.norm(step, axis=1, keepdims=True) > 0, step, d)
+        return d
+
+    # --- The argmin ------------------------------------------------------------------------------
+
+    def against_reference(self, solution: Solution) -> Iterator[Check]:
+        """y*, energy, certificate and lower bound."""
+        manifest, kept = self.session.manifest, np.isfinite(solution.energy) & np.isfinite(solution.gap)
+        part, X = solution[kept], self.X[kept]
+        with np.errstate(invalid="ignore", over="ignore"):
+            true = reference.bundle_entropy_argmin(
+                lambda y: self.f(y, X), np.full((len(X), self.n), 0.5), manifest.solver.iterations
+            )
+        # −H is 4-strongly convex: a y with a gap of at most g is within √(g/2) of the optimum. Below that distance two
+        # answers are as good as each other, and where K cuts are few, or kinks many, they do differ.
+        gaps = np.maximum(part.gap, 0.0), np.maximum(true.gap, 0.0)
+        near = sum(np.sqrt(gap / 2) for gap in gaps)
+        scale = np.maximum(1.0, np.abs(true.energy))
+        Δy = np.abs(part.y - true.y).max(1, initial=0.0)
+        yield _worst(
+            "argmin: y",
+            Δy,
+            np.maximum(self.floating.y, near),
+            f"max |y − y of the reference|, median {_median(Δy):.1e}; a gap g allows √(g/2)",
+        )
+        ΔE = np.abs(part.energy - true.energy)
+        yield _worst(
+            "argmin: energy",
+            ΔE,
+            np.maximum(self.floating.energy * scale, np.maximum(*gaps)),
+            f"|energy − energy of the reference|, median {_median(ΔE):.1e}; the gap is allowed",
+        )
+
+        rounding = certificate.rounding(part.energy, part.slopes, part.offsets)
+        y = part.y.astype(np.float64)
+        energy = self.f(y, X)[0] + reference.negative_entropy(y)
+        residual = certificate.kkt_residuals(part.slopes, part.offsets, part.lam, part.y)
+        gap = certificate.duality_gap(energy, part.slopes, part.offsets, part.lam)
+        differences = [np.abs(energy - part.energy), np.abs(gap - part.gap), np.abs(residual - part.residual).max(1)]
+        yield _worst(
+            "certificate", np.max(differences, axis=0), rounding, "energy, gap and residuals, reported and recomputed"
+        )
+
+        seen = [energy, true.energy]
+        for _ in range(DIRECTIONS):
+            y = self.rng.random((len(X), self.n))
+            seen.append(self.f(y, X)[0] + reference.negative_entropy(y))
+        yield _worst(
+            "lower bound",
+            np.maximum(part.lower_bound - np.min(seen, axis=0), 0.0),
+            2 * rounding,
+            f"lower bound above an energy: of y*, of the reference, of {DIRECTIONS} random points",
+        )
+
+    # --- The adjoint -----------------------------------------------------------------------------
+
+    def adjoint_by_x(self, solution: Solution) -> Check:
+        """x̄'d against [ȳ'y*(x + h d) − ȳ'y*(x − h d)] / 2h."""
+        name, T = "adjoint: x", self.session.dtype
+        if not self.X[0].size:
+            return Check(name, None, None, "skipped", "the energy has no context")
+        y_bar = self.rng.standard_normal(solution.y.shape).astype(T)
+        cotangents = self.session.vjp(solution, y_bar, on_unsafe="skip")
+        size = math.sqrt(float(np.mean(np.square(self.X, dtype=np.float64)))) or 1.0
+        # As long as one typical entry, however many there are.
+        d = self.rng.standard_normal(self.X.shape) * (size / math.sqrt(self.X[0].size))
+        told, differences = [], []
+        for h in self.floating.adjoint_steps:
+            ahead, behind = ((self.X + t * d).astype(T) for t in (h, -h))
+            # What the dtype makes of the step, so that the rounding of x does not count.
+            step = (ahead.astype(np.float64) - behind) / (2 * h)
+            change = self.session.argmin(ahead).y.astype(np.float64) - self.session.argmin(behind).y
+            told.append(_rows(cotangents.x * step))
+            differences.append(_rows(change * y_bar) / (2 * h))
+        return self._adjoint_check(name, np.array(told), np.array(differences), y_bar)
+
+    def adjoint_by_weights(self, solution: Solution) -> Check:
+        """θ̄'d against differences, one sample at a time, all trainable weights moved together.
+
+        The session's weights are changed in place and, whatever happens, put back.
+        """
+        name, session, steps = "adjoint: weights", self.session, self.floating.adjoint_steps
+        trainable = [key for key, spec in session.manifest.weights.tensors.items() if spec.trainable]
+        if not trainable:
+            return Check(name, None, None, "skipped", "no weight is trainable")
+        part = solution[:ADJOINT_SAMPLES]
+        y_bar = self.rng.standard_normal(part.y.shape).astype(session.dtype)
+        old = {key: session.weights[key] for key in trainable}
+        # All cotangents first: once the weights change, the solution is one of other weights.
+        cotangents = [session.vjp(part[i], y_bar[i : i + 1], on_unsafe="skip") for i in range(len(part))]
+        told = np.full((len(steps), WEIGHT_DIRECTIONS, len(part)), np.nan)
+        differences = np.full_like(told, np.nan)
+        try:
+            for r in range(WEIGHT_DIRECTIONS):
+                # As long as one typical entry: a network moved by h in every entry moves far more than h.
+                d = {key: self._direction(a) for key, a in old.items()}
+                for s, h in enumerate(steps):
+                    ends = [{key: (a + t * d[key]).astype(a.dtype) for key, a in old.items()} for t in (h, -h)]
+                    answers = []
+                    for end in ends:
+                        session._update_weights(end)
+                        answers.append(session.argmin(part.x).y.astype(np.float64))
+                    differences[s, r] = _rows((answers[0] - answers[1]) * y_bar) / (2 * h)
+                    for key in trainable:
+                        ends[0][key] = (ends[0][key].astype(np.float64) - ends[1][key]) / (2 * h)
+                    for i, cotangent in enumerate(cotangents):
+                        if not cotangent.skipped[0]:
+                            told[s, r, i] = sum(float((cotangent.weights[k] * ends[0][k]).sum()) for k in trainable)
+        except InputError as error:  # a frozen export: its weights are constants of the graphs
+            return Check(name, None, None, "skipped", f"the weights cannot be changed in memory: {error}")
+        finally:
+            if session.weights_id != part.weights_id:
+                session._update_weights(old)
+        shape = (len(steps), WEIGHT_DIRECTIONS * len(part))
+        seeds = np.concatenate([y_bar] * WEIGHT_DIRECTIONS)
+        return self._adjoint_check(name, told.reshape(shape), differences.reshape(shape), seeds)
+
+    def _direction(self, weight: NDArray[Any]) -> Array:
+        size = math.sqrt(float(np.mean(np.square(weight, dtype=np.float64)))) or 1.0
+        return self.rng.standard_normal(weight.shape) * (size / math.sqrt(weight.size))
+
+    def _adjoint_check(self, name: str, told: Array, differences: Array, y_bar: NDArray[Any]) -> Check:
+        """Judge derivatives [steps, N] against differences [steps, N]; NaN where a sample was left out."""
+        bound = self.floating.adjoint
+        kept = np.isfinite(told).all(0) & np.isfinite(differences).all(0)
+        unsafe = f"; {(~kept).sum()} left out as unsafe" if not kept.all() else ""
+        size = np.maximum(np.abs(told), np.abs(differences)).min(0, initial=np.inf)[kept]
+        # Where a derivative is zero, or less than what the rounding of y* makes of a difference, both sides agree, or
+        # not, by chance. Under a ReLU network y* often does not move at all.
+        noise = self.floating.y_noise * np.linalg.norm(y_bar[kept], axis=1) / max(self.floating.adjoint_steps)
+        usual = math.sqrt(float(np.mean(size**2))) if size.size else 0.0
+        telling = size > np.maximum(noise / bound, 0.1 * usual)
+        if not telling.any():
+            return Check(name, None, bound, "skipped", f"no sample has a gradient that is safe and above noise{unsafe}")
+        error = np.abs(told - differences)[:, kept].min(0)[telling] / size[telling]
+        median = float(np.median(error))
+        detail = f"median relative error of {len(error)} derivatives, worst {error.max():.1e}"
+        if len(error) < len(size):
+            detail += f"; {len(size) - len(error)} near zero"
+        return Check(name, median, bound, "pass" if median <= bound else "fail", detail + unsafe)
+
+
+def _rows(products: Array) -> Array:
+    """The sum over all but the first dimension."""
+    return products.reshape(len(products), -1).sum(1)
+
+
+def _median(figure: Array) -> float:
+    return float(np.median(figure)) if figure.size else math.nan
