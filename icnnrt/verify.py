@@ -282,7 +282,13 @@ class _Trial:
             back = np.where(d >= 0, y, 1 - y) / np.maximum(np.abs(d), 1e-12)
             t = np.minimum(reach, back).min(1, keepdims=True) * d
             corners = np.round(self.rng.random((2, B, n)))
-            segments = [self.rng.random((2, B, n)), corners, (y - t, y + t), (y - 0.1 * t, y + 0.1 * t)]
+            anywhere = self.rng.random((2, B, n))
+            segments: list[tuple[Array, Array]] = [
+                (anywhere[0], anywhere[1]),
+                (corners[0], corners[1]),
+                (y - t, y + t),
+                (y - 0.1 * t, y + 0.1 * t),
+            ]
             for a, b in segments:
                 found, noise = self._above_chord(np.clip(a, 0.0, 1.0), np.clip(b, 0.0, 1.0))
                 excess.append(found)

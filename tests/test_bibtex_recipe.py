@@ -100,7 +100,7 @@ def test_best_threshold_is_the_middle_of_the_best():
 @pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
 def test_training_learns(build, loss):
     split = synthetic()
-    settings = recipe.Settings(epochs=15, learning_rate=1e-2, weight_decay=0.0, loss=loss, **SMALL)
+    settings = recipe.Settings(epochs=15, patience=15, learning_rate=2e-2, weight_decay=0.0, loss=loss, **SMALL)
     trained = recipe.train(build, split, settings, seed=0)
     found = recipe.report_of(trained, split.test, recipe.predict(trained.network, split.test.x))
     everything = recipe.scores(split.test.y, np.ones_like(split.test.y)).example

@@ -1,0 +1,1 @@
+"""From torch to packages that icnnrt runs: derivative graphs, ONNX assembly, parity checks."""

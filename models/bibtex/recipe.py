@@ -153,6 +153,7 @@ class Settings:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0  # of the matrices; decoupled, as in AdamW
     loss: Literal["cross-entropy", "squared"] = "cross-entropy"
+    positive_weight: float = 6.0  # of a tag that is there in the cross-entropy; 1 is the plain one
     hidden: int = HIDDEN
     activation: str = "relu"
     iterations: int = 5
@@ -264,7 +265,8 @@ def fit(
 def _loss(y: Tensor, true: Tensor, settings: Settings) -> Tensor:
     if settings.loss == "squared":
         return nn.functional.mse_loss(y, true)
-    return nn.functional.binary_cross_entropy(y.clamp(LIKELIHOOD_FLOOR, 1 - LIKELIHOOD_FLOOR), true)
+    y = y.clamp(LIKELIHOOD_FLOOR, 1 - LIKELIHOOD_FLOOR)
+    return nn.functional.binary_cross_entropy(y, true, weight=1 + (settings.positive_weight - 1) * true)
 
 
 # --- The recipe ----------------------------------------------------------------------------------

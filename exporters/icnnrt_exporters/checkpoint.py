@@ -1,0 +1,161 @@
+"""An energy from a factory named on the command line, and its trained weights from a file."""
+
+import importlib
+import os
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from icnnrt.errors import ExportError, InputError
+from icnnrt_models import BundleEntropyArgmin
+
+NAMED: Final = 5  # how many names a sentence lists
+# Where training scripts keep the state dict within a larger dictionary.
+NESTED: Final = ("state_dict", "model_state_dict", "model")
+
+
+def make(factory: str) -> nn.Module:
+    """Call FACTORY of "MODULE:FACTORY" without arguments; the working directory is searched first, as `python -m` does.
+
+    FACTORY is a function or class that makes an energy or a `BundleEntropyArgmin`, or such an object itself. Raises
+    `InputError` naming what cannot be found or called.
+    """
+    module_name, colon, attribute = factory.partition(":")
+    if not (colon and module_name and attribute):
+        raise InputError(f"factory: expected MODULE:FACTORY, such as icnnrt_models.digits:energy, but got {factory!r}.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise InputError(f"factory: {module_name} imports {error.name}, which is not installed.") from error
+        raise InputError(
+            f"factory: no module {error.name!r}; run this where it can be imported, such as the folder it lies in."
+        ) from error
+    except Exception as error:
+        raise InputError(f"factory: importing {module_name} failed ({_short(error)}).") from error
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            made = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            raise InputError(
+                f"factory: {module_name} has no {attribute!r}; it can call {_listed(sorted(made)) or 'nothing'}."
+            )
+        found = getattr(found, name)
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise InputError(f"factory: {factory} is {type(found).__name__}, which cannot be called; name a function.")
+        try:
+            found = found()
+        except Exception as error:
+            raise InputError(
+                f"factory: {factory}() failed ({_short(error)}); name a function that needs no arguments."
+            ) from error
+    if not isinstance(found, nn.Module):
+        raise InputError(
+            f"factory: expected {factory}() to return a torch.nn.Module, but got {type(found).__name__}; return the "
+            "energy."
+        )
+    return found
+
+
+def load(module: nn.Module, path: Path) -> None:
+    """Load the state dict at `path`, a .safetensors, .pt or .pth, into `module`; names and shapes must agree exactly.
+
+    Of a `BundleEntropyArgmin` either the layer's or its energy's names will do. Nothing is unpickled but tensors and
+    plain containers. Raises `InputError` with what differs and the remedy; the module is unchanged then.
+    """
+    state = read(path)
+    if isinstance(module, BundleEntropyArgmin) and not any(name.startswith("energy.") for name in state):
+        module = module.energy
+    own = module.state_dict()
+    wrong = [
+        (f"missing {_listed(sorted(own.keys() - state.keys()))}", own.keys() - state.keys()),
+        (f"unexpected {_listed(sorted(state.keys() - own.keys()))}", state.keys() - own.keys()),
+    ]
+    shapes = [
+        f"{name} {list(state[name].shape)} for {list(own[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if state[name].shape != own[name].shape
+    ]
+    wrong.append((f"of another shape {_listed(shapes)}", set(shapes)))
+    differences = [text for text, names in wrong if names]
+    if differences:
+        raise InputError(
+            f"{path}: the checkpoint is not of this model: {'; '.join(differences)}; "
+            "let the factory build the model with the settings it was trained with, or rename the tensors."
+        )
+    module.load_state_dict(state)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors at `path` by name."""
+    suffix = path.suffix.lower()
+    if suffix not in (".safetensors", ".pt", ".pth"):
+        raise InputError(
+            f"{path}: expected a .safetensors, .pt or .pth, but got {suffix or 'no suffix'!r}; save model.state_dict()."
+        )
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file.")
+    found: Any
+    try:
+        if suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: holds more than tensors (a whole module, say), and loading that would run its code; "
+            "save model.state_dict() instead."
+        ) from error
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as a checkpoint ({_short(error)}); save it again.") from error
+    if isinstance(found, Mapping):
+        for key in NESTED:
+            if isinstance(found.get(key), Mapping):
+                found = found[key]
+                break
+    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise InputError(
+            f"{path}: expected a dictionary of tensors, but got {type(found).__name__} of other things; "
+            "save model.state_dict()."
+        )
+    return {str(name): tensor for name, tensor in found.items()}
+
+
+def settings(
+    made: nn.Module,
+    *,
+    n: int | None,
+    iterations: int | None,
+    steps: int | None,
+    gap_tolerance: float | None,
+) -> BundleEntropyArgmin:
+    """The layer to export: what is given here, else what a `BundleEntropyArgmin` was made with, else the defaults."""
+    given: dict[str, Any] = {"y_dim": n, "iterations": iterations, "steps": steps, "gap_tolerance": gap_tolerance}
+    energy = made
+    if isinstance(made, BundleEntropyArgmin):
+        energy = made.energy
+        kept = ("iterations", "steps", "gap_tolerance", "residual_tolerance", "y_dim", "adjoint")
+        given = {key: getattr(made, key) for key in kept} | {k: v for k, v in given.items() if v is not None}
+    try:
+        return BundleEntropyArgmin(energy, **{key: value for key, value in given.items() if value is not None})
+    except ValueError as error:
+        raise ExportError(str(error).removesuffix(".")) from error
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

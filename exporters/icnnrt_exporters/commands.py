@@ -1,0 +1,321 @@
+"""The commands `icnnrt export`, `icnnrt pack` and `icnnrt demo`.
+
+The command line imports this file to show its help, so torch is imported within the commands only.
+"""
+
+import importlib.util
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from icnnrt.cli import JsonFlag, PackageArgument, console, number, print_json
+from icnnrt.errors import ExportError, InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import torch
+
+EXAMPLES: Final = 16  # samples that an export is traced and checked with
+NEEDED: Final = ("torch", "onnx", "onnx_ir", "onnxscript", "jaxtyping")
+
+
+class Precision(StrEnum):
+    """The dtypes a package can have."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+@contextmanager
+def _needs(extra: str, *modules: str) -> Iterator[None]:
+    """Say in one sentence what to install, before and while importing what a command needs."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"this command needs {', '.join(missing)}: pip install 'icnnrt[{extra}]'.")
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(f"this command cannot import {error}: pip install 'icnnrt[{extra}]'.") from error
+
+
+@contextmanager
+def _stages(prefix: str) -> Iterator[Callable[[str], None]]:
+    """A function that shows each stage on stderr, the one under way with a spinner, those done with their time."""
+    columns = (SpinnerColumn(finished_text="[green]✓[/]"), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console(err=True)) as progress:
+        current: list[Any] = []
+
+        def finish() -> None:
+            while current:
+                progress.update(current.pop(), total=1, completed=1)
+
+        def stage(text: str) -> None:
+            finish()
+            current.append(progress.add_task(escape(f"{prefix}{text}"), total=None))
+
+        yield stage
+        finish()
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+def export(
+    factory: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FACTORY",
+            help="A function without arguments that returns the energy, or a BundleEntropyArgmin whose settings are "
+            "then the defaults; MODULE is also looked for in the working directory.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The package folder to write, such as model.icnn.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Trained weights: a state dict as .safetensors, .pt or .pth.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", "--x-example", metavar="FILE", help="An .npz with x and y: real samples make the check mean more."
+        ),
+    ] = None,
+    x_shape: Annotated[
+        str | None,
+        typer.Option(help="Shape of one x, such as 32 or 3,8,8; by default that of the data, or x_dim of the energy."),
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option(min=1, help="Entries of y; by default those of the data, or y_dim of the energy.")
+    ] = None,
+    dtype: Annotated[
+        Precision | None, typer.Option(help="Convert the energy first; by default it stays as it is.")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Cuts K of the solver. (default: 10)")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Most steps of each inner solve. (default: 30)")] = None,
+    gap_tolerance: Annotated[
+        float | None, typer.Option(help="Duality gap up to which a sample counts as converged. (default: 0.001)")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the package calls itself; by default the folder's stem.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a package that is there.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Export a trained torch energy with its argmin and adjoint as a package. Needs torch and onnx.
+
+    Exit codes:
+    0 written, and in agreement with torch
+    1 an error; nothing is written
+    2 wrong usage
+    """
+    with _needs("export", *NEEDED):
+        import torch
+
+        from icnnrt_exporters import checkpoint as checkpoints
+        from icnnrt_exporters.export import export as write
+    if out.exists() and not overwrite:
+        raise ExportError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
+    arrays = _data(data)
+    made = checkpoints.make(factory)
+    if dtype is not None:
+        made = made.to(getattr(torch, dtype.value))
+    if checkpoint is not None:
+        checkpoints.load(made, checkpoint)
+    energy = made.energy if hasattr(made, "energy") and hasattr(made, "iterations") else made
+    x_size, y_size = _sizes(energy, made, arrays, x_shape, n)
+    layer = checkpoints.settings(made, n=y_size, iterations=iterations, steps=steps, gap_tolerance=gap_tolerance)
+    T = next((p.dtype for p in layer.energy.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    x, y = _examples(arrays, x_size, y_size, T)
+
+    began = time.perf_counter()
+    with _stages("") as stage:
+        package = write(layer.energy, layer, x, y, out, name=name, overwrite=overwrite, progress=stage)
+    seconds = time.perf_counter() - began
+    parity = dict(package.manifest.parity)
+    if as_json:
+        print_json({"package": str(package.path), "name": package.manifest.name, "parity": parity, "seconds": seconds})
+        return
+    screen = console()
+    table = Table("figure", "largest difference from torch in float64", box=None)
+    gaps = {}
+    for key, value in parity.items():
+        if key.startswith("gap_"):
+            gaps[key.removeprefix("gap_")] = value
+        else:
+            table.add_row(escape(key), number(value) if isinstance(value, float) else escape(str(value)))
+    screen.print(table)
+    if gaps:
+        screen.print("gap       " + ", ".join(f"{key} {number(float(value))}" for key, value in gaps.items()))  # type: ignore[arg-type]
+    screen.print(f"written   {escape(str(package.path))} in {seconds:.0f} s")
+
+
+def _data(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    from icnnrt import tabular
+
+    arrays = tabular.read_archive(path, ("x", "y"))
+    x, y = arrays["x"], arrays["y"]
+    if y.ndim != 2 or x.ndim < 1 or len(x) != len(y) or not len(x):
+        raise InputError(
+            f"{path}: expected x [B, ...] and y [B, n] of as many samples, but got {list(x.shape)} and {list(y.shape)}."
+        )
+    return arrays
+
+
+def _sizes(
+    energy: Any, made: Any, arrays: dict[str, Any], x_shape: str | None, n: int | None
+) -> tuple[tuple[int, ...], int]:
+    """The shape of one x and the entries of y: as told, else of the data, else of the energy."""
+    shape: tuple[int, ...] | None = None
+    if x_shape is not None:
+        try:
+            shape = tuple(int(part) for part in x_shape.split(",") if part.strip())
+        except ValueError:
+            shape = None
+        if not shape or min(shape) < 0 or math.prod(shape) > 1 << 31:
+            raise InputError(f"x-shape: expected sizes such as 32 or 3,8,8, but got {x_shape!r}.")
+    if arrays:
+        given = arrays["x"].shape[1:]
+        if shape not in (None, given):
+            raise InputError(f"x-shape: {list(shape or ())} was asked for, but x in the data has {list(given)}.")
+        if n not in (None, arrays["y"].shape[1]):
+            raise InputError(f"n: {n} was asked for, but y in the data has {arrays['y'].shape[1]} entries.")
+        return given, arrays["y"].shape[1]
+    if shape is None:
+        x_dim = getattr(energy, "x_dim", None)
+        if not isinstance(x_dim, int):
+            raise InputError(
+                f"x-shape: {type(energy).__name__} has no x_dim to take it from; pass --x-shape or --data."
+            )
+        shape = (x_dim,)
+    if n is None:
+        y_dim = getattr(made, "y_dim", None) or getattr(energy, "y_dim", None)
+        if not isinstance(y_dim, int):
+            raise InputError(f"n: {type(energy).__name__} has no y_dim to take it from; pass --n or --data.")
+        n = y_dim
+    return shape, n
+
+
+def _examples(
+    arrays: dict[str, Any], x_shape: tuple[int, ...], n: int, dtype: "torch.dtype"
+) -> tuple["torch.Tensor", "torch.Tensor"]:
+    import numpy as np
+    import torch
+
+    if arrays:
+        x, y = (torch.from_numpy(np.ascontiguousarray(arrays[key][:EXAMPLES])).to(dtype) for key in ("x", "y"))
+        return x, y
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(EXAMPLES, *x_shape, generator=generator, dtype=dtype),
+        torch.rand(EXAMPLES, n, generator=generator, dtype=dtype),
+    )
+
+
+# --- pack ----------------------------------------------------------------------------------------
+
+
+def pack(
+    package: PackageArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    graph: Annotated[
+        str, typer.Option(help="Which graph: argmin, value, adjoint, or another the package has.")
+    ] = "argmin",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write one graph of a package, weights included, as a single ONNX file for plain ONNX Runtime. Needs onnx.
+
+    Exit codes:
+    0 written
+    1 an error; nothing is written
+    2 wrong usage
+    """
+    with _needs("export", "onnx"):
+        from icnnrt_exporters.pack import pack as write
+    if out.suffix.lower() != ".onnx":
+        raise InputError(f"out: expected a file name ending in .onnx, but got {out}.")
+    if out.exists() and not overwrite:
+        raise ExportError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: its folder {out.parent} is not there; create it first.")
+    write(package, out, graph, overwrite=overwrite)
+    console().print(f"written   {escape(str(out))}, {out.stat().st_size:,} bytes")
+
+
+# --- demo ----------------------------------------------------------------------------------------
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="The folder for the package and the picture; what is there is replaced.")
+    ] = Path("demo"),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the 1,437 training images.")] = 40,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train on real digits, export, reload without torch, complete images, check, draw. Two minutes on two cores.
+
+    Exit codes:
+    0 done
+    1 an error
+    2 wrong usage
+    """
+    with _needs("demo", *NEEDED, "sklearn", "matplotlib"):
+        from icnnrt_exporters import demo as digits_demo
+        from icnnrt_models import digits
+    package, picture = out / "digits_completion.icnn", out / "completion.png"
+    out.mkdir(parents=True, exist_ok=True)
+    split = digits.load()
+    began = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console(err=True)) as progress:
+        task = progress.add_task("training through the argmin", total=epochs, loss="")
+        layer = digits.train(
+            split.train,
+            epochs=epochs,
+            on_epoch=lambda e: progress.update(
+                task, completed=e.number, loss=f"epoch {e.number}/{epochs}, training MSE {e.train_mse:.4f}"
+            ),
+        )
+    with _stages("export: ") as stage:
+        digits_demo.export_digits(layer, split.train, package, progress=stage)
+    with _stages("") as stage:
+        stage("completing the test images with onnxruntime")
+        report = digits_demo.evaluate(layer, split, package, picture)
+    seconds = time.perf_counter() - began
+    if as_json:
+        print_json({**report.as_dict(), "epochs": epochs, "seconds": seconds})
+        return
+
+    screen = console()
+    errors = {**report.baselines, "this network": report.test_mse}
+    best = min(errors, key=lambda key: errors[key])
+    table = Table("right half told by", "test MSE", title="360 test images, pixels in 0..1", title_justify="left")
+    for key, value in sorted(errors.items(), key=lambda pair: -pair[1]):
+        shown = f"{value:.4f}"
+        table.add_row(
+            f"[bold green]{key}[/]" if key == best else key, f"[bold green]{shown} best[/]" if key == best else shown
+        )
+    screen.print(table)
+    facts = Table(box=None, show_header=False)
+    facts.add_row("status", ", ".join(f"{count} {name}" for name, count in report.status.items()))
+    facts.add_row("duality gap", f"median {number(report.gap_median)}, max {number(report.gap_max)}")
+    facts.add_row("KKT residual", f"max {number(report.residual_max)}")
+    facts.add_row(
+        "time",
+        f"{number(report.batch_milliseconds_per_image)} ms an image in one batch, "
+        f"{number(report.single_milliseconds)} ms for one image alone",
+    )
+    facts.add_row("against torch", f"y differs by at most {number(report.torch_difference)}")
+    facts.add_row("", f"gradient by x by at most {number(report.gradient_check)} of its largest entry")
+    screen.print(facts)
+    screen.print(f"package   {escape(report.package)}")
+    screen.print(f"picture   {escape(report.picture)}")
+    screen.print(f"{seconds:.0f} s in all")

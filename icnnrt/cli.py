@@ -1,0 +1,500 @@
+"""The command line. Commands of other packages come in by the entry-point group `icnnrt.commands`.
+
+An entry point names a function that typer can make a command of. It is loaded for `--help` and when it is called, so
+its module must be quick to import: what is heavy (torch) belongs into the function.
+
+Exit codes: 0 done; 1 an error, told in one sentence on stderr; 2 wrong usage; 3 `run`: some sample did not converge;
+4 `verify`: a check failed.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+from typer.core import TyperGroup
+
+from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError
+
+ENTRY_POINTS: Final = "icnnrt.commands"
+ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
+ROWS_SHOWN: Final = 8
+ENTRIES_SHOWN: Final = 4
+BATCH: Final = 1024  # samples in one run: larger ones are no faster, and their cuts take memory
+WIDE: Final = 120  # columns of what goes to a file or a pipe
+
+
+# --- What every command uses ---------------------------------------------------------------------
+
+
+def console(*, err: bool = False) -> Console:
+    """Where tables (stdout) and progress (stderr) go. Made anew for each use, since stdout may be redirected."""
+    stream = sys.stderr if err else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else WIDE
+    return Console(stderr=err, width=width, highlight=False, soft_wrap=False)
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """One JSON object on stdout; NaN and infinity, which JSON lacks, become null."""
+    typer.echo(json.dumps(_plain(content), allow_nan=False, indent=1))
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {str(key): _plain(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner) for inner in value]
+        case float():
+            return value if math.isfinite(value) else None
+        case None | bool() | int() | str():
+            return value
+        case _ if hasattr(value, "tolist"):
+            return _plain(value.tolist())
+        case _:
+            return str(value)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure for a table."""
+    if value is None:
+        return "–"
+    return f"{value:.{digits}g}" if 1e-3 <= abs(value) < 1e5 or not value else f"{value:.{digits - 1}e}"
+
+
+def as_command(function: Any, name: str) -> Any:
+    """The command of one function, as typer makes it."""
+    single = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=_SETTINGS)
+    single.command(name)(function)
+    return typer.main.get_command(single)
+
+
+class _Commands(TyperGroup):
+    """This file's commands and those of the entry points; their errors become one sentence and an exit code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*self.commands, *sorted(_entry_points().keys() - self.commands.keys())]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands and cmd_name in (found := _entry_points()):
+            self.commands[cmd_name] = _load(found[cmd_name])
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CertificateError as error:
+            typer.echo(f"icnnrt: {error}", err=True)
+            raise typer.Exit(NOT_CONVERGED) from None
+        except IcnnrtError as error:
+            typer.echo(f"icnnrt: {error}", err=True)
+        except BrokenPipeError:
+            raise  # the reader of a pipe has had enough
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            typer.echo(f"icnnrt: {where}{error.strerror or error}", err=True)
+        except MemoryError:
+            typer.echo("icnnrt: memory ran out; split the input.", err=True)
+        raise typer.Exit(ERROR)
+
+
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _load(point: importlib.metadata.EntryPoint) -> Any:
+    try:
+        return as_command(point.load(), point.name)
+    except Exception as error:
+        # A package that is broken must not take the whole command line with it.
+        reason = f"{point.name}: the command cannot be loaded from {point.value} ({type(error).__name__}: {error})"
+
+        def broken() -> None:
+            raise MissingDependencyError(f"{reason}; pip install 'icnnrt[export]'.")
+
+        broken.__doc__ = f"(not available: {escape(str(error))})"
+        command = as_command(broken, point.name)
+        command.allow_extra_args = command.ignore_unknown_options = True
+        return command
+
+
+_SETTINGS: Final = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    cls=_Commands, no_args_is_help=True, add_completion=False, rich_markup_mode="rich", context_settings=_SETTINGS
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package folder, such as model.icnn.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import icnnrt
+
+        typer.echo(icnnrt.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def icnnrt_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Serve, inspect and check input-convex networks with onnxruntime; export them with torch.
+
+    Exit codes:
+    0 done
+    1 an error, told in one sentence on stderr
+    2 wrong usage
+    3 run: some sample did not converge
+    4 verify: a check failed
+    """
+
+
+# --- run -----------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    package: PackageArgument,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="x: an .npz (array x, or the only one), an .npy, or a .csv with one sample a line, x flattened, and "
+            "at most one line of names.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write: .npz for every field of the solution, .npy or .csv for y alone."),
+    ] = None,
+    y_init: Annotated[
+        Path | None,
+        typer.Option(help="Where the solver starts, one row a sample in 0..1: .npz (y_init), .npy or .csv."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Write nothing unless every sample converged.")] = False,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Execution provider of onnxruntime; give several in order of preference."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads within one operator; 1 by default.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Solve y* = argmin f(x, y) − H(y) over 0 ≤ y ≤ 1 for every sample of INPUT.
+
+    Exit codes:
+    0 every sample converged
+    1 an error, told in one sentence on stderr
+    2 wrong usage
+    3 some sample did not converge; the result is written all the same, except with --strict
+    """
+    import numpy as np
+
+    from icnnrt import tabular
+    from icnnrt.package import Package
+    from icnnrt.session import load
+    from icnnrt.status import Status
+
+    suffix = tabular.check_target(out, source=source) if out else ""
+    opened = Package.open(package)
+    manifest = opened.manifest
+    x = tabular.read_array(source, "x", manifest.x_shape)
+    if x.shape[1:] != manifest.x_shape or not x.ndim:
+        raise InputError(f"{source}: expected x of shape {_batch_of(manifest.x_shape)}, but got {list(x.shape)}.")
+    start = tabular.read_array(y_init, "y_init", manifest.y_shape) if y_init else None
+    if start is not None and start.shape != (len(x), *manifest.y_shape):
+        expected = [len(x), *manifest.y_shape]
+        raise InputError(f"{y_init}: expected y_init of shape {expected}, but got {list(start.shape)}.")
+    tabular.check_size(len(x), manifest.solver.iterations, manifest.y_shape[0], np.dtype(manifest.dtype), suffix)
+
+    began = time.perf_counter()
+    with load(opened, providers=provider, threads=threads) as session:
+        # The first run makes the session, which is no time per sample.
+        warm_up = np.flatnonzero(np.isfinite(x.reshape(len(x), math.prod(x.shape[1:]))).all(1))[:1]
+        session.argmin(x[warm_up])
+        ready, began = time.perf_counter() - began, time.perf_counter()
+        parts = []
+        for first in range(0, max(len(x), 1), BATCH):
+            rows = slice(first, first + BATCH)
+            part = session.argmin(x[rows], y_init=None if start is None else start[rows])
+            parts.append(part)
+        seconds = time.perf_counter() - began
+    y = np.concatenate([part.y for part in parts])
+    energy, gap, status = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("energy", "gap", "status")
+    )
+    failed = np.flatnonzero(status != Status.CONVERGED)
+    advice = ""
+    if failed.size:
+        part, at = parts[failed[0] // BATCH], int(failed[0] % BATCH)
+        advice = part.advice(at).replace(f"sample {at}:", f"sample {failed[0]}:", 1)
+    if strict and failed.size:
+        raise CertificateError(f"{failed.size} of {len(y)} samples did not converge, nothing is written: {advice}.")
+    info = {**parts[0].info, "seconds": seconds, "package": str(opened.path), "input": str(source)}
+    if out:
+        tabular.write_answers(out, y, parts, info)
+
+    finite = gap[np.isfinite(gap)]
+    summary = {
+        "package": str(opened.path),
+        "samples": len(y),
+        "status": {Status(code).name: count for code, count in sorted(Counter(status.tolist()).items())},
+        "gap_median": float(np.median(finite)) if finite.size else None,
+        "gap_max": float(finite.max()) if finite.size else None,
+        "milliseconds_per_sample": 1e3 * seconds / len(y) if len(y) else None,
+        "ready_seconds": ready,
+        "providers": list(session.providers),
+        "advice": advice or None,
+        "out": str(out) if out else None,
+    }
+    if as_json:
+        answers = {
+            "y": y,
+            "energy": energy,
+            "gap": gap,
+            "sample_status": [Status(code).name for code in status],
+        }
+        print_json(summary if out else {**summary, **answers})
+    else:
+        _show_answers(summary, y, energy, gap, [Status(code).name for code in status])
+    if failed.size:
+        raise typer.Exit(NOT_CONVERGED)
+
+
+def _batch_of(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(['samples', *map(str, shape)])}]"
+
+
+def _show_answers(summary: Mapping[str, Any], y: Any, energy: Any, gap: Any, status: list[str]) -> None:
+    screen = console()
+    if summary["out"] is None and len(y):
+        table = Table("sample", "status", "energy", "gap", "y")
+        for i, row in enumerate(y[:ROWS_SHOWN]):
+            entries = " ".join(f"{value:.4f}" for value in row[:ENTRIES_SHOWN])
+            more = f" … {len(row)} entries" if len(row) > ENTRIES_SHOWN else ""
+            good = "green" if status[i] == "CONVERGED" else "yellow"
+            table.add_row(
+                str(i), f"[{good}]{status[i]}[/]", number(energy[i], 6), number(gap[i]), escape(entries + more)
+            )
+        screen.print(table)
+        if len(y) > ROWS_SHOWN:
+            screen.print(f"… and {len(y) - ROWS_SHOWN} more; --out FILE writes them all")
+    counts = ", ".join(f"{count} {name}" for name, count in summary["status"].items()) or "none"
+    screen.print(f"samples   {summary['samples']}: {counts}")
+    screen.print(f"gap       median {number(summary['gap_median'])}, max {number(summary['gap_max'])}")
+    screen.print(
+        f"time      {number(summary['milliseconds_per_sample'])} ms a sample on {summary['providers'][0]}, "
+        f"ready after {summary['ready_seconds']:.2f} s"
+    )
+    if summary["advice"]:
+        screen.print(f"[yellow]advice[/]    {escape(summary['advice'])}")
+    if summary["out"]:
+        screen.print(f"written   {escape(summary['out'])}")
+
+
+# --- inspect -------------------------------------------------------------------------------------
+
+
+@app.command()
+def inspect(package: PackageArgument, as_json: JsonFlag = False) -> None:
+    """Say what a package holds, after checking every file of it; onnxruntime is not needed.
+
+    Exit codes:
+    0 the package is sound
+    1 it is not, or another error
+    2 wrong usage
+    """
+    from icnnrt.package import Package
+
+    opened = Package.open(package)
+    content = json.loads(opened.manifest.to_json())
+    for name, array in opened.weights.items():
+        low, high = (float(array.min()), float(array.max())) if array.size else (None, None)
+        content["weights"]["tensors"][name] |= {"min": low, "max": high}
+    if as_json:
+        print_json({"path": str(opened.path), **content})
+    else:
+        console().print(_tree(str(opened.path), content))
+
+
+def _tree(path: str, m: Mapping[str, Any]) -> Tree:
+    root = Tree(f"[bold]{escape(m['name'])}[/]  {escape(path)}", guide_style="dim")
+    solver, domain = m["solver"], m["domain"]
+    root.add(f"format {m['format']} {m['format_version']}, {m['dtype']}, opset {m['opset']}, IR {m['ir_version']}")
+    root.add(
+        f"x {_shown(m['x_shape'])} → y {_shown(m['y_shape'])} in [{domain['lower']:g}, {domain['upper']:g}]".replace(
+            "[", "\\["
+        )
+    )
+    root.add(
+        f"{solver['name']}: {solver['iterations']} cuts, {solver['steps']} steps each, {m['regulariser']}, tolerances: "
+        f"gap {number(solver['gap_tolerance'])}, residual {number(solver['residual_tolerance'])}"
+    )
+    ops = ", ".join(f"{d}::{name}" for d, o in m["ops"].items() for name in o["names"]) or "none"
+    graphs = Table("graph", "bytes", "sha256", title_justify="left", box=None)
+    for role, graph in m["graphs"].items():
+        graphs.add_row(escape(role), f"{graph['bytes']:,}", graph["sha256"][:12])
+    branch = root.add("graphs")
+    branch.add(graphs)
+    branch.add(f"custom operators: {escape(ops)}")
+    tensors = m["weights"]["tensors"]
+    size = sum(math.prod(t["shape"]) for t in tensors.values())
+    branch = root.add(
+        f"weights: {len(tensors)} of {size:,} numbers, {m['weights']['bytes']:,} bytes, {m['weights']['sha256'][:12]}"
+    )
+    table = Table("name", "shape", "dtype", "trainable", "non-negative", "range", box=None)
+    for name, t in tensors.items():
+        table.add_row(
+            escape(name),
+            escape(_shown(t["shape"])),
+            t["dtype"],
+            "yes" if t["trainable"] else "no",
+            "yes" if t["nonnegative"] else "no",
+            f"{number(t['min'])} … {number(t['max'])}",
+        )
+    branch.add(table)
+    for title in ("parity", "producer", "metadata"):
+        branch = root.add(title if m[title] else f"{title}: none")
+        for key, value in m[title].items():
+            shown = number(value) if isinstance(value, float) else str(value)
+            branch.add(f"{escape(key)}  {escape(shown)}")
+    return root
+
+
+def _shown(shape: list[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+# --- verify --------------------------------------------------------------------------------------
+
+
+@app.command()
+def verify(
+    package: PackageArgument,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="INPUT", help="x as for run; without it x is random (standard normal)."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many samples; drawn from INPUT if that holds more.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check a package by what it does: gradient, convexity, argmin, certificates and adjoint, each told two ways.
+
+    Exit codes:
+    0 no check failed
+    1 an error, a damaged package among them
+    2 wrong usage
+    4 a check failed
+    """
+    from icnnrt import tabular
+    from icnnrt.package import Package
+    from icnnrt.verify import verify as check
+
+    x = None if data is None else tabular.read_array(data, "x", Package.open(package).manifest.x_shape)
+    screen = console(err=True)
+    with screen.status("verifying") as status:
+        report = check(package, x, samples=samples, seed=seed, progress=lambda stage: status.update(stage))
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        colours = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
+        source = "samples of the data" if report.source == "data" else "random samples (standard normal)"
+        title = f"{report.name} ({report.dtype}): {report.samples} {source}, seed {report.seed}"
+        table = Table("check", "verdict", "figure", "bound", "what", title=escape(title), title_justify="left")
+        for found in report.checks:
+            table.add_row(
+                found.name,
+                f"[{colours[found.verdict]}]{found.verdict}[/]",
+                number(found.figure),
+                number(found.bound),
+                escape(found.detail),
+            )
+        screen = console()
+        screen.print(table)
+        failed = [found.name for found in report.checks if found.verdict == "fail"]
+        screen.print(f"[bold red]failed: {', '.join(failed)}[/]" if failed else "[green]no check failed[/]")
+    if not report.passed:
+        raise typer.Exit(CHECK_FAILED)
+
+
+# --- doctor --------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(as_json: JsonFlag = False) -> None:
+    """Say what is installed, what onnxruntime offers, and what stands in the way.
+
+    Exit codes:
+    0 packages can be served
+    1 something is in the way
+    2 wrong usage
+    """
+    facts = _facts()
+    if as_json:
+        print_json(facts)
+    else:
+        screen = console()
+        table = Table(box=None, show_header=False)
+        for name, version in facts["versions"].items():
+            table.add_row(name, version or "[dim]not installed[/]")
+        table.add_row("platform", escape(facts["platform"]))
+        table.add_row("threads", f"{facts['cores']} cores; a session uses {facts['threads']} unless told otherwise")
+        table.add_row("providers", ", ".join(facts["providers"]) or "none")
+        table.add_row("native operators", facts["native"] or "none: operators run on their portable bodies")
+        screen.print(table)
+        for problem in facts["problems"]:
+            screen.print(f"[bold red]problem[/]  {escape(problem)}")
+        if not facts["problems"]:
+            screen.print("[green]packages can be served[/]")
+    if facts["problems"]:
+        raise typer.Exit(ERROR)
+
+
+def _facts() -> dict[str, Any]:
+    from icnnrt import _runner
+
+    versions = {"python": platform.python_version()}
+    for name in ("icnnrt", "numpy", "safetensors", "onnxruntime", "onnxruntime-gpu", "torch", "onnx"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = ""
+    problems = []
+    if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
+        # Both own the import name onnxruntime; removing one also removes files of the other.
+        problems.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+            "pip uninstall onnxruntime onnxruntime-gpu, then pip install one of 'icnnrt[cpu]' and 'icnnrt[gpu]'."
+        )
+    providers: list[str] = []
+    try:
+        providers = _runner.onnxruntime().get_available_providers()
+    except MissingDependencyError as error:
+        problems.append(str(error))
+    library = Path(__file__).parent / "lib"
+    native = [file.name for file in sorted(library.glob("*")) if file.suffix in (".so", ".dylib", ".dll")]
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "threads": _runner.THREADS,
+        "providers": providers,
+        "native": ", ".join(native),
+        "problems": problems,
+    }
