@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import icnnrt
 from icnnrt import reference
 from icnnrt.errors import ExportError
-from icnnrt_exporters.export import export
-from icnnrt_exporters.pack import pack
+from icnnrt_exporters.exporter import export
+from icnnrt_exporters.packer import pack
 from icnnrt_exporters.versions import IR_VERSION, OPSET
 from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin
 

@@ -1,1 +1,25 @@
-"""From torch to packages that icnnrt runs: derivative graphs, ONNX assembly, parity checks."""
+"""From torch to packages that icnnrt runs: derivative graphs, ONNX assembly, parity checks.
+
+    export(energy, solver, x_example, y_example, "model.icnn")     torch module -> package
+    pack("model.icnn", "argmin.onnx")                              package -> one self-contained ONNX file
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from icnnrt_exporters.exporter import export
+    from icnnrt_exporters.packer import pack
+
+__all__ = ["export", "pack"]
+
+# Imported when first used: torch takes seconds, and the command line lists these commands without it.
+_HOME = {"export": "exporter", "pack": "packer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'icnnrt_exporters' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"icnnrt_exporters.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 import icnnrt
-from icnnrt_exporters.export import export
+from icnnrt_exporters.exporter import export
 from icnnrt_models import BundleEntropyArgmin, digits
 
 SHOWN = 10

@@ -1,0 +1,56 @@
+"""Packages that several test files share. Exports take seconds, so each is made once and never changed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def _export(path: Path, energy: Any, x_dim: int, n: int, iterations: int, **keywords: Any) -> Path:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    from icnnrt_exporters.exporter import export
+    from icnnrt_models import BundleEntropyArgmin
+
+    generator = torch.Generator().manual_seed(1)
+    T = next(energy.parameters()).dtype
+    x = torch.randn(4, x_dim, generator=generator, dtype=T)
+    y = torch.rand(4, n, generator=generator, dtype=T)
+    export(energy, BundleEntropyArgmin(energy, iterations=iterations), x, y, path, **keywords)
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits_like_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float32, x [4] to y [5], a PICNN of softplus units."""
+    torch = pytest.importorskip("torch")
+    from icnnrt_models import PICNN
+
+    energy = PICNN(4, 5, hidden=(8, 8), activation="softplus", generator=torch.Generator().manual_seed(0))
+    return _export(
+        tmp_path_factory.mktemp("packages") / "digits_like.icnn", energy, 4, 5, 8, metadata={"note": "[a] test"}
+    )
+
+
+@pytest.fixture(scope="session")
+def relu_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float64, x [3] to y [4], a FICNN of ReLU units."""
+    torch = pytest.importorskip("torch")
+    from icnnrt_models import FICNN
+
+    generator = torch.Generator().manual_seed(0)
+    energy = FICNN(3, 4, hidden=(8, 8), activation="relu", dtype=torch.float64, generator=generator)
+    return _export(tmp_path_factory.mktemp("packages") / "relu.icnn", energy, 3, 4, 12)
+
+
+@pytest.fixture(scope="session")
+def nonconvex_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float32, x [4] to y [5]: negative weights between hidden layers, which nothing in the package owns up to."""
+    torch = pytest.importorskip("torch")
+    from icnnrt_models import PICNN
+
+    energy = PICNN(4, 5, hidden=(8, 8), activation="softplus", generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for i in (1, 2):
+            energy.get_parameter(f"layers.{i}.W_z.weight")[:, :3] = -3.0
+    return _export(tmp_path_factory.mktemp("packages") / "nonconvex.icnn", energy, 4, 5, 8, nonnegative=())
