@@ -1,5 +1,6 @@
 """`icnnrt` and `python -m icnnrt`."""
 
+import io
 import sys
 
 
@@ -13,6 +14,10 @@ def main() -> None:
         raise SystemExit(2) from None
     from icnnrt.cli import app
 
+    for stream in (sys.stdout, sys.stderr):
+        # Tables hold characters that an old Windows code page lacks; a question mark is better than a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app(prog_name="icnnrt")
 
 

@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.tree import Tree
 from typer.core import TyperGroup
 
-from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError
+from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError
 
 ENTRY_POINTS: Final = "icnnrt.commands"
 ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
@@ -48,7 +48,7 @@ def console(*, err: bool = False) -> Console:
 
 def print_json(content: Mapping[str, Any]) -> None:
     """One JSON object on stdout; NaN and infinity, which JSON lacks, become null."""
-    typer.echo(json.dumps(_plain(content), allow_nan=False, indent=1))
+    typer.echo(json.dumps(_plain(content), allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
@@ -95,9 +95,6 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except CertificateError as error:
-            typer.echo(f"icnnrt: {error}", err=True)
-            raise typer.Exit(NOT_CONVERGED) from None
         except IcnnrtError as error:
             typer.echo(f"icnnrt: {error}", err=True)
         except BrokenPipeError:
@@ -243,7 +240,10 @@ def run(
         part, at = parts[failed[0] // BATCH], int(failed[0] % BATCH)
         advice = part.advice(at).replace(f"sample {at}:", f"sample {failed[0]}:", 1)
     if strict and failed.size:
-        raise CertificateError(f"{failed.size} of {len(y)} samples did not converge, nothing is written: {advice}.")
+        typer.echo(
+            f"icnnrt: {failed.size} of {len(y)} samples did not converge, nothing is written: {advice}.", err=True
+        )
+        raise typer.Exit(NOT_CONVERGED)
     info = {**parts[0].info, "seconds": seconds, "package": str(opened.path), "input": str(source)}
     if out:
         tabular.write_answers(out, y, parts, info)

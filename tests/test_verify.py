@@ -172,6 +172,18 @@ def test_an_energy_of_nan_is_not_passed(relu_package: Path, monkeypatch: pytest.
     assert {"gradient", "convexity", "certificate"} <= failed(verify(relu_package, samples=4))
 
 
+def test_a_package_without_any_finite_answer_fails_by_its_status(
+    relu_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(s: icnnrt.Solution) -> icnnrt.Solution:
+        return dataclasses.replace(s, energy=np.full(len(s), np.nan), status=np.full(len(s), 5, np.int8))
+
+    tamper_argmin(monkeypatch, nothing)
+    report = verify(relu_package, samples=4)
+    assert failed(report) == {"status"}
+    assert {check.verdict for check in report.checks[4:10]} == {"skipped"}
+
+
 def test_a_wrong_answer_is_found(digits_like_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tamper_argmin(monkeypatch, lambda s: dataclasses.replace(s, y=1 - s.y))
     assert {"argmin: y", "certificate"} <= failed(verify(digits_like_package, samples=8))

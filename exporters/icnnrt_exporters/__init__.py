@@ -1,7 +1,7 @@
 """From torch to packages that icnnrt runs: derivative graphs, ONNX assembly, parity checks.
 
-    export(energy, solver, x_example, y_example, "model.icnn")     torch module -> package
-    pack("model.icnn", "argmin.onnx")                              package -> one self-contained ONNX file
+export(energy, solver, x_example, y_example, "model.icnn")     torch module -> package
+pack("model.icnn", "argmin.onnx")                              package -> one self-contained ONNX file
 """
 
 import importlib

@@ -274,7 +274,7 @@ def demo(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 1,437 training images.")] = 40,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train on real digits, export, reload without torch, complete images, check, draw. Two minutes on two cores.
+    """Train on real digits, export, reload without torch, complete images, check, draw. About a minute.
 
     Exit codes:
     0 done
