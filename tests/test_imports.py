@@ -23,6 +23,7 @@ TIERS = {
     "package": 0,
     "solution": 0,
     "_arguments": 0,
+    "tabular": 0,
     "_build_info": 0,
     "_native": 1,
     "_runner": 1,
@@ -30,6 +31,7 @@ TIERS = {
     "session": 2,
     "__init__": 2,
     "finetune": 3,
+    "verify": 3,
     "cli": 4,
     "__main__": 4,
 }

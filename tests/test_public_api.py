@@ -12,6 +12,19 @@ import icnnrt
 # with an underscore are private throughout.
 PUBLIC = {
     "adjoint": {"vjp"},
+    "cli": {
+        "as_command",
+        "console",
+        "doctor",
+        "icnnrt_command",
+        "inspect",
+        "number",
+        "print_json",
+        "run",
+        "verify",
+    },
+    "tabular": {"check_size", "check_target", "read_archive", "read_array", "write_answers"},
+    "verify": {"Check", "VerifyReport", "verify"},
     "certificate": {
         "Tolerances",
         "convexity_violation",

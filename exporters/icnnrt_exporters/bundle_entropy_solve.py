@@ -90,7 +90,9 @@ def BundleEntropySolve(slopes, offsets, lam_start, steps: int):
     s = -(lam @ G)
     v = e + (half - op.Reciprocal(one + op.Exp(-s))) @ N
     best_gap = op.ReduceMax(v, [2], keepdims=1) - op.ReduceSum(lam * v, [2], keepdims=1)
-    enough = op.Constant(value=ROUNDING_ENOUGH) * (one + op.ReduceMax(op.Abs(v), [2], keepdims=1))
+    # what rounding may do to v for any y in the box: eps (|e_i| + ½ ‖g_i‖₁)
+    largest = op.Abs(e) + half * op.Transpose(op.ReduceSum(op.Abs(G), [2], keepdims=1), perm=[0, 2, 1])
+    enough = op.Constant(value=ROUNDING_ENOUGH) * (one + op.ReduceMax(largest, [2], keepdims=1))
     unsolved = best_gap > enough  # false for NaN: such a sample holds up nobody
 
     # u = clip(s, ±bound);  w = M − v + δ with M = max v, δ = λ'(M − v) + 10 eps (1 + |M|)

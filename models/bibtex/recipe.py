@@ -160,7 +160,7 @@ class Settings:
     positive_weight: float = 12.0
     hidden: int = HIDDEN
     activation: str = "softplus"
-    iterations: int = 10
+    iterations: int = 10  # with 5, three answers in five keep a gap above the tolerance
     steps: int = 20  # of every inner solve; more only polish its last digits
     start_share: float | None = 0.1  # see `argmin_network`; None starts as a PICNN usually does
 
