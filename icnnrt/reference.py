@@ -123,7 +123,7 @@ def bundle_entropy_solve(G: Array, e: Array, lam_start: Array | None = None, ste
     start = evaluate(G, e, lam)
     best_lam, best_gap = lam, start.complementarity
     with np.errstate(invalid="ignore", over="ignore"):
-        enough = 8 * EPS * (1 + (np.abs(e) + 0.5 * np.abs(G).sum(2)).max(1))  # rounding of v, y anywhere in the box
+        enough = 2 * EPS * (1 + (np.abs(e) + 0.5 * np.abs(G).sum(2)).max(1))  # rounding of v, y anywhere in the box
 
     s = -_apply(Gt, lam)
     u = np.clip(s, -bound, bound)

@@ -152,7 +152,8 @@ class Session:
         strict:  raise `CertificateError` if any sample did not converge; by default what `load` was told
 
         Returns a `Solution` of B samples, each with status, gap and residual. A batch of none is fine. A sample with
-        NaN or infinity in x is not run and has status NOT_FINITE_INPUT; the others' answers do not depend on it, up to the rounding that another batch size brings.
+        NaN or infinity in x is not run and has status NOT_FINITE_INPUT; the others' answers do not depend on it, up to
+        the rounding that another batch size brings.
 
         Raises `InputError` for a wrong shape, dtype or range.
         """

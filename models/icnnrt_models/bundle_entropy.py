@@ -115,7 +115,7 @@ def bundle_entropy_solve(
     v = _cut_values(G, e, s)
     best_lam = lam
     best_gap = v.amax(1, keepdim=True) - lam.mT @ v
-    enough = 8 * EPS * (1 + (e.abs() + 0.5 * G.abs().sum(2)).amax(1, keepdim=True))  # rounding of v
+    enough = 2 * EPS * (1 + (e.abs() + 0.5 * G.abs().sum(2, keepdim=True)).amax(1, keepdim=True))  # rounding of v
 
     u = s.clamp(-bound, bound)
     v = _cut_values(G, e, u)
