@@ -412,7 +412,7 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(bad: Any, sentence: st
         (torch.zeros(2, 2), torch.zeros(2), "y_example: expected at least one sample with a leading batch"),
         (torch.zeros(2, 2), torch.zeros(2, 1, 2), "y_example: expected shape"),
         (torch.zeros(0, 2), torch.zeros(2, 2), "x_example: expected at least one sample"),
-        (torch.zeros(2, 5), torch.zeros(2, 2), "its forward fails on a batch"),
+        (torch.zeros(2, 5), torch.zeros(2, 2), "but fails on 11 samples"),
         (np.zeros((2, 2)), torch.zeros(2, 2), "x_example: expected a float32 or float64 tensor, got ndarray"),
     ],
 )

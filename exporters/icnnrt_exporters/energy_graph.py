@@ -151,8 +151,8 @@ def trace_energy(energy: nn.Module, x_example: Tensor, y_example: Tensor) -> Ene
             f = energy(x, y)
         except Exception as error:
             raise ExportError(
-                f"energy: its forward fails on a batch of {B} samples made from x_example and y_example "
-                f"({_first_line(error)}); a batch of any size must work"
+                f"energy: its forward must work for a batch of any size, but fails on {B} samples made from x_example "
+                f"and y_example ({_first_line(error)})"
             ) from error
     if not isinstance(f, Tensor) or f.shape != (B,):
         came = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
@@ -201,7 +201,7 @@ def _copy(destination: Tensor, source: Tensor, non_blocking: bool = False) -> Te
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:300].rstrip('.')}" if lines else type(error).__name__
 
 
 def _constraint(text: str) -> str:

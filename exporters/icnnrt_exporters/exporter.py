@@ -140,9 +140,8 @@ def _graphs(
 
     progress("value and gradient")
     head = to_onnx(value_and_gradient(traced, x, y))
-    value_model = _finish_value(head)
-    progress("argmin")
-    argmin = argmin_graph(to_onnx(value_and_gradient(traced, x, y)), K, solver.steps)
+    argmin = argmin_graph(head.clone(), K, solver.steps)
+    value = _value_graph(head)
     progress("Hessian-vector product")
     hvp = to_onnx(hessian_vector_product(traced, x, y))
     progress("adjoint")
@@ -153,12 +152,13 @@ def _graphs(
     _, layout = package.weight_layout(weights)
     graphs = {
         role: _serialise(graph, weights, layout, constants)
-        for role, graph in (("value", value_model), ("argmin", argmin), ("adjoint", adjoint))
+        for role, graph in (("value", value), ("argmin", argmin), ("adjoint", adjoint))
     }
     return graphs, weights, trainable
 
 
-def _finish_value(head: ir.Model) -> ir.Graph:
+def _value_graph(head: ir.Model) -> ir.Graph:
+    """The head with its data inputs first."""
     graph = head.graph
     *weights, x, y = graph.inputs
     graph.inputs.clear()

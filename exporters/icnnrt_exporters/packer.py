@@ -34,7 +34,7 @@ def pack(source: str | Path, target: str | Path, role: str = "argmin", *, overwr
     source, target = Path(source), Path(target)
     opened = package.Package.open(source)
     if role not in opened.graphs:
-        raise ExportError(f"role: the package has no graph {role!r}; it has {', '.join(sorted(opened.graphs))}")
+        raise ExportError(f"graph: the package has no graph {role!r}; it has {', '.join(sorted(opened.graphs))}")
     if target.is_dir():
         raise ExportError(f"target: {target} is a folder; give the name of a file, such as {target / 'model.onnx'}")
     if target.exists() and not overwrite:
