@@ -30,7 +30,11 @@ ROUNDING: Final = 64.0
 
 
 class Tolerances(NamedTuple):
-    """What counts as solved; both are relative to max(1, |lower_bound|)."""
+    """What counts as solved.
+
+    Gap and complementarity have the unit of an energy and are relative to max(1, |lower_bound|); stationarity and
+    feasibility have the units of y and λ, which lie in [0, 1], and are absolute.
+    """
 
     gap: float
     residual: float
@@ -39,6 +43,11 @@ class Tolerances(NamedTuple):
 def unit(lower_bound: Array) -> Array:
     """max(1, |lower_bound|), [B]: what the tolerances are multiples of."""
     return np.maximum(1.0, np.abs(lower_bound))
+
+
+def relative_residual(residual: Array, lower_bound: Array) -> Array:
+    """max(stationarity, feasibility, complementarity / unit), [B]: what the residual tolerance bounds."""
+    return np.maximum(residual[:, :2].max(1), residual[:, 2] / unit(lower_bound))
 
 
 def kkt_residuals(slopes: Floats, offsets: Floats, lam: Floats, y: Floats) -> Array:
@@ -113,7 +122,7 @@ def status_of(
         NOT_FINITE_INPUT  not x_finite
         NOT_FINITE        NaN or infinity in y, energy, lower_bound, gap or residual
         NOT_CONVEX        complementarity − gap > rounding, or violation > rounding
-        SOLVER            max(residual) > tolerances.residual · unit
+        SOLVER            max(stationarity, feasibility, complementarity / unit) > tolerances.residual
         GAP               gap > tolerances.gap · unit
         CONVERGED
 
@@ -126,7 +135,7 @@ def status_of(
         total = 0.5 * energy + 0.5 * lower_bound + 0.5 * gap + residual.sum(1)
         status = np.zeros(len(energy), np.int8)
         status[gap > tolerances.gap * scale] = Status.GAP
-        status[residual.max(1) > tolerances.residual * scale] = Status.SOLVER
+        status[relative_residual(residual, lower_bound) > tolerances.residual] = Status.SOLVER
         status[np.maximum(residual[:, 2] - gap, violation) > rounding] = Status.NOT_CONVEX
         status[~(np.isfinite(total) & np.isfinite(y).all(1))] = Status.NOT_FINITE
         status[~x_finite] = Status.NOT_FINITE_INPUT

@@ -68,9 +68,10 @@ class Solution(_Frozen):
     energy: Array
     """[B] float64, f(x, y) − H(y)."""
     lower_bound: Array
-    """[B] float64, which no energy is below if f is convex in y."""
+    """[B] float64: no energy is below it if f is convex in y, up to the rounding of f in the package's dtype."""
     gap: Array
-    """[B] float64, energy − lower_bound: the most that y can be suboptimal by."""
+    """[B] float64, energy − lower_bound: the most that y can be suboptimal by. In float32 it is known to the rounding
+    of f, eps |f|, only: a gap below that, negative ones too, means zero."""
     residual: Array
     """[B, 3] float64, KKT residuals of the last model: stationarity, feasibility, complementarity."""
     complementarity_history: Array
@@ -112,8 +113,8 @@ class Solution(_Frozen):
             steps=info["steps"],
             gap=float(one.gap[0]),
             gap_bound=info["gap_tolerance"] * scale,
-            residual=float(one.residual[0].max()),
-            residual_bound=info["residual_tolerance"] * scale,
+            residual=float(certificate.relative_residual(one.residual, one.lower_bound)[0]),
+            residual_bound=info["residual_tolerance"],
             violation=float(max(below, one.residual[0, 2] - one.gap[0])),
             dtype=str(self.y.dtype),
         )

@@ -7,7 +7,8 @@ class Status(IntEnum):
     """The verdict on one sample; 0 is good. `certificate.status_of` says how it is told, and which of two wins."""
 
     CONVERGED = 0
-    """The duality gap and the residual are within the tolerances: no energy is smaller by more than the gap."""
+    """The duality gap and the residual are within the tolerances: up to rounding, no energy is smaller by more
+    than the gap."""
     GAP = 1
     """The gap is above its tolerance: y is feasible and its energy is true, but a smaller energy may exist."""
     SOLVER = 2

@@ -262,7 +262,12 @@ def test_finite_cuts_give_finite_answers(seed, B, k, n, exponent, offset_exponen
     e = np.repeat(e * 10.0**offset_exponent, repeats, axis=1)
     got = solve(G, e, dtype=dtype)
     assert all(np.isfinite(a).all() for a in got)
-    y, lam, _, _ = got
+    y, lam, _, residual = got
+    # No silent failure: the complementarity reported is that of the answer handed out.
+    rounded = (a.astype(dtype).astype(np.float64) for a in (G, e, lam))
+    size = np.abs(e).max() + np.abs(G).max() * n
+    apart = np.abs(residual[:, 2] - reference.evaluate(*rounded).complementarity)
+    assert (apart <= (1e-10 if dtype == np.float64 else 1e-3) * (1 + size)).all()
     assert ((y >= 0) & (y <= 1)).all()
     assert (lam >= 0).all()
     assert (np.abs(lam.sum(1) - 1) <= 1e-5).all()

@@ -371,8 +371,12 @@ class NoTranslation(nn.Module):
 class Branching(nn.Module):
     y_dim = 2
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("switch", torch.tensor(1.0))
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return (y * y).sum(1) if x.sum() > 0 else y.sum(1)
+        return (y * y).sum(1) if self.switch > 0 else y.sum(1)
 
 
 class Mixing(nn.Module):
@@ -384,8 +388,53 @@ class Mixing(nn.Module):
         return ((x @ x.T).softmax(0).sum(1)[:, None] * y * y).sum(1)
 
 
+class MixingY(nn.Module):
+    y_dim = 2
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return ((y - y.mean(0)) ** 2).sum(1)
+
+
+class Named(nn.Module):
+    """A weight under any name."""
+
+    y_dim = 2
+
+    def __init__(self, name: str, tensor: Tensor | None = None) -> None:
+        super().__init__()
+        self.name = name
+        if tensor is None:
+            self.register_parameter(name, nn.Parameter(torch.ones(2)))
+        else:
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        weight = self.get_parameter(self.name) if self.name in self._parameters else 1.0
+        return (weight * y * y).sum(1)
+
+
+class PlainTensor(nn.Module):
+    y_dim = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = torch.randn(2, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return ((y @ self.matrix) ** 2).sum(1)
+
+
 BAD = [
-    (FixedBatch, "one batch size only"),
+    (Mixing, "depends on the others of its batch"),
+    (MixingY, "depends on the others of its batch"),
+    (PlainTensor, "register plain tensor attributes with register_buffer"),
+    (lambda: Named("x"), "a weight is called 'x'"),
+    (lambda: Named("depth"), "a weight is called 'depth'"),
+    (lambda: Named("lam"), "a weight is called 'lam'"),
+    (lambda: Named("a'b"), "holds a quote or a slash"),
+    (lambda: Named("b", torch.ones(2, dtype=torch.bfloat16)), "b is torch.bfloat16, which a package cannot hold"),
+    (lambda: Named("b", torch.ones(0)), r"b is empty, of shape \(0,\)"),
+    (FixedBatch, "must work for a batch of any size, but fails on 4 samples"),
     (Column, r"forward returned \(11, 1\) for a batch of 11; expected one energy per sample"),
     (Total, r"forward returned \(\) for a batch of 11"),
     (NoTranslation, "ONNX has no translation"),
@@ -404,6 +453,64 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(bad: Any, sentence: st
     assert not (tmp_path / "p.icnn").exists()
 
 
+class Tied(nn.Module):
+    """One matrix under two names, which torch.export reads under the second."""
+
+    y_dim = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.softplus(self.b(nn.functional.softplus(self.a(y)) + x)).sum(1)
+
+
+def test_a_shared_parameter_has_one_cotangent(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    energy = Tied().double()
+    with torch.no_grad():
+        energy.a.weight.abs_()
+    layer = BundleEntropyArgmin(energy, iterations=3)
+    export(energy, layer, torch.randn(2, 3).double(), torch.rand(2, 3).double(), tmp_path / "tied.icnn")
+    session = icnnrt.load(tmp_path / "tied.icnn")
+    (name,) = (n for n in session.weights if n.endswith("weight"))
+    x = torch.randn(4, 3).double()
+    solution = session.argmin(x.numpy())
+    (true,) = torch.autograd.grad(layer(x).sum(), energy.a.weight)
+    np.testing.assert_allclose(session.vjp(solution, np.ones((4, 3))).weights[name], true.numpy(), atol=1e-9)
+    assert set(session.vjp(solution, np.ones((4, 3))).weights) == {name, "a.bias", "b.bias"}
+
+
+def test_names_of_inner_values_are_free_for_weights(tmp_path: Path) -> None:
+    """Weights called like the values of the graphs: nothing meets."""
+    for name in ("mul", "seed", "s", "val_0", "constant_0", "slopes_in", "offset_bar"):
+        energy = Named(name)
+        layer = BundleEntropyArgmin(energy, iterations=2)
+        package = export(energy, layer, torch.randn(2, 3), torch.rand(2, 2), tmp_path / f"{name}.icnn")
+        assert set(package.weights) == {name}
+
+
+def test_every_submodule_keeps_its_mode(tmp_path: Path) -> None:
+    energy = FICNN(2, 2, (3,)).train()
+    energy.layers[0].eval()
+    export(energy, BundleEntropyArgmin(energy, iterations=2), torch.randn(2, 2), torch.rand(2, 2), tmp_path / "p.icnn")
+    assert energy.training
+    assert not energy.layers[0].training
+
+
+def test_a_solver_for_another_n_is_refused(tmp_path: Path) -> None:
+    energy = FICNN(2, 2, (3,))
+    layer = BundleEntropyArgmin(energy, iterations=2, y_dim=7)
+    with pytest.raises(ExportError, match="made for y_dim=7, but y_example has 2 columns"):
+        export(energy, layer, torch.randn(2, 2), torch.rand(2, 2), tmp_path / "p.icnn")
+    with pytest.raises(ExportError, match="is not there; create it first"):
+        export(energy, BundleEntropyArgmin(energy), torch.randn(2, 2), torch.rand(2, 2), tmp_path / "no" / "p.icnn")
+    with pytest.raises(ExportError, match="is there and no package"):
+        export(energy, BundleEntropyArgmin(energy), torch.randn(2, 2), torch.rand(2, 2), tmp_path, overwrite=True)
+
+
 @pytest.mark.parametrize(
     ("x", "y", "sentence"),
     [
@@ -412,7 +519,8 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(bad: Any, sentence: st
         (torch.zeros(2, 2), torch.zeros(2), "y_example: expected at least one sample with a leading batch"),
         (torch.zeros(2, 2), torch.zeros(2, 1, 2), "y_example: expected shape"),
         (torch.zeros(0, 2), torch.zeros(2, 2), "x_example: expected at least one sample"),
-        (torch.zeros(2, 5), torch.zeros(2, 2), "but fails on 11 samples"),
+        (torch.zeros(2, 5), torch.zeros(2, 2), "but fails on 4 samples"),
+        (torch.full((2, 2), torch.nan), torch.zeros(2, 2), "x_example: expected finite numbers"),
         (np.zeros((2, 2)), torch.zeros(2, 2), "x_example: expected a float32 or float64 tensor, got ndarray"),
     ],
 )

@@ -30,6 +30,7 @@ PUBLIC = {
         "convexity_violation",
         "duality_gap",
         "kkt_residuals",
+        "relative_residual",
         "rounding",
         "status_of",
         "unit",

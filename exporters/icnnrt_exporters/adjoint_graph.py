@@ -26,9 +26,10 @@ def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int) -> ir.Graph:
     """
     (*weights, x, cut_points, e_bar_in, seed_in), results, push_nodes, push_constants = dismantle(push.graph, "push")
     (*hvp_inputs, y_k_in, s_in), (hessian_s,), hvp_nodes, hvp_constants = dismantle(hvp.graph, "hvp")
-    boundary = [v for v in results if v.name is not None and v.name.startswith("boundary.")]
-    (slopes_again,) = (v for v in results if v.name == "slopes_again")
+    boundary = [v for v in results if v.name is not None and v.name.startswith("boundary/")]
+    (slopes_again,) = (v for v in results if v.name == "push/slopes_again")
     cotangents = [v for v in results if v not in boundary and v is not slopes_again]
+    hessian_s.name = "back/hessian_s"
     assert seed_in.dtype is not None
     T, n = seed_in.dtype, static(seed_in, 2)
 
@@ -66,8 +67,8 @@ def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int) -> ir.Graph:
     invariant, hvp_nodes = split(hvp_nodes, [y_k_in, s_in])
     op.extend(invariant)
 
-    counter, going = value("iteration", INT64, []), value("going", BOOL, [])
-    e_bar, seed = value("e_bar_in", T, ["batch", K]), value("seed_in", T, ["batch", K, n])
+    counter, going = value("back/iteration", INT64, []), value("back/going", BOOL, [])
+    e_bar, seed = value("back/e_bar_in", T, ["batch", K]), value("back/seed_in", T, ["batch", K, n])
     body = Ops("back")
     k = body("Sub", K_minus_1, counter)
     y_k = body("Gather", cut_points, k, axis=1)
@@ -82,9 +83,9 @@ def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int) -> ir.Graph:
     pads = body("Concat", op.constant([0, 0, 0]), body("Unsqueeze", body("Sub", K_value, k), zero), axis=0)
     c_lam_k = body("Pad", c_lam_k, pads)
     outputs = [
-        describe(body("Identity", going), "body_going", BOOL, []),
-        describe(body("Add", e_bar, c_lam_k), "body_e_bar", T, ["batch", K]),
-        describe(body("Add", seed, spread(body, lam_row, c_y_k, c_lam_k, y_k)), "body_seed", T, ["batch", K, n]),
+        describe(body("Identity", going), "back/next_going", BOOL, []),
+        describe(body("Add", e_bar, c_lam_k), "back/next_e_bar", T, ["batch", K]),
+        describe(body("Add", seed, spread(body, lam_row, c_y_k, c_lam_k, y_k)), "back/next_seed", T, ["batch", K, n]),
     ]
     loop_body = ir.Graph([counter, going, e_bar, seed], outputs, nodes=body.nodes, name="back_through_one_cut")
 

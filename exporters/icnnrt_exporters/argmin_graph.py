@@ -51,10 +51,10 @@ def argmin_graph(head: ir.Model, K: int, steps: int) -> ir.Graph:
     )
 
     # Loop body.
-    counter, going = value("iteration", INT64, []), value("going", BOOL, [])
-    y_in = value("y_in", T, ["batch", n])
-    lam_in, G_in = value("lam_in", T, ["batch", None]), value("slopes_in", T, ["batch", None, n])
-    e_in = value("offsets_in", T, ["batch", None])
+    counter, going = value("cut/iteration", INT64, []), value("cut/going", BOOL, [])
+    y_in = value("cut/y_in", T, ["batch", n])
+    lam_in, G_in = value("cut/lam_in", T, ["batch", None]), value("cut/slopes_in", T, ["batch", None, n])
+    e_in = value("cut/offsets_in", T, ["batch", None])
     replace(body_nodes, {y: y_in})
     body = Ops("cut")
     body.extend(body_nodes)
@@ -82,7 +82,7 @@ def argmin_graph(head: ir.Model, K: int, steps: int) -> ir.Graph:
     ]
     names = ["going", "y", "lam", "slopes", "offsets", "cut_point", "lam_row", "lower_bound", "residual"]
     for v, name, (dtype, shape) in zip(outputs, names, types, strict=True):
-        describe(v, f"body_{name}", dtype, shape)
+        describe(v, f"cut/next_{name}", dtype, shape)
     loop_body = ir.Graph([counter, going, y_in, lam_in, G_in, e_in], outputs, nodes=body.nodes, name="cut_and_solve")
 
     true = op.constant(True, BOOL)

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from icnnrt.cli import JsonFlag, PackageArgument, console, number, print_json
 from icnnrt.errors import ExportError, InputError, MissingDependencyError
+from icnnrt.reference import STEPS
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +113,9 @@ def export(
         Precision | None, typer.Option(help="Convert the energy first; by default it stays as it is.")
     ] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Cuts K of the solver. (default: 10)")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Most steps of each inner solve. (default: 30)")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help=f"Most steps of each inner solve. (default: {STEPS})")
+    ] = None,
     gap_tolerance: Annotated[
         float | None, typer.Option(help="Duality gap up to which a sample counts as converged. (default: 0.001)")
     ] = None,

@@ -3,7 +3,7 @@
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import icnnrt
 from icnnrt import package
-from icnnrt.errors import ExportError
 from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import argmin_graph
@@ -23,7 +22,15 @@ from icnnrt_exporters.bodies import functions
 from icnnrt_exporters.energy_graph import trace_energy
 from icnnrt_exporters.heads import cut_vjp, hessian_vector_product, value_and_gradient
 from icnnrt_exporters.onnx_head import quiet, to_onnx
-from icnnrt_exporters.surgery import transposed_products
+from icnnrt_exporters.preconditions import (
+    check_energy,
+    check_examples,
+    check_solver,
+    check_target,
+    check_weights,
+    float64_judge,
+)
+from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 from icnnrt_models import BundleEntropyArgmin
 
@@ -70,23 +77,21 @@ def export(
         ExportError: what cannot be exported, or a package that does not agree with torch; nothing is written then.
     """
     path = Path(path)
-    _check_examples(x_example, y_example)
-    for weight, parameter in energy.named_parameters():
-        if parameter.dtype != x_example.dtype:
-            raise ExportError(
-                f"energy: {weight} is {parameter.dtype}, but x_example {x_example.dtype}; convert the model with "
-                ".float() or .double(), or the examples"
-            )
-    if path.exists() and not overwrite:
-        raise ExportError(f"path: {path} is there already; pass overwrite=True to replace it, or choose another")
-    training = energy.training
+    check_examples(x_example, y_example)
+    check_solver(solver, y_example.shape[1])
+    check_weights(energy, x_example.dtype)
+    check_target(path, overwrite)
+    modes = [(module, module.training) for module in energy.modules()]
     energy.eval()
     try:
         with quiet():
+            judge = float64_judge(energy)
+            # Rows in general position: on the edges a ReLU may stand on a kink, where rounding picks the face.
+            check_energy(energy, judge, *(t[3:7] for t in parity.inputs(x_example, y_example)[-1]))
             graphs, weights, trainable = _graphs(energy, solver, x_example, y_example, progress)
             _write_checked(
                 path,
-                energy,
+                judge,
                 solver,
                 x_example,
                 y_example,
@@ -100,27 +105,9 @@ def export(
                 progress,
             )
     finally:
-        energy.train(training)
+        for module, training in modes:
+            module.training = training
     return package.Package.open(path)
-
-
-def _check_examples(x_example: Tensor, y_example: Tensor) -> None:
-    for argument, example in (("x_example", x_example), ("y_example", y_example)):
-        if not isinstance(example, Tensor) or example.dtype not in (torch.float32, torch.float64):
-            came = example.dtype if isinstance(example, Tensor) else type(example).__name__
-            raise ExportError(f"{argument}: expected a float32 or float64 tensor, got {came}; convert it")
-        if example.dim() < (1 if argument == "x_example" else 2) or example.shape[0] == 0:
-            raise ExportError(
-                f"{argument}: expected at least one sample with a leading batch dimension, got shape "
-                f"{tuple(example.shape)}; pass {argument}[None] for a single sample"
-            )
-    if x_example.dtype != y_example.dtype:
-        raise ExportError(
-            f"y_example: expected one dtype for x, y and the weights, got {y_example.dtype} beside x_example's "
-            f"{x_example.dtype}; convert both to the dtype of the model"
-        )
-    if y_example.dim() != 2:
-        raise ExportError(f"y_example: expected shape [B, n], got {tuple(y_example.shape)}; flatten y in the forward")
 
 
 def _nonnegative(energy: nn.Module) -> tuple[str, ...]:
@@ -135,7 +122,8 @@ def _graphs(
     traced = trace_energy(energy, x_example, y_example)
     K = solver.iterations
     x, y = (t[:1].detach().expand(11, *t.shape[1:]).contiguous() for t in (x_example, y_example))
-    learnable = {name for name, p in energy.named_parameters() if p.requires_grad}
+    # All names of a shared parameter: the graph reads it under any one of them.
+    learnable = {name for name, p in energy.named_parameters(remove_duplicate=False) if p.requires_grad}
     trainable = tuple(name for name in traced.theta if name in learnable)
 
     progress("value and gradient")
@@ -147,7 +135,9 @@ def _graphs(
     progress("adjoint")
     adjoint = adjoint_graph(to_onnx(cut_vjp(traced, x, y, K, trainable)), hvp, K)
 
-    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in energy.state_dict().items()}
+    weights = {
+        name: tensor.detach().cpu().contiguous().numpy() for name, tensor in _stored(energy, traced.theta).items()
+    }
     constants = {name: traced.theta[name] for name in traced.constants}
     _, layout = package.weight_layout(weights)
     graphs = {
@@ -157,13 +147,17 @@ def _graphs(
     return graphs, weights, trainable
 
 
+def _stored(energy: nn.Module, read: Collection[str]) -> dict[str, Tensor]:
+    """The state_dict, less the second names of shared tensors: a shared weight is stored under the name graphs read."""
+    state = energy.state_dict()
+    places = {state[name].data_ptr(): name for name in read if name in state}
+    return {name: t for name, t in state.items() if name in read or t.data_ptr() not in places}
+
+
 def _value_graph(head: ir.Model) -> ir.Graph:
     """The head with its data inputs first."""
-    graph = head.graph
-    *weights, x, y = graph.inputs
-    graph.inputs.clear()
-    graph.inputs.extend([x, y, *weights])
-    return graph
+    (*weights, x, y), outputs, nodes, constants = dismantle(head.graph, "energy")
+    return ir.Graph([x, y, *weights], outputs, nodes=nodes, initializers=numbered(constants), name="value")
 
 
 def _serialise(
@@ -211,7 +205,7 @@ def _serialise(
 
 def _write_checked(
     path: Path,
-    energy: nn.Module,
+    judge: nn.Module,
     solver: BundleEntropyArgmin,
     x_example: Tensor,
     y_example: Tensor,
@@ -258,7 +252,7 @@ def _write_checked(
     try:
         write(scratch / "package.icnn", None)
         session = icnnrt.load(scratch / "package.icnn")
-        figures = parity.check(session, energy, solver, x_example, y_example)
+        figures = parity.check(session, judge, solver, x_example, y_example)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     progress("writing")

@@ -42,7 +42,7 @@ class Head:
 
 
 def boundary_names(energy: EnergyGraph) -> list[str]:
-    return [f"boundary.{i}" for i in range(len(energy.boundary))]
+    return [f"boundary/{i}" for i in range(len(energy.boundary))]
 
 
 def value_and_gradient(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
@@ -82,10 +82,10 @@ def hessian_vector_product(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
     inputs = [
         *_theta(energy),
         *(Input(n, e, b.batch_dim) for n, e, b in zip(crossing, c_example, energy.boundary, strict=True)),
-        Input("y", y, 0),
-        Input("s", y, 0),
+        Input("hvp/y", y, 0),
+        Input("hvp/s", y, 0),
     ]
-    return _trace(head, inputs, ["hessian_s"])
+    return _trace(head, inputs, ["hvp/hessian_s"])
 
 
 def cut_vjp(energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequence[str]) -> Head:
@@ -125,10 +125,10 @@ def cut_vjp(energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequen
         *_theta(energy),
         Input("x", x, 0),
         Input("cut_points", y[:, None].expand(B, K, n).contiguous(), 0),
-        Input("offset_bar", y.new_zeros(B, K), 0),
-        Input("seed", y.new_zeros(B, K, n), 0),
+        Input("push/offset_bar", y.new_zeros(B, K), 0),
+        Input("push/seed", y.new_zeros(B, K, n), 0),
     ]
-    return _trace(head, inputs, [*(f"theta_bar.{name}" for name in trainable), "x_bar", "slopes_again", *crossing])
+    return _trace(head, inputs, [*(f"theta_bar.{name}" for name in trainable), "x_bar", "push/slopes_again", *crossing])
 
 
 def _theta(energy: EnergyGraph) -> list[Input]:

@@ -7,7 +7,6 @@ The figures are errors relative to the scale of the true answer, the worst over 
 float32 packages are compared with the same network in float64, since torch's own float32 is no better a judge.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from icnnrt_models import BundleEntropyArgmin
 # the nearly parallel cuts of a converged smooth energy it divides by their differences; the exact recursion does not.
 TOLERANCE = {
     "float64": {"value": 1e-12, "gradient": 1e-12, "energy": 1e-9, "y": 1e-6, "exact": 1e-7, "prop3": 1e-3},
-    "float32": {"value": 1e-5, "gradient": 1e-3, "energy": 1e-3, "y": 1e-1, "exact": 1e-2, "prop3": 1e-2},
+    "float32": {"value": 1e-5, "gradient": 1e-3, "energy": 1e-3, "y": 2e-2, "exact": 1e-2, "prop3": 1e-2},
 }
 BATCHES = (1, 3, 16)
 
@@ -62,13 +61,12 @@ def inputs(x_example: Tensor, y_example: Tensor, seed: int = 0) -> list[tuple[Te
 
 
 def check(
-    session: icnnrt.Session, energy: nn.Module, solver: BundleEntropyArgmin, x_example: Tensor, y_example: Tensor
+    session: icnnrt.Session, judge: nn.Module, solver: BundleEntropyArgmin, x_example: Tensor, y_example: Tensor
 ) -> dict[str, Any]:
-    """Compare one loaded package with the module it was made from; return the figures.
+    """Compare one loaded package with the float64 copy of the module it was made from; return the figures.
 
     Raises ExportError naming the figure that is out of bounds.
     """
-    judge = copy.deepcopy(energy).double().eval()
     layer = BundleEntropyArgmin(judge, iterations=solver.iterations, steps=solver.steps, y_dim=y_example.shape[1])
     figures = dict.fromkeys(TOLERANCE[session.manifest.dtype], 0.0)
     gaps: list[float] = []
@@ -145,7 +143,7 @@ def true_adjoint(
     f, g = slope(points, x.repeat_interleave(K, 0))
     pushed = (torch.from_numpy(cuts.offset_bar.reshape(-1)) * f).sum()
     pushed = pushed + (torch.from_numpy(cuts.seed.reshape(B * K, n)) * g).sum()
-    parameters = dict(judge.named_parameters())
+    parameters = dict(judge.named_parameters(remove_duplicate=False))
     *theta_bar, x_bar = torch.autograd.grad(
         pushed, [*(parameters[name] for name in trainable), x], materialize_grads=True
     )

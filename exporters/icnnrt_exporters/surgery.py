@@ -10,7 +10,7 @@ import onnx_ir as ir
 class Ops:
     """Appends nodes to a list; `op("Add", a, b)` returns the new value, `op.many` several.
 
-    Values are named after the prefix: ONNX forbids a name inside a loop that stands outside it too.
+    Values are named prefix/..., as no weight is: ONNX forbids a name inside a loop that stands outside it too.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -28,7 +28,7 @@ class Ops:
     ) -> Sequence[ir.Value]:
         node = ir.node(op_type, inputs, attributes=attributes, domain=domain, num_outputs=outputs)  # type: ignore[arg-type]
         for i, output in enumerate(node.outputs):
-            output.name = f"{self.prefix}.{len(self.nodes)}.{i}"
+            output.name = f"{self.prefix}/{len(self.nodes)}/{i}"
         self.nodes.append(node)
         return node.outputs
 
@@ -57,10 +57,10 @@ def static(v: ir.Value, dim: int) -> int:
 
 
 def numbered(constants: Iterable[ir.Value]) -> list[ir.Value]:
-    """The constants of several graphs under names that cannot meet in one: constant_0, constant_1, ..."""
+    """The constants of several graphs under names that cannot meet in one: constant/0, constant/1, ..."""
     named = list(constants)
     for i, constant in enumerate(named):
-        constant.name = f"constant_{i}"
+        constant.name = f"constant/{i}"
         if constant.const_value is not None:
             constant.const_value.name = constant.name
     return named
@@ -91,7 +91,7 @@ def dismantle(graph: ir.Graph, prefix: str) -> Parts:
     for node in parts.nodes:
         for output in node.outputs:
             if output not in parts.outputs:
-                output.name = f"{prefix}.{output.name}"
+                output.name = f"{prefix}/{output.name}"
     return parts
 
 
@@ -145,7 +145,7 @@ def copy(
             num_outputs=len(node.outputs),
         )
         for old, new in zip(node.outputs, twin.outputs, strict=True):
-            new.name, new.type, new.shape = f"{prefix}.{old.name}", old.type, old.shape
+            new.name, new.type, new.shape = f"{prefix}/{old.name}", old.type, old.shape
             mapping[old] = new
         fresh.append(twin)
     return fresh, mapping

@@ -52,7 +52,7 @@ class BundleEntropyArgmin(nn.Module):
     Args:
         energy: a module with forward(x, y) -> [batch], convex in y, that autograd can differentiate.
         iterations: cuts K. ReLU networks need 20 to 40 for a gap of 1e-3 when strong or large, softplus ones 6 to 15.
-        steps: the most interior-point steps of each inner solve; 9 are usual, slopes of 1e3 may need 30.
+        steps: the most interior-point steps of each inner solve; 9 are usual, slopes of 1e3 may need 60.
         adjoint: "exact", "prop3" or "implicit", see above.
         gap_tolerance: the duality gap up to which an answer counts as solved once exported; the layer itself always
             runs K iterations and reports the gap.

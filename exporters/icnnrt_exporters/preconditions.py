@@ -1,0 +1,163 @@
+"""What must hold before an export begins: told at once, in one sentence, and not after the tracing."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from icnnrt.errors import ExportError
+from icnnrt_models import BundleEntropyArgmin
+
+# Names of the graphs' inputs and outputs, which no weight may bear.
+RESERVED = frozenset(
+    {
+        "x",
+        "y",
+        "y_init",
+        "f",
+        "gradient",
+        "lam",
+        "slopes",
+        "offsets",
+        "cut_points",
+        "lam_history",
+        "energy",
+        "lower_bound",
+        "gap",
+        "residual",
+        "complementarity_history",
+        "y_bar",
+        "depth",
+        "x_bar",
+        "slope_mismatch",
+    }
+)
+STORABLE = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+# Largest |f(batch) − f(sample alone)| in float64, relative: sums in another order stay far below it.
+SAMPLES_APART = 1e-9
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """The package can be written to `path` when it is done."""
+    if not path.parent.is_dir():
+        raise ExportError(f"path: the folder {path.parent} is not there; create it first")
+    if path.exists() and not overwrite:
+        raise ExportError(f"path: {path} is there already; pass overwrite=True to replace it, or choose another")
+    if path.exists() and not (path / "manifest.json").is_file():
+        raise ExportError(f"path: {path} is there and no package, so it is not replaced; choose another")
+
+
+def check_examples(x_example: Tensor, y_example: Tensor) -> None:
+    """Both are finite batches of one floating dtype, y of shape [B, n]."""
+    for argument, example in (("x_example", x_example), ("y_example", y_example)):
+        if not isinstance(example, Tensor) or example.dtype not in (torch.float32, torch.float64):
+            came = example.dtype if isinstance(example, Tensor) else type(example).__name__
+            raise ExportError(f"{argument}: expected a float32 or float64 tensor, got {came}; convert it")
+        if example.dim() < (1 if argument == "x_example" else 2) or example.shape[0] == 0:
+            raise ExportError(
+                f"{argument}: expected at least one sample with a leading batch dimension, got shape "
+                f"{tuple(example.shape)}; pass {argument}[None] for a single sample"
+            )
+        if not torch.isfinite(example).all():
+            raise ExportError(f"{argument}: expected finite numbers, got NaN or infinity; clean it")
+    if x_example.dtype != y_example.dtype:
+        raise ExportError(
+            f"y_example: expected one dtype for x, y and the weights, got {y_example.dtype} beside x_example's "
+            f"{x_example.dtype}; convert both to the dtype of the model"
+        )
+    if y_example.dim() != 2:
+        raise ExportError(f"y_example: expected shape [B, n], got {tuple(y_example.shape)}; flatten y in the forward")
+
+
+def check_solver(solver: BundleEntropyArgmin, n: int) -> None:
+    """The solver's n is the examples'."""
+    if solver.y_dim != n:
+        raise ExportError(
+            f"solver: it was made for y_dim={solver.y_dim}, but y_example has {n} columns; make one fit the other"
+        )
+
+
+def check_weights(energy: nn.Module, dtype: torch.dtype) -> None:
+    """Names, dtypes and sizes of the state_dict are such that graphs and files can hold them."""
+    for name, parameter in energy.named_parameters():
+        if parameter.dtype != dtype:
+            raise ExportError(
+                f"energy: {name} is {parameter.dtype}, but x_example {dtype}; convert the model with .float() or "
+                ".double(), or the examples"
+            )
+    for name, tensor in energy.state_dict().items():
+        if name in RESERVED or name.startswith("theta_bar."):
+            raise ExportError(
+                f"energy: a weight is called {name!r}, as an input or output of the graphs is; rename it in the module"
+            )
+        if not name.isprintable() or any(mark in name for mark in "\"'\\/"):
+            raise ExportError(f"energy: the weight name {name!r} holds a quote or a slash; rename it in the module")
+        if tensor.dtype not in STORABLE:
+            raise ExportError(f"energy: {name} is {tensor.dtype}, which a package cannot hold; convert or remove it")
+        if tensor.numel() == 0:
+            raise ExportError(f"energy: {name} is empty, of shape {tuple(tensor.shape)}; remove it from the module")
+
+
+def float64_judge(energy: nn.Module) -> nn.Module:
+    """A float64 copy of the energy in eval mode."""
+    return copy.deepcopy(energy).double().eval()
+
+
+def check_energy(energy: nn.Module, judge: nn.Module, x: Tensor, y: Tensor) -> None:
+    """The energy and its float64 copy run on any batch, and each sample's energy and slope are its own.
+
+    x, y: a batch of several different samples in the energy's dtype. The package answers for every sample alone,
+    whatever batch it comes in; an energy that mixes samples would make that untrue, and no comparison batch by batch
+    would show it.
+    """
+    for rows in (len(x), 1):
+        try:
+            _value_and_gradient(energy, x[:rows], y[:rows])
+        except Exception as error:
+            raise ExportError(
+                f"energy: its forward must work for a batch of any size, but fails on {rows} samples made from "
+                f"x_example and y_example ({_reason(error)})"
+            ) from error
+    X, Y = x.double(), y.double()
+    try:
+        together = _value_and_gradient(judge, X, Y)
+        alone = [_value_and_gradient(judge, X[i : i + 1], Y[i : i + 1]) for i in range(len(X))]
+    except Exception as error:
+        raise ExportError(
+            "energy: it must work in float64 too, for the check that ends an export, but fails there "
+            f"({_reason(error)}); register plain tensor attributes with register_buffer"
+        ) from error
+    if together[0].shape != (len(x),):
+        return  # trace_energy tells of a wrong output shape
+    for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
+        apart = (whole - torch.cat([part.reshape(-1, *whole.shape[1:]) for part in parts])).abs()
+        if not float(apart.max()) <= SAMPLES_APART * max(1.0, float(whole.abs().max())):
+            raise ExportError(
+                f"energy: the energy of a sample depends on the others of its batch (by {float(apart.max()):.1e}); "
+                "make the forward treat every row of x and y on its own, without statistics over the batch"
+            )
+
+
+def _value_and_gradient(judge: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = y.clone().requires_grad_()
+    f = judge(x, leaf)
+    if not f.requires_grad:
+        return f, torch.zeros_like(y)
+    (gradient,) = torch.autograd.grad(f.sum(), leaf, materialize_grads=True)
+    return f.detach(), gradient
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:240].rstrip(".") if lines else type(error).__name__
