@@ -31,8 +31,12 @@ def batch(value: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], *,
             f"{name}: expected real numbers, but got dtype {given.dtype} from {type(value).__name__}; "
             f"convert it to {dtype} first."
         )
-    if given.shape[1:] != shape or given.ndim == 0 or (length is not None and len(given) != length):
-        _wrong_shape(name, given.shape, shape, length)
+    if masked := _masked(value):
+        raise InputError(
+            f"{name}: expected numbers without a mask, but got {masked} masked of {given.size}; fill them in with "
+            "numpy.ma.filled."
+        )
+    check_shape(given.shape, name, shape, length=length)
     with np.errstate(over="ignore"):
         array = np.array(given, dtype=dtype, order="C", copy=True)
     if given.dtype.kind in "iu" and not _exact(given, array):
@@ -43,6 +47,12 @@ def batch(value: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], *,
     return array
 
 
+def _masked(value: object) -> int:
+    """How many entries are masked, in a masked array or a list of them: numpy.asarray would unmask them."""
+    rows = value if isinstance(value, list | tuple) else (value,)
+    return sum(np.ma.count_masked(row) for row in rows if isinstance(row, np.ma.MaskedArray))
+
+
 def _exact(integers: NDArray[Any], array: Floats) -> bool:
     if integers.dtype.itemsize * 8 <= np.finfo(array.dtype).nmant:
         return True
@@ -51,7 +61,12 @@ def _exact(integers: NDArray[Any], array: Floats) -> bool:
         return bool((np.abs(array) <= 2.0**62).all() and (array.astype(integers.dtype) == integers).all())
 
 
-def _wrong_shape(name: str, came: tuple[int, ...], shape: tuple[int, ...], length: int | None) -> None:
+def check_shape(
+    came: tuple[int, ...], name: str, shape: tuple[int, ...], *, length: int | None = None, where: str = ""
+) -> None:
+    """Refuse what is not [B, *shape] with B = `length`, if that is known; `where` is the file it was read from."""
+    if came and came[1:] == shape and length in (None, came[0]):
+        return
     expected = ", ".join(["B" if length is None else str(length), *map(str, shape)])
     if came == shape:
         remedy = f"a single sample needs a batch dimension too, so pass {name}[None]"
@@ -59,7 +74,8 @@ def _wrong_shape(name: str, came: tuple[int, ...], shape: tuple[int, ...], lengt
         remedy = "it needs one row for every sample"
     else:
         remedy = "the shape of a sample is fixed by the package"
-    raise InputError(f"{name}: expected shape [{expected}], but got {list(came)}; {remedy}.")
+    place = f"{where}: {name}" if where else name
+    raise InputError(f"{place}: expected shape [{expected}], but got {list(came)}; {remedy}.")
 
 
 def finite_rows(array: Floats) -> NDArray[np.bool_]:

@@ -9,17 +9,19 @@ updates of the weights exclude each other: a run never sees half an update.
 """
 
 import hashlib
+import re
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import _wire
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, PackageError, ProviderError
+from icnnrt.manifest import Manifest
 from icnnrt.package import Package
 
 Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
@@ -56,6 +58,40 @@ SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     ),
 }
 THETA_BAR: Final = "theta_bar."
+BATCH: Final = "batch"  # in a shape: the number of samples
+Shape: TypeAlias = tuple[int | str, ...]
+DTYPES: Final = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(int64)": "int64"}  # onnxruntime's
+
+
+def arrays_of(manifest: Manifest) -> dict[str, tuple[str, Shape]]:
+    """name -> dtype and shape of everything that graphs of such a package take and give. A name means the same in all
+    of them."""
+    T, D, x, (n,), K = manifest.dtype, "float64", manifest.x_shape, manifest.y_shape, manifest.solver.iterations
+    arrays: dict[str, tuple[str, Shape]] = {
+        "x": (T, (BATCH, *x)),
+        "y": (T, (BATCH, n)),
+        "y_init": (T, (BATCH, n)),
+        "f": (T, (BATCH,)),
+        "gradient": (T, (BATCH, n)),
+        "lam": (T, (BATCH, K)),
+        "slopes": (T, (BATCH, K, n)),
+        "offsets": (T, (BATCH, K)),
+        "cut_points": (T, (BATCH, K, n)),
+        "lam_history": (T, (BATCH, K, K)),
+        "energy": (D, (BATCH,)),
+        "lower_bound": (D, (BATCH,)),
+        "gap": (D, (BATCH,)),
+        "residual": (D, (BATCH, 3)),
+        "complementarity_history": (D, (BATCH, K)),
+        "y_bar": (T, (BATCH, n)),
+        "depth": ("int64", ()),
+        "x_bar": (T, (BATCH, *x)),
+        "slope_mismatch": (T, (BATCH,)),
+    }
+    for name, spec in manifest.weights.tensors.items():
+        if spec.trainable:
+            arrays[THETA_BAR + name] = (spec.dtype, spec.shape)
+    return arrays
 
 
 def onnxruntime() -> ModuleType:
@@ -79,17 +115,27 @@ class _Graph:
     def __init__(
         self,
         session: Any,
-        outputs: tuple[str, ...],
+        outputs: Mapping[str, Shape],
         weights: Mapping[str, Any],
         frozen: frozenset[str],
         optional: frozenset[str],
     ) -> None:
         self.session = session
-        self.outputs = outputs
+        self.outputs = tuple(outputs)
+        self._shapes = tuple(outputs.values())
+        self._last: tuple[int, list[Shape]] = (-1, [])  # batch size, shapes of its outputs
         self.weights = weights  # overridable, so bound: an update reaches them
         self.frozen = frozen  # fixed at the export, so an update would not
         self.optional = optional  # inputs that have a default, which are bound in another way
         self.idle: list[tuple[Any, str]] = []  # binding, the weights_id it was made for
+
+    def shapes(self, samples: int) -> list[Shape]:
+        """What the outputs must look like for so many samples."""
+        known, shapes = self._last
+        if known != samples:
+            shapes = [tuple(samples if size == BATCH else size for size in shape) for shape in self._shapes]
+            self._last = samples, shapes
+        return shapes
 
 
 class Runner:
@@ -150,19 +196,31 @@ class Runner:
             binding.clear_binding_outputs()
         except Exception as error:
             self._give_back(graph, None)
+            remedy = (
+                "run smaller batches"
+                if isinstance(error, MemoryError) or re.search("alloc|memory", str(error), re.IGNORECASE)
+                else "icnnrt verify says whether the package is sound on this machine"
+            )
             raise IcnnrtError(
-                f"{role}.onnx: onnxruntime failed on a batch of {len(feeds['x'])} ({_first_line(error)}); "
-                "if memory ran out, run smaller batches."
+                f"{self.package.path}: {role}.onnx: onnxruntime failed on a batch of {len(feeds['x'])} "
+                f"({_first_line(error)}); {remedy}."
             ) from error
         except BaseException:
             self._give_back(graph, None)
             raise
         self._give_back(graph, (binding, weights_id))
+        # A graph may leave sizes open where it declares its outputs, so they are only known now.
+        expected = graph.shapes(len(feeds["x"]))
+        if [value.shape for value in values] != expected:
+            for name, value, shape in zip(graph.outputs, values, expected, strict=True):
+                if value.shape != shape:
+                    self._disagree(role, name, _shown(shape), _shown(value.shape))
         return dict(zip(graph.outputs, values, strict=True)), weights_id
 
     def read_weights(self, name: str) -> NDArray[Any]:
         """A read-only copy of one weight as it is now."""
         with self._state:
+            self.check_open()
             while self._updating:
                 self._state.wait()
             array: NDArray[Any] = np.array(self.weights[name].numpy())
@@ -254,11 +312,14 @@ class Runner:
         self.check_open()
         graph = self._graphs.get(role)
         if graph is None:
+            # Making takes long, and runs of other graphs go on meanwhile, so only the dictionary is under `_state`.
             with self._making:
                 graph = self._graphs.get(role)
                 if graph is None:
                     graph = self._make(role)
-                    self._graphs[role] = graph
+                    with self._state:
+                        if not self._closed:  # else it serves the call under way and nobody keeps it
+                            self._graphs[role] = graph
         return graph
 
     def _make(self, role: str) -> _Graph:
@@ -302,30 +363,53 @@ class Runner:
         bound = {name: value for name, value in self.weights.items() if name in overridable}
         return _Graph(session, outputs, bound, frozenset(names) - overridable, frozenset(overridable))
 
-    def _check_signature(self, role: str, session: Any, overridable: set[str]) -> tuple[str, ...]:
-        """Return the outputs to read, after checking that icnnrt can feed and read this graph."""
+    def _check_signature(self, role: str, session: Any, overridable: set[str]) -> dict[str, Shape]:
+        """Return the outputs to read and their shapes, after checking that icnnrt can feed and read this graph."""
         inputs, outputs = SIGNATURES[role]
         manifest = self.package.manifest
         if role == "adjoint":
             trainable = (name for name, spec in manifest.weights.tensors.items() if spec.trainable)
             outputs = (*outputs, *(THETA_BAR + name for name in trainable))
-        required = {node.name: node.type for node in session.get_inputs()}
-        given = {node.name for node in session.get_outputs()}
-        wrong = [f"has no input {name}" for name in inputs if name not in required and name not in overridable]
+        required = {node.name: node for node in session.get_inputs()}
+        taken = required | {node.name: node for node in session.get_overridable_initializers()}
+        given = {node.name: node for node in session.get_outputs()}
+        wrong = [f"has no input {name}" for name in inputs if name not in taken]
         wrong += [f"wants an input {name}" for name in required if name not in inputs]
         wrong += [f"has no output {name}" for name in outputs if name not in given]
-        expected = {"float32": "tensor(float)", "float64": "tensor(double)"}[manifest.dtype]
-        wrong += [
-            f"takes {name} as {kind}, not {expected}"
-            for name, kind in required.items()
-            if name != "depth" and kind != expected
-        ]
         if wrong:
             raise PackageError(
                 f"{self.package.path}: {role}.onnx should take {', '.join(inputs)} and give {', '.join(outputs)}, "
                 f"but {wrong[0]}; export the package again."
             )
-        return outputs
+        arrays = arrays_of(manifest)
+        for name, node in [*((name, taken[name]) for name in inputs), *((name, given[name]) for name in outputs)]:
+            dtype, shape = arrays[name]
+            came = DTYPES.get(node.type, node.type)
+            if came != dtype or not _fits(node.shape, shape):
+                self._disagree(role, name, f"{dtype} {_shown(shape)}", f"{came} {_shown(node.shape)}")
+        return {name: arrays[name][1] for name in outputs}
+
+    def _disagree(self, role: str, name: str, expected: str, came: str) -> NoReturn:
+        raise PackageError(
+            f"{self.package.path}: {role}.onnx: expected {name} to be {expected} as the manifest has it, but the graph "
+            f"has {came}; export the package again."
+        )
+
+
+def _fits(declared: Sequence[object], shape: Shape) -> bool:
+    """Whether a graph's declaration allows `shape`: a size that is no number is open, the batch's must be.
+
+    onnxruntime also gives [] for a value of unknown rank; what such an output turns out to be is checked at each run.
+    """
+    if not declared:
+        return True
+    return len(declared) == len(shape) and all(
+        not isinstance(size, int) or size < 0 or size == wanted for size, wanted in zip(declared, shape, strict=True)
+    )
+
+
+def _shown(shape: Sequence[object]) -> str:
+    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
 def _check_providers(

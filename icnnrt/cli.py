@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.tree import Tree
 from typer.core import TyperGroup
 
-from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError
+from icnnrt.errors import IcnnrtError, MissingDependencyError
 
 ENTRY_POINTS: Final = "icnnrt.commands"
 ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
@@ -202,6 +202,7 @@ def run(
     import numpy as np
 
     from icnnrt import tabular
+    from icnnrt._arguments import check_shape
     from icnnrt.package import Package
     from icnnrt.session import load
     from icnnrt.status import Status
@@ -210,12 +211,10 @@ def run(
     opened = Package.open(package)
     manifest = opened.manifest
     x = tabular.read_array(source, "x", manifest.x_shape)
-    if x.shape[1:] != manifest.x_shape or not x.ndim:
-        raise InputError(f"{source}: expected x of shape {_batch_of(manifest.x_shape)}, but got {list(x.shape)}.")
+    check_shape(x.shape, "x", manifest.x_shape, where=str(source))
     start = tabular.read_array(y_init, "y_init", manifest.y_shape) if y_init else None
-    if start is not None and start.shape != (len(x), *manifest.y_shape):
-        expected = [len(x), *manifest.y_shape]
-        raise InputError(f"{y_init}: expected y_init of shape {expected}, but got {list(start.shape)}.")
+    if start is not None:
+        check_shape(start.shape, "y_init", manifest.y_shape, length=len(x), where=str(y_init))
     tabular.check_size(len(x), manifest.solver.iterations, manifest.y_shape[0], np.dtype(manifest.dtype), suffix)
 
     began = time.perf_counter()
@@ -273,10 +272,6 @@ def run(
         _show_answers(summary, y, energy, gap, [Status(code).name for code in status])
     if failed.size:
         raise typer.Exit(NOT_CONVERGED)
-
-
-def _batch_of(shape: tuple[int, ...]) -> str:
-    return f"[{', '.join(['samples', *map(str, shape)])}]"
 
 
 def _show_answers(summary: Mapping[str, Any], y: Any, energy: Any, gap: Any, status: list[str]) -> None:

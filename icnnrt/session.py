@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt._arguments import batch, finite_rows
-from icnnrt._runner import Provider, Runner
+from icnnrt._runner import SIGNATURES, Provider, Runner, arrays_of
 from icnnrt.certificate import Tolerances
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest
@@ -269,21 +269,12 @@ class Session:
 
     def _nothing(self, B: int) -> dict[str, NDArray[Any]]:
         """The outputs of argmin.onnx for B samples, all NaN."""
-        K, n, T = self._K, self._n, self._dtype
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "y": ((n,), T),
-            "lam": ((K,), T),
-            "slopes": ((K, n), T),
-            "offsets": ((K,), T),
-            "cut_points": ((K, n), T),
-            "lam_history": ((K, K), T),
-            "energy": ((), np.float64),
-            "lower_bound": ((), np.float64),
-            "gap": ((), np.float64),
-            "residual": ((3,), np.float64),
-            "complementarity_history": ((K,), np.float64),
-        }
-        return {name: np.full((B, *shape), math.nan, dtype) for name, (shape, dtype) in shapes.items()}
+        arrays = arrays_of(self.manifest)
+        nothing = {}
+        for name in SIGNATURES["argmin"][1]:
+            dtype, (_, *shape) = arrays[name]
+            nothing[name] = np.full((B, *map(int, shape)), math.nan, dtype)
+        return nothing
 
 
 class _Weights(Mapping[str, NDArray[Any]]):

@@ -19,9 +19,8 @@ Array = NDArray[np.float64]
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    view = array.view()
-    view.flags.writeable = False
-    return view
+    """A view that cannot be made writeable again: numpy allows that only if what it is a view of is writeable."""
+    return np.asarray(array.data.toreadonly())
 
 
 class _Frozen:

@@ -41,7 +41,7 @@ def read_array(path: Path, key: str, shape: tuple[int, ...]) -> Array:
     """
     match _suffix(path, SUFFIXES):
         case ".csv":
-            return _read_csv(path, shape)
+            return _read_csv(path, key, shape)
         case ".npy":
             with _open(path) as file:
                 return _read_npy(file, str(path), path.stat().st_size)
@@ -111,7 +111,7 @@ def _read_npy(stream: IO[bytes], where: str, size: int) -> Array:
         raise InputError(f"{where}: expected a .npy array, but got something else ({reason}).") from error
 
 
-def _read_csv(path: Path, shape: tuple[int, ...]) -> Array:
+def _read_csv(path: Path, key: str, shape: tuple[int, ...]) -> Array:
     if path.exists() and path.stat().st_size > MAX_TEXT_BYTES:
         raise InputError(
             f"{path}: expected at most {MAX_TEXT_BYTES} bytes of text, but it has {path.stat().st_size}; "
@@ -137,14 +137,14 @@ def _read_csv(path: Path, shape: tuple[int, ...]) -> Array:
                     )
                 if len(numbers) != width:
                     raise InputError(
-                        f"{path}: expected {width} numbers a line, x of shape {list(shape)} flattened, but line "
-                        f"{lines.line_num} has {len(numbers)}."
+                        f"{path}: expected {width} numbers a line, {key} of shape {list(shape)} flattened, but line "
+                        f"{lines.line_num} has {len(numbers)}; write one whole sample on every line."
                     )
                 rows.append([number for number in numbers if number is not None])
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{path}: expected UTF-8 text, but got something else ({error}).") from error
     if not rows:
-        raise InputError(f"{path}: expected at least one line of numbers, but got none.")
+        raise InputError(f"{path}: expected at least one line of numbers, but got none; write one sample a line.")
     return np.array(rows, np.float64).reshape(-1, *shape)
 
 
@@ -160,7 +160,12 @@ def _suffix(path: Path, allowed: Sequence[str]) -> str:
     if suffix not in allowed:
         *most, last = allowed
         expected = f"{', '.join(most)} or {last}" if most else last
-        raise InputError(f"{path}: expected a file name ending in {expected}, but got {path.suffix or 'none'!r}.")
+        came = repr(path.suffix) if path.suffix else "a name without an ending"
+        example = f"{path.stem or 'x'}{allowed[0]}"
+        raise InputError(
+            f"{path}: expected a file name ending in {expected}, but got {came}; the ending tells the format, so use "
+            f"one of these, such as {example}."
+        )
     return suffix
 
 

@@ -252,7 +252,10 @@ def test_y_init_and_provider_and_threads(tmp_path: Path, digits_like_package: Pa
     np.savez(tmp_path / "start.npz", y_init=np.full((20, 5), 1.5))
     assert "y_init: expected numbers in [0, 1]" in sentence(icnnrt(*command))
     np.savez(tmp_path / "start.npz", y_init=np.full((3, 5), 0.5))
-    assert "expected y_init of shape [20, 5], but got [3, 5]" in sentence(icnnrt(*command))
+    assert "y_init: expected shape [20, 5], but got [3, 5]; it needs one row for every" in sentence(icnnrt(*command))
+    np.savetxt(tmp_path / "start.csv", np.zeros((20, 4)), delimiter=",")
+    command[-1] = tmp_path / "start.csv"
+    assert "expected 5 numbers a line, y_init of shape [5] flattened" in sentence(icnnrt(*command))
 
 
 def test_no_samples_are_no_error(tmp_path: Path, digits_like_package: Path) -> None:
@@ -276,12 +279,16 @@ def test_every_bad_input_is_one_sentence(tmp_path: Path, digits_like_package: Pa
     (tmp_path / "folder.npy").mkdir()
     assert "it is a folder" in bad("folder.npy")
     (tmp_path / "x.txt").touch()
-    assert "ending in .npz, .npy or .csv, but got '.txt'" in bad("x.txt")
+    assert "ending in .npz, .npy or .csv, but got '.txt'; the ending tells the format, so use" in bad("x.txt")
+    (tmp_path / "x").touch()
+    assert "but got a name without an ending; the ending tells the format, so use one of these, such as x.npz." in bad(
+        "x"
+    )
 
     np.save(tmp_path / "wide.npy", np.zeros((3, 7)))
-    assert "expected x of shape [samples, 4], but got [3, 7]" in bad("wide.npy")
+    assert "x: expected shape [B, 4], but got [3, 7]; the shape of a sample is fixed by" in bad("wide.npy")
     np.save(tmp_path / "single.npy", np.zeros(4))
-    assert "expected x of shape [samples, 4], but got [4]" in bad("single.npy")
+    assert "x: expected shape [B, 4], but got [4]; a single sample needs a batch dimension" in bad("single.npy")
     np.save(tmp_path / "scalar.npy", np.float64(3))
     assert "but got []" in bad("scalar.npy")
     np.save(tmp_path / "text.npy", np.array(["a"]))
@@ -315,7 +322,7 @@ def test_every_bad_csv_is_one_sentence(tmp_path: Path, digits_like_package: Path
     for text, message in {
         "": "expected at least one line of numbers",
         "a,b,c,d\n": "expected at least one line of numbers",
-        "1,2,3,4\n1,2,3\n": "expected 4 numbers a line, x of shape [4] flattened, but line 2 has 3",
+        "1,2,3,4\n1,2,3\n": "expected 4 numbers a line, x of shape [4] flattened, but line 2 has 3; write one whole",
         "1,2,3,4\n\n1,2,x,4\n": "expected a number in line 3, column 3, but got 'x'",
         "1,2,,4\n": "expected a number in line 1, column 3, but got ''",
         "a,b,3,d\n1,2,3,4\n": "expected a number in line 1, column 1, but got 'a'",

@@ -441,12 +441,20 @@ def test_x_is_copied(session: icnnrt.Session, dtype: str) -> None:
         ([[1.0], [1.0, 2.0]], "x: expected an array, but list does not convert"),
         (np.full((1, *X_SHAPE), 2**53 + 1), "holds exactly, but got int64 values up to 9.007e"),
         (np.full((1, *X_SHAPE), 2**64 - 1, np.uint64), "holds exactly, but got uint64"),
+        (np.ma.masked_equal(np.eye(2)[None], 1.0), "x: expected numbers without a mask, but got 2 masked of 4; fill"),
+        ([np.ma.masked_equal(np.eye(2), 1.0)] * 2, "x: expected numbers without a mask, but got 4 masked of 8; fill"),
     ],
 )
 def test_other_contexts_are_refused(session: icnnrt.Session, x: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence) as caught:
         session.argmin(x)
     assert str(caught.value).endswith(".")
+
+
+def test_masked_arrays_that_mask_nothing_are_taken(session: icnnrt.Session) -> None:
+    x = contexts(2)
+    for unmasked in (np.ma.array(x), np.ma.array(x, mask=np.zeros_like(x, bool)), list(np.ma.array(x))):
+        np.testing.assert_array_equal(session.argmin(unmasked).y, session.argmin(x).y)
 
 
 # --- value_and_gradient --------------------------------------------------------------------------
@@ -676,6 +684,26 @@ def test_a_solution_is_frozen_and_pickles(session: icnnrt.Session) -> None:
     assert "3 weights and 2 samples, 0 skipped" in repr(cotangents)
 
 
+def test_the_arrays_of_a_record_cannot_be_made_writeable(session: icnnrt.Session) -> None:
+    solution = session.argmin(contexts(4))
+    cotangents = session.vjp(solution, np.ones((4, N)))
+    copy = pickle.loads(pickle.dumps(solution))  # noqa: S301
+    for one in (solution, solution[::2], solution[solution.ok], copy, cotangents):
+        for name in one.__slots__:
+            value = getattr(one, name)
+            for array in value.values() if name == "weights" else [value]:
+                if isinstance(array, np.ndarray):
+                    with pytest.raises(ValueError, match="WRITEABLE"):
+                        array.flags.writeable = True
+                    with pytest.raises(ValueError, match="WRITEABLE"):
+                        array[:1].flags.writeable = True
+    # No copies are made for it, and an array that somebody else holds stays theirs to write.
+    mine = solution.gap.copy()
+    theirs = dataclasses.replace(solution, gap=mine).gap
+    assert np.shares_memory(mine, theirs)
+    assert mine.flags.writeable
+
+
 def test_solutions_outlive_later_runs_and_the_session(session: icnnrt.Session) -> None:
     first = session.argmin(contexts(3))
     y = first.y.copy()
@@ -704,10 +732,33 @@ def test_a_closed_session_refuses(session: icnnrt.Session) -> None:
         lambda: session.argmin(contexts(0)),
         lambda: session.value_and_gradient(contexts(1), solution.y),
         lambda: session.vjp(solution, solution.y),
+        lambda: session.weights["curvature"],
+        lambda: dict(session.weights),
     ]
     for call in calls:
         with pytest.raises(IcnnrtError, match=r"closed; call icnnrt.load again"):
             call()
+
+
+def test_a_graph_that_is_ready_after_close_serves_its_call_and_is_not_kept(
+    session: icnnrt.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner: Runner = session._runner
+    make = runner._make
+
+    def make_slowly(role: str) -> Any:
+        graph = make(role)
+        closing = threading.Thread(target=session.close)  # from another thread, as no lock may be waited for
+        closing.start()
+        closing.join(10)
+        assert not closing.is_alive()
+        return graph
+
+    monkeypatch.setattr(runner, "_make", make_slowly)
+    assert session.argmin(contexts(2)).ok.all()
+    assert runner._graphs == {}
+    with pytest.raises(IcnnrtError, match=r"closed; call icnnrt.load again"):
+        session.argmin(contexts(2))
 
 
 def test_load_takes_an_open_package(session: icnnrt.Session) -> None:
@@ -833,13 +884,143 @@ def test_graphs_that_are_not_what_icnnrt_feeds_are_refused(tmp_path: Path) -> No
     with pytest.raises(PackageError, match=r"argmin.onnx should take x, y_init .*, but has no input y_init"):
         swapped.argmin(contexts(1))
     other = icnnrt.load(build(tmp_path / "b.icnn", graphs=good, dtype="float64", weights=w))
-    with pytest.raises(PackageError, match=r"takes x as tensor\(float\), not tensor\(double\)"):
+    sentence = (
+        r"argmin.onnx: expected x to be float64 \[batch, 2, 2\] as the manifest has it, but the graph has float32"
+    )
+    with pytest.raises(PackageError, match=sentence):
         other.argmin(contexts(1))
     model = onnx.load_from_string(good["argmin"])
     model.graph.node[0].op_type = "NoSuchOperator"
     broken = icnnrt.load(build(tmp_path / "c.icnn", graphs={**good, "argmin": model.SerializeToString()}))
     with pytest.raises(PackageError, match=r"argmin.onnx: onnxruntime cannot load it"):
         broken.argmin(contexts(1))
+
+
+def cuts(n: int) -> dict[str, Any]:
+    return {"solver": SolverSpec(iterations=n, steps=5, gap_tolerance=1e-4, residual_tolerance=1e-3)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "role", "expected"),
+    [
+        (cuts(2), "argmin", "lam to be T [batch, 2]"),
+        (cuts(2), "adjoint", "slopes to be T [batch, 2, 3]"),
+        ({"y_shape": (4,)}, "value", "y to be T [batch, 4]"),
+        ({"y_shape": (4,)}, "argmin", "y_init to be T [batch, 4]"),
+        ({"y_shape": (4,)}, "adjoint", "y to be T [batch, 4]"),
+        *(({"x_shape": (4, 2)}, role, "x to be T [batch, 4, 2]") for role in ("value", "argmin", "adjoint")),
+        *(({"x_shape": (4,)}, role, "x to be T [batch, 4]") for role in ("value", "argmin", "adjoint")),
+    ],
+)
+def test_a_manifest_that_disagrees_with_the_graphs_is_refused(
+    tmp_path: Path, dtype: str, changes: dict[str, Any], role: str, expected: str
+) -> None:
+    session = icnnrt.load(build(tmp_path / "p.icnn", dtype, **changes))
+    with pytest.raises(PackageError) as caught:
+        session._runner._graph(role)
+    message = str(caught.value)
+    expected = expected.replace("T", dtype)
+    assert f"{role}.onnx: expected {expected} as the manifest has it, but the graph has {dtype} [batch, " in message
+    assert message.endswith("; export the package again.")
+
+
+def redeclared(data: bytes, name: str, dims: list[Any] | None) -> bytes:
+    """The graph with another declaration of its output; None for no shape at all."""
+    model = onnx.load_from_string(data)
+    old = next(output for output in model.graph.output if output.name == name)
+    old.CopyFrom(helper.make_tensor_value_info(name, old.type.tensor_type.elem_type, dims))
+    return model.SerializeToString()
+
+
+def renamed(data: bytes, old: str, new: str) -> bytes:
+    """The graph with the names of two outputs, or of an output and a value, exchanged."""
+    model = onnx.load_from_string(data)
+    for output in model.graph.output:
+        output.name = {old: new, new: old}.get(output.name, output.name)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [{old: new, new: old}.get(name, name) for name in names]
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("role", "pair", "sentence"),
+    [
+        ("argmin", ("residual", "gap"), r"argmin.onnx: expected gap to be float64 \[batch\] .* float64 \[batch, 3\]"),
+        ("argmin", ("energy", "offsets"), r"expected offsets to be float32 \[batch, 1\] .* has float64 \[batch\]"),
+        ("value", ("f", "gradient"), r"value.onnx: expected f to be float32 \[batch\] .* has float32 \[batch, 3\]"),
+        (
+            "adjoint",
+            ("theta_bar.linear.weight", "theta_bar.curvature"),
+            r"expected theta_bar.linear.weight to be float32 \[3, 4\] .* has float32 \[3\]",
+        ),
+        ("adjoint", ("x_bar", "slope_mismatch"), r"expected x_bar to be float32 \[batch, 2, 2\] .* float32 \[batch\]"),
+    ],
+)
+def test_outputs_of_another_shape_or_dtype_are_refused(
+    tmp_path: Path, role: str, pair: tuple[str, str], sentence: str
+) -> None:
+    w = weights()
+    graphs = {
+        "value": value_graph("float32", w),
+        "argmin": argmin_graph("float32", w),
+        "adjoint": adjoint_graph("float32", w),
+    }
+    session = icnnrt.load(build(tmp_path / "p.icnn", graphs={**graphs, role: renamed(graphs[role], *pair)}))
+    with pytest.raises(PackageError, match=sentence):
+        session._runner._graph(role)
+
+
+def test_a_graph_of_one_batch_size_is_refused(tmp_path: Path) -> None:
+    w = weights()
+    model = onnx.load_from_string(value_graph("float32", w))
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in ("x", "y", "f", "gradient"):
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+    graphs = {
+        "value": model.SerializeToString(),
+        "argmin": argmin_graph("float32", w),
+        "adjoint": adjoint_graph("float32", w),
+    }
+    session = icnnrt.load(build(tmp_path / "p.icnn", graphs=graphs))
+    with pytest.raises(PackageError, match=r"expected x to be float32 \[batch, 2, 2\] .* has float32 \[1, 2, 2\]"):
+        session.value_and_gradient(contexts(1), np.zeros((1, N)))
+
+
+@pytest.mark.parametrize("bad", [[], [0]])
+def test_outputs_that_only_a_run_shows_to_be_of_another_shape_are_refused(tmp_path: Path, bad: list[int]) -> None:
+    """A Compress by a computed condition leaves every size open where the graph is declared."""
+    w = weights()
+    b = Builder("float32", w)
+    f, g = b.energy("y")
+    b("Identity", f, out="f")
+    wide = b("Concat", g, g, axis=1)
+    length = b("Gather", b("Shape", wide), b.constant([1], np.int64))  # 2n, which no inference follows
+    keep = b("Less", b("Range", b.constant(0, np.int64), b("Squeeze", length), b.constant(1, np.int64)), length)
+    b("Compress", wide, keep, axis=1, out="gradient")
+    value = b.finish(
+        [("x", b.T, ["batch", *X_SHAPE]), ("y", b.T, ["batch", N])],
+        [("f", b.T, ["batch"]), ("gradient", b.T, ["batch", "open"])],
+    )
+    graphs = {"value": value, "argmin": argmin_graph("float32", w), "adjoint": adjoint_graph("float32", w)}
+    session = icnnrt.load(build(tmp_path / "p.icnn", graphs=graphs))
+    x = contexts(3)
+    x[bad] = np.nan
+    with pytest.raises(PackageError, match=r"value.onnx: expected gradient to be \[\d, 3\] .* graph has \[\d, 6\]"):
+        session.value_and_gradient(x, np.zeros((3, N)))
+
+
+def test_sizes_left_open_are_taken_for_what_they_turn_out_to_be(tmp_path: Path, dtype: str) -> None:
+    w = weights(dtype)
+    graphs = {
+        "value": redeclared(redeclared(value_graph(dtype, w), "gradient", ["b", "n"]), "f", None),
+        "argmin": redeclared(argmin_graph(dtype, w), "slopes", ["batch", "cuts", "n"]),
+        "adjoint": adjoint_graph(dtype, w),
+    }
+    session = icnnrt.load(build(tmp_path / "p.icnn", dtype, graphs=graphs))
+    solution = session.argmin(contexts(2))
+    assert solution.ok.all()
+    assert session.value_and_gradient(solution.x, solution.y)[0].shape == (2,)
 
 
 def test_a_graph_whose_tensor_bears_another_name_is_refused(tmp_path: Path) -> None:
@@ -869,7 +1050,11 @@ def test_a_failing_run_is_one_sentence_and_leaves_the_session_usable(
 
     with monkeypatch.context() as patch:
         patch.setattr(ort.InferenceSession, "run_with_iobinding", fail)
-        with pytest.raises(IcnnrtError, match=r"argmin.onnx: onnxruntime failed on a batch of 2 \(out of memory\)"):
+        sentence = r"argmin.onnx: onnxruntime failed on a batch of 2 \(out of memory\); run smaller batches\.$"
+        with pytest.raises(IcnnrtError, match=sentence):
+            session.argmin(contexts(2))
+        patch.setattr(ort.InferenceSession, "run_with_iobinding", lambda *_: {}["bad kernel"])
+        with pytest.raises(IcnnrtError, match=r"\('bad kernel'\); icnnrt verify says whether the package is sound"):
             session.argmin(contexts(2))
     assert session.argmin(contexts(2)).ok.all()
     session._update_weights({})  # would wait for ever if the failed run still counted

@@ -6,33 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from icnnrt._runner import SIGNATURES, THETA_BAR
 from icnnrt.errors import ExportError
 from icnnrt_models import BundleEntropyArgmin
 
 # Names of the graphs' inputs and outputs, which no weight may bear.
-RESERVED = frozenset(
-    {
-        "x",
-        "y",
-        "y_init",
-        "f",
-        "gradient",
-        "lam",
-        "slopes",
-        "offsets",
-        "cut_points",
-        "lam_history",
-        "energy",
-        "lower_bound",
-        "gap",
-        "residual",
-        "complementarity_history",
-        "y_bar",
-        "depth",
-        "x_bar",
-        "slope_mismatch",
-    }
-)
+RESERVED = frozenset(name for inputs, outputs in SIGNATURES.values() for name in (*inputs, *outputs))
 STORABLE = (
     torch.float64,
     torch.float32,
@@ -97,7 +76,7 @@ def check_weights(energy: nn.Module, dtype: torch.dtype) -> None:
                 ".double(), or the examples"
             )
     for name, tensor in energy.state_dict().items():
-        if name in RESERVED or name.startswith("theta_bar."):
+        if name in RESERVED or name.startswith(THETA_BAR):
             raise ExportError(
                 f"energy: a weight is called {name!r}, as an input or output of the graphs is; rename it in the module"
             )
