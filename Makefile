@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 ORT := $(shell $(PYTHON) -c "import platform, sys; print('gpu' if platform.machine().lower() in ('x86_64', 'amd64') and sys.platform in ('linux', 'win32') else 'cpu')")
 
 .PHONY: demo test check format clean
-# A leftover directory called `build` must not look up to date.
+
 
 $(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt
 	$(PYTHON) -m venv $(VENV)

@@ -13,7 +13,13 @@ from torch.nn import functional as F
 from icnnrt_models.activations import ConvexActivation, convex_activation
 from icnnrt_models.energy import check_context, check_input, check_size, check_widths
 from icnnrt_models.initialisation import draw_nonnegative, draw_skip, gaussian_moments, nonnegative_law, skip_share
-from icnnrt_models.nonnegative import NonNegativeLinear, Positivity, check_positivity
+from icnnrt_models.nonnegative import (
+    NonNegativeLinear,
+    Positivity,
+    check_positivity,
+    nonnegative_names,
+    project_all_,
+)
 
 __all__ = ["FICNN"]
 
@@ -146,15 +152,11 @@ class FICNN(nn.Module):
 
     def project_(self) -> None:
         """W_i^(z) <- max(W_i^(z), 0) under positivity="projection"; nothing to do under "softplus"."""
-        for layer in self._layers():
-            if layer.W_z is not None:
-                layer.W_z.project_()
+        project_all_(self)
 
     def nonnegative_weights(self) -> tuple[str, ...]:
         """The `state_dict` names of W_1^(z) .. W_{k−1}^(z) under "projection", none under "softplus"."""
-        if self.positivity == "softplus":
-            return ()
-        return tuple(f"layers.{i}.W_z.weight" for i in range(1, len(self.layers)))
+        return nonnegative_names(self)
 
     def _layers(self) -> list[FICNNLayer]:
         return [cast(FICNNLayer, layer) for layer in self.layers]

@@ -93,3 +93,19 @@ def check_positivity(positivity: str) -> Positivity:
             "project_() after each step as in the paper, 'softplus' for weights that are positive by construction."
         )
     return cast(Positivity, positivity)
+
+
+def project_all_(network: nn.Module) -> None:
+    """W^(z) <- max(W^(z), 0) in every `NonNegativeLinear` of a network; nothing to do under positivity="softplus"."""
+    for module in network.modules():
+        if isinstance(module, NonNegativeLinear):
+            module.project_()
+
+
+def nonnegative_names(network: nn.Module) -> tuple[str, ...]:
+    """The `state_dict` names of the weights that `project_all_` keeps non-negative."""
+    return tuple(
+        f"{name}.weight"
+        for name, module in network.named_modules()
+        if isinstance(module, NonNegativeLinear) and module.positivity == "projection"
+    )
