@@ -8,7 +8,6 @@ ORT := $(shell $(PYTHON) -c "import platform, sys; print('gpu' if platform.machi
 
 .PHONY: demo test check format clean
 
-
 $(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1" -c constraints.txt

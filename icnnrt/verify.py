@@ -334,7 +334,9 @@ class _Trial:
             )
         # −H is 4-strongly convex: a y with a gap of at most g is within √(g/2) of the optimum. Below that distance two
         # answers are as good as each other, and where K cuts are few, or kinks many, they do differ.
-        gaps = np.maximum(part.gap, 0.0), np.maximum(true.gap, 0.0)
+        # f is known to its rounding only, which moves y as a gap of that size would.
+        noise = 4 * np.finfo(part.y.dtype).eps * np.maximum(1.0, np.abs(true.energy))
+        gaps = np.maximum(part.gap, 0.0) + noise, np.maximum(true.gap, 0.0) + noise
         near = sum(np.sqrt(gap / 2) for gap in gaps)
         scale = np.maximum(1.0, np.abs(true.energy))
         Δy = np.abs(part.y - true.y).max(1, initial=0.0)

@@ -265,7 +265,7 @@ def test_finite_cuts_give_finite_answers(seed, B, k, n, exponent, offset_exponen
     y, lam, _, residual = got
     # No silent failure: the complementarity reported is that of the answer handed out.
     rounded = (a.astype(dtype).astype(np.float64) for a in (G, e, lam))
-    size = np.abs(e).max() + np.abs(G).max() * n
+    size = np.abs(e).max(initial=0.0) + np.abs(G).max(initial=0.0) * n
     apart = np.abs(residual[:, 2] - reference.evaluate(*rounded).complementarity)
     assert (apart <= (1e-10 if dtype == np.float64 else 1e-3) * (1 + size)).all()
     assert ((y >= 0) & (y <= 1)).all()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import icnnrt
+from icnnrt.verify import verify
 from icnnrt_models import digits
 
 HERE = Path(__file__).parents[1] / "models" / "digits_completion"
@@ -30,6 +31,12 @@ def test_it_completes_digits_better_than_ridge_regression(split: digits.Split) -
     assert baselines == pytest.approx(metrics["baselines"], rel=1e-3)
     assert solution.ok.all()
     assert solution.gap.max() == pytest.approx(metrics["gap_max"], rel=0.2)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_it_passes_its_own_verification(seed: int) -> None:
+    report = verify(PACKAGE, seed=seed)
+    assert report.passed, report
 
 
 def test_the_card_states_the_measured_figures() -> None:

@@ -6,6 +6,7 @@ The command line imports this file to show its help, so torch is imported within
 import importlib.util
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -117,7 +118,10 @@ def export(
         int | None, typer.Option(min=1, help=f"Most steps of each inner solve. (default: {STEPS})")
     ] = None,
     gap_tolerance: Annotated[
-        float | None, typer.Option(help="Duality gap up to which a sample counts as converged. (default: 0.001)")
+        float | None,
+        typer.Option(
+            help="Duality gap up to which a sample counts as converged. relative to max(1, |lower bound|). (default: 0.001)"
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="What the package calls itself; by default the folder's stem.")
@@ -277,7 +281,7 @@ def demo(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 1,437 training images.")] = 40,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train on real digits, export, reload without torch, complete images, check, draw. About a minute.
+    """Train on real digits, export, reload without torch, complete images, check, draw. A minute or two.
 
     Exit codes:
     0 done

@@ -70,6 +70,17 @@ def sigmoid(x: Tensor) -> Tensor:
     return torch.reciprocal(1.0 + torch.exp(-x)) if x.dtype == torch.float64 else NotImplemented
 
 
+def mv(A: Tensor, v: Tensor) -> Tensor:
+    """A v as a product of matrices: ONNX Runtime (1.31, all optimisations) fuses a transpose into MatMul with a vector
+    and computes it wrongly."""
+    return torch.mm(A, v.unsqueeze(1)).squeeze(1)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """a'b without a product of vectors, for the same reason."""
+    return (a * b).sum()
+
+
 def expm1(x: Tensor) -> Tensor:
     """e^x − 1 as 2 tanh(x/2) / (1 − tanh(x/2)), which does not cancel near 0, unlike Exp and Sub."""
     t = torch.tanh(x * 0.5)
@@ -84,5 +95,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table[aten.softplus.default] = softplus
     table[aten.softplus_backward.default] = softplus_backward
     table[aten.expm1.default] = expm1
+    table[aten.mv.default] = mv
+    table[aten.dot.default] = dot
     table[aten.sigmoid.default] = sigmoid
     return table

@@ -3,6 +3,7 @@
 import importlib.metadata
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def export(
         progress: called with a line of text at each stage.
 
     Returns:
-        The package, opened and checked. value.onnx, argmin.onnx and adjoint.onnx hold for any batch; weights bear
+        The package, opened and checked; with a warning if samples of the check showed that f is not convex in y. value.onnx, argmin.onnx and adjoint.onnx hold for any batch; weights bear
         their state_dict names, once, in weights.safetensors.
 
     Raises:
@@ -107,7 +108,15 @@ def export(
     finally:
         for module, training in modes:
             module.training = training
-    return package.Package.open(path)
+    written = package.Package.open(path)
+    if not_convex := written.manifest.parity.get("not_convex"):
+        warnings.warn(
+            f"energy: {not_convex:.0f} samples of the parity check show that it is not convex in y, so no bound holds "
+            "for them and their answers will bear the status NOT_CONVEX; keep the weights between hidden layers "
+            "non-negative (project_()) and the activations convex and non-decreasing",
+            stacklevel=2,
+        )
+    return written
 
 
 def _nonnegative(energy: nn.Module) -> tuple[str, ...]:
