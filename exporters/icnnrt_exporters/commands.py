@@ -119,9 +119,7 @@ def export(
     ] = None,
     gap_tolerance: Annotated[
         float | None,
-        typer.Option(
-            help="Duality gap up to which a sample counts as converged. relative to max(1, |lower bound|). (default: 0.001)"
-        ),
+        typer.Option(help="Duality gap, relative to max(1, |lower bound|), that counts as converged. (default: 0.001)"),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="What the package calls itself; by default the folder's stem.")
@@ -156,9 +154,12 @@ def export(
     x, y = _examples(arrays, x_size, y_size, T)
 
     began = time.perf_counter()
-    with _one_thread(), _stages("") as stage:
+    with _one_thread(), _stages("") as stage, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         package = write(layer.energy, layer, x, y, out, name=name, overwrite=overwrite, progress=stage)
     seconds = time.perf_counter() - began
+    for warning in told:
+        console(err=True).print(f"[yellow]warning:[/] {escape(str(warning.message))}")
     parity = dict(package.manifest.parity)
     if as_json:
         print_json({"package": str(package.path), "name": package.manifest.name, "parity": parity, "seconds": seconds})

@@ -71,8 +71,9 @@ def export(
         progress: called with a line of text at each stage.
 
     Returns:
-        The package, opened and checked; with a warning if samples of the check showed that f is not convex in y. value.onnx, argmin.onnx and adjoint.onnx hold for any batch; weights bear
-        their state_dict names, once, in weights.safetensors.
+        The package, opened and checked. value.onnx, argmin.onnx and adjoint.onnx hold for any batch; weights bear
+        their state_dict names, once, in weights.safetensors. Samples of the parity check that show that f is not
+        convex in y are told by a warning.
 
     Raises:
         ExportError: what cannot be exported, or a package that does not agree with torch; nothing is written then.

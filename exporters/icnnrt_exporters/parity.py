@@ -112,8 +112,8 @@ def check(
         if not figures[name] <= bound:
             raise ExportError(
                 f"parity: {name} differs from torch in float64 by {figures[name]:.1e}, more than {bound:.0e}; "
-                "the package is not written. Give examples of the scale the model was trained on, or export it in float64; if "
-                "that does not help, please report this with the model"
+                "the package is not written. Give examples of the scale the model was trained on, or export it in "
+                "float64; if that does not help, please report this with the model"
             )
     if not adjoints:  # no figure rather than a good one for what was not compared
         del figures["exact"], figures["prop3"]
