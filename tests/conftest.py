@@ -1,9 +1,24 @@
-"""Packages that several test files share. Exports take seconds, so each is made once and never changed."""
+"""Settings and packages that several test files share. Exports take seconds, so each is made once and never changed."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The networks here are tiny: waking a second thread of torch costs up to a hundred times what it saves."""
+    torch = sys.modules.get("torch")  # collection has imported it, if any test wants it
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _export(path: Path, energy: Any, x_dim: int, n: int, iterations: int, **keywords: Any) -> Path:

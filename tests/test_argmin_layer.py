@@ -36,15 +36,6 @@ each_activation = pytest.mark.parametrize("activation", ["relu", "softplus"])
 each_kind = pytest.mark.parametrize("kind", [FICNN, PICNN])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The networks here are tiny: waking a second thread costs up to a hundred times what it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -7,7 +7,6 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 EXACT = 1e-12  # float64 against float64: a few sums of numbers near 1
@@ -26,15 +25,6 @@ def import_recipe() -> ModuleType:
 
 
 recipe = import_recipe()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Waking a second thread costs more than it saves here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def synthetic(n_train: int = 120, n_test: int = 40, words: int = 24, tags: int = 6, seed: int = 0):

@@ -20,8 +20,6 @@ from icnnrt_exporters.packer import pack
 from icnnrt_exporters.versions import IR_VERSION, OPSET
 from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin
 
-torch.set_num_threads(1)
-
 
 class Foreign(nn.Module):
     """Nothing of ours: an image as x, pooling, ELU, a clamp in the forward, a buffer, scalars float32 cannot hold."""

@@ -290,12 +290,8 @@ def demo(
     2 wrong usage
     """
     with _needs("demo", *NEEDED, "sklearn", "matplotlib"):
-        import torch
-
         from icnnrt_exporters import demo as digits_demo
         from icnnrt_models import digits
-    # Small matrices, long chains of operators: a second thread gains nothing, and costs tenfold when cores are busy.
-    torch.set_num_threads(1)
     package, picture = out / "digits_completion.icnn", out / "completion.png"
     out.mkdir(parents=True, exist_ok=True)
     split = digits.load()

@@ -198,11 +198,10 @@ def _serialise(
     graph.opset_imports[""] = OPSET
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="icnnrt")
     used = {node.op_identifier() for node in graph.all_nodes()}
-    pending = [f for f in map(ir.serde.deserialize_function, functions()) if f.identifier() in used]
-    if pending:
+    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, functions())}
+    if used & bodies.keys():
         graph.opset_imports[package.OP_DOMAIN] = OP_VERSION
-        for function in map(ir.serde.deserialize_function, functions()):
-            model.functions[function.identifier()] = function
+        model.functions.update(bodies)
         passes.RemoveUnusedFunctionsPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     transposed_products(graph)

@@ -46,7 +46,7 @@ def to_onnx(head: Head) -> ir.Model:
         raise ExportError("energy: torch.onnx changed the head's signature; please report this with the model")
     passes.InlinePass()(model)
     passes.RemoveUnusedNodesPass()(model)
-    _refuse_folded_batch(model)
+    _demand_ranks(model)
     rename(graph, head)
     return model
 
@@ -88,7 +88,7 @@ def _takes_varargs(module: torch.nn.Module) -> bool:
     return module.forward.__code__.co_flags & 0x04 != 0
 
 
-def _refuse_folded_batch(model: ir.Model) -> None:
+def _demand_ranks(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name and value.shape is None:
             raise ExportError(f"energy: the exported value {value.name} has no known rank")
