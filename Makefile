@@ -6,9 +6,12 @@ BIN    := $(VENV)/bin
 # onnxruntime-gpu also runs on the CPU, but exists for Linux and Windows on x86-64 only.
 ORT := $(shell $(PYTHON) -c "import platform, sys; print('gpu' if platform.machine().lower() in ('x86_64', 'amd64') and sys.platform in ('linux', 'win32') else 'cpu')")
 
+# Of the native library: the install compiles it, if there is a C++ compiler.
+NATIVE := $(sort $(wildcard native/*/*.h native/*/*.cpp))
+
 .PHONY: demo test check format clean
 
-$(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt
+$(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt $(NATIVE) $(wildcard native/*.*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1" -c constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --group dev --editable ".[$(ORT),demo,cli]"
@@ -23,11 +26,13 @@ test: $(VENV)/.ready check  ## lint, types, and every test
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(BIN)/mypy
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from icnnrt._native import ops_library
     from icnnrt.errors import (
         CertificateError,
         ExportError,
@@ -42,6 +43,7 @@ __all__ = [
     "Status",
     "__version__",
     "load",
+    "ops_library",
 ]
 
 # Imported when first used, so that `import icnnrt` (and with it the command line) takes no time.
@@ -52,6 +54,7 @@ _HOME = {
     "Solution": "solution",
     "Status": "status",
     "load": "session",
+    "ops_library": "_native",
 }
 
 

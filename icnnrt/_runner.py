@@ -12,6 +12,7 @@ import hashlib
 import re
 import secrets
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final, NoReturn, TypeAlias
@@ -19,10 +20,10 @@ from typing import Any, Final, NoReturn, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt import _wire
+from icnnrt import _native, _wire
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, PackageError, ProviderError
-from icnnrt.manifest import Manifest
-from icnnrt.package import Package
+from icnnrt.manifest import TRAIN_ROLE, Manifest, TrainingSpec
+from icnnrt.package import OP_DOMAIN, Package
 
 Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
 
@@ -58,9 +59,32 @@ SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     ),
 }
 THETA_BAR: Final = "theta_bar."
+# What train.onnx gives of the argmin inside it; new.<name> stands for the next value of a weight or state tensor.
+OF_ONE_STEP: Final = (
+    "loss",
+    "gradient_norm",
+    "accepted",
+    "safe",
+    "y",
+    "slopes",
+    "offsets",
+    "cut_points",
+    "energy",
+    "lower_bound",
+    "gap",
+    "residual",
+    "complementarity_history",
+)
+NEW: Final = "new."
 BATCH: Final = "batch"  # in a shape: the number of samples
 Shape: TypeAlias = tuple[int | str, ...]
-DTYPES: Final = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(int64)": "int64"}  # onnxruntime's
+# onnxruntime's names
+DTYPES: Final = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
 
 
 def arrays_of(manifest: Manifest) -> dict[str, tuple[str, Shape]]:
@@ -91,7 +115,49 @@ def arrays_of(manifest: Manifest) -> dict[str, tuple[str, Shape]]:
     for name, spec in manifest.weights.tensors.items():
         if spec.trainable:
             arrays[THETA_BAR + name] = (spec.dtype, spec.shape)
+    if manifest.train is not None:
+        arrays |= _arrays_of_training(manifest, manifest.train)
     return arrays
+
+
+def _arrays_of_training(manifest: Manifest, train: TrainingSpec) -> dict[str, tuple[str, Shape]]:
+    arrays: dict[str, tuple[str, Shape]] = {
+        "target": (train.target_dtype, (BATCH, *train.target_shape)),
+        "learning_rate": (manifest.dtype, ()),
+        "loss": (manifest.dtype, ()),
+        "gradient_norm": ("float64", ()),
+        "accepted": ("bool", ()),
+        "safe": ("bool", (BATCH,)),
+        **state_of(manifest, train),
+    }
+    moving = {name: arrays[name] for name in state_of(manifest, train)}
+    moving |= {
+        name: (manifest.weights.tensors[name].dtype, manifest.weights.tensors[name].shape) for name in train.weights
+    }
+    return arrays | {NEW + name: array for name, array in moving.items()}
+
+
+def state_of(manifest: Manifest, train: TrainingSpec) -> dict[str, tuple[str, Shape]]:
+    """name -> dtype and shape of the optimiser's state: the step count, and a tensor for each slot and weight."""
+    state: dict[str, tuple[str, Shape]] = {"state.step": ("int64", ())}
+    for name in train.weights:
+        spec = manifest.weights.tensors[name]
+        state |= {f"state.{slot}.{name}": (spec.dtype, spec.shape) for slot in train.slots}
+    return state
+
+
+def signature_of(manifest: Manifest, role: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Inputs and outputs of a graph of this package, weights aside."""
+    if role == TRAIN_ROLE:
+        assert manifest.train is not None
+        state = tuple(state_of(manifest, manifest.train))
+        moved = tuple(NEW + name for name in (*state, *manifest.train.weights))
+        return ("x", "target", "learning_rate", *state), (*OF_ONE_STEP, *moved)
+    inputs, outputs = SIGNATURES[role]
+    if role == "adjoint":
+        trainable = (name for name, spec in manifest.weights.tensors.items() if spec.trainable)
+        outputs = (*outputs, *(THETA_BAR + name for name in trainable))
+    return inputs, outputs
 
 
 def onnxruntime() -> ModuleType:
@@ -119,8 +185,10 @@ class _Graph:
         weights: Mapping[str, Any],
         frozen: frozenset[str],
         optional: frozenset[str],
+        native: bool,
     ) -> None:
         self.session = session
+        self.native = native  # its solver operators have no bodies, so that nothing but kernels can run them
         self.outputs = tuple(outputs)
         self._shapes = tuple(outputs.values())
         self._last: tuple[int, list[Shape]] = (-1, [])  # batch size, shapes of its outputs
@@ -144,10 +212,13 @@ class Runner:
     A session is made when its role is first run: adjoint.onnx costs nothing until a gradient is asked for.
     """
 
-    def __init__(self, package: Package, providers: Sequence[Provider] | None, threads: int | None) -> None:
+    def __init__(
+        self, package: Package, providers: Sequence[Provider] | None, threads: int | None, native: bool | None
+    ) -> None:
         self._ort = onnxruntime()
         self.package = package
         self._providers = _check_providers(self._ort, providers)
+        self._kernels = _native_operators(self._ort, native)
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
         self._threads = THREADS if threads is None else threads
@@ -171,14 +242,32 @@ class Runner:
         names = [name for name, _ in self._providers]
         return tuple(names if CPU in names else [*names, CPU])
 
+    @property
+    def native(self) -> bool:
+        """Whether native kernels serve the operators of this package."""
+        ops = self.package.manifest.ops.get(OP_DOMAIN)
+        return ops is not None and not self._kernels.isdisjoint(ops.names)
+
+    def ran_native(self, role: str) -> bool:
+        """Whether native kernels served the runs of this graph; False if there were none."""
+        graph = self._graphs.get(role)
+        return graph is not None and graph.native
+
     def run(
-        self, role: str, feeds: Mapping[str, NDArray[Any]], *, made_with: str | None = None
+        self,
+        role: str,
+        feeds: Mapping[str, NDArray[Any]],
+        *,
+        made_with: str | None = None,
+        only: Sequence[str] | None = None,
     ) -> tuple[dict[str, NDArray[Any]], str]:
         """Run a graph; return its outputs by name and the id of the weights that were used.
 
-        `made_with` is the id of the weights that the feeds come from; other weights are refused.
+        `made_with` is the id of the weights that the feeds come from; other weights are refused. With `only`, no more
+        of the graph is run than these outputs need.
         """
         graph = self._graph(role)
+        wanted = graph.outputs if only is None else tuple(only)
         binding, weights_id = self._borrow(graph, made_with)
         try:
             for name, array in feeds.items():
@@ -189,9 +278,14 @@ class Runner:
                 else:
                     binding.bind_cpu_input(name, array)
             # Anew for every run: outputs that stay bound keep their shape, so the next batch would have to match.
-            for name in graph.outputs:
+            for name in wanted:
                 binding.bind_output(name, "cpu")
-            graph.session.run_with_iobinding(binding)
+            if only is None:
+                graph.session.run_with_iobinding(binding)
+            else:
+                options = self._ort.RunOptions()
+                options.only_execute_path_to_fetches = True
+                graph.session.run_with_iobinding(binding, options)
             values = binding.copy_outputs_to_cpu()
             binding.clear_binding_outputs()
         except Exception as error:
@@ -211,11 +305,13 @@ class Runner:
         self._give_back(graph, (binding, weights_id))
         # A graph may leave sizes open where it declares its outputs, so they are only known now.
         expected = graph.shapes(len(feeds["x"]))
+        if only is not None:
+            expected = [shape for name, shape in zip(graph.outputs, expected, strict=True) if name in only]
         if [value.shape for value in values] != expected:
-            for name, value, shape in zip(graph.outputs, values, expected, strict=True):
+            for name, value, shape in zip(wanted, values, expected, strict=True):
                 if value.shape != shape:
                     self._disagree(role, name, _shown(shape), _shown(value.shape))
-        return dict(zip(graph.outputs, values, strict=True)), weights_id
+        return dict(zip(wanted, values, strict=True)), weights_id
 
     def read_weights(self, name: str) -> NDArray[Any]:
         """A read-only copy of one weight as it is now."""
@@ -227,14 +323,15 @@ class Runner:
         array.flags.writeable = False
         return array
 
-    def update_weights(self, new: Mapping[str, NDArray[Any]]) -> None:
+    def update_weights(self, new: Mapping[str, NDArray[Any]], *, made_with: str | None = None) -> str:
         """Write new values into the weights, once every run under way is done; later runs use them.
 
+        `made_with` is the id of the weights that they follow from; others are not overwritten. Returns the new id.
         Raises `InputError` if one is unknown, differs in shape or dtype, or is a constant of some graph; then none
         has changed.
         """
         tensors = self.package.manifest.weights.tensors
-        graphs = [self._graph(role) for role in SIGNATURES]
+        graphs = [self._graph(role) for role in self.package.graphs if role in SIGNATURES or role == TRAIN_ROLE]
         for name, array in new.items():
             spec = tensors.get(name)
             if spec is None:
@@ -247,6 +344,8 @@ class Runner:
         with self._state:
             while self._updating:
                 self._state.wait()
+            self.check_open()
+            self.check_weights(made_with)
             self._updating = True
             while self._running:
                 self._state.wait()
@@ -258,6 +357,7 @@ class Runner:
                 self.weights_id = secrets.token_hex(8)
                 self._updating = False
                 self._state.notify_all()
+        return self.weights_id
 
     def close(self) -> None:
         """Drop the sessions. Runs under way end well; later ones are refused."""
@@ -325,7 +425,8 @@ class Runner:
     def _make(self, role: str) -> _Graph:
         data = self.package.graphs[role]
         file = f"{role}.onnx"
-        names = [tensor.tensor for tensor in _wire.survey(data, file).external]
+        found = _wire.survey(data, file)
+        names = [tensor.tensor for tensor in found.external]
         if not self.weights.keys() >= set(names) or len(set(names)) < len(names):
             raise PackageError(
                 f"{file}: tensors kept in {self.package.manifest.weights.file} should bear the names of weights, each "
@@ -337,6 +438,12 @@ class Runner:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.load_model_format", "ONNX")
         options.add_external_initializers(names, [self.weights[name] for name in names])
+        native = not self._kernels.isdisjoint(name for domain, name in found.operators if domain == OP_DOMAIN)
+        if native:
+            _native.register(options)
+            # Kernels win over bodies, but which of them ran could not be told. Without the bodies a session that can
+            # be made at all runs the kernels.
+            data = _wire.without_functions(data, OP_DOMAIN, self._kernels, file)
         wanted = [(name, dict(settings)) for name, settings in self._providers]
         accelerated = any(name != CPU for name, _ in wanted)
         try:
@@ -349,7 +456,7 @@ class Runner:
                 ) from error
             raise PackageError(
                 f"{self.package.path}: {file}: onnxruntime cannot load it ({_first_line(error)}); "
-                "upgrade onnxruntime, or export the package again."
+                f"upgrade onnxruntime, {'try native=False, ' if native else ''}or export the package again."
             ) from error
         missing = [name for name, _ in wanted if name not in session.get_providers()]
         if missing:
@@ -361,15 +468,12 @@ class Runner:
         overridable = {node.name for node in session.get_overridable_initializers()}
         outputs = self._check_signature(role, session, overridable)
         bound = {name: value for name, value in self.weights.items() if name in overridable}
-        return _Graph(session, outputs, bound, frozenset(names) - overridable, frozenset(overridable))
+        return _Graph(session, outputs, bound, frozenset(names) - overridable, frozenset(overridable), native)
 
     def _check_signature(self, role: str, session: Any, overridable: set[str]) -> dict[str, Shape]:
         """Return the outputs to read and their shapes, after checking that icnnrt can feed and read this graph."""
-        inputs, outputs = SIGNATURES[role]
         manifest = self.package.manifest
-        if role == "adjoint":
-            trainable = (name for name, spec in manifest.weights.tensors.items() if spec.trainable)
-            outputs = (*outputs, *(THETA_BAR + name for name in trainable))
+        inputs, outputs = signature_of(manifest, role)
         required = {node.name: node for node in session.get_inputs()}
         taken = required | {node.name: node for node in session.get_overridable_initializers()}
         given = {node.name: node for node in session.get_outputs()}
@@ -429,6 +533,23 @@ def _check_providers(
             )
         named.append((name, settings))
     return tuple(named)
+
+
+def _native_operators(ort: ModuleType, native: bool | None) -> frozenset[str]:
+    """The operators that native kernels are to serve."""
+    if native is not None and not isinstance(native, bool):
+        raise InputError(f"native: expected True, False or None, but got {native!r}.")
+    if native is False or (native is None and _native.build().library is None):
+        return frozenset()
+    try:
+        return _native.kernels(ort).operators
+    except MissingDependencyError as error:
+        if native:
+            raise
+        # The portable bodies give the same answers, only later, so a robot need not stand still for it. But whoever
+        # installed the library meant to have it, so this is said aloud, and not only where one would have to look.
+        warnings.warn(f"{error} Operators run on their portable bodies.", RuntimeWarning, stacklevel=5)
+        return frozenset()
 
 
 def _pair(provider: object) -> tuple[str, Mapping[str, Any]]:

@@ -13,6 +13,7 @@ types: 0 varint, 1 eight bytes, 2 length-prefixed bytes, 5 four bytes. Field num
 """
 
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Final, NoReturn, TypeAlias
 
@@ -59,6 +60,7 @@ _KEPT: Final[dict[str, dict[int, int]]] = {
     "StringStringEntryProto": {1: _BYTES, 2: _BYTES},  # key, value
 }
 
+_FUNCTIONS: Final = 25  # of ModelProto
 _EXTERNAL: Final = 1  # TensorProto.DataLocation.EXTERNAL
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 
@@ -107,6 +109,18 @@ def survey(data: bytes, file: str) -> Survey:
     )
 
 
+def without_functions(data: bytes, domain: str, names: Set[str], file: str) -> bytes:
+    """The model without the functions of these names in `domain`. `survey` must have found it well-formed."""
+    walk = _Walk(data, file)
+    kept, at = [], 0
+    while at < len(data):
+        number, _, _, start, stop = walk.field("ModelProto", at, len(data))
+        if number != _FUNCTIONS or walk.function(start, stop) not in {(domain, name) for name in names}:
+            kept.append(data[at:stop])
+        at = stop
+    return b"".join(kept)
+
+
 # Every kept value of one message, in the order of the bytes, by field number.
 _Fields: TypeAlias = dict[int, list[int | bytes]]
 
@@ -143,6 +157,27 @@ class _Walk:
                 return value, at + index + 1
         self.refuse(at, "a number has more than 64 bits")
 
+    def field(self, kind: str, here: int, end: int) -> tuple[int, int, int, int, int]:
+        """Return number, wire type, value (of a varint), start and end of the content of the field at `here`."""
+        tag, at = self.varint(here, end)
+        number, wire = tag >> 3, tag & 7
+        # Some readers cut a tag to 32 bits, and would see another field than this walk does.
+        if number == 0 or tag >> 32:
+            self.refuse(here, f"{kind} has the impossible field number {number}")
+        value = 0
+        if wire == _BYTES:
+            size, at = self.varint(at, end)
+            stop = at + size
+        elif wire == _VARINT:
+            value, stop = self.varint(at, end)
+        elif wire in _WIDTH:
+            stop = at + _WIDTH[wire]
+        else:
+            self.refuse(here, f"{kind} has the unknown wire type {wire}")
+        if stop > end:
+            self.refuse(here, f"field {number} of {kind} runs past the end of its message")
+        return number, wire, value, at, stop
+
     def message(self, kind: str, start: int, end: int, depth: int) -> _Fields:
         """Walk the message of type `kind` in data[start:end] and return its kept scalars."""
         if depth > MAX_DEPTH:
@@ -153,24 +188,7 @@ class _Walk:
         at = start
         while at < end:
             here = at
-            tag, at = self.varint(at, end)
-            number, wire = tag >> 3, tag & 7
-            # Some readers cut a tag to 32 bits, and would see another field than this walk does.
-            if number == 0 or tag >> 32:
-                self.refuse(here, f"{kind} has the impossible field number {number}")
-            value = 0
-            if wire == _BYTES:
-                size, at = self.varint(at, end)
-                stop = at + size
-            elif wire == _VARINT:
-                value, stop = self.varint(at, end)
-            elif wire in _WIDTH:
-                stop = at + _WIDTH[wire]
-            else:
-                self.refuse(here, f"{kind} has the unknown wire type {wire}")
-            if stop > end:
-                self.refuse(here, f"field {number} of {kind} runs past the end of its message")
-
+            number, wire, value, at, stop = self.field(kind, here, end)
             expected = _BYTES if number in children else kept.get(number, wire)
             if wire != expected:
                 self.refuse(here, f"field {number} of {kind} has wire type {wire} instead of {expected}")
@@ -183,6 +201,17 @@ class _Walk:
             at = stop
         self.record(kind, fields, entries, start)
         return fields
+
+    def function(self, start: int, end: int) -> tuple[str, str]:
+        """Return domain and name of the FunctionProto in data[start:end]: the last of each, as protobuf has it."""
+        found = {1: b"", 10: b""}
+        at = start
+        while at < end:
+            number, _, _, at, stop = self.field("FunctionProto", at, end)
+            if number in found:
+                found[number] = self.data[at:stop]
+            at = stop
+        return found[10].decode(), found[1].decode()
 
     def record(self, kind: str, fields: _Fields, entries: list[_Fields], start: int) -> None:
         """Note what a finished message means for the survey."""

@@ -133,6 +133,14 @@ app = typer.Typer(
 )
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+NativeFlag = Annotated[
+    bool | None,
+    typer.Option(
+        "--native/--portable",
+        help="Demand compiled kernels for the solver's operators, or do without; by default they run if installed.",
+        show_default=False,
+    ),
+]
 PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package folder, such as model.icnn.")]
 
 
@@ -189,6 +197,7 @@ def run(
         typer.Option(metavar="NAME", help="Execution provider of onnxruntime; give several in order of preference."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads within one operator; 1 by default.")] = None,
+    native: NativeFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Solve y* = argmin f(x, y) − H(y) over 0 ≤ y ≤ 1 for every sample of INPUT.
@@ -218,7 +227,7 @@ def run(
     tabular.check_size(len(x), manifest.solver.iterations, manifest.y_shape[0], np.dtype(manifest.dtype), suffix)
 
     began = time.perf_counter()
-    with load(opened, providers=provider, threads=threads) as session:
+    with load(opened, providers=provider, threads=threads, native=native) as session:
         # The first run makes the session, which is no time per sample.
         warm_up = np.flatnonzero(np.isfinite(x.reshape(len(x), math.prod(x.shape[1:]))).all(1))[:1]
         session.argmin(x[warm_up])
@@ -257,6 +266,7 @@ def run(
         "milliseconds_per_sample": 1e3 * seconds / len(y) if len(y) else None,
         "ready_seconds": ready,
         "providers": list(session.providers),
+        "native": session.native,
         "advice": advice or None,
         "out": str(out) if out else None,
     }
@@ -292,7 +302,8 @@ def _show_answers(summary: Mapping[str, Any], y: Any, energy: Any, gap: Any, sta
     screen.print(f"samples   {summary['samples']}: {counts}")
     screen.print(f"gap       median {number(summary['gap_median'])}, max {number(summary['gap_max'])}")
     screen.print(
-        f"time      {number(summary['milliseconds_per_sample'])} ms a sample on {summary['providers'][0]}, "
+        f"time      {number(summary['milliseconds_per_sample'])} ms a sample on {summary['providers'][0]}"
+        f"{', native operators' if summary['native'] else ''}, "
         f"ready after {summary['ready_seconds']:.2f} s"
     )
     if summary["advice"]:
@@ -386,6 +397,7 @@ def verify(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples; drawn from INPUT if that holds more.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
+    native: NativeFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check a package by what it does: gradient, convexity, argmin, certificates and adjoint, each told two ways.
@@ -403,7 +415,9 @@ def verify(
     x = None if data is None else tabular.read_array(data, "x", Package.open(package).manifest.x_shape)
     screen = console(err=True)
     with screen.status("verifying") as status:
-        report = check(package, x, samples=samples, seed=seed, progress=lambda stage: status.update(stage))
+        report = check(
+            package, x, samples=samples, seed=seed, native=native, progress=lambda stage: status.update(stage)
+        )
     if as_json:
         print_json(report.as_dict())
     else:
@@ -450,7 +464,11 @@ def doctor(as_json: JsonFlag = False) -> None:
         table.add_row("platform", escape(facts["platform"]))
         table.add_row("threads", f"{facts['cores']} cores; a session uses {facts['threads']} unless told otherwise")
         table.add_row("providers", ", ".join(facts["providers"]) or "none")
-        table.add_row("native operators", facts["native"] or "none: operators run on their portable bodies")
+        native = facts["native"]
+        if native["instruction_set"]:
+            table.add_row("native operators", f"on {native['instruction_set']}, {escape(native['library'])}")
+        else:
+            table.add_row("native operators", escape(f"none, operators run on portable bodies: {native['reason']}"))
         screen.print(table)
         for problem in facts["problems"]:
             screen.print(f"[bold red]problem[/]  {escape(problem)}")
@@ -461,7 +479,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 
 def _facts() -> dict[str, Any]:
-    from icnnrt import _runner
+    from icnnrt import _native, _runner
 
     versions = {"python": platform.python_version()}
     for name in ("icnnrt", "numpy", "safetensors", "onnxruntime", "onnxruntime-gpu", "torch", "onnx"):
@@ -481,8 +499,20 @@ def _facts() -> dict[str, Any]:
         providers = _runner.onnxruntime().get_available_providers()
     except MissingDependencyError as error:
         problems.append(str(error))
-    library = Path(__file__).parent / "lib"
-    native = [file.name for file in sorted(library.glob("*")) if file.suffix in (".so", ".dylib", ".dll")]
+    built = _native.build()
+    native: dict[str, Any] = {
+        "library": str(built.library) if built.library else None,
+        "compiler": built.compiler,
+        "compiled_for": list(built.instruction_sets),
+        "instruction_set": None,
+        "reason": built.reason,
+    }
+    if built.library and providers:
+        try:
+            native["instruction_set"] = _native.kernels(_runner.onnxruntime()).instruction_set
+        except MissingDependencyError as error:
+            native["reason"] = str(error)
+            problems.append(str(error))
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "versions": versions,
@@ -490,6 +520,6 @@ def _facts() -> dict[str, Any]:
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "threads": _runner.THREADS,
         "providers": providers,
-        "native": ", ".join(native),
+        "native": native,
         "problems": problems,
     }

@@ -38,6 +38,7 @@ MANIFEST_FILE: Final = "manifest.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 OP_DOMAIN: Final = "ai.icnnrt"
 REQUIRED_ROLES: Final = ("value", "argmin", "adjoint")
+TRAIN_ROLE: Final = "train"
 
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_HEADER_BYTES: Final = 16 << 20
@@ -139,6 +140,25 @@ class WeightsFile:
 
 
 @dataclass(frozen=True)
+class TrainingSpec:
+    """What train.onnx does in one step: the loss of y*, the optimiser, and the weights that it updates.
+
+    Each updated weight has one state tensor for every slot, `state.<slot>.<weight>`, of its own shape and dtype, and
+    all share the step count `state.step`. They start at zero.
+    """
+
+    loss: str
+    optimizer: str
+    settings: Mapping[str, float]
+    slots: tuple[str, ...]
+    weights: tuple[str, ...]
+    adjoint: str
+    clip_norm: float | None
+    target_shape: tuple[int, ...]
+    target_dtype: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contents of manifest.json; the module docstring explains every field.
 
@@ -161,6 +181,7 @@ class Manifest:
     weights: WeightsFile
     parity: Mapping[str, float | Mapping[str, float]]
     metadata: Mapping[str, Scalar]
+    train: TrainingSpec | None = None
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
@@ -179,7 +200,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return the bytes of manifest.json; equal manifests give equal bytes."""
-        content = {
+        content: dict[str, object] = {
             "format": self.format,
             "format_version": self.format_version,
             "name": self.name,
@@ -203,6 +224,14 @@ class Manifest:
             "parity": {k: dict(v) if isinstance(v, Mapping) else v for k, v in self.parity.items()},
             "metadata": dict(self.metadata),
         }
+        if self.train is not None:
+            content["train"] = {
+                **vars(self.train),
+                "settings": dict(self.train.settings),
+                "slots": list(self.train.slots),
+                "weights": list(self.train.weights),
+                "target_shape": list(self.train.target_shape),
+            }
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True, default=plain)
         return text.encode() + b"\n"
 
@@ -329,6 +358,47 @@ def _weights_file(value: object, place: str) -> WeightsFile:
     return weights
 
 
+def _check_train(manifest: Manifest, place: str) -> None:
+    """train.onnx and what the manifest says of it come together, and it updates trainable weights."""
+    spec = manifest.train
+    if (spec is None) != (TRAIN_ROLE not in manifest.graphs):
+        there, missing = ("train", f"graphs.{TRAIN_ROLE}") if spec else (f"graphs.{TRAIN_ROLE}", "train")
+        raise PackageError(f"{place}{there} is there but {missing} is missing; {AGAIN}.")
+    if spec is None:
+        return
+    if not spec.weights:
+        wrong(f"{place}train.weights", "the names of one weight or more", [])
+    for name in spec.weights:
+        tensor = manifest.weights.tensors.get(name)
+        if tensor is None or not tensor.trainable or tensor.dtype != manifest.dtype:
+            wrong(f"{place}train.weights", f"names of trainable weights of dtype {manifest.dtype}", name)
+    for field, names in (("weights", spec.weights), ("slots", spec.slots)):
+        if len(set(names)) < len(names):
+            wrong(f"{place}train.{field}", "names that occur once", list(names))
+
+
+def _clip_norm(value: object, place: str) -> float | None:
+    return None if value is None else positive(value, place)
+
+
+def _train(value: object, place: str) -> TrainingSpec:
+    fields = JsonObject(value, f"{place}.")
+    slot = matching(re.compile(r"[a-z][a-z0-9_]*"), "a name of lower-case letters, digits and _")
+    spec = TrainingSpec(
+        loss=fields.take("loss", text),
+        optimizer=fields.take("optimizer", exactly("SGD", "Adam", "AdamW")),
+        settings=fields.take("settings", table(real, 64)),
+        slots=fields.take("slots", listing(slot, 8)),
+        weights=fields.take("weights", listing(_weight_name, MAX_WEIGHTS)),
+        adjoint=fields.take("adjoint", exactly("exact", "prop3")),
+        clip_norm=fields.take("clip_norm", _clip_norm),
+        target_shape=fields.take("target_shape", context_shape_of),
+        target_dtype=fields.take("target_dtype", exactly("float64", "float32", "int64")),
+    )
+    fields.close()
+    return spec
+
+
 def _read_manifest(value: object) -> Manifest:
     place = f"{MANIFEST_FILE}: "
     fields = JsonObject(value, place)
@@ -357,8 +427,10 @@ def _read_manifest(value: object) -> Manifest:
         weights=fields.take("weights", _weights_file),
         parity=fields.take("parity", table(measure, 1024)),
         metadata=fields.take("metadata", table(scalar, 1024)),
+        train=fields.take("train", _train) if "train" in fields.left else None,
     )
     fields.close()
+    _check_train(manifest, place)
     for required in REQUIRED_ROLES:
         if required not in manifest.graphs:
             raise PackageError(f"{place}graphs.{required} is missing; {AGAIN}.")

@@ -7,12 +7,13 @@ A package is a folder, by custom named `<name>.icnn`, of plain files and nothing
     value.onnx             energy and gradient      (x, y) -> f, grad
     argmin.onnx            the solver               x -> y_star and its certificate
     adjoint.onnx           cotangents               y_bar -> theta_bar, x_bar
-    <role>.onnx            any further graph, such as train.onnx; role matches [a-z][a-z0-9_]*
+    train.onnx             one step of fine-tuning  (x, target, state) -> loss, new weights, new state; optional
+    <role>.onnx            any further graph; role matches [a-z][a-z0-9_]*
 
 Subfolders, symbolic links, hidden files and files the manifest does not list are refused.
 
 manifest.json is UTF-8 JSON of at most 1 MiB: one object, no key twice, no NaN or Infinity, with
-exactly these keys:
+exactly these keys, the last where it applies:
 
     format           "icnnrt"
     format_version   1
@@ -35,6 +36,11 @@ exactly these keys:
                                          "nonnegative": bool, "trainable": bool}}}
     parity           {text: float or {text: float}}, errors measured against the original model
     metadata         {text: text, bool, number or null}, free
+    train            only with train.onnx: {"loss": text, "optimizer": "SGD", "Adam" or "AdamW",
+                      "settings": {text: float}, "slots": [text, ...], "weights": [name, ...],
+                      "adjoint": "exact" or "prop3", "clip_norm": float > 0 or null,
+                      "target_shape": [int, ...], "target_dtype": "float32", "float64" or "int64"};
+                      the weights it updates are trainable and of the package's dtype
 
 Bounds, checked before anything is allocated: K <= 4096, steps <= 1000, K n <= 2^28, at most 2^31
 elements in a shape and in all weights together, 65536 weights, 256 MiB a graph, 16 MiB of safetensors header.
@@ -107,6 +113,7 @@ from icnnrt.manifest import (
     OpSet,
     Scalar,
     SolverSpec,
+    TrainingSpec,
     WeightsFile,
     WeightSpec,
     scalar,
@@ -132,6 +139,7 @@ __all__ = [
     "Package",
     "Scalar",
     "SolverSpec",
+    "TrainingSpec",
     "WeightSpec",
     "WeightsFile",
     "weight_layout",
@@ -231,6 +239,7 @@ def write(
     producer: Mapping[str, str] | None = None,
     parity: Mapping[str, float | Mapping[str, float]] | None = None,
     metadata: Mapping[str, Scalar] | None = None,
+    train: TrainingSpec | None = None,
     overwrite: bool = False,
 ) -> Package:
     """Write a package and return it as `Package.open` would.
@@ -239,6 +248,7 @@ def write(
                   the offsets and lengths that `weight_layout(weights)` gives
     nonnegative:  names of the weights that must stay >= 0 for the energy to be convex
     trainable:    names of the weights that fine-tuning may change
+    train:        what train.onnx does, if `graphs` has the role train
     overwrite:    replace the package at `path`; anything there that is not a package is refused
 
     Everything is checked before the disk is touched. An interruption leaves the old package, the
@@ -282,6 +292,7 @@ def write(
         weights=WeightsFile(WEIGHTS_FILE, "", 0, tensors),
         parity=parity or {},
         metadata=metadata or {},
+        train=train,
     )
     return _write(path, manifest, graphs, weights, overwrite)
 

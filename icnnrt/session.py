@@ -31,6 +31,7 @@ def load(
     *,
     providers: Sequence[Provider] | None = None,
     threads: int | None = None,
+    native: bool | None = None,
     strict: bool = False,
 ) -> "Session":
     """Open the package at `path`, check it, and return a session that serves it.
@@ -41,15 +42,20 @@ def load(
     threads:    threads within one operator, 1 by default: the graphs are long chains of small operators, so one core
                 serves a control loop best, and several callers in threads of their own use the others. Measure before
                 raising it: on busy cores a second thread made batches of 128 twice as slow
+    native:     whether compiled kernels run the solver's operators: True demands them, False leaves the operators to
+                their portable bodies, and None, the default, takes the kernels if icnnrt was installed with them. They
+                run on the CPU under every provider, so another device copies the cuts to it and the solution back, K
+                times a call. A library that is there but that onnxruntime cannot use is a warning, and an error under
+                True
     strict:     let `argmin` raise when any sample did not converge, unless it is told otherwise
 
     A graph is handed to onnxruntime when it is first used, so this is fast and the first call of each method slow.
 
     Raises `PackageError` for a damaged package, `ProviderError` for a missing provider, `MissingDependencyError`
-    without onnxruntime, `InputError` for other arguments.
+    without onnxruntime or the kernels that were demanded, `InputError` for other arguments.
     """
     package = path if isinstance(path, Package) else Package.open(path)
-    return Session(package, providers=providers, threads=threads, strict=strict)
+    return Session(package, providers=providers, threads=threads, native=native, strict=strict)
 
 
 class Session:
@@ -65,10 +71,11 @@ class Session:
         *,
         providers: Sequence[Provider] | None = None,
         threads: int | None = None,
+        native: bool | None = None,
         strict: bool = False,
     ) -> None:
         self._package = package
-        self._runner = Runner(package, providers, threads)
+        self._runner = Runner(package, providers, threads, native)
         self._strict = strict
         manifest = package.manifest
         self._dtype = np.dtype(manifest.dtype)
@@ -99,6 +106,11 @@ class Session:
         return self._runner.provider_names
 
     @property
+    def native(self) -> bool:
+        """Whether compiled kernels serve the solver's operators; if not, their portable bodies do."""
+        return self._runner.native
+
+    @property
     def weights(self) -> Mapping[str, NDArray[Any]]:
         """name -> the weight as it is now: a read-only copy at every access."""
         return self._weights
@@ -111,7 +123,8 @@ class Session:
     def __repr__(self) -> str:
         m = self.manifest
         return (
-            f"<Session of {m.name}: x {list(m.x_shape)}, y {list(m.y_shape)}, {m.dtype}, {', '.join(self.providers)}>"
+            f"<Session of {m.name}: x {list(m.x_shape)}, y {list(m.y_shape)}, {m.dtype}, {', '.join(self.providers)}"
+            f"{', native' if self.native else ''}>"
         )
 
     # --- What it does ----------------------------------------------------------------------------
@@ -184,7 +197,7 @@ class Session:
         )
         info = {
             "providers": self.providers,
-            "native": False,
+            "native": bool(finite.any()) and self._runner.ran_native("argmin"),
             "iterations": self._K,
             "steps": self.manifest.solver.steps,
             "gap_tolerance": self._tolerances.gap,

@@ -7,6 +7,7 @@
     argmin        y* and its energy against `icnnrt.reference`, run in float64 around the package's own value graph
     certificate   energy, gap and KKT residuals, recomputed
     lower bound   against every energy seen, random points included
+    kernels       y* of the native kernels, if they run, against that of the portable bodies
     adjoint       x̄ and θ̄ against central differences of the K-step argmin
     status        how many samples have which status
 
@@ -120,6 +121,7 @@ def verify(
     seed: int = 0,
     providers: Sequence[Provider] | None = None,
     threads: int | None = None,
+    native: bool | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> VerifyReport:
     """Check the package at `path` on contexts x, and return every figure with its bound and verdict.
@@ -128,7 +130,7 @@ def verify(
                may be unlike anything the model was trained on
     samples:   how many contexts
     seed:      of all random numbers; equal seeds give equal figures
-    providers, threads: as for `icnnrt.load`
+    providers, threads, native: as for `icnnrt.load`
     progress:  called with a line of text at each stage
 
     Raises `PackageError` for a package that cannot be opened at all, `InputError` for x of the wrong shape or without
@@ -146,7 +148,7 @@ def verify(
     ]
     rng = np.random.default_rng(seed)
     X = _contexts(manifest, x, samples, rng)
-    with load(package, providers=providers, threads=threads) as session:
+    with load(package, providers=providers, threads=threads, native=native) as session:
         trial = _Trial(session, X, rng)
         progress("gradient")
         checks.append(trial.gradient())
@@ -155,6 +157,8 @@ def verify(
         progress("argmin against the reference")
         solution = session.argmin(X)
         checks += trial.against_reference(solution)
+        progress("native kernels against portable bodies")
+        checks.append(trial.kernels(solution, providers, threads))
         progress("adjoint by x")
         checks.append(trial.adjoint_by_x(solution))
         progress("adjoint by the weights")
@@ -374,6 +378,21 @@ class _Trial:
             2 * rounding,
             f"lower bound above an energy: of y*, of the reference, of {DIRECTIONS} random points",
         )
+
+    def kernels(self, solution: Solution, providers: Sequence[Provider] | None, threads: int | None) -> Check:
+        """y* of this session against that of one that runs the portable bodies."""
+        name = "kernels"
+        if not self.session.native:
+            return Check(name, None, None, "skipped", "the operators run on their portable bodies")
+        with load(self.session._package, providers=providers, threads=threads, native=False) as other:
+            portable = other.argmin(self.X)
+        kept = np.logical_and.reduce([np.isfinite(s.energy) & np.isfinite(s.gap) for s in (solution, portable)])
+        # Both solve every model to rounding level, but with few cuts, or at kinks, the K steps magnify rounding as far
+        # as the gap allows, as in `against_reference`.
+        near = sum(np.sqrt(np.maximum(part.gap[kept], 0.0) / 2) for part in (solution, portable))
+        Δy = np.abs(solution.y.astype(np.float64) - portable.y)[kept].max(1, initial=0.0)
+        what = f"max |y of native kernels − y of portable bodies|, median {_median(Δy):.1e}; a gap g allows √(g/2)"
+        return _worst(name, Δy, np.maximum(self.floating.y, near), what)
 
     # --- The adjoint -----------------------------------------------------------------------------
 

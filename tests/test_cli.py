@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime")
 
 from typer.testing import CliRunner
 
-from icnnrt import cli, tabular
+from icnnrt import _native, cli, tabular
 from icnnrt.errors import InputError
 
 
@@ -164,6 +164,14 @@ def test_run_reads_every_format_and_prints_a_table(name: str, digits_like_packag
     assert result.exit_code == 0, result.output
     for text in ("20: 20 CONVERGED", "median", "ms a sample", "energy", "and 12 more"):
         assert text in result.stdout
+
+
+def test_run_says_whether_kernels_ran(digits_like_package: Path, inputs: Path) -> None:
+    built = _native.build().library is not None
+    for flag, native in (([], built), (["--portable"], False), *([(["--native"], True)] if built else [])):
+        arguments = ["run", digits_like_package, inputs / "x.npy", *flag]
+        assert json.loads(icnnrt(*arguments, "--json").stdout)["native"] is native
+        assert ("CPUExecutionProvider, native operators" in icnnrt(*arguments).stdout) is native
 
 
 def test_every_format_of_input_and_output_holds_the_same_numbers(
@@ -464,6 +472,22 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     content = json.loads(icnnrt("doctor", "--json").stdout)
     assert content["problems"] == []
     assert content["threads"] == 1
+    native, built = content["native"], _native.build()
+    assert native["library"] == (str(built.library) if built.library else None)
+    assert (native["instruction_set"] in native["compiled_for"]) == (built.library is not None)
+    assert bool(native["reason"]) == (built.library is None)
+
+
+def test_doctor_tells_of_a_library_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", versions({"onnxruntime": "1.31", "onnxruntime-gpu": ""}))
+    broken = tmp_path / "libicnnrt_ops.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(_native, "build", lambda: _native.Build(broken, "", "GNU 12", ("x86_64_v2",)))
+    _native.kernels.cache_clear()
+    result = icnnrt("doctor", "--json")
+    _native.kernels.cache_clear()
+    assert result.exit_code == 1
+    assert f"native: onnxruntime cannot use {broken}" in json.loads(result.stdout)["problems"][0]
 
 
 def versions(given: dict[str, str]) -> Any:

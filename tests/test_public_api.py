@@ -81,12 +81,14 @@ TOP = {
     "Status",
     "__version__",
     "load",
+    "ops_library",
 }
 SESSION = {
     "argmin",
     "close",
     "dtype",
     "manifest",
+    "native",
     "path",
     "providers",
     "value_and_gradient",

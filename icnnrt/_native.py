@@ -1,0 +1,104 @@
+"""The native library: kernels for the operators of ai.icnnrt, which onnxruntime runs in place of their portable bodies.
+
+It is built when icnnrt is installed, where a C++ compiler allows, and lies beside the module `_build_info`, which the
+build generates. No other library is ever loaded: nothing that a package, a variable or an argument says can name one.
+"""
+
+import functools
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+from icnnrt.errors import MissingDependencyError
+
+# What the library writes into the session options it is registered with; native/ort/registration.cpp has the same.
+OPERATORS_ENTRY: Final = "ai.icnnrt.operators"
+INSTRUCTION_SET_ENTRY: Final = "ai.icnnrt.instruction_set"
+
+
+class Build(NamedTuple):
+    """What was built."""
+
+    library: Path | None
+    reason: str
+    """Why there is no library; empty if there is one."""
+    compiler: str
+    instruction_sets: tuple[str, ...]
+    """What the kernels are compiled for."""
+
+
+class Kernels(NamedTuple):
+    """What the library offers in the onnxruntime of this process."""
+
+    operators: frozenset[str]
+    """The operators of ai.icnnrt that it serves."""
+    instruction_set: str
+    """Which of its kernels this processor runs."""
+    kept: Any
+    """Session options, which keep the library loaded: sessions come and go."""
+
+
+@functools.cache
+def build() -> Build:
+    """What the installation of icnnrt made."""
+    try:
+        # By name, as a source tree that was never installed does not have it.
+        info = importlib.import_module("icnnrt._build_info")
+    except ImportError:
+        return Build(None, "icnnrt runs from a source tree that was never installed", "", ())
+    compiled = info.COMPILER, info.INSTRUCTION_SETS
+    if info.LIBRARY is None:
+        return Build(None, info.REASON, *compiled)
+    # In an editable install this is not the folder of the sources.
+    assert info.__file__ is not None
+    path = Path(info.__file__).resolve().parent / "lib" / info.LIBRARY
+    if not path.is_file():
+        return Build(None, f"{path} was built, but is gone", *compiled)
+    return Build(path, "", *compiled)
+
+
+def ops_library() -> str:
+    """The path of the native library, for users of plain onnxruntime.
+
+        options = onnxruntime.SessionOptions()
+        options.register_custom_ops_library(icnnrt.ops_library())
+
+    Sessions with these options run the operators of ai.icnnrt, as `icnnrt pack` writes them, on native kernels.
+    `icnnrt.load` needs none of this: it registers the library by itself.
+
+    Raises `MissingDependencyError` if this icnnrt was installed without it.
+    """
+    library, reason, *_ = build()
+    if library is None:
+        raise MissingDependencyError(
+            f"native: this icnnrt has no native library, as {reason}; install it anew where GCC 11 or Clang 12 "
+            "is found, or go without: operators run on their portable bodies."
+        )
+    return str(library)
+
+
+def register(options: Any) -> None:
+    """Register the library with session options."""
+    path = ops_library()
+    try:
+        options.register_custom_ops_library(path)
+        options.get_session_config_entry(OPERATORS_ENTRY)  # raises if the library wrote none
+    except Exception as error:  # onnxruntime's exceptions have no parent of their own
+        text = str(error).strip().splitlines()
+        raise MissingDependencyError(
+            f"native: onnxruntime cannot use {path} ({text[0] if text else type(error).__name__}); install icnnrt and "
+            "onnxruntime for this system anew, or pass native=False."
+        ) from error
+
+
+@functools.cache
+def kernels(onnxruntime: ModuleType) -> Kernels:
+    """What the library says of itself once it is registered with this onnxruntime.
+
+    Raises `MissingDependencyError` if there is no library, or if this onnxruntime cannot use it.
+    """
+    options = onnxruntime.SessionOptions()
+    register(options)
+    operators = options.get_session_config_entry(OPERATORS_ENTRY)
+    return Kernels(frozenset(operators.split()), options.get_session_config_entry(INSTRUCTION_SET_ENTRY), options)

@@ -1,0 +1,101 @@
+// The KKT solve of Proposition 3 (Amos, Xu, Kolter, 2017): from a cotangent of y to c_y and c_λ.
+#pragma once
+
+#include "rows.h"
+
+namespace icnnrt {
+namespace ICNNRT_INSTRUCTION_SET {
+
+// The constants of `kkt_adjoint` in icnnrt/reference.py.
+inline constexpr double kTraceRidge = 1e-13;
+inline constexpr double kSmallestRidge = 1e-30;
+
+// x = Ã^-1 b with one refinement; A holds Ã's factors, H Ã itself, `residual` is scratch.
+ICNNRT_INLINE void solve_refined(Workspace& ws, std::size_t m, const double* b, double* x, double* residual) {
+  for (std::size_t a = 0; a < ws.ld; ++a) x[a] = a < m ? b[a] : 0.0;
+  solve(ws.A, m, ws.ld, ws.inverse, x);
+  for (std::size_t a = 0; a < ws.ld; ++a) {
+    residual[a] = a < m ? b[a] : 0.0;
+    for (std::size_t c = 0; a < m && c < m; ++c) residual[a] -= ws.H[a * ws.ld + c] * x[c];
+  }
+  solve(ws.A, m, ws.ld, ws.inverse, residual);
+  for (std::size_t a = 0; a < m; ++a) x[a] += residual[a];
+}
+
+//   q = √λ,  w = max v - v,  r = -G D ȳ
+//   Ã = diag(q) G D G' diag(q) + diag(w + δ),   δ = 1e-13 tr(diag(q) G D G' diag(q)) + 1e-30
+//   X0 = Ã^-1 (q∘r),  X1 = Ã^-1 q,   c_λ = q∘(X0 - X1 (q'X0)/(q'X1)),   c_y = -D(ȳ + G'c_λ)
+//
+// Rows with λ = 0 have c_λ = 0 and no part in the others': they are left out.
+// ws.u holds ȳ; c_λ is left in ws.direction and c_y in ws.u.
+template <typename U>
+static void solve_adjoint(const Cuts<U>& cuts, Workspace& ws) {
+  const std::size_t k = cuts.k;
+  const Columns& columns = cuts.columns;
+  evaluate<false>(cuts, ws.lam, ws.rows, ws.point, nullptr);
+  const std::size_t m = support(ws.lam, k, ws.rows);
+  for (std::size_t i = 0; i < k; ++i) ws.direction[i] = 0.0;
+  if (m > 1) {  // a single cut's multiplier is 1 whatever happens
+    for (std::size_t b = 0; b < columns.blocks; ++b)
+      store(ws.u_coefficient + b * W, -(load(ws.point.D + b * W) * load(ws.u + b * W)));
+    for (std::size_t i = 0; i < k; ++i) ws.e[i] = 0.0;  // r = 0 - G D ȳ
+    times(cuts, ws.u_coefficient, ws.r);
+    gram(cuts, ws.rows, m, ws.point.D, ws.H, ws.ld);
+
+    double* const q = ws.w;
+    double trace = 0.0;
+    for (std::size_t a = 0; a < m; ++a) {
+      q[a] = __builtin_sqrt(ws.lam[ws.rows[a]]);
+      trace += q[a] * q[a] * ws.H[a * ws.ld + a];
+    }
+    for (std::size_t a = 0; a < m; ++a) {
+      for (std::size_t b = 0; b < ws.ld; ++b) ws.A[a * ws.ld + b] = b < m ? ws.H[a * ws.ld + b] *= q[a] * q[b] : 0.0;
+      const double slack = ws.point.top - ws.point.v[ws.rows[a]];
+      ws.A[a * ws.ld + a] = ws.H[a * ws.ld + a] += slack + (kTraceRidge * trace + kSmallestRidge);
+      ws.z[a] = q[a] * ws.r[ws.rows[a]];
+    }
+    factor(ws.A, m, ws.ld, ws.inverse);
+    double *const X0 = ws.step, *const X1 = ws.ones;
+    solve_refined(ws, m, ws.z, X0, ws.eta);
+    solve_refined(ws, m, q, X1, ws.eta);
+    double qX0 = 0.0, qX1 = 0.0;
+    for (std::size_t a = 0; a < m; ++a) {
+      qX0 += q[a] * X0[a];
+      qX1 += q[a] * X1[a];
+    }
+    for (std::size_t a = 0; a < m; ++a) ws.direction[ws.rows[a]] = q[a] * (X0[a] - X1[a] * (qX0 / qX1));
+  }
+  for (std::size_t b = 0; b < columns.blocks; ++b) {
+    const Vec y_bar = load(ws.u + b * W), D = load(ws.point.D + b * W);
+    store(ws.u + b * W, -(D * (y_bar + transposed_times(cuts, ws.rows, m, ws.direction, b))));
+  }
+}
+
+template <typename T>
+static void bundle_entropy_adjoint(const Sizes& sizes, const AdjointArguments<T>& args, void* memory) noexcept {
+  const std::size_t k = sizes.k, n = sizes.n;
+  Workspace ws = lay_out(memory, k, n);
+  double poison = 0.0;  // NaN if anything given is NaN or infinite, or λ negative
+  for (std::size_t i = 0; i < k; ++i) {
+    ws.e[i] = static_cast<double>(args.offsets[i]);
+    ws.lam[i] = static_cast<double>(args.lam[i]);
+    poison += 0.0 * (ws.e[i] + __builtin_sqrt(ws.lam[i]));
+  }
+  for (std::size_t j = 0; j < n; ++j) poison += 0.0 * static_cast<double>(args.y_bar[j]);
+  for (std::size_t j = 0; j < k * n; ++j) poison += 0.0 * static_cast<double>(args.slopes[j]);
+  read_columns(n, args.y_bar, ws.u);
+  if (poison == 0.0) {
+    if (n < W) {
+      solve_adjoint(short_cuts(sizes, args.slopes, ws), ws);
+    } else {
+      solve_adjoint(Cuts<T>{args.slopes, n, ws.e, k, columns(n)}, ws);
+    }
+  }
+  for (std::size_t i = 0; i < k; ++i) args.c_lam[i] = static_cast<T>(poison == 0.0 ? ws.direction[i] : poison);
+  if (poison != 0.0)
+    for (std::size_t b = 0; b < columns_of(n).blocks; ++b) store(ws.u + b * W, broadcast(poison));
+  write_columns(n, ws.u, args.c_y);
+}
+
+}  // namespace ICNNRT_INSTRUCTION_SET
+}  // namespace icnnrt

@@ -1,0 +1,127 @@
+// The samples of one call, on ONNX Runtime's own threads.
+//
+// Every sample is solved by itself, from its inputs to its outputs, so that neither the number of threads nor its
+// neighbours can change a bit of it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "../core/kernels.h"
+#include "tensors.h"
+
+namespace icnnrt::ort {
+
+// Workspaces up to this size lie on the stack (10 cuts of 400 entries): such a solve takes a few microseconds, of which
+// asking for memory would be a tenth. No thread that ONNX Runtime runs on has a stack below half a megabyte.
+inline constexpr std::size_t kStackBytes = std::size_t{1} << 16;
+// What a task should cost at least, in multiply-adds: about 20 microseconds, as much as waking a thread for it.
+inline constexpr double kTask = 5e5;
+inline constexpr std::size_t kMostTasks = 256;
+
+// Workspace of one thread, aligned, from the session's allocator: its arena keeps the pages, while malloc would hand
+// them back to the kernel and fault them in again at every call.
+class Workspace {
+ public:
+  Workspace(const Api& api, OrtAllocator* allocator) : api_(api), allocator_(allocator) {}
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() {
+    if (raw_) {
+      if (OrtStatus* status = api_.AllocatorFree(allocator_, raw_); status) api_.ReleaseStatus(status);
+    }
+  }
+
+  OrtStatus* allocate(std::size_t bytes, void*& aligned) {
+    ICNNRT_TRY(api_.AllocatorAlloc(allocator_, bytes + kWorkspaceAlignment, &raw_));
+    const auto address = reinterpret_cast<std::uintptr_t>(raw_);
+    aligned = reinterpret_cast<void*>((address + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment);
+    return nullptr;
+  }
+
+ private:
+  const Api& api_;
+  OrtAllocator* allocator_;
+  void* raw_ = nullptr;
+};
+
+template <typename Solve>
+struct Tasks {
+  const Api& api;
+  OrtAllocator* allocator;  // null if the workspace fits the stack
+  std::size_t samples, tasks, bytes;
+  const Solve& solve;
+  std::atomic<OrtStatus*> failure{nullptr};
+
+  // As a callback of KernelContext_ParallelFor.
+  static void run(void* self, std::size_t task) {
+    auto& tasks = *static_cast<Tasks*>(self);
+    OrtStatus* status = tasks.allocator ? tasks.on_heap(task) : tasks.on_stack(task);
+    OrtStatus* none = nullptr;
+    if (status && !tasks.failure.compare_exchange_strong(none, status)) tasks.api.ReleaseStatus(status);
+  }
+
+ private:
+  OrtStatus* on_stack(std::size_t task) {
+    alignas(kWorkspaceAlignment) unsigned char workspace[kStackBytes];
+    run_samples(task, workspace);
+    return nullptr;
+  }
+
+  OrtStatus* on_heap(std::size_t task) {
+    Workspace memory(api, allocator);
+    void* workspace = nullptr;
+    ICNNRT_TRY(memory.allocate(bytes, workspace));
+    run_samples(task, workspace);
+    return nullptr;
+  }
+
+  void run_samples(std::size_t task, void* workspace) {
+    const std::size_t each = samples / tasks, more = samples % tasks;
+    const std::size_t first = task * each + (task < more ? task : more);
+    const std::size_t end = first + each + (task < more ? 1 : 0);
+    for (std::size_t sample = first; sample < end; ++sample) solve(sample, workspace);
+  }
+};
+
+// Calls solve(sample, workspace) for every sample; `cost` is that of one, in multiply-adds.
+template <typename Solve>
+OrtStatus* for_each_sample(const Call& call, const OrtMemoryInfo* memory, std::size_t samples, const Sizes& sizes,
+                           double cost, const Solve& solve) {
+  if (!samples) return nullptr;
+  const std::size_t bytes = workspace_bytes(sizes);
+  if (!bytes || bytes > PTRDIFF_MAX / 2) {
+    return error(
+        call.api, kInvalidArgument,
+        "ai.icnnrt::%s: slopes: expected [B, k, n] whose workspace can be counted in bytes, but k is %zu and n "
+        "is %zu; use fewer cuts.",
+        call.op, sizes.k, sizes.n);
+  }
+  const double wanted = static_cast<double>(samples) * cost / kTask;
+  std::size_t tasks = wanted < static_cast<double>(kMostTasks) ? static_cast<std::size_t>(wanted) : kMostTasks;
+  tasks = tasks < 1 ? 1 : tasks < samples ? tasks : samples;
+
+  OrtAllocator* allocator = nullptr;
+  if (bytes > kStackBytes) ICNNRT_TRY(call.api.KernelContext_GetAllocator(call.context, memory, &allocator));
+  Tasks<Solve> job{call.api, allocator, samples, tasks, bytes, solve};
+  OrtStatus* status = nullptr;
+  if (tasks == 1) {
+    Tasks<Solve>::run(&job, 0);
+  } else {
+    // 0 batches: threads take one task after the other, since some samples need more steps than others.
+    status = call.api.KernelContext_ParallelFor(call.context, &Tasks<Solve>::run, tasks, 0, &job);
+  }
+  if (allocator) call.api.ReleaseAllocator(allocator);
+  if (OrtStatus* cause = job.failure.load(); cause) {
+    if (status) call.api.ReleaseStatus(status);
+    status =
+        error(call.api, kFail,
+              "ai.icnnrt::%s: %zu bytes of workspace for k = %zu cuts of n = %zu entries cannot be allocated (%s); "
+              "free memory or use fewer cuts.",
+              call.op, bytes, sizes.k, sizes.n, call.api.GetErrorMessage(cause));
+    call.api.ReleaseStatus(cause);
+  }
+  return status;
+}
+
+}  // namespace icnnrt::ort

@@ -1,0 +1,529 @@
+"""The native kernels: the cases of the portable bodies once more, bad input, threads, memory, the library itself."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import test_bodies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_bodies import (  # noqa: F401, the same cases, on the kernels
+    each_dtype,
+    test_a_bad_sample_poisons_itself_alone,
+    test_a_sample_does_not_depend_on_its_neighbours,
+    test_all_cuts_equal,
+    test_an_empty_batch,
+    test_duplicate_cuts,
+    test_finite_cuts_give_finite_answers,
+    test_random_cuts,
+    test_random_cuts_of_larger_shapes,
+    test_saturation,
+    test_the_adjoint_is_the_derivative_of_the_solve,
+    test_the_adjoint_is_the_references,
+    test_the_adjoint_shares_out_duplicates,
+    test_the_cuts_of_a_network_with_warm_starts,
+    test_warm_start_with_all_or_few_cuts,
+)
+
+import icnnrt
+from icnnrt import _native, reference
+from icnnrt._runner import Runner
+from icnnrt.errors import InputError, MissingDependencyError
+from icnnrt.package import OP_DOMAIN, Package
+
+if _native.build().library is None:
+    pytest.skip(f"there is no native library: {_native.build().reason}", allow_module_level=True)
+
+SIZE_LIMIT = 1_000_000
+DIGITS = Path(__file__).parent.parent / "models" / "digits_completion" / "digits_completion.icnn"
+# Kernels and bodies solve the same problem to rounding level; slopes of 1e4 leave the bodies at 1e-9.
+PARITY = {np.float64: 1e-10, np.float32: 2e-5}
+
+
+@functools.cache
+def native_session(op: str, dtype: type, *, threads: int = 1, **attributes: int) -> onnxruntime.InferenceSession:
+    """One node without its body: nothing but the kernel can run it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.register_custom_ops_library(icnnrt.ops_library())
+    bare = test_bodies.model(op, dtype, **attributes)
+    del bare.functions[:]
+    return onnxruntime.InferenceSession(bare.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_kernels() -> Iterator[None]:
+    """What the borrowed tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(test_bodies, "session", native_session)
+        yield
+
+
+def solve_feeds(
+    B: int, k: int, n: int, k_prev: int = 0, dtype: type = np.float64, scale: float = 3.0
+) -> dict[str, Any]:
+    G, e = test_bodies.random_cuts(k, B, k, n, scale)
+    arrays = {"slopes": G, "offsets": e, "lam_start": np.full((B, k_prev), 1 / max(k_prev, 1))}
+    return {name: array.astype(dtype) for name, array in arrays.items()}
+
+
+def adjoint_feeds(B: int, k: int, n: int, dtype: type = np.float64) -> dict[str, Any]:
+    feeds = solve_feeds(B, k, n)
+    lam = reference.bundle_entropy_solve(feeds["slopes"], feeds["offsets"]).lam
+    y_bar = np.random.default_rng(0).standard_normal((B, n))
+    arrays = {"slopes": feeds["slopes"], "offsets": feeds["offsets"], "lam": lam, "y_bar": y_bar}
+    return {name: array.astype(dtype) for name, array in arrays.items()}
+
+
+# --- Against the portable bodies -----------------------------------------------------------------
+
+
+def portable_session(op: str, dtype: type, **attributes: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    serialised = test_bodies.model(op, dtype, **attributes).SerializeToString()
+    return onnxruntime.InferenceSession(serialised, options, providers=["CPUExecutionProvider"])
+
+
+@each_dtype
+@pytest.mark.parametrize(("B", "k", "n", "k_prev"), [(1, 1, 1, 0), (3, 5, 10, 4), (2, 30, 10, 29), (1, 10, 159, 9)])
+def test_kernels_equal_the_portable_bodies(B: int, k: int, n: int, k_prev: int, dtype: type) -> None:
+    feeds = solve_feeds(B, k, n, k_prev, dtype)
+    for mine, theirs in zip(
+        native_session("BundleEntropySolve", dtype, steps=60).run(["y", "lower_bound"], feeds),
+        portable_session("BundleEntropySolve", dtype, steps=60).run(["y", "lower_bound"], feeds),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=PARITY[dtype], rtol=PARITY[dtype])
+    feeds = adjoint_feeds(B, k, n, dtype)
+    for mine, theirs in zip(
+        native_session("BundleEntropyAdjoint", dtype).run(None, feeds),
+        portable_session("BundleEntropyAdjoint", dtype).run(None, feeds),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=10 * PARITY[dtype], rtol=10 * PARITY[dtype])
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_few_steps_say_what_they_left(steps: int) -> None:
+    """The kernels go another way than the reference, so it is the certificate that has to agree."""
+    feeds = solve_feeds(7, 5, 10)
+    y, lam, lower_bound, residual = native_session("BundleEntropySolve", np.float64, steps=steps).run(None, feeds)
+    implied = reference.evaluate(feeds["slopes"], feeds["offsets"], lam)
+    np.testing.assert_allclose(y, implied.y, atol=1e-13)
+    np.testing.assert_allclose(lower_bound, implied.dual, rtol=1e-12)
+    np.testing.assert_allclose(residual[:, 2], implied.complementarity, atol=1e-12)
+    solved = reference.bundle_entropy_solve(feeds["slopes"], feeds["offsets"])
+    assert (lower_bound <= solved.lower_bound + 1e-12).all()
+    if steps == 0:
+        np.testing.assert_allclose(lam, 1 / 5, atol=1e-15)
+
+
+def test_a_model_with_bodies_runs_the_kernels() -> None:
+    """Once the library is registered, with the body still there: what it gives is the kernel's, to the bit."""
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(icnnrt.ops_library())
+    whole = test_bodies.model("BundleEntropySolve", np.float64, steps=60).SerializeToString()
+    session = onnxruntime.InferenceSession(whole, options, providers=["CPUExecutionProvider"])
+    feeds = solve_feeds(7, 10, 40)
+    kernel = native_session("BundleEntropySolve", np.float64, steps=60).run(None, feeds)
+    body = portable_session("BundleEntropySolve", np.float64, steps=60).run(None, feeds)
+    got = session.run(None, feeds)
+    for a, b in zip(got, kernel, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(got, body, strict=True))
+
+
+def test_shapes_are_inferred() -> None:
+    session = native_session("BundleEntropySolve", np.float32, steps=1)
+    # The model's own declarations are the same; a wrong inference would be refused, and a wrong type too.
+    assert [(o.name, o.shape, o.type) for o in session.get_outputs()] == [
+        ("y", ["B", "n"], "tensor(float)"),
+        ("lam", ["B", "k"], "tensor(float)"),
+        ("lower_bound", ["B"], "tensor(double)"),
+        ("residual", ["B", 3], "tensor(double)"),
+    ]
+    proto = test_bodies.model("BundleEntropyAdjoint", np.float64)
+    del proto.functions[:]
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    for source, sizes in zip(proto.graph.input, [(2, 5, 10), (2, 5), (2, 5), (2, 10)], strict=True):
+        for axis, size in zip(source.type.tensor_type.shape.dim, sizes, strict=True):
+            axis.dim_value = size
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(icnnrt.ops_library())
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert [o.shape for o in session.get_outputs()] == [[2, 10], [2, 5]]
+
+
+# --- Malformed input -----------------------------------------------------------------------------
+
+SOLVE = {"slopes": (2, 3, 4), "offsets": (2, 3), "lam_start": (2, 0)}
+ADJOINT = {"slopes": (2, 3, 4), "offsets": (2, 3), "lam": (2, 3), "y_bar": (2, 4)}
+MALFORMED: list[tuple[dict[str, tuple[int, ...]], str, tuple[int, ...], str]] = [
+    (SOLVE, "slopes", (2, 0, 4), "slopes: expected [B, k, n] with at least one cut (k >= 1) of at least one entry"),
+    (SOLVE, "slopes", (2, 3, 0), "slopes: expected [B, k, n] with at least one cut (k >= 1) of at least one entry"),
+    (SOLVE, "slopes", (0, 0, 4), "slopes: expected [B, k, n] with at least one cut (k >= 1) of at least one entry"),
+    (SOLVE, "slopes", (6, 4), "but got [6, 4]; pass the slopes of all cuts of every sample"),
+    (SOLVE, "slopes", (), "slopes: expected [B, k, n] with at least one cut (k >= 1)"),
+    (SOLVE, "slopes", (1,) * 9, "but got [1, 1, 1, 1, 1, 1, 1, 1, ...]"),
+    (SOLVE, "offsets", (2, 4), "offsets: expected [B, k] = [2, 3] with slopes [B, k, n] = [2, 3, 4], but got [2, 4]"),
+    (SOLVE, "offsets", (3, 3), "offsets: expected [B, k] = [2, 3] with slopes [B, k, n] = [2, 3, 4], but got [3, 3]"),
+    (SOLVE, "offsets", (2, 3, 1), "but got [2, 3, 1]; pass one row for every sample of slopes"),
+    (SOLVE, "lam_start", (2, 4), "lam_start: expected [B, k_prev] with B = 2 and 0 <= k_prev <= k = 3, but got [2, 4]"),
+    (SOLVE, "lam_start", (1, 3), "none of them ([B, 0]) for a cold start"),
+    (SOLVE, "lam_start", (6,), "lam_start: expected [B, k_prev] with B = 2"),
+    (ADJOINT, "slopes", (2, 0, 4), "slopes: expected [B, k, n] with at least one cut"),
+    (ADJOINT, "offsets", (2, 2), "offsets: expected [B, k] = [2, 3]"),
+    (ADJOINT, "lam", (2, 2), "lam: expected [B, k] = [2, 3] with slopes [B, k, n] = [2, 3, 4], but got [2, 2]"),
+    (ADJOINT, "y_bar", (2, 3), "y_bar: expected [B, n] = [2, 4] with slopes [B, k, n] = [2, 3, 4], but got [2, 3]"),
+    (ADJOINT, "y_bar", (0, 4), "but got [0, 4]"),
+]
+
+
+def loose_session(op: str, dtype: type, **attributes: int) -> onnxruntime.InferenceSession:
+    """A graph that declares no shapes, so that onnxruntime checks none before the kernel does."""
+    proto = test_bodies.model(op, dtype, **attributes)
+    del proto.functions[:]
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    options.register_custom_ops_library(icnnrt.ops_library())
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@each_dtype
+@pytest.mark.parametrize(("shapes", "name", "shape", "sentence"), MALFORMED)
+def test_a_malformed_input_is_told(
+    shapes: dict[str, tuple[int, ...]], name: str, shape: tuple[int, ...], sentence: str, dtype: type
+) -> None:
+    op, attributes = ("BundleEntropySolve", {"steps": 5}) if shapes is SOLVE else ("BundleEntropyAdjoint", {})
+    feeds = {key: np.zeros(shape if key == name else size, dtype) for key, size in shapes.items()}
+    with pytest.raises(Exception, match=re.escape(sentence)) as caught:
+        loose_session(op, dtype, **attributes).run(None, feeds)
+    assert f"ai.icnnrt::{op}: {name}: expected" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "sentence"),
+    [
+        ({}, "steps: expected an integer attribute, but got none; write it on the node"),
+        ({"steps": -1}, "steps: expected an integer of at least 0, but got -1"),
+        ({"steps": 2.5}, "steps: expected an integer attribute, but got none"),
+    ],
+)
+def test_a_malformed_attribute_is_told_at_load(attributes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(Exception, match=re.escape(sentence)):
+        loose_session("BundleEntropySolve", np.float32, **attributes)
+
+
+def test_a_workspace_that_cannot_be_had_is_an_error() -> None:
+    """Four million cuts: matrices of k×k would take more than there are addresses."""
+    k = 4_000_000
+    feeds = {"slopes": np.zeros((1, k, 1)), "offsets": np.zeros((1, k)), "lam_start": np.zeros((1, 0))}
+    with pytest.raises(
+        Exception, match=r"bytes of workspace for k = 4000000 cuts of n = 1 entries cannot be allocated"
+    ):
+        native_session("BundleEntropySolve", np.float64, steps=1).run(None, feeds)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    op=st.sampled_from(["BundleEntropySolve", "BundleEntropyAdjoint"]),
+    base=st.tuples(*[st.integers(0, 4)] * 4),
+    changes=st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 5), max_size=4)), max_size=2),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    seed=st.integers(0, 2**32 - 1),
+    bad=st.sampled_from([0.0, np.nan, np.inf, 1e300]),
+)
+def test_any_shape_is_served_or_refused(
+    op: str, base: tuple[int, ...], changes: list[tuple[int, list[int]]], dtype: type, seed: int, bad: float
+) -> None:
+    """Shapes that fit, or nearly: an answer of the right shape or a sentence, never a crash."""
+    B, k, n, k_prev = base
+    names = test_bodies.SIGNATURES[op][0]
+    sizes = {"B": B, "k": k, "n": n, "k_prev": k_prev}
+    shapes = [[sizes[letter] for letter in letters] for letters in names.values()]
+    for place, shape in changes:
+        shapes[place % len(shapes)] = shape
+    rng = np.random.default_rng(seed)
+    with np.errstate(over="ignore"):
+        arrays = [np.asarray(np.where(rng.random(s) < 0.1, bad, rng.standard_normal(s)), dtype) for s in shapes]
+    session = fuzzed(op, dtype)
+    try:
+        outputs = session.run(None, dict(zip(names, arrays, strict=True)))
+    except Exception as error:
+        if not re.search(rf"ai\.icnnrt::{op}: \w+: expected ", str(error)):
+            raise
+        return
+    B, k, n = arrays[0].shape
+    for output, letters in zip(outputs, test_bodies.SIGNATURES[op][1].values(), strict=True):
+        assert list(output.shape) == [{"B": B, "k": k, "n": n}.get(letter, letter) for letter in letters]
+
+
+@functools.cache
+def fuzzed(op: str, dtype: type) -> onnxruntime.InferenceSession:
+    return loose_session(op, dtype, **({"steps": 60} if op == "BundleEntropySolve" else {}))
+
+
+# --- Samples, threads, memory --------------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize(("B", "k", "n"), [(500, 5, 10), (64, 10, 159), (9, 30, 400)])
+def test_threads_and_neighbours_change_no_bit(B: int, k: int, n: int, dtype: type) -> None:
+    for op, feeds, attributes in (
+        ("BundleEntropySolve", solve_feeds(B, k, n, 2, dtype), {"steps": 60}),
+        ("BundleEntropyAdjoint", adjoint_feeds(B, k, n, dtype), {}),
+    ):
+        serial = native_session(op, dtype, **attributes).run(None, feeds)
+        threaded = native_session(op, dtype, threads=4, **attributes)
+        for _ in range(3):
+            for a, b in zip(serial, threaded.run(None, feeds), strict=True):
+                np.testing.assert_array_equal(a, b)
+        for i in (0, B // 2, B - 1):
+            alone = native_session(op, dtype, **attributes).run(None, {key: v[i : i + 1] for key, v in feeds.items()})
+            for a, b in zip(serial, alone, strict=True):
+                np.testing.assert_array_equal(a[i], b[0])
+        feeds["offsets"][B // 2] = np.nan
+        others = np.arange(B) != B // 2
+        for a, b in zip(serial, threaded.run(None, feeds), strict=True):
+            np.testing.assert_array_equal(a[others], b[others])
+
+
+def test_one_session_serves_many_threads() -> None:
+    session = native_session("BundleEntropySolve", np.float64, threads=2, steps=60)
+    cases = [solve_feeds(B, k, n) for B, k, n in [(1, 3, 5), (40, 10, 159), (2, 30, 64), (300, 5, 10)]]
+    expected = [session.run(None, feeds) for feeds in cases]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(20):
+            for a, b in zip(session.run(None, cases[i % 4]), expected[i % 4], strict=True):
+                if not np.array_equal(a, b):
+                    wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_does_not_grow() -> None:
+    """Over calls of all kinds, errors among them, and over sessions."""
+    small, large = solve_feeds(1, 5, 10), solve_feeds(3, 20, 300)
+    adjoint = adjoint_feeds(2, 5, 10)
+    wrong = {**small, "offsets": np.zeros((1, 6))}
+    solver, back = (
+        native_session("BundleEntropySolve", np.float64, steps=60),
+        fuzzed("BundleEntropyAdjoint", np.float64),
+    )
+    refused = fuzzed("BundleEntropySolve", np.float64)
+
+    def calls(count: int) -> None:
+        for i in range(count):
+            solver.run(None, small)
+            back.run(None, adjoint)
+            if i % 50 == 0:
+                solver.run(None, large)
+                with pytest.raises(Exception, match="offsets"):
+                    refused.run(None, wrong)
+            if i % 500 == 0:
+                loose_session("BundleEntropySolve", np.float32, steps=3)
+
+    calls(5000)
+    before = resident()
+    calls(50_000)
+    assert resident() - before < 4_000_000  # one leaked shape a call would be six megabytes
+
+
+# --- The library ---------------------------------------------------------------------------------
+
+
+def test_the_library_is_small_and_exports_one_symbol() -> None:
+    library = Path(icnnrt.ops_library())
+    assert library.stat().st_size < SIZE_LIMIT
+    try:
+        listed = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        pytest.skip("needs nm")
+    names = [line.split()[-1].removeprefix("_") for line in listed.stdout.splitlines() if " w " not in line]
+    assert names == ["RegisterCustomOps"]
+    whole = subprocess.run(["nm", library], capture_output=True, text=True, check=False)
+    assert not whole.stdout.strip(), "the library should be stripped"
+
+
+def test_registering_twice_is_an_error() -> None:
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(icnnrt.ops_library())
+    assert options.get_session_config_entry("ai.icnnrt.operators") == "BundleEntropyAdjoint BundleEntropySolve"
+    assert options.get_session_config_entry("ai.icnnrt.instruction_set") in _native.build().instruction_sets
+    with pytest.raises(Exception, match="registered there already; call register_custom_ops_library once"):
+        options.register_custom_ops_library(icnnrt.ops_library())
+
+
+def test_plain_onnxruntime_runs_a_packed_graph(digits_like_package: Path, tmp_path: Path) -> None:
+    from icnnrt_exporters.packer import pack
+
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    packed = str(pack(digits_like_package, tmp_path / "argmin.onnx"))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.register_custom_ops_library(icnnrt.ops_library())
+    feeds = {"x": x, "y_init": np.full((3, 5), 0.5, np.float32)}
+    (y,) = onnxruntime.InferenceSession(packed, options, providers=["CPUExecutionProvider"]).run(["y"], feeds)
+    np.testing.assert_array_equal(y, icnnrt.load(digits_like_package, native=True).argmin(x).y)
+
+
+def test_every_thread_may_make_sessions() -> None:
+    """The first registration of a process, in many threads at once, and the library unloaded again."""
+    code = (
+        "import threading, onnxruntime, icnnrt\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "def make(i):\n"
+        "    options = onnxruntime.SessionOptions()\n"
+        "    options.register_custom_ops_library(icnnrt.ops_library())\n"
+        "    return options.get_session_config_entry('ai.icnnrt.operators')\n"
+        "with ThreadPoolExecutor(8) as pool:\n"
+        "    print(len(set(pool.map(make, range(200)))))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+# --- Sessions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", ["digits_like_package", "relu_package"])
+def test_a_session_says_what_ran(package: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(package)
+    x = np.random.default_rng(0).standard_normal((4, 4 if package == "digits_like_package" else 3))
+    sessions = {native: icnnrt.load(path, native=native) for native in (None, True, False)}
+    solutions = {native: session.argmin(x) for native, session in sessions.items()}
+    for native, session in sessions.items():
+        assert session.native == solutions[native].info["native"] == (native is not False)
+        assert (", native>" in repr(session)) == session.native
+    np.testing.assert_array_equal(solutions[None].y, solutions[True].y)
+    tolerance = 1e-4 if package == "digits_like_package" else 1e-6
+    np.testing.assert_allclose(solutions[True].y, solutions[False].y, atol=tolerance)
+    y_bar = np.random.default_rng(1).standard_normal(solutions[True].y.shape)
+    kernels, bodies = (sessions[native].vjp(solutions[native], y_bar) for native in (True, False))
+    np.testing.assert_allclose(kernels.x, bodies.x, atol=1e3 * tolerance, rtol=1e-3)
+    # An update of the weights reaches a session on kernels as it does one on bodies.
+    name = next(key for key, spec in sessions[True].manifest.weights.tensors.items() if spec.trainable)
+    for session in sessions.values():
+        session._update_weights({name: session.weights[name] * np.asarray(0.5, session.weights[name].dtype)})
+    again = [sessions[native].argmin(x).y for native in (True, False)]
+    np.testing.assert_allclose(*again, atol=tolerance)
+    assert np.abs(again[0] - solutions[True].y).max() > 1e-3
+
+
+def test_nothing_ran_natively_before_anything_ran() -> None:
+    session = icnnrt.load(DIGITS)
+    assert session.native
+    assert not session.argmin(np.empty((0, 32))).info["native"]
+    assert session.argmin(np.zeros((1, 32))).info["native"]
+    assert not session.argmin(np.full((1, 32), np.nan)).info["native"]
+
+
+def test_a_native_session_has_no_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is why it is known that the kernels run."""
+    seen: list[bytes] = []
+    plain = onnxruntime.InferenceSession
+
+    def watch(data: bytes, *arguments: Any, **keywords: Any) -> Any:
+        seen.append(data)
+        return plain(data, *arguments, **keywords)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", watch)
+    runner = Runner(Package.open(DIGITS), None, None, True)
+    for role in ("value", "argmin", "adjoint"):
+        runner._make(role)
+    for data, role in zip(seen, ("value", "argmin", "adjoint"), strict=True):
+        before = onnx.ModelProto.FromString(runner.package.graphs[role])
+        after = onnx.ModelProto.FromString(data)
+        named = {f.name for f in after.functions}
+        assert named == {f.name for f in before.functions} - {"BundleEntropySolve", "BundleEntropyAdjoint"}
+        del before.functions[:], after.functions[:]
+        assert before == after
+    assert {f.domain for f in onnx.ModelProto.FromString(runner.package.graphs["argmin"]).functions} == {OP_DOMAIN}
+
+
+@pytest.mark.parametrize("native", ["yes", 1, 0])
+def test_native_is_a_flag(native: object) -> None:
+    with pytest.raises(InputError, match="native: expected True, False or None"):
+        icnnrt.load(DIGITS, native=native)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def other_library(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Pretend that something else was built."""
+
+    def pretend(library: Path | None, reason: str = "") -> None:
+        _native.kernels.cache_clear()
+        monkeypatch.setattr(_native, "build", lambda: _native.Build(library, reason, "", ()))
+
+    yield pretend
+    _native.kernels.cache_clear()
+
+
+def test_without_a_library(other_library: Any) -> None:
+    other_library(None, "no C++ compiler was found")
+    session = icnnrt.load(DIGITS)
+    assert not session.native
+    assert not session.argmin(np.zeros((1, 32))).info["native"]
+    for call in (icnnrt.ops_library, lambda: icnnrt.load(DIGITS, native=True)):
+        with pytest.raises(MissingDependencyError, match=r"native library, as no C\+\+ compiler was found; install it"):
+            call()
+
+
+def test_a_library_that_onnxruntime_cannot_use(other_library: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "libicnnrt_ops.so"
+    broken.write_bytes(b"no library")
+    other_library(broken)
+    with pytest.raises(MissingDependencyError, match=r"native: onnxruntime cannot use .*libicnnrt_ops\.so"):
+        icnnrt.load(DIGITS, native=True)
+    with pytest.warns(RuntimeWarning, match="cannot use .* Operators run on their portable bodies") as warned:
+        session = icnnrt.load(DIGITS)
+    assert warned[0].filename == __file__
+    assert not session.native
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        icnnrt.load(DIGITS, native=False)
+
+
+def test_a_source_tree_that_was_never_installed_runs_portably() -> None:
+    root = Path(icnnrt.__file__).parent.parent
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(root)!r})\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]\n"
+        "import icnnrt\n"
+        "from icnnrt import _native\n"
+        "assert icnnrt.__file__.startswith(sys.path[0]) and not _native.build().library, _native.build()\n"
+        f"print(icnnrt.load({str(DIGITS)!r}).native, _native.build().reason)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False icnnrt runs from a source tree that was never installed", done.stderr
