@@ -1,0 +1,81 @@
+"""The networks of the argmin part, exported once and kept in the system's folder for temporary files."""
+
+import getpass
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.environment import ROOT
+
+X_DIM: Final = 8  # small: evaluating value.onnx K times repeats the x path, which must not pad that floor
+
+
+@dataclass(frozen=True)
+class Network:
+    """A FICNN of softplus units as it is drawn at the start of training, and the cuts K of its argmin."""
+
+    n: int
+    hidden: tuple[int, ...]
+    K: int
+    dtypes: tuple[str, ...] = ("float32",)
+
+    @property
+    def name(self) -> str:
+        return f"n {self.n}, {self.hidden[0]}×{len(self.hidden)}, K {self.K}"
+
+
+NETWORKS: Final = (
+    Network(24, (64, 64), 10, ("float32", "float64")),
+    Network(159, (600, 600), 10),
+    Network(2048, (200, 200), 30),
+)
+DIGITS: Final = ROOT / "models" / "digits_completion" / "digits_completion.icnn"  # --quick: needs no export
+
+
+def package(network: Network, dtype: str, progress: Callable[[str], None]) -> Path:
+    """The network's package, exported if there is none yet that today's exporter has made."""
+    folder = Path(tempfile.gettempdir()) / f"icnnrt-benchmarks-{getpass.getuser()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    shape = "x".join(map(str, (network.n, *network.hidden, network.K)))
+    path = folder / f"ficnn-{shape}-{dtype}-{_sources()}.icnn"
+    if path.exists():
+        return path
+    import torch
+
+    from icnnrt_exporters.exporter import export
+    from icnnrt_models import FICNN, BundleEntropyArgmin
+
+    generator = torch.Generator().manual_seed(0)
+    T = getattr(torch, dtype)
+    energy = FICNN(X_DIM, network.n, network.hidden, dtype=T, generator=generator)
+    x = torch.randn(4, X_DIM, generator=generator, dtype=T)
+    y = torch.rand(4, network.n, generator=generator, dtype=T)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        export(
+            energy,
+            BundleEntropyArgmin(energy, iterations=network.K),
+            x,
+            y,
+            path,
+            name="benchmark",
+            progress=lambda stage: progress(f"exporting {network.name}, {dtype}, once: {stage}"),
+        )
+    return path
+
+
+def _sources() -> str:
+    """Changes whenever an export might come out differently."""
+    import onnxscript
+    import torch
+
+    digest = hashlib.sha256(f"{torch.__version__} {onnxscript.__version__}".encode())
+    folders = (ROOT / "exporters" / "icnnrt_exporters", ROOT / "models" / "icnnrt_models")
+    files = [*(file for folder in folders for file in folder.glob("*.py")), ROOT / "icnnrt" / "reference.py"]
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

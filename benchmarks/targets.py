@@ -1,0 +1,28 @@
+"""What the native kernels have to reach, as ratios on one thread."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from benchmarks.report import Entry, Target
+
+# (n, k, batch) -> how many times faster than the batched numpy reference an inner solve is, at least.
+INNER: Final = {(159, 10, 1): 30.0, (2048, 10, 1): 10.0, (159, 10, 128): 4.0, (2048, 30, 128): 2.5}
+# (n, batch) -> a whole argmin over its floor, at most.
+ARGMIN: Final = {(24, 1): 1.5, (159, 1): 1.25, (159, 128): 1.25, (2048, 1): 2.0, (2048, 128): 2.0}
+# How cost may grow with k, n and batch; a fitted exponent is known to about a twentieth.
+EXPONENTS: Final = {"k": 2.0, "n": 1.0, "batch": 1.0}
+EXPONENT_TOLERANCE: Final = 0.05
+
+
+def judged(
+    what: str, limit: float | None, entries: Mapping[str, Entry], native: str, over: str, *, at_least: bool
+) -> tuple[Target, ...]:
+    """The target of one row, if it has one. `over` / `native` is judged if larger is better, else `native` / `over`."""
+    if limit is None:
+        return ()
+    a, b = entries[native], entries[over]
+    if a.ratio is None or b.ratio is None:
+        return (
+            Target(what, limit, at_least, None, f"{native if a.ratio is None else over}: {a.missing or b.missing}"),
+        )
+    return (Target(what, limit, at_least, b.ratio / a.ratio if at_least else a.ratio / b.ratio),)
