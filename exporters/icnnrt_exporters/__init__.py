@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from icnnrt_exporters.exporter import export
+    from icnnrt_exporters.optimizers import SGD, Adam, AdamW
     from icnnrt_exporters.packer import pack
+    from icnnrt_exporters.train_spec import TrainSpec
 
-__all__ = ["export", "pack"]
+__all__ = ["SGD", "Adam", "AdamW", "TrainSpec", "export", "pack"]
 
 # Imported when first used: torch takes seconds, and the command line lists these commands without it.
-_HOME = {"export": "exporter", "pack": "packer"}
+_HOME = {
+    "SGD": "optimizers",
+    "Adam": "optimizers",
+    "AdamW": "optimizers",
+    "TrainSpec": "train_spec",
+    "export": "exporter",
+    "pack": "packer",
+}
 
 
 def __getattr__(name: str) -> Any:

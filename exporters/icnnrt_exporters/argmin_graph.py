@@ -65,8 +65,7 @@ def argmin_graph(head: ir.Model, K: int, steps: int) -> ir.Graph:
     y_out, lam, lower_bound, residual = body.many(
         "BundleEntropySolve", G, e, lam_in, outputs=4, domain=OP_DOMAIN, steps=steps
     )
-    unused = body("Sub", K_value, body("Add", counter, op.constant(1)))
-    pads = body("Concat", op.constant([0, 0, 0]), body("Unsqueeze", unused, zero), axis=0)
+    pads = body("Gather", op.constant([[0, 0, 0, K - 1 - i] for i in range(K)]), counter, axis=0)
     lam_row = body("Pad", lam, pads)  # [B, K]: zero beyond the cuts there are
     outputs = [body("Identity", going), y_out, lam, G, e, body("Identity", y_in), lam_row, lower_bound, residual]
     types: list[tuple[ir.DataType, list[int | str | None]]] = [

@@ -21,8 +21,10 @@ from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import argmin_graph
 from icnnrt_exporters.bodies import functions
 from icnnrt_exporters.energy_graph import trace_energy
-from icnnrt_exporters.heads import cut_vjp, hessian_vector_product, value_and_gradient
+from icnnrt_exporters.heads import Head, cut_vjp, hessian_vector_product, value_and_gradient
+from icnnrt_exporters.losses import loss_and_gradient, named
 from icnnrt_exporters.onnx_head import quiet, to_onnx
+from icnnrt_exporters.optimizers import resolve
 from icnnrt_exporters.preconditions import (
     check_energy,
     check_examples,
@@ -32,6 +34,8 @@ from icnnrt_exporters.preconditions import (
     float64_judge,
 )
 from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
+from icnnrt_exporters.train_graph import train_graph
+from icnnrt_exporters.train_spec import TrainSpec
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 from icnnrt_models import BundleEntropyArgmin
 
@@ -51,6 +55,7 @@ def export(
     name: str | None = None,
     nonnegative: Sequence[str] | None = None,
     metadata: Mapping[str, str | int | float | bool | None] | None = None,
+    train: TrainSpec | None = None,
     overwrite: bool = False,
     progress: Progress = lambda stage: None,
 ) -> package.Package:
@@ -67,6 +72,7 @@ def export(
         nonnegative: state_dict names that must stay >= 0 for f to be convex in y; by default what the energy's own
             nonnegative_weights() says.
         metadata: free facts for the manifest (data, seed, metrics).
+        train: put train.onnx into the package too, one step of fine-tuning on the device; see `TrainSpec`.
         overwrite: replace a package that is there.
         progress: called with a line of text at each stage.
 
@@ -90,7 +96,10 @@ def export(
             judge = float64_judge(energy)
             # Rows in general position: on the edges a ReLU may stand on a kink, where rounding picks the face.
             check_energy(energy, judge, *(t[3:7] for t in parity.inputs(x_example, y_example)[-1]))
-            graphs, weights, trainable = _graphs(energy, solver, x_example, y_example, progress)
+            must_not_be_negative = tuple(nonnegative) if nonnegative is not None else _nonnegative(energy)
+            graphs, weights, trainable, train_spec = _graphs(
+                energy, solver, x_example, y_example, train, must_not_be_negative, progress
+            )
             _write_checked(
                 path,
                 judge,
@@ -100,7 +109,8 @@ def export(
                 graphs,
                 weights,
                 trainable,
-                tuple(nonnegative) if nonnegative is not None else _nonnegative(energy),
+                must_not_be_negative,
+                train_spec,
                 name or path.stem,
                 dict(metadata or {}),
                 overwrite,
@@ -126,8 +136,14 @@ def _nonnegative(energy: nn.Module) -> tuple[str, ...]:
 
 
 def _graphs(
-    energy: nn.Module, solver: BundleEntropyArgmin, x_example: Tensor, y_example: Tensor, progress: Progress
-) -> tuple[dict[str, bytes], dict[str, np.ndarray], tuple[str, ...]]:
+    energy: nn.Module,
+    solver: BundleEntropyArgmin,
+    x_example: Tensor,
+    y_example: Tensor,
+    train: TrainSpec | None,
+    nonnegative: Sequence[str],
+    progress: Progress,
+) -> tuple[dict[str, bytes], dict[str, np.ndarray], tuple[str, ...], package.TrainingSpec | None]:
     progress("tracing the energy")
     traced = trace_energy(energy, x_example, y_example)
     K = solver.iterations
@@ -137,24 +153,53 @@ def _graphs(
     trainable = tuple(name for name in traced.theta if name in learnable)
 
     progress("value and gradient")
+    updated = train.chosen(trainable) if train else ()
+    loss = _loss_head(train, y) if train else None
     head = to_onnx(value_and_gradient(traced, x, y))
-    argmin = argmin_graph(head.clone(), K, solver.steps)
-    value = _value_graph(head)
+    assembled = {"argmin": argmin_graph(head.clone(), K, solver.steps)}
     progress("Hessian-vector product")
     hvp = to_onnx(hessian_vector_product(traced, x, y))
     progress("adjoint")
-    adjoint = adjoint_graph(to_onnx(cut_vjp(traced, x, y, K, trainable)), hvp, K)
+    push = to_onnx(cut_vjp(traced, x, y, K, trainable))
+    training = None
+    if train and loss:
+        progress("training step")
+        training = train.described(updated, y_example)
+        assembled["train"] = train_graph(
+            head.clone(),
+            # Gradients of the weights that stay are not computed.
+            push.clone() if updated == trainable else to_onnx(cut_vjp(traced, x, y, K, updated)),
+            hvp.clone(),
+            to_onnx(loss),
+            K=K,
+            steps=solver.steps,
+            optimizer=resolve(train.optimizer),
+            updated=updated,
+            nonnegative=nonnegative,
+            depth=K if train.adjoint == "exact" else 1,
+            clip_norm=train.clip_norm,
+            residual_tolerance=residual_tolerance(solver, x_example),
+        )
+    assembled["adjoint"] = adjoint_graph(push, hvp, K)
+    assembled["value"] = _value_graph(head)
 
     weights = {
         name: tensor.detach().cpu().contiguous().numpy() for name, tensor in _stored(energy, traced.theta).items()
     }
     constants = {name: traced.theta[name] for name in traced.constants}
     _, layout = package.weight_layout(weights)
-    graphs = {
-        role: _serialise(graph, weights, layout, constants)
-        for role, graph in (("value", value), ("argmin", argmin), ("adjoint", adjoint))
-    }
-    return graphs, weights, trainable
+    graphs = {role: _serialise(graph, weights, layout, constants) for role, graph in assembled.items()}
+    return graphs, weights, trainable, training
+
+
+def _loss_head(train: TrainSpec, y: Tensor) -> Head:
+    """Traced before anything else, so that a loss that does not fit is told at once."""
+    target = train.target(y)
+    return loss_and_gradient(named(train.loss)[1], y, target[:1].expand(len(y), *target.shape[1:]).contiguous())
+
+
+def residual_tolerance(solver: BundleEntropyArgmin, x_example: Tensor) -> float:
+    return solver.residual_tolerance or RESIDUAL_TOLERANCE[str(x_example.dtype).removeprefix("torch.")]
 
 
 def _stored(energy: nn.Module, read: Collection[str]) -> dict[str, Tensor]:
@@ -222,6 +267,7 @@ def _write_checked(
     weights: Mapping[str, np.ndarray],
     trainable: Sequence[str],
     nonnegative: Sequence[str],
+    train: package.TrainingSpec | None,
     name: str,
     metadata: Mapping[str, str | int | float | bool | None],
     overwrite: bool,
@@ -242,7 +288,7 @@ def _write_checked(
                 solver.iterations,
                 solver.steps,
                 solver.gap_tolerance,
-                solver.residual_tolerance or RESIDUAL_TOLERANCE[dtype],
+                residual_tolerance(solver, x_example),
             ),
             graphs=graphs,
             weights=weights,
@@ -253,6 +299,7 @@ def _write_checked(
             producer=_producer(),
             parity=figures,  # type: ignore[arg-type]
             metadata=metadata,
+            train=train,
             overwrite=overwrite and target == path,
         )
 

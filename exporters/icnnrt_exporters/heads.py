@@ -61,7 +61,7 @@ def value_and_gradient(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
         gradient, f = grad(total, has_aux=True)(y)
         return f, gradient
 
-    return _trace(head, [*_theta(energy), Input("x", x, 0), Input("y", y, 0)], ["f", "gradient"])
+    return trace(head, [*_theta(energy), Input("x", x, 0), Input("y", y, 0)], ["f", "gradient"])
 
 
 def hessian_vector_product(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
@@ -85,7 +85,7 @@ def hessian_vector_product(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
         Input("hvp/y", y, 0),
         Input("hvp/s", y, 0),
     ]
-    return _trace(head, inputs, ["hvp/hessian_s"])
+    return trace(head, inputs, ["hvp/hessian_s"])
 
 
 def cut_vjp(energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequence[str]) -> Head:
@@ -128,14 +128,15 @@ def cut_vjp(energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequen
         Input("push/offset_bar", y.new_zeros(B, K), 0),
         Input("push/seed", y.new_zeros(B, K, n), 0),
     ]
-    return _trace(head, inputs, [*(f"theta_bar.{name}" for name in trainable), "x_bar", "push/slopes_again", *crossing])
+    return trace(head, inputs, [*(f"theta_bar.{name}" for name in trainable), "x_bar", "push/slopes_again", *crossing])
 
 
 def _theta(energy: EnergyGraph) -> list[Input]:
     return [Input(name, tensor, None) for name, tensor in energy.theta.items()]
 
 
-def _trace(function: Callable[..., object], inputs: list[Input], outputs: list[str]) -> Head:
+def trace(function: Callable[..., object], inputs: list[Input], outputs: list[str]) -> Head:
+    """A function of tensors as one graph that holds for every batch."""
     shapes = ShapeEnv()
     mode = FakeTensorMode(shape_env=shapes)
     batch: torch.SymInt | None = None

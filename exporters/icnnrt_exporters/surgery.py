@@ -56,6 +56,12 @@ def static(v: ir.Value, dim: int) -> int:
     return size
 
 
+def sizes(v: ir.Value) -> list[int]:
+    """The shape of a value of fixed size."""
+    assert v.shape is not None
+    return [static(v, dim) for dim in range(len(v.shape))]
+
+
 def numbered(constants: Iterable[ir.Value]) -> list[ir.Value]:
     """The constants of several graphs under names that cannot meet in one: constant/0, constant/1, ..."""
     named = list(constants)
@@ -96,11 +102,14 @@ def dismantle(graph: ir.Graph, prefix: str) -> Parts:
 
 
 def replace(nodes: Iterable[ir.Node], replacement: Mapping[ir.Value, ir.Value]) -> None:
-    """Rewire every use of some values in these nodes."""
+    """Rewire every use of some values in these nodes, and in the graphs inside them."""
     for node in nodes:
         for i, v in enumerate(node.inputs):
             if v is not None and v in replacement:
                 node.replace_input_with(i, replacement[v])
+        for attribute in node.attributes.values():
+            if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
+                replace(attribute.as_graph(), replacement)
 
 
 def split(nodes: Sequence[ir.Node], roots: Iterable[ir.Value]) -> tuple[list[ir.Node], list[ir.Node]]:
@@ -159,7 +168,7 @@ def shapes_from(nodes: Iterable[ir.Node], y: ir.Value, same_shape: ir.Value) -> 
 
 
 def transposed_products(graph: ir.Graph) -> None:
-    """MatMul(a, Transpose(W)) -> Gemm(a, W, transB=1), and the like, in place.
+    """MatMul(a, Transpose(W)) -> Gemm(a, W, transB=1), and the like, in place, also inside loops.
 
     Weights stay replaceable, so ONNX Runtime cannot transpose them ahead of time; without this every call would write
     each weight matrix out again.
@@ -179,7 +188,7 @@ def transposed_products(graph: ir.Graph) -> None:
             v, flips = source, flips + 1
         return v, flips % 2
 
-    for node in list(graph):
+    for node in list(graph.all_nodes()):
         if node.op_type not in ("MatMul", "Gemm") or not any(is_flip(v) for v in node.inputs[:2]):
             continue
         left, right = node.inputs[0], node.inputs[1]
@@ -204,4 +213,5 @@ def transposed_products(graph: ir.Graph) -> None:
         )
         twin.outputs[0].type, twin.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
         twin.outputs[0].name = node.outputs[0].name
-        ir.convenience.replace_nodes_and_values(graph, node, [node], [twin], node.outputs, twin.outputs)
+        assert node.graph is not None
+        ir.convenience.replace_nodes_and_values(node.graph, node, [node], [twin], node.outputs, twin.outputs)
