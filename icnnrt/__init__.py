@@ -3,6 +3,7 @@
     session = icnnrt.load("model.icnn")
     solution = session.argmin(x)                    # y* for a batch, with status, gap and residual of every sample
     cotangents = session.vjp(solution, y_bar)       # gradients by the weights and by x, without torch
+    report = icnnrt.FineTuner(session).step(x, y)   # adapt the weights on the device; the energy stays convex
 
 Needs numpy, safetensors and onnxruntime; the last only once a session is made.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         PackageError,
         ProviderError,
     )
+    from icnnrt.finetune import EpochReport, FineTuner, FitReport, StepReport
     from icnnrt.package import Package
     from icnnrt.session import Session, load
     from icnnrt.solution import Cotangents, Solution
@@ -31,7 +33,10 @@ if TYPE_CHECKING:
 __all__ = [
     "CertificateError",
     "Cotangents",
+    "EpochReport",
     "ExportError",
+    "FineTuner",
+    "FitReport",
     "IcnnrtError",
     "InputError",
     "MissingDependencyError",
@@ -41,6 +46,7 @@ __all__ = [
     "Session",
     "Solution",
     "Status",
+    "StepReport",
     "__version__",
     "load",
     "ops_library",
@@ -49,10 +55,14 @@ __all__ = [
 # Imported when first used, so that `import icnnrt` (and with it the command line) takes no time.
 _HOME = {
     "Cotangents": "solution",
+    "EpochReport": "finetune",
+    "FineTuner": "finetune",
+    "FitReport": "finetune",
     "Package": "package",
     "Session": "session",
     "Solution": "solution",
     "Status": "status",
+    "StepReport": "finetune",
     "load": "session",
     "ops_library": "_native",
 }

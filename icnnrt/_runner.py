@@ -9,6 +9,7 @@ updates of the weights exclude each other: a run never sees half an update.
 """
 
 import hashlib
+import math
 import re
 import secrets
 import threading
@@ -138,12 +139,9 @@ def _arrays_of_training(manifest: Manifest, train: TrainingSpec) -> dict[str, tu
 
 
 def state_of(manifest: Manifest, train: TrainingSpec) -> dict[str, tuple[str, Shape]]:
-    """name -> dtype and shape of the optimiser's state: the step count, and a tensor for each slot and weight."""
-    state: dict[str, tuple[str, Shape]] = {"state.step": ("int64", ())}
-    for name in train.weights:
-        spec = manifest.weights.tensors[name]
-        state |= {f"state.{slot}.{name}": (spec.dtype, spec.shape) for slot in train.slots}
-    return state
+    """name -> dtype and shape of the optimiser's state: the step count, and one vector for each slot."""
+    entries = sum(math.prod(manifest.weights.tensors[name].shape) for name in train.weights)
+    return {"state.step": ("int64", ()), **{f"state.{slot}": (manifest.dtype, (entries,)) for slot in train.slots}}
 
 
 def signature_of(manifest: Manifest, role: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -306,7 +304,8 @@ class Runner:
         # A graph may leave sizes open where it declares its outputs, so they are only known now.
         expected = graph.shapes(len(feeds["x"]))
         if only is not None:
-            expected = [shape for name, shape in zip(graph.outputs, expected, strict=True) if name in only]
+            shapes = dict(zip(graph.outputs, expected, strict=True))
+            expected = [shapes[name] for name in wanted]
         if [value.shape for value in values] != expected:
             for name, value, shape in zip(wanted, values, expected, strict=True):
                 if value.shape != shape:
@@ -347,8 +346,13 @@ class Runner:
             self.check_open()
             self.check_weights(made_with)
             self._updating = True
-            while self._running:
-                self._state.wait()
+            try:
+                while self._running:
+                    self._state.wait()
+            except BaseException:  # Ctrl-C: nothing is written, and nobody must wait for it
+                self._updating = False
+                self._state.notify_all()
+                raise
         try:
             for name, array in new.items():
                 self.weights[name].update_inplace(np.ascontiguousarray(array).astype(tensors[name].dtype, copy=False))

@@ -143,8 +143,8 @@ class WeightsFile:
 class TrainingSpec:
     """What train.onnx does in one step: the loss of y*, the optimiser, and the weights that it updates.
 
-    Each updated weight has one state tensor for every slot, `state.<slot>.<weight>`, of its own shape and dtype, and
-    all share the step count `state.step`. They start at zero.
+    The optimiser's state is the step count `state.step` and for every slot one vector, `state.<slot>`, of the entries
+    of all updated weights in their order, each row by row. It starts at zero.
     """
 
     loss: str

@@ -64,12 +64,16 @@ whoever made it.
 A new package is written to a hidden sibling folder, flushed to the disk, then renamed into place.
 Replacing one takes two renames, the old folder aside (`.<name>.old-<token>`) and the new one in:
 whatever interrupts them, the path holds the old package, the new one, or for the instant between
-the renames none. It never holds a mixture. If that instant is where the power fails, the old
-package lies whole in the folder aside, and opening the path says so. A folder
-`.<name>.new-<token>` that a crash left behind may be deleted. A reader that is opening a
-package while it is replaced may be told that a file is missing or differs; it should open it again.
+the renames nothing. It never holds a mixture. If that instant is where the power fails, the old
+package lies whole in the folder aside. A reader that finds nothing at the path therefore reads the
+newest folder aside that is whole, as the package at that path; it renames nothing. A folder aside
+means nothing while there is something at the path: a write deletes those of its own name, before it
+moves the old package aside and when the new one is in place. A folder `.<name>.new-<token>` that a
+crash left behind may be deleted. A reader that is opening a package while it is replaced may be told
+that a file is missing or differs; it should open it again.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -90,6 +94,7 @@ from safetensors import numpy as safetensors_numpy
 
 from icnnrt import _wire
 from icnnrt._fields import AGAIN, JsonObject, exactly, listing, load_json, show, surrogate, table, wrong
+from icnnrt._files import sync_folder
 from icnnrt.errors import InputError, PackageError
 from icnnrt.manifest import (
     FILE_SIZE,
@@ -176,16 +181,20 @@ class Package:
     def open(cls, path: StrPath) -> "Package":
         """Read the package at `path` and check everything the module docstring promises.
 
-        Each file is read once; hashing, checking and use share those bytes. Raises `PackageError`
-        with one sentence at the first thing that is wrong.
+        Each file is read once; hashing, checking and use share those bytes. Where the replacement
+        of the package was interrupted, that is the old one (see the module docstring). Raises
+        `PackageError` with one sentence at the first thing that is wrong.
         """
         folder = Path(os.path.abspath(path))
         try:
-            manifest, files = _read_folder(folder)
-            graphs, weights = _check_files(manifest, files)
+            return cls(folder, *_read_and_check(folder))
         except PackageError as error:
+            asides = _asides(folder)
+            # The path once more, as a replacement that was under way may have ended meanwhile.
+            for place in (*asides, folder) if asides else ():
+                with contextlib.suppress(PackageError):
+                    return cls(folder, *_read_and_check(place))
             raise PackageError(f"{folder}: {error}") from error.__cause__
-        return cls(folder, manifest, graphs, weights)
 
     def save(
         self,
@@ -251,8 +260,8 @@ def write(
     train:        what train.onnx does, if `graphs` has the role train
     overwrite:    replace the package at `path`; anything there that is not a package is refused
 
-    Everything is checked before the disk is touched. An interruption leaves the old package, the
-    new one or none at `path`, never a mixture (see the module docstring).
+    Everything is checked before the disk is touched. An interruption leaves what opens as the old
+    package or as the new one, never a mixture (see the module docstring).
 
     Raises `InputError` when the parts do not make a valid package or `path` is taken, and `OSError`
     when the disk refuses; then the old package is put back.
@@ -482,6 +491,29 @@ def _check_graph(manifest: Manifest, file: str, data: bytes, extents: Collection
 # --- Reading from the disk -----------------------------------------------------------------------
 
 
+def _read_and_check(folder: Path) -> tuple[Manifest, Mapping[str, bytes], Mapping[str, np.ndarray]]:
+    manifest, files = _read_folder(folder)
+    return manifest, *_check_files(manifest, files)
+
+
+def _asides(target: Path, *, always: bool = False) -> list[Path]:
+    """Folders that replacements of `target` have put aside, newest first; none, unless `always`, where it exists.
+
+    A rename keeps a folder's time of change, so it is when the package was written.
+    """
+    found: list[tuple[int, str]] = []
+    # ValueError: a null character in the path.
+    with contextlib.suppress(OSError, ValueError):
+        if always or not os.path.lexists(target):
+            with os.scandir(target.parent) as entries:
+                found = [
+                    (entry.stat(follow_symlinks=False).st_mtime_ns, entry.name)
+                    for entry in entries
+                    if entry.name.startswith(f".{target.name}.old-") and entry.is_dir(follow_symlinks=False)
+                ]
+    return [target.with_name(name) for _, name in sorted(found, reverse=True)]
+
+
 def _read_folder(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
     """Read the manifest and then exactly the files it lists, by name and with the size it gives."""
     names = _list_folder(folder)
@@ -511,9 +543,10 @@ def _list_folder(folder: Path) -> set[str]:
                 "in onnxruntime.InferenceSession, an archive must be unpacked first."
             )
         if not os.path.lexists(folder):
-            aside = sorted(folder.parent.glob(f".{_glob_escape(folder.name)}.old-*"))
+            aside = _asides(folder)
             remedy = (
-                f"the writing of a new one was interrupted, so rename {aside[-1].name} back to {folder.name}."
+                f"a new one was being written, and the old one, in {aside[0].name}, is damaged too; copy the package "
+                f"again or {AGAIN}."
                 if aside
                 else "check the path, or export the model first."
             )
@@ -538,10 +571,6 @@ def _list_folder(folder: Path) -> set[str]:
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise PackageError(f"cannot be read ({error}); check the path and its permissions.") from error
     return {entry.name for entry in listed}
-
-
-def _glob_escape(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _read_file(path: Path, *, size: int | None = None, limit: int | None = None) -> bytes:
@@ -609,6 +638,11 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not target.parent.is_dir():
         raise InputError(f"path: expected a place in an existing folder, but {target.parent} is none; create it first.")
     if not os.path.lexists(target):
+        if not overwrite and (aside := next(filter(_is_package, _asides(target)), None)):
+            raise InputError(
+                f"path: {target} is a package whose replacement was interrupted, in {aside.name}; pass overwrite=True "
+                "to replace it, or choose another path."
+            )
         return
     if target.is_symlink() or not _is_package(target):
         raise InputError(
@@ -642,8 +676,10 @@ def _replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-        _sync_folder(new)
+        sync_folder(new)
         if os.path.lexists(target):
+            # Left behind by an earlier interruption; the only folder aside is to be this package's.
+            _remove(_asides(target, always=True))
             os.rename(target, old)
         os.rename(new, target)
     except BaseException:
@@ -654,21 +690,15 @@ def _replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
             shutil.rmtree(new, ignore_errors=True)
         raise
     try:
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         if os.path.lexists(old):
             error.add_note(f"{target} is the new package; the old one is kept in {old}.")
         raise
     # Only now is the new package sure to survive a loss of power.
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(_asides(target, always=True))
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; Windows offers no way to, and needs none."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -81,6 +81,28 @@ def good(path: Path, **changes: Any) -> Path:
     return path
 
 
+def training(**changes: Any) -> package.TrainingSpec:
+    """What a package says of train.onnx."""
+    given: dict[str, Any] = {
+        "loss": "squared_error",
+        "optimizer": "Adam",
+        "settings": {"betas[0]": 0.9, "betas[1]": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+        "slots": ("exp_avg", "exp_avg_sq"),
+        "weights": ("z_layers.0.weight", "y_layers.0.bias"),
+        "adjoint": "exact",
+        "clip_norm": 1.0,
+        "target_shape": (3,),
+        "target_dtype": "float32",
+        **changes,
+    }
+    return package.TrainingSpec(**given)
+
+
+def tunable(path: Path, **changes: Any) -> Path:
+    """Write a good package with a train.onnx, though one that could not run."""
+    return good(path, graphs=dict.fromkeys((*ROLES, "train"), model()), train=training(), **changes)
+
+
 def edit_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change manifest.json and nothing else."""
     file = path / "manifest.json"

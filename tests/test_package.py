@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,18 @@ from onnx import AttributeProto, TensorProto, helper
 from safetensors import numpy as safetensors_numpy
 
 from icnnrt import _wire
+from icnnrt import package as package_format
 from icnnrt.errors import InputError, PackageError
-from icnnrt.package import Domain, GraphFile, Manifest, Package, SolverSpec, weight_layout, write
+from icnnrt.package import (
+    Domain,
+    GraphFile,
+    Manifest,
+    Package,
+    SolverSpec,
+    TrainingSpec,
+    weight_layout,
+    write,
+)
 
 
 @pytest.fixture
@@ -152,9 +163,71 @@ def test_nothing_is_no_package(tmp_path: Path) -> None:
         Package.open("nul\0l")
 
 
-def test_an_interrupted_replacement_tells_where_the_old_package_is(good: Path, tmp_path: Path) -> None:
+def test_an_interrupted_replacement_opens_as_the_old_package(good: Path, tmp_path: Path) -> None:
     good.rename(tmp_path / ".tiny.icnn.old-0123")
-    refused(good, r"interrupted, so rename \.tiny\.icnn\.old-0123 back to tiny\.icnn")
+    opened = Package.open(good)
+    assert opened.path == good
+    assert opened.manifest.name == "tiny"
+    assert os.listdir(tmp_path) == [".tiny.icnn.old-0123"]  # reading renames nothing
+
+
+def test_the_newest_whole_folder_aside_is_read(good: Path, tmp_path: Path) -> None:
+    for age, name in enumerate(("newest", "middle", "oldest")):
+        aside = attacks.good(tmp_path / f".tiny.icnn.old-{name}", name=name)
+        os.utime(aside, (1e9 - age, 1e9 - age))
+    (tmp_path / ".tiny.icnn.old-newest" / "value.onnx").unlink()
+    assert Package.open(good).manifest.name == "tiny"  # nothing aside is looked at while the path holds a package
+    shutil.rmtree(good)
+    assert Package.open(good).manifest.name == "middle"
+    for name in ("middle", "oldest"):
+        (tmp_path / f".tiny.icnn.old-{name}" / "weights.safetensors").write_bytes(b"")
+    refused(good, r"there is nothing; .* the old one, in \.tiny\.icnn\.old-\w+, is damaged too")
+
+
+def test_a_damaged_package_is_not_read_from_aside(good: Path, tmp_path: Path) -> None:
+    attacks.good(tmp_path / ".tiny.icnn.old-0123")
+    (good / "value.onnx").unlink()
+    refused(good, r"value\.onnx is missing")
+
+
+def test_a_link_aside_is_not_followed(good: Path, tmp_path: Path) -> None:
+    good.rename(tmp_path / "elsewhere")
+    (tmp_path / ".tiny.icnn.old-0123").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    refused(good, "there is nothing; check the path")
+
+
+def test_a_replacement_that_ends_while_it_is_read(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path holds nothing when it is listed, and the folder aside is gone when that is read."""
+    aside = tmp_path / ".tiny.icnn.old-0123"
+    good.rename(aside)
+    real = package_format._asides
+
+    def meanwhile(target: Path, **keywords: bool) -> list[Path]:
+        found = real(target, **keywords)
+        if aside.exists() and sys._getframe(1).f_code.co_name == "open":
+            aside.rename(good)
+        return found
+
+    monkeypatch.setattr(package_format, "_asides", meanwhile)
+    assert Package.open(good).manifest.name == "tiny"
+
+
+def test_what_an_interruption_left_aside_is_replaced_only_if_asked(good: Path, tmp_path: Path) -> None:
+    opened = Package.open(good)
+    good.rename(tmp_path / ".tiny.icnn.old-0123")
+    with pytest.raises(InputError, match=r"interrupted, in \.tiny\.icnn\.old-0123; pass overwrite=True"):
+        opened.save(good)
+    opened.save(good, metadata={"new": True}, overwrite=True)
+    assert Package.open(good).manifest.metadata == {"new": True}
+    assert os.listdir(tmp_path) == ["tiny.icnn"]
+
+
+def test_a_write_removes_the_folders_aside_of_its_own_name(good: Path, tmp_path: Path) -> None:
+    opened = Package.open(good)
+    for name in (".tiny.icnn.old-0123", ".tiny.icnn.old-4567", ".tiny.old-0123", ".other.icnn.old-0123"):
+        attacks.good(tmp_path / name)
+    opened.save(good, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == [".other.icnn.old-0123", ".tiny.old-0123", "tiny.icnn"]
 
 
 def test_an_empty_folder_is_no_package(tmp_path: Path) -> None:
@@ -310,7 +383,72 @@ def test_a_wrong_weight_in_the_manifest(good: Path, key: str, value: object, sen
     refused(good, sentence)
 
 
-@pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(Manifest)])
+# What a package with train.onnx must say of it, and no other package.
+TRAIN_VALUES = [
+    ("train", None, "train should be a JSON object"),
+    ("train.loss", "", "train.loss should be text"),
+    ("train.optimizer", "Muon", 'train.optimizer should be "SGD" or "Adam" or "AdamW", but is "Muon"'),
+    ("train.settings", {"momentum": "0.9"}, "train.settings.momentum should be a finite number"),
+    ("train.slots", ["Exp Avg"], r"train.slots\[0\] should be a name of lower-case letters"),
+    ("train.slots", ["a"] * 2, "train.slots should be names that occur once"),
+    ("train.slots", ["a"] * 9, "train.slots should be a list of at most 8"),
+    ("train.weights", [], "train.weights should be the names of one weight or more"),
+    ("train.weights", ["nothing"], 'train.weights should be names of trainable weights of dtype float32, but is "noth'),
+    ("train.weights", ["bn.num_batches_tracked"], "train.weights should be names of trainable weights"),
+    ("train.weights", ["y_layers.0.bias"] * 2, "train.weights should be names that occur once"),
+    ("train.weights", ["__metadata__"], r"train.weights\[0\] should be any name but __metadata__"),
+    ("train.adjoint", "implicit", 'train.adjoint should be "exact" or "prop3", but is "implicit"'),
+    ("train.clip_norm", 0.0, "train.clip_norm should be a number above 0"),
+    ("train.clip_norm", "1", "train.clip_norm should be a finite number"),
+    ("train.target_shape", [-1], r"train.target_shape\[0\] should be an integer from 0"),
+    ("train.target_shape", [2**16, 2**16], "train.target_shape should be a shape of at most"),
+    ("train.target_dtype", "int32", 'train.target_dtype should be "float64" or "float32" or "int64", but is "int32"'),
+    ("train.colour", 1, "train.colour is not a key"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "sentence"), TRAIN_VALUES, ids=lambda v: str(v)[:30])
+def test_a_wrong_value_of_training(tmp_path: Path, place: str, value: object, sentence: str) -> None:
+    path = attacks.tunable(tmp_path / "tiny.icnn")
+    attacks.edit_manifest(path, lambda m: put(m, place, value))
+    refused(path, f"manifest.json: {sentence}")
+
+
+@pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(TrainingSpec)])
+def test_a_missing_key_of_training(tmp_path: Path, key: str) -> None:
+    path = attacks.tunable(tmp_path / "tiny.icnn")
+    attacks.edit_manifest(path, lambda m: m["train"].pop(key))
+    refused(path, f"manifest.json: train.{key} is missing")
+
+
+def test_training_and_its_graph_come_together(good: Path, tmp_path: Path) -> None:
+    path = attacks.tunable(tmp_path / "tunable.icnn")
+    attacks.edit_manifest(path, lambda m: m.pop("train"))
+    refused(path, "manifest.json: graphs.train is there but train is missing")
+    path = attacks.tunable(path, overwrite=True)
+    said = json.loads((path / "manifest.json").read_bytes())["train"]
+    attacks.edit_manifest(good, lambda m: m.update(train=said))
+    refused(good, "manifest.json: train is there but graphs.train is missing")
+
+
+def test_a_weight_that_training_moves_must_be_trainable(tmp_path: Path) -> None:
+    path = attacks.tunable(tmp_path / "tiny.icnn")
+    attacks.edit_manifest(path, lambda m: m["weights"]["tensors"]["y_layers.0.bias"].update(trainable=False))
+    refused(path, 'train.weights should be names of trainable weights of dtype float32, but is "y_layers.0.bias"')
+    with pytest.raises(InputError, match=r"train\.weights should be names of trainable weights"):
+        attacks.tunable(tmp_path / "other.icnn", trainable=["z_layers.0.weight"])
+
+
+def test_a_package_that_can_be_tuned_reads_back_as_written(tmp_path: Path) -> None:
+    path = attacks.tunable(tmp_path / "tiny.icnn")
+    assert Package.open(path).manifest.train == attacks.training()
+    data = (path / "manifest.json").read_bytes()
+    assert Manifest.from_json(data).to_json() == data
+    again = Package.open(path).save(tmp_path / "again.icnn")
+    assert again.manifest == Package.open(path).manifest
+
+
+@pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(Manifest) if f.name != "train"])
 def test_a_missing_key_in_the_manifest(good: Path, key: str) -> None:
     attacks.edit_manifest(good, lambda m: m.pop(key))
     refused(good, f"manifest.json: {key} is missing")
@@ -827,7 +965,7 @@ def test_an_interrupted_write_leaves_no_half_package(
             assert dead, "an error must put the old package back"
             aside = next(p for p in tmp_path.iterdir() if ".old-" in p.name)
             assert Package.open(aside).manifest.name == "old"
-            refused(path, "the writing of a new one was interrupted")
+            assert Package.open(path).manifest.name == "old"
         if not dead and state != "new":
             assert os.listdir(tmp_path) == (["p.icnn"] if replacing else [])
     else:

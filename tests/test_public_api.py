@@ -23,6 +23,10 @@ PUBLIC = {
         "run",
         "verify",
     },
+    "cli_tune": {"tune"},
+    "checkpoints": {"Checkpoint", "History", "network_of"},
+    "federated": {"Local", "client_app", "from_record", "get_weights", "set_weights", "to_record", "weighted_average"},
+    "finetune": {"EpochReport", "FineTuner", "FitReport", "StepReport"},
     "tabular": {"check_size", "check_target", "read_archive", "read_array", "write_answers"},
     "verify": {"Check", "VerifyReport", "verify"},
     "certificate": {
@@ -44,7 +48,7 @@ PUBLIC = {
         "PackageError",
         "ProviderError",
     },
-    "manifest": {"Domain", "GraphFile", "Manifest", "OpSet", "SolverSpec", "WeightSpec", "WeightsFile"},
+    "manifest": {"Domain", "GraphFile", "Manifest", "OpSet", "SolverSpec", "TrainingSpec", "WeightSpec", "WeightsFile"},
     "package": {"Package", "weight_layout", "write"},
     "reference": {
         "CutCotangents",
@@ -69,7 +73,10 @@ PUBLIC = {
 TOP = {
     "CertificateError",
     "Cotangents",
+    "EpochReport",
     "ExportError",
+    "FineTuner",
+    "FitReport",
     "IcnnrtError",
     "InputError",
     "MissingDependencyError",
@@ -79,6 +86,7 @@ TOP = {
     "Session",
     "Solution",
     "Status",
+    "StepReport",
     "__version__",
     "load",
     "ops_library",
@@ -95,6 +103,18 @@ SESSION = {
     "vjp",
     "weights",
     "weights_id",
+}
+TUNER = {
+    "fit",
+    "keep",
+    "loss",
+    "resume",
+    "rollback",
+    "save",
+    "state",
+    "step",
+    "steps",
+    "write_package",
 }
 
 MODULES = sorted(m.name for m in pkgutil.iter_modules(icnnrt.__path__) if not m.name.startswith("_"))
@@ -134,11 +154,12 @@ def test_every_public_name_is_known_and_documented(name: str) -> None:
         assert inspect.getdoc(found[key]), f"icnnrt.{name}.{key} has no docstring"
 
 
-def test_the_methods_of_a_session() -> None:
-    found = {name: value for name, value in vars(icnnrt.Session).items() if not name.startswith("_")}
-    assert set(found) == SESSION
+@pytest.mark.parametrize(("owner", "expected"), [("Session", SESSION), ("FineTuner", TUNER)])
+def test_the_methods_of_a_session_and_of_a_tuner(owner: str, expected: set[str]) -> None:
+    found = {name: value for name, value in vars(getattr(icnnrt, owner)).items() if not name.startswith("_")}
+    assert set(found) == expected
     for name, value in found.items():
-        assert inspect.getdoc(value), f"Session.{name} has no docstring"
+        assert inspect.getdoc(value), f"{owner}.{name} has no docstring"
 
 
 def test_what_package_offered_before_its_manifest_moved_is_still_there() -> None:

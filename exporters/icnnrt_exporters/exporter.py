@@ -175,7 +175,7 @@ def _graphs(
             steps=solver.steps,
             optimizer=resolve(train.optimizer),
             updated=updated,
-            nonnegative=nonnegative,
+            nonnegative=frozenset(nonnegative),
             depth=K if train.adjoint == "exact" else 1,
             clip_norm=train.clip_norm,
             residual_tolerance=residual_tolerance(solver, x_example),

@@ -55,7 +55,8 @@ def named(loss: str | Loss) -> tuple[str, Loss]:
     if not callable(loss):
         raise ExportError(f"loss: expected a name or a function (y, target) -> loss, got {type(loss).__name__}")
     name = getattr(loss, "__name__", type(loss).__name__)
-    return (name if name.isidentifier() and name not in LOSSES else "custom"), loss
+    ours = LOSSES.get(name, loss) is loss
+    return (name if name.isidentifier() and ours else "custom"), loss
 
 
 def loss_and_gradient(loss: Loss, y: Tensor, target: Tensor) -> Head:

@@ -1,6 +1,7 @@
 """The graph (x, target, weights, optimiser state) -> loss, new weights, new state: one step of fine-tuning."""
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Sequence
 from typing import Final
 
 import onnx_ir as ir
@@ -37,7 +38,7 @@ def train_graph(
     steps: int,
     optimizer: Optimizer,
     updated: Sequence[str],
-    nonnegative: Collection[str],
+    nonnegative: frozenset[str],
     depth: int,
     clip_norm: float | None,
     residual_tolerance: float,
@@ -52,8 +53,9 @@ def train_graph(
         θ, state <- optimizer(θ, θ̄, state, learning_rate);  θ <- max(θ, 0) where f's convexity needs it
         accepted = loss, norm and every new weight finite; where not, weights and state go out as they came in
 
-    Inputs: x, target, learning_rate [], state.step [] int64, state.<slot>.<weight>, then the weights. Outputs: loss [],
-    gradient_norm [] float64, accepted [] bool, safe [B] bool, what `ANSWER` lists, new.state..., new.<weight>.
+    Inputs: x, target, learning_rate [], state.step [] int64, state.<slot> [P], then the weights; P counts the entries
+    of the updated weights, which stand in that vector in their order, each row by row. Outputs: loss [], gradient_norm
+    [] float64, accepted [] bool, safe [B] bool, what `ANSWER` lists, new.state.step, new.state.<slot>, new.<weight>.
     """
     argmin = argmin_graph(head.clone(), K, steps)
     adjoint = adjoint_graph(push, hvp, K)
@@ -94,52 +96,66 @@ def train_graph(
     gradients = {v.name.removeprefix("theta_bar."): v for v in cotangents if v.name and v.name.startswith("theta_bar.")}
     gradients = {name: gradients[name] for name in updated}
 
-    squares = [
-        op("ReduceSum", op("Mul", g64, g64), keepdims=0)
-        for g64 in (op("Cast", g, to=DOUBLE) for g in gradients.values())
-    ]
-    norm = op("Sqrt", op("Sum", *squares))
+    # One vector of all entries, so that the optimiser takes a dozen nodes and not a dozen for every weight.
+    minus_one = op.constant([-1])
+    theta = {v.name: v for v in weights}
+    g = _joined(op, [op("Reshape", v, minus_one) for v in gradients.values()])
+    w = _joined(op, [op("Reshape", theta[name], minus_one) for name in updated])
+    lengths = [math.prod(sizes(theta[name])) for name in updated]
+
+    g64 = op("Cast", g, to=DOUBLE)
+    norm = op("Sqrt", op("ReduceSum", op("Mul", g64, g64), keepdims=0))
     if clip_norm is not None:
         allowed = op("Div", op.constant(clip_norm, DOUBLE), op("Add", norm, op.constant(CLIP_EPS, DOUBLE)))
-        factor = op("Cast", op("Min", allowed, op.constant(1.0, DOUBLE)), to=T)
-        gradients = {name: op("Mul", g, factor) for name, g in gradients.items()}
+        g = op("Mul", g, op("Cast", op("Min", allowed, op.constant(1.0, DOUBLE)), to=T))
 
     learning_rate = value("learning_rate", T, [])
     count = value("state.step", INT64, [])
     next_count = op("Add", count, op.constant(1))
     step = Step(op, T, learning_rate, op("Cast", next_count, to=DOUBLE))
-    theta = {v.name: v for v in weights}
-    states: dict[str, ir.Value] = {}
-    moved: dict[str, ir.Value] = {}
-    moved_states: dict[str, ir.Value] = {}
-    for name, gradient in gradients.items():
-        w = theta[name]
-        slots = [value(f"state.{slot}.{name}", T, sizes(w)) for slot in optimizer.slots]
-        states |= {str(v.name): v for v in slots}
-        new, new_slots = optimizer.update(step, w, gradient, slots)
-        moved[name] = op("Max", new, zero) if name in nonnegative else new
-        moved_states |= {str(v.name): s for v, s in zip(slots, new_slots, strict=True)}
+    slots = [value(f"state.{slot}", T, [sum(lengths)]) for slot in optimizer.slots]
+    new_w, new_slots = optimizer.update(step, w, g, slots)
 
-    # A sum of absolute values is finite only if every one of them is; a maximum may overlook NaN.
-    totals = [op("ReduceSum", op("Cast", op("Abs", w), to=DOUBLE), keepdims=0) for w in moved.values()]
-    totals += [op("ReduceSum", op("Cast", op("Abs", s), to=DOUBLE), keepdims=0) for s in moved_states.values()]
-    total = op("Sum", norm, op("Abs", op("Cast", loss_value, to=DOUBLE)), *totals)
+    # |loss| + norm + Σ |new|: finite exactly if each is, for each new entry of weights and state.
+    total = op("Add", norm, op("Abs", op("Cast", loss_value, to=DOUBLE)))
+    for moved in (new_w, *new_slots):
+        total = op("Add", total, op("Cast", op("ReduceSum", op("Abs", moved), keepdims=0), to=DOUBLE))
     accepted = op("Not", op("Or", op("IsNaN", total), op("IsInf", total)))
-
-    def either(new: ir.Value, old: ir.Value, name: str) -> ir.Value:
-        assert old.dtype is not None
-        return describe(op("Where", accepted, new, old), f"new.{name}", old.dtype, sizes(old))
+    if not nonnegative.isdisjoint(updated):
+        # The projection after that test, or it would make 0 of −∞; as one bound for all entries, most of them −∞.
+        least = [
+            op(
+                "ConstantOfShape",
+                op.constant([length]),
+                value=ir.tensor([0.0 if name in nonnegative else -math.inf], dtype=T),
+            )
+            for name, length in zip(updated, lengths, strict=True)
+        ]
+        new_w = op("Max", new_w, _joined(op, least))
+    kept_w = op("Where", accepted, new_w, w)
+    parts = [kept_w] if len(updated) == 1 else op.many("Split", kept_w, op.constant(lengths), outputs=len(updated))
+    new_weights = []
+    for name, part in zip(updated, parts, strict=True):
+        shaped = op("Reshape", part, op.constant(sizes(theta[name])))
+        new_weights.append(describe(shaped, f"new.{name}", T, sizes(theta[name])))
 
     outputs = [
-        describe(op("Identity", loss_value), "loss", T, []),
+        describe(op("Cast", loss_value, to=T), "loss", T, []),  # targets may be of another float dtype than y
         describe(norm, "gradient_norm", DOUBLE, []),
         describe(accepted, "accepted", BOOL, []),
         describe(safe, "safe", BOOL, ["batch"]),
         *(of_argmin[name] for name in ANSWER),
-        either(next_count, count, "state.step"),
-        *(either(moved_states[name], old, name) for name, old in states.items()),
-        *(either(new, theta[name], name) for name, new in moved.items()),
+        describe(op("Where", accepted, next_count, count), "new.state.step", INT64, []),
+        *(
+            describe(op("Where", accepted, new, old), f"new.{old.name}", T, [sum(lengths)])
+            for new, old in zip(new_slots, slots, strict=True)
+        ),
+        *new_weights,
     ]
     constants = numbered([*argmin_constants, *adjoint_constants, *loss_constants, *op.constants])
-    inputs = [x, target, learning_rate, count, *states.values(), *weights]
+    inputs = [x, target, learning_rate, count, *slots, *weights]
     return ir.Graph(inputs, outputs, nodes=op.nodes, initializers=constants, name="train")
+
+
+def _joined(op: Ops, vectors: Sequence[ir.Value]) -> ir.Value:
+    return vectors[0] if len(vectors) == 1 else op("Concat", *vectors, axis=0)

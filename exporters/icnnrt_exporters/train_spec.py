@@ -45,17 +45,28 @@ class TrainSpec:
     def __post_init__(self) -> None:
         named(self.loss)
         resolve(self.optimizer)
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise ExportError(f"clip_norm: expected a positive number or None, got {self.clip_norm!r}")
+        if self.clip_norm is not None and not (
+            isinstance(self.clip_norm, int | float)
+            and not isinstance(self.clip_norm, bool)
+            and 0 < self.clip_norm < math.inf
+        ):
+            raise ExportError(
+                f"clip_norm: expected a positive number or None, got {self.clip_norm!r}; None does not clip"
+            )
         if self.adjoint not in get_args(AdjointName):
-            raise ExportError(f"adjoint: expected 'exact' or 'prop3' in a training graph, got {self.adjoint!r}")
+            raise ExportError(
+                f"adjoint: expected 'exact' or 'prop3' in a training graph, got {self.adjoint!r}; choose 'exact' unless "
+                "the energy is piecewise linear"
+            )
 
     def target(self, y_example: Tensor) -> Tensor:
         """A batch of targets to trace with."""
         example = y_example if self.target_example is None else self.target_example
         if not isinstance(example, Tensor) or example.dim() < 1 or example.shape[0] == 0:
             came = f"shape {list(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
-            raise ExportError(f"target_example: expected a batch of one target or more, got {came}")
+            raise ExportError(
+                f"target_example: expected a batch of one target or more, got {came}; pass a tensor [B, ...]"
+            )
         if example.dtype not in TARGET_DTYPES:
             raise ExportError(f"target_example: expected float32, float64 or int64, got {example.dtype}; convert it")
         return example
@@ -72,15 +83,23 @@ class TrainSpec:
                 f"write [{self.weights!r}] for one pattern"
             )
         else:
+            if not isinstance(self.weights, Sequence) or not all(isinstance(p, str) for p in self.weights):
+                raise ExportError(
+                    f"weights: expected 'all', 'last' or a list of patterns, got {self.weights!r}; write patterns as text"
+                )
+            if not self.weights:
+                raise ExportError("weights: expected one pattern or more, got none; 'all' trains every weight")
             for pattern in self.weights:
-                if not fnmatch.filter(trainable, pattern):
+                if not any(fnmatch.fnmatchcase(name, pattern) for name in trainable):
                     raise ExportError(
-                        f"weights: the pattern {pattern!r} fits none of the weights that require a gradient, "
-                        f"{', '.join(trainable)}"
+                        f"weights: the pattern {pattern!r} fits none of the weights that require a gradient; they are "
+                        f"{', '.join(trainable) or 'none'}"
                     )
             chosen = [name for name in trainable if any(fnmatch.fnmatchcase(name, p) for p in self.weights)]
         if not chosen:
-            raise ExportError("weights: no weight of the energy requires a gradient, so there is nothing to train")
+            raise ExportError(
+                "weights: no weight of the energy requires a gradient, so there is nothing to train; call requires_grad_()"
+            )
         return tuple(chosen)
 
     def described(self, updated: tuple[str, ...], y_example: Tensor) -> package.TrainingSpec:
@@ -106,10 +125,18 @@ class TrainSpec:
 
 
 def _last_layer(names: Sequence[str]) -> list[str]:
-    """The names that share the last one's module, or the last one's layer where modules are numbered."""
+    """The names that share the last one's layer: the innermost numbered module, or else its module alone."""
     if not names:
         return []
-    parts = names[-1].split(".")
+    parts = _place(names[-1])
     numbered = [i for i, part in enumerate(parts) if part.isdigit()]
-    length = numbered[-1] + 1 if numbered else len(parts) - 1
-    return [name for name in names if name.split(".")[:length] == parts[:length]]
+    if not numbered:
+        return [name for name in names if _place(name) == parts]
+    layer = parts[: numbered[-1] + 1]
+    return [name for name in names if _place(name)[: len(layer)] == layer]
+
+
+def _place(name: str) -> list[str]:
+    """The path of the module that a parameter belongs to; torch keeps what it is made of one module further down."""
+    module = name.split(".")[:-1]
+    return module[: module.index("parametrizations")] if "parametrizations" in module else module

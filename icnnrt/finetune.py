@@ -1,0 +1,537 @@
+"""On-device fine-tuning with onnxruntime alone: steps of train.onnx, each checked before its weights are used.
+
+One step computes y* = argmin f(x, ·) − H, a loss of y*, the gradient of the loss through the argmin, and the
+optimiser's update, all in one graph. The new weights go into the session's buffers only if the loss, the gradient and
+they themselves are finite and the energy stays convex; otherwise weights and state are as they were, and the report
+says why.
+"""
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt import certificate
+from icnnrt._arguments import batch, finite_rows
+from icnnrt._runner import state_of
+from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History
+from icnnrt.errors import InputError, PackageError
+from icnnrt.manifest import TRAIN_ROLE, TrainingSpec
+from icnnrt.package import Package, StrPath
+from icnnrt.session import Session
+from icnnrt.status import Status
+
+Floats = NDArray[Any]
+Arrays = dict[str, NDArray[Any]]
+
+BATCH_SIZE: Final = 32
+LEARNING_RATE: Final = 1e-3
+STEP: Final = "state.step"
+MAX_INTEGER: Final = 2.0**53  # up to here float64, which targets pass through, holds every integer
+# Losses whose targets are values that y can take.
+OF_THE_BOX: Final = ("squared_error", "binary_cross_entropy", "huber")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did."""
+
+    step: int
+    """How many steps have been accepted, this one included."""
+    accepted: bool
+    """Whether weights and state have changed."""
+    reason: str
+    """Why not; empty if they have."""
+    loss: float
+    """The loss at the weights before the step, averaged over the samples that were run."""
+    gradient_norm: float
+    """Euclidean norm of the gradient of all updated weights together, before clipping."""
+    samples: int
+    """How many samples were run."""
+    skipped: int
+    """How many were not, because x or target holds NaN or infinity."""
+    unsafe: int
+    """How many were run but gave no gradient, because a model of theirs was not solved to its tolerance."""
+    gap_median: float
+    gap_max: float
+    """Duality gap of the samples: how far from its minimum the energy of their y* may be."""
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one pass over the data did."""
+
+    epoch: int
+    """From 1."""
+    loss: float
+    """Mean of the steps' losses, weighted by their samples."""
+    validation: float | None
+    """Loss on the validation data after the epoch."""
+    accepted: int
+    refused: int
+    skipped: int
+    unsafe: int
+    rolled_back: bool
+    """Whether validation had worsened so much that the last good weights were put back."""
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What `FineTuner.fit` did."""
+
+    epochs: list[EpochReport] = field(default_factory=list)
+    validation_before: float | None = None
+    best_epoch: int | None = None
+    """The epoch whose weights the session has now: the best by validation, 0 for those before; None without
+    validation, which leaves the last ones."""
+    stopped: str = ""
+    """Why it ended before the last epoch; empty if it did not."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class FineTuner:
+    """Adapts the weights of a session to data, by the train.onnx of its package.
+
+    session:        an open session; whoever else uses it sees each accepted step at their next call, whole
+    learning_rate:  of every step that is not given another one
+    strict:         refuse samples with NaN or infinity instead of skipping and counting them
+
+    Optimiser state starts at zero. Methods may be called from several threads: steps exclude each other, and runs of
+    the session see the weights before a step or after it, never a mixture. One tuner a session: a second one's steps
+    are refused as the weights are no longer those it knows.
+
+    Raises `InputError` for a package without train.onnx.
+    """
+
+    def __init__(self, session: Session, *, learning_rate: float = LEARNING_RATE, strict: bool = False) -> None:
+        if not isinstance(session, Session):
+            raise InputError(f"session: expected what icnnrt.load returned, but got {type(session).__name__}.")
+        spec = session.manifest.train
+        if spec is None:
+            raise InputError(
+                f"session: {session.path.name} has no train.onnx, so it cannot be tuned; export it again with "
+                "train=TrainSpec(...)."
+            )
+        self.session = session
+        self.learning_rate = _learning_rate(learning_rate)
+        self.strict = strict
+        self._spec: TrainingSpec = spec
+        self._dtype = session.dtype
+        self._runner = session._runner
+        self._lock = threading.RLock()
+        tensors = session.manifest.weights.tensors
+        self._nonnegative = [name for name in spec.weights if tensors[name].nonnegative]
+        self._state: Arrays = {
+            name: np.zeros(tuple(map(int, shape)), dtype)
+            for name, (dtype, shape) in state_of(session.manifest, spec).items()
+        }
+        self._weights_id = session.weights_id
+        self._good: tuple[Arrays, Arrays] = self._snapshot()
+
+    # --- What it knows ---------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """How many steps have been accepted."""
+        return int(self._state[STEP])
+
+    @property
+    def state(self) -> Mapping[str, NDArray[Any]]:
+        """The optimiser's state by name: copies."""
+        with self._lock:
+            return {name: array.copy() for name, array in self._state.items()}
+
+    def __repr__(self) -> str:
+        return f"<FineTuner of {self.session.manifest.name}: {self._spec.optimizer}, {self.steps} steps>"
+
+    # --- Tuning ----------------------------------------------------------------------------------
+
+    def step(self, x: object, target: object, *, learning_rate: float | None = None) -> StepReport:
+        """One step on a batch: x [B, *x_shape], target [B, *target_shape], B >= 1.
+
+        Returns a `StepReport`; a step that would harm is refused, not raised: the loss, the gradient or a new weight
+        is not finite, the energy is not convex at a sample, or no sample has a gradient to trust. Weights and state
+        then are as before, to the bit.
+
+        Raises `InputError` for wrong shapes or dtypes, no samples, targets outside what the loss takes, and, if strict,
+        for NaN or infinity.
+        """
+        rate = self.learning_rate if learning_rate is None else _learning_rate(learning_rate)
+        X, T, skipped = self._data(x, target, "x", "target")
+        return self._step(X, T, rate, skipped)
+
+    def fit(
+        self,
+        x: object,
+        target: object,
+        *,
+        epochs: int,
+        batch_size: int = BATCH_SIZE,
+        learning_rate: float | None = None,
+        validation: tuple[object, object] | None = None,
+        patience: int | None = None,
+        worse: float = 0.5,
+        seed: int = 0,
+        history: StrPath | None = None,
+        keep: int = KEEP,
+        on_step: Callable[[StepReport], None] = lambda report: None,
+        on_epoch: Callable[[EpochReport], None] = lambda report: None,
+    ) -> FitReport:
+        """Passes over the data in batches drawn anew each time.
+
+        validation:  (x, target) that the loss is measured on after every epoch; then the best weights met are those
+                     that stay, the ones from before included
+        patience:    stop after so many epochs without a better validation loss
+        worse:       roll back to the best weights when validation loss exceeds the best by more than this part of it
+        seed:        of the order of the samples
+        history:     folder that a checkpoint is saved to after every epoch, and after going back to the best weights at
+                     the end; `keep` of them are kept
+        on_step, on_epoch:  called with every report; an exception from them, KeyboardInterrupt too, ends the fit
+                     between two steps
+
+        Raises what `step` does, and `OSError` if the history cannot be written: weights and state are then kept in
+        memory, so `save` can be called again.
+        """
+        for name, number in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
+            if (number is not None or name != "patience") and (
+                not isinstance(number, int) or isinstance(number, bool) or number < 1
+            ):
+                raise InputError(f"{name}: expected an integer of at least 1, but got {number!r}.")
+        if patience is not None and validation is None:
+            raise InputError("patience: expected validation data too, but got none; pass validation=(x, target).")
+        if not isinstance(worse, int | float) or not worse > 0:
+            raise InputError(f"worse: expected a positive part of the best loss, but got {worse!r}.")
+        if validation is not None and (not isinstance(validation, tuple) or len(validation) != 2):
+            raise InputError("validation: expected a tuple (x, target), but got something else; pass two arrays.")
+        rate = self.learning_rate if learning_rate is None else _learning_rate(learning_rate)
+        X, T, skipped_rows = self._data(x, target, "x", "target")
+        held = None if validation is None else self._data(*validation, "validation x", "validation target")[:2]
+        with self._lock:
+            self.keep()
+            kept = None if history is None else History(history, self.session.manifest, keep)
+            before = None if held is None else self._loss(*held)
+            best, best_epoch = before, None if held is None else 0
+            reports: list[EpochReport] = []
+            stopped = ""
+            order = np.random.default_rng(seed)
+            for epoch in range(1, epochs + 1):
+                began = time.perf_counter()
+                steps: list[StepReport] = []
+                for rows in np.array_split(order.permutation(len(X)), math.ceil(len(X) / batch_size)):
+                    steps.append(self._step(X[rows], T[rows], rate, 0))
+                    on_step(steps[-1])
+                loss = None if held is None else self._loss(*held)
+                rolled_back = False
+                if loss is not None:
+                    assert best is not None
+                    if loss < best or not math.isfinite(best):
+                        best, best_epoch = loss, epoch
+                        self.keep()
+                    elif not loss <= best + worse * abs(best):
+                        self.rollback()
+                        rolled_back = True
+                report = EpochReport(
+                    epoch=epoch,
+                    loss=_mean([s.loss for s in steps], [s.samples for s in steps]),
+                    validation=loss,
+                    accepted=sum(s.accepted for s in steps),
+                    refused=sum(not s.accepted for s in steps),
+                    skipped=skipped_rows,
+                    unsafe=sum(s.unsafe for s in steps),
+                    rolled_back=rolled_back,
+                    seconds=time.perf_counter() - began,
+                )
+                reports.append(report)
+                if kept is not None:
+                    assert not rolled_back or best is not None
+                    measured = {"loss": report.loss} | ({} if loss is None else {"validation": loss})
+                    self._save(kept, {"validation": best} if rolled_back else measured)
+                on_epoch(report)
+                if not report.accepted:
+                    stopped = f"no step of epoch {epoch} was accepted: {steps[-1].reason}"
+                    break
+                if patience is not None and best_epoch is not None and epoch - best_epoch >= patience:
+                    stopped = f"validation has not improved for {patience} epochs"
+                    break
+            if best is not None and best_epoch != len(reports):
+                self.rollback()
+                if kept is not None:  # the last checkpoint is what the session has
+                    self._save(kept, {"validation": best})
+            return FitReport(reports, before, best_epoch, stopped)
+
+    def loss(self, x: object, target: object) -> float:
+        """The loss at the present weights: nothing is changed. NaN where it is not finite."""
+        return self._loss(*self._data(x, target, "x", "target")[:2])
+
+    # --- Going back ------------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """Declare the present weights and state good: what `rollback` returns to."""
+        with self._lock:
+            self._good = self._snapshot()
+
+    def rollback(self) -> None:
+        """Put back the weights and state that were last declared good: by `keep`, by `resume`, by an epoch of `fit`
+        that was the best so far; at first those that the tuner began with."""
+        with self._lock:
+            weights, state = self._good
+            self._commit(weights, state)
+
+    # --- On the disk -----------------------------------------------------------------------------
+
+    def save(self, history: StrPath, *, keep: int = KEEP, figures: Mapping[str, float] | None = None) -> Checkpoint:
+        """Save weights and state as a checkpoint into the folder `history`, whole or not at all.
+
+        Of its checkpoints, `keep` are kept. Resuming from one is the same, to the bit, as never having stopped.
+
+        Raises `OSError` if the disk refuses, as when it is full; what is in memory stays, so call again when there is
+        room. Raises `InputError` if the folder's checkpoints are of another network.
+        """
+        with self._lock:
+            return self._save(History(history, self.session.manifest, keep), figures or {})
+
+    def resume(self, history: StrPath, *, step: int | None = None) -> Checkpoint:
+        """Continue from a checkpoint: the last one saved, or that of a step.
+
+        Raises `InputError` if there is none or it is of another network, `PackageError` if it is damaged; then nothing
+        has changed.
+        """
+        found = History(history, self.session.manifest)
+        fitting = [c for c in found.checkpoints if step in (None, c.step)]
+        if not fitting:
+            there = ", ".join(str(c.step) for c in found.checkpoints) or "none"
+            raise InputError(
+                f"history: expected a checkpoint{'' if step is None else f' of step {step}'} in {found.folder}, but "
+                f"its checkpoints are of steps {there}; call save first."
+            )
+        checkpoint = fitting[-1]
+        tensors = found.load(checkpoint)
+        with self._lock:
+            weights = {n.removeprefix(WEIGHT): a for n, a in tensors.items() if n.startswith(WEIGHT)}
+            state = {n: a for n, a in tensors.items() if n.startswith(STATE)}
+            self._check_restored(found.folder / checkpoint.file, weights, state, len(tensors), checkpoint.step)
+            self._commit(weights, state)
+            self.keep()
+        return checkpoint
+
+    def write_package(self, path: StrPath, *, overwrite: bool = False) -> Package:
+        """Write the package with the present weights to `path`; `Package.save` says what holds if interrupted.
+
+        How many steps it was tuned by is noted in its metadata. The optimiser's state is not part of a package.
+        """
+        with self._lock:
+            package = self.session._package
+            metadata = {**package.manifest.metadata, "tuned_steps": self.steps}
+            return package.save(path, weights=dict(self.session.weights), metadata=metadata, overwrite=overwrite)
+
+    # --- How -------------------------------------------------------------------------------------
+
+    def _data(self, x: object, target: object, x_name: str, target_name: str) -> tuple[Floats, Floats, int]:
+        """Arrays of finite samples, and how many others there were."""
+        manifest, spec = self.session.manifest, self._spec
+        X = batch(x, x_name, self._dtype, manifest.x_shape)
+        integers = spec.target_dtype == "int64"
+        T = batch(target, target_name, "float64" if integers else spec.target_dtype, spec.target_shape, length=len(X))
+        if not len(X):
+            raise InputError(f"{x_name}: expected at least one sample, but got none.")
+        finite = finite_rows(X) & finite_rows(T)
+        if self.strict and not finite.all():
+            raise InputError(
+                f"{x_name}, {target_name}: expected finite numbers, but sample {int(np.argmin(finite))} holds NaN or "
+                "infinity; clean it, or pass strict=False to skip such samples."
+            )
+        if not finite.any():
+            raise InputError(
+                f"{x_name}, {target_name}: expected finite numbers, but every sample holds NaN or infinity; clean them."
+            )
+        skipped = int((~finite).sum())
+        if skipped:
+            X, T = X[finite], T[finite]
+        if integers:
+            if (np.rint(T) != T).any() or (np.abs(T) > MAX_INTEGER).any():
+                raise InputError(
+                    f"{target_name}: expected integers, as the package's loss takes, but got others; round them."
+                )
+            T = T.astype(np.int64)
+        if spec.loss in OF_THE_BOX and T.size and not (T.min() >= 0 and T.max() <= 1):
+            sample = int(np.argmax(((T < 0) | (T > 1)).reshape(len(T), -1).any(1)))
+            raise InputError(
+                f"{target_name}: expected numbers in [0, 1], where y lies, but finite sample {sample} holds "
+                f"{float(T[sample].min()):g} to {float(T[sample].max()):g}; scale the targets as in training."
+            )
+        return X, T, skipped
+
+    def _step(self, X: Floats, T: Floats, rate: float, skipped: int) -> StepReport:
+        began = time.perf_counter()
+        with self._lock, _uninterrupted():
+            out = self._run(X, T, rate)
+            status = self._status(out)
+            reason = self._refusal(out, status)
+            if not reason:
+                new = {name: out[f"new.{name}"] for name in self._spec.weights}
+                self._commit(new, {name: out[f"new.{name}"] for name in self._state})
+            return StepReport(
+                step=self.steps,
+                accepted=not reason,
+                reason=reason,
+                loss=float(out["loss"]),
+                gradient_norm=float(out["gradient_norm"]),
+                samples=len(X),
+                skipped=skipped,
+                unsafe=int((~out["safe"]).sum()),
+                gap_median=float(np.median(out["gap"])),
+                gap_max=float(out["gap"].max()),
+                seconds=time.perf_counter() - began,
+            )
+
+    def _run(self, X: Floats, T: Floats, rate: float, only: tuple[str, ...] | None = None) -> Arrays:
+        feeds = {"x": X, "target": T, "learning_rate": np.array(rate, self._dtype), **self._state}
+        with self._own_weights():
+            return self._runner.run(TRAIN_ROLE, feeds, made_with=self._weights_id, only=only)[0]
+
+    def _loss(self, X: Floats, T: Floats, size: int = 256) -> float:
+        """By the part of the same graph that the loss needs."""
+        with self._lock:
+            starts = range(0, len(X), size)
+            losses = [float(self._run(X[i : i + size], T[i : i + size], 0.0, only=("loss",))["loss"]) for i in starts]
+        return _mean(losses, [len(X[i : i + size]) for i in starts])
+
+    def _status(self, out: Arrays) -> NDArray[np.int8]:
+        solver = self.session.manifest.solver
+        return certificate.status_of(
+            np.ones(len(out["gap"]), bool),
+            out["y"],
+            out["energy"],
+            out["lower_bound"],
+            out["gap"],
+            out["residual"],
+            certificate.Tolerances(solver.gap_tolerance, solver.residual_tolerance),
+            rounding=certificate.rounding(out["energy"], out["slopes"], out["offsets"]),
+            violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"]),
+        )
+
+    def _refusal(self, out: Arrays, status: NDArray[np.int8]) -> str:
+        """Why these weights must not be used; empty if they may."""
+        if not math.isfinite(out["loss"]):
+            where = np.flatnonzero(status == Status.NOT_FINITE)
+            which = f" (sample {where[0]} is NOT_FINITE)" if where.size else ""
+            return f"the loss is {float(out['loss'])}{which}; leave the sample out, or lower the learning rate"
+        if not math.isfinite(out["gradient_norm"]):
+            return "the gradient is not finite; lower the learning rate, or export with clip_norm"
+        if (status == Status.NOT_CONVEX).any():
+            sample = int(np.argmax(status == Status.NOT_CONVEX))
+            return f"the energy is not convex at sample {sample}, so no answer holds; roll back, or repair the package"
+        if not out["safe"].any():
+            return "no sample was solved to the residual tolerance, so there is no gradient to trust; export more steps"
+        if not out["accepted"]:
+            return "a new weight is not finite; lower the learning rate"
+        for name in self._nonnegative:
+            if not out[f"new.{name}"].min() >= 0:
+                return f"{name} would fall below zero and the energy would cease to be convex; export the package again"
+        return ""
+
+    def _snapshot(self) -> tuple[Arrays, Arrays]:
+        weights = {name: np.array(self.session.weights[name]) for name in self._spec.weights}
+        return weights, {name: array.copy() for name, array in self._state.items()}
+
+    def _commit(self, weights: Mapping[str, NDArray[Any]], state: Mapping[str, NDArray[Any]]) -> None:
+        with self._own_weights(), _uninterrupted():
+            self._weights_id = self._runner.update_weights(weights, made_with=self._weights_id)
+            self._state = dict(state)
+
+    @contextlib.contextmanager
+    def _own_weights(self) -> Iterator[None]:
+        """Say what it means that the session has weights which this tuner has not given it."""
+        try:
+            yield
+        except InputError as error:
+            if self._runner.weights_id == self._weights_id:
+                raise
+            raise InputError(
+                "session: expected the weights that this tuner left it with, but something else has changed them; use "
+                "one tuner a session, or make a new one."
+            ) from error
+
+    def _save(self, history: History, figures: Mapping[str, float]) -> Checkpoint:
+        finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+        try:
+            return history.save(self.steps, dict(self.session.weights), self._state, finite)
+        except OSError as error:
+            error.add_note(
+                f"Step {self.steps} is not saved in {history.folder}; weights and state are still in memory, so make "
+                "room or choose another folder and call save again."
+            )
+            raise
+
+    def _check_restored(self, path: Path, weights: Arrays, state: Arrays, count: int, step: int) -> None:
+        """Refuse tensors that are not exactly the session's weights and this optimiser's state."""
+        tensors = self.session.manifest.weights.tensors
+        expected = {name: (spec.shape, spec.dtype) for name, spec in tensors.items()}
+        expected |= {name: (a.shape, a.dtype.name) for name, a in self._state.items()}
+        came = {name: (a.shape, a.dtype.name) for name, a in (weights | state).items()}
+        if came != expected or count != len(expected):
+            odd = sorted(json.dumps(n) for n in expected.keys() ^ came.keys()) or ["shapes or dtypes"]
+            raise PackageError(
+                f"{path}: expected the weights and the optimiser state of this package, but {odd[0]} differ; give the "
+                "history of this package."
+            )
+        for name, array in (weights | state).items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise PackageError(f"{path}: {name} holds NaN or infinity; resume from another checkpoint.")
+        for name, spec in tensors.items():
+            if spec.nonnegative and not weights[name].min() >= 0:
+                raise PackageError(
+                    f"{path}: {name} has entries below zero, so the energy would not be convex; resume from another."
+                )
+        if state[STEP] != step:
+            raise PackageError(
+                f"{path}: expected the state of step {step}, as the history has it, but it is of step "
+                f"{int(state[STEP])}; resume from another checkpoint."
+            )
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block, so that weights and state change together or not at all."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # Python runs handlers in the main thread alone
+        return
+    arrived: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *got: arrived.append(got))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if arrived:
+            handler(*arrived[0])
+
+
+def _learning_rate(value: float) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise InputError(f"learning_rate: expected a positive number, but got {value!r}.")
+    return float(value)
+
+
+def _mean(values: list[float], weights: list[int]) -> float:
+    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
