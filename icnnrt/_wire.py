@@ -112,10 +112,11 @@ def survey(data: bytes, file: str) -> Survey:
 def without_functions(data: bytes, domain: str, names: Set[str], file: str) -> bytes:
     """The model without the functions of these names in `domain`. `survey` must have found it well-formed."""
     walk = _Walk(data, file)
+    dropped = {(domain.encode(), name.encode()) for name in names}
     kept, at = [], 0
     while at < len(data):
         number, _, _, start, stop = walk.field("ModelProto", at, len(data))
-        if number != _FUNCTIONS or walk.function(start, stop) not in {(domain, name) for name in names}:
+        if number != _FUNCTIONS or walk.function(start, stop) not in dropped:
             kept.append(data[at:stop])
         at = stop
     return b"".join(kept)
@@ -202,7 +203,7 @@ class _Walk:
         self.record(kind, fields, entries, start)
         return fields
 
-    def function(self, start: int, end: int) -> tuple[str, str]:
+    def function(self, start: int, end: int) -> tuple[bytes, bytes]:
         """Return domain and name of the FunctionProto in data[start:end]: the last of each, as protobuf has it."""
         found = {1: b"", 10: b""}
         at = start
@@ -211,7 +212,7 @@ class _Walk:
             if number in found:
                 found[number] = self.data[at:stop]
             at = stop
-        return found[10].decode(), found[1].decode()
+        return found[10], found[1]
 
     def record(self, kind: str, fields: _Fields, entries: list[_Fields], start: int) -> None:
         """Note what a finished message means for the survey."""

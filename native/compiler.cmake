@@ -19,8 +19,14 @@ else()
     else()
       check_cxx_source_compiles("#ifndef __x86_64__\n#error\n#endif\nint main() {}" ICNNRT_X86_64)
       check_cxx_source_compiles("#ifndef __aarch64__\n#error\n#endif\nint main() {}" ICNNRT_AARCH64)
-      check_cxx_compiler_flag(-march=x86-64-v4 ICNNRT_X86_64_LEVELS)
-      if(ICNNRT_X86_64 AND NOT ICNNRT_X86_64_LEVELS)
+      # The vector extensions that native/core is written with, on every processor.
+      check_cxx_source_compiles("
+        typedef double Vec __attribute__((vector_size(16)));
+        typedef float FloatVec __attribute__((vector_size(8)));
+        Vec wider(FloatVec x) { const Vec y = __builtin_convertvector(x, Vec); return y > 0.0 ? y : -y; }
+        int main() {}" ICNNRT_VECTOR_EXTENSIONS)
+      check_cxx_compiler_flag(-march=x86-64-v2 ICNNRT_X86_64_LEVELS)
+      if(NOT ICNNRT_VECTOR_EXTENSIONS OR (ICNNRT_X86_64 AND NOT ICNNRT_X86_64_LEVELS))
         set(icnnrt_reason "it needs GCC 11 or Clang 12, but the compiler is ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}")
       elseif(CMAKE_OSX_ARCHITECTURES MATCHES ";")
         set(icnnrt_reason "it is built for one processor, but CMAKE_OSX_ARCHITECTURES is ${CMAKE_OSX_ARCHITECTURES}")

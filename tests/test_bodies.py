@@ -33,7 +33,8 @@ SIGNATURES = {
 }
 ALWAYS_DOUBLE = ("lower_bound", "residual")
 
-# y is a smooth function of the cuts, and both sides solve to rounding level; float32 rounds y and λ once each.
+# Both sides solve until the gap is rounding. That bounds y by its root only, which is 1e-8; this close it is where no
+# two cuts are nearly parallel. float32 rounds y and λ once each.
 Y_TOLERANCE = {np.float64: 1e-10, np.float32: 2e-5}
 # What the multipliers handed out leave as gap, relative to the dual value: float32 loses 6e-8 of λ.
 GAP_TOLERANCE = {np.float64: 1e-8, np.float32: 3e-5}

@@ -27,12 +27,21 @@ ICNNRT_INLINE void solve_refined(Workspace& ws, std::size_t m, const double* b, 
 //   X0 = Ã^-1 (q∘r),  X1 = Ã^-1 q,   c_λ = q∘(X0 - X1 (q'X0)/(q'X1)),   c_y = -D(ȳ + G'c_λ)
 //
 // Rows with λ = 0 have c_λ = 0 and no part in the others': they are left out.
-// ws.u holds ȳ; c_λ is left in ws.direction and c_y in ws.u.
+// ws.u holds ȳ; c_λ is left in ws.direction and c_y in ws.u. False if anything given is NaN or infinite, or λ is
+// negative or nothing but zeros.
 template <typename U>
-static void solve_adjoint(const Cuts<U>& cuts, Workspace& ws) {
+static bool solve_adjoint(const Cuts<U>& cuts, Workspace& ws) {
   const std::size_t k = cuts.k;
   const Columns& columns = cuts.columns;
-  evaluate<false>(cuts, ws.lam, ws.rows, ws.point, nullptr);
+  evaluate<true>(cuts, ws.lam, ws.rows, ws.point, ws.sizes);
+  double size = 0.0, total = 0.0;
+  for (std::size_t i = 0; i < k; ++i) {
+    size += __builtin_fabs(ws.e[i]) + ws.sizes[i] + __builtin_sqrt(ws.lam[i]);  // √ of a negative λ is NaN
+    total += ws.lam[i];
+  }
+  Vec ybar_size{};
+  for (std::size_t b = 0; b < columns.blocks; ++b) ybar_size += abs(load(ws.u + b * W));
+  if (!(size + sum(ybar_size) <= 0x1p1000) || !(total > 0.0)) return false;
   const std::size_t m = support(ws.lam, k, ws.rows);
   for (std::size_t i = 0; i < k; ++i) ws.direction[i] = 0.0;
   if (m > 1) {  // a single cut's multiplier is 1 whatever happens
@@ -69,31 +78,24 @@ static void solve_adjoint(const Cuts<U>& cuts, Workspace& ws) {
     const Vec y_bar = load(ws.u + b * W), D = load(ws.point.D + b * W);
     store(ws.u + b * W, -(D * (y_bar + transposed_times(cuts, ws.rows, m, ws.direction, b))));
   }
+  return true;
 }
 
 template <typename T>
 static void bundle_entropy_adjoint(const Sizes& sizes, const AdjointArguments<T>& args, void* memory) noexcept {
   const std::size_t k = sizes.k, n = sizes.n;
   Workspace ws = lay_out(memory, k, n);
-  double poison = 0.0;  // NaN if anything given is NaN or infinite, or λ negative
   for (std::size_t i = 0; i < k; ++i) {
     ws.e[i] = static_cast<double>(args.offsets[i]);
     ws.lam[i] = static_cast<double>(args.lam[i]);
-    poison += 0.0 * (ws.e[i] + __builtin_sqrt(ws.lam[i]));
   }
-  for (std::size_t j = 0; j < n; ++j) poison += 0.0 * static_cast<double>(args.y_bar[j]);
-  for (std::size_t j = 0; j < k * n; ++j) poison += 0.0 * static_cast<double>(args.slopes[j]);
   read_columns(n, args.y_bar, ws.u);
-  if (poison == 0.0) {
-    if (n < W) {
-      solve_adjoint(short_cuts(sizes, args.slopes, ws), ws);
-    } else {
-      solve_adjoint(Cuts<T>{args.slopes, n, ws.e, k, columns(n)}, ws);
-    }
+  const bool sound = n < W ? solve_adjoint(short_cuts(sizes, args.slopes, ws), ws)
+                           : solve_adjoint(Cuts<T>{args.slopes, n, ws.e, k, columns(n)}, ws);
+  if (!sound) {
+    for (std::size_t b = 0; b < columns_of(n).blocks; ++b) store(ws.u + b * W, broadcast(__builtin_nan("")));
   }
-  for (std::size_t i = 0; i < k; ++i) args.c_lam[i] = static_cast<T>(poison == 0.0 ? ws.direction[i] : poison);
-  if (poison != 0.0)
-    for (std::size_t b = 0; b < columns_of(n).blocks; ++b) store(ws.u + b * W, broadcast(poison));
+  for (std::size_t i = 0; i < k; ++i) args.c_lam[i] = static_cast<T>(sound ? ws.direction[i] : __builtin_nan(""));
   write_columns(n, ws.u, args.c_y);
 }
 

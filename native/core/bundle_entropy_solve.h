@@ -11,7 +11,7 @@ namespace ICNNRT_INSTRUCTION_SET {
 // Multipliers below this are not worth a row of the Gram matrix: if such a cut matters, it comes back.
 inline constexpr double kNegligible = 1e-9;
 
-// The mean λ may still move in a last polish after interior points; that many steps of Newton's method.
+// Steps of Newton's method after the interior points: the support is known by then.
 inline constexpr std::size_t kPolish = 3;
 
 // λ with entries that are negligible set to zero, summing to 1; false if there is nothing left.
@@ -24,12 +24,6 @@ ICNNRT_INLINE bool pruned(const double* from, std::size_t k, double* lam) {
   if (!(total > 0.0)) return false;
   for (std::size_t i = 0; i < k; ++i) lam[i] /= total;
   return true;
-}
-
-ICNNRT_INLINE void keep_best(Workspace& ws, std::size_t k, double& best_gap) {
-  if (!(ws.point.gap < best_gap)) return;
-  best_gap = ws.point.gap;
-  for (std::size_t i = 0; i < k; ++i) ws.best[i] = ws.lam[i];
 }
 
 // Leaves ws.point standing at ws.lam, the best found. False if some cut is NaN or infinite.
@@ -51,7 +45,7 @@ static bool solve_model(const Cuts<U>& cuts, Workspace& ws, const double* lam_st
 
   double best_gap = __builtin_inf();
   keep_best(ws, k, best_gap);
-  if (newton(cuts, ws, cold, enough, steps)) return true;
+  if (newton(cuts, ws, cold, enough, steps, best_gap)) return true;
   keep_best(ws, k, best_gap);
 
   double total = 0.0;
@@ -68,7 +62,7 @@ static bool solve_model(const Cuts<U>& cuts, Workspace& ws, const double* lam_st
   if (steps > kPolish) steps = kPolish;
   if (pruned(ws.best, k, ws.lam)) {
     evaluate<false>(cuts, ws.lam, ws.rows, ws.point, nullptr);
-    newton(cuts, ws, false, enough, steps);
+    newton(cuts, ws, false, enough, steps, best_gap);
     if (ws.point.gap <= max(best_gap, enough)) return true;
   }
   for (std::size_t i = 0; i < k; ++i) ws.lam[i] = ws.best[i];
@@ -82,15 +76,15 @@ static void bundle_entropy_solve(const Sizes& sizes, const SolveArguments<T>& ar
   Workspace ws = lay_out(memory, k, n);
   for (std::size_t i = 0; i < k; ++i) ws.e[i] = static_cast<double>(args.offsets[i]);
   double* lam_start = nullptr;
-  double start_total = 0.0;
+  double start_size = 0.0;
   if (sizes.k_prev > 0) {
     lam_start = ws.start;
     for (std::size_t i = 0; i < k; ++i) {
       lam_start[i] = i < sizes.k_prev ? static_cast<double>(args.lam_start[i]) : 0.0;
-      start_total += lam_start[i];
+      start_size += __builtin_fabs(lam_start[i]);
     }
   }
-  bool finite = __builtin_fabs(start_total) <= 0x1p1000;
+  bool finite = start_size <= 0x1p1000;
   if (finite && n < W) {
     finite = solve_model(short_cuts(sizes, args.slopes, ws), ws, lam_start, sizes.steps);
   } else if (finite) {

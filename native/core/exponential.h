@@ -25,7 +25,9 @@ ICNNRT_INLINE Vec exp(Vec x) {
   x = clip(x, -kExponentBound, kExponentBound);
   const Vec shifted = x * kLog2E + kRounder;
   const Vec m = shifted - kRounder;
-  const Vec r = (x - m * kLn2High) - m * kLn2Low;
+  const Vec high = x - m * kLn2High;
+  const Vec r = high - m * kLn2Low;
+  const Vec r_low = (high - r) - m * kLn2Low;
 
   const Vec r2 = r * r, r4 = r2 * r2;
   const Vec q01 = r * 0x1.5555555555558p-3 + 0x1.0000000000009p-1;
@@ -34,7 +36,7 @@ ICNNRT_INLINE Vec exp(Vec x) {
   const Vec q67 = r * 0x1.71ddf6badec7dp-19 + 0x1.a01993bebde07p-16;
   const Vec q89 = r * 0x1.af631dc77317bp-26 + 0x1.28b40639f7187p-22;
   const Vec q = (q89 * r4 + (q67 * r2 + q45)) * r4 + (q23 * r2 + q01);
-  const Vec e_r = (r2 * q + r) + 1.0;
+  const Vec e_r = ((r2 * q + r_low) + r) + 1.0;
 
   BitsVec exponent, bits;
   __builtin_memcpy(&exponent, &shifted, sizeof shifted);

@@ -51,7 +51,7 @@ static void interior_point(const Cuts<U>& cuts, Workspace& ws, double bound, dou
   for (std::size_t i = 0; i < k; ++i) slack += ws.lam[i] * (top - w[i]);
   for (std::size_t i = 0; i < k; ++i) w[i] = top - w[i] + (slack + 10.0 * kEps * (1.0 + __builtin_fabs(top)));
 
-  for (; steps > 0 && best_gap > enough; --steps) {
+  for (; steps > 0 && best_gap > enough && ws.point.gap == ws.point.gap; --steps) {
     double* const lam = ws.lam;
     double mu = 0.0, ones_total = 0.0;
     for (std::size_t i = 0; i < k; ++i) mu += lam[i] * w[i];

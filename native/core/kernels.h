@@ -43,7 +43,9 @@ struct AdjointArguments {
 };
 
 // Sizes shared by all samples of a batch: 1 <= k, 1 <= n, 0 <= k_prev <= k. `steps` >= 0 bounds the steps of one solve,
-// those of Newton's method and of the interior points together; each solves one system of at most k equations.
+// those of Newton's method and of the interior points together. Each takes one product G D G' and evaluates a few λ;
+// beyond that an interior-point step solves one system of k equations, a Newton step one for every change of the
+// active set.
 struct Sizes {
   std::size_t k;
   std::size_t n;

@@ -12,6 +12,12 @@ inline constexpr std::size_t kStalled = 3;     // steps that may fail to halve t
 // A logit that moved by less in the last step is right to the square of it, since Newton's method converges so.
 inline constexpr double kFine = 1e-6;
 
+ICNNRT_INLINE void keep_best(Workspace& ws, std::size_t k, double& best_gap) {
+  if (!(ws.point.gap < best_gap)) return;
+  best_gap = ws.point.gap;
+  for (std::size_t i = 0; i < k; ++i) ws.best[i] = ws.lam[i];
+}
+
 // The model over the cuts that count: those in use, and those above the model's height.
 template <typename U>
 static SimplexQp quadratic_model(const Cuts<U>& cuts, Workspace& ws, bool cold, double tolerance) {
@@ -82,7 +88,7 @@ ICNNRT_INLINE double furthest(const Columns& columns, const double* a, const dou
 // Quadratic near the solution, so warm starts take one or two steps where interior points take seven; but far from it,
 // where y saturates and the model is flat, it may not get on, and gives up early.
 template <typename U>
-static bool newton(const Cuts<U>& cuts, Workspace& ws, bool cold, double enough, std::size_t& steps) {
+static bool newton(const Cuts<U>& cuts, Workspace& ws, bool cold, double enough, std::size_t& steps, double& best_gap) {
   std::size_t stalled = 0;
   bool solved = ws.point.gap <= enough;
   if (solved) return true;
@@ -130,6 +136,7 @@ static bool newton(const Cuts<U>& cuts, Workspace& ws, bool cold, double enough,
     double* const lam = ws.lam;
     ws.lam = ws.trial;
     ws.trial = lam;
+    keep_best(ws, cuts.k, best_gap);
     // The gap may be at rounding level while y is only right to its square root: one step more.
     if (fine || (now && solved)) {
       --steps;

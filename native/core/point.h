@@ -9,7 +9,7 @@ namespace ICNNRT_INSTRUCTION_SET {
 
 struct Point {
   double* s;    // [blocks, W] -G'λ
-  double* y;    // [blocks, W] σ(s)
+  double* y;    // [blocks, W] σ(s), never below e^-708
   double* c;    // [blocks, W] y - ½; zero where lanes overlap
   double* D;    // [blocks, W] σ(s) σ(-s); zero where lanes overlap
   double* v;    // [k] e + G(y - ½)

@@ -7,7 +7,9 @@ namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
 inline constexpr double kEps = 0x1p-52;
-// Duplicate cuts make a Gram matrix singular up to rounding: no pivot goes below this part of its diagonal entry.
+// Duplicate cuts make a Gram matrix singular up to rounding. A pivot below this part of its diagonal entry is rounding
+// alone, and so is what is left of its row: the one is raised to it and the other dropped. If the row stayed, a few
+// such pivots in succession would square their quotients into infinity.
 inline constexpr double kSmallestPivot = 4.0 * kEps;
 
 ICNNRT_INLINE std::size_t padded(std::size_t k) { return (k + 7) / 8 * 8; }
@@ -19,8 +21,13 @@ static void factor(double* A, std::size_t m, std::size_t ld, double* inverse) {
   for (std::size_t j = 0; j < m; ++j) inverse[j] = kSmallestPivot * A[j * ld + j];
   for (std::size_t j = 0; j < m; ++j) {
     double* row = A + j * ld;
-    const double pivot = max(row[j], inverse[j]);
-    inverse[j] = 1.0 / max(pivot, 0x1p-1000);
+    const double smallest = inverse[j];
+    const bool lost = !(row[j] > smallest);
+    inverse[j] = 1.0 / max(lost ? smallest : row[j], 0x1p-1000);
+    if (lost) {
+      for (std::size_t i = j; i < m; ++i) row[i] = 0.0;
+      continue;
+    }
     for (std::size_t i = j + 1; i < m; ++i) {
       const double l = row[i] * inverse[j];
       double* other = A + i * ld;

@@ -20,7 +20,7 @@ struct Layout {
   }
 };
 
-// What a solve or an adjoint needs; `workspace_bytes` in dispatch.cpp counts the same arrays.
+// What a solve or an adjoint needs; `workspace_bytes` in dispatch.cpp allows for it.
 struct Workspace {
   std::size_t ld;                              // of H and A: k padded
   double *H, *A;                               // [k, ld]

@@ -13,7 +13,7 @@
 namespace icnnrt::ort {
 
 // Workspaces up to this size lie on the stack (10 cuts of 400 entries): such a solve takes a few microseconds, of which
-// asking for memory would be a tenth. No thread that ONNX Runtime runs on has a stack below half a megabyte.
+// asking for memory would be a tenth. ONNX Runtime itself needs more stack than this for a session.
 inline constexpr std::size_t kStackBytes = std::size_t{1} << 16;
 // What a task should cost at least, in multiply-adds: about 20 microseconds, as much as waking a thread for it.
 inline constexpr double kTask = 5e5;

@@ -8,6 +8,8 @@ namespace icnnrt::ort {
 template <typename T>
 struct BundleEntropySolve {
   static constexpr const char* kName = "BundleEntropySolve";
+  // Far more than ever help; a file must not be able to ask for a computation without end.
+  static constexpr std::int64_t kMostSteps = 1'000'000;
   static constexpr ONNXTensorElementDataType T_ = sizeof(T) == sizeof(float) ? kFloat : kDouble;
   // Shapes for inference, a letter an axis; p is k_prev.
   static constexpr const char* kInputShapes[] = {"Bkn", "Bk", "Bp"};
@@ -27,10 +29,10 @@ struct BundleEntropySolve {
                    "default of the body is not seen here.",
                    kName);
     }
-    if (given < 0) {
+    if (given < 0 || given > kMostSteps) {
       return error(api, kInvalidArgument,
-                   "ai.icnnrt::%s: steps: expected an integer of at least 0, but got %" PRId64 "; 60 is usual.", kName,
-                   given);
+                   "ai.icnnrt::%s: steps: expected an integer from 0 to %" PRId64 ", but got %" PRId64 "; 60 is usual.",
+                   kName, kMostSteps, given);
     }
     steps = static_cast<std::size_t>(given);
     return nullptr;

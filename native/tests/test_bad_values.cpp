@@ -84,6 +84,28 @@ TEST_CASE_TEMPLATE("a bad start spoils no more than its own sample, and never si
   });
 }
 
+// The sum of these is zero, and that of their positive parts infinite.
+TEST_CASE("a start of huge numbers that cancel is told") {
+  each_kernel<double>([](const icnnrt::Kernels<double>& kernels) {
+    Caller caller;
+    Random random(34);
+    const Cuts<double> cuts = random_cuts<double>(random, 4, 9, 1.0);
+    const SolveAnswer<double> answer = caller.solve(kernels, cuts, {1.5e308, -1.5e308, 1.5e308, -1.5e308});
+    if (complaint_if_not_poisoned(answer) != "") CHECK(complaint(cuts, answer) == "");
+  });
+}
+
+TEST_CASE_TEMPLATE("no multipliers have no adjoint", T, float, double) {
+  each_kernel<T>([](const icnnrt::Kernels<T>& kernels) {
+    Caller caller;
+    Random random(35);
+    const Cuts<T> cuts = random_cuts<T>(random, 3, 9, 1.0);
+    const AdjointAnswer<T> answer = caller.adjoint(kernels, cuts, std::vector<T>(3), std::vector<T>(9, T{1}));
+    for (T c : answer.c_y) CHECK(std::isnan(c));
+    for (T c : answer.c_lam) CHECK(std::isnan(c));
+  });
+}
+
 TEST_CASE_TEMPLATE("bad numbers in the adjoint's inputs reach its outputs, and nothing else", T, float, double) {
   each_kernel<T>([](const icnnrt::Kernels<T>& kernels) {
     Caller caller;

@@ -83,7 +83,7 @@ TEST_CASE_TEMPLATE("steep cuts: the optimum is where the certificate says", T, f
       int solved = 0, all = 0;
       for (std::size_t n : {1, 2, 3, 5, 8, 9, 17, 40, 100})
         for (std::size_t k : {1, 2, 3, 5, 8, 17, 40})
-          for (std::size_t steps : {std::size_t{2}, std::size_t{10}, kSteps}) {
+          for (std::size_t steps : {std::size_t{2}, std::size_t{10}, kSteps, std::size_t{500}}) {
             CAPTURE(scale);
             CAPTURE(n);
             CAPTURE(k);
@@ -103,10 +103,12 @@ TEST_CASE_TEMPLATE("steep cuts: the optimum is where the certificate says", T, f
               squares += std::pow(std::fmax(0.0L, apart - kEps<T>), 2.0L);
             }
             CHECK(2.0L * squares <= static_cast<Real>(answer.residual[2]) + 2.0L * rounding);
+            const bool converged = answer.residual[2] <= 1e-8 * size_of_values(built.cuts);
             if (steps == kSteps) {
               ++all;
-              solved += answer.residual[2] <= 1e-8 * size_of_values(built.cuts);
+              solved += converged;
             }
+            if (steps == 500) CHECK(converged);  // hard, not impossible
           }
       const std::string name = kernels.instruction_set;
       MESSAGE(name << ": " << solved << " of " << all << " solved of those built with slopes of " << scale);
@@ -393,8 +395,8 @@ TEST_CASE_TEMPLATE("no steps: where it starts, and the truth about it", T, float
         const Cuts<T> cuts = random_cuts<T>(random, k, n, 3.0);
         const SolveAnswer<T> answer = caller.solve(kernels, cuts, {}, 0);
         CHECK(complaint(cuts, answer) == "");
-        for (T lam : answer.lam)
-          CHECK(std::fabs(static_cast<Real>(lam) - 1.0L / static_cast<Real>(k)) <= kEps<T> / static_cast<Real>(k));
+        const Real start = 1.0L / static_cast<Real>(k), rounding = kEps<T> + static_cast<Real>(k) * kDoubleEps;
+        for (T lam : answer.lam) CHECK(std::fabs(static_cast<Real>(lam) - start) <= rounding * start);
       }
   });
 }

@@ -8,7 +8,7 @@
 namespace icnnrt_tests {
 
 // The kernels compute in double and round y once to T; in double they solve until the gap is rounding of v. The gap
-// bounds y by its root only; in fact y is a smooth function of the cuts, and this close.
+// bounds y by its root only, which is 1e-8; this close it is where no two cuts are nearly parallel.
 template <typename T>
 inline constexpr Real kYTolerance = static_cast<Real>(std::numeric_limits<T>::epsilon()) + 1e-10L;
 
