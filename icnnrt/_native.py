@@ -6,6 +6,8 @@ build generates. No other library is ever loaded: nothing that a package, a vari
 
 import functools
 import importlib
+import importlib.metadata
+import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NamedTuple
@@ -42,10 +44,8 @@ class Kernels(NamedTuple):
 @functools.cache
 def build() -> Build:
     """What the installation of icnnrt made."""
-    try:
-        # By name, as a source tree that was never installed does not have it.
-        info = importlib.import_module("icnnrt._build_info")
-    except ImportError:
+    info = _build_info()
+    if info is None:
         return Build(None, "icnnrt runs from a source tree that was never installed", "", ())
     compiled = info.COMPILER, info.INSTRUCTION_SETS
     if info.LIBRARY is None:
@@ -56,6 +56,26 @@ def build() -> Build:
     if not path.is_file():
         return Build(None, f"{path} was built, but is gone", *compiled)
     return Build(path, "", *compiled)
+
+
+def _build_info() -> Any:
+    """What the build generated beside this module; or, in a source tree that hides an installed icnnrt
+    because Python was started in it, beside that one."""
+    try:
+        return importlib.import_module("icnnrt._build_info")
+    except ImportError:
+        pass
+    try:
+        installed = importlib.metadata.distribution("icnnrt")
+        path = Path(str(installed.locate_file("icnnrt/_build_info.py")))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    spec = importlib.util.spec_from_file_location("icnnrt._build_info", path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        return None
+    info = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(info)
+    return info
 
 
 def ops_library() -> str:

@@ -3,8 +3,8 @@
 An entry point names a function that typer can make a command of. It is loaded for `--help` and when it is called, so
 its module must be quick to import: what is heavy (torch) belongs into the function.
 
-Exit codes: 0 done; 1 an error, told in one sentence on stderr; 2 wrong usage; 3 `run`: some sample did not converge;
-4 `verify`: a check failed.
+Exit codes: 0 done; 1 an error, told in one sentence on stderr; 2 wrong usage; 3 `run`: some sample did not converge,
+`tune`: it stopped since no step was accepted any more; 4 `verify`: a check failed; 130 `tune`: interrupted.
 """
 
 import importlib.metadata
@@ -158,14 +158,15 @@ def icnnrt_command(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Serve, inspect and check input-convex networks with onnxruntime; export them with torch.
+    """Serve, tune, inspect and check input-convex networks with onnxruntime; export them with torch.
 
     Exit codes:
     0 done
     1 an error, told in one sentence on stderr
     2 wrong usage
-    3 run: some sample did not converge
+    3 run: some sample did not converge; tune: it stopped since no step was accepted any more
     4 verify: a check failed
+    130 tune: interrupted; what was learnt is written
     """
 
 
@@ -303,7 +304,7 @@ def _show_answers(summary: Mapping[str, Any], y: Any, energy: Any, gap: Any, sta
     screen.print(f"gap       median {number(summary['gap_median'])}, max {number(summary['gap_max'])}")
     screen.print(
         f"time      {number(summary['milliseconds_per_sample'])} ms a sample on {summary['providers'][0]}"
-        f"{', native operators' if summary['native'] else ''}, "
+        f"{', native operators' if summary['native'] else ', portable operators'}, "
         f"ready after {summary['ready_seconds']:.2f} s"
     )
     if summary["advice"]:
@@ -373,12 +374,33 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
             f"{number(t['min'])} … {number(t['max'])}",
         )
     branch.add(table)
+    if "train" in m:
+        _add_training(root, m["train"], tensors)
+    else:
+        root.add("training: none; export with a training graph to tune this package on a device")
     for title in ("parity", "producer", "metadata"):
         branch = root.add(title if m[title] else f"{title}: none")
         for key, value in m[title].items():
             shown = number(value) if isinstance(value, float) else str(value)
             branch.add(f"{escape(key)}  {escape(shown)}")
     return root
+
+
+def _add_training(root: Tree, train: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    settings = ", ".join(f"{key} {number(value)}" for key, value in train["settings"].items())
+    clipped = "" if train["clip_norm"] is None else f", gradients clipped to norm {number(train['clip_norm'])}"
+    branch = root.add(
+        f"training: {escape(train['loss'])} of y and target {escape(_shown(train['target_shape']))} "
+        f"{train['target_dtype']}, {train['adjoint']} adjoint{clipped}"
+    )
+    branch.add(escape(f"{train['optimizer']}: {settings}"))
+    moved = set(train["weights"])
+    still = [name for name, t in tensors.items() if t["trainable"] and name not in moved]
+    size = sum(math.prod(tensors[name]["shape"]) for name in moved)
+    which = "all trainable weights" if not still else ", ".join(train["weights"])
+    branch.add(escape(f"moves {size:,} numbers: {which}"))
+    if still:
+        branch.add(escape(f"leaves {', '.join(still)}"))
 
 
 def _shown(shape: list[int]) -> str:
@@ -523,3 +545,7 @@ def _facts() -> dict[str, Any]:
         "native": native,
         "problems": problems,
     }
+
+
+# `tune` uses what is above, and adds itself to `app`.
+import icnnrt.cli_tune  # noqa: E402, F401

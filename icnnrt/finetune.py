@@ -262,10 +262,12 @@ class FineTuner:
                     seconds=time.perf_counter() - began,
                 )
                 reports.append(report)
-                if kept is not None:
-                    assert not rolled_back or best is not None
-                    measured = {"loss": report.loss} | ({} if loss is None else {"validation": loss})
-                    self._save(kept, {"validation": best} if rolled_back else measured)
+                if kept is not None:  # the figures are those of the weights that the session has now
+                    figures = {
+                        "validation": best if rolled_back else loss,
+                        "loss": None if rolled_back else report.loss,
+                    }
+                    self._save(kept, figures)
                 on_epoch(report)
                 if not report.accepted:
                     stopped = f"no step of epoch {epoch} was accepted: {steps[-1].reason}"
@@ -472,8 +474,8 @@ class FineTuner:
                 "one tuner a session, or make a new one."
             ) from error
 
-    def _save(self, history: History, figures: Mapping[str, float]) -> Checkpoint:
-        finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+    def _save(self, history: History, figures: Mapping[str, float | None]) -> Checkpoint:
+        finite = {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
         try:
             return history.save(self.steps, dict(self.session.weights), self._state, finite)
         except OSError as error:

@@ -50,8 +50,13 @@ def read_array(path: Path, key: str, shape: tuple[int, ...]) -> Array:
             return arrays[key]
 
 
-def read_archive(path: Path, keys: Sequence[str], *, only: bool = False) -> dict[str, Array]:
-    """The arrays `keys` of a .npz; with `only`, a single array of any other name stands for the first key."""
+def read_archive(
+    path: Path, keys: Sequence[str], *, only: bool = False, also: Mapping[str, str] | None = None
+) -> dict[str, Array]:
+    """The arrays `keys` of a .npz; with `only`, a single array of any other name stands for the first key.
+
+    `also` gives a second name that a key's array may have; one that bears the key itself is preferred.
+    """
     _suffix(path, (".npz",))
     with _open(path) as file:
         try:
@@ -62,6 +67,9 @@ def read_archive(path: Path, keys: Sequence[str], *, only: bool = False) -> dict
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()[:MAX_MEMBERS]}
             if only and keys[0] not in members and len(members) == 1:
                 members = {keys[0]: next(iter(members.values()))}
+            for key, other in (also or {}).items():
+                if key not in members and other in members:
+                    members[key] = members[other]
             missing = [key for key in keys if key not in members]
             if missing:
                 named = ", ".join(map(repr, itertools.islice(members, 5))) or "none"

@@ -59,6 +59,19 @@ def relu_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def train_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float64, x [3] to y [4], a PICNN of softplus units, tuned by squared error and Adam."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    from icnnrt_exporters import TrainSpec
+    from icnnrt_models import PICNN
+
+    generator = torch.Generator().manual_seed(0)
+    energy = PICNN(3, 4, hidden=(6, 6), activation="softplus", dtype=torch.float64, generator=generator)
+    return _export(tmp_path_factory.mktemp("packages") / "train.icnn", energy, 3, 4, 8, train=TrainSpec())
+
+
+@pytest.fixture(scope="session")
 def nonconvex_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """float32, x [4] to y [5]: negative weights between hidden layers, which nothing in the package owns up to."""
     torch = pytest.importorskip("torch")

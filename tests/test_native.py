@@ -167,6 +167,23 @@ def test_few_steps_say_what_they_left(steps: int) -> None:
         np.testing.assert_allclose(lam, 1 / 5, atol=1e-15)
 
 
+def test_a_source_tree_finds_the_library_of_the_installation_it_hides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Python is started in a clone: the sources there come first, without what the build generated."""
+
+    def hidden(name: str) -> Any:
+        raise ImportError(name)
+
+    expected = _native.build()
+    monkeypatch.setattr(_native.importlib, "import_module", hidden)
+    assert _native.build.__wrapped__() == expected
+    monkeypatch.setattr(_native.importlib.metadata, "distribution", _not_installed)
+    assert "never installed" in _native.build.__wrapped__().reason
+
+
+def _not_installed(name: str) -> Any:
+    raise _native.importlib.metadata.PackageNotFoundError(name)
+
+
 def test_a_model_with_bodies_runs_the_kernels() -> None:
     """Once the library is registered, with the body still there: what it gives is the kernel's, to the bit."""
     options = onnxruntime.SessionOptions()

@@ -25,8 +25,26 @@ from icnnrt.reference import STEPS
 if TYPE_CHECKING:
     import torch
 
+    from icnnrt_exporters.train_spec import TrainSpec
+
 EXAMPLES: Final = 16  # samples that an export is traced and checked with
 NEEDED: Final = ("torch", "onnx", "onnx_ir", "onnxscript", "jaxtyping")
+
+
+class LossName(StrEnum):
+    """The losses that need no code of one's own; `icnnrt_exporters.losses` states them."""
+
+    squared_error = "squared_error"
+    binary_cross_entropy = "binary_cross_entropy"
+    huber = "huber"
+
+
+class OptimizerName(StrEnum):
+    """The optimisers of a training graph, with torch.optim's settings; SGD has momentum 0.9."""
+
+    sgd = "sgd"
+    adam = "adam"
+    adamw = "adamw"
 
 
 class Precision(StrEnum):
@@ -124,6 +142,25 @@ def export(
     name: Annotated[
         str | None, typer.Option(help="What the package calls itself; by default the folder's stem.")
     ] = None,
+    train: Annotated[
+        LossName | None,
+        typer.Option(help="Add a training graph for this loss of y*, so that `icnnrt tune` can adapt the package."),
+    ] = None,
+    optimizer: Annotated[
+        OptimizerName | None, typer.Option(help="Of the training graph; needs --train. (default: adam)")
+    ] = None,
+    train_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|last|PATTERNS",
+            help="Which weights tuning moves: all, those of the last layer, or names with wildcards, separated by "
+            "commas, such as 'layers.2.*'; needs --train. (default: all)",
+        ),
+    ] = None,
+    clip_norm: Annotated[
+        float | None,
+        typer.Option(help="Bound of the gradient's norm, all weights together; needs --train. (default: none)"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a package that is there.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -134,6 +171,9 @@ def export(
     1 an error; nothing is written
     2 wrong usage
     """
+    for option, given in (("optimizer", optimizer), ("train-weights", train_weights), ("clip-norm", clip_norm)):
+        if given is not None and train is None:
+            raise typer.BadParameter(f"--{option} needs --train, the loss of the training graph.")
     with _needs("export", *NEEDED):
         import torch
 
@@ -141,6 +181,7 @@ def export(
         from icnnrt_exporters.exporter import export as write
     if out.exists() and not overwrite:
         raise ExportError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
+    training = None if train is None else _training(train, optimizer, train_weights, clip_norm)
     arrays = _data(data)
     made = checkpoints.make(factory)
     if dtype is not None:
@@ -156,7 +197,7 @@ def export(
     began = time.perf_counter()
     with _one_thread(), _stages("") as stage, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        package = write(layer.energy, layer, x, y, out, name=name, overwrite=overwrite, progress=stage)
+        package = write(layer.energy, layer, x, y, out, name=name, train=training, overwrite=overwrite, progress=stage)
     seconds = time.perf_counter() - began
     for warning in told:
         console(err=True).print(f"[yellow]warning:[/] {escape(str(warning.message))}")
@@ -176,6 +217,20 @@ def export(
     if gaps:
         screen.print("gap       " + ", ".join(f"{key} {number(float(value))}" for key, value in gaps.items()))  # type: ignore[arg-type]
     screen.print(f"written   {escape(str(package.path))} in {seconds:.0f} s")
+
+
+def _training(
+    loss: LossName, optimizer: OptimizerName | None, weights: str | None, clip_norm: float | None
+) -> "TrainSpec":
+    from icnnrt_exporters.train_spec import TrainSpec
+
+    names = [part.strip() for part in (weights or "all").split(",") if part.strip()]
+    return TrainSpec(
+        loss=loss.value,
+        optimizer="adam" if optimizer is None else optimizer.value,
+        weights=names[0] if names in (["all"], ["last"]) else names,
+        clip_norm=clip_norm,
+    )
 
 
 def _data(path: Path | None) -> dict[str, Any]:

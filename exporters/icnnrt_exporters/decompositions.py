@@ -44,6 +44,9 @@ FORWARD = (
     aten.sgn,
     aten.square,
     aten.masked_fill,
+    # The exporter's own translation has no total weight, which the gradient of a mean divides by.
+    aten.nll_loss_forward,
+    aten.nll_loss2d_forward,
     aten.threshold,
 )
 

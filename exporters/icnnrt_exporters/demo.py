@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import icnnrt
 from icnnrt_exporters.exporter import export
+from icnnrt_exporters.train_spec import TrainSpec
 from icnnrt_models import BundleEntropyArgmin, digits
 
 SHOWN = 10
@@ -47,9 +48,11 @@ class Report:
 
 
 def export_digits(layer: BundleEntropyArgmin, data: digits.Halves, path: Path, **keywords: Any) -> None:
-    """Export a trained digits network; shared with the recipe of models/digits_completion."""
+    """Export a trained digits network, to be tuned on the device by squared error and Adam; shared with the recipe of
+    models/digits_completion."""
     x, y = torch.from_numpy(data.x[:16]), torch.from_numpy(data.y[:16])
-    export(layer.energy, layer, x, y, path, name="digits_completion", overwrite=True, **keywords)
+    training = TrainSpec(loss="squared_error", optimizer="adam")
+    export(layer.energy, layer, x, y, path, name="digits_completion", train=training, overwrite=True, **keywords)
 
 
 def evaluate(layer: BundleEntropyArgmin, split: digits.Split, package: Path, picture: Path) -> Report:

@@ -21,8 +21,8 @@ from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import argmin_graph
 from icnnrt_exporters.bodies import functions
 from icnnrt_exporters.energy_graph import trace_energy
-from icnnrt_exporters.heads import Head, cut_vjp, hessian_vector_product, value_and_gradient
-from icnnrt_exporters.losses import loss_and_gradient, named
+from icnnrt_exporters.heads import cut_vjp, hessian_vector_product, value_and_gradient
+from icnnrt_exporters.losses import loss_graph, named
 from icnnrt_exporters.onnx_head import quiet, to_onnx
 from icnnrt_exporters.optimizers import resolve
 from icnnrt_exporters.preconditions import (
@@ -153,8 +153,12 @@ def _graphs(
     trainable = tuple(name for name in traced.theta if name in learnable)
 
     progress("value and gradient")
-    updated = train.chosen(trainable) if train else ()
-    loss = _loss_head(train, y) if train else None
+    updated: tuple[str, ...] = ()
+    if train:
+        train.check_names(traced.theta)
+        updated = train.chosen(trainable)
+    # Before anything that takes longer, so that a loss that does not fit is told at once.
+    loss = loss_graph(named(train.loss)[1], y, train.target(y_example)) if train else None
     head = to_onnx(value_and_gradient(traced, x, y))
     assembled = {"argmin": argmin_graph(head.clone(), K, solver.steps)}
     progress("Hessian-vector product")
@@ -170,7 +174,7 @@ def _graphs(
             # Gradients of the weights that stay are not computed.
             push.clone() if updated == trainable else to_onnx(cut_vjp(traced, x, y, K, updated)),
             hvp.clone(),
-            to_onnx(loss),
+            loss,
             K=K,
             steps=solver.steps,
             optimizer=resolve(train.optimizer),
@@ -190,12 +194,6 @@ def _graphs(
     _, layout = package.weight_layout(weights)
     graphs = {role: _serialise(graph, weights, layout, constants) for role, graph in assembled.items()}
     return graphs, weights, trainable, training
-
-
-def _loss_head(train: TrainSpec, y: Tensor) -> Head:
-    """Traced before anything else, so that a loss that does not fit is told at once."""
-    target = train.target(y)
-    return loss_and_gradient(named(train.loss)[1], y, target[:1].expand(len(y), *target.shape[1:]).contiguous())
 
 
 def residual_tolerance(solver: BundleEntropyArgmin, x_example: Tensor) -> float:

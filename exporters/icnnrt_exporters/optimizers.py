@@ -38,7 +38,8 @@ class Optimizer(Protocol):
 
 
 def _check(name: str, value: float, low: float, below: float | None) -> None:
-    if not value >= low or (below is not None and not value < below) or value != value or value == float("inf"):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value < (float("inf") if below is None else below):
         bound = f"at least {low}" + ("" if below is None else f" and below {below}")
         raise ExportError(f"{name}: expected a number of {bound}, got {value!r}; 0 turns momentum and decay off")
 
@@ -79,6 +80,8 @@ class Adam:
     slots: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
     def __post_init__(self) -> None:
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise ExportError(f"betas: expected two numbers, got {self.betas!r}; (0.9, 0.999) is usual")
         for i, beta in enumerate(self.betas):
             _check(f"betas[{i}]", beta, 0.0, 1.0)
         _check("eps", self.eps, 0.0, None)

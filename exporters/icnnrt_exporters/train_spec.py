@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from icnnrt import package
+from icnnrt._runner import NEW, OF_ONE_STEP
 from icnnrt.errors import ExportError
 from icnnrt_exporters.losses import Loss, named
 from icnnrt_exporters.optimizers import AnyOptimizer, resolve
 
 AdjointName = Literal["exact", "prop3"]
+# Of the inputs and outputs that train.onnx has beyond those of the other graphs.
+NAMES = frozenset(("target", "learning_rate", *OF_ONE_STEP))
+PREFIXES = ("state.", NEW)
 TARGET_DTYPES = (torch.float64, torch.float32, torch.int64)
 
 
@@ -55,8 +59,8 @@ class TrainSpec:
             )
         if self.adjoint not in get_args(AdjointName):
             raise ExportError(
-                f"adjoint: expected 'exact' or 'prop3' in a training graph, got {self.adjoint!r}; choose 'exact' unless "
-                "the energy is piecewise linear"
+                f"adjoint: expected 'exact' or 'prop3' in a training graph, got {self.adjoint!r}; choose 'exact' "
+                "unless the energy is piecewise linear"
             )
 
     def target(self, y_example: Tensor) -> Tensor:
@@ -70,6 +74,16 @@ class TrainSpec:
         if example.dtype not in TARGET_DTYPES:
             raise ExportError(f"target_example: expected float32, float64 or int64, got {example.dtype}; convert it")
         return example
+
+    @staticmethod
+    def check_names(names: Iterable[str]) -> None:
+        """No weight bears the name of an input or output of train.onnx."""
+        for name in names:
+            if name in NAMES or name.startswith(PREFIXES):
+                raise ExportError(
+                    f"energy: a weight is called {name!r}, as an input or output of the training graph is or may be; "
+                    "rename it in the module"
+                )
 
     def chosen(self, trainable: Sequence[str]) -> tuple[str, ...]:
         """The weights that move, in the order of the graph."""
@@ -85,7 +99,7 @@ class TrainSpec:
         else:
             if not isinstance(self.weights, Sequence) or not all(isinstance(p, str) for p in self.weights):
                 raise ExportError(
-                    f"weights: expected 'all', 'last' or a list of patterns, got {self.weights!r}; write patterns as text"
+                    f"weights: expected 'all', 'last' or a list of patterns, got {self.weights!r}; write them as text"
                 )
             if not self.weights:
                 raise ExportError("weights: expected one pattern or more, got none; 'all' trains every weight")
@@ -98,7 +112,8 @@ class TrainSpec:
             chosen = [name for name in trainable if any(fnmatch.fnmatchcase(name, p) for p in self.weights)]
         if not chosen:
             raise ExportError(
-                "weights: no weight of the energy requires a gradient, so there is nothing to train; call requires_grad_()"
+                "weights: no weight of the energy requires a gradient, so there is nothing to train; call "
+                "requires_grad_()"
             )
         return tuple(chosen)
 
@@ -138,5 +153,7 @@ def _last_layer(names: Sequence[str]) -> list[str]:
 
 def _place(name: str) -> list[str]:
     """The path of the module that a parameter belongs to; torch keeps what it is made of one module further down."""
-    module = name.split(".")[:-1]
+    *module, own = name.split(".")
+    if own.isdigit():  # of a list of parameters
+        module.append(own)
     return module[: module.index("parametrizations")] if "parametrizations" in module else module

@@ -1,0 +1,276 @@
+"""Weights to and from a federation: many devices learn from data that stays with each, and a server averages.
+
+    weights = icnnrt.federated.get_weights(tuner)         # what a device has learnt
+    mean = weighted_average([weights, ...], [n, ...])     # what the server makes of it: θ = Σ nᵢ θᵢ / Σ nᵢ
+    icnnrt.federated.set_weights(tuner, mean)             # the next round
+
+Averages of convex networks are convex: what a package's convexity asks of its weights is that some of them are not
+negative, and sums of such with positive factors are not negative either. `set_weights` holds whatever comes to it.
+
+`client_app` makes a device a client of Flower (flwr), whose server, strategies, transport and privacy are its own.
+flwr is imported there only: pip install 'icnnrt[federated]'.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt.errors import InputError, MissingDependencyError
+from icnnrt.finetune import BATCH_SIZE, FineTuner
+from icnnrt.manifest import Manifest
+from icnnrt.session import Session
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+    from flwr.clientapp import ClientApp
+
+Weights: TypeAlias = Mapping[str, NDArray[Any]]
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+
+# Keys of Flower's strategies, as they are unless a strategy is told otherwise.
+ARRAYS, METRICS, CONFIG, SAMPLES = "arrays", "metrics", "config", "num-examples"
+ROUND: Final = "server-round"
+
+
+def get_weights(source: Session | FineTuner) -> Arrays:
+    """name -> a copy of every weight that the package's training graph moves; without one, every trainable weight.
+
+    All are of one instant, also while another thread tunes. The others are the same on every device, so they need not
+    travel.
+    """
+    if isinstance(source, FineTuner):
+        with source._lock:
+            return _copies(source.session)
+    return _copies(_session(source))
+
+
+def set_weights(target: Session | FineTuner, weights: Weights) -> None:
+    """Take new values for some weights or all, whole or not at all; later runs of the session use them.
+
+    weights:  name -> array of the weight's shape; floats of another width are converted
+
+    A tuner keeps its optimiser's state, and what was set is what `rollback` returns to. Set the weights of a session
+    that has a tuner through the tuner.
+
+    Raises `InputError`, and nothing has changed, for a weight that the package has not or does not train, for a wrong
+    shape or dtype, for NaN or infinity, and for entries below zero where the energy would cease to be convex.
+    """
+    session = _session(target)
+    checked = _checked(session.manifest, weights)
+    if not isinstance(target, FineTuner):
+        session._update_weights(checked)
+        return
+    with target._lock:
+        target._commit(checked, target._state)
+        target.keep()
+
+
+def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Arrays:
+    """θ = Σᵢ nᵢ θᵢ / Σᵢ nᵢ for every weight: federated averaging (McMahan et al., 2017).
+
+    weights:  from several devices, all with the same names, shapes and dtypes
+    samples:  nᵢ >= 0 for each, such as how many samples it learnt from; not all are zero
+
+    Sums are formed in float64. Entries that are nowhere negative have an average that is not.
+    Raises `InputError` for anything else, NaN and infinity included.
+    """
+    if len(weights) == 0 or len(weights) != len(samples):
+        raise InputError(
+            f"weights, samples: expected one number of samples for each of one device or more, but got {len(weights)} "
+            f"devices and {len(samples)} numbers."
+        )
+    counts = np.asarray(samples, np.float64)
+    if counts.ndim != 1 or not np.isfinite(counts).all() or counts.min() < 0 or not counts.sum() > 0:
+        raise InputError(f"samples: expected numbers of at least 0, not all 0, but got {list(samples)!r}.")
+    parts = counts / counts.sum()
+    first = {name: np.asarray(array) for name, array in weights[0].items()}
+    total = {name: np.zeros(array.shape, np.float64) for name, array in first.items()}
+    for device, (given, part) in enumerate(zip(weights, parts, strict=True)):
+        if given.keys() != first.keys():
+            odd = min(given.keys() ^ first.keys())
+            raise InputError(
+                f"weights: expected the same names from every device, but {odd!r} is in only one of devices 0 and "
+                f"{device}; average weights of one package."
+            )
+        for name, like in first.items():
+            array = np.asarray(given[name])
+            if array.dtype.kind != "f" or array.dtype != like.dtype or array.shape != like.shape:
+                raise InputError(
+                    f"weights: expected {name} as {like.dtype}{list(like.shape)} of floats from every device, but got "
+                    f"{array.dtype}{list(array.shape)} from device {device}; average weights of one package."
+                )
+            if not np.isfinite(array).all():
+                raise InputError(f"weights: {name} of device {device} holds NaN or infinity; leave that device out.")
+            total[name] += part * array
+    return {name: total[name].astype(like.dtype) for name, like in first.items()}
+
+
+# --- Flower --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a device brings to a federation."""
+
+    tuner: FineTuner
+    x: Any
+    target: Any
+    validation: tuple[Any, Any] | None = None
+    """(x, target) that the server's weights are judged by; without it, by the data that is learnt from."""
+
+
+def client_app(local: Callable[["Context"], Local], *, epochs: int = 1, batch_size: int = BATCH_SIZE) -> "ClientApp":
+    """A client of Flower that tunes a package on the data of its device.
+
+    local:       called with Flower's context for every message; it should return the same tuner each time, since to
+                 make a session takes longer than a round
+    epochs, batch_size:  of one round, unless the server's configuration has "epochs", "batch-size" or "lr"
+
+    In a round of training the client takes the server's weights, fits, and answers with an ArrayRecord "arrays" of
+    `get_weights` and a MetricRecord "metrics": "num-examples", "loss", "accepted" and "refused" steps. Steps that
+    would harm are refused as ever, so a device of bad data sends back what it was sent. Evaluation answers with
+    "num-examples" and "loss". The optimiser's state stays on the device.
+
+    Use it as the app of a Flower project, with any strategy that averages:
+
+        app = icnnrt.federated.client_app(local)                             # on the devices
+        FedAvg().start(grid, initial_arrays=to_record(get_weights(session)))  # in the server's app
+
+    Raises `MissingDependencyError` without flwr.
+    """
+    flwr = _flwr()
+    app: ClientApp = flwr.ClientApp()
+
+    @app.train()
+    def train(message: "Message", context: "Context") -> "Message":
+        mine = local(context)
+        config = _config(message)
+        set_weights(mine.tuner, from_record(message.content[ARRAYS]))
+        rate = config.get("lr")
+        report = mine.tuner.fit(
+            mine.x,
+            mine.target,
+            epochs=int(config.get("epochs", epochs)),
+            batch_size=int(config.get("batch-size", batch_size)),
+            learning_rate=None if rate is None else float(rate),
+            seed=int(config.get(ROUND, 0)),  # another order in every round
+        )
+        last = report.epochs[-1]
+        metrics = {
+            SAMPLES: len(mine.x) - last.skipped,
+            "loss": last.loss,
+            "accepted": sum(epoch.accepted for epoch in report.epochs),
+            "refused": sum(epoch.refused for epoch in report.epochs),
+        }
+        return _answer(flwr, message, metrics, to_record(get_weights(mine.tuner)))
+
+    @app.evaluate()
+    def evaluate(message: "Message", context: "Context") -> "Message":
+        mine = local(context)
+        set_weights(mine.tuner, from_record(message.content[ARRAYS]))
+        x, target = (mine.x, mine.target) if mine.validation is None else mine.validation
+        return _answer(flwr, message, {SAMPLES: len(x), "loss": mine.tuner.loss(x, target)})
+
+    return app
+
+
+def to_record(weights: Weights) -> "ArrayRecord":
+    """Weights as Flower sends them, under their names."""
+    flwr = _flwr()
+    return flwr.ArrayRecord({name: flwr.Array(np.ascontiguousarray(array)) for name, array in weights.items()})
+
+
+def from_record(record: "ArrayRecord") -> Arrays:
+    """Weights as Flower brings them. What they are worth is for `set_weights` to say."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def _answer(flwr: Any, message: "Message", metrics: Mapping[str, float], arrays: "ArrayRecord | None" = None) -> Any:
+    content: dict[str, Any] = {METRICS: flwr.MetricRecord(dict(metrics))}
+    if arrays is not None:
+        content[ARRAYS] = arrays
+    return flwr.Message(content=flwr.RecordDict(content), reply_to=message)
+
+
+def _config(message: "Message") -> "ConfigRecord | dict[str, Any]":
+    return message.content.config_records.get(CONFIG, {})
+
+
+class _Flower:
+    """The few names of flwr that are used here."""
+
+    def __init__(self) -> None:
+        from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+        from flwr.clientapp import ClientApp
+
+        self.Array, self.ArrayRecord, self.Message = Array, ArrayRecord, Message
+        self.MetricRecord, self.RecordDict, self.ClientApp = MetricRecord, RecordDict, ClientApp
+
+
+def _flwr() -> Any:
+    try:
+        return _Flower()
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Flower is needed for this, but cannot be imported ({error}): pip install 'icnnrt[federated]'."
+        ) from error
+
+
+# --- Checks --------------------------------------------------------------------------------------
+
+
+def _session(value: object) -> Session:
+    if isinstance(value, FineTuner):
+        return value.session
+    if not isinstance(value, Session):
+        raise InputError(f"expected a session or a FineTuner, but got {type(value).__name__}; see icnnrt.load.")
+    return value
+
+
+def _exchanged(manifest: Manifest) -> tuple[str, ...]:
+    if manifest.train is not None:
+        return manifest.train.weights
+    return tuple(name for name, spec in manifest.weights.tensors.items() if spec.trainable)
+
+
+def _copies(session: Session) -> Arrays:
+    """Read again if the weights changed meanwhile: half of one step and half of another belong to no network."""
+    while True:
+        before = session.weights_id
+        arrays = {name: np.array(session.weights[name]) for name in _exchanged(session.manifest)}
+        if session.weights_id == before:
+            return arrays
+
+
+def _checked(manifest: Manifest, weights: Weights) -> Arrays:
+    if not isinstance(weights, Mapping):
+        raise InputError(f"weights: expected arrays by name, but got {type(weights).__name__}; see get_weights.")
+    known = set(_exchanged(manifest))
+    checked: Arrays = {}
+    for name, given in weights.items():
+        if name not in known:
+            raise InputError(
+                f"weights: expected names of weights that {manifest.name} trains, but got {name!r}; give weights of "
+                "the same package."
+            )
+        spec = manifest.weights.tensors[name]
+        array = np.asarray(given)
+        if array.dtype.kind != "f" or array.shape != spec.shape:
+            raise InputError(
+                f"weights: expected {name} as {spec.dtype}{list(spec.shape)}, but got "
+                f"{array.dtype}{list(array.shape)}; give weights of the same package."
+            )
+        with np.errstate(over="ignore"):
+            array = np.array(array, spec.dtype, order="C")
+        if not np.isfinite(array).all():
+            raise InputError(f"weights: {name} holds NaN or infinity; leave out the device that it comes from.")
+        if spec.nonnegative and array.size and array.min() < 0:
+            raise InputError(
+                f"weights: {name} has entries below zero, down to {array.min():.3g}, so the energy would not be "
+                "convex; average, and add no noise to it, or clip it at zero."
+            )
+        checked[name] = array
+    return checked
