@@ -112,6 +112,19 @@ def test_wrong_usage(arguments):
     assert not done.stdout
 
 
+def test_every_target_is_measured(module):
+    """A target that no row has would never be missed."""
+    targets, shapes = module("targets"), set(module("inner").SHAPES)
+    batches, networks = (1, 128), module("networks").NETWORKS  # the default of --batch
+    assert shapes == {(n, k) for n, ks in ((10, (5, 30)), (159, (10, 30)), (2048, (10, 30))) for k in ks}
+    assert set(targets.INNER) <= {(n, k, batch) for n, k in shapes for batch in batches}
+    assert set(targets.ARGMIN) <= {(network.n, batch) for network in networks for batch in batches}
+    assert {network.n: (network.hidden, network.K) for network in networks} == {
+        24: ((64, 64), 10), 159: ((600, 600), 10), 2048: ((200, 200), 30)
+    }  # fmt: skip
+    assert set(targets.EXPONENTS) == set(module("scaling").SERIES)
+
+
 def test_the_loop_floor_makes_K_evaluations(module):
     package = Package.open(DIGITS)
     K = package.manifest.solver.iterations

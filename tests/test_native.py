@@ -1,5 +1,6 @@
 """The native kernels: the cases of the portable bodies once more, bad input, threads, memory, the library itself."""
 
+import ctypes
 import functools
 import os
 import re
@@ -276,6 +277,7 @@ def test_a_malformed_input_is_told(
     [
         ({}, "steps: expected an integer attribute, but got none; write it on the node"),
         ({"steps": -1}, "steps: expected an integer from 0 to 1000000, but got -1"),
+        ({"steps": 1_000_001}, "steps: expected an integer from 0 to 1000000, but got 1000001"),
         ({"steps": 2.5}, "steps: expected an integer attribute, but got none"),
     ],
 )
@@ -284,14 +286,47 @@ def test_a_malformed_attribute_is_told_at_load(attributes: dict[str, Any], sente
         loose_session("BundleEntropySolve", np.float32, **attributes)
 
 
-def test_a_workspace_that_cannot_be_had_is_an_error() -> None:
-    """Four million cuts: matrices of k×k would take more than there are addresses."""
+@pytest.mark.parametrize("dtypes", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_a_graph_of_two_types_does_not_load(dtypes: tuple[int, ...]) -> None:
+    """A kernel takes the memory of all its inputs for numbers of one type: onnxruntime must never give it others."""
+    proto = test_bodies.model("BundleEntropySolve", np.float64, steps=1)
+    del proto.functions[:]
+    for value, other in zip(proto.graph.input, dtypes, strict=True):
+        if other:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    assert "BundleEntropySolve" in refusal(proto)
+
+
+@pytest.mark.parametrize("outputs", [["y"], ["y", "", "", ""], ["", "", "", "residual"]])
+def test_an_output_left_out_does_not_load(outputs: list[str]) -> None:
+    """A kernel writes all that it has: onnxruntime must never leave it without memory for one."""
+    proto = test_bodies.model("BundleEntropySolve", np.float64, steps=1)
+    del proto.functions[:]
+    proto.graph.node[0].output[:] = outputs
+    kept = [value for value in proto.graph.output if value.name in outputs]
+    del proto.graph.output[:]
+    proto.graph.output.extend(kept)
+    assert "BundleEntropySolve" in refusal(proto)
+
+
+def refusal(proto: onnx.ModelProto) -> str:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(icnnrt.ops_library())
+    with pytest.raises(Exception, match=r"\[ONNXRuntimeError\]") as caught:
+        onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("B", "threads"), [(1, 1), (3, 2)])
+def test_a_workspace_that_cannot_be_had_is_an_error(B: int, threads: int) -> None:
+    """Four million cuts: matrices of k×k would take more than there are addresses. Several threads may find out."""
     k = 4_000_000
-    feeds = {"slopes": np.zeros((1, k, 1)), "offsets": np.zeros((1, k)), "lam_start": np.zeros((1, 0))}
+    feeds = {"slopes": np.zeros((B, k, 1)), "offsets": np.zeros((B, k)), "lam_start": np.zeros((B, 0))}
     with pytest.raises(
         Exception, match=r"bytes of workspace for k = 4000000 cuts of n = 1 entries cannot be allocated"
     ):
-        native_session("BundleEntropySolve", np.float64, steps=1).run(None, feeds)
+        native_session("BundleEntropySolve", np.float64, threads=threads, steps=1).run(None, feeds)
 
 
 @settings(max_examples=200, deadline=None)
@@ -435,6 +470,37 @@ def test_registering_twice_is_an_error() -> None:
     assert options.get_session_config_entry("ai.icnnrt.instruction_set") in _native.build().instruction_sets
     with pytest.raises(Exception, match="registered there already; call register_custom_ops_library once"):
         options.register_custom_ops_library(icnnrt.ops_library())
+
+
+@pytest.mark.parametrize("oldest_too", [True, False])
+def test_an_onnxruntime_without_the_interface_is_told(oldest_too: bool) -> None:
+    """One too old for version 17 of it, or one so new that it has dropped that: a sentence, and nothing else of such a
+    runtime is touched. One that has not even version 1 left, whose first entry makes a status, cannot be told."""
+    told: list[bytes] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+    def create_status(code: int, message: bytes) -> int:
+        told.append(message)
+        return 42
+
+    table = (ctypes.c_void_p * 1)(ctypes.cast(create_status, ctypes.c_void_p))
+    name = ctypes.create_string_buffer(b"9.99.0")
+
+    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+    def get_api(version: int) -> int | None:
+        return ctypes.addressof(table) if version == 1 and oldest_too else None
+
+    @ctypes.CFUNCTYPE(ctypes.c_void_p)
+    def get_version_string() -> int:
+        return ctypes.addressof(name)
+
+    base = (ctypes.c_void_p * 2)(*(ctypes.cast(f, ctypes.c_void_p) for f in (get_api, get_version_string)))
+    register = ctypes.CDLL(icnnrt.ops_library()).RegisterCustomOps
+    register.argtypes, register.restype = (ctypes.c_void_p, ctypes.c_void_p), ctypes.c_void_p
+    assert register(None, ctypes.addressof(base)) == (42 if oldest_too else None)
+    if oldest_too:
+        (message,) = told
+        assert b"offers version 17 of its C interface, as 1.17 and later do, but this is 9.99.0; install" in message
 
 
 def test_plain_onnxruntime_runs_a_packed_graph(digits_like_package: Path, tmp_path: Path) -> None:
