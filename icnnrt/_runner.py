@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from icnnrt import _native, _wire
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, PackageError, ProviderError
-from icnnrt.manifest import TRAIN_ROLE, Manifest, TrainingSpec
+from icnnrt.manifest import SOLVER_ROLES, TRAIN_ROLE, Manifest, TrainingSpec
 from icnnrt.package import OP_DOMAIN, Package
 
 Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
@@ -38,6 +38,10 @@ LOG_SEVERITY: Final = 3
 # role -> inputs and outputs that icnnrt feeds and reads; adjoint.onnx also gives theta_bar.<trainable weight>.
 SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "value": (("x", "y"), ("f", "gradient")),
+    "gradient": (("x", "y"), ("gradient",)),
+    "hvp": (("x", "y", "v"), ("hvp",)),
+    "hessian": (("x", "y"), ("f", "gradient", "hessian")),
+    "gradient_x": (("x", "y"), ("gradient_x",)),
     "argmin": (
         ("x", "y_init"),
         (
@@ -59,6 +63,9 @@ SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("x_bar", "slope_mismatch"),
     ),
 }
+# What argmin and adjoint take and give besides, where bounds of y are given at run time.
+BOUNDS: Final = ("lower", "upper")
+BOUNDS_BAR: Final = ("lower_bar", "upper_bar")
 THETA_BAR: Final = "theta_bar."
 # What train.onnx gives of the argmin inside it; new.<name> stands for the next value of a weight or state tensor.
 OF_ONE_STEP: Final = (
@@ -91,13 +98,19 @@ DTYPES: Final = {
 def arrays_of(manifest: Manifest) -> dict[str, tuple[str, Shape]]:
     """name -> dtype and shape of everything that graphs of such a package take and give. A name means the same in all
     of them."""
-    T, D, x, (n,), K = manifest.dtype, "float64", manifest.x_shape, manifest.y_shape, manifest.solver.iterations
+    T, D, x, (n,) = manifest.dtype, "float64", manifest.x_shape, manifest.y_shape
+    K = manifest.solver.iterations if manifest.solver else 0
     arrays: dict[str, tuple[str, Shape]] = {
         "x": (T, (BATCH, *x)),
         "y": (T, (BATCH, n)),
         "y_init": (T, (BATCH, n)),
         "f": (T, (BATCH,)),
         "gradient": (T, (BATCH, n)),
+        "v": (T, (BATCH, n)),
+        "hvp": (T, (BATCH, n)),
+        "hessian": (T, (BATCH, n, n)),
+        "gradient_x": (T, (BATCH, *x)),
+        **dict.fromkeys((*BOUNDS, *BOUNDS_BAR), (T, (BATCH, n))),
         "lam": (T, (BATCH, K)),
         "slopes": (T, (BATCH, K, n)),
         "offsets": (T, (BATCH, K)),
@@ -150,8 +163,14 @@ def signature_of(manifest: Manifest, role: str) -> tuple[tuple[str, ...], tuple[
         assert manifest.train is not None
         state = tuple(state_of(manifest, manifest.train))
         moved = tuple(NEW + name for name in (*state, *manifest.train.weights))
-        return ("x", "target", "learning_rate", *state), (*OF_ONE_STEP, *moved)
+        bounds = BOUNDS if manifest.domain and manifest.domain.kind == "box" else ()
+        return ("x", *bounds, "target", "learning_rate", *state), (*OF_ONE_STEP, *moved)
     inputs, outputs = SIGNATURES[role]
+    if role == "hessian" and manifest.kind == "gradient":
+        outputs = tuple(name for name in outputs if name != "f")
+    if role in SOLVER_ROLES and manifest.domain and manifest.domain.kind == "box":
+        inputs = (*inputs, *BOUNDS)
+        outputs = (*outputs, *BOUNDS_BAR) if role == "adjoint" else outputs
     if role == "adjoint":
         trainable = (name for name, spec in manifest.weights.tensors.items() if spec.trainable)
         outputs = (*outputs, *(THETA_BAR + name for name in trainable))

@@ -54,7 +54,7 @@ def vjp(run: Run, manifest: Manifest, solution: Solution, y_bar: object, *, adjo
         }
         return Cotangents(MappingProxyType(zeros), x̄, skipped, np.zeros_like(skipped))
     part = solution if kept.all() else solution[kept]
-    depth = manifest.solver.iterations if adjoint == "exact" else 1
+    depth = solution.lam.shape[1] if adjoint == "exact" else 1
     outputs = run(
         {
             "x": part.x,

@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.tree import Tree
 from typer.core import TyperGroup
 
-from icnnrt.errors import IcnnrtError, MissingDependencyError
+from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError
 
 ENTRY_POINTS: Final = "icnnrt.commands"
 ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
@@ -220,6 +220,11 @@ def run(
     suffix = tabular.check_target(out, source=source) if out else ""
     opened = Package.open(package)
     manifest = opened.manifest
+    if manifest.solver is None:
+        raise InputError(
+            f"package: {manifest.name} was exported without a solver, so there is no argmin to run; use its heads from "
+            "Python, or export it again with a solver."
+        )
     x = tabular.read_array(source, "x", manifest.x_shape)
     check_shape(x.shape, "x", manifest.x_shape, where=str(source))
     start = tabular.read_array(y_init, "y_init", manifest.y_shape) if y_init else None
@@ -338,19 +343,38 @@ def inspect(package: PackageArgument, as_json: JsonFlag = False) -> None:
         console().print(_tree(str(opened.path), content))
 
 
+# kind of domain -> how people write it, behind y
+DOMAINS: Final = {
+    "unit_box": " in [0, 1]ⁿ",
+    "box": " between bounds given at run time",
+    "simplex": " in the simplex",
+    "space": " in ℝⁿ",
+}
+
+
 def _tree(path: str, m: Mapping[str, Any]) -> Tree:
     root = Tree(f"[bold]{escape(m['name'])}[/]  {escape(path)}", guide_style="dim")
     solver, domain = m["solver"], m["domain"]
     root.add(f"format {m['format']} {m['format_version']}, {m['dtype']}, opset {m['opset']}, IR {m['ir_version']}")
-    root.add(
-        f"x {_shown(m['x_shape'])} → y {_shown(m['y_shape'])} in [{domain['lower']:g}, {domain['upper']:g}]".replace(
-            "[", "\\["
+    if m["kind"] == "gradient":
+        root.add("the gradient of an energy alone, without its value")
+    root.add(escape(f"x {_shown(m['x_shape'])}, y {_shown(m['y_shape'])}{DOMAINS[domain['kind']] if domain else ''}"))
+    if solver:
+        mu = f", μ {number(domain['mu'])}" if "mu" in domain else ""
+        root.add(
+            f"{solver['name']}: {solver['iterations']} cuts, {solver['steps']} steps each, {m['regulariser']}{mu}, "
+            f"tolerances: gap {number(solver['gap_tolerance'])}, residual {number(solver['residual_tolerance'])}"
         )
-    )
-    root.add(
-        f"{solver['name']}: {solver['iterations']} cuts, {solver['steps']} steps each, {m['regulariser']}, tolerances: "
-        f"gap {number(solver['gap_tolerance'])}, residual {number(solver['residual_tolerance'])}"
-    )
+    else:
+        root.add("solver: none, so no argmin; export with one for that")
+    if "convexity" in m:
+        colour = {"proven": "green", "violated": "red"}.get(m["convexity"]["verdict"], "yellow")
+        branch = root.add(f"convexity: [{colour}]{m['convexity']['verdict']}[/]  {escape(m['convexity']['sentence'])}")
+        for key, figure in m["convexity"]["figures"].items():
+            branch.add(f"{escape(key)}  {number(figure)}")
+    else:
+        root.add("convexity: not examined")
+    root.add("golden data: " + ("there, `verify` replays it" if "golden" in m else "none"))
     ops = ", ".join(f"{d}::{name}" for d, o in m["ops"].items() for name in o["names"]) or "none"
     graphs = Table("graph", "bytes", "sha256", title_justify="left", box=None)
     for role, graph in m["graphs"].items():

@@ -420,6 +420,7 @@ class FineTuner:
 
     def _status(self, out: Arrays) -> NDArray[np.int8]:
         solver = self.session.manifest.solver
+        assert solver is not None, "there is no training graph without a solver"
         return certificate.status_of(
             np.ones(len(out["gap"]), bool),
             out["y"],

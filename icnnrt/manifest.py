@@ -26,6 +26,7 @@ from icnnrt._fields import (
     plain,
     positive,
     real,
+    show,
     surrogate,
     table,
     text,
@@ -36,14 +37,22 @@ from icnnrt.errors import PackageError
 FORMAT: Final = "icnnrt"
 MANIFEST_FILE: Final = "manifest.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
+GOLDEN_FILE: Final = "golden.safetensors"
 OP_DOMAIN: Final = "ai.icnnrt"
-REQUIRED_ROLES: Final = ("value", "argmin", "adjoint")
+# kind of energy -> the graph that a package of that kind must have
+ENERGY_ROLES: Final = {"energy": "value", "gradient": "gradient"}
+# These come together, and with a solver, or not at all.
+SOLVER_ROLES: Final = ("argmin", "adjoint")
 TRAIN_ROLE: Final = "train"
+VERDICTS: Final = ("proven", "violated", "unknown")
+# kind of domain -> its regulariser
+REGULARISERS: Final = {"unit_box": "entropy", "box": "entropy", "simplex": "entropy", "space": "quadratic"}
 
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_HEADER_BYTES: Final = 16 << 20
 # Weights live in their own file, so even a large graph takes a few MiB.
 MAX_GRAPH_BYTES: Final = 256 << 20
+MAX_GOLDEN_BYTES: Final = 64 << 20
 MAX_ITERATIONS: Final = 4096
 MAX_STEPS: Final = 1000
 # The cuts take K n slopes a sample; 2^28 of them are 1 GiB in float32.
@@ -81,11 +90,22 @@ Scalar: TypeAlias = str | bool | int | float | None
 
 @dataclass(frozen=True)
 class Domain:
-    """The set the decision variable y lies in: every entry between `lower` and `upper`."""
+    """The set that y* lies in, with the regulariser R that belongs to it; y* minimises f + R.
 
-    kind: str = "box"
-    lower: float = 0.0
-    upper: float = 1.0
+    unit_box   [0, 1]^n, R = −H(y) = Σ y log y + (1−y) log(1−y)
+    box        lower <= y <= upper, inputs of the graphs for each sample; R = −H(p), p = (y − lower)/(upper − lower)
+    simplex    y >= 0 and 1'y = 1, R = Σ y log y
+    space      R^n, R = (μ/2)‖y‖²
+    """
+
+    kind: str = "unit_box"
+    mu: float | None = None
+    """μ of `space`; None elsewhere."""
+
+    @property
+    def regulariser(self) -> str:
+        """ "entropy" or "quadratic"."""
+        return REGULARISERS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -100,6 +120,8 @@ class SolverSpec:
     gap_tolerance: float
     residual_tolerance: float
     name: str = "BundleEntropy"
+    step_size: float | None = None
+    """τ of BregmanProximalGradient; None elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +181,19 @@ class TrainingSpec:
 
 
 @dataclass(frozen=True)
+class ConvexitySpec:
+    """What was found, when the package was written, of the convexity in y of its value graph.
+
+    verdict "proven" holds for every x and y; "violated" was seen; "unknown" says that no rule applies. `sentence` is
+    for people, `figures` are whatever could be measured or bounded.
+    """
+
+    verdict: str
+    sentence: str
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contents of manifest.json; the module docstring explains every field.
 
@@ -171,9 +206,8 @@ class Manifest:
     dtype: str
     x_shape: tuple[int, ...]
     y_shape: tuple[int, ...]
-    domain: Domain
-    regulariser: str
-    solver: SolverSpec
+    domain: Domain | None
+    solver: SolverSpec | None
     opset: int
     ir_version: int
     ops: Mapping[str, OpSet]
@@ -181,7 +215,10 @@ class Manifest:
     weights: WeightsFile
     parity: Mapping[str, float | Mapping[str, float]]
     metadata: Mapping[str, Scalar]
+    kind: str = "energy"
     train: TrainingSpec | None = None
+    convexity: ConvexitySpec | None = None
+    golden: GraphFile | None = None
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
@@ -208,9 +245,10 @@ class Manifest:
             "dtype": self.dtype,
             "x_shape": list(self.x_shape),
             "y_shape": list(self.y_shape),
-            "domain": vars(self.domain),
-            "regulariser": self.regulariser,
-            "solver": vars(self.solver),
+            "kind": self.kind,
+            "domain": _given(self.domain),
+            "regulariser": self.domain.regulariser if self.domain else None,
+            "solver": _given(self.solver),
             "opset": self.opset,
             "ir_version": self.ir_version,
             "ops": {domain: {"version": o.version, "names": list(o.names)} for domain, o in self.ops.items()},
@@ -232,8 +270,17 @@ class Manifest:
                 "weights": list(self.train.weights),
                 "target_shape": list(self.train.target_shape),
             }
+        if self.convexity is not None:
+            content["convexity"] = {**vars(self.convexity), "figures": dict(self.convexity.figures)}
+        if self.golden is not None:
+            content["golden"] = vars(self.golden)
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True, default=plain)
         return text.encode() + b"\n"
+
+
+def _given(spec: Domain | SolverSpec | None) -> dict[str, object] | None:
+    """The fields that are not None, since those that are belong to other kinds."""
+    return None if spec is None else {key: value for key, value in vars(spec).items() if value is not None}
 
 
 # --- Field by field ------------------------------------------------------------------------------
@@ -281,29 +328,57 @@ _SHA256: Final = matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecima
 FILE_SIZE: Final = integer(0, 1 << 62)
 
 
-def _domain(value: object, place: str) -> Domain:
+def _domain(value: object, place: str) -> Domain | None:
+    if value is None:
+        return None
     fields = JsonObject(value, f"{place}.")
-    kind = fields.take("kind", exactly("box"))
-    bounds: list[float] = []
-    for key, only in (("lower", 0.0), ("upper", 1.0)):
-        bounds.append(fields.take(key, real))
-        if bounds[-1] != only:
-            wrong(f"{place}.{key}", f"{only}, the only {key} bound of format_version {FORMAT_VERSION}", bounds[-1])
+    kind = fields.take("kind", exactly(*REGULARISERS))
+    domain = Domain(kind, fields.take("mu", positive) if kind == "space" else None)
     fields.close()
-    return Domain(kind, *bounds)
+    return domain
 
 
-def _solver(value: object, place: str) -> SolverSpec:
+def _solver(value: object, place: str) -> SolverSpec | None:
+    if value is None:
+        return None
     fields = JsonObject(value, f"{place}.")
+    name = fields.take("name", exactly("BundleEntropy", "BregmanProximalGradient"))
     spec = SolverSpec(
-        name=fields.take("name", exactly("BundleEntropy")),
+        name=name,
         iterations=fields.take("iterations", integer(1, MAX_ITERATIONS)),
         steps=fields.take("steps", integer(1, MAX_STEPS)),
         gap_tolerance=fields.take("gap_tolerance", positive),
         residual_tolerance=fields.take("residual_tolerance", positive),
+        step_size=fields.take("step_size", positive) if name == "BregmanProximalGradient" else None,
     )
     fields.close()
     return spec
+
+
+def _regulariser(value: object, place: str) -> str | None:
+    return None if value is None else exactly("entropy", "quadratic")(value, place)
+
+
+def _convexity(value: object, place: str) -> ConvexitySpec:
+    fields = JsonObject(value, f"{place}.")
+    spec = ConvexitySpec(
+        fields.take("verdict", exactly(*VERDICTS)),
+        fields.take("sentence", text),
+        fields.take("figures", table(real, 64)),
+    )
+    fields.close()
+    return spec
+
+
+def _golden(value: object, place: str) -> GraphFile:
+    fields = JsonObject(value, f"{place}.")
+    golden = GraphFile(
+        fields.take("file", exactly(GOLDEN_FILE)),
+        fields.take("sha256", _SHA256),
+        fields.take("bytes", integer(8, MAX_GOLDEN_BYTES)),
+    )
+    fields.close()
+    return golden
 
 
 def _op_set(value: object, place: str) -> OpSet:
@@ -377,6 +452,25 @@ def _check_train(manifest: Manifest, place: str) -> None:
             wrong(f"{place}train.{field}", "names that occur once", list(names))
 
 
+def _check_roles(manifest: Manifest, regulariser: str | None, place: str) -> None:
+    """The graphs that kind and solver ask for are there; a solver has a domain and the other way round."""
+    solver, domain = manifest.solver, manifest.domain
+    required = [ENERGY_ROLES[manifest.kind], *(SOLVER_ROLES if solver else ())]
+    for role in required:
+        if role not in manifest.graphs:
+            raise PackageError(f"{place}graphs.{role} is missing; {AGAIN}.")
+    for role in (*ENERGY_ROLES.values(), *SOLVER_ROLES, TRAIN_ROLE):
+        if role in manifest.graphs and role not in required and not (role == TRAIN_ROLE and solver):
+            what = f"kind {show(manifest.kind)}" if role in ENERGY_ROLES.values() else "a package without a solver"
+            raise PackageError(f"{place}graphs.{role} does not belong to {what}; {AGAIN}.")
+    if solver and manifest.kind == "gradient":
+        wrong(f"{place}solver", "null, as a gradient alone has no value to minimise", solver.name)
+    if (solver is None) != (domain is None):
+        wrong(f"{place}domain", "null without a solver, and there with one", domain and domain.kind)
+    if regulariser != (domain.regulariser if domain else None):
+        wrong(f"{place}regulariser", f"{show(domain.regulariser if domain else None)}, as domain has it", regulariser)
+
+
 def _clip_norm(value: object, place: str) -> float | None:
     return None if value is None else positive(value, place)
 
@@ -417,8 +511,8 @@ def _read_manifest(value: object) -> Manifest:
         dtype=fields.take("dtype", exactly("float32", "float64")),
         x_shape=fields.take("x_shape", context_shape_of),
         y_shape=fields.take("y_shape", decision_shape_of),
+        kind=fields.take("kind", exactly(*ENERGY_ROLES)),
         domain=fields.take("domain", _domain),
-        regulariser=fields.take("regulariser", exactly("entropy")),
         solver=fields.take("solver", _solver),
         opset=fields.take("opset", integer(1, MAX_OPSET)),
         ir_version=fields.take("ir_version", integer(8, MAX_IR_VERSION)),
@@ -428,12 +522,13 @@ def _read_manifest(value: object) -> Manifest:
         parity=fields.take("parity", table(measure, 1024)),
         metadata=fields.take("metadata", table(scalar, 1024)),
         train=fields.take("train", _train) if "train" in fields.left else None,
+        convexity=fields.take("convexity", _convexity) if "convexity" in fields.left else None,
+        golden=fields.take("golden", _golden) if "golden" in fields.left else None,
     )
+    regulariser = fields.take("regulariser", _regulariser)
     fields.close()
+    _check_roles(manifest, regulariser, place)
     _check_train(manifest, place)
-    for required in REQUIRED_ROLES:
-        if required not in manifest.graphs:
-            raise PackageError(f"{place}graphs.{required} is missing; {AGAIN}.")
     tensors = manifest.weights.tensors.values()
     elements = sum(math.prod(tensor.shape) for tensor in tensors)
     size = sum(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
@@ -444,7 +539,7 @@ def _read_manifest(value: object) -> Manifest:
         )
     if not size < manifest.weights.bytes <= size + 8 + MAX_HEADER_BYTES:
         wrong(f"{place}weights.bytes", f"{size}, the bytes of the tensors, and a header", manifest.weights.bytes)
-    slopes = manifest.solver.iterations * manifest.y_shape[0]
+    slopes = manifest.solver.iterations * manifest.y_shape[0] if manifest.solver else 0
     if slopes > MAX_SLOPES:
         raise PackageError(
             f"{place}solver.iterations times y_shape[0] should be at most {MAX_SLOPES}, but is {slopes}; "

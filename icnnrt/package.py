@@ -4,16 +4,21 @@ A package is a folder, by custom named `<name>.icnn`, of plain files and nothing
 
     manifest.json          what the package holds; sizes and SHA-256 of the other files
     weights.safetensors    every weight, once
-    value.onnx             energy and gradient      (x, y) -> f, grad
-    argmin.onnx            the solver               x -> y_star and its certificate
-    adjoint.onnx           cotangents               y_bar -> theta_bar, x_bar
+    value.onnx             energy and gradient      (x, y) -> f, gradient
+    gradient.onnx          in place of value.onnx where kind is "gradient": (x, y) -> gradient
+    argmin.onnx            the solver               x -> y_star and its certificate; with a solver
+    adjoint.onnx           cotangents               y_bar -> theta_bar, x_bar; with a solver
+    hvp.onnx               Hessian-vector product   (x, y, v) -> hvp; optional
+    hessian.onnx           dense Hessian            (x, y) -> f, gradient, hessian (no f of kind "gradient"); optional
+    gradient_x.onnx        by the context           (x, y) -> gradient_x; optional
     train.onnx             one step of fine-tuning  (x, target, state) -> loss, new weights, new state; optional
     <role>.onnx            any further graph; role matches [a-z][a-z0-9_]*
+    golden.safetensors     inputs and outputs to replay; optional
 
 Subfolders, symbolic links, hidden files and files the manifest does not list are refused.
 
 manifest.json is UTF-8 JSON of at most 1 MiB: one object, no key twice, no NaN or Infinity, with
-exactly these keys, the last where it applies:
+exactly these keys, the last three where they apply:
 
     format           "icnnrt"
     format_version   1
@@ -22,15 +27,19 @@ exactly these keys, the last where it applies:
     dtype            "float32" or "float64": of x, y and the energy
     x_shape          [int, ...], per sample; [0] for an energy of y alone
     y_shape          [n], per sample
-    domain           {"kind": "box", "lower": 0.0, "upper": 1.0}
-    regulariser      "entropy"
+    kind             "energy", or "gradient" where only the gradient of the energy was exported
+    domain           {"kind": "unit_box", "box" or "simplex"} or {"kind": "space", "mu": float > 0}: where y* lies,
+                     see `manifest.Domain`; null without a solver. The graphs of a box take its bounds, `lower` and
+                     `upper` [B, n], and solve for p = (y − lower)/(upper − lower)
+    regulariser      "entropy", of space "quadratic", null without a solver
     solver           {"name": "BundleEntropy", "iterations": K >= 1, "steps": int >= 1,
-                      "gap_tolerance": float > 0, "residual_tolerance": float > 0}
+                      "gap_tolerance": float > 0, "residual_tolerance": float > 0}, or the name
+                     "BregmanProximalGradient" and also "step_size": float > 0; null without argmin.onnx
     opset            ONNX opset that every graph and function imports
     ir_version       ONNX IR version of every graph
     ops              {"ai.icnnrt": {"version": 1, "names": [every op the graphs use from it]}}
     graphs           {role: {"file": "<role>.onnx", "sha256": hex, "bytes": int}};
-                     value, argmin and adjoint must be there
+                     value or, by kind, gradient must be there, argmin and adjoint exactly if a solver is
     weights          {"file": "weights.safetensors", "sha256": hex, "bytes": int,
                       "tensors": {name: {"shape": [int, ...], "dtype": text,
                                          "nonnegative": bool, "trainable": bool}}}
@@ -41,9 +50,13 @@ exactly these keys, the last where it applies:
                       "adjoint": "exact" or "prop3", "clip_norm": float > 0 or null,
                       "target_shape": [int, ...], "target_dtype": "float32", "float64" or "int64"};
                       the weights it updates are trainable and of the package's dtype
+    convexity        {"verdict": "proven", "violated" or "unknown", "sentence": text, "figures": {text: float}}, of
+                     the value graph with the weights beside it
+    golden           only with golden.safetensors: {"file": "golden.safetensors", "sha256": hex, "bytes": int}
 
 Bounds, checked before anything is allocated: K <= 4096, steps <= 1000, K n <= 2^28, at most 2^31
-elements in a shape and in all weights together, 65536 weights, 256 MiB a graph, 16 MiB of safetensors header.
+elements in a shape and in all weights together, 65536 weights, 256 MiB a graph, 16 MiB of safetensors header, 64 MiB
+of golden data.
 
 weights.safetensors is an ordinary safetensors file: 8 bytes of header length N (little-endian), N
 bytes of JSON header, data. The header agrees exactly with the manifest's tensors; their bytes
@@ -56,6 +69,9 @@ EPContext, and whose functions are defined in ai.icnnrt only. An initializer may
 weights.safetensors: location exactly "weights.safetensors", offset 8 + N + the tensor's data
 offset, length the tensor's size. It then is one whole tensor of that file, so writing new weights
 of the same names, shapes and dtypes updates every graph and leaves the graphs as they are.
+
+golden.safetensors holds the inputs of one batch by their names (x, y, v, lower, upper, y_init) and the outputs of each
+graph replayed as "<role>.<output>": what the machine of the export computed from them.
 
 A reader checks all of this before use. The hashes tell damage and half-written packages from whole
 ones; they are no signature, and a package can still ask for a long computation: it is data from
@@ -100,6 +116,7 @@ from icnnrt.manifest import (
     FILE_SIZE,
     FORMAT,
     FORMAT_VERSION,
+    GOLDEN_FILE,
     MANIFEST_FILE,
     MAX_ELEMENTS,
     MAX_GRAPH_BYTES,
@@ -108,10 +125,10 @@ from icnnrt.manifest import (
     MAX_MANIFEST_BYTES,
     MAX_STEPS,
     OP_DOMAIN,
-    REQUIRED_ROLES,
     RESERVED_NAME,
     SAFETENSORS_DTYPES,
     WEIGHTS_FILE,
+    ConvexitySpec,
     Domain,
     GraphFile,
     Manifest,
@@ -128,6 +145,7 @@ from icnnrt.manifest import (
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "GOLDEN_FILE",
     "MANIFEST_FILE",
     "MAX_ELEMENTS",
     "MAX_GRAPH_BYTES",
@@ -135,8 +153,8 @@ __all__ = [
     "MAX_MANIFEST_BYTES",
     "MAX_STEPS",
     "OP_DOMAIN",
-    "REQUIRED_ROLES",
     "WEIGHTS_FILE",
+    "ConvexitySpec",
     "Domain",
     "GraphFile",
     "Manifest",
@@ -154,7 +172,9 @@ __all__ = [
 # Far more than a package can have, and few enough to list.
 MAX_ENTRIES: Final = 4096
 
-_PACKAGE_FILE: Final = re.compile(rf"{re.escape(MANIFEST_FILE)}|{re.escape(WEIGHTS_FILE)}|[a-z][a-z0-9_]*\.onnx")
+_PACKAGE_FILE: Final = re.compile(
+    rf"{'|'.join(map(re.escape, (MANIFEST_FILE, WEIGHTS_FILE, GOLDEN_FILE)))}|[a-z][a-z0-9_]*\.onnx"
+)
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -167,6 +187,7 @@ class Package:
     manifest:  the contents of manifest.json
     graphs:    role -> bytes of its ONNX file
     weights:   name -> read-only array
+    golden:    the arrays of golden.safetensors, read-only; empty without that file
 
     Sessions are made from `graphs` and `weights` rather than from the files, so that what runs is
     what was checked, even if the folder changes meanwhile.
@@ -176,6 +197,7 @@ class Package:
     manifest: Manifest
     graphs: Mapping[str, bytes]
     weights: Mapping[str, np.ndarray]
+    golden: Mapping[str, np.ndarray]
 
     @classmethod
     def open(cls, path: StrPath) -> "Package":
@@ -203,15 +225,18 @@ class Package:
         weights: Mapping[str, np.ndarray] | None = None,
         parity: Mapping[str, float | Mapping[str, float]] | None = None,
         metadata: Mapping[str, Scalar] | None = None,
+        convexity: ConvexitySpec | None = None,
         overwrite: bool = False,
     ) -> "Package":
-        """Write this package to `path`, with new weights, parity or metadata where they are given.
+        """Write this package to `path`, with new weights, parity, metadata or convexity where they are given.
 
-        `weights` must have the names, shapes and dtypes of the old ones. Returns the package as
-        written; for errors and interruptions see `write`.
+        `weights` must have the names, shapes and dtypes of the old ones. What was computed with the old ones, golden
+        data and the verdict on convexity, is left out of a package with new ones. Returns the package as written; for
+        errors and interruptions see `write`.
         """
+        golden: Mapping[str, np.ndarray] = {}
         if weights is None:
-            weights = self.weights
+            weights, golden, convexity = self.weights, self.golden, convexity or self.manifest.convexity
         _check_arrays(weights)
         for name, old in self.weights.items():
             new = weights.get(name)
@@ -225,8 +250,9 @@ class Package:
             self.manifest,
             parity=self.manifest.parity if parity is None else parity,
             metadata=self.manifest.metadata if metadata is None else metadata,
+            convexity=convexity,
         )
-        return _write(path, manifest, self.graphs, weights, overwrite)
+        return _write(path, manifest, self.graphs, weights, golden, overwrite)
 
 
 def write(
@@ -236,19 +262,21 @@ def write(
     dtype: str,
     x_shape: Collection[int],
     y_shape: Collection[int],
-    solver: SolverSpec,
+    solver: SolverSpec | None,
     graphs: Mapping[str, bytes],
     weights: Mapping[str, np.ndarray],
     nonnegative: Collection[str],
     trainable: Collection[str],
+    kind: str = "energy",
     domain: Domain | None = None,
-    regulariser: str = "entropy",
     opset: int = 21,
     ir_version: int = 10,
     producer: Mapping[str, str] | None = None,
     parity: Mapping[str, float | Mapping[str, float]] | None = None,
     metadata: Mapping[str, Scalar] | None = None,
     train: TrainingSpec | None = None,
+    convexity: ConvexitySpec | None = None,
+    golden: Mapping[str, np.ndarray] | None = None,
     overwrite: bool = False,
 ) -> Package:
     """Write a package and return it as `Package.open` would.
@@ -257,7 +285,9 @@ def write(
                   the offsets and lengths that `weight_layout(weights)` gives
     nonnegative:  names of the weights that must stay >= 0 for the energy to be convex
     trainable:    names of the weights that fine-tuning may change
+    domain:       where y* lies; with a solver [0, 1]^n by default
     train:        what train.onnx does, if `graphs` has the role train
+    golden:       inputs and outputs to replay, as golden.safetensors holds them
     overwrite:    replace the package at `path`; anything there that is not a package is refused
 
     Everything is checked before the disk is touched. An interruption leaves what opens as the old
@@ -291,8 +321,8 @@ def write(
         dtype=dtype,
         x_shape=tuple(x_shape),
         y_shape=tuple(y_shape),
-        domain=domain or Domain(),
-        regulariser=regulariser,
+        kind=kind,
+        domain=domain or (Domain() if solver else None),
         solver=solver,
         opset=opset,
         ir_version=ir_version,
@@ -302,8 +332,9 @@ def write(
         parity=parity or {},
         metadata=metadata or {},
         train=train,
+        convexity=convexity,
     )
-    return _write(path, manifest, graphs, weights, overwrite)
+    return _write(path, manifest, graphs, weights, golden or {}, overwrite)
 
 
 def weight_layout(weights: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, tuple[int, int]]]:
@@ -313,16 +344,20 @@ def weight_layout(weights: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, t
     external data wants them. Equal names, shapes and dtypes give equal offsets, whatever the order
     of the mapping and the values of the weights.
     """
-    _check_arrays(weights)
-    # safetensors copies memory as it lies: give it little-endian arrays in C order.
-    arrays = {
-        key: np.asarray(weights[key], dtype=weights[key].dtype.newbyteorder("<"), order="C") for key in sorted(weights)
-    }
-    data = safetensors_numpy.save(arrays)
+    data = _safetensors(weights)
     header = int.from_bytes(data[:8], "little")
     entries = json.loads(data[8 : 8 + header])
     offsets = {key: entries[key]["data_offsets"] for key in weights}
     return data, {key: (8 + header + begin, end - begin) for key, (begin, end) in offsets.items()}
+
+
+def _safetensors(tensors: Mapping[str, np.ndarray]) -> bytes:
+    _check_arrays(tensors)
+    # safetensors copies memory as it lies: give it little-endian arrays in C order.
+    arrays = {
+        key: np.asarray(tensors[key], dtype=tensors[key].dtype.newbyteorder("<"), order="C") for key in sorted(tensors)
+    }
+    return bytes(safetensors_numpy.save(arrays))
 
 
 def _check_arrays(weights: Mapping[str, object]) -> None:
@@ -342,9 +377,11 @@ def _check_arrays(weights: Mapping[str, object]) -> None:
 
 def _check_files(
     manifest: Manifest, files: Mapping[str, bytes]
-) -> tuple[Mapping[str, bytes], Mapping[str, np.ndarray]]:
-    """Check the bytes of every listed file against the manifest; return the graphs and weights."""
+) -> tuple[Mapping[str, bytes], Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+    """Check the bytes of every listed file against the manifest; return the graphs, weights and golden data."""
     everything: list[GraphFile | WeightsFile] = [*manifest.graphs.values(), manifest.weights]
+    if manifest.golden:
+        everything.append(manifest.golden)
     for listed in everything:
         found = hashlib.sha256(files[listed.file]).hexdigest()
         if found != listed.sha256:
@@ -362,7 +399,19 @@ def _check_files(
     for graph in manifest.graphs.values():
         _check_graph(manifest, graph.file, files[graph.file], frozenset(extents.values()))
     graphs = {role: files[graph.file] for role, graph in manifest.graphs.items()}
-    return MappingProxyType(graphs), MappingProxyType(weights)
+    golden = _read_golden(files[GOLDEN_FILE]) if manifest.golden else {}
+    return MappingProxyType(graphs), MappingProxyType(weights), MappingProxyType(golden)
+
+
+def _read_golden(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of golden.safetensors; the size of the file bounds theirs."""
+    try:
+        arrays = safetensors_numpy.load(data)
+    except Exception as error:
+        raise PackageError(f"{GOLDEN_FILE}: is no safetensors file ({error}); {AGAIN}.") from error
+    for array in arrays.values():
+        array.flags.writeable = False
+    return dict(arrays)
 
 
 def _read_header(manifest: Manifest, data: bytes) -> dict[str, tuple[int, int]]:
@@ -491,7 +540,9 @@ def _check_graph(manifest: Manifest, file: str, data: bytes, extents: Collection
 # --- Reading from the disk -----------------------------------------------------------------------
 
 
-def _read_and_check(folder: Path) -> tuple[Manifest, Mapping[str, bytes], Mapping[str, np.ndarray]]:
+def _read_and_check(
+    folder: Path,
+) -> tuple[Manifest, Mapping[str, bytes], Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
     manifest, files = _read_folder(folder)
     return manifest, *_check_files(manifest, files)
 
@@ -525,6 +576,8 @@ def _read_folder(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
     manifest = Manifest.from_json(_read_file(folder / MANIFEST_FILE, limit=MAX_MANIFEST_BYTES))
     listed = {graph.file: graph.bytes for graph in manifest.graphs.values()}
     listed[manifest.weights.file] = manifest.weights.bytes
+    if manifest.golden:
+        listed[manifest.golden.file] = manifest.golden.bytes
     for name in sorted(listed.keys() - names):
         raise PackageError(f"{name} is missing, though {MANIFEST_FILE} lists it; copy the whole folder, or {AGAIN}.")
     for name in sorted(names - listed.keys() - {MANIFEST_FILE}):
@@ -607,6 +660,7 @@ def _write(
     draft: Manifest,
     graphs: Mapping[str, bytes],
     weights: Mapping[str, np.ndarray],
+    golden: Mapping[str, np.ndarray],
     overwrite: bool,
 ) -> Package:
     """Complete the draft with sizes and hashes, check the whole, and put it on the disk."""
@@ -621,16 +675,20 @@ def _write(
             for role, graph in graphs.items()
         },
         weights=replace(draft.weights, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)),
+        golden=None,
     )
     files[WEIGHTS_FILE] = data
+    if golden:
+        files[GOLDEN_FILE] = held = _safetensors(golden)
+        manifest = replace(manifest, golden=GraphFile(GOLDEN_FILE, hashlib.sha256(held).hexdigest(), len(held)))
     try:
         files[MANIFEST_FILE] = manifest.to_json()
         manifest = Manifest.from_json(files[MANIFEST_FILE])
-        checked_graphs, checked_weights = _check_files(manifest, files)
+        checked_graphs, checked_weights, checked_golden = _check_files(manifest, files)
     except (PackageError, TypeError, ValueError) as error:  # json raises the last two
         raise InputError(f"{target.name} would not be a valid package: {error}") from error
     _replace_folder(target, files)
-    return Package(target, manifest, checked_graphs, checked_weights)
+    return Package(target, manifest, checked_graphs, checked_weights, checked_golden)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

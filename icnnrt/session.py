@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt._arguments import batch, finite_rows
-from icnnrt._runner import SIGNATURES, Provider, Runner, arrays_of
+from icnnrt._runner import SIGNATURES, Provider, Runner, arrays_of, signature_of
 from icnnrt.certificate import Tolerances
 from icnnrt.errors import CertificateError, InputError
-from icnnrt.manifest import Manifest
+from icnnrt.manifest import Manifest, SolverSpec
 from icnnrt.package import Package
 from icnnrt.solution import Cotangents, Solution
 from icnnrt.status import Status
@@ -79,8 +79,7 @@ class Session:
         self._strict = strict
         manifest = package.manifest
         self._dtype = np.dtype(manifest.dtype)
-        self._x_shape, (self._n,), self._K = manifest.x_shape, manifest.y_shape, manifest.solver.iterations
-        self._tolerances = Tolerances(manifest.solver.gap_tolerance, manifest.solver.residual_tolerance)
+        self._x_shape, (self._n,) = manifest.x_shape, manifest.y_shape
         self._weights = _Weights(self._runner)
 
     # --- What it is ------------------------------------------------------------------------------
@@ -127,63 +126,142 @@ class Session:
             f"{', native' if self.native else ''}>"
         )
 
-    # --- What it does ----------------------------------------------------------------------------
+    # --- The energy ------------------------------------------------------------------------------
+
+    def value(self, x: object, y: object) -> Floats:
+        """f(x, y), [B]; `value_and_gradient` documents x and y."""
+        return self._evaluate("value", x, y, only=("f",))["f"]
+
+    def gradient(self, x: object, y: object) -> Floats:
+        """∇_y f(x, y), [B, n]; `value_and_gradient` documents x and y.
+
+        For an energy of y alone, x None, that is the map y -> ∇f(y): the transport map of optimal transport.
+        """
+        role = "value" if self.manifest.kind == "energy" else "gradient"
+        return self._evaluate(role, x, y, only=("gradient",))["gradient"]
 
     def value_and_gradient(self, x: object, y: object) -> tuple[Floats, Floats]:
         """f(x, y) and ∇_y f(x, y) for a batch: ([B], [B, n]) in the package's dtype.
 
-        x [B, *x_shape] and y [B, n] are arrays or nested lists of numbers; y may lie anywhere, not only in the box.
-        Floats of another width are converted; integers and booleans must convert exactly. A sample with NaN or
-        infinity in x or y gets NaN and leaves the others as they are.
+        x [B, *x_shape] and y [B, n] are arrays or nested lists of numbers; y may lie anywhere, not only in the domain.
+        x may be None where the energy has no context (x_shape is [0]). Floats of another width are converted; integers
+        and booleans must convert exactly. A sample with NaN or infinity in x or y gets NaN and leaves the others as
+        they are.
 
-        Raises `InputError` for a wrong shape or dtype.
+        Raises `InputError` for a wrong shape or dtype, or if the package holds only a gradient.
         """
-        X = batch(x, "x", self._dtype, self._x_shape)
-        Y = batch(y, "y", self._dtype, (self._n,), length=len(X))
+        out = self._evaluate("value", x, y)
+        return out["f"], out["gradient"]
+
+    def hvp(self, x: object, y: object, v: object) -> Floats:
+        """∇²_y f(x, y) v, [B, n], for v [B, n]. Needs hvp.onnx, an optional head of the export."""
+        return self._evaluate("hvp", x, y, v)["hvp"]
+
+    def hessian(self, x: object, y: object) -> Floats:
+        """∇²_y f(x, y), dense: [B, n, n]. Needs hessian.onnx, an optional head of the export."""
+        return self._evaluate("hessian", x, y, only=("hessian",))["hessian"]
+
+    def value_gradient_hessian(self, x: object, y: object) -> tuple[Floats, Floats, Floats]:
+        """f [B], ∇_y f [B, n] and ∇²_y f [B, n, n] in one run: of a material law, energy, stress and tangent."""
+        if self.manifest.kind == "gradient":
+            raise _no_value()
+        out = self._evaluate("hessian", x, y)
+        return out["f"], out["gradient"], out["hessian"]
+
+    def gradient_x(self, x: object, y: object) -> Floats:
+        """∇_x f(x, y), [B, *x_shape]. Needs gradient_x.onnx, an optional head of the export."""
+        return self._evaluate("gradient_x", x, y)["gradient_x"]
+
+    def _evaluate(
+        self, role: str, x: object, y: object, v: object = None, *, only: tuple[str, ...] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Run a graph of the energy; a sample that holds NaN or infinity is left out, and NaN in every output."""
+        if role not in self.manifest.graphs:
+            if role == "value":
+                raise _no_value()
+            raise InputError(
+                f"{role}: the package {self.manifest.name} has no {role}.onnx; export it again with "
+                f"heads=[{role!r}], or on the command line with --head {role}."
+            )
+        X = None if x is None else batch(x, "x", self._dtype, self._x_shape)
+        Y = batch(y, "y", self._dtype, (self._n,), length=None if X is None else len(X))
+        feeds = {"x": self._no_context(len(Y)) if X is None else X, "y": Y}
+        if role == "hvp":
+            feeds["v"] = batch(v, "v", self._dtype, (self._n,), length=len(Y))
         self._runner.check_open()
-        finite = finite_rows(X) & finite_rows(Y)
-        every = bool(finite.all())
-        if every and len(X):
-            out, _ = self._runner.run("value", {"x": X, "y": Y})
-            return out["f"], out["gradient"]
-        f = np.full(len(X), np.nan, self._dtype)
-        gradient = np.full((len(X), self._n), np.nan, self._dtype)
+        finite = np.logical_and.reduce([finite_rows(a) for a in feeds.values()])
+        if len(Y) and finite.all():
+            return self._runner.run(role, feeds, only=only)[0]
+        wanted = only or signature_of(self.manifest, role)[1]
+        arrays = arrays_of(self.manifest)
+        out = {}
+        for name in wanted:
+            dtype, (_, *shape) = arrays[name]
+            out[name] = np.full((len(Y), *map(int, shape)), math.nan, dtype)
         if finite.any():
-            out, _ = self._runner.run("value", {"x": X[finite], "y": Y[finite]})
-            f[finite], gradient[finite] = out["f"], out["gradient"]
-        return f, gradient
+            some, _ = self._runner.run(role, {name: a[finite] for name, a in feeds.items()}, only=only)
+            for name, array in some.items():
+                out[name][finite] = array
+        return out
+
+    def _no_context(self, B: int) -> Floats:
+        if math.prod(self._x_shape):
+            raise InputError(
+                f"x: expected an array of shape [{B}, {', '.join(map(str, self._x_shape))}], but got None; only an "
+                "energy without context does without it."
+            )
+        return np.zeros((B, *self._x_shape), self._dtype)
+
+    # --- Its argmin ------------------------------------------------------------------------------
 
     def argmin(
-        self, x: object, *, y_init: object = None, warm: Solution | None = None, strict: bool | None = None
+        self,
+        x: object,
+        *,
+        lower: object = None,
+        upper: object = None,
+        y_init: object = None,
+        warm: Solution | None = None,
+        strict: bool | None = None,
     ) -> Solution:
-        """Solve y* = argmin over y in [0,1]^n of f(x, y) − H(y) for a batch of contexts x [B, *x_shape].
+        """Solve y* = argmin over y in the domain of f(x, y) + R(y) for a batch of contexts x [B, *x_shape].
+
+        The package fixes domain and regulariser, see `icnnrt.manifest.Domain`: [0,1]^n with R = −H by default.
 
         x:       array or nested lists of numbers, converted to the package's dtype as `value_and_gradient` does
-        y_init:  where the solver starts, [B, n] within [0, 1]; ½ by default
-        warm:    a solution of B earlier samples (of any weights): its y is where the solver starts, ½ where it is NaN.
-                 K cuts are made all the same, so a good start makes the answer better, not faster
+        lower:   with `upper`, the bounds of y, for a package whose domain is a box and for no other: [B, n], or [n] or
+                 one number for all samples. Where both are equal they fix y
+        y_init:  where the solver starts, [B, n] in the domain; its centre by default
+        warm:    a solution of B earlier samples (of any weights): its y is where the solver starts, brought within
+                 the bounds of now, and the centre where it is NaN. K cuts are made all the same, so a good start makes
+                 the answer better, not faster
         strict:  raise `CertificateError` if any sample did not converge; by default what `load` was told
 
         Returns a `Solution` of B samples, each with status, gap and residual. A batch of none is fine. A sample with
-        NaN or infinity in x is not run and has status NOT_FINITE_INPUT; the others' answers do not depend on it, up to
-        the rounding that another batch size brings.
+        NaN or infinity in x or a bound is not run and has status NOT_FINITE_INPUT, or EMPTY_DOMAIN where a lower bound
+        exceeds its upper one; the others' answers do not depend on it, up to the rounding that another batch size
+        brings.
 
         Raises `InputError` for a wrong shape, dtype or range.
         """
         started = time.perf_counter()
+        solver = self._solver("argmin")
         X = batch(x, "x", self._dtype, self._x_shape)
         B = len(X)
-        start = self._start(B, y_init, warm)
+        bounds = self._bounds(B, lower, upper)
+        feeds = {"x": X, "y_init": self._start(B, y_init, warm, bounds), **bounds}
         self._runner.check_open()
-        finite = finite_rows(X)
-        if B and finite.all():
-            out, weights_id = self._runner.run("argmin", {"x": X, "y_init": start})
+        finite = np.logical_and.reduce([finite_rows(a) for a in (X, *bounds.values())])
+        run = finite & (bounds["lower"] <= bounds["upper"]).all(1) if bounds else finite
+        if B and run.all():
+            out, weights_id = self._runner.run("argmin", feeds)
         else:
             out, weights_id = self._nothing(B), self._runner.weights_id
-            if finite.any():
-                some, weights_id = self._runner.run("argmin", {"x": X[finite], "y_init": start[finite]})
+            if run.any():
+                some, weights_id = self._runner.run("argmin", {name: a[run] for name, a in feeds.items()})
                 for name, array in some.items():
-                    out[name][finite] = array
+                    out[name][run] = array
+        tolerances = Tolerances(solver.gap_tolerance, solver.residual_tolerance)
         status = certificate.status_of(
             finite,
             out["y"],
@@ -191,20 +269,21 @@ class Session:
             out["lower_bound"],
             out["gap"],
             out["residual"],
-            self._tolerances,
+            tolerances,
             rounding=certificate.rounding(out["energy"], out["slopes"], out["offsets"]),
             violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"]),
         )
+        status[finite & ~run] = Status.EMPTY_DOMAIN
         info = {
             "providers": self.providers,
-            "native": bool(finite.any()) and self._runner.ran_native("argmin"),
-            "iterations": self._K,
-            "steps": self.manifest.solver.steps,
-            "gap_tolerance": self._tolerances.gap,
-            "residual_tolerance": self._tolerances.residual,
+            "native": bool(run.any()) and self._runner.ran_native("argmin"),
+            "iterations": solver.iterations,
+            "steps": solver.steps,
+            "gap_tolerance": tolerances.gap,
+            "residual_tolerance": tolerances.residual,
             "seconds": time.perf_counter() - started,
         }
-        solution = Solution(x=X, **out, status=status, info=info, weights_id=weights_id)
+        solution = Solution(x=X, **out, status=status, info=info, weights_id=weights_id, **bounds)
         if self._strict if strict is None else strict:
             _demand(solution)
         return solution
@@ -226,6 +305,7 @@ class Session:
         Raises `CertificateError` naming unsafe samples, `InputError` for a solution of other weights or a y_bar of the
         wrong shape or dtype.
         """
+        self._solver("vjp")
         self._runner.check_open()
         if isinstance(solution, Solution):
             self._runner.check_weights(solution.weights_id)
@@ -256,29 +336,84 @@ class Session:
         """
         self._runner.update_weights(new)
 
-    def _start(self, B: int, y_init: object, warm: Solution | None) -> Floats:
+    def _solver(self, what: str) -> SolverSpec:
+        if self.manifest.solver is None:
+            raise InputError(
+                f"{what}: the package {self.manifest.name} was exported without a solver, so it serves the energy and "
+                "its derivatives alone; export it again with a solver."
+            )
+        return self.manifest.solver
+
+    def _bounds(self, B: int, lower: object, upper: object) -> dict[str, Floats]:
+        """lower and upper as [B, n] for a box, nothing for other domains."""
+        domain = self.manifest.domain
+        given = {"lower": lower, "upper": upper}
+        if domain is None or domain.kind != "box":
+            for name, value in given.items():
+                if value is not None:
+                    kind = domain.kind if domain else "none"
+                    raise InputError(f"{name}: expected none, as the domain is {kind!r}, but got one; leave it out.")
+            return {}
+        bounds = {}
+        for name, value in given.items():
+            if value is None:
+                raise InputError(f"{name}: expected the bounds of y, as the domain is a box, but got none; give both.")
+            array = np.asarray(value)
+            if array.ndim < 2 and array.dtype.kind in "fiu" and array.shape in ((), (self._n,)):
+                array = np.broadcast_to(array, (B, self._n))
+            bounds[name] = batch(array, name, self._dtype, (self._n,), length=B)
+        return bounds
+
+    def _start(self, B: int, y_init: object, warm: Solution | None, bounds: Mapping[str, Floats]) -> Floats:
         shape = (self._n,)
         if y_init is not None and warm is not None:
             raise InputError("y_init, warm: expected at most one of the two, but got both; leave one out.")
+        domain = self.manifest.domain
+        assert domain is not None
+        centre = self._centre(B, domain.kind, bounds)
         if warm is not None:
             if not isinstance(warm, Solution):
                 raise InputError(
                     f"warm: expected a Solution, but got {type(warm).__name__}; pass an array as y_init instead."
                 )
             Y = batch(warm.y, "warm", self._dtype, shape, length=B)
-            np.nan_to_num(Y, copy=False, nan=0.5)
-            return Y
+            Y = np.where(np.isnan(Y), centre, Y)
+            return np.clip(Y, bounds["lower"], bounds["upper"]) if bounds else Y
         if y_init is None:
-            return np.full((B, self._n), 0.5, self._dtype)
-        Y = batch(y_init, "y_init", self._dtype, shape, length=B)
-        inside = (Y >= 0) & (Y <= 1)  # NaN is outside
+            return centre
+        start = batch(y_init, "y_init", self._dtype, shape, length=B)
+        if not B:
+            return start
+        low, high = {"unit_box": (0.0, 1.0), "simplex": (0.0, 1.0), "space": (-np.inf, np.inf)}.get(
+            domain.kind, (bounds.get("lower", 0.0), bounds.get("upper", 1.0))
+        )
+        # NaN is outside. Samples whose bounds leave nothing are told by their status.
+        inside = np.isfinite(start) & (start >= low) & (start <= high)
+        if bounds:
+            inside |= ~(bounds["lower"] <= bounds["upper"])
         if not inside.all():
             sample, entry = np.argwhere(~inside)[0]
+            where = "finite numbers" if domain.kind == "space" else "numbers within the bounds"
+            where = "numbers in [0, 1]" if domain.kind in ("unit_box", "simplex") else where
             raise InputError(
-                f"y_init: expected numbers in [0, 1], but sample {sample} holds {Y[sample, entry]}; "
+                f"y_init: expected {where}, but sample {sample} holds {start[sample, entry]}; "
                 "clip it, or leave y_init out."
             )
-        return Y
+        if domain.kind == "simplex":
+            off = np.abs(start.astype(np.float64).sum(1) - 1.0)
+            if not off.max() <= self._n * np.sqrt(np.finfo(self._dtype).eps):
+                raise InputError(
+                    f"y_init: expected rows of sum 1, but sample {int(off.argmax())} has {start[off.argmax()].sum()}; "
+                    "divide each row by its sum, or leave y_init out."
+                )
+        return start
+
+    def _centre(self, B: int, kind: str, bounds: Mapping[str, Floats]) -> Floats:
+        if bounds:
+            with np.errstate(invalid="ignore", over="ignore"):
+                return np.asarray(bounds["lower"] + (bounds["upper"] - bounds["lower"]) / 2, self._dtype)
+        at = {"unit_box": 0.5, "simplex": 1.0 / self._n, "space": 0.0}[kind]
+        return np.full((B, self._n), at, self._dtype)
 
     def _nothing(self, B: int) -> dict[str, NDArray[Any]]:
         """The outputs of argmin.onnx for B samples, all NaN."""
@@ -288,6 +423,12 @@ class Session:
             dtype, (_, *shape) = arrays[name]
             nothing[name] = np.full((B, *map(int, shape)), math.nan, dtype)
         return nothing
+
+
+def _no_value() -> InputError:
+    return InputError(
+        "value: the package holds the gradient of an energy alone; use `gradient`, or export the energy itself."
+    )
 
 
 class _Weights(Mapping[str, NDArray[Any]]):

@@ -82,6 +82,11 @@ class Solution(_Frozen):
     residual_tolerance, seconds."""
     weights_id: str
     """Which weights it was computed with; a session refuses to differentiate a solution of other weights."""
+    lower: Floats | None = None
+    """[B, n] T, the lower bounds of a box; None for other domains. Slopes, offsets and cut points of a box are those of
+    p = (y − lower) / (upper − lower)."""
+    upper: Floats | None = None
+    """[B, n] T, the upper bounds of a box; None for other domains."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -132,7 +137,7 @@ class Solution(_Frozen):
     def unsafe(self, *, every_model: bool) -> NDArray[np.bool_]:
         """[B] bool: samples that no gradient should be taken at.
 
-        Those are NOT_FINITE, NOT_FINITE_INPUT, NOT_CONVEX and SOLVER and, with `every_model`, those where any of the
+        Those are all but CONVERGED and GAP and, with `every_model`, those where any of the
         K models was left with a complementarity above the tolerance. GAP is safe: what is differentiated is the
         K-step algorithm itself.
         """
@@ -160,6 +165,10 @@ class Cotangents(_Frozen):
     """[B] bool: samples with a cut at a kink of a ReLU, to the last bit, where the way back met another face of the
     energy than the cut was made of. Their share is a gradient of that face; elsewhere the energy is smooth and this is
     False."""
+    lower: Floats | None = None
+    """[B, n], ∂loss/∂lower of a box; NaN where `skipped`; None for other domains."""
+    upper: Floats | None = None
+    """[B, n], ∂loss/∂upper of a box; NaN where `skipped`; None for other domains."""
 
     def __repr__(self) -> str:
         return f"<Cotangents of {len(self.weights)} weights and {len(self.x)} samples, {self.skipped.sum()} skipped>"

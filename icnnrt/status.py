@@ -16,9 +16,12 @@ class Status(IntEnum):
     NOT_CONVEX = 3
     """The energy lies below its own cuts, so it is not convex in y here: the lower bound is none."""
     NOT_FINITE_INPUT = 4
-    """x holds NaN or infinity in the package's dtype. The sample was not run; its answer is NaN."""
+    """x or a bound holds NaN or infinity in the package's dtype. The sample was not run; its answer is NaN."""
     NOT_FINITE = 5
     """The energy, its gradient or the answer holds NaN or infinity although x is finite."""
+
+    EMPTY_DOMAIN = 6
+    """A lower bound exceeds its upper one, so no y is allowed. The sample was not run; its answer is NaN."""
 
 
 def advise(
@@ -62,4 +65,6 @@ def advise(
                 "or export it in float64"
             )
         case Status.NOT_FINITE_INPUT:
-            return f"x holds NaN or infinity (or a number beyond {dtype}): clean it"
+            return f"x holds NaN or infinity (or a number beyond {dtype}), or a bound does: clean it"
+        case Status.EMPTY_DOMAIN:
+            return "a lower bound exceeds its upper one, so no y is allowed: exchange or widen them"

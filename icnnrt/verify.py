@@ -3,7 +3,9 @@
     package       sizes, hashes and the structure of every file (`Package.open`)
     nonnegative   the smallest entry of the weights that must be >= 0 for f to be convex in y
     gradient      g = ∇_y f against differences, by the subgradient inequality, which holds at kinks too
-    convexity     f at the middle of a segment against the mean of its ends
+    convexity     f at the middle of a segment against the mean of its ends; of a gradient alone, its monotony
+    hvp, hessian  against differences of the gradient; gradient_x against differences of f; each if it is there
+    golden        outputs stored at the export, against the same computed here
     argmin        y* and its energy against `icnnrt.reference`, run in float64 around the package's own value graph
     certificate   energy, gap and KKT residuals, recomputed
     lower bound   against every energy seen, random points included
@@ -28,7 +30,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt import certificate, reference
+from icnnrt import certificate, golden, reference
 from icnnrt._arguments import batch, finite_rows
 from icnnrt._runner import Provider
 from icnnrt.errors import InputError
@@ -47,6 +49,8 @@ ADJOINT_SAMPLES: Final = 16  # θ̄ of one sample takes a run of its own, so onl
 WEIGHT_DIRECTIONS: Final = 2
 CURVATURE_ITERATIONS: Final = 12
 CURVATURE_STEP: Final = 0.05
+# max |H − H'| / max |H|: both halves are sums of the same terms in another order.
+SKEW: Final = {"float64": 1e-9, "float32": 1e-3}
 
 
 class _Floating(NamedTuple):
@@ -143,28 +147,42 @@ def verify(
     package = Package.open(path)
     manifest = package.manifest
     checks = [
-        Check("package", 0.0, 0.0, "pass", f"{len(manifest.graphs) + 2} files agree with the manifest"),
+        Check("package", 0.0, 0.0, "pass", f"{_files(manifest)} files agree with the manifest"),
         _nonnegative(package),
     ]
     rng = np.random.default_rng(seed)
     X = _contexts(manifest, x, samples, rng)
     with load(package, providers=providers, threads=threads, native=native) as session:
         trial = _Trial(session, X, rng)
-        progress("gradient")
-        checks.append(trial.gradient())
-        progress("convexity")
-        checks.append(trial.convexity())
-        progress("argmin against the reference")
-        solution = session.argmin(X)
-        checks += trial.against_reference(solution)
-        progress("native kernels against portable bodies")
-        checks.append(trial.kernels(solution, providers, threads))
-        progress("adjoint by x")
-        checks.append(trial.adjoint_by_x(solution))
-        progress("adjoint by the weights")
-        checks.append(trial.adjoint_by_weights(solution))
-    counts = Counter(Status(int(code)).name for code in solution.status)
-    checks.append(_status(solution, counts))
+        if manifest.kind == "energy":
+            progress("gradient")
+            checks.append(trial.gradient())
+            progress("convexity")
+            checks.append(trial.convexity())
+        else:
+            progress("monotony")
+            checks.append(trial.monotony())
+        heads = (("hvp", trial.hvp), ("hessian", trial.hessian), ("gradient_x", trial.gradient_x))
+        for role, of_head in heads:
+            if role in manifest.graphs:
+                progress(role)
+                checks.append(of_head())
+        if package.golden:
+            progress("golden data")
+            checks += _golden(session, package)
+        counts: Counter[str] = Counter()
+        if manifest.solver:
+            progress("argmin against the reference")
+            solution = session.argmin(X)
+            checks += trial.against_reference(solution)
+            progress("native kernels against portable bodies")
+            checks.append(trial.kernels(solution, providers, threads))
+            progress("adjoint by x")
+            checks.append(trial.adjoint_by_x(solution))
+            progress("adjoint by the weights")
+            checks.append(trial.adjoint_by_weights(solution))
+            counts = Counter(Status(int(code)).name for code in solution.status)
+            checks.append(_status(solution, counts))
     return VerifyReport(
         str(package.path),
         manifest.name,
@@ -185,6 +203,17 @@ def _contexts(manifest: Manifest, x: object, samples: int, rng: np.random.Genera
     if not len(X):
         raise InputError("x: expected at least one sample without NaN and infinity, but got none; clean the data.")
     return X[np.sort(rng.permutation(len(X))[:samples])]
+
+
+def _files(manifest: Manifest) -> int:
+    """Manifest, weights, graphs, and golden data if there is any."""
+    return len(manifest.graphs) + 2 + (manifest.golden is not None)
+
+
+def _golden(session: Session, package: Package) -> Iterator[Check]:
+    for name, difference, bound in golden.replay(session, package.golden):
+        verdict: Verdict = "pass" if difference <= bound else "fail"
+        yield Check(f"golden: {name}", difference, bound, verdict, "stored at the export against computed here")
 
 
 def _nonnegative(package: Package) -> Check:
@@ -227,6 +256,10 @@ class _Trial:
         self.rng = rng
         self.n = session.manifest.y_shape[0]
         self.floating = _FLOATING[session.manifest.dtype]
+
+    def g(self, y: Array) -> Array:
+        """∇_y f, from and to float64."""
+        return self.session.gradient(self.X, y.astype(self.session.dtype)).astype(np.float64)
 
     def f(self, y: Array, X: NDArray[Any] | None = None) -> tuple[Array, Array]:
         """f and ∇_y f by the package's own value graph, from and to float64."""
@@ -326,15 +359,82 @@ class _Trial:
             d = np.where(np.linalg.norm(step, axis=1, keepdims=True) > 0, step, d)
         return d
 
+    def monotony(self) -> Check:
+        """(g(a) − g(b))'(a − b) >= 0, which holds for the gradient of a convex function and no other."""
+        T = self.session.dtype
+        below, allowed = [], []
+        for scale in (1.0, 0.1, 0.01):
+            for _ in range(DIRECTIONS):
+                a = self.rng.random((len(self.X), self.n)).astype(T).astype(np.float64)
+                b = (a + scale * self.rng.standard_normal(a.shape)).astype(T).astype(np.float64)
+                g_a, g_b = self.g(a), self.g(b)
+                below.append(np.maximum(-((g_a - g_b) * (a - b)).sum(1), 0.0))
+                size = (np.abs(g_a) + np.abs(g_b)) * np.abs(a - b)
+                allowed.append(certificate.ROUNDING * np.finfo(T).eps * np.maximum(size.sum(1), scale**2))
+        what = f"−(g(a) − g(b))'(a − b), {len(below)} pairs a sample"
+        return _worst("monotony", np.concatenate(below), np.concatenate(allowed), what)
+
+    def hvp(self) -> Check:
+        """∇²f v against [∇f(y + h v) − ∇f(y − h v)] / 2h."""
+        y, v = self._interior(), self.rng.standard_normal((len(self.X), self.n))
+        product = self.session.hvp(self.X, y, v.astype(self.session.dtype)).astype(np.float64)
+        return self._against_differences("hvp", product, lambda t: self.g(y + t * v), "∇f along v")
+
+    def hessian(self) -> Check:
+        """The dense Hessian: along a direction against differences of ∇f, and symmetric."""
+        y, v = self._interior(), self.rng.standard_normal((len(self.X), self.n))
+        H = self.session.hessian(self.X, y).astype(np.float64)
+        skew = np.abs(H - H.swapaxes(1, 2)).max((1, 2)) / np.maximum(1.0, np.abs(H).max((1, 2)))
+        product = np.einsum("bij,bj->bi", H, v)
+        check = self._against_differences("hessian", product, lambda t: self.g(y + t * v), "∇f along v")
+        bound = SKEW[self.session.dtype.name]
+        if not skew.max(initial=0.0) <= bound:
+            what = "max |H − H'|, relative: the gradient exported is not the gradient of anything"
+            return Check("hessian", float(skew.max()), bound, "fail", what)
+        return check
+
+    def gradient_x(self) -> Check:
+        """∇_x f'd against [f(x + h d) − f(x − h d)] / 2h."""
+        if not self.X[0].size:
+            return Check("gradient_x", None, None, "skipped", "the energy has no context")
+        y, T = self._interior(), self.session.dtype
+        size = math.sqrt(float(np.mean(np.square(self.X, dtype=np.float64)))) or 1.0
+        d = self.rng.standard_normal(self.X.shape) * (size / math.sqrt(self.X[0].size))
+        told = _rows(self.session.gradient_x(self.X, y).astype(np.float64) * d)[:, None]
+
+        def along(t: float) -> Array:
+            return self.session.value((self.X + t * d).astype(T), y).astype(np.float64)[:, None]
+
+        return self._against_differences("gradient_x", told, along, "f along a direction of x")
+
+    def _interior(self) -> Array:
+        return (0.1 + 0.8 * self.rng.random((len(self.X), self.n))).astype(self.session.dtype).astype(np.float64)
+
+    def _against_differences(self, name: str, told: Array, along: Callable[[float], Array], what: str) -> Check:
+        """told [B, m] against central differences of `along`, at the step that comes nearest for each sample.
+
+        Judged at the median, as a difference that straddles a kink is no derivative.
+        """
+        relative, steps = self.floating.adjoint, self.floating.adjoint_steps
+        differences = np.array([(along(h) - along(-h)) / (2 * h) for h in steps])
+        scale = max(1.0, float(np.median(np.abs(told).max(1, initial=0.0))))
+        error = np.abs(differences - told).max(2, initial=0.0).min(0) / scale
+        if not error.size:
+            return Check(name, None, relative, "skipped", "no sample has a finite answer")
+        median = float(np.median(error))
+        detail = f"median relative error against differences of {what}, worst {error.max():.1e}"
+        return Check(name, median, relative, "pass" if median <= relative else "fail", detail)
+
     # --- The argmin ------------------------------------------------------------------------------
 
     def against_reference(self, solution: Solution) -> Iterator[Check]:
         """y*, energy, certificate and lower bound."""
-        manifest, kept = self.session.manifest, np.isfinite(solution.energy) & np.isfinite(solution.gap)
+        solver, kept = self.session.manifest.solver, np.isfinite(solution.energy) & np.isfinite(solution.gap)
+        assert solver is not None
         part, X = solution[kept], self.X[kept]
         with np.errstate(invalid="ignore", over="ignore"):
             true = reference.bundle_entropy_argmin(
-                lambda y: self.f(y, X), np.full((len(X), self.n), 0.5), manifest.solver.iterations
+                lambda y: self.f(y, X), np.full((len(X), self.n), 0.5), solver.iterations
             )
         # −H is 4-strongly convex: a y with a gap of at most g is within √(g/2) of the optimum. Below that distance two
         # answers are as good as each other, and where K cuts are few, or kinks many, they do differ.

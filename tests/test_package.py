@@ -66,7 +66,7 @@ def test_a_package_reads_back_as_written(good: Path) -> None:
         assert opened.weights[name].flags.aligned
     manifest = opened.manifest
     assert manifest.solver == SolverSpec(10, 12, 1e-4, 1e-3)
-    assert manifest.domain == Domain("box", 0.0, 1.0)
+    assert manifest.domain == Domain("unit_box")
     assert (manifest.x_shape, manifest.y_shape, manifest.opset, manifest.ir_version) == ((4,), (3,), 21, 10)
     assert manifest.ops["ai.icnnrt"].names == ("BundleEntropySolve",)
     assert isinstance(manifest.graphs["adjoint"], GraphFile)
@@ -315,10 +315,19 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("y_shape", [], "y_shape should be a list of exactly one dimension"),
     ("y_shape", [2**31], r"iterations times y_shape\[0\] should be at most 268435456"),
     ("domain", "box", "domain should be a JSON object"),
-    ("domain.kind", "simplex", 'domain.kind should be "box"'),
-    ("domain.upper", 2.0, "domain.upper should be 1.0, the only upper bound"),
-    ("domain.lower", None, "domain.lower should be a finite number"),
-    ("regulariser", "none", 'regulariser should be "entropy"'),
+    ("domain.kind", "ball", 'domain.kind should be "unit_box" or "box" or "simplex" or "space"'),
+    ("domain.kind", "space", "domain.mu is missing"),
+    ("domain", {"kind": "space", "mu": 0.0}, "domain.mu should be a number above 0"),
+    ("domain", {"kind": "box", "mu": 1.0}, "domain.mu is not a key"),
+    ("domain", None, "domain should be null without a solver, and there with one"),
+    ("domain", {"kind": "space", "mu": 2.0}, 'regulariser should be "quadratic", as domain has it, but is "entropy"'),
+    ("regulariser", "none", 'regulariser should be "entropy" or "quadratic"'),
+    ("kind", "cost", 'kind should be "energy" or "gradient"'),
+    ("kind", "gradient", "graphs.gradient is missing"),
+    ("solver", None, "graphs.argmin does not belong to a package without a solver"),
+    ("solver.name", "BregmanProximalGradient", "solver.step_size is missing"),
+    ("convexity", {"verdict": "likely", "sentence": "s", "figures": {}}, "convexity.verdict should be"),
+    ("golden", {"file": "../g", "sha256": "0" * 64, "bytes": 9}, 'golden.file should be "golden.safetensors"'),
     ("solver.name", "Newton", 'solver.name should be "BundleEntropy"'),
     ("solver.iterations", 0, "solver.iterations should be an integer from 1 to 4096, but is 0"),
     ("solver.iterations", 4097, "solver.iterations should be an integer from 1 to 4096"),
@@ -448,7 +457,9 @@ def test_a_package_that_can_be_tuned_reads_back_as_written(tmp_path: Path) -> No
     assert again.manifest == Package.open(path).manifest
 
 
-@pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(Manifest) if f.name != "train"])
+@pytest.mark.parametrize(
+    "key", [f.name for f in dataclasses.fields(Manifest) if f.name not in ("train", "convexity", "golden")]
+)
 def test_a_missing_key_in_the_manifest(good: Path, key: str) -> None:
     attacks.edit_manifest(good, lambda m: m.pop(key))
     refused(good, f"manifest.json: {key} is missing")

@@ -1,0 +1,93 @@
+"""Golden data: inputs of one batch, and what the machine of the export computed from them, to be replayed elsewhere.
+
+golden.safetensors holds the inputs x, y, v (lower and upper, where y lies in a box) and every output as
+"<role>.<output>". Another machine, provider or version of onnxruntime may sum in another order, so a replay is judged
+by bounds: relative to the scale of an output for the heads of the energy, and up to what the gaps allow for y*, as two
+answers whose gaps are g and g' may be √(g/2) + √(g'/2) apart.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt.errors import InputError
+
+if TYPE_CHECKING:
+    from icnnrt.session import Session
+
+Arrays = dict[str, NDArray[Any]]
+
+# Relative to the scale of an output. Sums of a few hundred terms in another order stay a hundred times below.
+HEADS: Final = {"float64": 1e-11, "float32": 1e-4}
+# y* where the gaps would allow less: the order of sums, magnified by K solves.
+ANSWER: Final = {"float64": 1e-6, "float32": 1e-2}
+# A cotangent, for the same reason: every solve of the way back divides by differences of cuts.
+COTANGENT: Final = {"float64": 1e-4, "float32": 1e-1}
+
+
+class Replayed(NamedTuple):
+    """One output, replayed: the entry that comes nearest to its bound or goes furthest beyond."""
+
+    output: str
+    difference: float
+    bound: float
+
+
+def compute(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    """The outputs of every graph of the package for these inputs, as golden.safetensors names them."""
+    x, y, v = inputs["x"], inputs["y"], inputs["v"]
+    out: Arrays = {}
+    for role in session.manifest.graphs:
+        if role in ("value", "gradient", "hessian", "gradient_x"):
+            found = session._evaluate(role, x, y)
+        elif role == "hvp":
+            found = session._evaluate(role, x, y, v)
+        elif role == "argmin":
+            found = _argmin(session, inputs)
+        else:  # the adjoint is replayed with the argmin; a step of training, and graphs of others, are not
+            continue
+        out |= {f"{role}.{name}": np.array(array) for name, array in found.items()}
+    return out
+
+
+def _argmin(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    solution = session.argmin(inputs["x"], lower=inputs.get("lower"), upper=inputs.get("upper"))
+    cotangents = session.vjp(solution, solution.y, on_unsafe="skip")
+    return {"y": solution.y, "energy": solution.energy, "gap": solution.gap, "x_bar": cotangents.x}
+
+
+def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Replayed]:
+    """Compute everything once more and compare. Raises `InputError` if the golden data lacks an input."""
+    for name in ("x", "y", "v"):
+        if name not in golden:
+            raise InputError(f"golden: expected an input {name!r}, but there is none; export the package again.")
+    T = session.manifest.dtype
+    replayed = []
+    now = compute(session, golden)
+    for name, array in now.items():
+        if name not in golden:
+            continue
+        then = golden[name].astype(np.float64)
+        if then.shape != array.shape:
+            replayed.append(Replayed(name, np.inf, 0.0))
+            continue
+        scale = max(1.0, float(np.nanmax(np.abs(then), initial=0.0)))
+        relative = COTANGENT[T] if name == "argmin.x_bar" else HEADS[T]
+        bound: Any = relative * scale
+        if name in ("argmin.y", "argmin.energy", "argmin.gap"):
+            gaps = [np.maximum(found["argmin.gap"], 0.0) for found in (golden, now)]
+            near = np.sqrt(gaps[0] / 2) + np.sqrt(gaps[1] / 2) if name == "argmin.y" else gaps[0] + gaps[1]
+            # Rounding of f moves y as a gap of its size would.
+            near = near + (np.sqrt(relative * scale) if name == "argmin.y" else relative * scale)
+            bound = np.maximum(ANSWER[T] * scale, near if name != "argmin.y" else near[:, None])
+        # NaN then and now agree: a sample that was left out then is left out now.
+        apart = np.abs(array.astype(np.float64) - then)
+        apart[np.isnan(then) & np.isnan(array)] = 0.0
+        apart[np.isnan(apart)] = np.inf
+        bound = np.broadcast_to(bound, apart.shape)
+        worst = int(np.argmax(apart - bound)) if apart.size else None
+        if worst is not None:
+            replayed.append(Replayed(name, float(apart.flat[worst]), float(bound.flat[worst])))
+    return replayed
