@@ -106,8 +106,7 @@ class Evaluation(NamedTuple):
 def evaluate(G: Array, e: Array, lam: Array, domain: Domain = UNIT_BOX) -> Evaluation:
     """Primal point, cut values, dual value and duality gap that belong to λ."""
     if domain is SIMPLEX:
-        # Adding a constant to a slope changes nothing where 1'y = 1; without it less is lost to rounding.
-        G = G - G.mean(2, keepdims=True)
+        G = _without_constants(G)
     s = -_apply(G.swapaxes(1, 2), lam)  # s = −G'λ
     y = domain.point(s)
     v = e + _apply(G, y - domain.centre(G.shape[2]))
@@ -210,6 +209,12 @@ def bundle_entropy_solve(
     return InnerSolution(y, best_lam, best.dual + poison, residual)
 
 
+def _without_constants(G: Array) -> Array:
+    """G less the mean of every slope, which changes nothing where 1'y = 1 and saves its rounding."""
+    with np.errstate(invalid="ignore"):
+        return G - G.mean(2, keepdims=True)
+
+
 def _normal_form(G: Array, e: Array, domain: Domain) -> tuple[Array, Array]:
     """Cuts with the same λ that are easier to compute with.
 
@@ -217,7 +222,7 @@ def _normal_form(G: Array, e: Array, domain: Domain) -> tuple[Array, Array]:
     for the point y/r, and is solved with slopes no longer than 1.
     """
     if domain is SIMPLEX:
-        G = G - G.mean(2, keepdims=True)
+        G = _without_constants(G)
     if domain is SPACE:
         with np.errstate(invalid="ignore", over="ignore"):
             r = np.maximum(1.0, np.sqrt((G * G).sum(2)).max(1))
@@ -335,11 +340,12 @@ def kkt_adjoint(G: Array, e: Array, lam: Array, y_bar: Array, domain: Domain = U
     """Proposition 3: c_y [B, n] and c_λ [B, k] for a loss with ∂ℓ/∂y = ȳ at the solution of the k-cut model.
 
     They solve, on the active cuts, c = −M⁻¹ [ȳ; 0; 0] with M = [[D⁻¹, G', 0], [G, 0, −1], [0, −1', 0]], and give
-    ∂ℓ/∂e = c_λ, ∂ℓ/∂G = λ c_y' + c_λ (y − c)', c the centre, ½ in the box. No
-    choice of active cuts is made: the slack w = max v − v on the diagonal switches inactive cuts off smoothly and makes duplicates harmless.
+    ∂ℓ/∂e = c_λ, ∂ℓ/∂G = λ c_y' + c_λ (y − c)', c the centre, ½ in the box. No choice of
+    active cuts is made: the slack w = max v − v on the diagonal switches inactive cuts off smoothly and makes
+    duplicates harmless.
     """
     if domain is SIMPLEX:
-        G = G - G.mean(2, keepdims=True)
+        G = _without_constants(G)
     Gt = G.swapaxes(1, 2)
     s = -_apply(Gt, lam)
     v = e + _apply(G, domain.point(s) - domain.centre(G.shape[2]))
