@@ -9,6 +9,9 @@ give the values v = e + G(y − ½), which for convex f never exceed f.
 Both brackets are nonnegative when f is convex. The second is the complementarity of the model, so a gap below the
 complementarity proves that f is not convex. Source of the method: Amos, Xu, Kolter (2017).
 
+Other domains have their own centre, y(s) and dual, in `icnnrt.domains`; boxes other than the unit box and (μ/2)‖y‖²
+are judged in p, y = shift + scale∘p, as they are solved. `domain` says which; UNIT_BOX where not given.
+
 `kkt_residuals`, `duality_gap` and `convexity_violation` take handed-out numbers alone, so they check a solver (or
 another runtime's answer) without trusting any figure it reports.
 """
@@ -18,7 +21,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.reference import evaluate, sigmoid
+from icnnrt.domains import SPACE, UNIT_BOX, Domain
+from icnnrt.reference import evaluate
 from icnnrt.status import Status
 
 Array = NDArray[np.float64]
@@ -50,7 +54,7 @@ def relative_residual(residual: Array, lower_bound: Array) -> Array:
     return np.maximum(residual[:, :2].max(1), residual[:, 2] / unit(lower_bound))
 
 
-def kkt_residuals(slopes: Floats, offsets: Floats, lam: Floats, y: Floats) -> Array:
+def kkt_residuals(slopes: Floats, offsets: Floats, lam: Floats, y: Floats, domain: Domain = UNIT_BOX) -> Array:
     """Stationarity, feasibility and complementarity of (λ, y) for the model max_i v_i − H, recomputed in float64.
 
         stationarity     max |y − σ(−G'λ)|            the rounding of y, if y came from λ
@@ -58,47 +62,58 @@ def kkt_residuals(slopes: Floats, offsets: Floats, lam: Floats, y: Floats) -> Ar
         complementarity  max v − λ'v                  = the duality gap of the model, at y = σ(−G'λ)
 
     slopes [B, K, n], offsets [B, K] centred, lam [B, K], y [B, n], any float dtype -> [B, 3]. NaN where they hold NaN.
+    In other domains y(−G'λ) takes the place of σ(−G'λ).
     """
     G, e, λ, y64 = _float64(slopes, offsets, lam, y)
     with np.errstate(invalid="ignore", over="ignore"):
         s = -np.einsum("bkn,bk->bn", G, λ)
-        v = e + np.einsum("bkn,bn->bk", G, y64 - 0.5)
-        stationarity = np.abs(y64 - sigmoid(s)).max(1)
+        v = e + np.einsum("bkn,bn->bk", G, y64 - domain.centre(y64.shape[1]))
+        stationarity = np.abs(y64 - domain.point(s)).max(1)
         feasibility = np.maximum(np.abs(λ.sum(1) - 1.0), (-λ).max(1))
         return np.stack([stationarity, feasibility, v.max(1) - (λ * v).sum(1)], axis=1)
 
 
-def duality_gap(energy: Floats, slopes: Floats, offsets: Floats, lam: Floats) -> Array:
-    """energy − e'λ − ½ 1's + Σ softplus(s), s = −G'λ, recomputed in float64: [B].
+def duality_gap(energy: Floats, slopes: Floats, offsets: Floats, lam: Floats, domain: Domain = UNIT_BOX) -> Array:
+    """energy − e'λ + C(s), s = −G'λ, recomputed in float64: [B]. In the box C(s) is Σ softplus(s) − ½ 1's.
 
-    energy [B] = f(y) − H(y). No y in the box has an energy smaller by more than this, if the cuts hold (see
-    `convexity_violation`) and λ is on the simplex.
+    energy [B] = f(y) − H(y), or f(y) + R(y). No y of the domain has an energy smaller by more than this, if the
+    cuts hold (see `convexity_violation`) and λ is on the simplex.
     """
     G, e, λ, energy64 = _float64(slopes, offsets, lam, energy)
     with np.errstate(invalid="ignore", over="ignore"):
-        return energy64 - evaluate(G, e, λ).dual
+        return energy64 - evaluate(G, e, λ, domain).dual
 
 
-def convexity_violation(slopes: Floats, offsets: Floats, cut_points: Floats) -> Array:
+def convexity_violation(slopes: Floats, offsets: Floats, cut_points: Floats, domain: Domain = UNIT_BOX) -> Array:
     """The most by which one cut exceeds the energy at the point of another: max_ij [v_j(y_i) − f(y_i)], [B] >= 0.
 
     slopes and cut_points [B, K, n], offsets [B, K]. f(y_i) is v_i(y_i), as cut i touches f there. Zero up to rounding
     (see `rounding`) if f is convex; above it, f is proven not convex. Zero proves nothing about other points.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        v = offsets[:, None, :] + (cut_points - cut_points.dtype.type(0.5)) @ slopes.swapaxes(1, 2)
+        centre = cut_points.dtype.type(domain.centre(cut_points.shape[2]))
+        v = offsets[:, None, :] + (cut_points - centre) @ slopes.swapaxes(1, 2)
         f = np.einsum("bkk->bk", v)
         return (v.max(2) - f).max(1).astype(np.float64)
 
 
-def rounding(energy: Array, slopes: Floats, offsets: Floats) -> Array:
+def rounding(
+    energy: Array, slopes: Floats, offsets: Floats, domain: Domain = UNIT_BOX, cut_points: Floats | None = None
+) -> Array:
     """What rounding may add to a comparison of energies and cuts in the dtype of the slopes: [B].
 
-    64 eps max(1, |energy|, max_i |e_i| + ½ ‖g_i‖₁): the last is the largest number a cut is summed from.
+    64 eps max(1, |energy|, max_i |e_i| + ½ ‖g_i‖₁): the last is the largest number a cut is summed from. On the simplex
+    it is max_i |e_i| + max |g_i|, in R^n max_i |e_i| + ‖g_i‖ max(max_j ‖g_j‖, max_j ‖y_j‖), y_j the cut points.
     """
     eps = float(np.finfo(slopes.dtype).eps)
     with np.errstate(invalid="ignore", over="ignore"):
-        scale = (np.abs(offsets) + 0.5 * np.abs(slopes).sum(2)).max(1)
+        # In float64, where the squares of float32 slopes do not overflow.
+        G = slopes.astype(np.float64)
+        reach = domain.reach(G)
+        if domain is SPACE and cut_points is not None:
+            length, far = (np.sqrt((a.astype(np.float64) ** 2).sum(2)) for a in (G, cut_points))
+            reach = np.maximum(reach, length * far.max(1, keepdims=True))
+        scale = (np.abs(offsets) + reach).max(1)
         return ROUNDING * eps * np.maximum(np.maximum(1.0, np.abs(energy)), scale)
 
 

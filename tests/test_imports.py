@@ -15,6 +15,7 @@ FOREIGN = ("torch", "onnx", "onnx_ir", "onnxscript", "icnnrt_models", "icnnrt_ex
 TIERS = {
     "errors": 0,
     "status": 0,
+    "domains": 0,
     "reference": 0,
     "certificate": 0,
     "_fields": 0,

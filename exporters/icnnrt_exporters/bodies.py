@@ -6,7 +6,10 @@ registered.
 
 import onnx
 
+from icnnrt.domains import MODELS, SIMPLEX, SPACE
 from icnnrt.package import OP_DOMAIN
+from icnnrt_exporters import bundle_quadratic, bundle_simplex
+from icnnrt_exporters.bundle_domain import adjoint_body, solve_body
 from icnnrt_exporters.bundle_entropy_adjoint import BundleEntropyAdjoint
 from icnnrt_exporters.bundle_entropy_solve import BundleEntropySolve
 from icnnrt_exporters.solve_spd import InverseSPD, SolveSPD
@@ -14,10 +17,25 @@ from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 __all__ = ["IR_VERSION", "OPSET", "OP_DOMAIN", "OP_VERSION", "functions"]
 
+PARTS = {SIMPLEX: bundle_simplex.PARTS, SPACE: bundle_quadratic.PARTS}
 
-def functions() -> list[onnx.FunctionProto]:
-    """The bodies of BundleEntropySolve and BundleEntropyAdjoint, and of the linear solvers that they call."""
-    bodies = [f.to_function_proto() for f in (InverseSPD, SolveSPD, BundleEntropySolve, BundleEntropyAdjoint)]
+
+def functions(domain: str = "unit_box") -> list[onnx.FunctionProto]:
+    """The bodies of the two operators that serve `domain`, of icnnrt.domains.NAMES, and of all functions they call.
+
+    Two bodies, `MODELS[domain].operators` + "Solve" and + "Adjoint", come last.
+    """
+    model = MODELS[domain]
+    bodies = [f.to_function_proto() for f in (InverseSPD, SolveSPD)]
+    if model in PARTS:
+        parts = PARTS[model]
+        bodies += [f.to_function_proto() for f in parts.functions()]
+        for make, suffix in ((solve_body, "Solve"), (adjoint_body, "Adjoint")):
+            body = make(parts).to_function_proto()
+            body.name = model.operators + suffix
+            bodies.append(body)
+    else:
+        bodies += [f.to_function_proto() for f in (BundleEntropySolve, BundleEntropyAdjoint)]
     for body in bodies:
         # onnxscript overlooks calls of our own functions that stand inside a Loop.
         del body.opset_import[:]
