@@ -124,7 +124,8 @@ def export(
         with quiet():
             judge = float64_judge(energy, kind)
             # Rows in general position: on the edges a ReLU may stand on a kink, where rounding picks the face.
-            check_energy(energy, judge, *(t[3:7] for t in parity.inputs(x_example, y_example)[-1]), kind)
+            x, y = (t[3:7] for t in parity.inputs(x_example, y_example)[-1])
+            check_energy(energy, judge, x, y, kind)
             must_not_be_negative = tuple(nonnegative) if nonnegative is not None else _nonnegative(energy)
             parts = _parts(energy, solver, x_example, y_example, heads, kind, train, must_not_be_negative, progress)
             facts = dict(metadata or {})
@@ -223,7 +224,9 @@ def _parts(
         head = to_onnx(value_and_gradient(traced, x, y))
         assembled["value"] = plain_graph(head.clone(), "value")
         if solver is not None:
-            added, training = _solver_graphs(head, traced, solver, x, y, y_example, trainable, train, nonnegative, progress)
+            added, training = _solver_graphs(
+                head, traced, solver, x, y, y_example, trainable, train, nonnegative, progress
+            )
             assembled |= added
     else:
         progress("gradient")
