@@ -84,10 +84,10 @@ def siblings(
 def _adj_argmin(opened: package.Package) -> ir.Model:
     """From the graphs argmin and adjoint to x, y_init, adj_y -> adj_x, adj_<weight>.
 
-        y, cuts = argmin(x, y_init)
-        safe_b  = the certificate of sample b vouches for a gradient
-        θ̄, x̄    = adjoint(cuts, ȳ)     with zeros in the place of what is not safe, NaN times 0 being NaN
-        x̄_b     = NaN where not safe
+    y, cuts = argmin(x, y_init)
+    safe_b  = the certificate of sample b vouches for a gradient
+    θ̄, x̄    = adjoint(cuts, ȳ)     with zeros in the place of what is not safe, NaN times 0 being NaN
+    x̄_b     = NaN where not safe
     """
     argmin, adjoint = _loaded(opened, "argmin"), _loaded(opened, "adjoint")
     primal, backward = dismantle(argmin.graph, "primal"), dismantle(adjoint.graph, "adjoint")
@@ -111,21 +111,20 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
     replace(backward.nodes, same)
     op.extend(backward.nodes)
 
-    outputs = []
+    outputs: list[ir.Value] = []
     for v in backward.outputs:
         assert v.name is not None
         assert v.dtype is not None
         if v.name == "x_bar":
-            shape = ["batch", *opened.manifest.x_shape]
             marked = op("Where", _rows(op, safe, v), v, op.constant(math.nan, T))
-            outputs.insert(0, describe(marked, "adj_x", T, shape))
+            outputs.insert(0, describe(marked, "adj_x", T, ["batch", *opened.manifest.x_shape]))
         elif v.name.startswith("theta_bar."):
             outputs.append(describe(v, f"adj_{v.name.removeprefix('theta_bar.')}", v.dtype, sizes(v)))
         else:
             v.name = f"adjoint/{v.name}"
     for v in primal.outputs:
         v.name = f"primal/{v.name}"
-    constants = [*_constants(primal), *_constants(backward), *op.constants]
+    constants = [*_constants(primal), *_constants(backward)]
     # depth, which the adjoint could be fed, stays at its default: all K cuts, the exact derivative.
     return _model([x, y_init, adj_y], weights, outputs, op, constants, [argmin, adjoint])
 
@@ -277,7 +276,7 @@ def _model(
         [*data, *weights],
         outputs,
         nodes=op.nodes,
-        initializers=[*weights, *numbered(constants)],
+        initializers=[*weights, *numbered([*constants, *op.constants])],
         opset_imports={domain: version for part in parts for domain, version in part.graph.opset_imports.items()},
         name="sibling",
     )
