@@ -86,7 +86,8 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
 
     y, cuts = argmin(x, y_init)
     safe_b  = the certificate of sample b vouches for a gradient
-    θ̄, x̄    = adjoint(cuts, ȳ)     with zeros in the place of what is not safe, NaN times 0 being NaN
+    θ̄, x̄    = adjoint(cuts, ȳ)     where not safe with ȳ = 0 and a model that is no trouble to solve,
+                               all of its numbers ½: NaN times 0 would be NaN, and so would 0/0 at λ = 0
     x̄_b     = NaN where not safe
     """
     argmin, adjoint = _loaded(opened, "argmin"), _loaded(opened, "adjoint")
@@ -107,7 +108,8 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
             if v.name not in handed_on:
                 raise ExportError(f"adjoint: nothing of the argmin is its input {v.name!r}; export the package anew")
             given = handed_on[v.name]
-            same[v] = op("Where", _rows(op, safe, given), given, op.constant(0.0, T))
+            fill = 0.0 if v.name in ("x", "y_bar") else 0.5
+            same[v] = op("Where", _rows(op, safe, given), given, op.constant(fill, T))
     replace(backward.nodes, same)
     op.extend(backward.nodes)
 
@@ -280,6 +282,10 @@ def _model(
         opset_imports={domain: version for part in parts for domain, version in part.graph.opset_imports.items()},
         name="sibling",
     )
+    names = [v.name for v in (*graph.inputs, *graph.outputs)]
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise ExportError(f"weights: one is called so that {twice[0]!r} has two meanings in a sibling; rename it")
     model = ir.Model(graph, ir_version=parts[0].ir_version, producer_name="icnnrt")
     for part in parts:
         model.functions.update(part.functions)
@@ -291,8 +297,4 @@ def _model(
 
 def _finished(model: ir.Model, portable: bool) -> onnx.ModelProto:
     proto = ir.to_proto(model)
-    names = [v.name for v in (*proto.graph.input, *proto.graph.output)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ExportError(f"weights: one is called so that {twice[0]!r} has two meanings in a sibling; rename it")
     return inlined(proto) if portable else proto
