@@ -28,6 +28,19 @@ from icnnrt_exporters.surgery import Ops, Parts, describe, dismantle, numbered, 
 
 DOUBLE: Final = ir.DataType.DOUBLE
 
+# What tells whether a sample has a gradient.
+CERTIFICATE: Final = (
+    "y",
+    "slopes",
+    "offsets",
+    "cut_points",
+    "energy",
+    "lower_bound",
+    "gap",
+    "residual",
+    "complementarity_history",
+)
+
 
 def siblings(
     source: str | Path, target: str | Path, *, portable: bool = False, overwrite: bool = False
@@ -99,7 +112,8 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
 
     op = Ops("sibling")
     op.extend(primal.nodes)
-    safe = _safe(op, x, {v.name or "": v for v in primal.outputs}, opened.manifest.solver.residual_tolerance)
+    certificate = {name: _named(primal.outputs, name) for name in CERTIFICATE}
+    safe = _safe(op, x, certificate, opened.manifest.solver.residual_tolerance)
     adj_y = value("adj_y", T, ["batch", n])
     handed_on = {v.name: v for v in primal.outputs} | {"x": x, "y_bar": adj_y}
     weights, same = _shared_weights(primal, backward)
