@@ -2,18 +2,20 @@
 
 export(energy, solver, x_example, y_example, "model.icnn")     torch module -> package
 pack("model.icnn", "argmin.onnx")                              package -> one self-contained ONNX file
+siblings("model.icnn", "folder")                               package -> f.onnx and adj_f.onnx, pairs for reverse mode
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from icnnrt_exporters.derivative_siblings import siblings
     from icnnrt_exporters.exporter import export
     from icnnrt_exporters.optimizers import SGD, Adam, AdamW
     from icnnrt_exporters.packer import pack
     from icnnrt_exporters.train_spec import TrainSpec
 
-__all__ = ["SGD", "Adam", "AdamW", "TrainSpec", "export", "pack"]
+__all__ = ["SGD", "Adam", "AdamW", "TrainSpec", "export", "pack", "siblings"]
 
 # Imported when first used: torch takes seconds, and the command line lists these commands without it.
 _HOME = {
@@ -23,6 +25,7 @@ _HOME = {
     "TrainSpec": "train_spec",
     "export": "exporter",
     "pack": "packer",
+    "siblings": "derivative_siblings",
 }
 
 
