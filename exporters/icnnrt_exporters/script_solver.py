@@ -182,7 +182,7 @@ class ScriptSolver(nn.Module):
         shape = [x.size(0), self.y_dim]
         if y_init is None:
             return torch.full(shape, 0.5, dtype=x.dtype, device=x.device)
-        assert y_init.dim() == 2 and y_init.size(0) == shape[0] and y_init.size(1) == shape[1], (
+        assert y_init.shape == shape, (
             "y_init must have shape [B, n], one row for each row of x; leave it out to start from 0.5"
         )
         assert y_init.dtype == x.dtype, "y_init must have the dtype of x; convert it"

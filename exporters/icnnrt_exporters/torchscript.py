@@ -87,9 +87,7 @@ def load_torchscript(path: str | Path) -> Any:
         return torch.jit.load(str(path))
 
 
-def check_torchscript(
-    path: str | Path, judge: "icnnrt.Session | nn.Module", x: Tensor, y: Tensor
-) -> dict[str, float]:
+def check_torchscript(path: str | Path, judge: "icnnrt.Session | nn.Module", x: Tensor, y: Tensor) -> dict[str, float]:
     """Compare a TorchScript file with a package, or with the energy it was made from.
 
     Args:
@@ -112,7 +110,7 @@ def check_torchscript(
         f, g = judge.value_and_gradient(x.numpy(), y.numpy())
         solution = judge.argmin(x.numpy())
         true_y, true_energy = solution.y, solution.energy
-        keep = ~solution.unsafe(every_model=True)
+        keep = np.logical_not(solution.unsafe(every_model=True))
         bars = judge.vjp(solution[keep], y_bar.numpy()[keep]) if keep.any() else None
         true_bars = None if bars is None else {**bars.weights, "x": bars.x}
     else:
@@ -228,15 +226,22 @@ def _demand_agreement(energy: nn.Module, loaded: Any, batches: list[tuple[Tensor
     for x, y in batches:
         leaf = y.clone().requires_grad_()
         f = energy(x, leaf)
+        if not f.requires_grad:
+            raise ExportError(
+                "energy: autograd does not follow its output; take detach(), no_grad() and numpy out of the forward"
+            )
         (g,) = torch.autograd.grad(f.sum(), leaf, materialize_grads=True)
         try:
             with torch.no_grad():
                 found = loaded.value(x, y), loaded.gradient(x, y)
-        except Exception as error:
+            shapes_hold = all(got.shape == true.shape for got, true in zip(found, (f, g), strict=True))
+        except Exception:
+            shapes_hold = False
+        if not shapes_hold:
             raise ExportError(
-                f"energy: its trace fails on a batch of {len(x)}, since the forward computes with sizes as plain "
-                "numbers; use x.shape[0] and -1 inside tensor operations alone"
-            ) from error
+                f"energy: its trace does not hold for a batch of {len(x)}, since the forward makes a plain number of "
+                "a size, or a constant of a value; use x.shape[0] as it is, inside tensor operations, or -1"
+            )
         for got, true in zip(found, (f, g), strict=True):
             apart = parity.error(_numpy(got), _numpy(true))
             if not apart <= TRACED[x.dtype]:
