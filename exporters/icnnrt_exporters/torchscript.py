@@ -66,11 +66,8 @@ def export_torchscript(
         with quiet():
             rows = parity.inputs(x_example, y_example)
             check_energy(energy, float64_judge(energy), *(t[3:7] for t in rows[-1]))
-            compiled = torch.jit.script(
-                ScriptSolver(_trace(energy, x_example, y_example), solver.y_dim, solver.iterations, solver.steps)
-            )
             buffer = io.BytesIO()
-            torch.jit.save(compiled, buffer)
+            _save(energy, solver, x_example, y_example, buffer)
             # What is compared is what a host will load.
             buffer.seek(0)
             _demand_agreement(energy, torch.jit.load(buffer), rows)
@@ -106,11 +103,12 @@ def check_torchscript(path: str | Path, judge: "icnnrt.Session | nn.Module", x: 
     n = y.shape[1]
     y_bar = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape).to(y.dtype)
     mine = loaded.argmin(x)
+    keep: NDArray[np.bool_]
     if isinstance(judge, icnnrt.Session):
         f, g = judge.value_and_gradient(x.numpy(), y.numpy())
         solution = judge.argmin(x.numpy())
         true_y, true_energy = solution.y, solution.energy
-        keep = np.logical_not(solution.unsafe(every_model=True))
+        keep = np.asarray(~solution.unsafe(every_model=True))
         bars = judge.vjp(solution[keep], y_bar.numpy()[keep]) if keep.any() else None
         true_bars = None if bars is None else {**bars.weights, "x": bars.x}
     else:
@@ -123,7 +121,7 @@ def check_torchscript(path: str | Path, judge: "icnnrt.Session | nn.Module", x: 
         f, g = value.detach().numpy(), slope.numpy()
         result = layer.solve(X)
         true_y, true_energy = result.y.numpy(), result.energy.numpy()
-        keep = np.isfinite(true_y).all(1)
+        keep = np.asarray(np.isfinite(true_y).all(1))
         wanted = {"x": X, **{name: p for name, p in double.named_parameters() if p.requires_grad}}
         true_bars = None
         if keep.any():
@@ -167,6 +165,24 @@ def check_file(path: Path, overwrite: bool) -> None:
         raise ExportError(f"path: {path} is there already; pass overwrite=True to replace it, or choose another")
 
 
+def _save(
+    energy: nn.Module, solver: BundleEntropyArgmin, x_example: Tensor, y_example: Tensor, buffer: io.BytesIO
+) -> None:
+    """Trace the energy, compile the solver around it, and write both."""
+    try:
+        traced = _trace(energy, x_example, y_example)
+        torch.jit.save(torch.jit.script(ScriptSolver(traced, solver.y_dim, solver.iterations, solver.steps)), buffer)
+    except ExportError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0][:240].rstrip(".:") if lines else type(error).__name__
+        raise ExportError(
+            f"energy: torch.jit cannot write its forward ({reason}); build the energy from plain tensor operations, or "
+            "export a package, which takes more"
+        ) from error
+
+
 def _trace(energy: nn.Module, x_example: Tensor, y_example: Tensor) -> Any:
     """The energy as a traced module with the three methods that `ScriptSolver` calls."""
     for name in (CONTEXT, VALUE, WEIGHTS):
@@ -181,17 +197,9 @@ def _trace(energy: nn.Module, x_example: Tensor, y_example: Tensor) -> Any:
             context = tuple(energy.context(x))  # type: ignore[operator]
         parts = len(context)
         arguments.update(context=(x,), value=(context, y))
-    try:
-        traced = torch.jit.trace_module(energy, arguments, check_trace=False)
-        names = [name for name, _ in traced.named_parameters()]
-        traced.define(_methods(names, parts))
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0][:240].rstrip(".:") if lines else type(error).__name__
-        raise ExportError(
-            f"energy: torch.jit.trace cannot follow its forward ({reason}); build the energy from plain tensor "
-            "operations, or export a package, which takes more"
-        ) from error
+    traced = torch.jit.trace_module(energy, arguments, check_trace=False)
+    names = [name for name, _ in traced.named_parameters()]
+    traced.define(_methods(names, parts))
     return traced
 
 
