@@ -59,6 +59,18 @@ class Model(NamedTuple):
     residual: Tensor
 
 
+class State(NamedTuple):
+    """An iterate of the interior point method; columns over cuts [B, k, 1], rows over y [B, 1, n]."""
+
+    lam: Tensor
+    u: Tensor  # logits
+    s: Tensor  # −G'λ
+    w: Tensor  # slack
+    t: Tensor  # height [B, 1, 1]
+    best_lam: Tensor
+    best_gap: Tensor  # [B, 1, 1]
+
+
 class Points(NamedTuple):
     """The energy at the cut points, still attached to its graph."""
 
@@ -259,94 +271,106 @@ class ScriptSolver(nn.Module):
 
         lam_start: multipliers of the first k−1 cuts. As `icnnrt.reference.bundle_entropy_solve`.
         """
-        B, k = G.size(0), G.size(1)
-        Gt = G.transpose(1, 2)
+        enough = self.enough(G, e)
+        state = self.first(G, e, lam_start)
+        for _ in range(steps):
+            if not bool((state.best_gap > enough).any()):
+                break
+            state = self.step(G, e, enough, state)
+        return self.certified(G, e, state.best_lam)
+
+    def enough(self, G: Tensor, e: Tensor) -> Tensor:
+        """Rounding of the cut values, [B, 1, 1]: a gap that small is zero."""
+        largest = (e.abs() + 0.5 * G.abs().sum(2)).amax(1)
+        return 2.0 * self.EPS * (1.0 + largest).view(-1, 1, 1)
+
+    def first(self, G: Tensor, e: Tensor, lam_start: Tensor | None) -> State:
+        """The iterate to begin with."""
+        k = G.size(1)
         e = e.unsqueeze(2)
         if lam_start is None:
-            lam = torch.full([B, k, 1], 1.0 / k, dtype=G.dtype, device=G.device)
+            lam = torch.full_like(e, 1.0 / k)
             bound = 2.0
         else:
-            lam = torch.full([B, k, 1], 0.1 / k, dtype=G.dtype, device=G.device)
-            lam[:, : lam_start.size(1), 0] += 0.9 * lam_start
-            lam = lam / lam.sum(1, keepdim=True)
+            lam = torch.cat([0.9 * lam_start, torch.zeros_like(e[:, lam_start.size(1) :, 0])], dim=1) + 0.1 / k
+            lam = (lam / lam.sum(1, keepdim=True)).unsqueeze(2)
             bound = 4.0
-
         s = -torch.bmm(lam.transpose(1, 2), G)
         v = self.cut_values(G, e, s)
-        best_lam = lam
-        best_gap = v.amax(1, keepdim=True) - (lam * v).sum(1, keepdim=True)
-        # rounding of v
-        enough = 2.0 * self.EPS * (1.0 + (e.abs() + 0.5 * G.abs().sum(2, keepdim=True)).amax(1, keepdim=True))
-
+        gap = v.amax(1, keepdim=True) - (lam * v).sum(1, keepdim=True)
         u = s.clamp(-bound, bound)
         v = self.cut_values(G, e, u)
         M = v.amax(1, keepdim=True)
         delta = (lam * (M - v)).sum(1, keepdim=True) + 10.0 * self.EPS * (1.0 + M.abs())
-        w, t = M - v + delta, M + delta
-        ones = torch.ones_like(lam)
+        return State(lam, u, s, M - v + delta, M + delta, lam, gap)
+
+    def step(self, G: Tensor, e: Tensor, enough: Tensor, state: State) -> State:
+        """One predictor-corrector step; the best iterate of a sample whose gap is `enough` stays."""
+        lam, u, s, w, t, best_lam, best_gap = state
+        k, n = G.size(1), G.size(2)
+        Gt = G.transpose(1, 2)
+        e = e.unsqueeze(2)
         b, r = self.BACKTRACK, self.RELUCTANCE
-        backtrack = torch.tensor([b[0], b[1], b[2]], dtype=G.dtype, device=G.device).view(1, 3, 1).expand(B, 3, 1)
-        reluctance = torch.tensor([r[0], r[1], r[2]], dtype=G.dtype, device=G.device).view(1, 3, 1)
+        backtrack = torch.cat([torch.full_like(t, b[0]), torch.full_like(t, b[1]), torch.full_like(t, b[2])], dim=1)
+        reluctance = torch.cat([torch.full_like(t, r[0]), torch.full_like(t, r[1]), torch.full_like(t, r[2])], dim=1)
 
-        for _ in range(steps):
-            unfinished = best_gap > enough  # False for NaN
-            if not bool(unfinished.any()):
-                break
-            y = torch.sigmoid(u)
-            D = y * torch.sigmoid(-u)
-            v = torch.baddbmm(e, G, (y - 0.5).transpose(1, 2))
-            r_u = u - s  # u + G'λ
-            r_t = 1.0 - lam.sum(1, keepdim=True)
-            GD = G * D
-            r_d = v + w - t - torch.bmm(GD, r_u.transpose(1, 2))
-            lam_w = lam * w
-            mu = lam_w.mean(1, keepdim=True)
-            factors = self.factorise(torch.bmm(GD, Gt), (w / lam).squeeze(2))
+        unfinished = best_gap > enough  # False for NaN
+        y = torch.sigmoid(u)
+        D = y * torch.sigmoid(-u)
+        v = torch.baddbmm(e, G, (y - 0.5).transpose(1, 2))
+        r_u = u - s  # u + G'λ
+        r_t = 1.0 - lam.sum(1, keepdim=True)
+        GD = G * D
+        r_d = v + w - t - torch.bmm(GD, r_u.transpose(1, 2))
+        lam_w = lam * w
+        mu = lam_w.mean(1, keepdim=True)
+        factors = self.factorise(torch.bmm(GD, Gt), (w / lam).squeeze(2))
 
-            # predictor: r_c = −λw, so r_c/λ = −w and dw = −w (1 + dλ/λ)
-            x = self.substitute(factors, torch.cat([r_d - w, ones], dim=2))
-            x_0, x_1 = x[:, :, :1], x[:, :, 1:]
-            x_1_sum = x_1.sum(1, keepdim=True)
-            d_lam = x_0 - x_1 * ((x_0.sum(1, keepdim=True) - r_t) / x_1_sum)
-            rho = d_lam / lam
-            dw = -w * (1.0 + rho)
-            # a = the most, up to 1, that keeps λ + a dλ and w + a dw >= 0; the larger of −ρ and 1 + ρ is ½ + |ρ + ½|
-            a = ((rho + 0.5).abs().amax(1, keepdim=True) + 0.5).clamp(min=1.0).reciprocal()
-            affine = ((lam + a * d_lam) * (w + a * dw)).mean(1, keepdim=True)
-            centring = (affine / mu).clamp(0.0, 1.0) ** 3
-            # corrector
-            r_c = centring * mu - lam_w - (a * a) * (d_lam * dw)
-            x_0 = self.substitute(factors, r_d + r_c / lam)
-            dt = (x_0.sum(1, keepdim=True) - r_t) / x_1_sum
-            d_lam = x_0 - x_1 * dt
-            dw = (r_c - w * d_lam) / lam
-            # α = 0.99 of the way to the boundary, at most 1
-            approach = torch.maximum((-d_lam / lam).amax(1, keepdim=True), (-dw / w).amax(1, keepdim=True))
-            alpha = 0.99 / approach.clamp(min=0.99)
+        # predictor: r_c = −λw, so r_c/λ = −w and dw = −w (1 + dλ/λ)
+        x = self.substitute(factors, torch.cat([r_d - w, torch.ones_like(lam)], dim=2))
+        x_0, x_1 = x[:, :, :1], x[:, :, 1:]
+        x_1_sum = x_1.sum(1, keepdim=True)
+        d_lam = x_0 - x_1 * ((x_0.sum(1, keepdim=True) - r_t) / x_1_sum)
+        rho = d_lam / lam
+        dw = -w * (1.0 + rho)
+        # a = the most, up to 1, that keeps λ + a dλ and w + a dw >= 0; the larger of −ρ and 1 + ρ is ½ + |ρ + ½|
+        a = ((rho + 0.5).abs().amax(1, keepdim=True) + 0.5).clamp(min=1.0).reciprocal()
+        affine = ((lam + a * d_lam) * (w + a * dw)).mean(1, keepdim=True)
+        centring = (affine / mu).clamp(0.0, 1.0) ** 3
+        # corrector
+        r_c = centring * mu - lam_w - (a * a) * (d_lam * dw)
+        x_0 = self.substitute(factors, r_d + r_c / lam)
+        dt = (x_0.sum(1, keepdim=True) - r_t) / x_1_sum
+        d_lam = x_0 - x_1 * dt
+        dw = (r_c - w * d_lam) / lam
+        # α = 0.99 of the way to the boundary, at most 1
+        approach = torch.maximum((-d_lam / lam).amax(1, keepdim=True), (-dw / w).amax(1, keepdim=True))
+        alpha = 0.99 / approach.clamp(min=0.99)
 
-            trial = lam.transpose(1, 2) + (alpha * backtrack) * d_lam.transpose(1, 2)  # [B, 3, k]
-            trial = trial.clamp(min=self.LAM_FLOOR)  # off zero, where w/λ would overflow
-            trial = trial / trial.sum(2, keepdim=True)
-            trial_s = -torch.bmm(trial, G)
-            trial_v = torch.baddbmm(e.transpose(1, 2), torch.sigmoid(trial_s) - 0.5, Gt)
-            trial_gap = trial_v.amax(2, keepdim=True) - (trial * trial_v).sum(2, keepdim=True)  # [B, 3, 1]
-            chosen = (trial_gap * reluctance).argmin(1, keepdim=True)  # [B, 1, 1]
-            gap = trial_gap.gather(1, chosen)
+        trial = lam.transpose(1, 2) + (alpha * backtrack) * d_lam.transpose(1, 2)  # [B, 3, k]
+        trial = trial.clamp(min=self.LAM_FLOOR)  # off zero, where w/λ would overflow
+        trial = trial / trial.sum(2, keepdim=True)
+        trial_s = -torch.bmm(trial, G)
+        trial_v = torch.baddbmm(e.transpose(1, 2), torch.sigmoid(trial_s) - 0.5, Gt)
+        trial_gap = trial_v.amax(2, keepdim=True) - (trial * trial_v).sum(2, keepdim=True)  # [B, 3, 1]
+        chosen = (trial_gap * reluctance).argmin(1, keepdim=True)  # [B, 1, 1]
+        gap = trial_gap.gather(1, chosen)
 
-            du = -(r_u + torch.bmm(d_lam.transpose(1, 2), G))  # one whole step
-            alpha = alpha * backtrack.gather(1, chosen)
-            u = u + (alpha * du).clamp(-self.LOGIT_STEP, self.LOGIT_STEP)
-            u = u.clamp(-self.LOGIT_BOUND, self.LOGIT_BOUND)
-            lam = trial.gather(1, chosen.expand(-1, -1, k)).transpose(1, 2)
-            s = trial_s.gather(1, chosen.expand(-1, -1, G.size(2)))
-            w = (w + alpha * dw).clamp(min=self.SLACK_FLOOR)
-            t = t + alpha * dt
+        du = -(r_u + torch.bmm(d_lam.transpose(1, 2), G))  # one whole step
+        alpha = alpha * backtrack.gather(1, chosen)
+        u = u + (alpha * du).clamp(-self.LOGIT_STEP, self.LOGIT_STEP)
+        u = u.clamp(-self.LOGIT_BOUND, self.LOGIT_BOUND)
+        lam = trial.gather(1, chosen.expand(-1, -1, k)).transpose(1, 2)
+        s = trial_s.gather(1, chosen.expand(-1, -1, n))
+        w = (w + alpha * dw).clamp(min=self.SLACK_FLOOR)
+        t = t + alpha * dt
 
-            better = (gap < best_gap) & unfinished
-            best_lam = torch.where(better, lam, best_lam)
-            best_gap = torch.where(better, gap, best_gap)
+        better = (gap < best_gap) & unfinished
+        return State(lam, u, s, w, t, torch.where(better, lam, best_lam), torch.where(better, gap, best_gap))
 
-        lam = best_lam
+    def certified(self, G: Tensor, e: Tensor, lam: Tensor) -> Model:
+        """The point of the multipliers lam [B, k, 1], with its bound and residuals."""
+        e = e.unsqueeze(2)
         s = -torch.bmm(lam.transpose(1, 2), G)
         v = self.cut_values(G, e, s)
         gap = v.amax(1, keepdim=True) - (lam * v).sum(1, keepdim=True)
