@@ -8,7 +8,7 @@ import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +194,8 @@ class _Argmin(nn.Module):
         state = map(_dense, solver.first(G, e, lam_start))
         start = (torch.zeros((), dtype=torch.int64), *state)
         # The operator itself: torch.while_loop would have dynamo trace the bodies, which may not take tensors along.
-        *_, best_lam, _gap = while_loop_op(unfinished, step, start, (G, e, enough))
+        loop: Any = while_loop_op
+        *_, best_lam, _gap = loop(unfinished, step, start, (G, e, enough))
         return cast(Tensor, best_lam)
 
 
