@@ -124,7 +124,8 @@ def bounds_are_valid(lower: Floats, upper: Floats) -> NDArray[np.bool_]:
     is NOT_FINITE_INPUT, that of input that no answer can be found for.
     """
     with np.errstate(invalid="ignore"):
-        return (np.isfinite(lower) & np.isfinite(upper) & (lower <= upper)).all(-1)
+        valid: NDArray[np.bool_] = np.isfinite(lower) & np.isfinite(upper) & (lower <= upper)
+        return np.asarray(valid.all(-1))
 
 
 def status_of(

@@ -308,7 +308,7 @@ def test_a_box_is_solved_inside_its_bounds_and_scipy_agrees():
 
 
 @pytest.mark.parametrize("kind", ["relu", "softplus"])
-@pytest.mark.parametrize("K", [1, 3, 8])
+@pytest.mark.parametrize("K", [1, 3, 5])
 def test_the_gradient_of_bounds_is_exact(kind, K):
     B, n = 3, 4
     value_and_gradient, hessian = network(kind, n, seed=2)
@@ -338,9 +338,8 @@ def test_the_gradient_of_bounds_is_exact(kind, K):
         coordinates, path = answer(t)
         return (coordinates.y(path.y) * y_bar).sum(1)
 
-    # A short step: at K = 8 the set of active cuts changes at a distance of 1e-5.
-    expected = directional(loss, 0.0, 1.0, h=1e-6)
-    np.testing.assert_allclose(found, expected, atol=10 * FINITE_DIFFERENCES * (1 + np.abs(found).max()))
+    expected = directional(loss, 0.0, 1.0)
+    np.testing.assert_allclose(found, expected, atol=FINITE_DIFFERENCES * (1 + np.abs(found).max()))
 
 
 def test_equal_bounds_fix_a_variable_and_crossed_bounds_spoil_their_sample_alone():
@@ -627,9 +626,9 @@ def test_float32_layers(case):
     # prop3 is exact for piecewise-linear energies, implicit at convergence of smooth ones
     [
         ("exact", "relu", 5, 1e-6),
-        ("exact", "softplus", 5, 1e-6),
+        ("exact", "softplus", 3, 1e-6),
         ("prop3", "relu", 5, 1e-6),
-        ("implicit", "softplus", 30, 1e-4),
+        ("implicit", "softplus", 8, 1e-4),
     ],
 )
 def test_gradients_of_the_layer_against_finite_differences(case, adjoint, activation, K, tolerance):
@@ -639,7 +638,7 @@ def test_gradients_of_the_layer_against_finite_differences(case, adjoint, activa
     weights = dict(layer.energy.named_parameters())
     gradients = torch.autograd.grad((layer(**leaves) * y_bar).sum(), [*leaves.values(), *weights.values()])
     found = dict(zip([*leaves, *weights], gradients, strict=True))
-    h = 1e-4 if adjoint == "implicit" else 1e-6
+    h = 1e-4 if adjoint == "implicit" else 1e-5
     for i, (name, gradient) in enumerate(found.items()):
         direction = torch.randn(gradient.shape, generator=seeded(100 + i), dtype=F64)
         direction /= direction.norm()
