@@ -14,17 +14,8 @@ def write_atomically(target: Path, data: bytes) -> None:
 
     A kill may leave the scratch file, `.<name>.<token>.tmp`; see `scratch_of`.
     """
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(scratch, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, target)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-    sync_folder(target.parent)
+    with atomic_file(target) as file:
+        file.write(data)
 
 
 @contextmanager
