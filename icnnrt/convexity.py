@@ -201,7 +201,7 @@ def _search(
 
     def energy(x: Array, y: Array, float64: bool = False) -> Array:
         values = {**graph.initializers, "x": x, "y": y.reshape(len(y), *shape)}
-        return np.asarray(evaluate(nodes, values, float64=float64)["f"]).reshape(-1)
+        return evaluate(nodes, values, float64=float64)["f"]
 
     if x_samples is None:
         x_shape = tuple(s or 1 for s in x_input.shape[1:]) if x_input and x_input.shape else (1,)
@@ -225,9 +225,12 @@ def _search(
         x = np.repeat(x_samples[which], POINTS + 1, 0)
         try:
             with np.errstate(all="ignore"):
-                f = np.asarray((value or energy)(x, y.reshape(-1, *shape))).reshape(len(a), -1).astype(np.float64)
+                f = np.asarray((value or energy)(x, y.reshape(-1, *shape))).astype(np.float64)
         except Unsupported:
             return None, None
+        if f.shape != (len(x),):
+            return None, None  # not one energy a sample
+        f = f.reshape(len(a), POINTS + 1)
         for d in (8, 4, 2, 1):
             middle = f[:, d : POINTS + 1 - d]
             left, right = f[:, : POINTS + 1 - 2 * d], f[:, 2 * d :]

@@ -124,6 +124,10 @@ class Walk:
             self.kinds[i.name] = _LINEAR if i.name == "y" else _NONE
 
     def run(self) -> Fact:
+        for name in {name for node in self.nodes for name in node.inputs} & self.known:
+            array = self.values[name]
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise Stop(None, f"the weight {name[:200]} holds numbers that are not finite")
         with np.errstate(all="ignore"):
             for node in self.nodes:
                 try:
@@ -174,6 +178,8 @@ class Walk:
                 self.facts[name] = one.planes(lambda p, s=shape: np.broadcast_to(p, s))  # type: ignore[misc]
                 self.kinds[name] = self.kind(node)
                 self.improve(name, node)
+        if node.op_type in _WEIGHED:
+            self.weigh(node)
 
     def sized(self, name: str) -> bool:
         """Whether the numbers of a known value change with the size of the batch."""
@@ -252,20 +258,19 @@ class Walk:
             )
             return [Fact(*(run(node, [p, inputs[1], np.asarray(c), *inputs[3:]])[0] for p, c in parts))]
         if op == "Cast":
-            to_float = attributes.get("to") in (1, 10, 11) and attributes.get("to") != 10
-            return [a if to_float else rules.unbent(a)]
+            if self.keeps(node):
+                return [a]
+            # Steps, but of the same sign.
+            return [rules.fact(np.where(a.lo >= 0, 0.0, -np.inf), np.inf, np.where(a.free, FREE, 0))]
         if op == "Clip":
             low, high = (facts[i] if i < len(facts) else None for i in (1, 2))
             a = a if low is None else rules.maximum(a, low)
             return [a if high is None else rules.minimum(a, high)]
-        if op == "Mul":
-            self.weigh(node, _scaling)
-            if node.inputs[0] == node.inputs[1]:
-                return [rules.square(a)]
+        if op == "Mul" and node.inputs[0] == node.inputs[1]:
+            return [rules.square(a)]
         if op in rules.ENTRYWISE:
             return [rules.ENTRYWISE[op](attributes, present)]
         if op == "MatMul":
-            self.weigh(node, _matrix)
             return [rules.bilinear(np.matmul, a, present[1])]
         if op == "Gemm":
             return [self.gemm(node, present, inputs)]
@@ -273,7 +278,6 @@ class Walk:
             equation = einsum_equation(attributes)
             return [rules.bilinear(lambda p, q: np.einsum(equation, p, q), a, present[1])]
         if op == "Conv":
-            self.weigh(node, _kernels)
             result = rules.bilinear(lambda p, q: convolve(p, q, attributes), a, present[1])
             if len(present) > 2:
                 shape = (-1, *(1,) * (a.code.ndim - 2))
@@ -296,13 +300,18 @@ class Walk:
         free = all(f.free.all() for f in present)
         return [rules.anything(self.values[name].shape, FREE if free else 0) for name in node.outputs if name]
 
+    def keeps(self, cast: Node) -> bool:
+        """Whether a Cast leaves numbers as they are, up to the rounding of y's own dtype."""
+        to, source = self.values[cast.outputs[0]].dtype, self.values[cast.inputs[0]].dtype
+        least = self.values["y"].dtype.itemsize
+        return to.kind == "f" and (source.kind != "f" or to.itemsize >= min(source.itemsize, least))
+
     def gemm(self, node: Node, facts: list[Fact], inputs: Sequence[Tensor | None]) -> Fact:
         attributes = node.attributes
         a, b = (
             f.planes(lambda p: p.T) if attributes.get(transposed, 0) else f
             for f, transposed in zip(facts, ("transA", "transB"), strict=False)
         )
-        self.weigh(node, _matrix)
         result = rules.bilinear(np.matmul, a, b)
         result = rules.multiply(result, rules.constant(float(attributes.get("alpha", 1.0))))
         if len(facts) > 2:
@@ -364,7 +373,7 @@ class Walk:
         if node.op_type not in rules.ENTRYWISE and node.op_type not in ("Clip", "Cast"):
             return
         if node.op_type == "Cast":
-            if self.values[name].dtype.kind != "f" or self.values[node.inputs[0]].dtype.kind != "f":
+            if not self.keeps(node) or self.values[node.inputs[0]].dtype.kind != "f":
                 return
             self.makers[name] = Node("Identity", node.name, "", node.inputs, node.outputs, {})
         common: set[str] | None = None
@@ -445,7 +454,7 @@ class Walk:
         op, most = node.op_type, max(kinds, default=_NONE)
         if most == _NONE:
             return _NONE
-        if op == "Cast" and self.values[node.outputs[0]].dtype.kind != "f":
+        if op == "Cast" and not self.keeps(node):
             return _OTHER
         if op in _MOVERS or op in _SUMS or op in ("Add", "Sub", "Neg", "Concat", "Sum", "Pad", "Cast"):
             return most
@@ -520,28 +529,35 @@ class Walk:
 
     # --- Weights ---------------------------------------------------------------------------------
 
-    def weigh(self, node: Node, against: Callable[..., list[Tensor]]) -> None:
-        """Note the known factors that meet values which are convex, not affine, in y: they had to be >= 0."""
+    def weigh(self, node: Node) -> None:
+        """Note the known factors of values that are convex, not affine, in y: for a convex result they must be >= 0.
+
+        Those whose product came out convex count for `least`, the others for `broken`. (Of values that are concave the
+        same holds with the opposite sign.)
+        """
+        output = node.outputs[0]
+        convex = self.fact(output).has(CONVEX)
         for here, there in ((0, 1), (1, 0)):
             known, other = node.inputs[here], node.inputs[there]
             if known not in self.known or other in self.known:
                 continue
-            code = self.fact(other).code
-            margins = [
-                sign * weights
-                for strict, sign in ((code == CONVEX, 1), (code == CONCAVE, -1))
-                if strict.any()
-                for weights in against(node, promote(self.values[known]), strict, here)
-                if weights.size
-            ]
-            if not margins:
-                continue
-            least = float(min(m.min() for m in margins))
-            names = self.origins.get(known, frozenset())
-            if least < 0:
-                self.broken[node.outputs[0]] = (names, least)
-            if max(m.max() for m in margins) > 0 and names and (self.least is None or least < self.least[0]):
-                self.least = (least, names)
+            code, names = self.fact(other).code, self.origins.get(known, frozenset())
+            for wanted in (convex, ~convex):
+                margins = [
+                    sign * met
+                    for strict, sign in ((code == CONVEX, 1), (code == CONCAVE, -1))
+                    if strict.any() and wanted.any()
+                    for met in [_WEIGHED[node.op_type](node, promote(self.values[known]), strict, wanted, here)]
+                    if met.size
+                ]
+                if not margins or not names:
+                    continue
+                least = float(min(m.min() for m in margins))
+                if wanted is not convex:
+                    if least < 0:
+                        self.broken[output] = (names, least)
+                elif self.least is None or least < self.least[0]:
+                    self.least = (least, names)
 
     # --- The end ---------------------------------------------------------------------------------
 
@@ -553,7 +569,12 @@ class Walk:
             if node is None:
                 return None, name
             open_inputs = [
-                one for one in node.inputs if one and one not in self.known and (self.fact(one).code == 0).any()
+                one
+                for one in node.inputs
+                if one
+                and one not in self.known
+                and self.values[one].dtype.kind == "f"  # conditions bend nothing by themselves
+                and (self.fact(one).code == 0).any()
             ]
             if not open_inputs:
                 return node, name
@@ -571,8 +592,10 @@ class Walk:
             if len(dependent) > 1:
                 return "it multiplies two values that both depend on y"
             return "a factor that does not depend on y has no known sign, and what it scales is not affine in y"
-        if (self.fact(output).code == CONCAVE).any() and output == "f":
+        if output == "f" and not (self.fact(output).code == 0).any():
             return "f is concave in y"
+        if op == "Where":
+            return "it chooses by a condition on y, and the pieces are not known to join to a convex function"
         return "what it makes of values that depend on y is not known to be convex or concave"
 
 
@@ -585,28 +608,36 @@ def _largest(first: Callable[[Tensor], Tensor], a: Fact) -> Fact:
     return rules.extreme(lambda m: first(m.astype(np.float64)) > 0, a, first(a.lo), first(a.hi))
 
 
-def _scaling(node: Node, known: Tensor, strict: NDArray[np.bool_], here: int) -> list[Tensor]:
-    known, strict = np.broadcast_arrays(known, strict)
-    return [known[strict]]
+_Mask: TypeAlias = NDArray[np.bool_]
 
 
-def _matrix(node: Node, known: Tensor, strict: NDArray[np.bool_], here: int) -> list[Tensor]:
-    """Rows of a right factor, or columns of a left one, that meet a strict entry."""
+def _scaling(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) -> Tensor:
+    known, strict, wanted = np.broadcast_arrays(known, strict, wanted)
+    return known[strict & wanted]
+
+
+def _matrix(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) -> Tensor:
+    """Entries of a known factor that stand between a strict entry of the other and a wanted one of the product."""
     flags = [node.attributes.get(t, 0) if node.op_type == "Gemm" else 0 for t in ("transA", "transB")]
     known = known.T if flags[here] else known
     strict = strict.T if flags[1 - here] else strict
-    if known.ndim != 2 or strict.ndim < 2:
-        return []
+    if known.ndim != 2 or strict.ndim < 2 or wanted.ndim < 2:
+        return known[:0]
+    p, q = strict.astype(np.float64), wanted.astype(np.float64)
     if here == 1:
-        return [known[strict.any(tuple(range(strict.ndim - 1)))]]
-    rows = strict.any(tuple(i for i in range(strict.ndim) if i != strict.ndim - 2))
-    return [known[:, rows]]
+        return known[p.reshape(-1, p.shape[-1]).T @ q.reshape(-1, q.shape[-1]) > 0]
+    joint = q @ p.swapaxes(-1, -2)
+    return known[joint.reshape(-1, *joint.shape[-2:]).sum(0) > 0]
 
 
-def _kernels(node: Node, known: Tensor, strict: NDArray[np.bool_], here: int) -> list[Tensor]:
+def _kernels(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) -> Tensor:
     if here != 1 or node.attributes.get("group", 1) != 1:
-        return []
-    return [known[:, strict.any((0, *range(2, strict.ndim)))]]
+        return known[:0]
+    away = (0, *range(2, strict.ndim))
+    return known[np.ix_(wanted.any(away), strict.any(away))]
+
+
+_WEIGHED: Final = {"Mul": _scaling, "MatMul": _matrix, "Gemm": _matrix, "Conv": _kernels}
 
 
 def _worked_axes(node: Node, inputs: Sequence[Tensor | None]) -> list[tuple[int, Iterable[int]]]:
