@@ -50,7 +50,6 @@ PUBLIC = {
     },
     "golden": {"Replayed", "compute", "replay"},
     "manifest": {
-        "ConvexitySpec",
         "Domain",
         "GraphFile",
         "Manifest",
@@ -109,6 +108,7 @@ SESSION = {
     "manifest",
     "native",
     "path",
+    "prove_convexity",
     "providers",
     "gradient",
     "gradient_x",

@@ -170,7 +170,7 @@ def export(
 def _warn_if_not_convex(written: package.Package) -> None:
     convexity, not_convex = written.manifest.convexity, written.manifest.parity.get("not_convex")
     if convexity is not None and convexity.verdict == "violated":
-        seen = convexity.sentence
+        seen = convexity.sentence().removesuffix(".")
     elif not_convex:
         seen = f"{not_convex:.0f} samples of the parity check show that it is not convex in y"
     else:
@@ -376,7 +376,11 @@ def _examined(
         figures = parity.check(session, judge, solver, x_example, y_example)
         inputs = _golden_inputs(x_example, y_example)
         held = {**inputs, **golden.compute(session, inputs)}
-        return {"parity": figures, "golden": held, "convexity": None}
+        convexity = None
+        if session.manifest.kind == "energy":
+            progress("convexity")
+            convexity = session.prove_convexity(x_example.detach().cpu().numpy())
+        return {"parity": figures, "golden": held, "convexity": convexity}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
