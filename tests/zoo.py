@@ -242,12 +242,12 @@ class InPlace(nn.Module):
         w = torch.zeros_like(z)
         w[:, :3] = z[:, 3:]
         w[:, 3:].add_(z[:, :3])
-        w = F.relu(self.z(w), inplace=True).mul_(0.1)
-        return w.sum(1).add_(x[:, 0] ** 3)
+        w = F.relu(self.z(w), inplace=True)
+        return w.sum(1).mul_(0.1).add_(x[:, 0] ** 3)
 
 
 class LeakySquared(nn.Module):
-    """leaky_relu² on the first layer, which is affine in y: its slope never falls. Later layers have plain leaky ReLU."""
+    """leaky_relu² on the first layer, which is affine in y: its slope never falls. Later ones have leaky ReLU."""
 
     def __init__(self) -> None:
         super().__init__()

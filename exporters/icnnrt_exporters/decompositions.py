@@ -5,7 +5,7 @@ at all. Torch's own rules serve where they exist; the ones here either do not ex
 must be rewritten before derivatives are taken stands in `lowering`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -60,9 +60,6 @@ FORWARD = (
     aten.logsumexp,
     aten.linalg_vector_norm,
     aten.norm,
-    aten.std,
-    aten.std_mean,
-    aten.var,
     aten.mse_loss,
     aten.im2col,
     aten.roll,
@@ -186,6 +183,25 @@ def sub(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
     return a - b * alpha if isinstance(alpha, float) and alpha != 1 else NotImplemented
 
 
+def var(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> Tensor:
+    """Σ (x − mean)² / (count − correction)."""
+    dims = list(dim) if dim else list(range(x.dim()))
+    apart = x - x.mean(dims, keepdim=True)
+    count = 1
+    for d in dims:
+        count = count * x.shape[d]
+    return (apart * apart).sum(dims, keepdim=keepdim) / (count - (1 if correction is None else correction))
+
+
+def std(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> Tensor:
+    """√var."""
+    return torch.sqrt(var(x, dim, correction=correction, keepdim=keepdim))
+
+
 @cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """The whole table, by operator overload."""
@@ -209,6 +225,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table[aten.elu.default] = elu
     table[aten.celu.default] = celu
     table[aten.selu.default] = selu
+    table[aten.var.correction] = var
+    table[aten.std.correction] = std
     table[aten.addmm.default] = addmm
     table[aten.add.Tensor] = add
     table[aten.sub.Tensor] = sub

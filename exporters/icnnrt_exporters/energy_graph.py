@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
@@ -145,7 +145,7 @@ class EnergyGraph:
         if expression == batch:
             return lambda B: B
         if isinstance(expression, sympy.Expr) and expression.is_polynomial(batch):
-            return sympy.lambdify(batch, expression)  # type: ignore[no-any-return]
+            return sympy.lambdify(batch, expression)
         return None
 
 
@@ -339,7 +339,7 @@ def _refuse_nodes(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if _draws(node):
             raise ExportError(
                 f"energy: {operator(node)} {place(node)} draws random numbers; call .eval() first, or take it out"
             )
@@ -350,6 +350,17 @@ def _refuse_nodes(graph: fx.Graph) -> None:
                     f"energy: {operator(node)} {place(node)} computes in {val.dtype}; write it in real numbers of the "
                     "dtype of x and y"
                 )
+
+
+def _draws(node: fx.Node) -> bool:
+    """A random operator; composite ones (recurrent layers, attention, dropout) only if they drop while training."""
+    target: Any = node.target
+    if torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ()):
+        return False
+    if not target._can_decompose():
+        return True
+    arguments = {a.name: v for a, v in zip(target._schema.arguments, node.args, strict=False)} | node.kwargs
+    return arguments.get("train") is True and "dropout" in str(target)
 
 
 def _refuse_flat(graph: fx.Graph) -> None:

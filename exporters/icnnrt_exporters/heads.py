@@ -223,7 +223,7 @@ def _curvature(energy: EnergyGraph, theta: Theta, c: Sequence[Tensor], y: Tensor
     if energy.kind == "energy":
         return grad(lambda y: (slope(y) * v).sum())(y)
     # u -> g'(y)ᵀ u is linear, and its own transpose is g'(y): reverse mode twice, at any u.
-    _, pull = vjp(slope, y)
+    pull = vjp(slope, y)[1]
     return grad(lambda u: (pull(u)[0] * v).sum())(v)
 
 

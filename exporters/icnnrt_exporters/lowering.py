@@ -12,6 +12,7 @@ The matrices are constants of the graph: they join the tensors that the forward 
 
 import operator as python
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +97,10 @@ def lower(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target is CONVOLUTION:
+        if node.target is aten.view.default:
+            # What a rewritten operator returns need not lie in memory as the operator's own result did.
+            node.target = aten.reshape.default
+        elif node.target is CONVOLUTION:
             _convolution(node, constants)
         elif node.target in AVERAGE_POOLS:
             _average_pool(node, constants, AVERAGE_POOLS[node.target])
@@ -165,6 +169,11 @@ def _each(value: Any, D: int) -> list[int]:
     return values * D if len(values) == 1 else values
 
 
+def _windows(*each: Sequence[int]) -> list[windows.Window]:
+    """(N, N', k, s, p, d) of every dimension, from a list of each."""
+    return [(N, places, k, s, p, d) for N, places, k, s, p, d in zip(*each, strict=True)]
+
+
 def _become(node: fx.Node, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     # The note of what it was stays, for sentences that name it.
     node.meta["lowered_from"] = operator(node)
@@ -183,8 +192,8 @@ def _convolution(node: fx.Node, constants: _Constants) -> None:
     if a["transposed"]:
         N, places = places, N
     S = [
-        constants(node, ("selection", *w, dtype), lambda w=w: windows.selection(*w, dtype=dtype))
-        for w in zip(N, places, k, s, p, d, strict=True)
+        constants(node, ("selection", w, dtype), partial(windows.selection, w, dtype))
+        for w in _windows(N, places, k, s, p, d)
     ]
     function = windows.convolve_transposed if a["transposed"] else windows.convolve
     _become(node, function, (a["input"], a["weight"], a["bias"], a["groups"], k, *S))
@@ -199,21 +208,14 @@ def _average_pool(node: fx.Node, constants: _Constants, D: int) -> None:
     p = _each(a["padding"], D)
     divisor = a.get("divisor_override")
     matrices = []
-    for i, (n, m, k_i, s_i, p_i) in enumerate(zip(N, places, k, s, p, strict=True)):
-        key = (n, m, k_i, s_i, p_i, bool(a["count_include_pad"]))
+    for i, w in enumerate(_windows(N, places, k, s, p, [1] * D)):
         if divisor is None:
-            matrices.append(
-                constants(node, ("averaging", *key, dtype), lambda w=key: windows.averaging(*w, dtype=dtype))
-            )
+            count_pad = bool(a["count_include_pad"])
+            make = partial(windows.averaging, w, count_pad, dtype)
+            matrices.append(constants(node, ("averaging", w, count_pad, dtype), make))
         else:
             scale = 1.0 / divisor if i == 0 else 1.0
-            matrices.append(
-                constants(
-                    node,
-                    ("sum", *key, scale, dtype),
-                    lambda w=key, scale=scale: windows.taps(*w[:5], 1, dtype=dtype).sum(0) * scale,
-                )
-            )
+            matrices.append(constants(node, ("sum", w, scale, dtype), partial(windows.summing, w, scale, dtype)))
     _become(node, windows.average, (x, *matrices))
 
 
@@ -222,7 +224,7 @@ def _adaptive_average(node: fx.Node, constants: _Constants, D: int) -> None:
     assert isinstance(x, fx.Node)
     N, places, dtype = _shapes(node, x, D)
     matrices = [
-        constants(node, ("adaptive", n, m, dtype), lambda n=n, m=m: windows.adaptive_averaging(n, m, dtype))
+        constants(node, ("adaptive", n, m, dtype), partial(windows.adaptive_averaging, n, m, dtype))
         for n, m in zip(N, places, strict=True)
     ]
     _become(node, windows.average, (x, *matrices))
@@ -235,7 +237,7 @@ def _maximum_pool(node: fx.Node, constants: _Constants, D: int) -> None:
     k = _each(a["kernel_size"], D)
     s = _each(a["stride"], D) if a["stride"] else k
     p, d = _each(a["padding"], D), _each(a["dilation"], D)
-    tables = [(("taps", *w), windows.taps(*w, dtype=dtype)) for w in zip(N, places, k, s, p, d, strict=True)]
+    tables = [(("taps", w), windows.taps(w, dtype)) for w in _windows(N, places, k, s, p, d)]
     _maximum(node, constants, x, tables, dtype)
 
 
@@ -264,8 +266,8 @@ def _maximum(
     for key, S in tables:
         m = windows.outside(S)
         for j in range(len(S)):
-            arguments.append(constants(node, (*key, j, dtype), lambda S=S, j=j: S[j].clone()))
-            arguments.append(constants(node, (*key, j, dtype, "outside"), lambda m=m, j=j: m[j].clone()))
+            arguments.append(constants(node, (*key, j, dtype), S[j].clone))
+            arguments.append(constants(node, (*key, j, dtype, "outside"), m[j].clone))
     _become(node, windows.maximum, (x, [len(S) for _, S in tables], *arguments))
     for user in list(node.users):
         user.replace_all_uses_with(node)
@@ -297,7 +299,7 @@ def _interpolation(node: fx.Node, constants: _Constants, D: int, aligns: bool) -
             return plain(unit, size, *align, *(scale if j == i else None for j, scale in enumerate(scales)))
 
         key = ("interpolation", plain, n, m, i, *align, scales[i], dtype)
-        matrices.append(constants(node, key, lambda n=n, i=i, f=apply: _impulses(n, D, i, f, dtype)))
+        matrices.append(constants(node, key, partial(_impulses, n, D, i, apply, dtype)))
     _become(node, windows.average, (x, *matrices))
 
 
@@ -318,5 +320,5 @@ def _pad(node: fx.Node, constants: _Constants, D: int) -> None:
             return target(unit, every)
 
         key = ("pad", target, n, *own, dtype)
-        matrices.append(constants(node, key, lambda n=n, i=i, f=apply: _impulses(n, D, i, f, dtype)))
+        matrices.append(constants(node, key, partial(_impulses, n, D, i, apply, dtype)))
     _become(node, windows.average, (x, *matrices))

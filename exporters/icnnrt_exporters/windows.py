@@ -29,23 +29,31 @@ def convolved(N: int, k: int, s: int, p: int, d: int) -> int:
     return (N + 2 * p - d * (k - 1) - 1) // s + 1
 
 
-def taps(N: int, places: int, k: int, s: int, p: int, d: int, dtype: torch.dtype) -> Tensor:
+def taps(window: Window, dtype: torch.dtype) -> Tensor:
     """S_j for every tap, [k, N, N']."""
+    N, places, k, s, p, d = window
     source = torch.arange(places) * s - p + torch.arange(k)[:, None] * d  # [k, N']
     return (source[:, None, :] == torch.arange(N)[:, None]).to(dtype)
 
 
-def selection(N: int, places: int, k: int, s: int, p: int, d: int, dtype: torch.dtype) -> Tensor:
+def selection(window: Window, dtype: torch.dtype) -> Tensor:
     """S [N, k·N']."""
-    return taps(N, places, k, s, p, d, dtype).permute(1, 0, 2).reshape(N, k * places).contiguous()
+    N, places, k, *_ = window
+    return taps(window, dtype).permute(1, 0, 2).reshape(N, k * places).contiguous()
 
 
-def averaging(N: int, places: int, k: int, s: int, p: int, count_pad: bool, dtype: torch.dtype) -> Tensor:
+def averaging(window: Window, count_pad: bool, dtype: torch.dtype) -> Tensor:
     """A [N, N'], every window divided by its own count; windows are cut at N + p, as torch cuts them."""
-    S = taps(N, places, k, s, p, 1, torch.float64).sum(0)
+    N, places, k, s, p, _ = window
+    S = taps(window, torch.float64).sum(0)
     start = torch.arange(places) * s - p
     padded = torch.clamp(start + k, max=N + p) - start
     return (S / (padded if count_pad else S.sum(0))).to(dtype)
+
+
+def summing(window: Window, scale: float, dtype: torch.dtype) -> Tensor:
+    """scale · Σ_j S_j [N, N']: an average whose divisor is given."""
+    return (taps(window, torch.float64).sum(0) * scale).to(dtype)
 
 
 def adaptive_averaging(N: int, places: int, dtype: torch.dtype) -> Tensor:
