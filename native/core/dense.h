@@ -60,7 +60,8 @@ struct LargestMagnitude {
   }
 };
 
-// out_i = e_i + g_i'a for every row i; a [blocks, W] is zero where lanes overlap. sizes_i is the size of g_i, if wanted.
+// out_i = e_i + g_i'a for every row i; a [blocks, W] is zero where lanes overlap. sizes_i is the size of g_i, if
+// wanted.
 template <std::size_t R, typename Size, typename U>
 ICNNRT_INLINE void rows_times(const Cuts<U>& cuts, std::size_t i, const double* a, double* out, double* sizes) {
   Vec total[R] = {}, size[R] = {};

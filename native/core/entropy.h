@@ -23,8 +23,8 @@ struct Entropy : Diagonal {
   ICNNRT_INLINE double conjugate(const Cuts<U>& cuts, const std::size_t* rows, std::size_t m, const double* lam,
                                  Point& point) {
     const Columns& columns = cuts.columns;
-    // Σ softplus(s) - ½ s = Σ ½|s| + log(1 + e^-|s|), and 1 / (1 + e^-|s|) = max(σ(s), σ(-s)): the logarithm of a product
-    // of numbers in [½, 1], taken before it can underflow.
+    // Σ softplus(s) - ½ s = Σ ½|s| + log(1 + e^-|s|), and 1 / (1 + e^-|s|) = max(σ(s), σ(-s)): the logarithm of a
+    // product of numbers in [½, 1], taken before it can underflow.
     constexpr std::size_t kFactors = 960 / W;
     double logarithms = 0.0;
     Vec size{}, factors = broadcast(1.0);

@@ -7,10 +7,10 @@
 //     link     y = y(lam) attains R*,   D = dy/ds
 // max v - lam'v is the gap between the two.
 //
-//     domain      y in                    c     R(y)                           R*(s)                        y          D
-//     kEntropy    [0,1]^n                 1/2   sum y log y + (1-y) log(1-y)   sum softplus(s) - 1/2 1's    sigma(s)   diag(y(1-y))
-//     kSimplex    probability simplex     1/n   sum y log y                    log sum exp(s) - mean(s)     softmax(s) diag(y) - yy'
-//     kQuadratic  R^n                     0     1/2 |y|^2                      1/2 |s|^2                    s          I
+//     domain      y in                    c     R(y)                           R*(s)                        y D
+//     kEntropy    [0,1]^n                 1/2   sum y log y + (1-y) log(1-y)   sum softplus(s) - 1/2 1's    sigma(s)
+//     diag(y(1-y)) kSimplex    probability simplex     1/n   sum y log y                    log sum exp(s) - mean(s)
+//     softmax(s) diag(y) - yy' kQuadratic  R^n                     0     1/2 |y|^2                      1/2 |s|^2 s I
 //
 // Nothing here allocates, throws, locks or keeps state: the caller passes a workspace, and calls with different
 // workspaces may run at once. All arithmetic is in double, whatever T is. Results are a function of the arguments and

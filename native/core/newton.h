@@ -88,7 +88,8 @@ ICNNRT_INLINE double furthest(const Columns& columns, const double* a, const dou
 // Quadratic near the solution, so warm starts take one or two steps where interior points take seven; but far from it,
 // where y saturates and the model is flat, it may not get on, and gives up early.
 template <typename Domain, typename U>
-static bool newton(const Model<Domain, U>& cuts, Workspace& ws, bool cold, double enough, std::size_t& steps, double& best_gap) {
+static bool newton(const Model<Domain, U>& cuts, Workspace& ws, bool cold, double enough, std::size_t& steps,
+                   double& best_gap) {
   std::size_t stalled = 0;
   bool solved = ws.point.gap <= enough;
   if (solved) return true;

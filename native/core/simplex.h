@@ -18,7 +18,7 @@ struct Simplex {
   static constexpr double kUnit = 1.0;
   ICNNRT_INLINE double reach(double size) { return 2.0 * size; }
 
-  // As in the box, but a logit is counted from the largest, which is 0.
+  // As in the box, but the largest logit is 0.
   static constexpr double kLogitBound = 45.0;
   static constexpr double kLogitStep = 4.0;
 
@@ -86,9 +86,9 @@ struct Simplex {
       store(out + b * W, -(load(y + b * W) * (load(out + b * W) - rest)));
   }
 
-  // u from s, no more than 2 `bound` below the largest, and c = y(u) - 1/n.
+  // u from s, no more than `bound` below the largest, and c = y(u) - 1/n.
   ICNNRT_INLINE void start_logits(const Columns& columns, const double* s, double bound, double* u, double* c) {
-    for (std::size_t b = 0; b < columns.blocks; ++b) store(u + b * W, clip(load(s + b * W), -2.0 * bound, 0.0));
+    for (std::size_t b = 0; b < columns.blocks; ++b) store(u + b * W, clip(load(s + b * W), -bound, 0.0));
     softmax(columns, u, c);
     for (std::size_t b = 0; b < columns.blocks; ++b)
       store(c + b * W, load(c + b * W) - counted(columns, b) * (1.0 / count(columns)));
@@ -103,24 +103,29 @@ struct Simplex {
       store(c + b * W, load(y + b * W) - counted(columns, b) * (1.0 / count(columns)) + load(c + b * W));
   }
 
-  // u += α du with α du = next - s - α(u - s), all counted from the largest, within what a step and a logit may be.
+  // u += α du with α du = next - s - α(u - s), less its mean y(u)'du, which y does not see; within what a step and a
+  // logit may be. Next to the mean no logit that matters runs ahead of the others: counted from the largest, every
+  // change of the largest moved all the others.
   ICNNRT_INLINE void move_logits(const Columns& columns, const double* s, const double* next, double alpha, double* u) {
-    const auto moved = [&](std::size_t b) __attribute__((always_inline)) {
-      const Vec from = load(u + b * W), at = load(s + b * W);
-      return from + (load(next + b * W) - at - alpha * (from - at));
+    const auto move = [&](std::size_t b) __attribute__((always_inline)) {
+      const Vec at = load(s + b * W);
+      return load(next + b * W) - at - alpha * (load(u + b * W) - at);
     };
-    Largest largest, clipped;
-    for (std::size_t b = 0; b < columns.blocks; ++b) largest.take(moved(b), counted(columns, b));
-    const double top = largest.number();
+    Vec moves{}, weights{};
     for (std::size_t b = 0; b < columns.blocks; ++b) {
-      const Vec from = load(u + b * W);
-      const Vec to = from + clip(moved(b) - top - from, -kLogitStep, kLogitStep);
-      store(u + b * W, to);
-      clipped.take(to, counted(columns, b));
+      const Vec E = exp(load(u + b * W)) * counted(columns, b);
+      moves += E * move(b);
+      weights += E;
     }
-    const double highest = clipped.number();
-    for (std::size_t b = 0; b < columns.blocks; ++b)
-      store(u + b * W, clip(load(u + b * W) - highest, -kLogitBound, 0.0));
+    const double mean = sum(moves) / sum(weights);
+    Largest largest;
+    for (std::size_t b = 0; b < columns.blocks; ++b) {
+      const Vec moved = load(u + b * W) + clip(move(b) - mean, -kLogitStep, kLogitStep);
+      store(u + b * W, moved);
+      largest.take(moved, counted(columns, b));
+    }
+    const double top = largest.number();
+    for (std::size_t b = 0; b < columns.blocks; ++b) store(u + b * W, clip(load(u + b * W) - top, -kLogitBound, 0.0));
   }
 
  private:

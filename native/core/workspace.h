@@ -52,8 +52,8 @@ static Workspace lay_out(void* memory, std::size_t k, std::size_t n) {
   ws.ld = ld;
   ws.H = layout.take<double>(k * ld);
   ws.A = layout.take<double>(k * ld);
-  double** const vectors[] = {&ws.e,        &ws.lam, &ws.best,    &ws.trial,    &ws.start, &ws.sizes,
-                              &ws.gradient, &ws.z,   &ws.inverse, &ws.step,     &ws.ones,  &ws.w,
+  double** const vectors[] = {&ws.e,        &ws.lam, &ws.best,    &ws.trial,     &ws.start,  &ws.sizes,
+                              &ws.gradient, &ws.z,   &ws.inverse, &ws.step,      &ws.ones,   &ws.w,
                               &ws.r,        &ws.eta, &ws.m,       &ws.direction, &ws.centres};
   for (double** const vector : vectors) *vector = layout.take<double>(ld);
   ws.rows = layout.take<std::size_t>(k + 1);

@@ -31,11 +31,12 @@ struct Domain {
   explicit Domain(const OrtApi* table)
       : key(table),
         api(table),
-#define ICNNRT_OPERATORS(domain)                                                                                  \
-  make_operator<BundleSolve<domain, float>>(api), make_operator<BundleSolve<domain, double>>(api),                \
+#define ICNNRT_OPERATORS(domain)                                                                   \
+  make_operator<BundleSolve<domain, float>>(api), make_operator<BundleSolve<domain, double>>(api), \
       make_operator<BundleAdjoint<domain, float>>(api), make_operator<BundleAdjoint<domain, double>>(api)
         operators{ICNNRT_OPERATORS(icnnrt::Domain::kEntropy), ICNNRT_OPERATORS(icnnrt::Domain::kSimplex),
-                  ICNNRT_OPERATORS(icnnrt::Domain::kQuadratic)} {}
+                  ICNNRT_OPERATORS(icnnrt::Domain::kQuadratic)} {
+  }
 #undef ICNNRT_OPERATORS
 
   OrtStatus* fill() {
