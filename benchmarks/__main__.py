@@ -32,6 +32,7 @@ class Part(StrEnum):
     adjoint = "adjoint"
     argmin = "argmin"
     scaling = "scaling"
+    tune = "tune"
 
 
 class Precision(StrEnum):
@@ -134,6 +135,7 @@ def _measurements(chosen: list[Part], settings: Settings) -> Iterator[tuple[str,
     from benchmarks.environment import environment
     from benchmarks.inner import inner
     from benchmarks.scaling import scaling
+    from benchmarks.tune import tune
 
     facts = environment()
     yield "environment", facts, partial(tables.show_environment, facts)
@@ -144,6 +146,9 @@ def _measurements(chosen: list[Part], settings: Settings) -> Iterator[tuple[str,
     if Part.scaling in chosen:
         growth = scaling(settings)
         yield Part.scaling.value, growth, partial(tables.show_scaling, growth)
+    if Part.tune in chosen:
+        rows = tune(settings)
+        yield Part.tune.value, [row.as_dict() for row in rows], partial(tables.show_rows, Part.tune.value, rows)
 
 
 def _json(found: dict[str, Any]) -> str:

@@ -9,6 +9,9 @@ from benchmarks.report import Entry, Target
 INNER: Final = {(159, 10, 1): 30.0, (2048, 10, 1): 10.0, (159, 10, 128): 4.0, (2048, 30, 128): 2.5}
 # (n, batch) -> a whole argmin over its floor, at most.
 ARGMIN: Final = {(24, 1): 1.5, (159, 1): 1.25, (159, 128): 1.25, (2048, 1): 2.0, (2048, 128): 2.0}
+# batch -> a step of fine-tuning over one argmin, at most; and torch's eager step over it, at least.
+STEP: Final = {32: 4.0}
+STEP_OF_TORCH: Final = {1: 3.0, 32: 3.0}
 # How cost may grow with k, n and batch; a fitted exponent is known to about a twentieth.
 EXPONENTS: Final = {"k": 2.0, "n": 1.0, "batch": 1.0}
 EXPONENT_TOLERANCE: Final = 0.05

@@ -358,10 +358,10 @@ class Runner:
                 self.weights[name].update_inplace(np.ascontiguousarray(array).astype(tensors[name].dtype, copy=False))
         finally:
             with self._state:
-                self.weights_id = secrets.token_hex(8)
+                weights_id = self.weights_id = secrets.token_hex(8)
                 self._updating = False
                 self._state.notify_all()
-        return self.weights_id
+        return weights_id  # not the attribute, which another update may have changed again
 
     def close(self) -> None:
         """Drop the sessions. Runs under way end well; later ones are refused."""

@@ -81,6 +81,7 @@ class History:
 
     def save(self, step: int, weights: Arrays, state: Arrays, figures: Mapping[str, float]) -> Checkpoint:
         """Add a checkpoint, and drop the oldest beyond the bound. Raises `OSError` if the disk refuses."""
+        self.checkpoints = self._read()  # others may have been saved since, as by a callback in the middle of a fit
         if not self.folder.is_dir():
             self.folder.mkdir(exist_ok=True)
             sync_folder(self.folder.parent)

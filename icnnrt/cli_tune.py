@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from icnnrt.cli import ERROR, JsonFlag, NativeFlag, PackageArgument, app, consol
 from icnnrt.errors import InputError
 
 if TYPE_CHECKING:
-    from icnnrt.finetune import EpochReport, FitReport, StepReport
+    from icnnrt.finetune import EpochReport, FineTuner, FitReport, StepReport
     from icnnrt.manifest import Manifest
 
 STOPPED: Final = 3
@@ -147,14 +148,18 @@ def tune(
         if fitted is None and held is not None:
             tuner.rollback()  # to the best weights met
         judged = None if held is None else tuner.loss(*held)
-        tuner.write_package(out, overwrite=overwrite)
+        written, unwritten = _write(tuner, out, overwrite, history)
         if picture:
-            _draw(picture, followed)
+            try:
+                _draw(picture, followed)
+            except OSError as error:
+                screen.print(f"[yellow]no picture:[/] {escape(str(picture))}: {error.strerror or error}.")
+                picture = None
 
     summary = {
         "package": str(opened.path),
         "data": str(data),
-        "out": str(out),
+        "out": str(written),
         "samples": len(samples[0]),
         "validation_samples": 0 if held is None else len(held[0]),
         "resumed_from": resumed_from,
@@ -183,20 +188,27 @@ def tune(
         notes = " ".join(getattr(failure, "__notes__", []))
         where = f"{failure.filename}: " if failure.filename else ""
         typer.echo(
-            f"icnnrt: {where}{failure.strerror or failure}, so tuning ended; what was learnt is in {out}. {notes}",
+            f"icnnrt: {where}{failure.strerror or failure}, so tuning ended; what was learnt is in {written}. {notes}",
             err=True,
         )
+    if unwritten is not None:
+        typer.echo(
+            f"icnnrt: {out}: {unwritten.strerror or unwritten}; what was learnt is in {written}, so make room and copy "
+            "it from there.",
+            err=True,
+        )
+    if failure is not None or unwritten is not None:
         raise typer.Exit(ERROR)
     if interrupted:
         more = f" Continue with --resume --history {history}." if history else ""
         typer.echo(
             f"icnnrt: interrupted after {len(followed.steps)} steps; "
-            f"{'the best' if held is not None else 'the last'} weights are in {out}.{more}",
+            f"{'the best' if held is not None else 'the last'} weights are in {written}.{more}",
             err=True,
         )
         raise typer.Exit(INTERRUPTED)
     if fitted and fitted.epochs and not fitted.epochs[-1].accepted:
-        typer.echo(f"icnnrt: {fitted.stopped}; what was learnt before is in {out}.", err=True)
+        typer.echo(f"icnnrt: {fitted.stopped}; what was learnt before is in {written}.", err=True)
         raise typer.Exit(STOPPED)
 
 
@@ -217,6 +229,8 @@ def _check_places(out: Path, overwrite: bool, history: Path | None, picture: Pat
     if os.path.lexists(out) and not overwrite:
         raise InputError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
     _check_target(Path(os.path.abspath(out)), overwrite)
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise InputError(f"out: its folder {out.absolute().parent} cannot be written to; choose another.")
     if history is not None and not history.parent.is_dir():
         raise InputError(f"history: its folder {history.parent} is not there; create it first.")
     if picture is not None:
@@ -347,6 +361,24 @@ class _Followed:
 
 
 # --- After the work ------------------------------------------------------------------------------
+
+
+def _write(tuner: "FineTuner", out: Path, overwrite: bool, history: Path | None) -> tuple[Path, OSError | None]:
+    """Where the package is, and why it is not at `out`: hours of tuning are not lost to a disk that is full."""
+    try:
+        tuner.write_package(out, overwrite=overwrite)
+        return out, None
+    except OSError as error:
+        try:
+            aside = Path(tempfile.mkdtemp(prefix="icnnrt-")) / (out.name or "tuned.icnn")
+            return tuner.write_package(aside).path, error
+        except OSError:
+            kept = f"the last checkpoint is in {history}" if history and history.is_dir() else "nothing is kept"
+            raise OSError(
+                error.errno,
+                f"{error.strerror or error}, nor is there room in {tempfile.gettempdir()}; {kept}, so make room first.",
+                str(out),
+            ) from error
 
 
 def _show(summary: Mapping[str, Any], judged: bool) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.errors import InputError, MissingDependencyError
-from icnnrt.finetune import BATCH_SIZE, FineTuner
+from icnnrt.finetune import BATCH_SIZE, FineTuner, _uninterrupted
 from icnnrt.manifest import Manifest
 from icnnrt.session import Session
 
@@ -61,7 +61,8 @@ def set_weights(target: Session | FineTuner, weights: Weights) -> None:
     session = _session(target)
     checked = _checked(session.manifest, weights)
     if not isinstance(target, FineTuner):
-        session._update_weights(checked)
+        with _uninterrupted():
+            session._update_weights(checked)
         return
     with target._lock:
         target._commit(checked, target._state)

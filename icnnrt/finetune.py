@@ -117,7 +117,8 @@ class FineTuner:
     strict:         refuse samples with NaN or infinity instead of skipping and counting them
 
     Optimiser state starts at zero. Methods may be called from several threads: steps exclude each other, and runs of
-    the session see the weights before a step or after it, never a mixture. One tuner a session: a second one's steps
+    the session see the weights before a step or after it, never a mixture; while one thread is in `fit`, what others
+    ask of the tuner itself waits for its end. One tuner a session: a second one's steps
     are refused as the weights are no longer those it knows.
 
     Raises `InputError` for a package without train.onnx.
@@ -340,11 +341,19 @@ class FineTuner:
         """Write the package with the present weights to `path`; `Package.save` says what holds if interrupted.
 
         How many steps it was tuned by is noted in its metadata. The optimiser's state is not part of a package.
+        Raises `OSError` if the disk refuses; what is in memory stays, as with `save`.
         """
         with self._lock:
             package = self.session._package
             metadata = {**package.manifest.metadata, "tuned_steps": self.steps}
-            return package.save(path, weights=dict(self.session.weights), metadata=metadata, overwrite=overwrite)
+            try:
+                return package.save(path, weights=dict(self.session.weights), metadata=metadata, overwrite=overwrite)
+            except OSError as error:
+                error.add_note(
+                    f"{path} is not written; weights and state are still in memory, so make room or choose another "
+                    "folder and call write_package again."
+                )
+                raise
 
     # --- How -------------------------------------------------------------------------------------
 

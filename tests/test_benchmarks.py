@@ -88,6 +88,14 @@ def test_a_quick_run_measures_every_part(tmp_path):
         for name in ("loop", "K calls", "without solver", "portable", "session portable"):
             assert row["contenders"][name]["missing"] is None
         assert row["solved_portable"] <= row["batch"]
+    assert [row["batch"] for row in found["tune"]] == [1, 32]
+    for row in found["tune"]:
+        check_row(row)
+        for name in ("argmin", "step", "torch eager"):
+            assert row["contenders"][name]["missing"] is None
+        # All of them take the same step.
+        assert row["first_loss_portable"] == pytest.approx(row["first_loss_torch"], rel=1e-3)
+        assert row.get("first_loss_native", row["first_loss_torch"]) == pytest.approx(row["first_loss_torch"], rel=1e-3)
     assert found["scaling"]["series"].keys() == {"k", "n", "batch"}
     for series in found["scaling"]["series"].values():
         assert all(point["seconds_per_step"] is not None for point in series["points"])
@@ -122,6 +130,7 @@ def test_every_target_is_measured(module):
     assert {network.n: (network.hidden, network.K) for network in networks} == {
         24: ((64, 64), 10), 159: ((600, 600), 10), 2048: ((200, 200), 30)
     }  # fmt: skip
+    assert set(targets.STEP) | set(targets.STEP_OF_TORCH) <= set(module("tune").BATCHES)
     assert set(targets.EXPONENTS) == set(module("scaling").SERIES)
 
 

@@ -21,7 +21,7 @@ pytest.importorskip("onnxruntime")
 from test_cli import FACTORY, icnnrt, sentence
 
 import icnnrt as library
-from icnnrt import checkpoints, cli_tune, finetune
+from icnnrt import checkpoints, cli_tune, finetune, package
 
 
 @pytest.fixture
@@ -270,6 +270,40 @@ def test_a_history_that_cannot_be_written_loses_nothing(
     assert library.Package.open(out).manifest.metadata["tuned_steps"] == 2
 
 
+def full(*arguments: Any, **more: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_an_out_that_cannot_be_written_loses_nothing(
+    train_package: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was learnt is written elsewhere; if nothing can be written, that is told."""
+    out, elsewhere = tmp_path / "out.icnn", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+    real = package._replace_folder
+    monkeypatch.setattr(package, "_replace_folder", lambda at, files: full() if at == out else real(at, files))
+    result = icnnrt("tune", train_package, data, "--out", out, "--epochs", 1)
+    assert result.exit_code == 1
+    (written,) = elsewhere.glob("icnnrt-*/out.icnn")
+    assert f"{out}: No space left on device; what was learnt is in {written}, so make room and copy" in result.stderr
+    assert library.Package.open(written).manifest.metadata["tuned_steps"] == 2
+    assert not out.exists()
+    monkeypatch.setattr(package, "_replace_folder", full)
+    for options, kept in ([], "nothing is kept"), (["--history", tmp_path / "h"], "the last checkpoint is in"):
+        result = icnnrt("tune", train_package, data, "--out", out, "--epochs", 1, *options)
+        assert result.exit_code == 1
+        assert f"{out}: No space left on device, nor is there room in {elsewhere}; {kept}" in result.stderr
+
+
+def test_an_out_in_a_folder_that_is_shut_is_told_before_tuning(
+    train_package: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
+    told = sentence(icnnrt("tune", train_package, data, "--out", tmp_path / "out.icnn"))
+    assert f"out: its folder {tmp_path} cannot be written to; choose another" in told
+
+
 # --- The picture ---------------------------------------------------------------------------------
 
 
@@ -282,6 +316,19 @@ def test_the_picture(train_package: Path, data: Path, tmp_path: Path, suffix: st
     assert result.exit_code == 0, result.output
     assert f"picture   {picture}" in result.stdout
     assert picture.stat().st_size > 1000
+
+
+def test_a_picture_that_cannot_be_written_spoils_nothing(
+    train_package: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    monkeypatch.setattr(figure.Figure, "savefig", full)
+    picture, out = tmp_path / "loss.png", tmp_path / "out.icnn"
+    result = icnnrt("tune", train_package, data, "--out", out, "--epochs", 1, "--picture", picture, "--json")
+    assert result.exit_code == 0, result.output
+    assert "No space left on device" in result.stderr
+    assert json.loads(result.stdout)["picture"] is None
+    assert out.exists()
 
 
 def test_without_matplotlib_one_sentence_says_so_and_the_rest_is_done(

@@ -47,8 +47,8 @@ ICNNRT_DEFINE(float, kFloat)
 ICNNRT_DEFINE(double, kDouble)
 
 std::size_t workspace_bytes(const Sizes& sizes) noexcept {
-  // Enough for the arrays of workspace.h with the widest vector there is: 2 [k, ld] and 1 [k, 8]; 19 [ld] and 3 [k +
-  // 1]; 10 [columns]. ld < k + 8 and columns < n + 8, and the rest pays for rounding each array up to the alignment.
+  // Enough for the arrays of workspace.h with the widest vector there is: 2 [k, ld] and 1 [k, 8], 19 [ld], 3 [k + 1],
+  // 10 [columns]. ld < k + 8 and columns < n + 8, and the rest pays for rounding each array up to the alignment.
   std::size_t k = 0, n = 0, square = 0, vectors = 0, columns = 0, total = 0;
   const bool overflow = __builtin_add_overflow(sizes.k, 16, &k) || __builtin_add_overflow(sizes.n, 16, &n) ||
                         __builtin_mul_overflow(k, k, &square) || __builtin_mul_overflow(square, 3, &square) ||

@@ -1,16 +1,18 @@
 // The solvers behind the operators of domain ai.icnnrt, on plain arrays: one sample a call.
 //
 // Problem (Amos, Xu, Kolter, Input Convex Neural Networks, ICML 2017): with k cuts, slopes G [k, n] and offsets e [k]
-// at the centre c of a domain, for all y of which R is strongly convex,
+// at the centre c of a domain, on which R is strongly convex,
 //     primal   min over y in the domain, t of  t + R(y)   s.t.  v = e + G(y - c) <= t 1
 //     dual     max over lam in the simplex of  e'lam - R*(s),   s = -G'lam,   R*(s) = max over y of s'(y - c) - R(y)
 //     link     y = y(lam) attains R*,   D = dy/ds
 // max v - lam'v is the gap between the two.
 //
-//     domain      y in                    c     R(y)                           R*(s)                        y D
-//     kEntropy    [0,1]^n                 1/2   sum y log y + (1-y) log(1-y)   sum softplus(s) - 1/2 1's    sigma(s)
-//     diag(y(1-y)) kSimplex    probability simplex     1/n   sum y log y                    log sum exp(s) - mean(s)
-//     softmax(s) diag(y) - yy' kQuadratic  R^n                     0     1/2 |y|^2                      1/2 |s|^2 s I
+// clang-format off
+//     domain      y in             c    R(y)                          R*(s)                     y(lam)      D
+//     kEntropy    [0,1]^n          1/2  sum y log y + (1-y) log(1-y)  sum softplus(s) - s/2     sigma(s)    diag(y(1-y))
+//     kSimplex    y >= 0, 1'y = 1  1/n  sum y log y                   log sum e^s - mean(s)     softmax(s)  diag(y) - yy'
+//     kQuadratic  R^n              0    y'y / 2                       s's / 2                   s           I
+// clang-format on
 //
 // Nothing here allocates, throws, locks or keeps state: the caller passes a workspace, and calls with different
 // workspaces may run at once. All arithmetic is in double, whatever T is. Results are a function of the arguments and

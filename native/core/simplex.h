@@ -26,9 +26,9 @@ struct Simplex {
   struct Largest {
     Vec lanes = broadcast(-__builtin_inf());
 
-    ICNNRT_INLINE Vec of_two(Vec a, Vec b) { return a > b ? a : b; }
     __attribute__((always_inline)) void take(Vec x, Vec once) {
-      lanes = of_two(once != 0.0 ? x : broadcast(-__builtin_inf()), lanes);
+      x = once != 0.0 ? x : lanes;
+      lanes = x > lanes ? x : lanes;
     }
     __attribute__((always_inline)) double number() const {
       double most = lanes[0];

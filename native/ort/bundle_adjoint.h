@@ -15,6 +15,7 @@ struct BundleAdjoint {
   static constexpr ONNXTensorElementDataType kInputTypes[] = {T_, T_, T_, T_};
   static constexpr const char* kOutputShapes[] = {"Bn", "Bk"};
   static constexpr ONNXTensorElementDataType kOutputTypes[] = {T_, T_};
+  static constexpr std::size_t kOutputsOfT = 2;  // all
 
   const Kernels<T>& kernels = icnnrt::kernels<T>(kDomain);
 

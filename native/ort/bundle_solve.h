@@ -18,6 +18,7 @@ struct BundleSolve {
   static constexpr ONNXTensorElementDataType kInputTypes[] = {T_, T_, T_};
   static constexpr const char* kOutputShapes[] = {"Bn", "Bk", "B", "B3"};
   static constexpr ONNXTensorElementDataType kOutputTypes[] = {T_, T_, kDouble, kDouble};
+  static constexpr std::size_t kOutputsOfT = 2;  // the first ones; the others are double always
 
   const Kernels<T>& kernels = icnnrt::kernels<T>(kDomain);
   std::size_t steps = 0;

@@ -28,16 +28,21 @@ struct Domain {
   OrtCustomOpDomain* domain = nullptr;
   Domain* next = nullptr;
 
-  explicit Domain(const OrtApi* table)
-      : key(table),
-        api(table),
-#define ICNNRT_OPERATORS(domain)                                                                   \
-  make_operator<BundleSolve<domain, float>>(api), make_operator<BundleSolve<domain, double>>(api), \
-      make_operator<BundleAdjoint<domain, float>>(api), make_operator<BundleAdjoint<domain, double>>(api)
-        operators{ICNNRT_OPERATORS(icnnrt::Domain::kEntropy), ICNNRT_OPERATORS(icnnrt::Domain::kSimplex),
-                  ICNNRT_OPERATORS(icnnrt::Domain::kQuadratic)} {
+  explicit Domain(const OrtApi* table) : key(table), api(table) {
+    make<icnnrt::Domain::kEntropy>();
+    make<icnnrt::Domain::kSimplex>();
+    make<icnnrt::Domain::kQuadratic>();
   }
-#undef ICNNRT_OPERATORS
+
+  // The operators of one domain of y.
+  template <icnnrt::Domain where>
+  void make() {
+    Operator* const four = operators + 4 * static_cast<std::size_t>(where);
+    four[0] = make_operator<BundleSolve<where, float>>(api);
+    four[1] = make_operator<BundleSolve<where, double>>(api);
+    four[2] = make_operator<BundleAdjoint<where, float>>(api);
+    four[3] = make_operator<BundleAdjoint<where, double>>(api);
+  }
 
   OrtStatus* fill() {
     ICNNRT_TRY(api.CreateCustomOpDomain(kDomain, &domain));

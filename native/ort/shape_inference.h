@@ -70,7 +70,8 @@ inline OrtStatus* write_axes(const Api& api, OrtShapeInferContext* context, std:
   return status;
 }
 
-// Operators of one name share one inference in ONNX Runtime, whatever their types, so T is that of the first input.
+// Operators of one name share one inference in ONNX Runtime, whatever their types, so T is that of the first input: it
+// may be another than Op's own.
 template <typename Op>
 OrtStatus* infer_shapes(const Api& api, OrtShapeInferContext* context) {
   Axes axes;
@@ -79,7 +80,7 @@ OrtStatus* infer_shapes(const Api& api, OrtShapeInferContext* context) {
     ICNNRT_TRY(read_axes(api, context, i, Op::kInputShapes[i], axes, i ? other : T));
   }
   for (std::size_t i = 0; i < std::size(Op::kOutputShapes); ++i) {
-    const auto type = Op::kOutputTypes[i] == Op::T_ ? T : Op::kOutputTypes[i];
+    const auto type = i < Op::kOutputsOfT ? T : Op::kOutputTypes[i];
     ICNNRT_TRY(write_axes(api, context, i, Op::kOutputShapes[i], axes, type));
   }
   return nullptr;
