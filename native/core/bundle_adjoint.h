@@ -8,7 +8,7 @@ namespace ICNNRT_INSTRUCTION_SET {
 
 // The constants of `kkt_adjoint` in icnnrt/reference.py.
 inline constexpr double kTraceRidge = 1e-13;
-inline constexpr double kSmallestRidge = 1e-30;
+inline constexpr double kSmallestRidge = 1e-30;  // next to 0 where a domain has no unit
 
 // x = Ã^-1 b with one refinement; A holds Ã's factors, H Ã itself, `residual` is scratch.
 ICNNRT_INLINE void solve_refined(Workspace& ws, std::size_t m, const double* b, double* x, double* residual) {
@@ -50,6 +50,7 @@ static bool solve_adjoint(const Model<Domain, U>& cuts, Workspace& ws) {
     times(cuts, ws.u_coefficient, ws.r);
     Domain::gram(cuts, ws.rows, m, ws.point.D, ws.centres, ws.H, ws.ld);
 
+    constexpr double ridge = kSmallestRidge * Domain::kUnit + 0x1p-1000;
     double* const q = ws.w;
     double trace = 0.0;
     for (std::size_t a = 0; a < m; ++a) {
@@ -59,7 +60,7 @@ static bool solve_adjoint(const Model<Domain, U>& cuts, Workspace& ws) {
     for (std::size_t a = 0; a < m; ++a) {
       for (std::size_t b = 0; b < ws.ld; ++b) ws.A[a * ws.ld + b] = b < m ? ws.H[a * ws.ld + b] *= q[a] * q[b] : 0.0;
       const double slack = ws.point.top - ws.point.v[ws.rows[a]];
-      ws.A[a * ws.ld + a] = ws.H[a * ws.ld + a] += slack + (kTraceRidge * trace + kSmallestRidge);
+      ws.A[a * ws.ld + a] = ws.H[a * ws.ld + a] += slack + (kTraceRidge * trace + ridge);
       ws.z[a] = q[a] * ws.r[ws.rows[a]];
     }
     factor(ws.A, m, ws.ld, ws.inverse);

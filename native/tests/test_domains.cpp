@@ -333,9 +333,8 @@ TEST_CASE_TEMPLATE("simplex: corners", T, float, double) {
       Domain::kSimplex);
 }
 
-// Slopes of any size are solved to the same relative accuracy: nothing in the domain has a size of its own. The powers
-// of two change no rounding.
-TEST_CASE("quadratic: y scales with the slopes") {
+// Slopes of any size are solved to the same relative accuracy: nothing in the domain has a size of its own.
+TEST_CASE("quadratic: y and the adjoint scale with the slopes") {
   each_kernel<double>(
       [](const icnnrt::Kernels<double>& kernels) {
         Caller caller;
@@ -356,6 +355,13 @@ TEST_CASE("quadratic: y scales with the slopes") {
               for (Real& y : expected) y *= static_cast<Real>(scale);
               CHECK(distance(other.y, expected) <= 1e-12L * largest_of(expected));
               CHECK(distance(other.lam, one.lam) <= 1e-9L);
+              const std::vector<double> y_bar = random_vector<double>(random, n);
+              const AdjointAnswer<double> one_back = caller.adjoint(kernels, cuts, one.lam, y_bar);
+              const AdjointAnswer<double> other_back = caller.adjoint(kernels, scaled, one.lam, y_bar);
+              CHECK(distance(other_back.c_y, one_back.c_y) <= 1e-9L * largest_of(y_bar));
+              std::vector<Real> expected_c_lam = to_real(one_back.c_lam);
+              for (Real& c : expected_c_lam) c /= static_cast<Real>(scale);
+              CHECK(distance(other_back.c_lam, expected_c_lam) <= 1e-9L * largest_of(expected_c_lam));
             }
       },
       Domain::kQuadratic);
