@@ -18,7 +18,7 @@ import icnnrt
 from icnnrt import package
 from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
-from icnnrt_exporters.argmin_graph import argmin_graph
+from icnnrt_exporters.argmin_graph import UNIT_BOX, argmin_graph
 from icnnrt_exporters.bodies import functions
 from icnnrt_exporters.energy_graph import trace_energy
 from icnnrt_exporters.heads import cut_vjp, hessian_vector_product, value_and_gradient
@@ -59,7 +59,7 @@ def export(
     overwrite: bool = False,
     progress: Progress = lambda stage: None,
 ) -> package.Package:
-    """Write f(x, y; θ) and its fixed-iteration argmin over y in [0,1]^n as a package.
+    """Write f(x, y; θ) and its fixed-iteration argmin over the solver's domain as a package.
 
     Args:
         energy: a module with forward(x [B, ...], y [B, n]) -> [B], convex in y, float32 or float64. It is exported in
@@ -160,11 +160,12 @@ def _graphs(
     # Before anything that takes longer, so that a loss that does not fit is told at once.
     loss = loss_graph(named(train.loss)[1], y, train.target(y_example)) if train else None
     head = to_onnx(value_and_gradient(traced, x, y))
-    assembled = {"argmin": argmin_graph(head.clone(), K, solver.steps)}
+    domain = domain_of(solver)
+    assembled = {"argmin": argmin_graph(head.clone(), K, solver.steps, domain)}
     progress("Hessian-vector product")
     hvp = to_onnx(hessian_vector_product(traced, x, y))
     progress("adjoint")
-    push = to_onnx(cut_vjp(traced, x, y, K, trainable))
+    push = to_onnx(cut_vjp(traced, x, y, K, trainable, points=domain.kind == "box"))
     training = None
     if train and loss:
         progress("training step")
@@ -172,7 +173,7 @@ def _graphs(
         assembled["train"] = train_graph(
             head.clone(),
             # Gradients of the weights that stay are not computed.
-            push.clone() if updated == trainable else to_onnx(cut_vjp(traced, x, y, K, updated)),
+            push.clone() if updated == trainable else to_onnx(cut_vjp(traced, x, y, K, updated, points=domain.kind == "box")),
             hvp.clone(),
             loss,
             K=K,
@@ -183,8 +184,9 @@ def _graphs(
             depth=K if train.adjoint == "exact" else 1,
             clip_norm=train.clip_norm,
             residual_tolerance=residual_tolerance(solver, x_example),
+            domain=domain,
         )
-    assembled["adjoint"] = adjoint_graph(push, hvp, K)
+    assembled["adjoint"] = adjoint_graph(push, hvp, K, domain)
     assembled["value"] = _value_graph(head)
 
     weights = {
@@ -192,8 +194,14 @@ def _graphs(
     }
     constants = {name: traced.theta[name] for name in traced.constants}
     _, layout = package.weight_layout(weights)
-    graphs = {role: _serialise(graph, weights, layout, constants) for role, graph in assembled.items()}
+    graphs = {role: _serialise(graph, weights, layout, constants, domain) for role, graph in assembled.items()}
     return graphs, weights, trainable, training
+
+
+def domain_of(solver: nn.Module) -> package.Domain:
+    """Where the layer's y lies; layers that know of no domains solve over [0, 1]^n."""
+    kind = getattr(solver, "domain", "unit_box")
+    return package.Domain(kind, float(getattr(solver, "mu", 1.0)) if kind == "space" else None)
 
 
 def residual_tolerance(solver: BundleEntropyArgmin, x_example: Tensor) -> float:
@@ -218,6 +226,7 @@ def _serialise(
     weights: Mapping[str, np.ndarray],
     layout: Mapping[str, tuple[int, int]],
     constants: Mapping[str, Tensor],
+    domain: package.Domain = UNIT_BOX,
 ) -> bytes:
     """One self-contained ONNX file: op bodies included, weights overridable and stored once, beside it."""
     for v in list(graph.inputs):
@@ -241,7 +250,7 @@ def _serialise(
     graph.opset_imports[""] = OPSET
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="icnnrt")
     used = {node.op_identifier() for node in graph.all_nodes()}
-    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, functions())}
+    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, functions(domain.kind))}
     if used & bodies.keys():
         graph.opset_imports[package.OP_DOMAIN] = OP_VERSION
         model.functions.update(bodies)
@@ -288,6 +297,7 @@ def _write_checked(
                 solver.gap_tolerance,
                 residual_tolerance(solver, x_example),
             ),
+            domain=domain_of(solver),
             graphs=graphs,
             weights=weights,
             nonnegative=nonnegative,

@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from icnnrt._runner import SIGNATURES, THETA_BAR
+from icnnrt._runner import BOUNDS, BOUNDS_BAR, SIGNATURES, THETA_BAR
 from icnnrt.errors import ExportError
 from icnnrt_models import BundleEntropyArgmin
 
 # Names of the graphs' inputs and outputs, which no weight may bear.
-RESERVED = frozenset(name for inputs, outputs in SIGNATURES.values() for name in (*inputs, *outputs))
+RESERVED = frozenset(
+    name for named in (*SIGNATURES.values(), (BOUNDS, BOUNDS_BAR)) for names in named for name in names
+)
 STORABLE = (
     torch.float64,
     torch.float32,
