@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt._arguments import batch, finite_rows
+from icnnrt._runner import BOUNDS, BOUNDS_BAR
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest
 from icnnrt.solution import Cotangents, Solution
@@ -48,11 +49,13 @@ def vjp(run: Run, manifest: Manifest, solution: Solution, y_bar: object, *, adjo
         )
     kept = ~skipped
     x̄ = np.full_like(solution.x, np.nan)
+    box = manifest.domain is not None and manifest.domain.kind == "box"
+    bounds_bar = {name: np.full_like(solution.y, np.nan) for name in (BOUNDS_BAR if box else ())}
     if not kept.any():
         zeros = {
             name: np.zeros(spec.shape, spec.dtype) for name, spec in manifest.weights.tensors.items() if spec.trainable
         }
-        return Cotangents(MappingProxyType(zeros), x̄, skipped, np.zeros_like(skipped))
+        return Cotangents(MappingProxyType(zeros), x̄, skipped, np.zeros_like(skipped), *bounds_bar.values())
     part = solution if kept.all() else solution[kept]
     depth = solution.lam.shape[1] if adjoint == "exact" else 1
     outputs = run(
@@ -65,16 +68,19 @@ def vjp(run: Run, manifest: Manifest, solution: Solution, y_bar: object, *, adjo
             "lam_history": part.lam_history,
             "y_bar": ȳ if kept.all() else ȳ[kept],
             "depth": np.array(depth, np.int64),
+            **{name: bound for name in BOUNDS if (bound := getattr(part, name)) is not None},
         }
     )
     x̄[kept] = outputs["x_bar"]
+    for name, bar in bounds_bar.items():
+        bar[kept] = outputs[name]
     prefix = "theta_bar."
     weights = {name.removeprefix(prefix): a for name, a in outputs.items() if name.startswith(prefix)}
     at_kink = np.zeros_like(skipped)
     # Rounding moves a slope by some eps; another face moves it by much more than the root of eps.
     scale = np.maximum(1.0, np.abs(part.slopes).max((1, 2)))
     at_kink[kept] = outputs["slope_mismatch"] > np.sqrt(np.finfo(part.slopes.dtype).eps) * scale
-    return Cotangents(weights, x̄, skipped, at_kink)
+    return Cotangents(weights, x̄, skipped, at_kink, *bounds_bar.values())
 
 
 def _unsafe(solution: Solution, unsafe: NDArray[np.bool_]) -> str:

@@ -340,7 +340,8 @@ class FineTuner:
     def write_package(self, path: StrPath, *, overwrite: bool = False) -> Package:
         """Write the package with the present weights to `path`; `Package.save` says what holds if interrupted.
 
-        How many steps it was tuned by is noted in its metadata, and whether the energy is still proven convex. The optimiser's state is not part of a package.
+        How many steps it was tuned by is noted in its metadata, and whether the energy is still proven convex. The
+        optimiser's state is not part of a package.
         Raises `OSError` if the disk refuses; what is in memory stays, as with `save`.
         """
         with self._lock:

@@ -17,6 +17,7 @@ from icnnrt._arguments import batch, finite_rows
 from icnnrt._runner import SIGNATURES, Provider, Runner, arrays_of, signature_of
 from icnnrt.certificate import Tolerances
 from icnnrt.convexity import Convexity, prove
+from icnnrt.domains import MODELS
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest, SolverSpec
 from icnnrt.package import Package
@@ -263,6 +264,8 @@ class Session:
                 for name, array in some.items():
                     out[name][run] = array
         tolerances = Tolerances(solver.gap_tolerance, solver.residual_tolerance)
+        assert self.manifest.domain is not None, "a solver has a domain"
+        model = MODELS[self.manifest.domain.kind]
         status = certificate.status_of(
             finite,
             out["y"],
@@ -271,13 +274,14 @@ class Session:
             out["gap"],
             out["residual"],
             tolerances,
-            rounding=certificate.rounding(out["energy"], out["slopes"], out["offsets"]),
-            violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"]),
+            rounding=certificate.rounding(out["energy"], out["slopes"], out["offsets"], model, out["cut_points"]),
+            violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"], model),
         )
         status[finite & ~run] = Status.EMPTY_DOMAIN
         info = {
             "providers": self.providers,
             "native": bool(run.any()) and self._runner.ran_native("argmin"),
+            "domain": self.manifest.domain.kind,
             "iterations": solver.iterations,
             "steps": solver.steps,
             "gap_tolerance": tolerances.gap,
@@ -300,8 +304,10 @@ class Session:
                     samples with status SOLVER, NOT_CONVEX or NOT_FINITE*, and for "exact" also those where any model
                     on the way missed the residual tolerance. GAP is safe: the gradient is that of the algorithm
 
-        Returns `Cotangents`: weights {name: θ̄} for every trainable weight, summed over the batch (not averaged), and
-        x [B, *x_shape]. Skipped samples have x̄ = NaN and may have any ȳ, NaN too. If all are skipped, θ̄ is zero.
+        Returns `Cotangents`: weights {name: θ̄} for every trainable weight, summed over the batch (not averaged),
+        x [B, *x_shape], and of a box lower and upper [B, n]. The start counts as a constant: in a box as a constant
+        part of the way from lower to upper, as its centre is. Skipped samples have x̄ = NaN and may have any ȳ, NaN
+        too. If all are skipped, θ̄ is zero.
 
         Raises `CertificateError` naming unsafe samples, `InputError` for a solution of other weights or a y_bar of the
         wrong shape or dtype.

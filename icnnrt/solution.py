@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from icnnrt import certificate
 from icnnrt.certificate import Tolerances
+from icnnrt.domains import MODELS
 from icnnrt.status import Status, advise
 
 Floats = NDArray[Any]  # float32 or float64: the package's dtype
@@ -44,7 +45,11 @@ class _Frozen:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Solution(_Frozen):
-    """y* = argmin over y in [0,1]^n of f(x, y) − H(y) for B samples, with the certificate of each.
+    """y* = argmin over y in the domain of f(x, y) + R(y) for B samples, with the certificate of each.
+
+    By default that is [0,1]^n and −H(y), as below. A box and (μ/2)‖y‖² are solved in p, y = lower + (upper − lower)∘p
+    or y = p/√μ: then slopes, offsets and cut_points are those of f as a function of p, and so is the y of the
+    multipliers; see `icnnrt.domains`, which has the centre of each domain too, where ½ stands here. y is y always.
 
     K cuts; T is the package's dtype. A sample that was not run (NOT_FINITE_INPUT) is NaN throughout. The length is B;
     `solution[i]`, a slice or a mask selects samples and gives a Solution of them.
@@ -78,7 +83,7 @@ class Solution(_Frozen):
     status: NDArray[np.int8]
     """[B] int8, a `Status` each; `certificate.status_of` says how it is told."""
     info: Mapping[str, Any]
-    """How it was computed: providers, native (whether compiled kernels ran), iterations, steps, gap_tolerance,
+    """How it was computed: providers, native (whether compiled kernels ran), domain, iterations, steps, gap_tolerance,
     residual_tolerance, seconds."""
     weights_id: str
     """Which weights it was computed with; a session refuses to differentiate a solution of other weights."""
@@ -110,7 +115,8 @@ class Solution(_Frozen):
         """One sentence with numbers: how sample `i` went and what would make it better."""
         one, info = self[i], self.info
         scale = float(certificate.unit(one.lower_bound)[0])
-        below = certificate.convexity_violation(one.slopes, one.offsets, one.cut_points)[0]
+        model = MODELS[info.get("domain", "unit_box")]
+        below = certificate.convexity_violation(one.slopes, one.offsets, one.cut_points, model)[0]
         return f"sample {i}: " + advise(
             Status(one.status[0]),
             iterations=info["iterations"],

@@ -2,13 +2,16 @@
 
 import onnx_ir as ir
 
+from icnnrt.manifest import Domain
 from icnnrt.package import OP_DOMAIN
+from icnnrt_exporters.coordinates import Coordinates
 from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, shapes_from, split, static, value
 
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
+UNIT_BOX = Domain()
 
 
-def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int) -> ir.Graph:
+def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int, domain: Domain = UNIT_BOX) -> ir.Graph:
     """From the heads `cut_vjp` and `hessian_vector_product` to the whole adjoint.
 
         c_y, c_λ = BundleEntropyAdjoint(G, e, λ, ȳ)                           at the last cut set
@@ -23,12 +26,21 @@ def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int) -> ir.Graph:
     the slopes met on the way back are from the cuts': at a kink of a ReLU, to the last bit, a sum in another order can
     fall on the other face, and then θ̄ is that face's. The x path stands once, before the loop; its values serve the
     loop and the final product.
+
+    In other domains this is done in p, y = shift + scale∘p: slopes, offsets and cut points are those of p, seeds and
+    what comes back of the energy pass through scale. A box gives l̄ = shift_bar − scale_bar and ū = scale_bar too::
+
+        ȳ_i = ē_i ∇f(y_i) + ∇²f(y_i)(scale∘S_i)
+        shift_bar = ȳ + Σ_i ȳ_i,   scale_bar = p∘ȳ + Σ_i p_i∘ȳ_i + S_i∘∇f(y_i)
+
+    the second term of ȳ_i only where depth = K: else the points y_i count as fixed. `push` has `points` for a box.
     """
     (*weights, x, cut_points, e_bar_in, seed_in), results, push_nodes, push_constants = dismantle(push.graph, "push")
     (*hvp_inputs, y_k_in, s_in), (hessian_s,), hvp_nodes, hvp_constants = dismantle(hvp.graph, "hvp")
     boundary = [v for v in results if v.name is not None and v.name.startswith("boundary/")]
     (slopes_again,) = (v for v in results if v.name == "push/slopes_again")
-    cotangents = [v for v in results if v not in boundary and v is not slopes_again]
+    point_bar = next((v for v in results if v.name == "push/point_bar"), None)
+    cotangents = [v for v in results if v not in (*boundary, slopes_again, point_bar)]
     hessian_s.name = "back/hessian_s"
     assert seed_in.dtype is not None
     T, n = seed_in.dtype, static(seed_in, 2)
@@ -41,6 +53,15 @@ def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int) -> ir.Graph:
 
     # Energy and slopes at the cut points wait for nothing; their pull-back waits for what the loop finds.
     op = Ops("adjoint")
+    at = Coordinates(domain, T, n)
+    at.prepare(op, (2, 3))
+    y_points = cut_points
+    if not at.identity:
+        points = value("cut_points", T, ["batch", K, n])
+        y_points = at.y(op, points, 3)
+        replace(push_nodes, {cut_points: y_points})
+        shapes_from(push_nodes, y_points, points)
+        cut_points = points
     shapes_from(push_nodes, e_bar_in, offsets)
     shapes_from(push_nodes, seed_in, slopes)
     before, after = split(push_nodes, [e_bar_in, seed_in])
@@ -49,15 +70,18 @@ def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int) -> ir.Graph:
     zero, one, two = op.constant([0]), op.constant([1]), op.constant([2])
     K_value, one_scalar, K_minus_1 = op.constant(K), op.constant(1), op.constant(K - 1)
 
-    def spread(ops: Ops, lam_row: ir.Value, c_y: ir.Value, c_lam: ir.Value, y_k: ir.Value) -> ir.Value:
-        """λ_i c_y + c_λi (y_k − y_i), [B, K, n]."""
-        moved = ops("Sub", ops("Unsqueeze", y_k, one), cut_points)
+    def spread(ops: Ops, lam_row: ir.Value, c_y: ir.Value, c_lam: ir.Value, p_k: ir.Value) -> ir.Value:
+        """λ_i c_y + c_λi (p_k − p_i), [B, K, n]."""
+        moved = ops("Sub", ops("Unsqueeze", p_k, one), cut_points)
         along = ops("Mul", ops("Unsqueeze", lam_row, two), ops("Unsqueeze", c_y, one))
         return ops("Add", along, ops("Mul", ops("Unsqueeze", c_lam, two), moved))
 
     lam_last = op("Gather", lam_history, K_minus_1, axis=1)
-    c_y, c_lam = op.many("BundleEntropyAdjoint", slopes, offsets, lam_last, y_bar, outputs=2, domain=OP_DOMAIN)
-    seed_last = spread(op, lam_last, c_y, c_lam, y)
+    adjoint_op = at.model.operators + "Adjoint"
+    p = at.p_of_cuts(op, slopes, lam_last, y)
+    p_bar = at.scaled(op, y_bar)
+    c_y, c_lam = op.many(adjoint_op, slopes, offsets, lam_last, p_bar, outputs=2, domain=OP_DOMAIN)
+    seed_last = spread(op, lam_last, c_y, c_lam, p)
 
     # Loop body: the second-order nodes, less what depends on neither the cut point nor the seed.
     same = dict(zip(hvp_inputs, [*weights, *boundary], strict=True))
@@ -71,33 +95,46 @@ def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int) -> ir.Graph:
     e_bar, seed = value("back/e_bar_in", T, ["batch", K]), value("back/seed_in", T, ["batch", K, n])
     body = Ops("back")
     k = body("Sub", K_minus_1, counter)
-    y_k = body("Gather", cut_points, k, axis=1)
-    s_k = body("Gather", seed, k, axis=1)
+    p_k = body("Gather", cut_points, k, axis=1)
+    y_k = p_k if at.identity else body("Gather", y_points, k, axis=1)
+    s_k = at.scaled(body, body("Gather", seed, k, axis=1))
     replace(hvp_nodes, {y_k_in: y_k, s_in: s_k})
     body.extend(hvp_nodes)
-    y_bar_k = same.get(hessian_s, hessian_s)
+    p_bar_k = at.scaled(body, same.get(hessian_s, hessian_s))
     end = body("Unsqueeze", k, zero)
     lam_row = body("Gather", lam_history, body("Sub", k, one_scalar), axis=1)
     cut_set = [body("Slice", v, zero, end, one) for v in (slopes, offsets, lam_row)]
-    c_y_k, c_lam_k = body.many("BundleEntropyAdjoint", *cut_set, y_bar_k, outputs=2, domain=OP_DOMAIN)
+    c_y_k, c_lam_k = body.many(adjoint_op, *cut_set, p_bar_k, outputs=2, domain=OP_DOMAIN)
     pads = body("Concat", op.constant([0, 0, 0]), body("Unsqueeze", body("Sub", K_value, k), zero), axis=0)
     c_lam_k = body("Pad", c_lam_k, pads)
     outputs = [
         describe(body("Identity", going), "back/next_going", BOOL, []),
         describe(body("Add", e_bar, c_lam_k), "back/next_e_bar", T, ["batch", K]),
-        describe(body("Add", seed, spread(body, lam_row, c_y_k, c_lam_k, y_k)), "back/next_seed", T, ["batch", K, n]),
+        describe(body("Add", seed, spread(body, lam_row, c_y_k, c_lam_k, p_k)), "back/next_seed", T, ["batch", K, n]),
     ]
     loop_body = ir.Graph([counter, going, e_bar, seed], outputs, nodes=body.nodes, name="back_through_one_cut")
 
     trips = op("Sub", op("Max", op("Min", depth, K_value), one_scalar), one_scalar)
     e_bar_all, seed_all = op.many("Loop", trips, op.constant(True, BOOL), c_lam, seed_last, outputs=2, body=loop_body)
-    replace(after, {e_bar_in: e_bar_all, seed_in: seed_all})
+    replace(after, {e_bar_in: e_bar_all, seed_in: at.scaled(op, seed_all, 3)})
     op.extend(after)
 
     # How far the slopes met on the way back are from those of the cuts.
-    apart = op("Abs", op("Sub", op("Reshape", slopes_again, op("Shape", slopes)), slopes))
+    met = op("Reshape", slopes_again, op("Shape", slopes))
+    apart = op("Abs", op("Sub", at.scaled(op, met, 3), slopes))
     mismatch = describe(op("ReduceMax", apart, op.constant([1, 2]), keepdims=0), "slope_mismatch", T, ["batch"])
 
+    if at.box:
+        assert point_bar is not None, "push has no points"
+        held = op("Mul", op("Unsqueeze", e_bar_all, two), met)
+        point_bar = op("Where", op("GreaterOrEqual", depth, K_value), point_bar, held)
+        scale_bar = op("Mul", p, y_bar)
+        of_cuts = op("Add", op("Mul", cut_points, point_bar), op("Mul", seed_all, met))
+        scale_bar = op("Add", scale_bar, op("ReduceSum", of_cuts, one, keepdims=0))
+        shift_bar = op("Add", y_bar, op("ReduceSum", point_bar, one, keepdims=0))
+        cotangents.append(describe(op("Sub", shift_bar, scale_bar), "lower_bar", T, ["batch", n]))
+        cotangents.append(describe(op("Identity", scale_bar), "upper_bar", T, ["batch", n]))
+
     constants = [*numbered([*push_constants, *hvp_constants, *op.constants]), depth]
-    inputs = [x, y, slopes, offsets, cut_points, lam_history, y_bar, depth, *weights]
+    inputs = [x, y, slopes, offsets, cut_points, lam_history, y_bar, depth, *at.inputs, *weights]
     return ir.Graph(inputs, [*cotangents, mismatch], nodes=op.nodes, initializers=constants, name="adjoint")

@@ -2,7 +2,9 @@
 
 import onnx_ir as ir
 
+from icnnrt.manifest import Domain
 from icnnrt.package import OP_DOMAIN
+from icnnrt_exporters.coordinates import Coordinates
 from icnnrt_exporters.surgery import (
     Ops,
     copy,
@@ -18,10 +20,10 @@ from icnnrt_exporters.surgery import (
 )
 
 INT64, DOUBLE, BOOL = ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
-SMALLEST = 1e-300  # p log max(p, SMALLEST) is 0 at p = 0 and p log p elsewhere
+UNIT_BOX = Domain()
 
 
-def argmin_graph(head: ir.Model, K: int, steps: int) -> ir.Graph:
+def argmin_graph(head: ir.Model, K: int, steps: int, domain: Domain = UNIT_BOX) -> ir.Graph:
     """From value and gradient (θ, x, y -> f, gradient) to the whole solver.
 
         repeat K times:  f, g = f(x, y), ∇_y f(x, y)
@@ -29,7 +31,9 @@ def argmin_graph(head: ir.Model, K: int, steps: int) -> ir.Graph:
                          y, λ = BundleEntropySolve(G, e, λ)
         then             energy = f(x, y) − H(y),  gap = energy − lower_bound
 
-    Inputs: x, y_init, then the head's weights. What does not depend on y stands before the loop.
+    Inputs: x, y_init, of a box lower and upper, then the head's weights. What does not depend on y stands before the
+    loop. In other domains R takes the place of −H and c of ½, and all but f is in p, y = shift + scale∘p: cuts of
+    f(shift + scale∘p), so scale∘∇_y f for g, and the operator's answer for y. See `coordinates`.
     """
     (*weights, x, y), (f, gradient), nodes, initializers = dismantle(head.graph, "energy")
     assert y.dtype is not None
@@ -42,6 +46,9 @@ def argmin_graph(head: ir.Model, K: int, steps: int) -> ir.Graph:
     # f at the answer, for the certificate: the same nodes once more, without the gradient's.
     op = Ops("argmin")
     op.extend(before)
+    at = Coordinates(domain, T, n)
+    at.prepare(op)
+    p_init = at.p(op, y_init)
     K_value, zero = op.constant(K), op.constant([0])
     batch = op("Shape", y_init, start=0, end=1)
     empty_slots = op("Concat", batch, zero, axis=0)
@@ -52,22 +59,24 @@ def argmin_graph(head: ir.Model, K: int, steps: int) -> ir.Graph:
 
     # Loop body.
     counter, going = value("cut/iteration", INT64, []), value("cut/going", BOOL, [])
-    y_in = value("cut/y_in", T, ["batch", n])
+    p_in = value("cut/y_in", T, ["batch", n])
     lam_in, G_in = value("cut/lam_in", T, ["batch", None]), value("cut/slopes_in", T, ["batch", None, n])
     e_in = value("cut/offsets_in", T, ["batch", None])
-    replace(body_nodes, {y: y_in})
     body = Ops("cut")
+    y_in = at.y(body, p_in)
+    replace(body_nodes, {y: y_in})
     body.extend(body_nodes)
-    axis_1, half = op.constant([1]), op.constant(0.5, T)
-    G = body("Concat", G_in, body("Unsqueeze", gradient, axis_1), axis=1)
-    centred = body("ReduceSum", body("Mul", gradient, body("Sub", half, y_in)), axis_1, keepdims=0)
+    axis_1, centre = op.constant([1]), op.constant(at.centre, T)
+    slope = at.scaled(body, gradient)
+    G = body("Concat", G_in, body("Unsqueeze", slope, axis_1), axis=1)
+    centred = body("ReduceSum", body("Mul", slope, body("Sub", centre, p_in)), axis_1, keepdims=0)
     e = body("Concat", e_in, body("Unsqueeze", body("Add", f, centred), axis_1), axis=1)
-    y_out, lam, lower_bound, residual = body.many(
-        "BundleEntropySolve", G, e, lam_in, outputs=4, domain=OP_DOMAIN, steps=steps
+    p_out, lam, lower_bound, residual = body.many(
+        at.model.operators + "Solve", G, e, lam_in, outputs=4, domain=OP_DOMAIN, steps=steps
     )
     pads = body("Gather", op.constant([[0, 0, 0, K - 1 - i] for i in range(K)]), counter, axis=0)
     lam_row = body("Pad", lam, pads)  # [B, K]: zero beyond the cuts there are
-    outputs = [body("Identity", going), y_out, lam, G, e, body("Identity", y_in), lam_row, lower_bound, residual]
+    outputs = [body("Identity", going), p_out, lam, G, e, body("Identity", p_in), lam_row, lower_bound, residual]
     types: list[tuple[ir.DataType, list[int | str | None]]] = [
         (BOOL, []),
         (T, ["batch", n]),
@@ -82,11 +91,11 @@ def argmin_graph(head: ir.Model, K: int, steps: int) -> ir.Graph:
     names = ["going", "y", "lam", "slopes", "offsets", "cut_point", "lam_row", "lower_bound", "residual"]
     for v, name, (dtype, shape) in zip(outputs, names, types, strict=True):
         describe(v, f"cut/next_{name}", dtype, shape)
-    loop_body = ir.Graph([counter, going, y_in, lam_in, G_in, e_in], outputs, nodes=body.nodes, name="cut_and_solve")
+    loop_body = ir.Graph([counter, going, p_in, lam_in, G_in, e_in], outputs, nodes=body.nodes, name="cut_and_solve")
 
     true = op.constant(True, BOOL)
-    y_star, lam_last, slopes, offsets, points, rows, bounds, residuals = op.many(
-        "Loop", K_value, true, y_init, none, no_slopes, none, outputs=8, body=loop_body
+    p_star, lam_last, slopes, offsets, points, rows, bounds, residuals = op.many(
+        "Loop", K_value, true, p_init, none, no_slopes, none, outputs=8, body=loop_body
     )
     last = op.constant(K - 1)
     cut_points = op("Transpose", points, perm=[1, 0, 2])
@@ -95,14 +104,12 @@ def argmin_graph(head: ir.Model, K: int, steps: int) -> ir.Graph:
     residual_last = op("Gather", residuals, last, axis=0)
     complementarity = op("Transpose", op("Gather", residuals, op.constant(2), axis=2), perm=[1, 0])
 
+    y_star = at.answer(op, p_star)
     value_nodes, mapping = copy(needed(body_nodes, [f]), {y_in: y_star}, "final")
     op.extend(value_nodes)
     f_star = mapping.get(f, f)
-    p = op("Cast", y_star, to=DOUBLE)
-    one, tiny = op.constant(1.0, DOUBLE), op.constant(SMALLEST, DOUBLE)
-    terms = [op("Mul", q, op("Log", op("Max", q, tiny))) for q in (p, op("Sub", one, p))]
-    negative_entropy = op("ReduceSum", op("Add", *terms), axis_1, keepdims=0)
-    energy = op("Add", op("Cast", f_star, to=DOUBLE), negative_entropy)
+    regulariser = at.regulariser(op, p_star, axis_1)
+    energy = op("Add", op("Cast", f_star, to=DOUBLE), regulariser)
     gap = op("Sub", energy, lower)
 
     final = [
@@ -119,7 +126,7 @@ def argmin_graph(head: ir.Model, K: int, steps: int) -> ir.Graph:
         describe(complementarity, "complementarity_history", DOUBLE, ["batch", K]),
     ]
     return ir.Graph(
-        [x, y_init, *weights],
+        [x, y_init, *at.inputs, *weights],
         final,
         nodes=op.nodes,
         initializers=numbered([*initializers, *op.constants]),

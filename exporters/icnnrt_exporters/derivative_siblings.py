@@ -68,6 +68,12 @@ def siblings(
     """
     target = Path(target)
     opened = package.Package.open(Path(source))
+    domain = opened.manifest.domain
+    if domain is not None and domain.kind != "unit_box":
+        raise ExportError(
+            f"source: its argmin is over the domain {domain.kind!r}, and siblings are written for 'unit_box' alone; "
+            "use session.vjp"
+        )
     folder, prefix = (target, "") if target.is_dir() else (target.parent, f"{target.name}_")
     graphs = opened.graphs
     functions = [role for role, needs in (("argmin", "adjoint"), ("value", "value")) if {role, needs} <= set(graphs)]
@@ -112,6 +118,7 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
 
     op = Ops("sibling")
     op.extend(primal.nodes)
+    assert opened.manifest.solver is not None
     certificate = {name: _named(primal.outputs, name) for name in CERTIFICATE}
     safe = _safe(op, x, certificate, opened.manifest.solver.residual_tolerance)
     adj_y = value("adj_y", T, ["batch", n])

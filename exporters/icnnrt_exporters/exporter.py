@@ -20,7 +20,7 @@ from icnnrt import golden, package
 from icnnrt.errors import ExportError
 from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
-from icnnrt_exporters.argmin_graph import argmin_graph
+from icnnrt_exporters.argmin_graph import UNIT_BOX, argmin_graph
 from icnnrt_exporters.bodies import functions
 from icnnrt_exporters.energy_graph import EnergyGraph, Kind, trace_energy, trace_gradient
 from icnnrt_exporters.heads import (
@@ -125,7 +125,7 @@ def export(
             judge = float64_judge(energy, kind)
             # Rows in general position: on the edges a ReLU may stand on a kink, where rounding picks the face.
             x, y = (t[3:7] for t in parity.inputs(x_example, y_example)[-1])
-            check_energy(energy, judge, x, y, kind)
+            check_energy(energy, judge, x, y, kind=kind)
             must_not_be_negative = tuple(nonnegative) if nonnegative is not None else _nonnegative(energy)
             parts = _parts(energy, solver, x_example, y_example, heads, kind, train, must_not_be_negative, progress)
             facts = dict(metadata or {})
@@ -139,6 +139,7 @@ def export(
                     y_shape=tuple(y_example.shape[1:]),
                     kind=kind,
                     solver=None if solver is None else _solver_spec(solver, x_example),
+                    domain=None if solver is None else domain_of(solver),
                     graphs=parts.graphs,
                     weights=parts.weights,
                     nonnegative=must_not_be_negative,
@@ -241,7 +242,8 @@ def _parts(
     }
     constants = {name: traced.theta[name] for name in traced.constants}
     _, layout = package.weight_layout(weights)
-    graphs = {role: _serialise(graph, weights, layout, constants) for role, graph in assembled.items()}
+    domain = UNIT_BOX if solver is None else domain_of(solver)
+    graphs = {role: _serialise(graph, weights, layout, constants, domain) for role, graph in assembled.items()}
     return _Parts(graphs, weights, trainable, training)
 
 
@@ -258,12 +260,13 @@ def _solver_graphs(
     progress: Progress,
 ) -> tuple[dict[str, ir.Graph], package.TrainingSpec | None]:
     """argmin, adjoint and, if asked for, one step of training, around the head of value and gradient."""
-    K = solver.iterations
-    assembled = {"argmin": argmin_graph(head.clone(), K, solver.steps)}
+    K, domain = solver.iterations, domain_of(solver)
+    box = domain.kind == "box"
+    assembled = {"argmin": argmin_graph(head.clone(), K, solver.steps, domain)}
     progress("Hessian-vector product")
     hvp = to_onnx(hessian_vector_product(traced, x, y))
     progress("adjoint")
-    push = to_onnx(cut_vjp(traced, x, y, K, trainable))
+    push = to_onnx(cut_vjp(traced, x, y, K, trainable, points=box))
     training = None
     if train:
         progress("training step")
@@ -272,7 +275,7 @@ def _solver_graphs(
         assembled["train"] = train_graph(
             head.clone(),
             # Gradients of the weights that stay are not computed.
-            push.clone() if updated == trainable else to_onnx(cut_vjp(traced, x, y, K, updated)),
+            push.clone() if updated == trainable else to_onnx(cut_vjp(traced, x, y, K, updated, points=box)),
             hvp.clone(),
             loss_graph(named(train.loss)[1], y, train.target(y_example)),
             K=K,
@@ -283,9 +286,16 @@ def _solver_graphs(
             depth=K if train.adjoint == "exact" else 1,
             clip_norm=train.clip_norm,
             residual_tolerance=residual_tolerance(solver, x),
+            domain=domain,
         )
-    assembled["adjoint"] = adjoint_graph(push, hvp, K)
+    assembled["adjoint"] = adjoint_graph(push, hvp, K, domain)
     return assembled, training
+
+
+def domain_of(solver: nn.Module) -> package.Domain:
+    """Where the layer's y lies; layers that know of no domains solve over [0, 1]^n."""
+    kind = getattr(solver, "domain", "unit_box")
+    return package.Domain(kind, float(getattr(solver, "mu", 1.0)) if kind == "space" else None)
 
 
 def residual_tolerance(solver: BundleEntropyArgmin, x_example: Tensor) -> float:
@@ -323,6 +333,7 @@ def _serialise(
     weights: Mapping[str, np.ndarray],
     layout: Mapping[str, tuple[int, int]],
     constants: Mapping[str, Tensor],
+    domain: package.Domain,
 ) -> bytes:
     """One self-contained ONNX file: op bodies included, weights overridable and stored once, beside it."""
     for v in list(graph.inputs):
@@ -346,7 +357,7 @@ def _serialise(
     graph.opset_imports[""] = OPSET
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="icnnrt")
     used = {node.op_identifier() for node in graph.all_nodes()}
-    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, functions())}
+    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, functions(domain.kind))}
     if used & bodies.keys():
         graph.opset_imports[package.OP_DOMAIN] = OP_VERSION
         model.functions.update(bodies)
@@ -374,7 +385,7 @@ def _examined(
     try:
         session = icnnrt.load(write(scratch / "package.icnn"))
         figures = parity.check(session, judge, solver, x_example, y_example)
-        inputs = _golden_inputs(x_example, y_example)
+        inputs = _golden_inputs(x_example, y_example, session.manifest.domain)
         held = {**inputs, **golden.compute(session, inputs)}
         convexity = None
         if session.manifest.kind == "energy":
@@ -385,13 +396,14 @@ def _examined(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _golden_inputs(x_example: Tensor, y_example: Tensor) -> dict[str, np.ndarray]:
+def _golden_inputs(x_example: Tensor, y_example: Tensor, domain: package.Domain | None) -> dict[str, np.ndarray]:
     """A small batch in general position: x of the examples' scale, y inside the unit box, any v."""
     x, y = parity.inputs(x_example, y_example)[2]
     rng = np.random.default_rng(0)
     few = slice(3, 3 + GOLDEN_SAMPLES)
     v = rng.standard_normal(y.shape)[few]
-    return {"x": x.numpy()[few], "y": y.numpy()[few], "v": v.astype(y.numpy().dtype)}
+    bounds = parity.random_bounds(y.numpy()[few]) if domain and domain.kind == "box" else {}
+    return {"x": x.numpy()[few], "y": y.numpy()[few], "v": v.astype(y.numpy().dtype), **bounds}
 
 
 def _producer() -> dict[str, str]:

@@ -141,14 +141,17 @@ def hessian_vector_product(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
     return trace(head, inputs, ["hvp/hessian_s"], energy)
 
 
-def cut_vjp(energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequence[str]) -> Head:
+def cut_vjp(
+    energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequence[str], *, points: bool = False
+) -> Head:
     """θ, x, cut points Y [B, K, n], ē [B, K], seeds S [B, K, n] -> θ̄, x̄, slopes, boundary.
 
         θ̄ = Σ_b Σ_i ∇θ [ ē_bi f(x_b, y_bi; θ) + s_bi' ∇_y f(x_b, y_bi; θ) ]
 
     and x̄ likewise. All B·K cut points go through one second-order product; the x path is computed once for B samples,
     forward and backward. It also returns the boundary, so that the same computation serves the recursion, and the
-    slopes ∇_y f [B·K, n] it found, which tell whether it met the same faces of f as the cuts did.
+    slopes ∇_y f [B·K, n] it found, which tell whether it met the same faces of f as the cuts did. With `points` it
+    gives ē_bi ∇_y f + ∇²_y f s_bi [B, K, n] as well, the cotangent of the cut points, as the bounds of a box need.
     """
     _demand_energy(energy, "cut_vjp")
     names, crossing = list(energy.theta), boundary_names(energy)
@@ -157,9 +160,9 @@ def cut_vjp(energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequen
     def head(*args: Tensor) -> tuple[Tensor, ...]:
         theta, (x, Y, e_bar, S) = dict(zip(names, args, strict=False)), args[len(names) :]
         frozen = {name: t for name, t in theta.items() if name not in trainable}
-        y_flat, e_flat, s_flat = Y.flatten(0, 1), e_bar.flatten(0, 1), S.flatten(0, 1)
+        e_flat, s_flat = e_bar.flatten(0, 1), S.flatten(0, 1)
 
-        def pushed(moving: dict[str, Tensor], x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        def pushed(moving: dict[str, Tensor], x: Tensor, Y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             theta = {**frozen, **moving}
             c = energy.prepare(theta, x)
             c_flat = energy.repeat(c, K)
@@ -168,12 +171,13 @@ def cut_vjp(energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequen
                 f = energy.value(theta, c_flat, y)
                 return f.sum(), f
 
-            gradient, f = grad(total, has_aux=True)(y_flat)
+            gradient, f = grad(total, has_aux=True)(Y.flatten(0, 1))
             return (e_flat * f).sum() + (s_flat * gradient).sum(), (gradient, *c)
 
         moving = {name: theta[name] for name in trainable}
-        (theta_bar, x_bar), (slopes, *c) = grad(pushed, argnums=(0, 1), has_aux=True)(moving, x)
-        return (*(theta_bar[name] for name in trainable), x_bar, slopes, *c)
+        argnums = (0, 1, 2) if points else (0, 1)
+        (theta_bar, *data_bars), (slopes, *c) = grad(pushed, argnums=argnums, has_aux=True)(moving, x, Y)
+        return (*(theta_bar[name] for name in trainable), *data_bars, slopes, *c)
 
     inputs = [
         *_theta(energy),
@@ -182,8 +186,8 @@ def cut_vjp(energy: EnergyGraph, x: Tensor, y: Tensor, K: int, trainable: Sequen
         Input("push/offset_bar", y.new_zeros(B, K), 0),
         Input("push/seed", y.new_zeros(B, K, n), 0),
     ]
-    outputs = [*(f"theta_bar.{name}" for name in trainable), "x_bar", "push/slopes_again", *crossing]
-    return trace(head, inputs, outputs, energy)
+    outputs = [*(f"theta_bar.{name}" for name in trainable), "x_bar", *(["push/point_bar"] if points else [])]
+    return trace(head, inputs, [*outputs, "push/slopes_again", *crossing], energy)
 
 
 def _theta(energy: EnergyGraph) -> list[Input]:

@@ -7,8 +7,8 @@ The figures are errors relative to the scale of the true answer, the worst over 
 float32 packages are compared with the same network in float64, since torch's own float32 is no better a judge.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 import icnnrt
 from icnnrt import reference
+from icnnrt.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import ExportError
+from icnnrt.manifest import Domain
 from icnnrt_models import BundleEntropyArgmin
 
 # What an export may differ by. float64 differs by the order of sums alone, which the K steps of a solver can magnify.
@@ -30,6 +32,7 @@ TOLERANCE = {
     "float32": {"value": 1e-5, "gradient": 1e-3, "energy": 1e-3, "y": 2e-2, "exact": 1e-2, "prop3": 1e-2}
     | {"hvp": 1e-2, "hessian": 1e-2, "gradient_x": 1e-3},
 }
+UNIT_BOX = Domain()
 BATCHES = (1, 3, 16, 129)  # the last because ONNX Runtime takes other kernels for large products
 
 
@@ -139,33 +142,45 @@ def _check_argmin(
     figures: dict[str, float],
 ) -> dict[str, float]:
     """y* and its adjoints; returns what there is to say besides."""
-    layer = BundleEntropyArgmin(judge, iterations=solver.iterations, steps=solver.steps, y_dim=y_example.shape[1])
+    domain = session.manifest.domain
+    assert domain is not None, "a solver has a domain"
     gaps: list[float] = []
     not_convex = 0
     trainable = [name for name, spec in session.manifest.weights.tensors.items() if spec.trainable]
-    for x, _ in inputs(x_example, y_example):
+    for x, y in inputs(x_example, y_example):
         X = x.double()
-        solution = session.argmin(x.numpy())
-        true = layer.solve(X)
-        _worst(figures, "y", solution.y, true.y)
-        _worst(figures, "energy", solution.energy, true.energy)
+        bounds = random_bounds(y.numpy()) if domain.kind == "box" else {}
+        solution = session.argmin(x.numpy(), lower=bounds.get("lower"), upper=bounds.get("upper"))
+        at = coordinates_of(domain, bounds)
+        true = reference.bundle_entropy_argmin(
+            reference.in_coordinates(lambda y, X=X: _value_and_gradient(judge, X, y), at),  # type: ignore[misc]
+            np.full(solution.y.shape, MODELS[domain.kind].centre(solution.y.shape[1])),
+            solver.iterations,
+            solver.steps,
+            MODELS[domain.kind],
+        )
+        _worst(figures, "y", solution.y, torch.from_numpy(at.y(true.y)))
+        _worst(figures, "energy", solution.energy, torch.from_numpy(true.energy))
         gaps += [float(g) for g in solution.gap]
         not_convex += int((solution.status == icnnrt.Status.NOT_CONVEX).sum())
 
         # Where a cut stands on a kink to the last bit, torch may meet the other face: no figure of the package's.
         solution = solution[~solution.unsafe(every_model=True)]
-        met = _slopes(judge, solution)
+        met = _slopes(judge, solution, domain)
         apart = np.abs(met - solution.slopes).max((1, 2)) / np.maximum(1.0, np.abs(met).max((1, 2)))
         solution = solution[apart <= np.sqrt(np.finfo(solution.slopes.dtype).eps)]
         if len(solution) == 0:
             continue
         y_bar = np.cos(np.arange(solution.y.size, dtype=np.float64)).reshape(solution.y.shape).astype(solution.y.dtype)
-        for adjoint, depth in (("exact", layer.iterations), ("prop3", 1)):
+        for adjoint, depth in (("exact", solver.iterations), ("prop3", 1)):
             cotangents = session.vjp(solution, y_bar, adjoint=adjoint)
-            theta_bar, x_bar = true_adjoint(judge, trainable, solution, y_bar.astype(np.float64), depth)
-            _worst(figures, adjoint, cotangents.x, x_bar)
-            for name, bar in zip(trainable, theta_bar, strict=True):
+            bars = true_adjoint(judge, trainable, solution, y_bar.astype(np.float64), depth, domain)
+            _worst(figures, adjoint, cotangents.x, bars.x)
+            for name, bar in zip(trainable, bars.theta, strict=True):
                 _worst(figures, adjoint, cotangents.weights[name], bar)
+            if cotangents.lower is not None and cotangents.upper is not None:
+                _worst(figures, adjoint, cotangents.lower, torch.from_numpy(bars.shift - bars.scale))
+                _worst(figures, adjoint, cotangents.upper, torch.from_numpy(bars.scale))
     return {
         "not_convex": float(not_convex),
         "gap_median": float(np.median(gaps)),
@@ -173,13 +188,55 @@ def _check_argmin(
     }
 
 
-def _slopes(judge: nn.Module, solution: icnnrt.Solution) -> NDArray[np.float64]:
-    """∇_y f at every cut point, [B, K, n], by torch in float64."""
-    B, K, n = solution.cut_points.shape
-    y = torch.from_numpy(solution.cut_points.reshape(B * K, n)).double().requires_grad_()
+def random_bounds(y: NDArray[Any], seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Lower and upper, of shape and dtype of y, of boxes around and beside [0, 1]^n; an entry in ten has no width."""
+    rng = np.random.default_rng(seed)
+    lower = rng.uniform(-1.5, 0.5, y.shape)
+    width = rng.uniform(0.1, 2.0, y.shape) * (rng.random(y.shape) > 0.1)
+    return {"lower": lower.astype(y.dtype), "upper": (lower + width).astype(y.dtype)}
+
+
+def coordinates_of(domain: Domain, bounds: Mapping[str, NDArray[Any]]) -> Coordinates:
+    """y = shift + scale∘p of a domain, in float64."""
+    if domain.kind == "box":
+        return box_coordinates(*(bounds[name].astype(np.float64) for name in ("lower", "upper")))
+    return space_coordinates(domain.mu) if domain.mu is not None else Coordinates(0.0, 1.0)
+
+
+def _value_and_gradient(
+    judge: nn.Module, x: Tensor, y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    leaf = torch.from_numpy(np.ascontiguousarray(y)).requires_grad_()
+    f = judge(x, leaf)
+    (g,) = torch.autograd.grad(f.sum(), leaf, materialize_grads=True)
+    return f.detach().numpy(), g.numpy()
+
+
+def _of(solution: icnnrt.Solution, domain: Domain) -> tuple[Coordinates, NDArray[np.float64]]:
+    """The coordinates of a solution's cuts, [B, 1, n] where they are of each sample, and its cut points as y."""
+    bounds = {} if solution.lower is None else {"lower": solution.lower, "upper": solution.upper}
+    at = coordinates_of(domain, bounds)  # type: ignore[arg-type]
+    if bounds:
+        at = Coordinates(at.shift[:, None], at.scale[:, None])
+    return at, at.y(solution.cut_points.astype(np.float64))
+
+
+def _slopes(judge: nn.Module, solution: icnnrt.Solution, domain: Domain) -> NDArray[np.float64]:
+    """Slopes at every cut point, [B, K, n], by torch in float64."""
+    at, points = _of(solution, domain)
+    B, K, n = points.shape
     x = torch.from_numpy(np.repeat(solution.x, K, axis=0)).double()
-    (g,) = torch.autograd.grad(judge(x, y).sum(), y, materialize_grads=True)
-    return g.reshape(B, K, n).numpy()
+    slopes: NDArray[np.float64] = at.scale * _value_and_gradient(judge, x, points.reshape(B * K, n))[1].reshape(B, K, n)
+    return slopes
+
+
+class Bars(NamedTuple):
+    """Cotangents by torch in float64; shift and scale are those of `Coordinates`."""
+
+    theta: list[Tensor]
+    x: Tensor
+    shift: NDArray[np.float64]
+    scale: NDArray[np.float64]
 
 
 def true_adjoint(
@@ -188,37 +245,58 @@ def true_adjoint(
     solution: icnnrt.Solution,
     y_bar: NDArray[np.float64],
     depth: int,
-) -> tuple[list[Tensor], Tensor]:
-    """θ̄ and x̄ of the solution's own cuts: the numpy reference's recursion, torch's autograd, all in float64.
+    domain: Domain = UNIT_BOX,
+) -> Bars:
+    """Cotangents of the solution's own cuts: the numpy reference's recursion, torch's autograd, all in float64.
 
     From the same cuts, so that a figure tells of the adjoint graph alone and not of what the solver magnified.
     """
     x = torch.from_numpy(np.array(solution.x)).double().requires_grad_()
-    B, K, n = solution.cut_points.shape
+    at, points = _of(solution, domain)
+    B, K, n = points.shape
+    scale = np.broadcast_to(np.asarray(at.scale, np.float64), points.shape)
+    model = MODELS[domain.kind]
 
     def slope(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         f = judge(x, y)
         (g,) = torch.autograd.grad(f.sum(), y, create_graph=True, materialize_grads=True)
         return f, g
 
-    def hvp(y: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
-        leaf = torch.from_numpy(y).requires_grad_()
+    def hvp(y: NDArray[np.float64], s: NDArray[np.float64], x: Tensor) -> NDArray[np.float64]:
+        leaf = torch.from_numpy(np.ascontiguousarray(y)).requires_grad_()
         g = slope(leaf, x)[1]
         if not g.requires_grad:
             return np.zeros_like(s)
-        (product,) = torch.autograd.grad(g, leaf, torch.from_numpy(s), materialize_grads=True)
+        (product,) = torch.autograd.grad(g, leaf, torch.from_numpy(np.ascontiguousarray(s)), materialize_grads=True)
         return product.numpy()
+
+    def hvp_in_p(p: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
+        rows = Coordinates(*(c[:, 0] if np.ndim(c) else c for c in at))
+        product: NDArray[np.float64] = rows.scale * hvp(rows.y(p), rows.scale * s, x)
+        return product
 
     trajectory = reference.Trajectory(
         *(getattr(solution, field).astype(np.float64) for field in reference.Trajectory._fields)
     )
-    cuts = reference.argmin_adjoint(trajectory, y_bar, hvp, depth)
-    points = torch.from_numpy(trajectory.cut_points.reshape(B * K, n)).requires_grad_()
-    f, g = slope(points, x.repeat_interleave(K, 0))
-    pushed = (torch.from_numpy(cuts.offset_bar.reshape(-1)) * f).sum()
-    pushed = pushed + (torch.from_numpy(cuts.seed.reshape(B * K, n)) * g).sum()
+    # The answer in p by its multipliers: (y − lower)/(upper − lower) loses digits.
+    p = reference.evaluate(trajectory.slopes, trajectory.offsets, trajectory.lam, model).y
+    if domain.kind == "box":
+        trajectory = trajectory._replace(y=p)
+    else:
+        trajectory = trajectory._replace(y=trajectory.y / np.asarray(at.scale))
+    cuts = reference.argmin_adjoint(trajectory, scale[:, 0] * y_bar, hvp_in_p, depth, model)
+    flat = points.reshape(B * K, n)
+    seeds = (scale * cuts.seed).reshape(B * K, n)
+    repeated = x.repeat_interleave(K, 0)
+    leaf = torch.from_numpy(flat).requires_grad_()
+    f, g = slope(leaf, repeated)
+    pushed = (torch.from_numpy(cuts.offset_bar.reshape(-1)) * f).sum() + (torch.from_numpy(seeds) * g).sum()
     parameters = dict(judge.named_parameters(remove_duplicate=False))
     *theta_bar, x_bar = torch.autograd.grad(
         pushed, [*(parameters[name] for name in trainable), x], materialize_grads=True
     )
-    return theta_bar, x_bar
+    products = hvp(flat, seeds, repeated.detach()).reshape(B, K, n) if depth == K else np.zeros((B, K, n))
+    of_bounds = reference.coordinates_adjoint(
+        trajectory.cut_points, g.detach().numpy().reshape(B, K, n), cuts, trajectory.y, y_bar, products
+    )
+    return Bars(theta_bar, x_bar, *of_bounds)

@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from icnnrt._runner import SIGNATURES, THETA_BAR
+from icnnrt._runner import BOUNDS, BOUNDS_BAR, SIGNATURES, THETA_BAR
 from icnnrt.errors import ExportError
 from icnnrt_models import BundleEntropyArgmin
 
 # Names of the graphs' inputs and outputs, which no weight may bear.
-RESERVED = frozenset(name for inputs, outputs in SIGNATURES.values() for name in (*inputs, *outputs))
+RESERVED = frozenset(
+    name for named in (*SIGNATURES.values(), (BOUNDS, BOUNDS_BAR)) for names in named for name in names
+)
 STORABLE = (
     torch.float64,
     torch.float32,
@@ -121,7 +123,7 @@ def _squeeze(module: nn.Module, arguments: tuple[Tensor, ...], f: Tensor) -> Ten
     return f.squeeze(1) if isinstance(f, Tensor) and f.dim() == 2 and f.shape[1] == 1 else f
 
 
-def check_energy(energy: nn.Module, judge: nn.Module, x: Tensor, y: Tensor, kind: str = "energy") -> None:
+def check_energy(energy: nn.Module, judge: nn.Module, x: Tensor, y: Tensor, *, kind: str = "energy") -> None:
     """The energy and its float64 copy run on any batch, and each sample's energy and slope are its own.
 
     x, y: a batch of several different samples in the energy's dtype. The package answers for every sample alone,

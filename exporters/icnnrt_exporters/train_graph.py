@@ -6,12 +6,15 @@ from typing import Final
 
 import onnx_ir as ir
 
+from icnnrt.domains import MODELS
+from icnnrt.manifest import Domain
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import argmin_graph
 from icnnrt_exporters.optimizers import Optimizer, Step
 from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, sizes, static, value
 
 INT64, DOUBLE, BOOL = ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
+UNIT_BOX: Final = Domain()
 CLIP_EPS: Final = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6
 
 # What the step hands on of the argmin inside it, for the status of every sample.
@@ -42,10 +45,11 @@ def train_graph(
     depth: int,
     clip_norm: float | None,
     residual_tolerance: float,
+    domain: Domain = UNIT_BOX,
 ) -> ir.Graph:
     """From the heads of energy, adjoint and loss to one training step.
 
-        y, cuts = argmin(x)                          K cuts from y = ½
+        y, cuts = argmin(x)                          K cuts from the centre of the domain, y = ½
         safe_b  = every model of sample b was solved to the residual tolerance
         ȳ       = ∂loss/∂y, 0 where not safe
         θ̄      = adjoint(cuts, ȳ)                    `depth` cut sets back
@@ -53,12 +57,13 @@ def train_graph(
         θ, state <- optimizer(θ, θ̄, state, learning_rate);  θ <- max(θ, 0) where f's convexity needs it
         accepted = loss, norm and every new weight finite; where not, weights and state go out as they came in
 
-    Inputs: x, target, learning_rate [], state.step [] int64, state.<slot> [P], then the weights; P counts the entries
-    of the updated weights, which stand in that vector in their order, each row by row. Outputs: loss [], gradient_norm
-    [] float64, accepted [] bool, safe [B] bool, what `ANSWER` lists, new.state.step, new.state.<slot>, new.<weight>.
+    Inputs: x, of a box lower and upper, target, learning_rate [], state.step [] int64, state.<slot> [P], then the
+    weights; P counts the entries of the updated weights, which stand in that vector in their order, each row by row.
+    Outputs: loss [], gradient_norm [] float64, accepted [] bool, safe [B] bool, what `ANSWER` lists, new.state.step,
+    new.state.<slot>, new.<weight>.
     """
-    argmin = argmin_graph(head.clone(), K, steps)
-    adjoint = adjoint_graph(push, hvp, K)
+    argmin = argmin_graph(head.clone(), K, steps, domain)
+    adjoint = adjoint_graph(push, hvp, K, domain)
     (x, y_init, *weights), answer, argmin_nodes, argmin_constants = dismantle(argmin, "step_argmin")
     adjoint_inputs, cotangents, adjoint_nodes, adjoint_constants = dismantle(adjoint, "step_adjoint")
     (y_loss, target), (loss_value, y_bar), loss_nodes, loss_constants = dismantle(loss.graph, "step_loss")
@@ -66,11 +71,16 @@ def train_graph(
     y = of_argmin["y"]
     assert y.dtype is not None
     T, n = y.dtype, static(y, 1)
+    bounds, weights = (weights[:2], weights[2:]) if domain.kind == "box" else ([], weights)
 
     op = Ops("step")
-    # K cuts from the centre of the box.
-    size = op("Concat", op("Shape", x, start=0, end=1), op.constant([n]), axis=0)
-    start = op("Expand", op.constant(0.5, T), size)
+    # K cuts from the centre of the domain.
+    if bounds:
+        lower, upper = bounds
+        start = op("Add", lower, op("Mul", op("Sub", upper, lower), op.constant(0.5, T)))
+    else:
+        size = op("Concat", op("Shape", x, start=0, end=1), op.constant([n]), axis=0)
+        start = op("Expand", op.constant(MODELS[domain.kind].centre(n), T), size)
     replace(argmin_nodes, {y_init: start})
     op.extend(argmin_nodes)
 
@@ -87,7 +97,7 @@ def train_graph(
 
     depth_value = op.constant(depth)
     same: dict[ir.Value, ir.Value] = {}
-    by_name = {v.name: v for v in weights} | of_argmin | {"x": x, "y_bar": y_bar, "depth": depth_value}
+    by_name = {v.name: v for v in (*bounds, *weights)} | of_argmin | {"x": x, "y_bar": y_bar, "depth": depth_value}
     for v in adjoint_inputs:
         same[v] = by_name[v.name]
     adjoint_constants = [v for v in adjoint_constants if v.name != "depth"]
@@ -153,7 +163,7 @@ def train_graph(
         *new_weights,
     ]
     constants = numbered([*argmin_constants, *adjoint_constants, *loss_constants, *op.constants])
-    inputs = [x, target, learning_rate, count, *slots, *weights]
+    inputs = [x, *bounds, target, learning_rate, count, *slots, *weights]
     return ir.Graph(inputs, outputs, nodes=op.nodes, initializers=constants, name="train")
 
 
