@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from icnnrt._fields import show
 from icnnrt.certificate import ROUNDING
+from icnnrt.convexity_bounds import lipschitz, strong_convexity
 from icnnrt.convexity_rules import Stop, Walk
 from icnnrt.errors import PackageError
 from icnnrt.onnx_graph import Graph, ancestors, read_graph
@@ -158,8 +159,8 @@ def prove(
     try:
         if graph.functions:
             raise Stop(None, "the model brings functions of its own")
-        for batch, other in ((3, 2), (2, 3)):
-            walk = Walk(graph, batch, other)
+        for batch, other in ((2, 3), (3, 2)):
+            walk = Walk(graph, weights or graph.initializers, batch, other)
             f = walk.run()
             if f.shape != (batch,):
                 raise Stop(None, f"f has the shape {list(f.shape)} for {batch} samples")
@@ -169,7 +170,8 @@ def prove(
                 raise Stop(culprit, walk.why(culprit, name) if culprit else "f is not made by any operator")
             if walk.least:
                 least = (", ".join(sorted(walk.least[1])), walk.least[0])
-        return Convexity("proven", min_weight=least)
+        strong, bound = strong_convexity(walk), lipschitz(walk)
+        return Convexity("proven", min_weight=least, strong_convexity=strong, lipschitz=bound)
     except Stop as stop:
         if stop.node is not None:
             node = (stop.node.op_type[:80], (stop.node.outputs or ("",))[0][:200])

@@ -117,6 +117,14 @@ def up(hi: Array) -> Array:
     return np.where(np.isfinite(hi) & (hi != 0), hi + 4 * np.spacing(np.abs(hi)), hi)
 
 
+def sum_down(p: Array, q: Array) -> Array:
+    """p + q rounded down, and not at all where the sum is exact: so that 1 + e^u stays >= 1."""
+    s = p + q
+    back = s - p
+    error = (p - (s - back)) + (q - back)  # p + q − s, exactly (Knuth)
+    return np.where(error < 0, np.nextafter(s, -np.inf), s)
+
+
 def select(condition: Mask, a: Fact, b: Fact) -> Fact:
     return Fact(
         np.where(condition, a.lo, b.lo),
@@ -151,8 +159,8 @@ def compose(
 
 
 def add(a: Fact, b: Fact) -> Fact:
-    lo, hi = a.lo + b.lo, a.hi + b.hi
-    return fact(down(lo), up(hi), a.code & b.code, a.form & b.form & (LOG_CONVEX | SUM_OF_SQUARES), a.trend & b.trend)
+    lo, hi = sum_down(a.lo, b.lo), -sum_down(-a.hi, -b.hi)
+    return fact(lo, hi, a.code & b.code, a.form & b.form & (LOG_CONVEX | SUM_OF_SQUARES), a.trend & b.trend)
 
 
 def negate(a: Fact) -> Fact:
