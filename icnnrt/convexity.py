@@ -28,6 +28,7 @@ from icnnrt.onnx_numpy import Unsupported, evaluate
 Array: TypeAlias = NDArray[Any]
 Value: TypeAlias = Callable[[Array, Array], Array]  # (x [B, ...], y [B, n]) -> f [B]
 
+OPSETS: Final = (18, 26)  # older ones keep bounds and axes elsewhere
 POINTS: Final = 16  # parts of a chord
 CHORDS: Final = 192  # in one round
 ROUNDS: Final = 6
@@ -159,6 +160,10 @@ def prove(
     try:
         if graph.functions:
             raise Stop(None, "the model brings functions of its own")
+        if not OPSETS[0] <= graph.opset <= OPSETS[1]:
+            raise Stop(
+                None, f"opset {graph.opset} is none of {OPSETS[0]} to {OPSETS[1]}, whose operators are known here"
+            )
         for batch, other in ((2, 3), (3, 2)):
             walk = Walk(graph, weights or graph.initializers, batch, other)
             f = walk.run()

@@ -141,15 +141,15 @@ def _bound(walk: Walk, node: Node, L: list[Array]) -> Array | None:
     op, inputs = node.op_type, node.inputs
     facts: list[Fact] = [walk.fact(name) for name in inputs if name]
     if op in MOVERS and len(node.outputs) == 1:
-        return run(node, [L[0], *(walk.values[one] for one in inputs[1:])])[0]
+        return run(node, [L[0], *(walk.values[name] for name in inputs[1:])])[0]
     if op == "Concat":
         return run(node, L)[0]
     if op in _SHORT and (op != "Cast" or walk.keeps(node)):
-        return L[0] if op != "Clip" or all(not one.any() for one in L[1:]) else None
+        return L[0] if op != "Clip" or all(not part.any() for part in L[1:]) else None
     if op in ("Add", "Sub", "Sum"):
         total = np.zeros(walk.values[node.outputs[0]].shape)
-        for one in L:
-            total = total + one
+        for part in L:
+            total = total + part
         return total
     if op in ("Max", "Min"):
         return np.maximum.reduce(np.broadcast_arrays(*L))
@@ -177,9 +177,9 @@ def _bound(walk: Walk, node: Node, L: list[Array]) -> Array | None:
     if op == "Conv" and inputs[1] in walk.known and np.isfinite(L[0]).all():
         return convolve(L[0], np.abs(promote(walk.values[inputs[1]])), node.attributes)
     if op in ("ReduceSum", "ReduceMean", "AveragePool", "GlobalAveragePool", "ReduceMax", "ReduceMin", "MaxPool"):
-        return run(_same_bound(node), [L[0], *(walk.values[one] for one in inputs[1:])])[0]
+        return run(_same_bound(node), [L[0], *(walk.values[name] for name in inputs[1:])])[0]
     if op in ("ReduceL2", "ReduceLogSumExp"):
-        rest: list[Any] = [walk.values[one] for one in inputs[1:]]
+        rest: list[Any] = [walk.values[name] for name in inputs[1:]]
         return run(
             Node("ReduceL2" if op == "ReduceL2" else "ReduceMax", "", "", inputs, node.outputs, node.attributes),
             [L[0], *rest],

@@ -539,8 +539,9 @@ def run(data: bytes, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> np.nda
     return evaluate(ancestors(graph, "f"), {**graph.initializers, "x": x, "y": y})["f"]
 
 
-def worst_excess(data: bytes, seed: int) -> float:
-    """The most that f at a midpoint exceeds the mean at the ends, relative to max(1, |f|), over many segments."""
+def worst_excess(data: bytes, seed: int, mu: float = 0.0, bound: float = np.inf) -> float:
+    """The most that f − (mu/2)‖y‖² at a midpoint exceeds the mean at the ends, or |f(a) − f(b)| exceeds bound·‖a − b‖,
+    relative to max(1, |f|, mu‖y‖²), over many segments."""
     rng = np.random.default_rng(seed)
     inputs = {i.name: i for i in read_graph(data, {}).inputs}
     x_type, y_type = inputs["x"], inputs["y"]
@@ -555,7 +556,12 @@ def worst_excess(data: bytes, seed: int) -> float:
     y = np.concatenate([a, b, (a + b) / 2]).astype(y_type.dtype)
     f = run(data, np.concatenate([x] * 3).astype(y_type.dtype), y).astype(np.float64).reshape(3, count)
     with np.errstate(all="ignore"):
-        excess = (f[2] - (f[0] + f[1]) / 2) / np.maximum(1, np.abs(f).max(0))
+        half = mu / 2 * np.square(y.astype(np.float64)).sum(1).reshape(3, count)
+        g = f - half
+        scale = np.maximum(1, np.maximum(np.abs(f), half).max(0))
+        excess = (g[2] - (g[0] + g[1]) / 2) / scale
+        climb = (np.abs(f[0] - f[1]) - bound * np.linalg.norm(a - b, axis=1)) / scale
+        excess = np.fmax(excess, climb)
     return float(np.max(excess, initial=-np.inf, where=np.isfinite(excess)))
 
 
@@ -566,7 +572,8 @@ def test_whatever_is_proven_shows_no_excess(data: st.DataObject, seed: int, step
     graph = RandomGraph(lambda n: data.draw(draws) % n, seed).build(steps)
     verdict = prove(graph, {}, value=lambda x, y: np.zeros(len(x)))  # no search: a flat f shows no violation
     if verdict.verdict == "proven":
-        assert worst_excess(graph, seed) < 1e-9
+        mu, bound = verdict.strong_convexity or 0.0, verdict.lipschitz
+        assert worst_excess(graph, seed, mu, np.inf if bound is None else bound) < 1e-9
 
 
 def test_numpy_computes_what_onnxruntime_computes() -> None:
