@@ -543,9 +543,12 @@ class Walk:
                 continue
             code, names = self.fact(other).code, self.origins.get(known, frozenset())
             for wanted in (convex, ~convex):
+                bent = code == CONVEX
+                if wanted is not convex and self.broken:
+                    bent = bent | (code == 0)  # behind a weight that broke a rule, more may
                 margins = [
                     sign * met
-                    for strict, sign in ((code == CONVEX, 1), (code == CONCAVE, -1))
+                    for strict, sign in ((bent, 1), (code == CONCAVE, -1))
                     if strict.any() and wanted.any()
                     for met in [_WEIGHED[node.op_type](node, promote(self.values[known]), strict, wanted, here)]
                     if met.size
@@ -577,7 +580,9 @@ class Walk:
                 and (self.fact(one).code == 0).any()
             ]
             if not open_inputs:
-                return node, name
+                # Values that turned concave are told by the weights that turned them.
+                turned = [one for one in node.inputs if one in self.broken]
+                return (self.makers[turned[0]], turned[0]) if turned and name not in self.broken else (node, name)
             name = open_inputs[0]
 
     def why(self, node: Node, output: str) -> str:

@@ -392,20 +392,25 @@ def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
     return _serialise(_value_graph(onnx_head), weights, layout, constants), weights
 
 
-def test_exported_networks_of_this_project_are_proven(relu_package: Path, digits_like_package: Path) -> None:
-    for path in (relu_package, digits_like_package):
-        package = Package.open(path)
-        verdict = prove(package.graphs["value"], package.weights)
-        assert verdict.verdict == "proven", verdict.sentence()
-        assert verdict.min_weight is not None
-        assert "W_z" in verdict.min_weight[0]
+def test_an_exported_network_is_proven_until_weights_of_two_layers_turn_negative() -> None:
+    torch = pytest.importorskip("torch")
+    from icnnrt_models import FICNN
 
+    generator = torch.Generator().manual_seed(0)
+    energy = FICNN(2, 3, hidden=(4, 4), activation="celu", dtype=torch.float64, generator=generator)
+    data, weights = exported(energy, 2, 3)
+    verdict = prove(data, weights)
+    assert verdict.verdict == "proven", verdict.sentence()
+    assert verdict.min_weight is not None
+    names = energy.nonnegative_weights()
+    assert verdict.min_weight[1] == min(float(weights[name].min()) for name in names)
 
-def test_an_exported_network_that_is_not_convex_is_caught(nonconvex_package: Path) -> None:
-    package = Package.open(nonconvex_package)
-    verdict = prove(package.graphs["value"], package.weights)
+    changed = {name: w.copy() for name, w in weights.items()}
+    for name in names:
+        changed[name][:, :2] = -2.0
+    verdict = prove(data, changed)
     assert verdict.verdict == "violated"
-    assert verdict.blame == ("layers.1.W_z.weight", "layers.2.W_z.weight")
+    assert verdict.blame == names
 
 
 def test_a_foreign_convolutional_network_is_proven_until_a_kernel_turns_negative() -> None:
