@@ -1,8 +1,8 @@
 """Is f convex in y? Asked of value.onnx and the weights themselves, answered before anything is solved.
 
-    proven      the rules of `curvature`, applied to the graph operator by operator, show that f(x, ·) is convex on all
+    proven      the rules of `_curvature`, applied to the graph operator by operator, show that f(x, ·) is convex on all
                 of R^n, for every x, with these weights; in real arithmetic, and at joints of pieces up to the rounding
-                of the graph's own dtype (see `univariate`)
+                of the graph's own dtype (see `_univariate`)
     violated    an x and two points y_a, y_b are shown where f at their midpoint exceeds the mean of f at the two by
                 more than rounding, in the graph's own arithmetic and in float64
     unknown     neither: the rules stop at a node that is named, and no violation was found among the segments tried
@@ -17,13 +17,13 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt._convexity_bounds import lipschitz, strong_convexity
+from icnnrt._convexity_rules import Stop, Walk
 from icnnrt._fields import show
+from icnnrt._onnx_graph import Graph, ancestors, read_graph
+from icnnrt._onnx_numpy import Unsupported, evaluate
 from icnnrt.certificate import ROUNDING
-from icnnrt.convexity_bounds import lipschitz, strong_convexity
-from icnnrt.convexity_rules import Stop, Walk
 from icnnrt.errors import PackageError
-from icnnrt.onnx_graph import Graph, ancestors, read_graph
-from icnnrt.onnx_numpy import Unsupported, evaluate
 
 Array: TypeAlias = NDArray[Any]
 Value: TypeAlias = Callable[[Array, Array], Array]  # (x [B, ...], y [B, n]) -> f [B]

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from icnnrt._onnx_graph import ancestors, read_graph
+from icnnrt._onnx_numpy import evaluate
 from icnnrt.convexity import Convexity, prove
 from icnnrt.errors import PackageError
-from icnnrt.onnx_graph import ancestors, read_graph
-from icnnrt.onnx_numpy import evaluate
 from icnnrt.package import Package
 
 DIGITS = Path(__file__).parent.parent / "models" / "digits_completion" / "digits_completion.icnn"

@@ -9,11 +9,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt import curvature as rules
-from icnnrt.convexity_rules import MOVERS, QUADRATIC, Walk
-from icnnrt.curvature import CONCAVE, CONVEX, Fact
-from icnnrt.onnx_graph import Node
-from icnnrt.onnx_numpy import Unsupported, convolve, promote, reduced_axes, run
+from icnnrt import _curvature as rules
+from icnnrt._convexity_rules import MOVERS, QUADRATIC, Walk
+from icnnrt._curvature import CONCAVE, CONVEX, Fact
+from icnnrt._onnx_graph import Node
+from icnnrt._onnx_numpy import Unsupported, convolve, promote, reduced_axes, run
 
 Array = NDArray[np.float64]
 

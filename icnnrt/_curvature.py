@@ -6,7 +6,7 @@ For every entry of a value, as a function of the whole input y in R^n with x fix
     code                       CONVEX | CONCAVE in y; both: AFFINE; FREE: it does not depend on y
     form                       LOG_CONVEX, LOG_CONCAVE: the value is >= 0 and its logarithm is convex, concave
                                SUM_OF_SQUARES: it is ‖u‖² with every u_i affine, or convex and >= 0
-    trend                      RISING | FALLING, as a function of one variable; known to `univariate` alone
+    trend                      RISING | FALLING, as a function of one variable; known to `_univariate` alone
 
 A bit that is set is a claim that holds; a bit that is not set claims nothing. Every rule follows from the definitions
 of convexity in real arithmetic and from the composition theorem (Boyd, Vandenberghe, Convex Optimization, 3.2.4):

@@ -15,10 +15,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt import curvature as rules
-from icnnrt.curvature import AFFINE, CONCAVE, CONVEX, FALLING, FREE, LOG_CONCAVE, RISING, Fact
-from icnnrt.onnx_graph import Graph, Node, ancestors
-from icnnrt.onnx_numpy import (
+from icnnrt import _curvature as rules
+from icnnrt._curvature import AFFINE, CONCAVE, CONVEX, FALLING, FREE, LOG_CONCAVE, RISING, Fact
+from icnnrt._onnx_graph import Graph, Node, ancestors
+from icnnrt._onnx_numpy import (
     Unsupported,
     axes_of,
     convolve,
@@ -31,7 +31,7 @@ from icnnrt.onnx_numpy import (
     reduced_axes,
     run,
 )
-from icnnrt.univariate import classify
+from icnnrt._univariate import classify
 
 Tensor: TypeAlias = NDArray[Any]
 
