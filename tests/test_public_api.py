@@ -39,6 +39,7 @@ PUBLIC = {
         "status_of",
         "unit",
     },
+    "convexity": {"Convexity", "Evidence", "Witness", "prove"},
     "errors": {
         "CertificateError",
         "ExportError",

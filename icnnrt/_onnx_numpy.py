@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.onnx_graph import DTYPES, MAX_ELEMENTS, Node
+from icnnrt._onnx_graph import DTYPES, MAX_ELEMENTS, Node
 
 Tensor: TypeAlias = NDArray[Any]
 Attributes: TypeAlias = Mapping[str, Any]
