@@ -290,7 +290,7 @@ class Pools(nn.Module):
             F.pad(image, (1, 0, 2, 1), mode="replicate"),
             F.avg_pool1d(image.flatten(2), 5, 3),
             F.max_pool1d(image.flatten(1, 2), 2, padding=1),
-            F.max_pool3d(image[:, None], 2),
+            F.max_pool3d(image[:, None], (1, 2, 3)),
         ]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -400,7 +400,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: Outer(takes_gradient), r"\(in block.0, a Inner\) calls torch.autograd itself.*return the energy alone"),
     (
         lambda: Outer(lambda x, y: torch.fft.fft(y).abs().sum(1)),
-        r"_fft_\w+ \(in block.0, a Inner\) computes in torch.c",
+        r"fft_fft \(in block.0, a Inner\) computes in torch.comp",
     ),
     (
         lambda: Outer(lambda x, y: (y.half() ** 2).sum(1).to(y.dtype)),
@@ -445,7 +445,7 @@ UNTRANSLATED: list[tuple[Callable[[Tensor, Tensor], Tensor], torch.dtype, str]] 
     (
         lambda x, y: torch.special.bessel_j0(x).sum(1) + (y * y).sum(1),
         torch.float64,
-        r"ONNX has no translation for aten.special_bessel_j0 \(in block.0, a Inner\)",
+        r"ONNX has no translation for bessel_j0 \(in block.0, a Inner\)",
     ),
     (
         lambda x, y: (y * torch.atan(y)).sum(1),
@@ -465,10 +465,9 @@ def test_what_onnx_lacks_is_refused(
 
 
 def test_what_has_no_derivative_is_refused() -> None:
-    x, y = torch.randn(5, 3), torch.rand(5, 2)
-    graph = trace_energy(Outer(lambda x, y: torch.special.bessel_j0(y).sum(1)), x, y)
+    energy = Outer(lambda x, y: torch.special.bessel_j0(y).sum(1))
     with pytest.raises(ExportError, match=r"aten.special_bessel_j0 \(in block.0, a Inner\) has no derivative in torch"):
-        heads.value_and_gradient(graph, x, y)
+        trace_energy(energy, torch.randn(5, 3), torch.rand(5, 2))
 
 
 def test_maxima_with_their_places_are_refused() -> None:

@@ -8,6 +8,7 @@ from the model but a forward(x, y) -> [B] or [B, 1]. A module whose forward is t
 is traced the same way; its `value` is g.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from icnnrt.errors import ExportError
 from icnnrt_exporters.lowering import lower, opened
 from icnnrt_exporters.place import operator, place, place_of, raised_in
+from icnnrt_exporters.quiet import quiet
 
 Theta = Mapping[str, Tensor]
 Kind = Literal["energy", "gradient"]
@@ -201,12 +203,14 @@ def _trace(energy: nn.Module, x_example: Tensor, y_example: Tensor, kind: Kind) 
     column, unsteady = _try(energy, x, y, kind)
     dim = torch.export.Dim("batch")
     try:
-        program = torch.export.export(energy, (x, y), dynamic_shapes=({0: dim}, {0: dim}), strict=False)
-        program = program.run_decompositions({**opened(), aten.copy.default: _copy})
+        with quiet():
+            program = torch.export.export(energy, (x, y), dynamic_shapes=({0: dim}, {0: dim}), strict=False)
+            program = program.run_decompositions({**opened(), aten.copy.default: _copy})
     except Exception as error:
         raise _cannot_follow(energy, error) from error
     _refuse_mutation(program)
-    module = program.module(check_guards=False)
+    with quiet():
+        module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     graph = module.graph
     graph.eliminate_dead_code()
@@ -217,6 +221,7 @@ def _trace(energy: nn.Module, x_example: Tensor, y_example: Tensor, kind: Kind) 
         (output,) = (node for node in graph.nodes if node.op == "output")
         _squeeze(graph, output)
     _refuse_flat(graph)
+    _refuse_underivable(energy, graph, x, y)
     lower(module)
     graph.eliminate_dead_code()
 
@@ -386,6 +391,24 @@ def _refuse_flat(graph: fx.Graph) -> None:
             f"energy: y reaches its forward's result only through {operator(stops[0])} {place(stops[0])}, which has "
             "no derivative; write the energy with differentiable operators"
         )
+
+
+def _refuse_underivable(energy: nn.Module, graph: fx.Graph, x: Tensor, y: Tensor) -> None:
+    """Operators that torch cannot differentiate, twice: traced, they would silently count as constant."""
+    leaf = y.clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            (g,) = torch.autograd.grad(energy(x.clone(), leaf).sum(), leaf, create_graph=True, materialize_grads=True)
+            if g.requires_grad:
+                torch.autograd.grad(g.sum(), leaf, allow_unused=True)
+    except RuntimeError as error:
+        # Any other error is of this run alone, such as of in-place operations, which the graph has no more.
+        if found := re.search(r"derivative for '?(aten::\w+)", str(error)):
+            where = place_of(graph.nodes, found.group(1))
+            raise ExportError(
+                f"energy: {found.group(1).replace('::', '.')} {where + ' ' if where else ''}has no derivative in "
+                "torch; write it with operators that have"
+            ) from error
 
 
 def _is_floating(node: fx.Node) -> bool:

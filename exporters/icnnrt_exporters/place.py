@@ -37,9 +37,9 @@ def place_of(nodes: Iterable[fx.Node], name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    found = re.search(r"(?:aten(?:\.|::))?(\w+)", name)
+    found = re.search(r"(?:(?:aten|prims)(?:\.|::))?(\w+)", name)
     word = (found.group(1) if found else name).lower().strip("_")
-    return word.replace("_backward", "").replace("_", "")
+    return word.replace("_backward", "").removeprefix("special_").replace("_", "")
 
 
 def raised_in(energy: nn.Module, error: BaseException) -> tuple[str, str]:
