@@ -8,7 +8,6 @@ from the model but a forward(x, y) -> [B] or [B, 1]. A module whose forward is t
 is traced the same way; its `value` is g.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
 
 from icnnrt.errors import ExportError
@@ -42,6 +42,17 @@ WITHOUT_DERIVATIVE = frozenset(
         aten.heaviside.default,
     }
 )
+# What may answer floats that do not depend on the values of what it is given.
+FLAT = WITHOUT_DERIVATIVE | {
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+}
 
 
 @dataclass(frozen=True)
@@ -221,7 +232,7 @@ def _trace(energy: nn.Module, x_example: Tensor, y_example: Tensor, kind: Kind) 
         (output,) = (node for node in graph.nodes if node.op == "output")
         _squeeze(graph, output)
     _refuse_flat(graph)
-    _refuse_underivable(energy, graph, x, y)
+    _refuse_underivable(module, x, y)
     lower(module)
     graph.eliminate_dead_code()
 
@@ -349,6 +360,11 @@ def _refuse_nodes(graph: fx.Graph) -> None:
                 f"energy: {operator(node)} {place(node)} draws random numbers; call .eval() first, or take it out"
             )
         vals = node.meta.get("val")
+        if vals is not None and free_unbacked_symbols(vals):
+            raise ExportError(
+                f"energy: {operator(node)} {place(node)} has a size, or is a Python number, that depends on the values "
+                "of tensors; write it with torch.where or masks, in tensors of fixed size"
+            )
         for val in vals if isinstance(vals, tuple | list) else (vals,):
             if isinstance(val, Tensor) and (val.is_complex() or val.dtype in (torch.float16, torch.bfloat16)):
                 raise ExportError(
@@ -393,22 +409,33 @@ def _refuse_flat(graph: fx.Graph) -> None:
         )
 
 
-def _refuse_underivable(energy: nn.Module, graph: fx.Graph, x: Tensor, y: Tensor) -> None:
-    """Operators that torch cannot differentiate, twice: traced, they would silently count as constant."""
-    leaf = y.clone().requires_grad_()
-    try:
-        with torch.enable_grad():
-            (g,) = torch.autograd.grad(energy(x.clone(), leaf).sum(), leaf, create_graph=True, materialize_grads=True)
-            if g.requires_grad:
-                torch.autograd.grad(g.sum(), leaf, allow_unused=True)
-    except RuntimeError as error:
-        # Any other error is of this run alone, such as of in-place operations, which the graph has no more.
-        if found := re.search(r"derivative for '?(aten::\w+)", str(error)):
-            where = place_of(graph.nodes, found.group(1))
-            raise ExportError(
-                f"energy: {found.group(1).replace('::', '.')} {where + ' ' if where else ''}has no derivative in "
-                "torch; write it with operators that have"
-            ) from error
+def _refuse_underivable(module: fx.GraphModule, x: Tensor, y: Tensor) -> None:
+    """Operators on the way of y that torch cannot differentiate: traced, they would silently count as constant."""
+    values: dict[fx.Node, Any] = {}
+    inputs = iter((x.clone(), y.clone().requires_grad_()))
+    with torch.enable_grad():
+        for node in module.graph.nodes:
+            if node.op == "output":
+                return
+            if node.op == "placeholder":
+                values[node] = next(inputs)
+            elif node.op == "get_attr":
+                owner, _, attribute = str(node.target).rpartition(".")
+                values[node] = getattr(module.get_submodule(owner), attribute).detach()
+            else:
+                lookup = values.__getitem__
+                values[node] = node.target(*fx.map_arg(node.args, lookup), **fx.map_arg(node.kwargs, lookup))
+            moved = any(_requires_grad(values[source]) for source in node.all_input_nodes)
+            if moved and _is_floating(node) and not _requires_grad(values[node]) and node.target not in FLAT:
+                raise ExportError(
+                    f"energy: {operator(node)} {place(node)} has no derivative in torch; write it with operators that "
+                    "have one"
+                )
+
+
+def _requires_grad(value: Any) -> bool:
+    values = value if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(v, Tensor) and v.requires_grad for v in values)
 
 
 def _is_floating(node: fx.Node) -> bool:

@@ -6,8 +6,8 @@ A rewritten operator needs no backward rule of its own: its derivatives are thos
   derivative in torch fixes the batch); others stay Conv, with the rule of `convolution`;
 - pooling: mean, maximum, and their adaptive forms;
 - interpolation, and padding by reflection or replication: all linear, one matrix a dimension;
-- batch norm in its eval form, the absolute value, and steps (sign, floor, ...), whose second derivatives in torch fix the
-  batch too.
+- batch norm in its eval form, the absolute value, and steps (sign, floor, ...), whose second derivatives in torch fix
+  the batch too.
 
 The matrices are constants of the graph: they join the tensors that the forward creates itself.
 """
@@ -113,7 +113,7 @@ def lower(module: fx.GraphModule) -> None:
             _become(node, absolute, node.args)
         elif node.target in STEPS:
             _become(node, partial(_flat, node.target), node.args)
-        elif node.target is aten.batch_norm.default:
+        elif node.target in (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default):
             _batch_norm(node)
         elif node.target in AVERAGE_POOLS:
             _average_pool(node, constants, AVERAGE_POOLS[node.target])
@@ -216,9 +216,15 @@ def normalised(
 
 def _batch_norm(node: fx.Node) -> None:
     a = _arguments(node)
-    if not a["training"] and a["running_mean"] is not None:
-        stored = (a["weight"], a["bias"], a["running_mean"], a["running_var"])
-        _become(node, normalised, (a["input"], *stored, a["eps"]))
+    if a.get("training") or a["running_mean"] is None:
+        return
+    several = isinstance(node.meta["val"], tuple | list)  # the native operator returns its statistics too, here empty
+    arguments = (a["input"], a["weight"], a["bias"], a["running_mean"], a["running_var"], a["eps"])
+    _become(node, _with_statistics if several else normalised, arguments)
+
+
+def _with_statistics(*arguments: Any) -> tuple[Tensor, None, None]:
+    return normalised(*arguments), None, None
 
 
 def _convolution(node: fx.Node, constants: _Constants) -> None:

@@ -146,10 +146,8 @@ def _reason(error: BaseException, head: Head) -> str:
         for line in text.splitlines():
             if "No ONNX function found" in line or "No decompositions" in line:
                 found = re.search(r"(?:aten|prims)[.:]+\w+", line)
-                where = head.energy.place_of(found.group()) if found and head.energy else ""
+                where = " " + head.energy.place_of(found.group()) if found and head.energy else ""
                 name = re.split(r"[.:]+", found.group())[1] if found else line.strip()[:240]
-                return (
-                    f"ONNX has no translation for {name}{' ' + where if where else ''}; write it with other operators"
-                )
+                return f"ONNX has no translation for {name}{where.rstrip()}; write it with other operators"
     first = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
     return f"torch.onnx cannot convert it ({first[:240]})"

@@ -89,8 +89,14 @@ def check_weights(energy: nn.Module, dtype: torch.dtype) -> None:
 
 
 def float64_judge(energy: nn.Module) -> nn.Module:
-    """A float64 copy of the energy in eval mode."""
-    return copy.deepcopy(energy).double().eval()
+    """A float64 copy of the energy in eval mode, which returns [B] where the energy returns [B, 1]."""
+    judge = copy.deepcopy(energy).double().eval()
+    judge.register_forward_hook(_squeeze)
+    return judge
+
+
+def _squeeze(judge: nn.Module, inputs: tuple[Tensor, ...], f: Tensor) -> Tensor:
+    return f.squeeze(1) if isinstance(f, Tensor) and f.dim() == 2 and f.shape[1] == 1 else f
 
 
 def check_energy(energy: nn.Module, judge: nn.Module, x: Tensor, y: Tensor) -> None:
