@@ -116,14 +116,24 @@ class Sung(NamedTuple):
         return slice(start, start + self.judge.y_sizes[i])
 
 
-SUNG: dict[tuple[tuple[str, ...], torch.dtype, bool], Sung] = {}
+SUNG: dict[tuple[tuple[str, ...], torch.dtype, bool], Sung | Exception] = {}
 
 
 def sing(names: list[str], dtype: torch.dtype, dense: bool = False) -> Sung:
     """Export a choir, once, and run it at every batch; dense: with its Hessian."""
     key = (tuple(names), dtype, dense)
-    if key in SUNG:
-        return SUNG[key]
+    if key not in SUNG:
+        try:
+            SUNG[key] = _sing(names, dtype, dense)
+        except Exception as error:  # a choir that fails fails every member's test, and is not tried again for each
+            SUNG[key] = error
+    sung = SUNG[key]
+    if isinstance(sung, Exception):
+        raise sung
+    return sung
+
+
+def _sing(names: list[str], dtype: torch.dtype, dense: bool) -> Sung:
     choir = Choir(names, dtype).eval()
     x, y = choir_examples(names, 4, dtype)
     gradient = zoo.ZOO[names[0]].kind == "gradient"
@@ -141,8 +151,7 @@ def sing(names: list[str], dtype: torch.dtype, dense: bool = False) -> Sung:
         true[B] = {"gradient": g.detach()} | ({} if gradient else {"f": out.detach()})
         if dense:
             true[B]["hessian"] = columns(g, Y) if g.requires_grad else Y.new_zeros(B, Y.shape[1], Y.shape[1])
-    SUNG[key] = Sung(names, dtype, got, true, judge)
-    return SUNG[key]
+    return Sung(names, dtype, got, true, judge)
 
 
 CASES = [(name, choir) for choir in CHOIRS for name in choir] + [(name, GRADIENTS) for name in GRADIENTS]

@@ -209,6 +209,14 @@ def squeeze(x: Tensor, dims: Sequence[int]) -> Tensor:
     return x
 
 
+def broadcast_in_dim(x: Tensor, shape: Sequence[int], dims: Sequence[int]) -> Tensor:
+    """x with its dimensions put at `dims` of `shape`; some of torch's own rules end in this primitive."""
+    for i in range(len(shape)):
+        if i not in dims:
+            x = x.unsqueeze(i)
+    return x.expand(shape)
+
+
 def bucketize(x: Tensor, bounds: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
     """How many bounds lie below each entry (right: or equal it), which is its place among them."""
     below = bounds <= x.unsqueeze(-1) if right else bounds < x.unsqueeze(-1)
@@ -257,6 +265,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table[aten.var.correction] = var
     table[aten.std.correction] = std
     table[aten.squeeze.dims] = squeeze
+    table[torch.ops.prims.broadcast_in_dim.default] = broadcast_in_dim
     table[aten.bucketize.Tensor] = bucketize
     table[aten.searchsorted.Tensor] = searchsorted
     table[aten.addmm.default] = addmm
