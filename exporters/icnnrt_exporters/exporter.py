@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 import icnnrt
 from icnnrt import package
+from icnnrt.errors import ExportError
 from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import UNIT_BOX, argmin_graph
 from icnnrt_exporters.bodies import functions
+from icnnrt_exporters.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
 from icnnrt_exporters.energy_graph import trace_energy
 from icnnrt_exporters.heads import cut_vjp, hessian_vector_product, value_and_gradient
 from icnnrt_exporters.losses import loss_graph, named
@@ -37,7 +39,9 @@ from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
 from icnnrt_exporters.train_graph import train_graph
 from icnnrt_exporters.train_spec import TrainSpec
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
-from icnnrt_models import BundleEntropyArgmin
+from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
+
+Solver = BundleEntropyArgmin | BregmanProximalGradient
 
 Progress = Callable[[str], None]
 
@@ -47,7 +51,7 @@ RESIDUAL_TOLERANCE = {"float32": 3e-5, "float64": 1e-8}
 
 def export(
     energy: nn.Module,
-    solver: BundleEntropyArgmin,
+    solver: Solver,
     x_example: Tensor,
     y_example: Tensor,
     path: str | Path,
@@ -137,7 +141,7 @@ def _nonnegative(energy: nn.Module) -> tuple[str, ...]:
 
 def _graphs(
     energy: nn.Module,
-    solver: BundleEntropyArgmin,
+    solver: Solver,
     x_example: Tensor,
     y_example: Tensor,
     train: TrainSpec | None,
@@ -152,6 +156,8 @@ def _graphs(
     learnable = {name for name, p in energy.named_parameters(remove_duplicate=False) if p.requires_grad}
     trainable = tuple(name for name in traced.theta if name in learnable)
 
+    if train and train.adjoint == "prop3" and step_size_of(solver) is not None:
+        raise ExportError("adjoint: 'prop3' belongs to the bundle method, not to the Bregman step; leave it 'exact'")
     progress("value and gradient")
     updated: tuple[str, ...] = ()
     if train:
@@ -161,11 +167,17 @@ def _graphs(
     loss = loss_graph(named(train.loss)[1], y, train.target(y_example)) if train else None
     head = to_onnx(value_and_gradient(traced, x, y))
     domain = domain_of(solver)
-    assembled = {"argmin": argmin_graph(head.clone(), K, solver.steps, domain)}
+    box = domain.kind == "box"
+    step_size = step_size_of(solver)
+    assembled = {
+        "argmin": argmin_graph(head.clone(), K, solver.steps, domain)
+        if step_size is None
+        else bregman_argmin_graph(head.clone(), K, step_size, domain)
+    }
     progress("Hessian-vector product")
     hvp = to_onnx(hessian_vector_product(traced, x, y))
     progress("adjoint")
-    push = to_onnx(cut_vjp(traced, x, y, K, trainable, points=domain.kind == "box"))
+    push = to_onnx(cut_vjp(traced, x, y, K, trainable, points=box))
     training = None
     if train and loss:
         progress("training step")
@@ -173,7 +185,7 @@ def _graphs(
         assembled["train"] = train_graph(
             head.clone(),
             # Gradients of the weights that stay are not computed.
-            push.clone() if updated == trainable else to_onnx(cut_vjp(traced, x, y, K, updated, points=domain.kind == "box")),
+            push.clone() if updated == trainable else to_onnx(cut_vjp(traced, x, y, K, updated, points=box)),
             hvp.clone(),
             loss,
             K=K,
@@ -185,8 +197,13 @@ def _graphs(
             clip_norm=train.clip_norm,
             residual_tolerance=residual_tolerance(solver, x_example),
             domain=domain,
+            step_size=step_size,
         )
-    assembled["adjoint"] = adjoint_graph(push, hvp, K, domain)
+    assembled["adjoint"] = (
+        adjoint_graph(push, hvp, K, domain)
+        if step_size is None
+        else bregman_adjoint_graph(push, hvp, K, step_size, domain)
+    )
     assembled["value"] = _value_graph(head)
 
     weights = {
@@ -198,13 +215,18 @@ def _graphs(
     return graphs, weights, trainable, training
 
 
+def step_size_of(solver: nn.Module) -> float | None:
+    """τ of Bregman proximal gradient, None for the bundle method."""
+    return solver.step_size if isinstance(solver, BregmanProximalGradient) else None
+
+
 def domain_of(solver: nn.Module) -> package.Domain:
     """Where the layer's y lies; layers that know of no domains solve over [0, 1]^n."""
     kind = getattr(solver, "domain", "unit_box")
     return package.Domain(kind, float(getattr(solver, "mu", 1.0)) if kind == "space" else None)
 
 
-def residual_tolerance(solver: BundleEntropyArgmin, x_example: Tensor) -> float:
+def residual_tolerance(solver: Solver, x_example: Tensor) -> float:
     return solver.residual_tolerance or RESIDUAL_TOLERANCE[str(x_example.dtype).removeprefix("torch.")]
 
 
@@ -267,7 +289,7 @@ def _serialise(
 def _write_checked(
     path: Path,
     judge: nn.Module,
-    solver: BundleEntropyArgmin,
+    solver: Solver,
     x_example: Tensor,
     y_example: Tensor,
     graphs: Mapping[str, bytes],
@@ -296,6 +318,8 @@ def _write_checked(
                 solver.steps,
                 solver.gap_tolerance,
                 residual_tolerance(solver, x_example),
+                "BundleEntropy" if step_size_of(solver) is None else "BregmanProximalGradient",
+                step_size_of(solver),
             ),
             domain=domain_of(solver),
             graphs=graphs,
