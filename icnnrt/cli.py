@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -27,6 +27,11 @@ from rich.tree import Tree
 from typer.core import TyperGroup
 
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from icnnrt.recommend import Recommendation
 
 ENTRY_POINTS: Final = "icnnrt.commands"
 ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
@@ -500,7 +505,7 @@ def verify(
         raise typer.Exit(CHECK_FAILED)
 
 
-def _recommend(package: Path, x: NDArray[Any] | None, gap: float, samples: int, seed: int) -> "Recommendation":
+def _recommend(package: Path, x: "NDArray[Any] | None", gap: float, samples: int, seed: int) -> "Recommendation":
     """Of at most so many samples of x; without x of random ones, and within random bounds where y lies in a box."""
     import numpy as np
 
