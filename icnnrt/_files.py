@@ -3,7 +3,10 @@
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def write_atomically(target: Path, data: bytes) -> None:
@@ -11,10 +14,21 @@ def write_atomically(target: Path, data: bytes) -> None:
 
     A kill may leave the scratch file, `.<name>.<token>.tmp`; see `scratch_of`.
     """
+    with atomic_file(target) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[IO[bytes]]:
+    """A file to write in the block, which stands at `target` once the block has ended. Raises `OSError`.
+
+    Until then it is a scratch file beside it, of which `scratch_of` tells the name; it is flushed to the disk, then
+    renamed. A block that raises leaves the target as it was and no scratch file.
+    """
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(scratch, "xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, target)

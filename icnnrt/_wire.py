@@ -22,8 +22,8 @@ from icnnrt.errors import PackageError
 # protobuf's own parsers stop at 100 nested messages; what they would refuse need not be walked.
 MAX_DEPTH: Final = 100
 
-_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
-_WIDTH: Final = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}
+VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5  # wire types
+_WIDTH: Final = {EIGHT_BYTES: 8, FOUR_BYTES: 4}
 
 # Fields that hold messages through which a tensor, an operator or an opset import can be reached.
 # tests/test_package.py compares this table with onnx's own descriptors.
@@ -52,12 +52,12 @@ CHILDREN: Final[dict[str, dict[int, str]]] = {
 
 # Scalar fields whose values are kept: field number -> wire type.
 _KEPT: Final[dict[str, dict[int, int]]] = {
-    "ModelProto": {1: _VARINT},  # ir_version
-    "NodeProto": {4: _BYTES, 7: _BYTES},  # op_type, domain
-    "OperatorSetIdProto": {1: _BYTES, 2: _VARINT},  # domain, version
-    "FunctionProto": {1: _BYTES, 10: _BYTES},  # name, domain
-    "TensorProto": {8: _BYTES, 14: _VARINT},  # name, data_location
-    "StringStringEntryProto": {1: _BYTES, 2: _BYTES},  # key, value
+    "ModelProto": {1: VARINT},  # ir_version
+    "NodeProto": {4: BYTES, 7: BYTES},  # op_type, domain
+    "OperatorSetIdProto": {1: BYTES, 2: VARINT},  # domain, version
+    "FunctionProto": {1: BYTES, 10: BYTES},  # name, domain
+    "TensorProto": {8: BYTES, 14: VARINT},  # name, data_location
+    "StringStringEntryProto": {1: BYTES, 2: BYTES},  # key, value
 }
 
 _FUNCTIONS: Final = 25  # of ModelProto
@@ -126,17 +126,12 @@ def without_functions(data: bytes, domain: str, names: Set[str], file: str) -> b
 _Fields: TypeAlias = dict[int, list[int | bytes]]
 
 
-class _Walk:
-    """One pass over the bytes, with what it has found so far."""
+class Wire:
+    """The primitives: one number, one field. Never reads outside `data`."""
 
     def __init__(self, data: bytes, file: str) -> None:
         self.data = data
         self.file = file
-        self.graphs = 0
-        self.opset_imports: set[tuple[str, int]] = set()
-        self.operators: set[tuple[str, str]] = set()
-        self.functions: set[tuple[str, str]] = set()
-        self.external: list[ExternalData] = []
 
     def refuse(self, at: int, what: str) -> NoReturn:
         raise PackageError(
@@ -166,10 +161,10 @@ class _Walk:
         if number == 0 or tag >> 32:
             self.refuse(here, f"{kind} has the impossible field number {number}")
         value = 0
-        if wire == _BYTES:
+        if wire == BYTES:
             size, at = self.varint(at, end)
             stop = at + size
-        elif wire == _VARINT:
+        elif wire == VARINT:
             value, stop = self.varint(at, end)
         elif wire in _WIDTH:
             stop = at + _WIDTH[wire]
@@ -178,6 +173,18 @@ class _Walk:
         if stop > end:
             self.refuse(here, f"field {number} of {kind} runs past the end of its message")
         return number, wire, value, at, stop
+
+
+class _Walk(Wire):
+    """One pass over the bytes, with what it has found so far."""
+
+    def __init__(self, data: bytes, file: str) -> None:
+        super().__init__(data, file)
+        self.graphs = 0
+        self.opset_imports: set[tuple[str, int]] = set()
+        self.operators: set[tuple[str, str]] = set()
+        self.functions: set[tuple[str, str]] = set()
+        self.external: list[ExternalData] = []
 
     def message(self, kind: str, start: int, end: int, depth: int) -> _Fields:
         """Walk the message of type `kind` in data[start:end] and return its kept scalars."""
@@ -190,7 +197,7 @@ class _Walk:
         while at < end:
             here = at
             number, wire, value, at, stop = self.field(kind, here, end)
-            expected = _BYTES if number in children else kept.get(number, wire)
+            expected = BYTES if number in children else kept.get(number, wire)
             if wire != expected:
                 self.refuse(here, f"field {number} of {kind} has wire type {wire} instead of {expected}")
             if number in children:
@@ -198,7 +205,7 @@ class _Walk:
                 if kind == "TensorProto":
                     entries.append(child)
             elif number in kept:
-                fields.setdefault(number, []).append(self.data[at:stop] if wire == _BYTES else value)
+                fields.setdefault(number, []).append(self.data[at:stop] if wire == BYTES else value)
             at = stop
         self.record(kind, fields, entries, start)
         return fields

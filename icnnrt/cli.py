@@ -358,6 +358,8 @@ DOMAINS: Final = {
 
 
 def _tree(path: str, m: Mapping[str, Any]) -> Tree:
+    from icnnrt.convexity import Convexity
+
     root = Tree(f"[bold]{escape(m['name'])}[/]  {escape(path)}", guide_style="dim")
     solver, domain = m["solver"], m["domain"]
     root.add(f"format {m['format']} {m['format_version']}, {m['dtype']}, opset {m['opset']}, IR {m['ir_version']}")
@@ -373,10 +375,12 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
     else:
         root.add("solver: none, so no argmin; export with one for that")
     if "convexity" in m:
-        colour = {"proven": "green", "violated": "red"}.get(m["convexity"]["verdict"], "yellow")
-        branch = root.add(f"convexity: [{colour}]{m['convexity']['verdict']}[/]  {escape(m['convexity']['sentence'])}")
-        for key, figure in m["convexity"]["figures"].items():
-            branch.add(f"{escape(key)}  {number(figure)}")
+        found = Convexity.from_json(m["convexity"])
+        colour = {"proven": "green", "violated": "red"}.get(found.verdict, "yellow")
+        branch = root.add(f"convexity: [{colour}]{found.verdict}[/]  {escape(found.sentence())}")
+        for name, bound in (("strong convexity", found.strong_convexity), ("Lipschitz bound", found.lipschitz)):
+            if bound is not None:
+                branch.add(f"{name}  {number(bound)}")
     else:
         root.add("convexity: not examined")
     root.add("golden data: " + ("there, `verify` replays it" if "golden" in m else "none"))

@@ -362,14 +362,21 @@ class FineTuner:
     def write_package(self, path: StrPath, *, overwrite: bool = False) -> Package:
         """Write the package with the present weights to `path`; `Package.save` says what holds if interrupted.
 
-        How many steps it was tuned by is noted in its metadata. The optimiser's state is not part of a package.
+        How many steps it was tuned by is noted in its metadata, and whether the energy is still proven convex. The
+        optimiser's state is not part of a package.
         Raises `OSError` if the disk refuses; what is in memory stays, as with `save`.
         """
         with self._lock:
             package = self.session._package
             metadata = {**package.manifest.metadata, "tuned_steps": self.steps}
             try:
-                return package.save(path, weights=dict(self.session.weights), metadata=metadata, overwrite=overwrite)
+                return package.save(
+                    path,
+                    weights=dict(self.session.weights),
+                    metadata=metadata,
+                    convexity=self.session.prove_convexity(),
+                    overwrite=overwrite,
+                )
             except OSError as error:
                 error.add_note(
                     f"{path} is not written; weights and state are still in memory, so make room or choose another "

@@ -32,6 +32,7 @@ from icnnrt._fields import (
     text,
     wrong,
 )
+from icnnrt.convexity import Convexity
 from icnnrt.errors import PackageError
 
 FORMAT: Final = "icnnrt"
@@ -44,7 +45,6 @@ ENERGY_ROLES: Final = {"energy": "value", "gradient": "gradient"}
 # These come together, and with a solver, or not at all.
 SOLVER_ROLES: Final = ("argmin", "adjoint")
 TRAIN_ROLE: Final = "train"
-VERDICTS: Final = ("proven", "violated", "unknown")
 # kind of domain -> its regulariser
 REGULARISERS: Final = {"unit_box": "entropy", "box": "entropy", "simplex": "entropy", "space": "quadratic"}
 
@@ -181,19 +181,6 @@ class TrainingSpec:
 
 
 @dataclass(frozen=True)
-class ConvexitySpec:
-    """What was found, when the package was written, of the convexity in y of its value graph.
-
-    verdict "proven" holds for every x and y; "violated" was seen; "unknown" says that no rule applies. `sentence` is
-    for people, `figures` are whatever could be measured or bounded.
-    """
-
-    verdict: str
-    sentence: str
-    figures: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Manifest:
     """The contents of manifest.json; the module docstring explains every field.
 
@@ -217,7 +204,7 @@ class Manifest:
     metadata: Mapping[str, Scalar]
     kind: str = "energy"
     train: TrainingSpec | None = None
-    convexity: ConvexitySpec | None = None
+    convexity: Convexity | None = None
     golden: GraphFile | None = None
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
@@ -271,7 +258,7 @@ class Manifest:
                 "target_shape": list(self.train.target_shape),
             }
         if self.convexity is not None:
-            content["convexity"] = {**vars(self.convexity), "figures": dict(self.convexity.figures)}
+            content["convexity"] = self.convexity.to_json()
         if self.golden is not None:
             content["golden"] = vars(self.golden)
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True, default=plain)
@@ -359,15 +346,10 @@ def _regulariser(value: object, place: str) -> str | None:
     return None if value is None else exactly("entropy", "quadratic")(value, place)
 
 
-def _convexity(value: object, place: str) -> ConvexitySpec:
-    fields = JsonObject(value, f"{place}.")
-    spec = ConvexitySpec(
-        fields.take("verdict", exactly(*VERDICTS)),
-        fields.take("sentence", text),
-        fields.take("figures", table(real, 64)),
-    )
-    fields.close()
-    return spec
+def _convexity(value: object, place: str) -> Convexity:
+    if not isinstance(value, dict):
+        wrong(place, "a JSON object", value)
+    return Convexity.from_json(value)
 
 
 def _golden(value: object, place: str) -> GraphFile:

@@ -50,8 +50,8 @@ exactly these keys, the last three where they apply:
                       "adjoint": "exact" or "prop3", "clip_norm": float > 0 or null,
                       "target_shape": [int, ...], "target_dtype": "float32", "float64" or "int64"};
                       the weights it updates are trainable and of the package's dtype
-    convexity        {"verdict": "proven", "violated" or "unknown", "sentence": text, "figures": {text: float}}, of
-                     the value graph with the weights beside it
+    convexity        of the value graph with the weights beside it: {"verdict": "proven", "violated" or "unknown",
+                     ...}, all that `convexity.Convexity` holds
     golden           only with golden.safetensors: {"file": "golden.safetensors", "sha256": hex, "bytes": int}
 
 Bounds, checked before anything is allocated: K <= 4096, steps <= 1000, K n <= 2^28, at most 2^31
@@ -111,6 +111,7 @@ from safetensors import numpy as safetensors_numpy
 from icnnrt import _wire
 from icnnrt._fields import AGAIN, JsonObject, exactly, listing, load_json, show, surrogate, table, wrong
 from icnnrt._files import sync_folder
+from icnnrt.convexity import Convexity
 from icnnrt.errors import InputError, PackageError
 from icnnrt.manifest import (
     FILE_SIZE,
@@ -128,7 +129,6 @@ from icnnrt.manifest import (
     RESERVED_NAME,
     SAFETENSORS_DTYPES,
     WEIGHTS_FILE,
-    ConvexitySpec,
     Domain,
     GraphFile,
     Manifest,
@@ -154,7 +154,6 @@ __all__ = [
     "MAX_STEPS",
     "OP_DOMAIN",
     "WEIGHTS_FILE",
-    "ConvexitySpec",
     "Domain",
     "GraphFile",
     "Manifest",
@@ -225,7 +224,7 @@ class Package:
         weights: Mapping[str, np.ndarray] | None = None,
         parity: Mapping[str, float | Mapping[str, float]] | None = None,
         metadata: Mapping[str, Scalar] | None = None,
-        convexity: ConvexitySpec | None = None,
+        convexity: Convexity | None = None,
         overwrite: bool = False,
     ) -> "Package":
         """Write this package to `path`, with new weights, parity, metadata or convexity where they are given.
@@ -275,7 +274,7 @@ def write(
     parity: Mapping[str, float | Mapping[str, float]] | None = None,
     metadata: Mapping[str, Scalar] | None = None,
     train: TrainingSpec | None = None,
-    convexity: ConvexitySpec | None = None,
+    convexity: Convexity | None = None,
     golden: Mapping[str, np.ndarray] | None = None,
     overwrite: bool = False,
 ) -> Package:

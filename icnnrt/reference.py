@@ -412,9 +412,10 @@ def implicit_adjoint(hessian: Array, y: Array, y_bar: Array, domain: Domain = UN
     """
     s = domain.logits(y)[:, None, :]
     HF = domain.root_transposed(s, hessian)  # F' applied to every row of ∇²f: ∇²f F
-    system = np.eye(y.shape[1]) + domain.root_transposed(s, HF.swapaxes(1, 2))
-    z = np.linalg.solve(system, -domain.root_transposed(s, y_bar[:, None])[:, 0, :, None])[:, :, 0]
-    return domain.root(s[:, 0], z)
+    identity: Array = np.eye(y.shape[1])
+    system = identity + domain.root_transposed(s, HF.swapaxes(1, 2))
+    z = np.linalg.solve(system, -domain.root_transposed(s, y_bar[:, None]).swapaxes(1, 2))[:, :, 0]
+    return domain.root(s[:, 0], np.asarray(z, np.float64))
 
 
 class CoordinatesCotangents(NamedTuple):
@@ -430,7 +431,7 @@ def coordinates_adjoint(
     cuts: CutCotangents,
     p: Array,
     y_bar: Array,
-    hessian_products: Array | float = 0.0,
+    hessian_products: Array,
 ) -> CoordinatesCotangents:
     """Cotangents of shift and scale for a loss with ∂ℓ/∂y = ȳ at y = shift + scale∘p, p the argmin.
 
@@ -441,8 +442,8 @@ def coordinates_adjoint(
         scale_bar = p∘ȳ + Σ_i p_i∘(ē_i ∇f(y_i) + h_i) + s_i∘∇f(y_i),      h_i = ∇²f(y_i) (scale∘s_i)
 
     cut_points p_i, gradients ∇f(y_i), hessian_products h_i: all [B, K, n]. For the recursion of `argmin_adjoint` they
-    are exact if p_init counts as a constant; without h_i they hold the points y_i fixed, as Proposition 3 does. For
-    the implicit adjoint the one cut is at y* with ē = 0 and s = c_p.
+    are exact if p_init counts as a constant. Proposition 3 holds the points p_i fixed: the same with its cuts. For the
+    implicit adjoint the one cut is at y* with ē = 0 and s = c_p.
     """
     y_i_bar = cuts.offset_bar[:, :, None] * gradients + hessian_products
     return CoordinatesCotangents(

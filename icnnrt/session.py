@@ -16,6 +16,7 @@ from icnnrt import certificate
 from icnnrt._arguments import batch, finite_rows
 from icnnrt._runner import SIGNATURES, Provider, Runner, arrays_of, signature_of
 from icnnrt.certificate import Tolerances
+from icnnrt.convexity import Convexity, prove
 from icnnrt.domains import MODELS
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest, SolverSpec
@@ -320,6 +321,18 @@ class Session:
             return self._runner.run("adjoint", feeds, made_with=solution.weights_id)[0]
 
         return _adjoint.vjp(run, self.manifest, solution, y_bar, adjoint=adjoint, on_unsafe=on_unsafe)
+
+    def prove_convexity(self, x: object = None, *, seed: int = 0) -> Convexity:
+        """Whether f is convex in y with the weights as they are now: proven, violated (with a witness) or unknown.
+
+        The value graph itself is followed, see `icnnrt.convexity`. x [B, *x_shape] are contexts to look for violations
+        at where nothing is proven; random normal ones by default. A package of a gradient alone is refused with
+        `InputError`: it has no value to look at.
+        """
+        if self.manifest.kind == "gradient":
+            raise _no_value()
+        X = None if x is None else batch(x, "x", self._dtype, self._x_shape)
+        return prove(self._package.graphs["value"], dict(self.weights), value=self.value, x_samples=X, seed=seed)
 
     def close(self) -> None:
         """Free the sessions. Calls under way in other threads end well; later ones raise `IcnnrtError`."""

@@ -7,8 +7,6 @@ import csv
 import itertools
 import json
 import math
-import os
-import secrets
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt._files import atomic_file
 from icnnrt.errors import InputError
 from icnnrt.solution import Solution
 
@@ -215,23 +214,17 @@ def check_size(samples: int, iterations: int, n: int, dtype: np.dtype[Any], suff
 
 def write_answers(path: Path, y: Array, parts: Sequence[Solution], info: Mapping[str, Any]) -> None:
     """Write y to a .npy or .csv, or every field of the solutions, one after the other, to a .npz; atomically."""
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(scratch, "xb") as file:
-            match path.suffix.lower():
-                case ".npy":
-                    np.save(file, y, allow_pickle=False)
-                case ".csv":
-                    # Enough digits to read the very same numbers back.
-                    digits = "%.9g" if y.dtype == np.float32 else "%.17g"
-                    names = ",".join(f"y{j}" for j in range(y.shape[1]))
-                    np.savetxt(file, y, fmt=digits, delimiter=",", header=names, comments="")
-                case _:
-                    np.savez(file, allow_pickle=False, **_columns(parts, info))
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as file:
+        match path.suffix.lower():
+            case ".npy":
+                np.save(file, y, allow_pickle=False)
+            case ".csv":
+                # Enough digits to read the very same numbers back.
+                digits = "%.9g" if y.dtype == np.float32 else "%.17g"
+                names = ",".join(f"y{j}" for j in range(y.shape[1]))
+                np.savetxt(file, y, fmt=digits, delimiter=",", header=names, comments="")
+            case _:
+                np.savez(file, allow_pickle=False, **_columns(parts, info))
 
 
 def _columns(parts: Sequence[Solution], info: Mapping[str, Any]) -> dict[str, Array]:

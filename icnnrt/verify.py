@@ -2,6 +2,7 @@
 
     package       sizes, hashes and the structure of every file (`Package.open`)
     nonnegative   the smallest entry of the weights that must be >= 0 for f to be convex in y
+    convexity proof  disciplined rules on the value graph (`icnnrt.convexity`)
     gradient      g = ∇_y f against differences, by the subgradient inequality, which holds at kinks too
     convexity     f at the middle of a segment against the mean of its ends; of a gradient alone, its monotony
     hvp, hessian  against differences of the gradient; gradient_x against differences of f; each if it is there
@@ -159,6 +160,7 @@ def verify(
             progress("gradient")
             checks.append(trial.gradient())
             progress("convexity")
+            checks.append(_proof(session, X))
             checks.append(trial.convexity())
         else:
             progress("monotony")
@@ -218,6 +220,14 @@ def _golden(session: Session, package: Package) -> Iterator[Check]:
     for name, difference, bound in golden.replay(session, package.golden):
         verdict: Verdict = "pass" if difference <= bound else "fail"
         yield Check(f"golden: {name}", difference, bound, verdict, "stored at the export against computed here")
+
+
+def _proof(session: Session, X: NDArray[Any]) -> Check:
+    """What the rules say of the value graph; that they say nothing is no failure."""
+    found = session.prove_convexity(X)
+    verdicts: dict[str, Verdict] = {"proven": "pass", "violated": "fail", "unknown": "skipped"}
+    excess = found.witness.excess if found.witness else None
+    return Check("convexity proof", excess, None, verdicts[found.verdict], found.sentence().removesuffix("."))
 
 
 def _nonnegative(package: Package) -> Check:

@@ -466,7 +466,10 @@ def test_the_library_is_small_and_exports_one_symbol() -> None:
 def test_registering_twice_is_an_error() -> None:
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(icnnrt.ops_library())
-    assert options.get_session_config_entry("ai.icnnrt.operators") == "BundleEntropyAdjoint BundleEntropySolve"
+    assert options.get_session_config_entry("ai.icnnrt.operators") == (
+        "BundleEntropyAdjoint BundleEntropySolve BundleQuadraticAdjoint BundleQuadraticSolve BundleSimplexAdjoint "
+        "BundleSimplexSolve"
+    )
     assert options.get_session_config_entry("ai.icnnrt.instruction_set") in _native.build().instruction_sets
     with pytest.raises(Exception, match="registered there already; call register_custom_ops_library once"):
         options.register_custom_ops_library(icnnrt.ops_library())

@@ -326,7 +326,7 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("kind", "gradient", "graphs.gradient is missing"),
     ("solver", None, "graphs.argmin does not belong to a package without a solver"),
     ("solver.name", "BregmanProximalGradient", "solver.step_size is missing"),
-    ("convexity", {"verdict": "likely", "sentence": "s", "figures": {}}, "convexity.verdict should be"),
+    ("convexity", "proven", "convexity should be a JSON object"),
     ("golden", {"file": "../g", "sha256": "0" * 64, "bytes": 9}, 'golden.file should be "golden.safetensors"'),
     ("solver.name", "Newton", 'solver.name should be "BundleEntropy"'),
     ("solver.iterations", 0, "solver.iterations should be an integer from 1 to 4096, but is 0"),

@@ -52,7 +52,6 @@ PUBLIC = {
     },
     "golden": {"Replayed", "compute", "replay"},
     "manifest": {
-        "ConvexitySpec",
         "Domain",
         "GraphFile",
         "Manifest",
@@ -111,6 +110,7 @@ SESSION = {
     "manifest",
     "native",
     "path",
+    "prove_convexity",
     "providers",
     "gradient",
     "gradient_x",

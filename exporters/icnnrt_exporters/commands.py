@@ -302,10 +302,27 @@ def _examples(
 
 def pack(
     package: PackageArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="The .onnx file to write; with --siblings a folder, or a path as prefix."),
+    ],
     graph: Annotated[
-        str, typer.Option(help="Which graph: argmin, value, adjoint, or another the package has.")
-    ] = "argmin",
+        str | None,
+        typer.Option(help="Which graph: argmin, value, adjoint, or another the package has.", show_default="argmin"),
+    ] = None,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Standard ONNX operators alone: no functions, no domain of ours.")
+    ] = False,
+    freeze: Annotated[
+        bool, typer.Option("--freeze", help="Weights as constants, and what hangs on them alone computed beforehand.")
+    ] = False,
+    siblings: Annotated[
+        bool,
+        typer.Option(
+            "--siblings",
+            help="Write argmin.onnx, adj_argmin.onnx, value.onnx, adj_value.onnx: functions and gradients.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write one graph of a package, weights included, as a single ONNX file for plain ONNX Runtime. Needs onnx.
@@ -315,16 +332,29 @@ def pack(
     1 an error; nothing is written
     2 wrong usage
     """
-    with _needs("export", "onnx"):
-        from icnnrt_exporters.packer import pack as write
-    if out.suffix.lower() != ".onnx":
-        raise InputError(f"out: expected a file name ending in .onnx, but got {out}.")
-    if out.exists() and not overwrite:
-        raise ExportError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
+    if siblings:
+        if graph is not None or freeze:
+            raise InputError(
+                "siblings: expected without --graph and --freeze, as it writes set files whose weights have gradients, "
+                f"but {'--graph' if graph is not None else '--freeze'} was given; leave it out."
+            )
+        with _needs("export", "onnx", "onnx_ir"):
+            from icnnrt_exporters.derivative_siblings import siblings as write_siblings
+    else:
+        if out.suffix.lower() != ".onnx":
+            raise InputError(f"out: expected a file name ending in .onnx, but got {out}.")
+        if out.exists() and not overwrite:
+            raise ExportError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
+        with _needs("export", "onnx"):
+            from icnnrt_exporters.packer import pack as write
     if not out.parent.is_dir():
         raise InputError(f"{out}: its folder {out.parent} is not there; create it first.")
-    write(package, out, graph, overwrite=overwrite)
-    console().print(f"written   {escape(str(out))}, {out.stat().st_size:,} bytes")
+    if siblings:
+        written = write_siblings(package, out, portable=portable, overwrite=overwrite)
+    else:
+        written = (write(package, out, graph or "argmin", portable=portable, freeze=freeze, overwrite=overwrite),)
+    for path in written:
+        console().print(f"written   {escape(str(path))}, {path.stat().st_size:,} bytes")
 
 
 # --- demo ----------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 """Rules that rewrite aten operators into ones that ONNX has, in float32 and float64 alike.
 
 ONNX Runtime has no float64 CPU kernel for Softplus, LeakyRelu, Elu and their like, and ONNX has no backward operators
-at all. Torch's own rules serve where they exist; the ones here either do not exist there or overflow. A rule refuses
-what it does not cover.
+at all. Torch's own rules serve where they exist; the ones here either do not exist there, or overflow, or cancel. What
+must be rewritten before derivatives are taken stands in `lowering`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table, get_decompositions
 
+from icnnrt_exporters.convolution import convolution_backward
+from icnnrt_exporters.error_function import erf, erfc
+
 aten = torch.ops.aten
 
 # Forward operators to be lowered, besides everything named *backward*.
 FORWARD = (
     aten.leaky_relu,
-    aten.elu,
-    aten.celu,
-    aten.selu,
     aten.gelu,
     aten.silu,
     aten.mish,
@@ -48,6 +48,25 @@ FORWARD = (
     aten.nll_loss_forward,
     aten.nll_loss2d_forward,
     aten.threshold,
+    aten._prelu_kernel,
+    aten.hardswish,
+    aten.hardsigmoid,
+    aten.softshrink,
+    aten.hardshrink,
+    aten.glu,
+    aten.huber_loss,
+    aten.logaddexp,
+    aten.logaddexp2,
+    aten.logsumexp,
+    aten.linalg_vector_norm,
+    aten.norm,
+    aten.mse_loss,
+    aten.im2col,
+    aten.roll,
+    aten.trace,
+    aten.pixel_shuffle,
+    aten.pixel_unshuffle,
+    aten.channel_shuffle,
 )
 
 
@@ -85,9 +104,102 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def expm1(x: Tensor) -> Tensor:
-    """e^x − 1 as 2 tanh(x/2) / (1 − tanh(x/2)), which does not cancel near 0, unlike Exp and Sub."""
+    """e^x − 1, by the form below up to 1, where subtracting begins to be harmless."""
+    return torch.where(x > 1.0, torch.exp(x) - 1.0, _expm1_below(x))
+
+
+def _expm1_below(x: Tensor) -> Tensor:
+    """2 tanh(x/2) / (1 − tanh(x/2)), which does not cancel near 0, unlike Exp and Sub. For x <= 1."""
     t = torch.tanh(x * 0.5)
     return 2.0 * t / (1.0 - t)
+
+
+def elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    """scale·x for x > 0, scale·α (e^{βx} − 1) below, β = input_scale."""
+    below = _expm1_below(x if input_scale == 1 else x * input_scale) * (alpha * scale)
+    return torch.where(x > 0, x if scale == 1 else x * scale, below)
+
+
+def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    """x for x > 0, α (e^{x/α} − 1) below."""
+    return torch.where(x > 0, x, _expm1_below(x if alpha == 1 else x / alpha) * alpha)
+
+
+def selu(x: Tensor) -> Tensor:
+    """ELU with the α and scale of self-normalising networks."""
+    return elu(x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+
+
+def sinh(x: Tensor) -> Tensor:
+    """½ (m + m/(1 + m)), m = e^x − 1, in float64, where ONNX Runtime has none."""
+    if x.dtype != torch.float64:
+        return NotImplemented
+    m = expm1(x.abs().clamp(max=700.0))  # sinh overflows at 710
+    return torch.sign(x) * 0.5 * (m + m / (1.0 + m))
+
+
+def cosh(x: Tensor) -> Tensor:
+    """½ (e^x + e^−x), in float64."""
+    return 0.5 * (torch.exp(x) + torch.exp(-x)) if x.dtype == torch.float64 else NotImplemented
+
+
+def tan(x: Tensor) -> Tensor:
+    """sin x / cos x, in float64."""
+    return torch.sin(x) / torch.cos(x) if x.dtype == torch.float64 else NotImplemented
+
+
+def asinh(x: Tensor) -> Tensor:
+    """± log(1 + a + a²/(1 + √(1 + a²))), a = |x|, which does not cancel; in float64."""
+    if x.dtype != torch.float64:
+        return NotImplemented
+    a = x.abs()
+    return torch.sign(x) * torch.log1p(a + a * (a / (1.0 + torch.sqrt(1.0 + a * a))))
+
+
+def acosh(x: Tensor) -> Tensor:
+    """log(x + √((x − 1)(x + 1))), in float64."""
+    return torch.log(x + torch.sqrt((x - 1.0) * (x + 1.0))) if x.dtype == torch.float64 else NotImplemented
+
+
+def atanh(x: Tensor) -> Tensor:
+    """½ log((1 + x)/(1 − x)), in float64."""
+    return 0.5 * (torch.log1p(x) - torch.log1p(-x)) if x.dtype == torch.float64 else NotImplemented
+
+
+def addmm(b: Tensor, A: Tensor, B: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    """βb + αAB: ONNX keeps the factors of Gemm in float32."""
+    if beta == 1 and alpha == 1:
+        return NotImplemented
+    return b * beta + torch.mm(A, B) * alpha
+
+
+def add(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
+    """a + αb, the factor as an operand of its own, which can be lifted."""
+    return a + b * alpha if isinstance(alpha, float) and alpha != 1 else NotImplemented
+
+
+def sub(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
+    """a − αb."""
+    return a - b * alpha if isinstance(alpha, float) and alpha != 1 else NotImplemented
+
+
+def var(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> Tensor:
+    """Σ (x − mean)² / (count − correction)."""
+    dims = list(dim) if dim else list(range(x.dim()))
+    apart = x - x.mean(dims, keepdim=True)
+    count = 1
+    for d in dims:
+        count = count * x.shape[d]
+    return (apart * apart).sum(dims, keepdim=keepdim) / (count - (1 if correction is None else correction))
+
+
+def std(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> Tensor:
+    """√var."""
+    return torch.sqrt(var(x, dim, correction=correction, keepdim=keepdim))
 
 
 @cache
@@ -101,4 +213,21 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table[aten.mv.default] = mv
     table[aten.dot.default] = dot
     table[aten.sigmoid.default] = sigmoid
+    table[aten.convolution_backward.default] = convolution_backward
+    table[aten.erf.default] = erf
+    table[aten.erfc.default] = erfc
+    table[aten.sinh.default] = sinh
+    table[aten.cosh.default] = cosh
+    table[aten.tan.default] = tan
+    table[aten.asinh.default] = asinh
+    table[aten.acosh.default] = acosh
+    table[aten.atanh.default] = atanh
+    table[aten.elu.default] = elu
+    table[aten.celu.default] = celu
+    table[aten.selu.default] = selu
+    table[aten.var.correction] = var
+    table[aten.std.correction] = std
+    table[aten.addmm.default] = addmm
+    table[aten.add.Tensor] = add
+    table[aten.sub.Tensor] = sub
     return table

@@ -4,19 +4,42 @@
 
 `prepare` is everything that does not depend on y (the x path of a partially convex network, transposed or
 reparametrised weights): work that the iteration must not repeat. The split is made on the graph, so it needs nothing
-from the model but a forward(x, y) -> [B].
+from the model but a forward(x, y) -> [B] or [B, 1]. A module whose forward is the gradient itself, g(x, y) -> [B, n],
+is traced the same way; its `value` is g.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from icnnrt.errors import ExportError
+from icnnrt_exporters.lowering import lower, opened
+from icnnrt_exporters.place import operator, place, place_of, raised_in
 
 Theta = Mapping[str, Tensor]
+Kind = Literal["energy", "gradient"]
+
+aten = torch.ops.aten
+
+# What has a derivative of zero wherever it has one: y that passes through these alone does not move the energy.
+WITHOUT_DERIVATIVE = frozenset(
+    {
+        aten.detach.default,
+        aten.round.default,
+        aten.round.decimals,
+        aten.floor.default,
+        aten.ceil.default,
+        aten.trunc.default,
+        aten.sign.default,
+        aten.sgn.default,
+        aten.heaviside.default,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -35,10 +58,14 @@ class EnergyGraph:
             follow under the names of `constants`.
         constants: names in `theta` that are not in the state_dict.
         boundary: what crosses the split.
+        kind: "energy", or "gradient" where the forward returns g [B, n], the gradient of a convex function.
     """
 
-    def __init__(self, graph: fx.Graph, theta: dict[str, Tensor], constants: frozenset[str]) -> None:
+    def __init__(
+        self, graph: fx.Graph, theta: dict[str, Tensor], constants: frozenset[str], kind: Kind = "energy"
+    ) -> None:
         self._graph = graph
+        self.kind = kind
         self.theta = theta
         self.constants = constants
         x, y = (node for node in graph.nodes if node.op == "placeholder")
@@ -59,9 +86,9 @@ class EnergyGraph:
         mixed = [size for size in node.meta["val"].shape if isinstance(size, torch.SymInt)]
         if len(dims) != len(mixed) or len(dims) > 1:
             raise ExportError(
-                f"energy: the value {node.name} ({node.target}) folds the batch into shape "
-                f"{tuple(map(str, node.meta['val'].shape))}; expected one batch dimension. Keep samples apart in the "
-                "part of the forward that does not depend on y."
+                f"energy: the value of {operator(node)} {place(node)} folds the batch into shape "
+                f"({', '.join(map(str, node.meta['val'].shape))}); keep one batch dimension in the part of the forward "
+                "that does not depend on y"
             )
         return dims[0] if dims else None
 
@@ -75,7 +102,7 @@ class EnergyGraph:
         return [environment[node] for node in wanted]
 
     def value(self, theta: Theta, boundary: Sequence[Tensor], y: Tensor) -> Tensor:
-        """f [M] at y [M, n], from boundary values with the same leading M."""
+        """f [M] (or g [M, n]) at y [M, n], from boundary values with the same leading M."""
         environment: dict[fx.Node, Any] = {b.node: v for b, v in zip(self.boundary, boundary, strict=True)}
         environment[self._y] = y
         result: Tensor | None = None
@@ -96,17 +123,30 @@ class EnergyGraph:
             for b, v in zip(self.boundary, boundary, strict=True)
         ]
 
+    def place_of(self, operator_name: str) -> str:
+        """Where in the model an operator stands, such as "(in conv, a Conv2d)"; "" if that is not known."""
+        return place_of(self._graph.nodes, operator_name)
+
     def _run(self, node: fx.Node, theta: Theta, environment: dict[fx.Node, Any], batch_source: Tensor) -> Any:
         if node.op == "get_attr":
             return theta[str(node.target)]
         meta = node.meta.get("val")
-        if isinstance(meta, torch.SymInt) and _expression(meta) == _expression(self._batch):
+        if isinstance(meta, torch.SymInt) and (size := self._of_batch(meta)):
             # Each part takes the batch from its own argument: the y part may run on B·K points.
-            return batch_source.shape[0]
+            return size(batch_source.shape[0])
         if node.op != "call_function":
             raise ExportError(f"energy: cannot export the graph node {node.format_node()}")
         lookup = environment.__getitem__
         return node.target(*fx.map_arg(node.args, lookup), **fx.map_arg(node.kwargs, lookup))  # type: ignore[operator]
+
+    def _of_batch(self, size: torch.SymInt) -> Callable[[Any], Any] | None:
+        """A polynomial size as a function of the batch; None for what else there may be."""
+        expression, batch = _expression(size), _expression(self._batch)
+        if expression == batch:
+            return lambda B: B
+        if isinstance(expression, sympy.Expr) and expression.is_polynomial(batch):
+            return sympy.lambdify(batch, expression)
+        return None
 
 
 def _expression(size: Any) -> Any:
@@ -139,47 +179,45 @@ def example_batch(energy: nn.Module, *examples: Tensor) -> int:
 
 
 def trace_energy(energy: nn.Module, x_example: Tensor, y_example: Tensor) -> EnergyGraph:
-    """The EnergyGraph of a module with forward(x [B, ...], y [B, n]) -> [B].
+    """The EnergyGraph of a module with forward(x [B, ...], y [B, n]) -> f [B] or [B, 1].
 
-    Raises ExportError, in one sentence, when the batch is fixed, the output is not [B], or torch.export cannot follow
-    the forward.
+    Raises ExportError, in one sentence, when the batch is fixed, the output has another shape, the forward cannot be
+    followed (branches on values, state, calls of autograd), or y does not reach the output in a differentiable way.
     """
+    return _trace(energy, x_example, y_example, "energy")
+
+
+def trace_gradient(gradient: nn.Module, x_example: Tensor, y_example: Tensor) -> EnergyGraph:
+    """The EnergyGraph, kind "gradient", of a module with forward(x [B, ...], y [B, n]) -> g [B, n].
+
+    g is taken to be ∇_y f of a convex f that has no formula. Raises ExportError as `trace_energy` does.
+    """
+    return _trace(gradient, x_example, y_example, "gradient")
+
+
+def _trace(energy: nn.Module, x_example: Tensor, y_example: Tensor, kind: Kind) -> EnergyGraph:
     B = example_batch(energy, x_example, y_example)
     x, y = (t[:1].detach().expand(B, *t.shape[1:]).clone() for t in (x_example, y_example))
-    with torch.no_grad():
-        try:
-            f = energy(x, y)
-        except Exception as error:
-            raise ExportError(
-                f"energy: its forward must work for a batch of any size, but fails on {B} samples made from x_example "
-                f"and y_example ({_first_line(error)})"
-            ) from error
-    if not isinstance(f, Tensor) or f.shape != (B,):
-        came = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
-        raise ExportError(
-            f"energy: forward returned {came} for a batch of {B}; expected one energy per sample, shape ({B},). "
-            "Return z.squeeze(1), or sum over everything but the batch."
-        )
-    if f.dtype != y.dtype or x.dtype != y.dtype:
-        raise ExportError(
-            f"energy: x is {x.dtype}, y is {y.dtype} and the energy {f.dtype}; expected one dtype. Convert the model "
-            "with .float() or .double() and the examples likewise."
-        )
+    column, unsteady = _try(energy, x, y, kind)
     dim = torch.export.Dim("batch")
     try:
         program = torch.export.export(energy, (x, y), dynamic_shapes=({0: dim}, {0: dim}), strict=False)
-        program = program.run_decompositions({torch.ops.aten.copy.default: _copy})
+        program = program.run_decompositions({**opened(), aten.copy.default: _copy})
     except Exception as error:
-        text = str(error)
-        if "batch" in text and ("specialized" in text or "onstraint" in text):
-            raise ExportError(
-                "energy: its forward works for one batch size only "
-                f"({_constraint(text)}); make it independent of x.shape[0]"
-            ) from error
-        raise ExportError(f"energy: torch.export cannot follow its forward ({_first_line(error)})") from error
+        raise _cannot_follow(energy, error) from error
+    _refuse_mutation(program)
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     graph = module.graph
+    graph.eliminate_dead_code()
+    _refuse_nodes(graph)
+    if unsteady:
+        raise ExportError(f"energy: {unsteady}; make it a function of x, y and the weights alone")
+    if column:
+        (output,) = (node for node in graph.nodes if node.op == "output")
+        _squeeze(graph, output)
+    _refuse_flat(graph)
+    lower(module)
     graph.eliminate_dead_code()
 
     read = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
@@ -191,7 +229,178 @@ def trace_energy(energy: nn.Module, x_example: Tensor, y_example: Tensor) -> Ene
         theta[name] = tensor.detach()
         if name not in state:
             constants.add(name)
-    return EnergyGraph(graph, theta, frozenset(constants))
+    return EnergyGraph(graph, theta, frozenset(constants), kind)
+
+
+def _try(energy: nn.Module, x: Tensor, y: Tensor, kind: Kind) -> tuple[bool, str]:
+    """Run the forward as it is; (it returns a column [B, 1], what makes two runs differ or "")."""
+    B = len(x)
+    before = _plain_state(energy)
+    try:
+        with torch.no_grad(), _NoAutograd():
+            f, again = energy(x.clone(), y.clone()), energy(x.clone(), y.clone())
+    except _TakesGradient as error:
+        where, _ = raised_in(energy, error)
+        remedy = "return the energy alone, every package adds its gradient" if kind == "energy" else "write its formula"
+        raise ExportError(
+            f"energy: its forward {where} calls torch.autograd itself, which no exported graph can follow; {remedy}"
+        ) from error
+    except Exception as error:
+        where, _ = raised_in(energy, error)
+        raise ExportError(
+            f"energy: its forward must work for a batch of any size, but fails {where + ' ' if where else ''}on {B} "
+            f"samples made from x_example and y_example ({_first_line(error)})"
+        ) from error
+    shapes: tuple[tuple[int, ...], ...] = ((B,), (B, 1)) if kind == "energy" else (tuple(y.shape),)
+    if not isinstance(f, Tensor) or tuple(f.shape) not in shapes:
+        came = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
+        expected = (
+            f"one energy per sample, shape ({B},) or ({B}, 1). Sum over everything but the batch"
+            if kind == "energy"
+            else f"the gradient in y, shape {tuple(y.shape)}. Return one slope for every entry of y"
+        )
+        raise ExportError(f"energy: forward returned {came} for a batch of {B}; expected {expected}.")
+    if f.is_complex() or f.dtype in (torch.float16, torch.bfloat16):
+        raise ExportError(f"energy: forward returned {f.dtype}; convert what it computes to float32 or float64")
+    if f.dtype != y.dtype or x.dtype != y.dtype:
+        raise ExportError(
+            f"energy: x is {x.dtype}, y is {y.dtype} and the energy {f.dtype}; expected one dtype. Convert the model "
+            "with .float() or .double() and the examples likewise."
+        )
+    unsteady = ""
+    if not torch.equal(f.nan_to_num(), again.nan_to_num()):
+        unsteady = "two calls of its forward on the same x and y differ, by randomness or by state kept between calls"
+    for name, value in _plain_state(energy).items():
+        if name in before and before[name] != value:
+            unsteady = f"its forward changes the Python attribute {name}, from {before[name]!r} to {value!r}"
+            break
+    return kind == "energy" and f.dim() == 2, unsteady
+
+
+def _plain_state(energy: nn.Module) -> dict[str, object]:
+    """Numbers and strings that the modules hold as plain attributes, by path."""
+    return {
+        f"{path}.{key}" if path else key: value
+        for path, module in energy.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, int | float | str) and value == value
+    }
+
+
+class _NoAutograd(TorchFunctionMode):
+    """Refuses a forward that takes gradients itself: no exporter follows that."""
+
+    REFUSED = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in self.REFUSED:
+            raise _TakesGradient
+        return func(*args, **(kwargs or {}))
+
+
+class _TakesGradient(Exception):
+    pass
+
+
+def _cannot_follow(energy: nn.Module, error: Exception) -> ExportError:
+    """The sentence for what torch.export raised."""
+    text = str(error)
+    if "batch" in text and ("specialized" in text or "onstraint" in text):
+        return ExportError(
+            f"energy: its forward works for one batch size only ({_constraint(text)}); make it independent of "
+            "x.shape[0]"
+        )
+    where, line = raised_in(energy, error)
+    what = f" {where}" if where else ""
+    if "data-dependent" in text.lower() or "DataDependent" in type(error).__name__:
+        shown = f", at `{line}`" if line else ""
+        return ExportError(
+            f"energy: torch.export cannot follow its forward{what}: it branches on, or takes sizes from, the values of "
+            f"tensors{shown}; write torch.where, or fix the branch when the module is made"
+        )
+    return ExportError(f"energy: torch.export cannot follow its forward{what} ({_first_line(error)})")
+
+
+def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
+    """A graph answers and changes nothing."""
+    signature = program.graph_signature
+    for name in signature.buffers_to_mutate.values():
+        raise ExportError(
+            f"energy: its forward changes the buffer {name}; call .eval() first, or keep no state between calls"
+        )
+    for name in signature.user_inputs_to_mutate.values():
+        raise ExportError(f"energy: its forward changes its argument {name} in place; let it work on {name}.clone()")
+
+
+def _refuse_nodes(graph: fx.Graph) -> None:
+    """Randomness, and numbers that no runtime of ours computes with."""
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if _draws(node):
+            raise ExportError(
+                f"energy: {operator(node)} {place(node)} draws random numbers; call .eval() first, or take it out"
+            )
+        vals = node.meta.get("val")
+        for val in vals if isinstance(vals, tuple | list) else (vals,):
+            if isinstance(val, Tensor) and (val.is_complex() or val.dtype in (torch.float16, torch.bfloat16)):
+                raise ExportError(
+                    f"energy: {operator(node)} {place(node)} computes in {val.dtype}; write it in real numbers of the "
+                    "dtype of x and y"
+                )
+
+
+def _draws(node: fx.Node) -> bool:
+    """A random operator; composite ones (recurrent layers, attention, dropout) only if they drop while training."""
+    target: Any = node.target
+    if torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ()):
+        return False
+    if not target._can_decompose():
+        return True
+    arguments = {a.name: v for a, v in zip(target._schema.arguments, node.args, strict=False)} | node.kwargs
+    return arguments.get("train") is True and "dropout" in str(target)
+
+
+def _refuse_flat(graph: fx.Graph) -> None:
+    """y that reaches the output must reach it through something that has a derivative."""
+    y = [node for node in graph.nodes if node.op == "placeholder"][1]
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    reached, smooth, stops = {y}, {y}, []
+    for node in graph.nodes:
+        sources = node.all_input_nodes
+        if not any(source in reached for source in sources):
+            continue
+        reached.add(node)
+        if not any(source in smooth for source in sources):
+            continue
+        if node.target in WITHOUT_DERIVATIVE or not _is_floating(node):
+            if node.op == "call_function" and not isinstance(node.meta.get("val"), torch.SymInt):
+                stops.append(node)
+        else:
+            smooth.add(node)
+    (result,) = output.all_input_nodes
+    if result in reached and result not in smooth and stops:
+        raise ExportError(
+            f"energy: y reaches its forward's result only through {operator(stops[0])} {place(stops[0])}, which has "
+            "no derivative; write the energy with differentiable operators"
+        )
+
+
+def _is_floating(node: fx.Node) -> bool:
+    vals = node.meta.get("val")
+    vals = vals if isinstance(vals, tuple | list) else (vals,)
+    return node.op == "output" or any(isinstance(v, Tensor) and v.is_floating_point() for v in vals)
+
+
+def _squeeze(graph: fx.Graph, output: fx.Node) -> None:
+    """[B, 1] -> [B] at the end of the graph."""
+    (column,) = output.all_input_nodes
+    with graph.inserting_before(output):
+        flat = graph.call_function(aten.squeeze.dim, (column, 1))
+    flat.meta["val"] = column.meta["val"].squeeze(1)
+    output.replace_input_with(column, flat)
 
 
 def _copy(destination: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import onnx
@@ -15,21 +16,31 @@ from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
 import icnnrt
-from icnnrt import package
+from icnnrt import golden, package
 from icnnrt.errors import ExportError
 from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import UNIT_BOX, argmin_graph
 from icnnrt_exporters.bodies import functions
 from icnnrt_exporters.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
-from icnnrt_exporters.energy_graph import trace_energy
-from icnnrt_exporters.heads import cut_vjp, hessian_vector_product, value_and_gradient
+from icnnrt_exporters.energy_graph import EnergyGraph, Kind, trace_energy, trace_gradient
+from icnnrt_exporters.heads import (
+    cut_vjp,
+    gradient,
+    gradient_x,
+    hessian,
+    hessian_product,
+    hessian_vector_product,
+    value_and_gradient,
+)
 from icnnrt_exporters.losses import loss_graph, named
 from icnnrt_exporters.onnx_head import quiet, to_onnx
 from icnnrt_exporters.optimizers import resolve
 from icnnrt_exporters.preconditions import (
+    Solver,
     check_energy,
     check_examples,
+    check_heads,
     check_solver,
     check_target,
     check_weights,
@@ -39,11 +50,15 @@ from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
 from icnnrt_exporters.train_graph import train_graph
 from icnnrt_exporters.train_spec import TrainSpec
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
-from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
-
-Solver = BundleEntropyArgmin | BregmanProximalGradient
+from icnnrt_models import BregmanProximalGradient
 
 Progress = Callable[[str], None]
+
+# role -> how its head is traced; the solver's graphs are assembled from others
+OPTIONAL_HEADS: Final = {"hvp": hessian_product, "hessian": hessian, "gradient_x": gradient_x}
+# Inputs of heads that are data; what else a head takes are weights.
+DATA: Final = ("x", "y", "v")
+GOLDEN_SAMPLES: Final = 4
 
 # KKT residual up to which a model counts as solved, relative to max(1, |lower bound|).
 RESIDUAL_TOLERANCE = {"float32": 3e-5, "float64": 1e-8}
@@ -51,87 +66,125 @@ RESIDUAL_TOLERANCE = {"float32": 3e-5, "float64": 1e-8}
 
 def export(
     energy: nn.Module,
-    solver: Solver,
+    solver: Solver | None,
     x_example: Tensor,
     y_example: Tensor,
     path: str | Path,
     *,
     name: str | None = None,
+    heads: Collection[str] = (),
+    kind: Kind = "energy",
     nonnegative: Sequence[str] | None = None,
     metadata: Mapping[str, str | int | float | bool | None] | None = None,
     train: TrainSpec | None = None,
+    allow_not_convex: bool = False,
     overwrite: bool = False,
     progress: Progress = lambda stage: None,
 ) -> package.Package:
-    """Write f(x, y; θ) and its fixed-iteration argmin over the solver's domain as a package.
+    """Write f(x, y; θ), its derivatives, and its fixed-iteration argmin over y as a package.
 
     Args:
         energy: a module with forward(x [B, ...], y [B, n]) -> [B], convex in y, float32 or float64. It is exported in
             eval mode, as it is; nothing of it need come from icnnrt_models.
-        solver: the layer whose iterations, steps and tolerances the package takes over.
+        solver: the layer whose domain, iterations, steps and tolerances the package takes over; None for a package of
+            the energy and its derivatives alone.
         x_example, y_example: one batch of inputs of the right shape and dtype, for tracing and for the parity check;
             give real data, so that the figures mean something.
         path: the folder to write, by custom `*.icnn`.
         name: what the package calls itself; the folder's stem by default.
+        heads: further graphs: any of "hvp", "hessian" (dense, for small n) and "gradient_x". Value and gradient are
+            always there, argmin and adjoint with a solver.
+        kind: "gradient" for a module whose forward(x, y) -> [B, n] is the gradient itself; then there is no value, and
+            no solver.
         nonnegative: state_dict names that must stay >= 0 for f to be convex in y; by default what the energy's own
             nonnegative_weights() says.
         metadata: free facts for the manifest (data, seed, metrics).
         train: put train.onnx into the package too, one step of fine-tuning on the device; see `TrainSpec`.
+        allow_not_convex: export an energy that was seen not to be convex in y all the same; the manifest says so, and
+            every answer that meets it.
         overwrite: replace a package that is there.
         progress: called with a line of text at each stage.
 
     Returns:
-        The package, opened and checked. value.onnx, argmin.onnx and adjoint.onnx hold for any batch; weights bear
-        their state_dict names, once, in weights.safetensors. Samples of the parity check that show that f is not
-        convex in y are told by a warning.
+        The package, opened and checked. Its graphs hold for any batch; weights bear their state_dict names, once, in
+        weights.safetensors. The manifest states whether f was proven convex in y, and golden.safetensors holds inputs
+        and outputs to replay elsewhere.
 
     Raises:
         ExportError: what cannot be exported, or a package that does not agree with torch; nothing is written then.
     """
     path = Path(path)
     check_examples(x_example, y_example)
-    check_solver(solver, y_example.shape[1])
+    check_heads(heads, kind, solver, train)
+    if solver is not None:
+        check_solver(solver, y_example.shape[1])
+    if train and train.adjoint == "prop3" and step_size_of(solver) is not None:
+        raise ExportError("adjoint: 'prop3' belongs to the bundle method, not to the Bregman step; leave it 'exact'")
     check_weights(energy, x_example.dtype)
     check_target(path, overwrite)
     modes = [(module, module.training) for module in energy.modules()]
     energy.eval()
     try:
         with quiet():
-            judge = float64_judge(energy)
+            judge = float64_judge(energy, kind)
             # Rows in general position: on the edges a ReLU may stand on a kink, where rounding picks the face.
-            check_energy(energy, judge, *(t[3:7] for t in parity.inputs(x_example, y_example)[-1]))
+            x, y = (t[3:7] for t in parity.inputs(x_example, y_example)[-1])
+            check_energy(energy, judge, x, y, kind=kind)
             must_not_be_negative = tuple(nonnegative) if nonnegative is not None else _nonnegative(energy)
-            graphs, weights, trainable, train_spec = _graphs(
-                energy, solver, x_example, y_example, train, must_not_be_negative, progress
-            )
-            _write_checked(
-                path,
-                judge,
-                solver,
-                x_example,
-                y_example,
-                graphs,
-                weights,
-                trainable,
-                must_not_be_negative,
-                train_spec,
-                name or path.stem,
-                dict(metadata or {}),
-                overwrite,
-                progress,
-            )
+            parts = _parts(energy, solver, x_example, y_example, heads, kind, train, must_not_be_negative, progress)
+            facts = dict(metadata or {})
+
+            def write(target: Path, **more: Any) -> package.Package:
+                return package.write(
+                    target,
+                    name=name or path.stem,
+                    dtype=dtype_name(x_example),
+                    x_shape=tuple(x_example.shape[1:]),
+                    y_shape=tuple(y_example.shape[1:]),
+                    kind=kind,
+                    solver=None if solver is None else _solver_spec(solver, x_example),
+                    domain=None if solver is None else domain_of(solver),
+                    graphs=parts.graphs,
+                    weights=parts.weights,
+                    nonnegative=must_not_be_negative,
+                    trainable=parts.trainable,
+                    opset=OPSET,
+                    ir_version=IR_VERSION,
+                    producer=_producer(),
+                    metadata=facts,
+                    train=parts.train,
+                    overwrite=overwrite and target == path,
+                    **more,
+                )
+
+            found = _examined(write, judge, solver, x_example, y_example, progress)
+            if found["convexity"] and found["convexity"].verdict == "violated" and not allow_not_convex:
+                raise ExportError(
+                    f"energy: {found['convexity'].sentence}; keep the weights that mix convex units non-negative, or "
+                    "pass allow_not_convex=True and have every answer that meets it say so"
+                )
+            progress("writing")
+            written = write(path, **found)
     finally:
         for module, training in modes:
             module.training = training
-    written = package.Package.open(path)
-    if not_convex := written.manifest.parity.get("not_convex"):
-        warnings.warn(
-            f"energy: {not_convex:.0f} samples of the parity check show that it is not convex in y, so no bound holds "
-            "for them and their answers will bear the status NOT_CONVEX; keep the weights between hidden layers "
-            "non-negative (project_()) and the activations convex and non-decreasing",
-            stacklevel=2,
-        )
+    _warn_if_not_convex(written)
     return written
+
+
+def _warn_if_not_convex(written: package.Package) -> None:
+    convexity, not_convex = written.manifest.convexity, written.manifest.parity.get("not_convex")
+    if convexity is not None and convexity.verdict == "violated":
+        seen = convexity.sentence().removesuffix(".")
+    elif not_convex:
+        seen = f"{not_convex:.0f} samples of the parity check show that it is not convex in y"
+    else:
+        return
+    warnings.warn(
+        f"energy: {seen}, so no bound holds there and its answers will bear the status NOT_CONVEX; keep the weights "
+        "between hidden layers non-negative (project_()) and the activations convex and non-decreasing",
+        stacklevel=3,
+    )
 
 
 def _nonnegative(energy: nn.Module) -> tuple[str, ...]:
@@ -139,34 +192,79 @@ def _nonnegative(energy: nn.Module) -> tuple[str, ...]:
     return tuple(names()) if callable(names) else ()
 
 
-def _graphs(
+class _Parts(NamedTuple):
+    """What a package is made of, but for what is found out about it when it runs."""
+
+    graphs: dict[str, bytes]
+    weights: dict[str, np.ndarray]
+    trainable: tuple[str, ...]
+    train: package.TrainingSpec | None
+
+
+def _parts(
     energy: nn.Module,
-    solver: Solver,
+    solver: Solver | None,
     x_example: Tensor,
     y_example: Tensor,
+    wanted: Collection[str],
+    kind: Kind,
     train: TrainSpec | None,
     nonnegative: Sequence[str],
     progress: Progress,
-) -> tuple[dict[str, bytes], dict[str, np.ndarray], tuple[str, ...], package.TrainingSpec | None]:
+) -> _Parts:
     progress("tracing the energy")
-    traced = trace_energy(energy, x_example, y_example)
-    K = solver.iterations
+    traced = (trace_energy if kind == "energy" else trace_gradient)(energy, x_example, y_example)
     x, y = (t[:1].detach().expand(11, *t.shape[1:]).contiguous() for t in (x_example, y_example))
     # All names of a shared parameter: the graph reads it under any one of them.
     learnable = {name for name, p in energy.named_parameters(remove_duplicate=False) if p.requires_grad}
     trainable = tuple(name for name in traced.theta if name in learnable)
 
-    if train and train.adjoint == "prop3" and step_size_of(solver) is not None:
-        raise ExportError("adjoint: 'prop3' belongs to the bundle method, not to the Bregman step; leave it 'exact'")
-    progress("value and gradient")
-    updated: tuple[str, ...] = ()
-    if train:
-        train.check_names(traced.theta)
-        updated = train.chosen(trainable)
-    # Before anything that takes longer, so that a loss that does not fit is told at once.
-    loss = loss_graph(named(train.loss)[1], y, train.target(y_example)) if train else None
-    head = to_onnx(value_and_gradient(traced, x, y))
-    domain = domain_of(solver)
+    assembled: dict[str, ir.Graph] = {}
+    training: package.TrainingSpec | None = None
+    if kind == "energy":
+        progress("value and gradient")
+        if train:  # before anything that takes longer, so that a choice that does not fit is told at once
+            train.check_names(traced.theta)
+            loss_graph(named(train.loss)[1], y, train.target(y_example))
+        head = to_onnx(value_and_gradient(traced, x, y))
+        assembled["value"] = plain_graph(head.clone(), "value")
+        if solver is not None:
+            added, training = _solver_graphs(
+                head, traced, solver, x, y, y_example, trainable, train, nonnegative, progress
+            )
+            assembled |= added
+    else:
+        progress("gradient")
+        assembled["gradient"] = plain_graph(to_onnx(gradient(traced, x, y)), "gradient")
+    for role, make in OPTIONAL_HEADS.items():
+        if role in wanted:
+            progress(role.replace("_", " by "))
+            assembled[role] = plain_graph(to_onnx(make(traced, x, y)), role)
+
+    weights = {
+        name: tensor.detach().cpu().contiguous().numpy() for name, tensor in _stored(energy, traced.theta).items()
+    }
+    constants = {name: traced.theta[name] for name in traced.constants}
+    _, layout = package.weight_layout(weights)
+    domain = UNIT_BOX if solver is None else domain_of(solver)
+    graphs = {role: _serialise(graph, weights, layout, constants, domain) for role, graph in assembled.items()}
+    return _Parts(graphs, weights, trainable, training)
+
+
+def _solver_graphs(
+    head: ir.Model,
+    traced: EnergyGraph,
+    solver: Solver,
+    x: Tensor,
+    y: Tensor,
+    y_example: Tensor,
+    trainable: tuple[str, ...],
+    train: TrainSpec | None,
+    nonnegative: Sequence[str],
+    progress: Progress,
+) -> tuple[dict[str, ir.Graph], package.TrainingSpec | None]:
+    """argmin, adjoint and, if asked for, one step of training, around the head of value and gradient."""
+    K, domain = solver.iterations, domain_of(solver)
     box = domain.kind == "box"
     step_size = step_size_of(solver)
     assembled = {
@@ -179,15 +277,16 @@ def _graphs(
     progress("adjoint")
     push = to_onnx(cut_vjp(traced, x, y, K, trainable, points=box))
     training = None
-    if train and loss:
+    if train:
         progress("training step")
+        updated = train.chosen(trainable)
         training = train.described(updated, y_example)
         assembled["train"] = train_graph(
             head.clone(),
             # Gradients of the weights that stay are not computed.
             push.clone() if updated == trainable else to_onnx(cut_vjp(traced, x, y, K, updated, points=box)),
             hvp.clone(),
-            loss,
+            loss_graph(named(train.loss)[1], y, train.target(y_example)),
             K=K,
             steps=solver.steps,
             optimizer=resolve(train.optimizer),
@@ -195,7 +294,7 @@ def _graphs(
             nonnegative=frozenset(nonnegative),
             depth=K if train.adjoint == "exact" else 1,
             clip_norm=train.clip_norm,
-            residual_tolerance=residual_tolerance(solver, x_example),
+            residual_tolerance=residual_tolerance(solver, x),
             domain=domain,
             step_size=step_size,
         )
@@ -204,18 +303,10 @@ def _graphs(
         if step_size is None
         else bregman_adjoint_graph(push, hvp, K, step_size, domain)
     )
-    assembled["value"] = _value_graph(head)
-
-    weights = {
-        name: tensor.detach().cpu().contiguous().numpy() for name, tensor in _stored(energy, traced.theta).items()
-    }
-    constants = {name: traced.theta[name] for name in traced.constants}
-    _, layout = package.weight_layout(weights)
-    graphs = {role: _serialise(graph, weights, layout, constants, domain) for role, graph in assembled.items()}
-    return graphs, weights, trainable, training
+    return assembled, training
 
 
-def step_size_of(solver: nn.Module) -> float | None:
+def step_size_of(solver: nn.Module | None) -> float | None:
     """τ of Bregman proximal gradient, None for the bundle method."""
     return solver.step_size if isinstance(solver, BregmanProximalGradient) else None
 
@@ -227,7 +318,24 @@ def domain_of(solver: nn.Module) -> package.Domain:
 
 
 def residual_tolerance(solver: Solver, x_example: Tensor) -> float:
-    return solver.residual_tolerance or RESIDUAL_TOLERANCE[str(x_example.dtype).removeprefix("torch.")]
+    return solver.residual_tolerance or RESIDUAL_TOLERANCE[dtype_name(x_example)]
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """numpy's name of a tensor's dtype."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _solver_spec(solver: Solver, x_example: Tensor) -> package.SolverSpec:
+    step_size = step_size_of(solver)
+    return package.SolverSpec(
+        solver.iterations,
+        solver.steps,
+        solver.gap_tolerance,
+        residual_tolerance(solver, x_example),
+        "BundleEntropy" if step_size is None else "BregmanProximalGradient",
+        step_size,
+    )
 
 
 def _stored(energy: nn.Module, read: Collection[str]) -> dict[str, Tensor]:
@@ -237,10 +345,12 @@ def _stored(energy: nn.Module, read: Collection[str]) -> dict[str, Tensor]:
     return {name: t for name, t in state.items() if name in read or t.data_ptr() not in places}
 
 
-def _value_graph(head: ir.Model) -> ir.Graph:
-    """The head with its data inputs first."""
-    (*weights, x, y), outputs, nodes, constants = dismantle(head.graph, "energy")
-    return ir.Graph([x, y, *weights], outputs, nodes=nodes, initializers=numbered(constants), name="value")
+def plain_graph(head: ir.Model, name: str) -> ir.Graph:
+    """A head as a graph of its own, with its data inputs first."""
+    data = [v for v in head.graph.inputs if v.name in DATA]
+    inputs, outputs, nodes, constants = dismantle(head.graph, "energy")
+    weights = [v for v in inputs if v not in data]
+    return ir.Graph([*data, *weights], outputs, nodes=nodes, initializers=numbered(constants), name=name)
 
 
 def _serialise(
@@ -248,7 +358,7 @@ def _serialise(
     weights: Mapping[str, np.ndarray],
     layout: Mapping[str, tuple[int, int]],
     constants: Mapping[str, Tensor],
-    domain: package.Domain = UNIT_BOX,
+    domain: package.Domain,
 ) -> bytes:
     """One self-contained ONNX file: op bodies included, weights overridable and stored once, beside it."""
     for v in list(graph.inputs):
@@ -286,65 +396,39 @@ def _serialise(
     return proto.SerializeToString(deterministic=True)
 
 
-def _write_checked(
-    path: Path,
+def _examined(
+    write: Callable[..., package.Package],
     judge: nn.Module,
-    solver: Solver,
+    solver: Solver | None,
     x_example: Tensor,
     y_example: Tensor,
-    graphs: Mapping[str, bytes],
-    weights: Mapping[str, np.ndarray],
-    trainable: Sequence[str],
-    nonnegative: Sequence[str],
-    train: package.TrainingSpec | None,
-    name: str,
-    metadata: Mapping[str, str | int | float | bool | None],
-    overwrite: bool,
     progress: Progress,
-) -> None:
-    """Write to a scratch folder, compare with torch, and only then to the path."""
-    dtype = str(x_example.dtype).removeprefix("torch.")
-    assert dtype in ("float32", "float64")
-
-    def write(target: Path, figures: Mapping[str, object] | None) -> None:
-        package.write(
-            target,
-            name=name,
-            dtype=dtype,
-            x_shape=tuple(x_example.shape[1:]),
-            y_shape=tuple(y_example.shape[1:]),
-            solver=package.SolverSpec(
-                solver.iterations,
-                solver.steps,
-                solver.gap_tolerance,
-                residual_tolerance(solver, x_example),
-                "BundleEntropy" if step_size_of(solver) is None else "BregmanProximalGradient",
-                step_size_of(solver),
-            ),
-            domain=domain_of(solver),
-            graphs=graphs,
-            weights=weights,
-            nonnegative=nonnegative,
-            trainable=trainable,
-            opset=OPSET,
-            ir_version=IR_VERSION,
-            producer=_producer(),
-            parity=figures,  # type: ignore[arg-type]
-            metadata=metadata,
-            train=train,
-            overwrite=overwrite and target == path,
-        )
-
+) -> dict[str, Any]:
+    """Write to a scratch folder, and find out what the package does: parity with torch, convexity, golden data."""
     progress("parity with torch")
     scratch = Path(tempfile.mkdtemp(prefix="icnnrt-export-"))
     try:
-        write(scratch / "package.icnn", None)
-        session = icnnrt.load(scratch / "package.icnn")
+        session = icnnrt.load(write(scratch / "package.icnn"))
         figures = parity.check(session, judge, solver, x_example, y_example)
+        inputs = _golden_inputs(x_example, y_example, session.manifest.domain)
+        held = {**inputs, **golden.compute(session, inputs)}
+        convexity = None
+        if session.manifest.kind == "energy":
+            progress("convexity")
+            convexity = session.prove_convexity(x_example.detach().cpu().numpy())
+        return {"parity": figures, "golden": held, "convexity": convexity}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    progress("writing")
-    write(path, figures)
+
+
+def _golden_inputs(x_example: Tensor, y_example: Tensor, domain: package.Domain | None) -> dict[str, np.ndarray]:
+    """A small batch in general position: x of the examples' scale, y inside the unit box, any v."""
+    x, y = parity.inputs(x_example, y_example)[2]
+    rng = np.random.default_rng(0)
+    few = slice(3, 3 + GOLDEN_SAMPLES)
+    v = rng.standard_normal(y.shape)[few]
+    bounds = parity.random_bounds(y.numpy()[few]) if domain and domain.kind == "box" else {}
+    return {"x": x.numpy()[few], "y": y.numpy()[few], "v": v.astype(y.numpy().dtype), **bounds}
 
 
 def _producer() -> dict[str, str]:

@@ -1,69 +1,93 @@
 """One self-contained ONNX file out of a package, for users of plain ONNX Runtime."""
 
-import os
-import tempfile
 from pathlib import Path
 
 import onnx
-import onnx.external_data_helper
 
 from icnnrt import package
+from icnnrt._files import atomic_file
 from icnnrt.errors import ExportError
+from icnnrt_exporters.freezing import frozen
+from icnnrt_exporters.inlining import inlined
 
 # protobuf, and so ONNX, cannot hold a message of 2 GiB.
 LARGEST = 2**31 - 1
 
 
-def pack(source: str | Path, target: str | Path, role: str = "argmin", *, overwrite: bool = False) -> Path:
+def pack(
+    source: str | Path,
+    target: str | Path,
+    role: str = "argmin",
+    *,
+    portable: bool = False,
+    freeze: bool = False,
+    overwrite: bool = False,
+) -> Path:
     """Write one graph of a package with its weights embedded.
 
     Args:
         source: the package folder; opened with all its checks.
         target: the `.onnx` file to write, atomically.
         role: "value", "argmin", "adjoint", or another graph that the package has.
+        portable: leave standard ONNX operators alone: no functions and no domain of ours, for tools that know neither.
+            The native kernels can then not take over.
+        freeze: make constants of the weights and of `depth`, and compute beforehand what hangs on them alone, for
+            serving: runtimes lay constant matrices out for their products once. Not for "train", which must be fed
+            its new weights.
         overwrite: replace a file that is there.
 
     Returns:
-        The target. The file runs in any ONNX Runtime from 1.18 on without icnnrt: solver operators carry their bodies.
-        Weights keep their names and stay overridable initialisers.
+        The target. The file runs in any ONNX Runtime from 1.18 on without icnnrt: solver operators carry their bodies,
+        or with `portable` are replaced by them. Weights keep their names and, without `freeze`, stay overridable
+        initialisers.
 
     Raises:
-        PackageError: the package is not sound. ExportError: no such graph, the target exists, the file would be too
-        large for ONNX.
+        PackageError: the package is not sound. ExportError: no such graph, one that cannot be frozen, the target
+        exists or cannot be written, the file would be too large for ONNX.
     """
     source, target = Path(source), Path(target)
     opened = package.Package.open(source)
     if role not in opened.graphs:
         raise ExportError(f"graph: the package has no graph {role!r}; it has {', '.join(sorted(opened.graphs))}")
+    if freeze and role == "train":
+        raise ExportError("freeze: the graph 'train' must be fed the weights it updates; pack it without freeze")
     if target.is_dir():
         raise ExportError(f"target: {target} is a folder; give the name of a file, such as {target / 'model.onnx'}")
-    if target.exists() and not overwrite:
-        raise ExportError(f"target: {target} is there already; pass overwrite=True to replace it, or choose another")
+    check_absent(target, overwrite)
+    model = embedded(opened, role, portable=portable)
+    if freeze:
+        model = frozen(model)
+    write(target, model)
+    return target
+
+
+def embedded(opened: package.Package, role: str, *, portable: bool) -> onnx.ModelProto:
+    """One graph with the package's weights in it."""
     model = onnx.load_model_from_string(opened.graphs[role])
+    if portable:
+        model = inlined(model)
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             # From the checked arrays, not from the disk: what was verified is what is written.
             tensor.CopyFrom(onnx.numpy_helper.from_array(opened.weights[tensor.name], tensor.name))
+    return model
+
+
+def check_absent(target: Path, overwrite: bool) -> None:
+    """Told before the work, not after it."""
+    if target.exists() and not overwrite:
+        raise ExportError(f"target: {target} is there already; pass overwrite=True to replace it, or choose another")
+
+
+def write(target: Path, model: onnx.ModelProto) -> None:
+    """Check and write, atomically."""
     size = model.ByteSize()
     if size > LARGEST:
         raise ExportError(f"target: one file would hold {size} bytes, more than ONNX allows; use the package as it is")
-    onnx.checker.check_model(model, full_check=False)
-    _write_atomically(target, model.SerializeToString(deterministic=True))
-    return target
-
-
-def _write_atomically(target: Path, data: bytes) -> None:
-    descriptor, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    onnx.checker.check_model(model, full_check=True)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a model is as readable as any other file of the user's.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(scratch, 0o666 & ~umask)
-        os.replace(scratch, target)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+        with atomic_file(target) as file:
+            file.write(model.SerializeToString(deterministic=True))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ExportError(f"target: {target} cannot be written ({reason}); choose a folder you can write to") from error

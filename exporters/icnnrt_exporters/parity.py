@@ -20,17 +20,17 @@ from icnnrt import bregman, reference
 from icnnrt.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import ExportError
 from icnnrt.manifest import Domain, Manifest
-from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
-
-Solver = BundleEntropyArgmin | BregmanProximalGradient
+from icnnrt_exporters.preconditions import Solver
 
 # What an export may differ by. float64 differs by the order of sums alone, which the K steps of a solver can magnify.
 # In float32 a cut near a kink of a ReLU can fall on either side, and then one entry of the slope is that of the other
 # face: both are right there, so the bounds are looser where slopes enter. Proposition 3 holds the cut points fixed: on
 # the nearly parallel cuts of a converged smooth energy it divides by their differences; the exact recursion does not.
 TOLERANCE = {
-    "float64": {"value": 1e-12, "gradient": 1e-12, "energy": 1e-9, "y": 1e-6, "exact": 1e-7, "prop3": 1e-3},
-    "float32": {"value": 1e-5, "gradient": 1e-3, "energy": 1e-3, "y": 2e-2, "exact": 1e-2, "prop3": 1e-2},
+    "float64": {"value": 1e-12, "gradient": 1e-12, "energy": 1e-9, "y": 1e-6, "exact": 1e-7, "prop3": 1e-3}
+    | {"hvp": 1e-9, "hessian": 1e-9, "gradient_x": 1e-12},
+    "float32": {"value": 1e-5, "gradient": 1e-3, "energy": 1e-3, "y": 2e-2, "exact": 1e-2, "prop3": 1e-2}
+    | {"hvp": 1e-2, "hessian": 1e-2, "gradient_x": 1e-3},
 }
 UNIT_BOX = Domain()
 BATCHES = (1, 3, 16, 129)  # the last because ONNX Runtime takes other kernels for large products
@@ -66,43 +66,101 @@ def inputs(x_example: Tensor, y_example: Tensor, seed: int = 0) -> list[tuple[Te
 
 
 def check(
-    session: icnnrt.Session, judge: nn.Module, solver: Solver, x_example: Tensor, y_example: Tensor
-) -> dict[str, Any]:
+    session: icnnrt.Session, judge: nn.Module, solver: Solver | None, x_example: Tensor, y_example: Tensor
+) -> dict[str, float]:
     """Compare one loaded package with the float64 copy of the module it was made from; return the figures.
 
     Raises ExportError naming the figure that is out of bounds.
     """
+    figures: dict[str, float] = {}
+    for x, y in inputs(x_example, y_example):
+        _check_heads(session, judge, x, y, figures)
+    facts = _check_argmin(session, judge, solver, x_example, y_example, figures) if solver else {}
+    for name, figure in figures.items():
+        bound = TOLERANCE[session.manifest.dtype][name]
+        if not figure <= bound:
+            raise ExportError(
+                f"parity: {name} differs from torch in float64 by {figure:.1e}, more than {bound:.0e}; "
+                "the package is not written. Give examples of the scale the model was trained on, or export it in "
+                "float64; if that does not help, please report this with the model"
+            )
+    return figures | facts
+
+
+def _worst(figures: dict[str, float], name: str, got: NDArray[Any], true: Tensor) -> None:
+    figures[name] = max(figures.get(name, 0.0), error(got, true.detach().numpy()))
+
+
+def _check_heads(session: icnnrt.Session, judge: nn.Module, x: Tensor, y: Tensor, figures: dict[str, float]) -> None:
+    """Value, gradient and the optional heads."""
+    manifest = session.manifest
+    X, Y = x.double(), y.double()
+    context = X.clone().requires_grad_()
+
+    def slope(y: Tensor, x: Tensor = X) -> tuple[Tensor | None, Tensor]:
+        if manifest.kind == "gradient":
+            return None, judge(x, y)
+        f = judge(x, y)
+        (g,) = torch.autograd.grad(f.sum(), y, create_graph=True, materialize_grads=True)
+        return f, g
+
+    leaf = Y.clone().requires_grad_()
+    f, g = slope(leaf, context)
+    if f is None:
+        _worst(figures, "gradient", session.gradient(x.numpy(), y.numpy()), g)
+    else:
+        value, gradient = session.value_and_gradient(x.numpy(), y.numpy())
+        _worst(figures, "value", value, f)
+        _worst(figures, "gradient", gradient, g)
+    if "gradient_x" in manifest.graphs and f is not None:
+        (true,) = torch.autograd.grad(f.sum(), context, retain_graph=True, materialize_grads=True)
+        _worst(figures, "gradient_x", session.gradient_x(x.numpy(), y.numpy()), true)
+    if not {"hvp", "hessian"} & manifest.graphs.keys():
+        return
+    # Row i of sample b is ∂g_bi/∂y_b: samples do not meet, so each column of the batch is one backward pass.
+    rows = [torch.zeros_like(leaf)] * Y.shape[1]
+    if g.requires_grad:
+        rows = [
+            torch.autograd.grad(g[:, i].sum(), leaf, retain_graph=True, materialize_grads=True)[0]
+            for i in range(Y.shape[1])
+        ]
+    H = torch.stack(rows, dim=1)
+    if "hvp" in manifest.graphs:
+        v = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape).to(y.dtype)
+        product = torch.einsum("bij,bj->bi", H, v.double())
+        _worst(figures, "hvp", session.hvp(x.numpy(), y.numpy(), v.numpy()), product)
+    if "hessian" in manifest.graphs:
+        _worst(figures, "hessian", session.hessian(x.numpy(), y.numpy()), H)
+
+
+def _check_argmin(
+    session: icnnrt.Session,
+    judge: nn.Module,
+    solver: Solver,
+    x_example: Tensor,
+    y_example: Tensor,
+    figures: dict[str, float],
+) -> dict[str, float]:
+    """y* and its adjoints; returns what there is to say besides."""
     domain, spec = session.manifest.domain, session.manifest.solver
     assert domain is not None, "a solver has a domain"
     assert spec is not None
     depths = [("exact", solver.iterations), *([("prop3", 1)] if spec.step_size is None else [])]
-    figures = dict.fromkeys(TOLERANCE[session.manifest.dtype], 0.0)
     gaps: list[float] = []
-    adjoints = 0
     not_convex = 0
     trainable = [name for name, spec in session.manifest.weights.tensors.items() if spec.trainable]
-
-    def worst(name: str, got: NDArray[Any], true: Tensor) -> None:
-        figures[name] = max(figures[name], error(got, true.detach().numpy()))
-
     for x, y in inputs(x_example, y_example):
-        X, Y = x.double(), y.double().clone().requires_grad_()
-        f, gradient = session.value_and_gradient(x.numpy(), y.numpy())
-        F = judge(X, Y)
-        worst("value", f, F)
-        (G,) = torch.autograd.grad(F.sum(), Y, allow_unused=True)
-        worst("gradient", gradient, torch.zeros_like(Y) if G is None else G)
-
-        bounds = random_bounds(*y.shape, y.numpy().dtype) if domain.kind == "box" else {}
-        solution = session.argmin(x.numpy(), **bounds)
+        X = x.double()
+        bounds = random_bounds(y.numpy()) if domain.kind == "box" else {}
+        solution = session.argmin(x.numpy(), lower=bounds.get("lower"), upper=bounds.get("upper"))
         at = coordinates_of(domain, bounds)
         true = _solve(
             session.manifest,
             reference.in_coordinates(lambda y, X=X: _value_and_gradient(judge, X, y), at),  # type: ignore[misc]
             len(x),
         )
-        worst("y", solution.y, torch.from_numpy(at.y(true.y)))
-        worst("energy", solution.energy, torch.from_numpy(true.energy))
+        _worst(figures, "y", solution.y, torch.from_numpy(at.y(true.y)))
+        _worst(figures, "energy", solution.energy, torch.from_numpy(true.energy))
         gaps += [float(g) for g in solution.gap]
         not_convex += int((solution.status == icnnrt.Status.NOT_CONVEX).sum())
 
@@ -113,42 +171,29 @@ def check(
         solution = solution[apart <= np.sqrt(np.finfo(solution.slopes.dtype).eps)]
         if len(solution) == 0:
             continue
-        adjoints += len(solution)
         y_bar = np.cos(np.arange(solution.y.size, dtype=np.float64)).reshape(solution.y.shape).astype(solution.y.dtype)
         for adjoint, depth in depths:
             cotangents = session.vjp(solution, y_bar, adjoint=adjoint)
             bars = true_adjoint(judge, trainable, solution, y_bar.astype(np.float64), depth, domain, spec.step_size)
-            worst(adjoint, cotangents.x, bars.x)
+            _worst(figures, adjoint, cotangents.x, bars.x)
             for name, bar in zip(trainable, bars.theta, strict=True):
-                worst(adjoint, cotangents.weights[name], bar)
+                _worst(figures, adjoint, cotangents.weights[name], bar)
             if cotangents.lower is not None and cotangents.upper is not None:
-                worst(adjoint, cotangents.lower, torch.from_numpy(bars.shift - bars.scale))
-                worst(adjoint, cotangents.upper, torch.from_numpy(bars.scale))
-
-    for name, bound in TOLERANCE[session.manifest.dtype].items():
-        if not figures[name] <= bound:
-            raise ExportError(
-                f"parity: {name} differs from torch in float64 by {figures[name]:.1e}, more than {bound:.0e}; "
-                "the package is not written. Give examples of the scale the model was trained on, or export it in "
-                "float64; if that does not help, please report this with the model"
-            )
-    # No figure rather than a good one for what was not compared.
-    for name in {"exact", "prop3"} - {adjoint for adjoint, _ in depths if adjoints}:
-        del figures[name]
+                _worst(figures, adjoint, cotangents.lower, torch.from_numpy(bars.shift - bars.scale))
+                _worst(figures, adjoint, cotangents.upper, torch.from_numpy(bars.scale))
     return {
-        **figures,
         "not_convex": float(not_convex),
         "gap_median": float(np.median(gaps)),
         "gap_max": float(np.max(gaps)),
     }
 
 
-def random_bounds(B: int, n: int, dtype: np.dtype[Any], seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Lower and upper [B, n] of boxes around and beside [0, 1]^n; an entry in ten has no width."""
+def random_bounds(y: NDArray[Any], seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Lower and upper, of shape and dtype of y, of boxes around and beside [0, 1]^n; an entry in ten has no width."""
     rng = np.random.default_rng(seed)
-    lower = rng.uniform(-1.5, 0.5, (B, n))
-    width = rng.uniform(0.1, 2.0, (B, n)) * (rng.random((B, n)) > 0.1)
-    return {"lower": lower.astype(dtype), "upper": (lower + width).astype(dtype)}
+    lower = rng.uniform(-1.5, 0.5, y.shape)
+    width = rng.uniform(0.1, 2.0, y.shape) * (rng.random(y.shape) > 0.1)
+    return {"lower": lower.astype(y.dtype), "upper": (lower + width).astype(y.dtype)}
 
 
 def coordinates_of(domain: Domain, bounds: Mapping[str, NDArray[Any]]) -> Coordinates:
@@ -271,7 +316,7 @@ def true_adjoint(
     *theta_bar, x_bar = torch.autograd.grad(
         pushed, [*(parameters[name] for name in trainable), x], materialize_grads=True
     )
-    products = hvp(flat, seeds, repeated.detach()).reshape(B, K, n) if depth == K else 0.0
+    products = hvp(flat, seeds, repeated.detach()).reshape(B, K, n) if depth == K else np.zeros((B, K, n))
     of_bounds = reference.coordinates_adjoint(
         trajectory.cut_points, g.detach().numpy().reshape(B, K, n), cuts, trajectory.y, y_bar, products
     )

@@ -1,6 +1,7 @@
 """What must hold before an export begins: told at once, in one sentence, and not after the tracing."""
 
 import copy
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from icnnrt._runner import BOUNDS, BOUNDS_BAR, SIGNATURES, THETA_BAR
 from icnnrt.errors import ExportError
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
+
+Solver = BundleEntropyArgmin | BregmanProximalGradient
 
 # Names of the graphs' inputs and outputs, which no weight may bear.
 RESERVED = frozenset(
@@ -25,6 +28,7 @@ STORABLE = (
     torch.uint8,
     torch.bool,
 )
+HEADS = ("hvp", "hessian", "gradient_x")  # that are there if they are asked for
 # Largest |f(batch) − f(sample alone)| in float64, relative: sums in another order stay far below it.
 SAMPLES_APART = 1e-9
 
@@ -61,7 +65,7 @@ def check_examples(x_example: Tensor, y_example: Tensor) -> None:
         raise ExportError(f"y_example: expected shape [B, n], got {tuple(y_example.shape)}; flatten y in the forward")
 
 
-def check_solver(solver: BundleEntropyArgmin | BregmanProximalGradient, n: int) -> None:
+def check_solver(solver: Solver, n: int) -> None:
     """The solver's n is the examples'."""
     if solver.y_dim != n:
         raise ExportError(
@@ -90,21 +94,48 @@ def check_weights(energy: nn.Module, dtype: torch.dtype) -> None:
             raise ExportError(f"energy: {name} is empty, of shape {tuple(tensor.shape)}; remove it from the module")
 
 
-def float64_judge(energy: nn.Module) -> nn.Module:
-    """A float64 copy of the energy in eval mode."""
-    return copy.deepcopy(energy).double().eval()
+def check_heads(heads: object, kind: str, solver: object, train: object) -> None:
+    """Heads that there are, of a kind that there is, and a solver where something asks for one."""
+    if kind not in ("energy", "gradient"):
+        raise ExportError(f"kind: expected 'energy' or 'gradient', got {kind!r}")
+    if isinstance(heads, str) or not isinstance(heads, Collection):
+        raise ExportError(f"heads: expected a list of {', '.join(HEADS)}, got {heads!r}")
+    for head in heads:
+        if head not in HEADS:
+            raise ExportError(f"heads: expected {', '.join(HEADS)}, got {head!r}; value and gradient are always there")
+    if kind == "gradient":
+        if solver is not None:
+            raise ExportError("solver: a gradient alone has no value to minimise; pass solver=None, or the energy")
+        if "gradient_x" in heads:
+            raise ExportError("heads: a gradient alone has no value to differentiate by x; leave 'gradient_x' out")
+    if train is not None and solver is None:
+        raise ExportError("train: a training graph needs the argmin, got solver=None; pass a solver")
 
 
-def check_energy(energy: nn.Module, judge: nn.Module, x: Tensor, y: Tensor) -> None:
+def float64_judge(energy: nn.Module, kind: str = "energy") -> nn.Module:
+    """A float64 copy of the energy in eval mode; energies of shape [B, 1] become [B]."""
+    judge = copy.deepcopy(energy).double().eval()
+    if kind == "energy":
+        # A hook, as a module around it would change the names of its weights.
+        judge.register_forward_hook(_squeeze)
+    return judge
+
+
+def _squeeze(module: nn.Module, arguments: tuple[Tensor, ...], f: Tensor) -> Tensor:
+    return f.squeeze(1) if isinstance(f, Tensor) and f.dim() == 2 and f.shape[1] == 1 else f
+
+
+def check_energy(energy: nn.Module, judge: nn.Module, x: Tensor, y: Tensor, *, kind: str = "energy") -> None:
     """The energy and its float64 copy run on any batch, and each sample's energy and slope are its own.
 
     x, y: a batch of several different samples in the energy's dtype. The package answers for every sample alone,
     whatever batch it comes in; an energy that mixes samples would make that untrue, and no comparison batch by batch
     would show it.
     """
+    look = _value_and_gradient if kind == "energy" else _gradient_alone
     for rows in (len(x), 1):
         try:
-            _value_and_gradient(energy, x[:rows], y[:rows])
+            look(energy, x[:rows], y[:rows])
         except Exception as error:
             raise ExportError(
                 f"energy: its forward must work for a batch of any size, but fails on {rows} samples made from "
@@ -112,14 +143,14 @@ def check_energy(energy: nn.Module, judge: nn.Module, x: Tensor, y: Tensor) -> N
             ) from error
     X, Y = x.double(), y.double()
     try:
-        together = _value_and_gradient(judge, X, Y)
-        alone = [_value_and_gradient(judge, X[i : i + 1], Y[i : i + 1]) for i in range(len(X))]
+        together = look(judge, X, Y)
+        alone = [look(judge, X[i : i + 1], Y[i : i + 1]) for i in range(len(X))]
     except Exception as error:
         raise ExportError(
             "energy: it must work in float64 too, for the check that ends an export, but fails there "
             f"({_reason(error)}); register plain tensor attributes with register_buffer"
         ) from error
-    if together[0].shape != (len(x),):
+    if together[0].shape != ((len(x),) if kind == "energy" else y.shape):
         return  # trace_energy tells of a wrong output shape
     for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
         apart = (whole - torch.cat([part.reshape(-1, *whole.shape[1:]) for part in parts])).abs()
@@ -137,6 +168,10 @@ def _value_and_gradient(judge: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor,
         return f, torch.zeros_like(y)
     (gradient,) = torch.autograd.grad(f.sum(), leaf, materialize_grads=True)
     return f.detach(), gradient
+
+
+def _gradient_alone(judge: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor]:
+    return (judge(x, y).detach(),)
 
 
 def _reason(error: Exception) -> str:

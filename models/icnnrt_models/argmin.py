@@ -1,4 +1,4 @@
-"""y* = argmin_y f(x, y) − H(y) as a torch layer, differentiable in x and in the weights of the energy f."""
+"""y* = argmin_y f(x, y) + R(y) as a torch layer, differentiable in x, in the weights of f and in the bounds of y."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from icnnrt.domains import NAMES
 from icnnrt.reference import STEPS
 from icnnrt_models.bundle_entropy import ArgminResult, argmin_adjoint, bundle_entropy_argmin, implicit_adjoint
+from icnnrt_models.domains import MODELS, Domain
 from icnnrt_models.energy import check_size
 
-__all__ = ["Adjoint", "ArgminResult", "BundleEntropyArgmin"]
+__all__ = ["Adjoint", "ArgminResult", "BundleEntropyArgmin", "DomainName"]
 
 Adjoint = Literal["exact", "prop3", "implicit"]
+DomainName = Literal["unit_box", "box", "simplex", "space"]
+assert get_args(DomainName) == NAMES
 
 # Relative residual of the conjugate gradients of adjoint="implicit": what Hessian-vector products of that dtype allow.
 CG_TOLERANCE = {torch.float64: 1e-12}
@@ -29,13 +33,24 @@ class BundleEntropyArgmin(nn.Module):
 
         y* = argmin over y in [0,1]^n of  f(x, y; θ) − H(y),      H(y) = −Σ y log y + (1−y) log(1−y)
 
+    With `domain` y ranges over something else, with another regulariser R in the place of −H:
+
+        "box"       l <= y <= u, given with every call: forward(x, lower=l, upper=u); R(y) = −H((y − l)/(u − l))
+        "simplex"   y >= 0, 1'y = 1; R(y) = Σ y log y
+        "space"     R^n; R(y) = (μ/2) ‖y‖²
+
+    Bounds are numbers or tensors that broadcast to [batch, n], in the dtype of y, and have gradients. u = l fixes a
+    variable; a sample with any l > u has y = NaN.
+
     `forward(x, y_init=None) -> y` [batch, n], in the dtype of the energy's weights, float32 or float64; y_init, ½
-    where not given, lies in [0, 1]^n and counts as a constant. The solver itself, its certificates and the linear
+    where not given (the middle of a box, 1/n in the simplex, 0 in R^n), lies in the domain and counts as a constant; in
+    a box it is (y_init − l)/(u − l) that does. The solver itself, its certificates and the linear
     algebra of the gradient are float64 always. A sample whose energy is NaN or infinite has y = NaN and leaves the
     other rows of y, and of x's gradient, untouched; the gradient of the weights, a sum over the batch, is NaN then:
     it is never silently the gradient of fewer samples.
 
-    `solve(x, y_init=None) -> ArgminResult`: the same y with its certificates; nothing is recorded for autograd.
+    `solve(x, y_init=None) -> ArgminResult`: the same y with its certificates; nothing is recorded for autograd. Of a
+    box, and of μ other than 1, everything but y is told in p: y = l + (u − l)∘p, or p/√μ.
 
     An energy with `context` and `value` (`ContextEnergy`) has its x path computed once, by ordinary autograd, so batch
     norm on it counts a batch once. Of any other energy, forward(x, y) is called once for each cut and once more.
@@ -58,6 +73,8 @@ class BundleEntropyArgmin(nn.Module):
             runs K iterations and reports the gap.
         residual_tolerance: the same for the KKT residual; None leaves it to the exporter, by dtype.
         y_dim: n, needed only for an energy without an attribute `y_dim`.
+        domain: "unit_box", "box", "simplex" or "space", see above.
+        mu: μ > 0 of the domain "space".
 
     Raises:
         ValueError: a sentence with the argument, what was expected, what came, and the remedy.
@@ -73,6 +90,8 @@ class BundleEntropyArgmin(nn.Module):
         residual_tolerance: float | None = None,
         *,
         y_dim: int | None = None,
+        domain: DomainName = "unit_box",
+        mu: float = 1.0,
     ) -> None:
         super().__init__()
         check_size("iterations", iterations, 1, "give the number of cuts K")
@@ -81,6 +100,17 @@ class BundleEntropyArgmin(nn.Module):
             raise ValueError(
                 f"adjoint must be 'exact', 'prop3' or 'implicit', got {adjoint!r}: choose 'exact' unless the energy is "
                 "piecewise linear ('prop3' is cheaper) or smooth and solved to convergence ('implicit')."
+            )
+        if domain not in NAMES:
+            raise ValueError(
+                f"domain must be one of {', '.join(map(repr, NAMES))}, got {domain!r}: choose 'box' for bounds of your "
+                "own, 'space' for y without bounds."
+            )
+        if not (isinstance(mu, (int, float)) and math.isfinite(mu) and mu > 0):
+            raise ValueError(f"mu must be a finite number > 0, got {mu!r}: it is the curvature of (mu/2) ‖y‖².")
+        if mu != 1.0 and domain != "space":
+            raise ValueError(
+                f"mu must be left at 1 in the domain {domain!r}, got {mu!r}: only 'space' has a quadratic regulariser."
             )
         check_tolerance("gap_tolerance", gap_tolerance)
         if residual_tolerance is not None:
@@ -100,31 +130,52 @@ class BundleEntropyArgmin(nn.Module):
         self.adjoint: Adjoint = adjoint
         self.gap_tolerance = gap_tolerance
         self.residual_tolerance = residual_tolerance
+        self.domain: DomainName = domain
+        self.mu = float(mu)
 
     def forward(
-        self, x: Float[Tensor, "batch ..."], y_init: Float[Tensor, "batch n"] | None = None
+        self,
+        x: Float[Tensor, "batch ..."],
+        y_init: Float[Tensor, "batch n"] | None = None,
+        *,
+        lower: Tensor | float | None = None,
+        upper: Tensor | float | None = None,
     ) -> Float[Tensor, "batch n"]:
         """y, the K-step argmin for each row of x."""
-        y_init = self._start(x, y_init)
+        bounds = self._bounds(x, lower, upper)
+        p_init = self._start(x, y_init, bounds)
         context = self._context(x)
         weights = {}
         if torch.is_grad_enabled():
             # Frozen weights stay out, and so cost nothing.
             weights = {name: p for name, p in self.energy.named_parameters() if p.requires_grad}
-        inputs = (*context, *weights.values())
-        return cast(Tensor, _Argmin.apply(self, tuple(weights), len(context), y_init, *inputs))
+        inputs = (*context, *bounds, *weights.values())
+        p = cast(Tensor, _Argmin.apply(self, tuple(weights), len(context), len(bounds), p_init, *inputs))
+        return _place(p, bounds, self.mu)
 
     @torch.no_grad()
-    def solve(self, x: Float[Tensor, "batch ..."], y_init: Float[Tensor, "batch n"] | None = None) -> ArgminResult:
+    def solve(
+        self,
+        x: Float[Tensor, "batch ..."],
+        y_init: Float[Tensor, "batch n"] | None = None,
+        *,
+        lower: Tensor | float | None = None,
+        upper: Tensor | float | None = None,
+    ) -> ArgminResult:
         """The y of `forward` with its certificates and all cuts, without gradient."""
-        energy = _EnergyAt(self.energy, tuple(_plain(c) for c in self._context(x)))
-        return self._solve(energy, self._start(x, y_init))
+        bounds = tuple(_plain(b) for b in self._bounds(x, lower, upper))
+        energy = _EnergyAt(self.energy, tuple(_plain(c) for c in self._context(x)), bounds, self.mu)
+        result = self._solve(energy, self._start(x, y_init, bounds))
+        return result._replace(y=_place(result.y, bounds, self.mu))
 
     def extra_repr(self) -> str:
         tolerance = "" if self.residual_tolerance is None else f", residual_tolerance={self.residual_tolerance}"
+        domain = "" if self.domain == "unit_box" else f", domain={self.domain!r}"
+        if self.domain == "space":
+            domain += f", mu={self.mu}"
         return (
             f"y_dim={self.y_dim}, iterations={self.iterations}, steps={self.steps}, adjoint={self.adjoint!r}, "
-            f"gap_tolerance={self.gap_tolerance}{tolerance}"
+            f"gap_tolerance={self.gap_tolerance}{tolerance}{domain}"
         )
 
     def _context(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -133,34 +184,111 @@ class BundleEntropyArgmin(nn.Module):
             return tuple(cast(Any, self.energy).context(x))
         return (x,)
 
-    def _start(self, x: Tensor, y_init: Tensor | None) -> Tensor:
-        """y_init or ½, [batch, n] in the energy's dtype."""
+    def _like(self, x: Tensor) -> Tensor:
+        """Some tensor of the energy's dtype, on x's device."""
         floats = (p for p in (*self.energy.parameters(), *self.energy.buffers(), x) if p.is_floating_point())
-        like = next(floats, x)
-        shape = (x.shape[0], self.y_dim)
+        return next(floats, x)
+
+    def _bounds(self, x: Tensor, lower: Tensor | float | None, upper: Tensor | float | None) -> tuple[Tensor, ...]:
+        """lower and upper, [batch, n] each in the energy's dtype; nothing in a domain without bounds."""
+        if self.domain != "box":
+            if lower is not None or upper is not None:
+                name = "upper" if lower is None else "lower"
+                raise ValueError(
+                    f"{name} must be left out in the domain {self.domain!r}, got a value: build the layer with "
+                    "domain='box' for bounds of your own."
+                )
+            return ()
+        like, shape = self._like(x), (x.shape[0], self.y_dim)
+        found = []
+        for name, bound in (("lower", lower), ("upper", upper)):
+            if bound is None:
+                raise ValueError(f"{name} must be given in the domain 'box', got None: pass {name}=, {list(shape)}.")
+            if not isinstance(bound, Tensor):
+                bound = torch.tensor(bound, dtype=like.dtype, device=x.device)
+            if bound.dtype != like.dtype:
+                raise ValueError(
+                    f"{name} must have the dtype of the energy, {like.dtype}, got {bound.dtype}: "
+                    f"convert it with .to({like.dtype})."
+                )
+            try:
+                bound = bound.expand(shape)
+            except RuntimeError:
+                raise ValueError(
+                    f"{name} must broadcast to {list(shape)}, got shape {list(bound.shape)}: give one row of "
+                    f"{self.y_dim} numbers for each row of x, one row for all, or one number."
+                ) from None
+            if not torch.isfinite(bound).all():
+                raise ValueError(
+                    f"{name} must be finite, got infinity or NaN: give a large finite bound, or use domain='space'."
+                )
+            found.append(bound)
+        l, u = found  # noqa: E741
+        empty = (l > u).any(1, keepdim=True)
+        return torch.where(empty, torch.nan, l), u
+
+    def _start(self, x: Tensor, y_init: Tensor | None, bounds: tuple[Tensor, ...]) -> Tensor:
+        """The p of y_init, [batch, n] in the energy's dtype; where not given, the middle of the domain."""
+        like, shape = self._like(x), (x.shape[0], self.y_dim)
         if y_init is None:
-            return torch.full(shape, 0.5, dtype=like.dtype, device=x.device)
+            middle = MODELS[self.domain].centre(self.y_dim)
+            return torch.full(shape, middle, dtype=like.dtype, device=x.device)
         if y_init.shape != shape:
             raise ValueError(
                 f"y_init must have shape {list(shape)}, got {list(y_init.shape)}: give one row of {self.y_dim} numbers "
-                "for each row of x, or leave it out to start from 0.5."
+                f"for each row of x, or leave it out to start from {_MIDDLE[self.domain]}."
             )
         if y_init.dtype != like.dtype:
             raise ValueError(
                 f"y_init must have the dtype of the energy, {like.dtype}, got {y_init.dtype}: "
                 f"convert it with .to({like.dtype})."
             )
+        y_init = y_init.detach()
+        if self.domain == "space":
+            if not torch.isfinite(y_init).all():
+                raise ValueError("y_init must be finite, got infinity or NaN: leave it out to start from 0.")
+            return y_init * math.sqrt(self.mu)
+        if self.domain == "box":
+            l, u = (bound.detach() for bound in bounds)  # noqa: E741
+            outside = (y_init < l) | (y_init > u) | y_init.isnan()
+            if (outside & ~l.isnan()).any():
+                raise ValueError(
+                    f"y_init must lie between lower and upper, got {y_init[outside][0].item()!r}: clamp it with "
+                    ".clamp(lower, upper), or leave it out to start from the middle."
+                )
+            width = u - l
+            p = ((y_init - l) / torch.where(width > 0, width, 1.0)).clamp(0.0, 1.0)
+            return torch.where(width > 0, p, 0.5)  # where it is fixed, and where there is no box
         outside = ~((y_init >= 0) & (y_init <= 1))
         if outside.any():
             raise ValueError(
                 f"y_init must lie in [0, 1], got {y_init[outside][0].item()!r}: clamp it with .clamp(0, 1), or leave "
-                "it out to start from 0.5."
+                f"it out to start from {_MIDDLE[self.domain]}."
             )
-        return y_init.detach()
+        if self.domain == "simplex":
+            off = (y_init.double().sum(1) - 1.0).abs()
+            if (off > math.sqrt(torch.finfo(y_init.dtype).eps)).any():
+                raise ValueError(
+                    f"y_init must have rows that sum to 1, got a row off by {off.max().item():.1e}: divide it by "
+                    "y_init.sum(1, keepdim=True), or leave it out to start from 1/n."
+                )
+        return y_init
 
-    def _solve(self, energy: "_EnergyAt", y_init: Tensor) -> ArgminResult:
+    def _solve(self, energy: "_EnergyAt", p_init: Tensor) -> ArgminResult:
         with torch.inference_mode(False):
-            return bundle_entropy_argmin(energy.value_and_gradient, _plain(y_init), self.iterations, self.steps)
+            domain = MODELS[self.domain]
+            return bundle_entropy_argmin(energy.value_and_gradient, _plain(p_init), self.iterations, self.steps, domain)
+
+
+_MIDDLE = {"unit_box": "0.5", "box": "the middle", "simplex": "1/n", "space": "0"}
+
+
+def _place(p: Tensor, bounds: tuple[Tensor, ...], mu: float) -> Tensor:
+    """y = l + (u − l)∘p, or p/√μ; never beyond a bound by rounding."""
+    if bounds:
+        l, u = bounds  # noqa: E741
+        return torch.lerp(l, u, p)
+    return p if mu == 1.0 else p / math.sqrt(mu)
 
 
 def check_tolerance(name: str, tolerance: float) -> None:
@@ -182,32 +310,38 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 class _Point(NamedTuple):
-    """The energy at one y per sample, still attached to its graph: y is a leaf of it."""
+    """The energy at one p per sample, still attached to its graph: p, which is y but for `_place`, is a leaf of it."""
 
-    y: Tensor  # [B, n]
+    y: Tensor  # [B, n], p
     f: Tensor  # [B]
-    g: Tensor  # [B, n], ∇_y f
+    g: Tensor  # [B, n], ∇_p f
 
 
 class _EnergyAt(nn.Module):
-    """y -> f(x, y) at one fixed context. `weights` overrides the energy's own; `record` keeps that many points."""
+    """p -> f(x, y), y placed by p, at one fixed context. `weights` overrides the energy's own; `record` keeps that many
+    points."""
 
     def __init__(
         self,
         energy: nn.Module,
         context: tuple[Tensor, ...],
+        bounds: tuple[Tensor, ...],
+        mu: float,
         weights: dict[str, Tensor] | None = None,
         record: int = 0,
     ) -> None:
         super().__init__()
         self.energy = energy
         self.context = context
+        self.bounds = bounds
+        self.mu = mu
         self.weights = weights
         self.record = record
         self.points: list[_Point] = []
 
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(self, p: Tensor) -> Tensor:
         energy = cast(Any, self.energy)
+        y = _place(p, self.bounds, self.mu)
         f = energy.value(self.context, y) if _has_context(self.energy) else energy(*self.context, y)
         if f.shape != y.shape[:1]:
             raise ValueError(
@@ -260,12 +394,20 @@ class _Argmin(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, layer: BundleEntropyArgmin, names: tuple[str, ...], n_context: int, y_init: Tensor, *inputs: Tensor
+        ctx: Any,
+        layer: BundleEntropyArgmin,
+        names: tuple[str, ...],
+        n_context: int,
+        n_bounds: int,
+        p_init: Tensor,
+        *inputs: Tensor,
     ) -> Tensor:
-        needed = ctx.needs_input_grad[4:]
+        needed = ctx.needs_input_grad[5:]
+        n_given = n_context + n_bounds
         # Fresh leaves: a context tensor's own history holds the x path, which ordinary autograd runs later.
-        context = tuple(_plain(c).requires_grad_(need) for c, need in zip(inputs, needed[:n_context], strict=False))
-        weights = inputs[n_context:]
+        given = tuple(_plain(c).requires_grad_(need) for c, need in zip(inputs, needed[:n_given], strict=False))
+        context, bounds = given[:n_context], given[n_context:]
+        weights = inputs[n_given:]
         overrides: dict[str, Tensor] | None = None
         if not all(p.is_leaf for p in weights):
             # Inside functional_call weights may depend on one another: cut that here too.
@@ -273,14 +415,15 @@ class _Argmin(torch.autograd.Function):
             overrides = dict(zip(names, weights, strict=True))
         recorded = any(needed)
         implicit = layer.adjoint == "implicit"
-        energy = _EnergyAt(layer.energy, context, overrides, layer.iterations if recorded and not implicit else 0)
-        result = layer._solve(energy, y_init)
+        record = layer.iterations if recorded and not implicit else 0
+        energy = _EnergyAt(layer.energy, context, bounds, layer.mu, overrides, record)
+        result = layer._solve(energy, p_init)
         if recorded:
             points = [energy.at(result.y, create_graph=True)] if implicit else energy.points
-            ctx.adjoint, ctx.needed = layer.adjoint, needed
+            ctx.adjoint, ctx.domain, ctx.needed = layer.adjoint, MODELS[layer.domain], needed
             # Saved this way, not as attributes, they are freed with the rest of the graph.
             flat = [tensor for point in points for tensor in point]
-            ctx.save_for_backward(*result, *context, *weights, *flat)
+            ctx.save_for_backward(*result, *given, *weights, *flat)
         return result.y
 
     @staticmethod
@@ -291,24 +434,29 @@ class _Argmin(torch.autograd.Function):
         wanted = [t for t, need in zip(islice(saved, len(needed)), needed, strict=True) if need]
         points = [_Point(*point) for point in zip(saved, saved, saved, strict=True)]
         with torch.no_grad():
-            found = _pull_back(ctx.adjoint, result, points, y_bar, wanted)
+            found = _pull_back(ctx.adjoint, ctx.domain, result, points, y_bar, wanted)
         if torch.is_grad_enabled():  # create_graph=True
             found = _OnceDifferentiable.apply(torch.zeros((), requires_grad=True), *found)
         gradients = iter(found)
-        return None, None, None, None, *(next(gradients) if need else None for need in needed)
+        return None, None, None, None, None, *(next(gradients) if need else None for need in needed)
 
 
 def _pull_back(
-    adjoint: Adjoint, result: ArgminResult, points: list[_Point], y_bar: Tensor, wanted: Sequence[Tensor]
+    adjoint: Adjoint,
+    domain: Domain,
+    result: ArgminResult,
+    points: list[_Point],
+    y_bar: Tensor,
+    wanted: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Σ_i ∇[ē_i f(x, y_i) + seed_i' ∇_y f(x, y_i)] with respect to `wanted`; zeros for what f does not depend on."""
     if adjoint == "implicit":
         tolerance = CG_TOLERANCE.get(result.y.dtype, CG_TOLERANCE_DEFAULT)
-        seed = implicit_adjoint(result, y_bar, lambda s: _hvp(points[0], s), tolerance)[:, None]
+        seed = implicit_adjoint(result, y_bar, lambda s: _hvp(points[0], s), tolerance, domain)[:, None]
         offset_bar = None
     else:
         depth = 1 if adjoint == "prop3" else None
-        offset_bar, seed = argmin_adjoint(result, y_bar, lambda i, s: _hvp(points[i], s), depth)
+        offset_bar, seed = argmin_adjoint(result, y_bar, lambda i, s: _hvp(points[i], s), depth, domain)
     outputs, seeds = [], []
     for i, (_, f, g) in enumerate(points):
         if offset_bar is not None:

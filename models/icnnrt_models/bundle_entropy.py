@@ -8,6 +8,9 @@ Problem (Amos, Xu, Kolter, *Input Convex Neural Networks*, ICML 2017, section 4)
     dual     max over λ in the simplex of  e'λ + ½ 1's − Σ softplus(s),   s = −G'λ
     link     y = σ(s),   D = ∂y/∂s = diag(σ(s) σ(−s))
 
+Other domains (`icnnrt_models.domains`) have their own centre, y(s), D and dual; `domain` says which, UNIT_BOX where not
+given, and ½, σ and H in the comments below are the box's.
+
 Everything here is float64, whatever the energy computes in: the model of k cuts is small next to one evaluation of
 the energy, and its duality gap, max(v) − λ'v, is a difference of nearly equal numbers. Nothing here is recorded by
 autograd. Inside functions a vector over cuts is a column [B, k, 1] and a vector over y a row [B, 1, n], so that
@@ -21,16 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from icnnrt.reference import (
-    BACKTRACK,
-    EPS,
-    LAM_FLOOR,
-    LOGIT_BOUND,
-    LOGIT_STEP,
-    RELUCTANCE,
-    SLACK_FLOOR,
-    STEPS,
-)
+from icnnrt.reference import BACKTRACK, EPS, LAM_FLOOR, RELUCTANCE, SLACK_FLOOR, STEPS
+from icnnrt_models.domains import UNIT_BOX, Domain
 
 __all__ = [
     "ArgminResult",
@@ -46,12 +41,12 @@ __all__ = [
 ]
 
 TINY = torch.finfo(torch.float64).tiny
-CG_ITERATIONS = 100  # exact after n in exact arithmetic; eigenvalues lie in [1, 1 + ‖∇²f‖/4], so far fewer are usual
+CG_ITERATIONS = 100  # exact after n in exact arithmetic; eigenvalues lie in [1, 1 + ‖D‖ ‖∇²f‖], so fewer are usual
 
 
 def negative_entropy(y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
     """−H(y) = Σ y log y + (1−y) log(1−y); 0 log 0 = 0."""
-    return -(torch.special.entr(y) + torch.special.entr(1.0 - y)).sum(-1)
+    return UNIT_BOX.regulariser(y)
 
 
 def _factorise(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,6 +87,7 @@ def bundle_entropy_solve(
     e: Float[Tensor, "batch k"],
     lam_start: Float[Tensor, "batch k_prev"] | None = None,
     steps: int = STEPS,
+    domain: Domain = UNIT_BOX,
 ) -> InnerSolution:
     """Solve the k-cut model by a predictor-corrector interior point method on (λ, w, t) with logits u; all float64.
 
@@ -100,8 +96,10 @@ def bundle_entropy_solve(
     y = NaN. Convergence is told by `residual`, never assumed.
     """
     B, k, n = G.shape
+    plain_G = domain.plain(G)
+    plain_e = e[:, :, None]
+    G, e = domain.scaled(plain_G, plain_e)
     Gt = G.mT
-    e = e[:, :, None]
     if lam_start is None:
         lam = G.new_full((B, k, 1), 1.0 / k)
         bound = 2.0
@@ -112,13 +110,13 @@ def bundle_entropy_solve(
         bound = 4.0
 
     s = (lam.mT @ G).neg_()
-    v = _cut_values(G, e, s)
+    v = _cut_values(G, e, s, domain)
     best_lam = lam
     best_gap = v.amax(1, keepdim=True) - lam.mT @ v
-    enough = 2 * EPS * (1 + (e.abs() + 0.5 * G.abs().sum(2, keepdim=True)).amax(1, keepdim=True))  # rounding of v
+    enough = 2 * EPS * (1 + (e.abs() + domain.reach(G)).amax(1, keepdim=True))  # rounding of v
 
-    u = s.clamp(-bound, bound)
-    v = _cut_values(G, e, u)
+    u = domain.first_logits(s, bound)
+    v = _cut_values(G, e, u, domain)
     M = v.amax(1, keepdim=True)
     δ = lam.mT @ (M - v) + 10 * EPS * (1 + M.abs())
     w, t = M - v + δ, M + δ
@@ -134,12 +132,10 @@ def bundle_entropy_solve(
         if not unfinished.any():
             break
         λ = lam
-        y = torch.sigmoid(u)
-        D = y * torch.sigmoid(-u)  # never 1/(1/y + 1/(1−y)): that overflows
-        v = torch.baddbmm(e, G, (y - 0.5).mT)
+        v = _cut_values(G, e, u, domain)
         r_u = u - s  # u + G'λ
         r_t = 1.0 - λ.sum(1, keepdim=True)
-        torch.mul(G, D, out=GD)
+        GD = domain.curvature(u, G, GD)  # D = D(u)
         r_d = torch.baddbmm(v + w - t, GD, r_u.mT, alpha=-1)
         λw = λ * w
         μ = λw.mean(1, keepdim=True)
@@ -171,16 +167,14 @@ def bundle_entropy_solve(
 
         trial = _to_simplex(λ.mT + (α * backtrack) * dλ.mT)  # [B, 3, k]
         torch.bmm(trial, G, out=trial_s).neg_()
-        torch.sigmoid(trial_s, out=trial_y).sub_(0.5)
-        trial_v = torch.baddbmm(e.mT, trial_y, Gt)
+        trial_v = torch.baddbmm(e.mT, domain.centred(trial_s, trial_y), Gt)
         trial_gap = trial_v.amax(2, keepdim=True) - (trial * trial_v).sum(2, keepdim=True)  # [B, 3, 1]
         chosen = (trial_gap * reluctance).argmin(1, keepdim=True)  # [B, 1, 1]
         gap = trial_gap.gather(1, chosen)
 
         du = torch.baddbmm(r_u, dλ.mT, G).neg_()  # −(r_u + G'dλ), one whole step
         α = α * backtrack.gather(1, chosen)
-        u = u + du.mul_(α).clamp_(-LOGIT_STEP, LOGIT_STEP)
-        u.clamp_(-LOGIT_BOUND, LOGIT_BOUND)
+        u = domain.next_logits(u, du.mul_(α))
         lam = trial.gather(1, chosen.expand(-1, -1, k)).mT
         s = trial_s.gather(1, chosen.expand(-1, -1, n))
         w = (w + α * dw).clamp_(min=SLACK_FLOOR)
@@ -191,20 +185,19 @@ def bundle_entropy_solve(
         best_gap = torch.where(better, gap, best_gap)
 
     λ = best_lam
-    s = (λ.mT @ G).neg_()
-    y = torch.sigmoid(s)
-    v = _cut_values(G, e, s)
+    s = (λ.mT @ plain_G).neg_()
+    y = domain.point(s)
+    v = _cut_values(plain_G, plain_e, s, domain)
     gap = v.amax(1, keepdim=True) - λ.mT @ v
-    # ½ s − softplus(s), summed in the form that does not cancel for large |s|.
-    dual = (λ.mT @ e)[:, 0, 0] - (0.5 * s.abs() + torch.log1p(torch.exp(-s.abs()))).sum((1, 2))
+    dual = (λ.mT @ plain_e)[:, 0, 0] - domain.conjugate(s)[:, 0]
     poison = 0.0 * gap[:, 0]  # [B, 1]: NaN where any cut is NaN or infinite, else 0
     residual = torch.cat([poison, (λ.sum(1) - 1.0).abs(), gap[:, 0]], dim=1)
     return InnerSolution(y[:, 0] + poison, λ[:, :, 0], dual + poison[:, 0], residual)
 
 
-def _cut_values(G: Tensor, e: Tensor, s: Tensor) -> Tensor:
-    """v = e + G(σ(s) − ½), [B, k, 1]."""
-    return torch.baddbmm(e, G, torch.sigmoid(s).sub_(0.5).mT)
+def _cut_values(G: Tensor, e: Tensor, s: Tensor, domain: Domain) -> Tensor:
+    """v = e + G(y(s) − c), [B, k, 1]."""
+    return torch.baddbmm(e, G, domain.centred(s, None).mT)
 
 
 def _to_simplex(λ: Tensor) -> Tensor:
@@ -238,6 +231,7 @@ def bundle_entropy_argmin(
     y_init: Float[Tensor, "batch n"],
     iterations: int,
     steps: int = STEPS,
+    domain: Domain = UNIT_BOX,
 ) -> ArgminResult:
     """K cuts of the bundle entropy method from y_init: cut, solve the model, move to its solution, repeat.
 
@@ -246,6 +240,7 @@ def bundle_entropy_argmin(
     """
     B, n = y_init.shape
     K, dtype = iterations, y_init.dtype
+    c = domain.centre(n)
     slopes = y_init.new_empty((B, K, n), dtype=torch.float64)
     cut_points = torch.empty_like(slopes, dtype=dtype)
     offsets = slopes.new_empty((B, K))
@@ -257,16 +252,16 @@ def bundle_entropy_argmin(
         f, g = value_and_gradient(y)
         cut_points[:, k - 1] = y
         slopes[:, k - 1] = g
-        offsets[:, k - 1] = f + (slopes[:, k - 1] * (0.5 - y.double())).sum(1)
+        offsets[:, k - 1] = f + (slopes[:, k - 1] * (c - y.double())).sum(1)
         warm = None if solution is None else solution.lam
-        solution = bundle_entropy_solve(slopes[:, :k], offsets[:, :k], warm, steps)
+        solution = bundle_entropy_solve(slopes[:, :k], offsets[:, :k], warm, steps, domain)
         y = solution.y.to(dtype)
         lam_history[:, k - 1, :k] = solution.lam
         complementarity_history[:, k - 1] = solution.residual[:, 2]
     assert solution is not None, "iterations >= 1"
     rounding = (y.double() - solution.y).abs().amax(1)  # NaN where y is
     residual = torch.cat([rounding[:, None], solution.residual[:, 1:]], dim=1)
-    energy = value_and_gradient(y)[0].double() + negative_entropy(y.double())
+    energy = value_and_gradient(y)[0].double() + domain.regulariser(y.double())
     return ArgminResult(
         y=y,
         lam=solution.lam.to(dtype),
@@ -288,30 +283,31 @@ def kkt_adjoint(
     e: Float[Tensor, "batch k"],
     lam: Float[Tensor, "batch k"],
     y_bar: Float[Tensor, "batch n"],
+    domain: Domain = UNIT_BOX,
 ) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch k"]]:
     """Proposition 3: c_y and c_λ for a loss with ∂ℓ/∂y = ȳ at the solution of the k-cut model; all float64.
 
     They solve, on the active cuts, c = −M⁻¹ [ȳ; 0; 0] with M = [[D⁻¹, G', 0], [G, 0, −1], [0, −1', 0]], and give
-    ∂ℓ/∂e = c_λ, ∂ℓ/∂G = λ c_y' + c_λ (y − ½)'. No choice of active cuts is made: the slack w = max v − v on the
-    diagonal switches inactive cuts off smoothly and makes duplicates harmless.
+    ∂ℓ/∂e = c_λ, ∂ℓ/∂G = λ c_y' + c_λ (y − c)', c the centre, ½ in the box. No choice of
+    active cuts is made: the slack w = max v − v on the diagonal switches inactive cuts off smoothly and makes
+    duplicates harmless.
     """
     ȳ = y_bar[:, None]
+    G = domain.plain(G)
     s = (lam[:, None] @ G).neg_()
-    y = torch.sigmoid(s)
-    D = y * torch.sigmoid(-s)
-    v = torch.baddbmm(e[:, :, None], G, (y - 0.5).mT)
+    v = _cut_values(G, e[:, :, None], s, domain)
     w = v.amax(1, keepdim=True) - v
     q = lam.sqrt()[:, :, None]
     qG = q * G
-    Ã = (qG * D) @ qG.mT  # qSq, then + diag(w + δ)
+    Ã = domain.curvature(s, qG, None) @ qG.mT  # qSq, then + diag(w + δ)
     diagonal = Ã.diagonal(dim1=1, dim2=2)
     δ = 1e-13 * diagonal.sum(1, keepdim=True) + 1e-30
     diagonal.add_(w[:, :, 0] + δ)
-    r = -(G @ (D * ȳ).mT)
+    r = -(G @ domain.curvature(s, ȳ, None).mT)
     X = _substitute(_factorise(Ã), torch.cat([q * r, q], dim=2))
     qX = q.mT @ X
     c_λ = q * (X[:, :, :1] - X[:, :, 1:] * (qX[:, :, :1] / qX[:, :, 1:]))
-    c_y = -D * torch.baddbmm(ȳ, c_λ.mT, G)
+    c_y = -domain.curvature(s, torch.baddbmm(ȳ, c_λ.mT, G), None)
     return c_y[:, 0], c_λ[:, :, 0]
 
 
@@ -331,6 +327,7 @@ def argmin_adjoint(
     y_bar: Float[Tensor, "batch n"],
     hvp: Callable[[int, Tensor], Tensor] | None,
     depth: int | None = None,
+    domain: Domain = UNIT_BOX,
 ) -> CutCotangents:
     """Cotangents of the cuts of a K-step solution for a loss with ∂ℓ/∂y = ȳ.
 
@@ -351,7 +348,7 @@ def argmin_adjoint(
             ȳ = hvp(k, seed[:, k]).double()
         y_k = trajectory.y.double() if k == K else Y[:, k]
         λ = trajectory.lam_history[:, k - 1, :k]
-        c_y, c_λ = kkt_adjoint(trajectory.slopes[:, :k], trajectory.offsets[:, :k], λ, ȳ)
+        c_y, c_λ = kkt_adjoint(trajectory.slopes[:, :k], trajectory.offsets[:, :k], λ, ȳ, domain)
         offset_bar[:, :k] += c_λ
         # ḡ_i + ē_i (½ − y_i) with ḡ_i = λ_i c_y + c_λi (y − ½)
         seed[:, :k] += λ[:, :, None] * c_y[:, None, :] + c_λ[:, :, None] * (y_k[:, None, :] - Y[:, :k])
@@ -364,18 +361,18 @@ def implicit_adjoint(
     y_bar: Float[Tensor, "batch n"],
     hvp: Callable[[Tensor], Tensor],
     tolerance: float,
+    domain: Domain = UNIT_BOX,
 ) -> Float[Tensor, "batch n"]:
     """c_y with (∇²f + D⁻¹) c_y = −ȳ, float64: θ̄ = ∇θ[c_y' ∇_y f(x, y*)] for smooth f solved to convergence.
 
-    Conjugate gradients on (I + √D ∇²f √D) z = −√D ȳ, c_y = √D z, which stays regular where y saturates, with
-    `hvp(p [B, n]) -> ∇²f(y*) p`. Every sample stops by itself at a residual of `tolerance` relative to √D ȳ, all at
-    CG_ITERATIONS. Blind to kinks: wrong for ReLU networks.
+    Conjugate gradients on (I + F'∇²f F) z = −F'ȳ, c_y = F z with D = F F', which stays regular where y saturates, and
+    where D has no inverse, as on the simplex; `hvp(p [B, n]) -> ∇²f(y*) p`. Every sample stops by itself at a residual
+    of `tolerance` relative to F'ȳ, all at CG_ITERATIONS. Blind to kinks: wrong for ReLU networks.
     """
     λ = trajectory.lam_history[:, -1, :, None]
-    s = -(trajectory.slopes.mT @ λ)[:, :, 0]
     # s is finite where y is NaN because f(y_i) was; 0·y hands the NaN on.
-    root = (torch.sigmoid(s) * torch.sigmoid(-s)).sqrt() + 0.0 * trajectory.y.double()
-    r = -root * y_bar.double()
+    s = -(domain.plain(trajectory.slopes).mT @ λ)[:, :, 0] + 0.0 * trajectory.y.double()
+    r = -domain.root_transposed(s, y_bar.double())
     z, p = torch.zeros_like(r), r
     rr = (r * r).sum(1, keepdim=True)
     enough = tolerance**2 * rr
@@ -383,11 +380,11 @@ def implicit_adjoint(
         unfinished = rr > enough  # False for NaN and for ȳ = 0
         if not unfinished.any():
             break
-        Ap = p + root * hvp(root * p).double()
+        Ap = p + domain.root_transposed(s, hvp(domain.root(s, p)).double())
         α = torch.where(unfinished, rr / (p * Ap).sum(1, keepdim=True), 0.0)
         z = torch.where(unfinished, z + α * p, z)
         r = torch.where(unfinished, r - α * Ap, r)
         rr_next = (r * r).sum(1, keepdim=True)
         p = torch.where(unfinished, r + (rr_next / rr) * p, p)
         rr = rr_next
-    return root * z
+    return domain.root(s, z)

@@ -18,36 +18,36 @@
 
 namespace icnnrt {
 
-#define ICNNRT_DECLARE(name, supported) \
-  namespace name {                      \
-  extern const Kernels<float> kFloat;   \
-  extern const Kernels<double> kDouble; \
+#define ICNNRT_DECLARE(name, supported)           \
+  namespace name {                                \
+  extern const Kernels<float> kFloat[kDomains];   \
+  extern const Kernels<double> kDouble[kDomains]; \
   }
 ICNNRT_INSTRUCTION_SETS(ICNNRT_DECLARE)
 #undef ICNNRT_DECLARE
 
-#define ICNNRT_DEFINE(T, kTable)                                             \
-  template <>                                                                \
-  const Kernels<T>* kernels_for<T>(std::size_t instruction_set) noexcept {   \
-    std::size_t left = instruction_set;                                      \
-    ICNNRT_INSTRUCTION_SETS(ICNNRT_NTH_##kTable)                             \
-    return nullptr;                                                          \
-  }                                                                          \
-  template <>                                                                \
-  const Kernels<T>& kernels<T>() noexcept {                                  \
-    std::size_t n = 0;                                                       \
-    while (kernels_for<T>(n) == nullptr) ++n; /* the last runs everywhere */ \
-    return *kernels_for<T>(n);                                               \
+#define ICNNRT_DEFINE(T, kTable)                                                          \
+  template <>                                                                             \
+  const Kernels<T>* kernels_for<T>(std::size_t instruction_set, Domain domain) noexcept { \
+    std::size_t left = instruction_set;                                                   \
+    ICNNRT_INSTRUCTION_SETS(ICNNRT_NTH_##kTable)                                          \
+    return nullptr;                                                                       \
+  }                                                                                       \
+  template <>                                                                             \
+  const Kernels<T>& kernels<T>(Domain domain) noexcept {                                  \
+    std::size_t n = 0;                                                                    \
+    while (kernels_for<T>(n, domain) == nullptr) ++n; /* the last runs everywhere */      \
+    return *kernels_for<T>(n, domain);                                                    \
   }
 #define ICNNRT_NTH_kFloat(name, supported) \
-  if (left-- == 0) return (supported) ? &name::kFloat : nullptr;
+  if (left-- == 0) return (supported) ? &name::kFloat[static_cast<std::size_t>(domain)] : nullptr;
 #define ICNNRT_NTH_kDouble(name, supported) \
-  if (left-- == 0) return (supported) ? &name::kDouble : nullptr;
+  if (left-- == 0) return (supported) ? &name::kDouble[static_cast<std::size_t>(domain)] : nullptr;
 ICNNRT_DEFINE(float, kFloat)
 ICNNRT_DEFINE(double, kDouble)
 
 std::size_t workspace_bytes(const Sizes& sizes) noexcept {
-  // Enough for the arrays of workspace.h with the widest vector there is: 2 [k, ld] and 1 [k, 8], 18 [ld], 3 [k + 1],
+  // Enough for the arrays of workspace.h with the widest vector there is: 2 [k, ld] and 1 [k, 8], 19 [ld], 3 [k + 1],
   // 10 [columns]. ld < k + 8 and columns < n + 8, and the rest pays for rounding each array up to the alignment.
   std::size_t k = 0, n = 0, square = 0, vectors = 0, columns = 0, total = 0;
   const bool overflow = __builtin_add_overflow(sizes.k, 16, &k) || __builtin_add_overflow(sizes.n, 16, &n) ||

@@ -1,6 +1,9 @@
 // The kernels for one instruction set. Compiled once for each, with ICNNRT_INSTRUCTION_SET naming its namespace.
-#include "bundle_entropy_adjoint.h"
-#include "bundle_entropy_solve.h"
+#include "bundle_adjoint.h"
+#include "bundle_solve.h"
+#include "entropy.h"
+#include "quadratic.h"
+#include "simplex.h"
 
 #define ICNNRT_TEXT_OF(name) #name
 #define ICNNRT_TEXT(name) ICNNRT_TEXT_OF(name)
@@ -8,13 +11,21 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-extern const Kernels<float> kFloat;
-extern const Kernels<double> kDouble;
+extern const Kernels<float> kFloat[kDomains];
+extern const Kernels<double> kDouble[kDomains];
 
-const Kernels<float> kFloat{ICNNRT_TEXT(ICNNRT_INSTRUCTION_SET), bundle_entropy_solve<float>,
-                            bundle_entropy_adjoint<float>};
-const Kernels<double> kDouble{ICNNRT_TEXT(ICNNRT_INSTRUCTION_SET), bundle_entropy_solve<double>,
-                              bundle_entropy_adjoint<double>};
+template <typename D, typename T>
+constexpr Kernels<T> kernels_of(Domain domain) {
+  return {ICNNRT_TEXT(ICNNRT_INSTRUCTION_SET), domain, bundle_solve<D, T>, bundle_adjoint<D, T>};
+}
+
+// In the order of `Domain`.
+const Kernels<float> kFloat[kDomains] = {kernels_of<Entropy, float>(Domain::kEntropy),
+                                         kernels_of<Simplex, float>(Domain::kSimplex),
+                                         kernels_of<Quadratic, float>(Domain::kQuadratic)};
+const Kernels<double> kDouble[kDomains] = {kernels_of<Entropy, double>(Domain::kEntropy),
+                                           kernels_of<Simplex, double>(Domain::kSimplex),
+                                           kernels_of<Quadratic, double>(Domain::kQuadratic)};
 
 }  // namespace ICNNRT_INSTRUCTION_SET
 }  // namespace icnnrt

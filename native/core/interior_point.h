@@ -7,8 +7,6 @@ namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
 // The constants of icnnrt/reference.py, which gives their reasons.
-inline constexpr double kLogitBound = 45.0;
-inline constexpr double kLogitStep = 4.0;
 inline constexpr double kLamFloor = kEps * kEps;
 inline constexpr double kSlackFloor = 1e-3 * kEps;
 inline constexpr double kToBoundary = 0.99;
@@ -32,24 +30,21 @@ ICNNRT_INLINE void project(Workspace& ws, std::size_t k, double ones_total, cons
 //
 // Steps are relative, η = dλ/λ and -ζ = dw/w, and complementarity is in units of λ∘w. Then λ∘dw + w∘dλ = r_c reads
 // -ζ + η = r_c/(λ∘w), and the step to the boundary is 1 / max(-η, ζ).
-template <typename U>
-static void interior_point(const Cuts<U>& cuts, Workspace& ws, double bound, double enough, std::size_t& steps,
+template <typename Domain, typename U>
+static void interior_point(const Model<Domain, U>& cuts, Workspace& ws, double bound, double enough, std::size_t& steps,
                            double& best_gap) {
   const std::size_t k = cuts.k;
   const Columns& columns = cuts.columns;
   double *const w = ws.w, *const r = ws.r, *const eta = ws.eta, *const m = ws.m, *const d_lam = ws.direction;
 
+  const double slack_floor = min(kSlackFloor, 5e-4 * enough);  // the former, but where a domain has no unit
   for (std::size_t i = 0; i < k; ++i) ws.rows[i] = i;
-  for (std::size_t b = 0; b < columns.blocks; ++b) {
-    const Vec u = clip(load(ws.point.s + b * W), -bound, bound);
-    store(ws.u + b * W, u);
-    store(ws.u_coefficient + b * W, (1.0 / (1.0 + exp(-u)) - 0.5) * counted(columns, b));
-  }
-  times(cuts, ws.u_coefficient, w);  // v at σ(u)
+  Domain::start_logits(columns, ws.point.s, bound, ws.u, ws.u_coefficient);
+  times(cuts, ws.u_coefficient, w);  // v at y(u)
   double top = w[0], slack = 0.0;
   for (std::size_t i = 1; i < k; ++i) top = max(top, w[i]);
   for (std::size_t i = 0; i < k; ++i) slack += ws.lam[i] * (top - w[i]);
-  for (std::size_t i = 0; i < k; ++i) w[i] = top - w[i] + (slack + 10.0 * kEps * (1.0 + __builtin_fabs(top)));
+  for (std::size_t i = 0; i < k; ++i) w[i] = top - w[i] + (slack + 10.0 * kEps * (Domain::kUnit + __builtin_fabs(top)));
 
   for (; steps > 0 && best_gap > enough && ws.point.gap == ws.point.gap; --steps) {
     double* const lam = ws.lam;
@@ -58,17 +53,11 @@ static void interior_point(const Cuts<U>& cuts, Workspace& ws, double bound, dou
     // Done by its own measure, λ'w, and within what Newton's method mends at once: rounding holds up the rest.
     if (mu <= 0.1 * enough && best_gap <= kNearlyEnough * enough) return;
     mu /= static_cast<double>(k);
-    // r = v - G(D∘r_u) up to a constant, with r_u = u + G'λ; and A = G D G' + diag(w/λ)
-    for (std::size_t b = 0; b < columns.blocks; ++b) {
-      const Vec u = load(ws.u + b * W);
-      const Vec E = exp(-u), y = 1.0 / (1.0 + E), once = counted(columns, b);
-      const Vec D = E * y * y * once;
-      store(ws.other.D + b * W, D);
-      store(ws.u_coefficient + b * W, (y - 0.5) * once - D * (u - load(ws.point.s + b * W)));
-    }
+    // r = v - G D r_u up to a constant, with r_u = u + G'λ; and A = G D G' + diag(w/λ)
+    Domain::at_logits(columns, ws.u, ws.point.s, ws.other.D, ws.u_coefficient);
     times(cuts, ws.u_coefficient, r);
     for (std::size_t i = 0; i < k; ++i) ws.rows[i] = i;
-    gram(cuts, ws.rows, k, ws.other.D, ws.A, ws.ld);
+    Domain::gram(cuts, ws.rows, k, ws.other.D, ws.centres, ws.A, ws.ld);
     top = r[0];
     for (std::size_t i = 1; i < k; ++i) top = max(top, r[i]);
     for (std::size_t i = 0; i < k; ++i) {
@@ -124,7 +113,7 @@ static void interior_point(const Cuts<U>& cuts, Workspace& ws, double bound, dou
         total += ws.trial[i];
       }
       for (std::size_t i = 0; i < k; ++i) ws.trial[i] /= total;
-      evaluate<false>(cuts, ws.trial, ws.rows, ws.other, nullptr);
+      evaluate(cuts, ws.trial, ws.rows, ws.other);
       return ws.other.gap;
     };
     std::size_t chosen = kLengths - 1;
@@ -140,12 +129,8 @@ static void interior_point(const Cuts<U>& cuts, Workspace& ws, double bound, dou
     const double alpha = longest * kBacktrack[chosen];
 
     // du = -(r_u + G'dλ), and α G'dλ = s - s_next
-    for (std::size_t b = 0; b < columns.blocks; ++b) {
-      const Vec u = load(ws.u + b * W), s = load(ws.point.s + b * W), next = load(ws.other.s + b * W);
-      const Vec du = clip(next - s - alpha * (u - s), -kLogitStep, kLogitStep);
-      store(ws.u + b * W, clip(u + du, -kLogitBound, kLogitBound));
-    }
-    for (std::size_t i = 0; i < k; ++i) w[i] = max(w[i] * (1.0 - alpha * (1.0 + eta[i] - m[i])), kSlackFloor);
+    Domain::move_logits(columns, ws.point.s, ws.other.s, alpha, ws.u);
+    for (std::size_t i = 0; i < k; ++i) w[i] = max(w[i] * (1.0 - alpha * (1.0 + eta[i] - m[i])), slack_floor);
     const Point swapped = ws.point;
     ws.point = ws.other;
     ws.other = swapped;

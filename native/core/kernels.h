@@ -1,12 +1,18 @@
 // The solvers behind the operators of domain ai.icnnrt, on plain arrays: one sample a call.
 //
-// Problem (Amos, Xu, Kolter, Input Convex Neural Networks, ICML 2017): with k cuts, slopes G [k, n] and centred
-// offsets e [k],
-//     primal   min over y in [0,1]^n, t of  t - H(y)   s.t.  e + G(y - 1/2) <= t 1,
-//              H(y) = - sum y log y + (1-y) log(1-y)
-//     dual     max over lam in the simplex of  e'lam + 1/2 1's - sum softplus(s),   s = -G'lam
-//     link     y = sigma(s),   D = diag(sigma(s) sigma(-s)),   v = e + G(y - 1/2)
+// Problem (Amos, Xu, Kolter, Input Convex Neural Networks, ICML 2017): with k cuts, slopes G [k, n] and offsets e [k]
+// at the centre c of a domain, on which R is strongly convex,
+//     primal   min over y in the domain, t of  t + R(y)   s.t.  v = e + G(y - c) <= t 1
+//     dual     max over lam in the simplex of  e'lam - R*(s),   s = -G'lam,   R*(s) = max over y of s'(y - c) - R(y)
+//     link     y = y(lam) attains R*,   D = dy/ds
 // max v - lam'v is the gap between the two.
+//
+// clang-format off
+//     domain      y in             c    R(y)                          R*(s)                     y(lam)      D
+//     kEntropy    [0,1]^n          1/2  sum y log y + (1-y) log(1-y)  sum softplus(s) - s/2     sigma(s)    diag(y(1-y))
+//     kSimplex    y >= 0, 1'y = 1  1/n  sum y log y                   log sum e^s - mean(s)     softmax(s)  diag(y) - yy'
+//     kQuadratic  R^n              0    y'y / 2                       s's / 2                   s           I
+// clang-format on
 //
 // Nothing here allocates, throws, locks or keeps state: the caller passes a workspace, and calls with different
 // workspaces may run at once. All arithmetic is in double, whatever T is. Results are a function of the arguments and
@@ -17,21 +23,24 @@
 
 namespace icnnrt {
 
+enum class Domain { kEntropy, kSimplex, kQuadratic };
+inline constexpr std::size_t kDomains = 3;
+
 inline constexpr std::size_t kWorkspaceAlignment = 64;  // bytes; a cache line, and the widest vector there is
 
-// One problem of BundleEntropySolve. All arrays are row-major and contiguous, of any alignment.
+// One problem of Bundle...Solve. All arrays are row-major and contiguous, of any alignment.
 template <typename T>
 struct SolveArguments {
   const T* slopes;      // G [k, n]
   const T* offsets;     // e [k]
   const T* lam_start;   // [k_prev], multipliers of the first cuts; not read when k_prev = 0 (cold start)
-  T* y;                 // [n] out: sigma(-G'lam), NaN if any cut is NaN or infinite
+  T* y;                 // [n] out: y(lam), NaN if any cut is NaN or infinite
   T* lam;               // [k] out: on the simplex, the best found
   double* lower_bound;  // [1] out: dual value; NaN with y
   double* residual;     // [3] out: what rounding to T took from y, |1'lam - 1|, max v - lam'v; [0] and [2] NaN with y
 };
 
-// One problem of BundleEntropyAdjoint: the KKT solve of the paper's Proposition 3.
+// One problem of Bundle...Adjoint: the KKT solve of the paper's Proposition 3.
 template <typename T>
 struct AdjointArguments {
   const T* slopes;   // G [k, n]
@@ -53,10 +62,11 @@ struct Sizes {
   std::size_t steps = 0;
 };
 
-// The kernels compiled for one instruction set.
+// The kernels for one domain, compiled for one instruction set.
 template <typename T>
 struct Kernels {
   const char* instruction_set;
+  Domain domain;
   void (*solve)(const Sizes&, const SolveArguments<T>&, void* workspace) noexcept;
   void (*adjoint)(const Sizes&, const AdjointArguments<T>&, void* workspace) noexcept;
 };
@@ -67,11 +77,11 @@ std::size_t workspace_bytes(const Sizes& sizes) noexcept;
 
 // The fastest kernels that this processor can run.
 template <typename T>
-const Kernels<T>& kernels() noexcept;
+const Kernels<T>& kernels(Domain domain = Domain::kEntropy) noexcept;
 
 // All kernels in this library, best first, for tests: those that this processor cannot run are null.
 inline constexpr std::size_t kInstructionSets = 3;
 template <typename T>
-const Kernels<T>* kernels_for(std::size_t instruction_set) noexcept;
+const Kernels<T>* kernels_for(std::size_t instruction_set, Domain domain = Domain::kEntropy) noexcept;
 
 }  // namespace icnnrt

@@ -19,8 +19,8 @@ ICNNRT_INLINE void keep_best(Workspace& ws, std::size_t k, double& best_gap) {
 }
 
 // The model over the cuts that count: those in use, and those above the model's height.
-template <typename U>
-static SimplexQp quadratic_model(const Cuts<U>& cuts, Workspace& ws, bool cold, double tolerance) {
+template <typename Domain, typename U>
+static SimplexQp quadratic_model(const Model<Domain, U>& cuts, Workspace& ws, bool cold, double tolerance) {
   const double height = ws.point.top - ws.point.gap;  // λ'v
   std::size_t m = 0, highest = 0;
   SimplexQp qp{};
@@ -32,7 +32,7 @@ static SimplexQp quadratic_model(const Cuts<U>& cuts, Workspace& ws, bool cold, 
     if (ws.gradient[m] > ws.gradient[highest]) highest = m;
     ws.candidates[m++] = i;
   }
-  gram(cuts, ws.candidates, m, ws.point.D, ws.H, ws.ld);
+  Domain::gram(cuts, ws.candidates, m, ws.point.D, ws.centres, ws.H, ws.ld);
   if (cold) {
     // λ = 1/k says nothing about the support: it is built up from the best single cut, not worn down from all.
     std::size_t best = 0;
@@ -87,8 +87,9 @@ ICNNRT_INLINE double furthest(const Columns& columns, const double* a, const dou
 //
 // Quadratic near the solution, so warm starts take one or two steps where interior points take seven; but far from it,
 // where y saturates and the model is flat, it may not get on, and gives up early.
-template <typename U>
-static bool newton(const Cuts<U>& cuts, Workspace& ws, bool cold, double enough, std::size_t& steps, double& best_gap) {
+template <typename Domain, typename U>
+static bool newton(const Model<Domain, U>& cuts, Workspace& ws, bool cold, double enough, std::size_t& steps,
+                   double& best_gap) {
   std::size_t stalled = 0;
   bool solved = ws.point.gap <= enough;
   if (solved) return true;
@@ -118,7 +119,7 @@ static bool newton(const Cuts<U>& cuts, Workspace& ws, bool cold, double enough,
       }
       const double scale = 1.0 / total;
       for (std::size_t i = 0; i < cuts.k; ++i) ws.trial[i] *= scale;
-      evaluate<false>(cuts, ws.trial, ws.rows, ws.other, nullptr);
+      evaluate(cuts, ws.trial, ws.rows, ws.other);
       double slope_there = 0.0;
       for (std::size_t i = 0; i < cuts.k; ++i) slope_there += ws.direction[i] * (ws.other.v[i] - ws.other.top);
       if (slope_there >= -0.5 * slope || ws.other.gap <= enough) break;

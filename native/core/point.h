@@ -2,20 +2,28 @@
 #pragma once
 
 #include "dense.h"
-#include "exponential.h"
 
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
+// The cuts of one sample in a domain: `Entropy`, `Simplex` or `Quadratic`, each in a file of its own, with
+//   Size, reach        how far v may be from e, from the sizes of the rows; kUnit, the size of R(y) beside it
+//   conjugate          y, c and D at λ; returns R*(s) = max over y of s'(y - centre) - R(y)
+//   gram               G D G' over some rows
+//   minus_D_times      -D a
+//   start_logits, at_logits, move_logits     of the interior points, which know y(λ) and D as functions of the logits u
+template <typename Domain, typename U>
+struct Model : Cuts<U> {};
+
 struct Point {
-  double* s;    // [blocks, W] -G'λ
-  double* y;    // [blocks, W] σ(s), never below e^-708
-  double* c;    // [blocks, W] y - ½; zero where lanes overlap
-  double* D;    // [blocks, W] σ(s) σ(-s); zero where lanes overlap
-  double* v;    // [k] e + G(y - ½)
+  double* s;    // [blocks, W] -G'λ, up to a constant where y(λ) does not see one
+  double* y;    // [blocks, W] y(λ)
+  double* c;    // [blocks, W] y - centre; zero where lanes overlap
+  double* D;    // [blocks, W] what D is made of; zero where lanes overlap
+  double* v;    // [k] e + G(y - centre)
   double top;   // max v
   double gap;   // max v - λ'v: the duality gap; NaN if any cut is NaN or infinite
-  double dual;  // e'λ + ½ 1's - Σ softplus(s)
+  double dual;  // e'λ - R*(s)
 };
 
 // The rows with λ_i > 0, ascending; returns how many there are.
@@ -28,47 +36,12 @@ ICNNRT_INLINE std::size_t support(const double* lam, std::size_t k, std::size_t*
   return m;
 }
 
-// Fill `point` for λ; with `sizes`, also ‖g_i‖₁ of every cut. `rows` is scratch, [k + 1].
-template <bool kSizes, typename U>
-static void evaluate(const Cuts<U>& cuts, const double* lam, std::size_t* rows, Point& point, double* sizes) {
-  const Columns& columns = cuts.columns;
+// Fill `point` for λ; with a size, also that of every cut. `rows` is scratch, [k + 1].
+template <typename Size, typename Domain, typename U>
+static void evaluate(const Model<Domain, U>& cuts, const double* lam, std::size_t* rows, Point& point, double* sizes) {
   const std::size_t m = support(lam, cuts.k, rows);
-  // Σ softplus(s) - ½ s = Σ ½|s| + log(1 + e^-|s|), and 1 / (1 + e^-|s|) = max(σ(s), σ(-s)): the logarithm of a product
-  // of numbers in [½, 1], taken before it can underflow.
-  constexpr std::size_t kFactors = 960 / W;
-  double logarithms = 0.0;
-  Vec size{}, factors = broadcast(1.0);
-  for (std::size_t b = 0; b < columns.blocks; ++b) {
-    const Vec slope = transposed_times(cuts, rows, m, lam, b);
-    const Vec E = exp(slope);
-    const Vec y = 1.0 / (1.0 + E);
-    const Vec z = E * y;  // σ(-s)
-    Vec c = y - 0.5, D = z * y, factor = y > z ? y : z, magnitude = abs(slope);
-    if (b + 1 == columns.blocks && columns.first_new != 0) {
-      const Vec once = counted(columns, b);
-      c *= once;
-      D *= once;
-      magnitude *= once;
-      factor = once != 0.0 ? factor : broadcast(1.0);
-    }
-    store(point.s + b * W, -slope);
-    store(point.y + b * W, y);
-    store(point.c + b * W, c);
-    store(point.D + b * W, D);
-    size += magnitude;
-    factors *= factor;
-    if ((b + 1) % kFactors == 0) {
-      logarithms += __builtin_log(product(factors));
-      factors = broadcast(1.0);
-    }
-  }
-  logarithms += __builtin_log(product(factors));
-
-  if (kSizes) {
-    times_and_sizes(cuts, point.c, point.v, sizes);
-  } else {
-    times(cuts, point.c, point.v);
-  }
+  const double conjugate = Domain::conjugate(cuts, rows, m, lam, point);
+  times_and_sizes<Size>(cuts, point.c, point.v, sizes);
   double top = point.v[0], mean = 0.0, offset = 0.0;
   for (std::size_t i = 0; i < cuts.k; ++i) {
     top = max(top, point.v[i]);
@@ -77,7 +50,12 @@ static void evaluate(const Cuts<U>& cuts, const double* lam, std::size_t* rows, 
   }
   point.top = top;
   point.gap = top - mean;
-  point.dual = offset - (0.5 * sum(size) - logarithms);
+  point.dual = offset - conjugate;
+}
+
+template <typename Domain, typename U>
+static void evaluate(const Model<Domain, U>& cuts, const double* lam, std::size_t* rows, Point& point) {
+  evaluate<NoSize>(cuts, lam, rows, point, nullptr);
 }
 
 }  // namespace ICNNRT_INSTRUCTION_SET

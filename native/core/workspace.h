@@ -28,6 +28,7 @@ struct Workspace {
   double *start, *sizes, *gradient, *z;        // [k]
   double *inverse, *step, *ones;               // [ld]
   double *w, *r, *eta, *m, *direction;         // [ld]
+  double* centres;                             // [ld] of a Gram matrix
   std::size_t *rows, *free_rows, *candidates;  // [k + 1]
   Point point, other;
   double *u, *u_coefficient;  // [blocks, W]
@@ -51,9 +52,9 @@ static Workspace lay_out(void* memory, std::size_t k, std::size_t n) {
   ws.ld = ld;
   ws.H = layout.take<double>(k * ld);
   ws.A = layout.take<double>(k * ld);
-  double** const vectors[] = {&ws.e,        &ws.lam, &ws.best,    &ws.trial,    &ws.start, &ws.sizes,
-                              &ws.gradient, &ws.z,   &ws.inverse, &ws.step,     &ws.ones,  &ws.w,
-                              &ws.r,        &ws.eta, &ws.m,       &ws.direction};
+  double** const vectors[] = {&ws.e,        &ws.lam, &ws.best,    &ws.trial,     &ws.start,  &ws.sizes,
+                              &ws.gradient, &ws.z,   &ws.inverse, &ws.step,      &ws.ones,   &ws.w,
+                              &ws.r,        &ws.eta, &ws.m,       &ws.direction, &ws.centres};
   for (double** const vector : vectors) *vector = layout.take<double>(ld);
   ws.rows = layout.take<std::size_t>(k + 1);
   ws.free_rows = layout.take<std::size_t>(k + 1);

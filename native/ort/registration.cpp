@@ -4,8 +4,8 @@
 #include <new>
 #include <utility>
 
-#include "bundle_entropy_adjoint.h"
-#include "bundle_entropy_solve.h"
+#include "bundle_adjoint.h"
+#include "bundle_solve.h"
 #include "operator.h"
 
 namespace icnnrt::ort {
@@ -14,7 +14,9 @@ namespace {
 constexpr const char* kDomain = "ai.icnnrt";
 // Session options that hold the operators say so by these entries, which icnnrt and everyone else may read back.
 constexpr const char* kOperatorsEntry = "ai.icnnrt.operators";
-constexpr const char* kOperators = "BundleEntropyAdjoint BundleEntropySolve";
+constexpr const char* kOperators =
+    "BundleEntropyAdjoint BundleEntropySolve BundleQuadraticAdjoint BundleQuadraticSolve BundleSimplexAdjoint "
+    "BundleSimplexSolve";
 constexpr const char* kInstructionSetEntry = "ai.icnnrt.instruction_set";
 
 // What one ONNX Runtime holds on to: its sessions use the operators until the last of them is gone. A process may have
@@ -22,15 +24,25 @@ constexpr const char* kInstructionSetEntry = "ai.icnnrt.instruction_set";
 struct Domain {
   const OrtApi* key;
   const Api api;
-  Operator operators[4];
+  Operator operators[4 * kDomains];
   OrtCustomOpDomain* domain = nullptr;
   Domain* next = nullptr;
 
-  explicit Domain(const OrtApi* table)
-      : key(table),
-        api(table),
-        operators{make_operator<BundleEntropySolve<float>>(api), make_operator<BundleEntropySolve<double>>(api),
-                  make_operator<BundleEntropyAdjoint<float>>(api), make_operator<BundleEntropyAdjoint<double>>(api)} {}
+  explicit Domain(const OrtApi* table) : key(table), api(table) {
+    make<icnnrt::Domain::kEntropy>();
+    make<icnnrt::Domain::kSimplex>();
+    make<icnnrt::Domain::kQuadratic>();
+  }
+
+  // The operators of one domain of y.
+  template <icnnrt::Domain where>
+  void make() {
+    Operator* const four = operators + 4 * static_cast<std::size_t>(where);
+    four[0] = make_operator<BundleSolve<where, float>>(api);
+    four[1] = make_operator<BundleSolve<where, double>>(api);
+    four[2] = make_operator<BundleAdjoint<where, float>>(api);
+    four[3] = make_operator<BundleAdjoint<where, double>>(api);
+  }
 
   OrtStatus* fill() {
     ICNNRT_TRY(api.CreateCustomOpDomain(kDomain, &domain));

@@ -225,10 +225,10 @@ class Caller {
 
 // The kernels that this processor can run, best first.
 template <typename T>
-std::vector<const icnnrt::Kernels<T>*> runnable_kernels() {
+std::vector<const icnnrt::Kernels<T>*> runnable_kernels(Domain domain = Domain::kEntropy) {
   std::vector<const icnnrt::Kernels<T>*> runnable;
   for (std::size_t i = 0; i < icnnrt::kInstructionSets; ++i)
-    if (const icnnrt::Kernels<T>* kernels = icnnrt::kernels_for<T>(i)) runnable.push_back(kernels);
+    if (const icnnrt::Kernels<T>* kernels = icnnrt::kernels_for<T>(i, domain)) runnable.push_back(kernels);
   return runnable;
 }
 

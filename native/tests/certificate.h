@@ -71,7 +71,10 @@ std::string complaint(const Cuts<T>& cuts, const SolveAnswer<T>& answer) {
   const Real off_simplex = kEps<T> + static_cast<Real>(k) * kDoubleEps;
   if (!(std::fabs(total - 1.0L) <= off_simplex)) return describe("1'lam - 1", total - 1.0L, off_simplex);
   const double* const r = answer.residual;
-  if (!(r[0] >= 0.0 && r[0] <= kEps<T>)) return describe("residual[0]", r[0], kEps<T>);
+  Real y_size = 1.0L;  // of its largest entry
+  if (cuts.domain == Domain::kQuadratic)
+    for (T y : answer.y) y_size = std::fmax(y_size, std::fabs(static_cast<Real>(y)));
+  if (!(r[0] >= 0.0 && r[0] <= kEps<T> * y_size)) return describe("residual[0]", r[0], kEps<T> * y_size);
   if (!(r[1] >= 0.0 && r[1] <= static_cast<Real>(k) * kDoubleEps))
     return describe("residual[1]", r[1], static_cast<Real>(k) * kDoubleEps);
 
@@ -84,26 +87,50 @@ std::string complaint(const Cuts<T>& cuts, const SolveAnswer<T>& answer) {
   const Real lam_error = (kEps<T> > kDoubleEps ? kEps<T> : 0.0L) + sum_error;
   std::vector<Real> y_error(n);
   Real dual_error = 0.0L, dual_size = 0.0L;
+  std::vector<Real> s_errors(n);
+  Real largest_s_error = 0.0L, sum_of_y = 0.0L;
   for (std::size_t j = 0; j < n; ++j) {
     Real s_size = 0.0L;
     for (std::size_t i = 0; i < k; ++i) s_size += lam[i] * std::fabs(static_cast<Real>(cuts.slope(i, j)));
-    const Real s_error = lam_error * s_size;
-    const Real rounding = 4.0L * kDoubleEps * at.y[j];
-    y_error[j] = s_error > 100.0L ? 1.0L : std::fmin(1.0L, at.D[j] * std::expm1(s_error) + rounding);
-    dual_error += s_error;
-    dual_size += 0.5L * std::fabs(at.s[j]) + 1.0L;
-    const Real y = static_cast<Real>(answer.y[j]);
-    const Real allowed = y_error[j] + kEps<T> * at.y[j] + static_cast<Real>(std::numeric_limits<T>::min()) +
-                         1e-300L;  // subnormal y may be taken as zero, and the kernels' exp ends at e^-708
-    if (!(std::fabs(y - at.y[j]) <= allowed)) return describe("y - sigma(-G'lam)", y - at.y[j], allowed);
-    if (!(y >= 0.0L && y <= 1.0L)) return describe("y outside [0, 1]", y, 0.0L);
+    s_errors[j] = lam_error * s_size;
+    largest_s_error = std::fmax(largest_s_error, s_errors[j]);
   }
+  for (std::size_t j = 0; j < n; ++j) {
+    const Real s_error = s_errors[j];
+    if (cuts.domain == Domain::kEntropy) {
+      const Real rounding = 4.0L * kDoubleEps * at.y[j];
+      y_error[j] = s_error > 100.0L ? 1.0L : std::fmin(1.0L, at.D[j] * std::expm1(s_error) + rounding);
+      dual_error += s_error;
+      dual_size += 0.5L * std::fabs(at.s[j]) + 1.0L;
+    } else if (cuts.domain == Domain::kSimplex) {
+      // s shifts by its largest entry, and y sums over the columns
+      const Real rounding = static_cast<Real>(n + 4) * kDoubleEps * at.y[j];
+      y_error[j] =
+          largest_s_error > 50.0L ? 1.0L : std::fmin(1.0L, at.y[j] * std::expm1(2.0L * largest_s_error) + rounding);
+      dual_error = std::fmax(dual_error, 2.0L * s_error);
+      dual_size = std::fmax(dual_size, 2.0L * std::fabs(at.s[j]) + std::log(static_cast<Real>(n)) + 1.0L);
+    } else {
+      y_error[j] = s_error + 4.0L * kDoubleEps * std::fabs(at.y[j]);
+      dual_error += (std::fabs(at.s[j]) + s_error) * s_error;
+      dual_size += at.s[j] * at.s[j];
+    }
+    const Real y = static_cast<Real>(answer.y[j]);
+    const Real allowed = y_error[j] + kEps<T> * std::fabs(at.y[j]) + static_cast<Real>(std::numeric_limits<T>::min()) +
+                         1e-300L;  // subnormal y may be taken as zero, and the kernels' exp ends at e^-708
+    if (!(std::fabs(y - at.y[j]) <= allowed)) return describe("y - y(lam)", y - at.y[j], allowed);
+    if (cuts.domain != Domain::kQuadratic && !(y >= 0.0L && y <= 1.0L)) return describe("y outside [0, 1]", y, 0.0L);
+    sum_of_y += y;
+  }
+  const Real off_sum = static_cast<Real>(n + 1) * kDoubleEps + 0.5L * kEps<T>;
+  if (cuts.domain == Domain::kSimplex && !(std::fabs(sum_of_y - 1.0L) <= off_sum))
+    return describe("1'y - 1", sum_of_y - 1.0L, off_sum);
   Real v_error = 0.0L;
   const Real terms = static_cast<Real>(n + k + 8) * kDoubleEps;
   for (std::size_t i = 0; i < k; ++i) {
     Real error = terms * std::fabs(static_cast<Real>(cuts.offsets[i]));
     for (std::size_t j = 0; j < n; ++j)
-      error += std::fabs(static_cast<Real>(cuts.slope(i, j))) * (y_error[j] + 0.5L * terms);
+      error += std::fabs(static_cast<Real>(cuts.slope(i, j))) *
+               (y_error[j] + terms * (cuts.domain == Domain::kEntropy ? 0.5L : std::fabs(at.y[j]) + cuts.centre()));
     v_error = std::fmax(v_error, error);
     dual_error += lam[i] * std::fabs(static_cast<Real>(cuts.offsets[i])) * lam_error;
     dual_size += lam[i] * std::fabs(static_cast<Real>(cuts.offsets[i]));

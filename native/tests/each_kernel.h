@@ -11,8 +11,8 @@ namespace icnnrt_tests {
 
 // body(kernels) for each instruction set's kernels; what fails says by which.
 template <typename T, typename Body>
-void each_kernel(const Body& body) {
-  for (const icnnrt::Kernels<T>* kernels : runnable_kernels<T>()) {
+void each_kernel(const Body& body, Domain domain = Domain::kEntropy) {
+  for (const icnnrt::Kernels<T>* kernels : runnable_kernels<T>(domain)) {
     const std::string instruction_set = kernels->instruction_set;
     CAPTURE(instruction_set);
     body(*kernels);

@@ -87,9 +87,10 @@ struct Numbers {
 template <typename T>
 void try_kernels(Bytes& bytes) {
   static thread_local Caller caller;
-  const std::vector<const icnnrt::Kernels<T>*> runnable = runnable_kernels<T>();
+  const Domain domain = static_cast<Domain>(bytes.below(icnnrt::kDomains));
+  const std::vector<const icnnrt::Kernels<T>*> runnable = runnable_kernels<T>(domain);
   const icnnrt::Kernels<T>& kernels = *runnable[bytes.below(runnable.size())];
-  Cuts<T> cuts(1 + bytes.below(bytes.below(4) ? 8 : 41), 1 + bytes.below(bytes.below(4) ? 20 : 130));
+  Cuts<T> cuts(1 + bytes.below(bytes.below(4) ? 8 : 41), 1 + bytes.below(bytes.below(4) ? 20 : 130), domain);
   const std::size_t k = cuts.k, n = cuts.n;
   const std::size_t k_prev = bytes.below(2) ? bytes.below(k + 1) : 0;
   const std::size_t steps = bytes.below(2) ? kSteps : bytes.below(80);

@@ -18,9 +18,9 @@ inline Real sigmoid(Real s) {
 
 // What multipliers lam imply. They need not sum to 1, as rounding to float leaves them.
 struct Evaluation {
-  std::vector<Real> s, y, D, v;
-  Real dual;  // e'lam - sum(|s|/2 + log(1 + e^-|s|)), the lower bound
-  Real gap;   // sum lam_i (max v - v_i) >= 0
+  std::vector<Real> s, y, D, v;  // D: its diagonal, but y on the simplex, where D = diag(y) - yy'
+  Real dual;                     // e'lam - R*(s), the lower bound; R*(s) = sum(|s|/2 + log(1 + e^-|s|)) in the box
+  Real gap;                      // sum lam_i (max v - v_i) >= 0
 };
 
 template <typename T>
@@ -33,14 +33,26 @@ Evaluation evaluate(const Cuts<T>& cuts, const std::vector<Real>& lam) {
                 0.0L};
   for (std::size_t i = 0; i < cuts.k; ++i)
     for (std::size_t j = 0; j < cuts.n; ++j) at.s[j] -= lam[i] * static_cast<Real>(cuts.slope(i, j));
+  const Real top = *std::max_element(at.s.begin(), at.s.end());
+  Real total = 0.0L;
+  for (Real s : at.s) total += std::exp(s - top);
   for (std::size_t j = 0; j < cuts.n; ++j) {
-    at.y[j] = sigmoid(at.s[j]);
-    at.D[j] = at.y[j] * sigmoid(-at.s[j]);
-    at.dual -= 0.5L * std::fabs(at.s[j]) + std::log1p(std::exp(-std::fabs(at.s[j])));
+    if (cuts.domain == Domain::kEntropy) {
+      at.y[j] = sigmoid(at.s[j]);
+      at.D[j] = at.y[j] * sigmoid(-at.s[j]);
+      at.dual -= 0.5L * std::fabs(at.s[j]) + std::log1p(std::exp(-std::fabs(at.s[j])));
+    } else if (cuts.domain == Domain::kSimplex) {
+      at.y[j] = at.D[j] = std::exp(at.s[j] - top) / total;
+      at.dual += ((at.s[j] - top) - std::log(total)) / static_cast<Real>(cuts.n);
+    } else {
+      at.y[j] = at.s[j];
+      at.D[j] = 1.0L;
+      at.dual -= 0.5L * at.s[j] * at.s[j];
+    }
   }
   for (std::size_t i = 0; i < cuts.k; ++i) {
     at.v[i] = static_cast<Real>(cuts.offsets[i]);
-    for (std::size_t j = 0; j < cuts.n; ++j) at.v[i] += static_cast<Real>(cuts.slope(i, j)) * (at.y[j] - 0.5L);
+    for (std::size_t j = 0; j < cuts.n; ++j) at.v[i] += static_cast<Real>(cuts.slope(i, j)) * (at.y[j] - cuts.centre());
     at.dual += lam[i] * static_cast<Real>(cuts.offsets[i]);
   }
   const Real highest = *std::max_element(at.v.begin(), at.v.end());
@@ -48,15 +60,32 @@ Evaluation evaluate(const Cuts<T>& cuts, const std::vector<Real>& lam) {
   return at;
 }
 
-// G diag(D) G', row-major [k, k].
+// D a
+template <typename T>
+std::vector<Real> D_times(const Cuts<T>& cuts, const std::vector<Real>& D, const std::vector<Real>& a) {
+  Real mean = 0.0L;
+  std::vector<Real> product(cuts.n);
+  if (cuts.domain == Domain::kSimplex) {
+    Real total = 0.0L;
+    for (Real y : D) total += y;
+    for (std::size_t j = 0; j < cuts.n; ++j) mean += D[j] / total * a[j];
+  }
+  for (std::size_t j = 0; j < cuts.n; ++j) product[j] = D[j] * (a[j] - mean);
+  return product;
+}
+
+// G D G', row-major [k, k].
 template <typename T>
 std::vector<Real> gram(const Cuts<T>& cuts, const std::vector<Real>& D) {
-  std::vector<Real> GDG(cuts.k * cuts.k);
+  std::vector<Real> GDG(cuts.k * cuts.k), mean(cuts.k, 0.0L);
+  if (cuts.domain == Domain::kSimplex)
+    for (std::size_t i = 0; i < cuts.k; ++i)
+      for (std::size_t j = 0; j < cuts.n; ++j) mean[i] += D[j] * static_cast<Real>(cuts.slope(i, j));
   for (std::size_t i = 0; i < cuts.k; ++i)
     for (std::size_t l = 0; l <= i; ++l) {
       Real sum = 0.0L;
       for (std::size_t j = 0; j < cuts.n; ++j)
-        sum += static_cast<Real>(cuts.slope(i, j)) * D[j] * static_cast<Real>(cuts.slope(l, j));
+        sum += (static_cast<Real>(cuts.slope(i, j)) - mean[i]) * D[j] * (static_cast<Real>(cuts.slope(l, j)) - mean[l]);
       GDG[i * cuts.k + l] = GDG[l * cuts.k + i] = sum;
     }
   return GDG;
@@ -161,21 +190,21 @@ template <typename T>
 AdjointSolution reference_adjoint(const Cuts<T>& cuts, const std::vector<std::size_t>& support,
                                   const std::vector<Real>& D, const std::vector<Real>& y_bar) {
   const std::size_t m = support.size();
-  const std::vector<Real> GDG = gram(cuts, D);
+  const std::vector<Real> GDG = gram(cuts, D), D_y_bar = D_times(cuts, D, y_bar);
   std::vector<Real> A((m + 1) * (m + 1)), b(m + 1);
   for (std::size_t a = 0; a < m; ++a) {
     for (std::size_t c = 0; c < m; ++c) A[a * (m + 1) + c] = GDG[support[a] * cuts.k + support[c]];
     A[a * (m + 1) + m] = A[m * (m + 1) + a] = 1.0L;
-    for (std::size_t j = 0; j < cuts.n; ++j) b[a] -= static_cast<Real>(cuts.slope(support[a], j)) * D[j] * y_bar[j];
+    for (std::size_t j = 0; j < cuts.n; ++j) b[a] -= static_cast<Real>(cuts.slope(support[a], j)) * D_y_bar[j];
   }
   const std::vector<Real> x = solve_linear(A, b);
   AdjointSolution solution{std::vector<Real>(cuts.n), std::vector<Real>(cuts.k, 0.0L)};
   for (std::size_t a = 0; a < m; ++a) solution.c_lam[support[a]] = x[a];
-  for (std::size_t j = 0; j < cuts.n; ++j) {
-    Real sum = y_bar[j];
-    for (std::size_t a = 0; a < m; ++a) sum += static_cast<Real>(cuts.slope(support[a], j)) * x[a];
-    solution.c_y[j] = -D[j] * sum;
-  }
+  std::vector<Real> sum = y_bar;
+  for (std::size_t j = 0; j < cuts.n; ++j)
+    for (std::size_t a = 0; a < m; ++a) sum[j] += static_cast<Real>(cuts.slope(support[a], j)) * x[a];
+  solution.c_y = D_times(cuts, D, sum);
+  for (Real& c : solution.c_y) c = -c;
   return solution;
 }
 

@@ -105,7 +105,7 @@ struct Batch {
 TEST_CASE_TEMPLATE("any number of threads, the bits of the core", T, float, double) {
   Random random(81);
   Caller caller;
-  const icnnrt::Kernels<T>& core = icnnrt::kernels<T>();
+  const std::string names[] = {"Entropy", "Simplex", "Quadratic"};  // as `Domain` has them
   // workspaces on the stack and not, one task and many, fewer samples than threads
   for (const Batch& size : {Batch{1, 5, 10}, {300, 5, 10}, {7, 20, 300}, {2, 30, 600}, {0, 3, 4}}) {
     CAPTURE(size.B);
@@ -120,11 +120,15 @@ TEST_CASE_TEMPLATE("any number of threads, the bits of the core", T, float, doub
     }
     const auto B = static_cast<std::int64_t>(size.B), k = static_cast<std::int64_t>(size.k),
                n = static_cast<std::int64_t>(size.n);
-    for (unsigned threads : {1u, 4u}) {
+    for (std::size_t call = 0; call < 2 * icnnrt::kDomains; ++call) {
+      const unsigned threads = call % 2 ? 4 : 1;
+      const std::string& name = names[call / 2];
+      const icnnrt::Kernels<T>& core = icnnrt::kernels<T>(static_cast<Domain>(call / 2));
       CAPTURE(threads);
+      CAPTURE(name);
       const Library library;
-      const Node solve(library.find<T>("BundleEntropySolve"), kUsual),
-          adjoint(library.find<T>("BundleEntropyAdjoint"), {});
+      const Node solve(library.find<T>("Bundle" + name + "Solve"), kUsual),
+          adjoint(library.find<T>("Bundle" + name + "Adjoint"), {});
       OrtKernelContext context{{tensor<T>({B, k, n}, slopes), tensor<T>({B, k}, offsets), zeros<T>({B, 0})}, {}, {}};
       context.threads = threads;
       CHECK(solve.run(context) == "");

@@ -1,13 +1,15 @@
-// ai.icnnrt::BundleEntropySolve: checks, and one call of the core for every sample.
+// ai.icnnrt::BundleEntropySolve and its like for other domains: checks, and one call of the core for every sample.
 #pragma once
 
 #include "batch.h"
 
 namespace icnnrt::ort {
 
-template <typename T>
-struct BundleEntropySolve {
-  static constexpr const char* kName = "BundleEntropySolve";
+template <Domain kDomain, typename T>
+struct BundleSolve {
+  static constexpr const char* kName = kDomain == Domain::kEntropy   ? "BundleEntropySolve"
+                                       : kDomain == Domain::kSimplex ? "BundleSimplexSolve"
+                                                                     : "BundleQuadraticSolve";
   // Far more than ever help; a file must not be able to ask for a computation without end.
   static constexpr std::int64_t kMostSteps = 1'000'000;
   static constexpr ONNXTensorElementDataType T_ = sizeof(T) == sizeof(float) ? kFloat : kDouble;
@@ -18,7 +20,7 @@ struct BundleEntropySolve {
   static constexpr ONNXTensorElementDataType kOutputTypes[] = {T_, T_, kDouble, kDouble};
   static constexpr std::size_t kOutputsOfT = 2;  // the first ones; the others are double always
 
-  const Kernels<T>& kernels = icnnrt::kernels<T>();
+  const Kernels<T>& kernels = icnnrt::kernels<T>(kDomain);
   std::size_t steps = 0;
 
   OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info) {

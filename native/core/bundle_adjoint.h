@@ -8,7 +8,7 @@ namespace ICNNRT_INSTRUCTION_SET {
 
 // The constants of `kkt_adjoint` in icnnrt/reference.py.
 inline constexpr double kTraceRidge = 1e-13;
-inline constexpr double kSmallestRidge = 1e-30;
+inline constexpr double kSmallestRidge = 1e-30;  // next to 0 where a domain has no unit
 
 // x = Ã^-1 b with one refinement; A holds Ã's factors, H Ã itself, `residual` is scratch.
 ICNNRT_INLINE void solve_refined(Workspace& ws, std::size_t m, const double* b, double* x, double* residual) {
@@ -29,11 +29,11 @@ ICNNRT_INLINE void solve_refined(Workspace& ws, std::size_t m, const double* b, 
 // Rows with λ = 0 have c_λ = 0 and no part in the others': they are left out.
 // ws.u holds ȳ; c_λ is left in ws.direction and c_y in ws.u. False if anything given is NaN or infinite, or λ is
 // negative or nothing but zeros.
-template <typename U>
-static bool solve_adjoint(const Cuts<U>& cuts, Workspace& ws) {
+template <typename Domain, typename U>
+static bool solve_adjoint(const Model<Domain, U>& cuts, Workspace& ws) {
   const std::size_t k = cuts.k;
   const Columns& columns = cuts.columns;
-  evaluate<true>(cuts, ws.lam, ws.rows, ws.point, ws.sizes);
+  evaluate<typename Domain::Size>(cuts, ws.lam, ws.rows, ws.point, ws.sizes);
   double size = 0.0, total = 0.0;
   for (std::size_t i = 0; i < k; ++i) {
     size += __builtin_fabs(ws.e[i]) + ws.sizes[i] + __builtin_sqrt(ws.lam[i]);  // √ of a negative λ is NaN
@@ -45,12 +45,12 @@ static bool solve_adjoint(const Cuts<U>& cuts, Workspace& ws) {
   const std::size_t m = support(ws.lam, k, ws.rows);
   for (std::size_t i = 0; i < k; ++i) ws.direction[i] = 0.0;
   if (m > 1) {  // a single cut's multiplier is 1 whatever happens
-    for (std::size_t b = 0; b < columns.blocks; ++b)
-      store(ws.u_coefficient + b * W, -(load(ws.point.D + b * W) * load(ws.u + b * W)));
+    Domain::minus_D_times(columns, ws.point.D, ws.u, ws.u_coefficient);
     for (std::size_t i = 0; i < k; ++i) ws.e[i] = 0.0;  // r = 0 - G D ȳ
     times(cuts, ws.u_coefficient, ws.r);
-    gram(cuts, ws.rows, m, ws.point.D, ws.H, ws.ld);
+    Domain::gram(cuts, ws.rows, m, ws.point.D, ws.centres, ws.H, ws.ld);
 
+    constexpr double ridge = kSmallestRidge * Domain::kUnit + 0x1p-1000;
     double* const q = ws.w;
     double trace = 0.0;
     for (std::size_t a = 0; a < m; ++a) {
@@ -60,7 +60,7 @@ static bool solve_adjoint(const Cuts<U>& cuts, Workspace& ws) {
     for (std::size_t a = 0; a < m; ++a) {
       for (std::size_t b = 0; b < ws.ld; ++b) ws.A[a * ws.ld + b] = b < m ? ws.H[a * ws.ld + b] *= q[a] * q[b] : 0.0;
       const double slack = ws.point.top - ws.point.v[ws.rows[a]];
-      ws.A[a * ws.ld + a] = ws.H[a * ws.ld + a] += slack + (kTraceRidge * trace + kSmallestRidge);
+      ws.A[a * ws.ld + a] = ws.H[a * ws.ld + a] += slack + (kTraceRidge * trace + ridge);
       ws.z[a] = q[a] * ws.r[ws.rows[a]];
     }
     factor(ws.A, m, ws.ld, ws.inverse);
@@ -74,15 +74,14 @@ static bool solve_adjoint(const Cuts<U>& cuts, Workspace& ws) {
     }
     for (std::size_t a = 0; a < m; ++a) ws.direction[ws.rows[a]] = q[a] * (X0[a] - X1[a] * (qX0 / qX1));
   }
-  for (std::size_t b = 0; b < columns.blocks; ++b) {
-    const Vec y_bar = load(ws.u + b * W), D = load(ws.point.D + b * W);
-    store(ws.u + b * W, -(D * (y_bar + transposed_times(cuts, ws.rows, m, ws.direction, b))));
-  }
+  for (std::size_t b = 0; b < columns.blocks; ++b)
+    store(ws.u + b * W, load(ws.u + b * W) + transposed_times(cuts, ws.rows, m, ws.direction, b));
+  Domain::minus_D_times(columns, ws.point.D, ws.u, ws.u);
   return true;
 }
 
-template <typename T>
-static void bundle_entropy_adjoint(const Sizes& sizes, const AdjointArguments<T>& args, void* memory) noexcept {
+template <typename Domain, typename T>
+static void bundle_adjoint(const Sizes& sizes, const AdjointArguments<T>& args, void* memory) noexcept {
   const std::size_t k = sizes.k, n = sizes.n;
   Workspace ws = lay_out(memory, k, n);
   for (std::size_t i = 0; i < k; ++i) {
@@ -90,8 +89,8 @@ static void bundle_entropy_adjoint(const Sizes& sizes, const AdjointArguments<T>
     ws.lam[i] = static_cast<double>(args.lam[i]);
   }
   read_columns(n, args.y_bar, ws.u);
-  const bool sound = n < W ? solve_adjoint(short_cuts(sizes, args.slopes, ws), ws)
-                           : solve_adjoint(Cuts<T>{args.slopes, n, ws.e, k, columns(n)}, ws);
+  const bool sound = n < W ? solve_adjoint(Model<Domain, double>{short_cuts(sizes, args.slopes, ws)}, ws)
+                           : solve_adjoint(Model<Domain, T>{{args.slopes, n, ws.e, k, columns(n)}}, ws);
   if (!sound) {
     for (std::size_t b = 0; b < columns_of(n).blocks; ++b) store(ws.u + b * W, broadcast(__builtin_nan("")));
   }

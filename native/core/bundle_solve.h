@@ -27,21 +27,21 @@ ICNNRT_INLINE bool pruned(const double* from, std::size_t k, double* lam) {
 }
 
 // Leaves ws.point standing at ws.lam, the best found. False if some cut is NaN or infinite.
-template <typename U>
-static bool solve_model(const Cuts<U>& cuts, Workspace& ws, const double* lam_start, std::size_t steps) {
+template <typename Domain, typename U>
+static bool solve_model(const Model<Domain, U>& cuts, Workspace& ws, const double* lam_start, std::size_t steps) {
   const std::size_t k = cuts.k;
   bool cold = lam_start == nullptr || !pruned(lam_start, k, ws.lam);
   if (cold)
     for (std::size_t i = 0; i < k; ++i) ws.lam[i] = 1.0 / static_cast<double>(k);
-  evaluate<true>(cuts, ws.lam, ws.rows, ws.point, ws.sizes);
-  // What rounding may do to v, for any y in the box.
+  evaluate<typename Domain::Size>(cuts, ws.lam, ws.rows, ws.point, ws.sizes);
+  // What rounding may do to v, for any y there is.
   double enough = 0.0;
   for (std::size_t i = 0; i < k; ++i) {
-    const double size = __builtin_fabs(cuts.e[i]) + 0.5 * ws.sizes[i];
+    const double size = __builtin_fabs(cuts.e[i]) + Domain::reach(ws.sizes[i]);
     if (!(size <= 0x1p1000)) return false;
     enough = max(enough, size);
   }
-  enough = 2.0 * kEps * (1.0 + enough);
+  enough = 2.0 * kEps * (Domain::kUnit + enough);
 
   double best_gap = __builtin_inf();
   keep_best(ws, k, best_gap);
@@ -54,24 +54,24 @@ static bool solve_model(const Cuts<U>& cuts, Workspace& ws, const double* lam_st
     total += ws.lam[i] = (cold ? 0.0 : 0.9 * start) + 0.1 / static_cast<double>(k);
   }
   for (std::size_t i = 0; i < k; ++i) ws.lam[i] /= total;
-  evaluate<false>(cuts, ws.lam, ws.rows, ws.point, nullptr);
+  evaluate(cuts, ws.lam, ws.rows, ws.point);
   keep_best(ws, k, best_gap);
   interior_point(cuts, ws, cold ? 2.0 : 4.0, enough, steps, best_gap);
 
   // From there Newton's method finds the exact support.
   if (steps > kPolish) steps = kPolish;
   if (pruned(ws.best, k, ws.lam)) {
-    evaluate<false>(cuts, ws.lam, ws.rows, ws.point, nullptr);
+    evaluate(cuts, ws.lam, ws.rows, ws.point);
     newton(cuts, ws, false, enough, steps, best_gap);
     if (ws.point.gap <= max(best_gap, enough)) return true;
   }
   for (std::size_t i = 0; i < k; ++i) ws.lam[i] = ws.best[i];
-  evaluate<false>(cuts, ws.lam, ws.rows, ws.point, nullptr);
+  evaluate(cuts, ws.lam, ws.rows, ws.point);
   return true;
 }
 
-template <typename T>
-static void bundle_entropy_solve(const Sizes& sizes, const SolveArguments<T>& args, void* memory) noexcept {
+template <typename Domain, typename T>
+static void bundle_solve(const Sizes& sizes, const SolveArguments<T>& args, void* memory) noexcept {
   const std::size_t k = sizes.k, n = sizes.n;
   Workspace ws = lay_out(memory, k, n);
   for (std::size_t i = 0; i < k; ++i) ws.e[i] = static_cast<double>(args.offsets[i]);
@@ -86,9 +86,9 @@ static void bundle_entropy_solve(const Sizes& sizes, const SolveArguments<T>& ar
   }
   bool finite = start_size <= 0x1p1000;
   if (finite && n < W) {
-    finite = solve_model(short_cuts(sizes, args.slopes, ws), ws, lam_start, sizes.steps);
+    finite = solve_model(Model<Domain, double>{short_cuts(sizes, args.slopes, ws)}, ws, lam_start, sizes.steps);
   } else if (finite) {
-    finite = solve_model(Cuts<T>{args.slopes, n, ws.e, k, columns(n)}, ws, lam_start, sizes.steps);
+    finite = solve_model(Model<Domain, T>{{args.slopes, n, ws.e, k, columns(n)}}, ws, lam_start, sizes.steps);
   }
   if (!finite || !(ws.point.gap == ws.point.gap)) {
     for (std::size_t j = 0; j < n; ++j) args.y[j] = static_cast<T>(__builtin_nan(""));

@@ -1,13 +1,15 @@
-// ai.icnnrt::BundleEntropyAdjoint: checks, and one call of the core for every sample.
+// ai.icnnrt::BundleEntropyAdjoint and its like for other domains: checks, and one call of the core for every sample.
 #pragma once
 
 #include "batch.h"
 
 namespace icnnrt::ort {
 
-template <typename T>
-struct BundleEntropyAdjoint {
-  static constexpr const char* kName = "BundleEntropyAdjoint";
+template <Domain kDomain, typename T>
+struct BundleAdjoint {
+  static constexpr const char* kName = kDomain == Domain::kEntropy   ? "BundleEntropyAdjoint"
+                                       : kDomain == Domain::kSimplex ? "BundleSimplexAdjoint"
+                                                                     : "BundleQuadraticAdjoint";
   static constexpr ONNXTensorElementDataType T_ = sizeof(T) == sizeof(float) ? kFloat : kDouble;
   static constexpr const char* kInputShapes[] = {"Bkn", "Bk", "Bk", "Bn"};
   static constexpr ONNXTensorElementDataType kInputTypes[] = {T_, T_, T_, T_};
@@ -15,7 +17,7 @@ struct BundleEntropyAdjoint {
   static constexpr ONNXTensorElementDataType kOutputTypes[] = {T_, T_};
   static constexpr std::size_t kOutputsOfT = 2;  // all
 
-  const Kernels<T>& kernels = icnnrt::kernels<T>();
+  const Kernels<T>& kernels = icnnrt::kernels<T>(kDomain);
 
   OrtStatus* read_attributes(const Api&, const OrtKernelInfo*) { return nullptr; }
 

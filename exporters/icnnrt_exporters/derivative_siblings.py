@@ -1,0 +1,321 @@
+"""The files f.onnx and adj_f.onnx out of a package: a function and its vector-Jacobian product, side by side.
+
+Tools that differentiate through ONNX models find the derivative of a file f.onnx in adj_f.onnx beside it, by name: it
+takes the inputs of f and a seed adj_<output>, the gradient of a loss by that output, and gives adj_<input>, the
+gradient of the loss by that input. No such tool can derive the argmin itself, which ends in operators of ours and in a
+Loop; the package holds its exact adjoint.
+
+    argmin.onnx      x, y_init -> y and its certificate          as the package has it
+    adj_argmin.onnx  x, y_init, adj_y -> adj_x, adj_<weight>     the argmin once more, then the adjoint
+    value.onnx       x, y -> f
+    adj_value.onnx   x, y, adj_f -> adj_y, and adj_x if the package has the graph gradient_x
+"""
+
+import math
+from pathlib import Path
+from typing import Final
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from icnnrt import package
+from icnnrt.certificate import ROUNDING
+from icnnrt.errors import ExportError
+from icnnrt_exporters.inlining import inlined
+from icnnrt_exporters.packer import check_absent, embedded, write
+from icnnrt_exporters.surgery import Ops, Parts, describe, dismantle, numbered, replace, sizes, static, value
+
+DOUBLE: Final = ir.DataType.DOUBLE
+
+# What tells whether a sample has a gradient.
+CERTIFICATE: Final = (
+    "y",
+    "slopes",
+    "offsets",
+    "cut_points",
+    "energy",
+    "lower_bound",
+    "gap",
+    "residual",
+    "complementarity_history",
+)
+
+
+def siblings(
+    source: str | Path, target: str | Path, *, portable: bool = False, overwrite: bool = False
+) -> tuple[Path, ...]:
+    """Write a package's functions and their derivatives as pairs of self-contained files.
+
+    Args:
+        source: the package folder; opened with all its checks.
+        target: a folder that is there, for argmin.onnx, adj_argmin.onnx, value.onnx and adj_value.onnx; or else a path
+            whose last part is a prefix: out/digits gives out/digits_argmin.onnx, out/adj_digits_argmin.onnx, ...
+        portable: as for `pack`.
+        overwrite: replace files that are there.
+
+    Returns:
+        The files written, each f.onnx followed by its adj_f.onnx; the argmin's only if the package has it. Weights are
+        overridable initialisers of all of them.
+
+    adj_argmin.onnx agrees with `session.vjp(..., on_unsafe="skip")`: adj_<weight>, for every trainable weight, is the
+    sum over the batch; samples without a trustworthy gradient are left out of it and have adj_x = NaN. The other
+    outputs of argmin.onnx have no seed, as they are no functions to differentiate, and y_init no gradient.
+
+    Raises:
+        PackageError: the package is not sound. ExportError: a target exists or cannot be written, a file would be too
+        large for ONNX. Files are written one after the other, each atomically.
+    """
+    target = Path(target)
+    opened = package.Package.open(Path(source))
+    domain = opened.manifest.domain
+    if domain is not None and domain.kind != "unit_box":
+        raise ExportError(
+            f"source: its argmin is over the domain {domain.kind!r}, and siblings are written for 'unit_box' alone; "
+            "use session.vjp"
+        )
+    folder, prefix = (target, "") if target.is_dir() else (target.parent, f"{target.name}_")
+    graphs = opened.graphs
+    functions = [role for role, needs in (("argmin", "adjoint"), ("value", "value")) if {role, needs} <= set(graphs)]
+    names = [(folder / f"{prefix}{role}.onnx", folder / f"adj_{prefix}{role}.onnx") for role in functions]
+    for pair in names:
+        for path in pair:
+            if path.is_dir():
+                raise ExportError(f"target: {path} is a folder; remove it, or choose another place")
+            check_absent(path, overwrite)
+
+    models: list[tuple[Path, onnx.ModelProto]] = []
+    for role, (primal, adjoint) in zip(functions, names, strict=True):
+        if role == "argmin":
+            models.append((primal, embedded(opened, "argmin", portable=portable)))
+            models.append((adjoint, _finished(_adj_argmin(opened), portable)))
+        else:
+            models.append((primal, _finished(_value(opened), portable)))
+            models.append((adjoint, _finished(_adj_value(opened), portable)))
+    for path, model in models:
+        write(path, model)
+    return tuple(path for path, _ in models)
+
+
+# --- argmin --------------------------------------------------------------------------------------
+
+
+def _adj_argmin(opened: package.Package) -> ir.Model:
+    """From the graphs argmin and adjoint to x, y_init, adj_y -> adj_x, adj_<weight>.
+
+    y, cuts = argmin(x, y_init)
+    safe_b  = the certificate of sample b vouches for a gradient
+    θ̄, x̄    = adjoint(cuts, ȳ)     where not safe with ȳ = 0 and a model that is no trouble to solve,
+                               all of its numbers ½: NaN times 0 would be NaN, and so would 0/0 at λ = 0
+    x̄_b     = NaN where not safe
+    """
+    argmin, adjoint = _loaded(opened, "argmin"), _loaded(opened, "adjoint")
+    primal, backward = dismantle(argmin.graph, "primal"), dismantle(adjoint.graph, "adjoint")
+    x, y_init = (_named(primal.inputs, name) for name in ("x", "y_init"))
+    y = _named(primal.outputs, "y")
+    assert y.dtype is not None
+    T, n = y.dtype, static(y, 1)
+
+    op = Ops("sibling")
+    op.extend(primal.nodes)
+    assert opened.manifest.solver is not None
+    certificate = {name: _named(primal.outputs, name) for name in CERTIFICATE}
+    safe = _safe(op, x, certificate, opened.manifest.solver.residual_tolerance)
+    adj_y = value("adj_y", T, ["batch", n])
+    handed_on = {v.name: v for v in primal.outputs} | {"x": x, "y_bar": adj_y}
+    weights, same = _shared_weights(primal, backward)
+    for v in backward.inputs:
+        if v not in same and v.const_value is None:
+            if v.name not in handed_on:
+                raise ExportError(f"adjoint: nothing of the argmin is its input {v.name!r}; export the package anew")
+            given = handed_on[v.name]
+            fill = 0.0 if v.name in ("x", "y_bar") else 0.5
+            same[v] = op("Where", _rows(op, safe, given), given, op.constant(fill, T))
+    replace(backward.nodes, same)
+    op.extend(backward.nodes)
+
+    outputs: list[ir.Value] = []
+    for v in backward.outputs:
+        assert v.name is not None
+        assert v.dtype is not None
+        if v.name == "x_bar":
+            marked = op("Where", _rows(op, safe, v), v, op.constant(math.nan, T))
+            outputs.insert(0, describe(marked, "adj_x", T, ["batch", *opened.manifest.x_shape]))
+        elif v.name.startswith("theta_bar."):
+            outputs.append(describe(v, f"adj_{v.name.removeprefix('theta_bar.')}", v.dtype, sizes(v)))
+        else:
+            v.name = f"adjoint/{v.name}"
+    for v in primal.outputs:
+        v.name = f"primal/{v.name}"
+    constants = [*_constants(primal), *_constants(backward)]
+    # depth, which the adjoint could be fed, stays at its default: all K cuts, the exact derivative.
+    return _model([x, y_init, adj_y], weights, outputs, op, constants, [argmin, adjoint])
+
+
+def _safe(op: Ops, x: ir.Value, of: dict[str, ir.Value], tolerance: float) -> ir.Value:
+    """[B] bool, the samples that `Solution.unsafe(every_model=True)` does not name.
+
+        unit      = max(1, |lower_bound|)
+        solved    = max(stationarity, feasibility, complementarity / unit) ≤ tolerance, at every model's complementarity
+        violation = max_ij [v_j(y_i) − f(y_i)],  v_j(y) = e_j + g_j'(y − ½),  f(y_i) = v_i(y_i)
+        convex    = max(complementarity − gap, violation) ≤ 64 eps max(1, |energy|, max_i |e_i| + ½ ‖g_i‖₁)
+        finite    = 0 · (x, y, energy, lower_bound, gap) = 0
+
+    All of them are false for NaN.
+    """
+    y, slopes, offsets, cut_points = of["y"], of["slopes"], of["offsets"], of["cut_points"]
+    energy, lower, gap, residual = of["energy"], of["lower_bound"], of["gap"], of["residual"]
+    assert y.dtype is not None
+    T, K = y.dtype, static(offsets, 1)
+    zero, one_axis = op.constant([0]), op.constant([1])
+    one, bound = op.constant(1.0, DOUBLE), op.constant(tolerance, DOUBLE)
+
+    unit = op("Max", one, op("Abs", lower))
+    absolute, complementarity = op.many("Split", residual, op.constant([2, 1]), outputs=2, axis=1)
+    complementarity = op("Squeeze", complementarity, one_axis)
+    scaled = op("Div", op("ReduceMax", of["complementarity_history"], one_axis, keepdims=0), unit)
+    worst = op("Max", op("ReduceMax", absolute, one_axis, keepdims=0), op("Div", complementarity, unit), scaled)
+    solved = op("LessOrEqual", worst, bound)
+
+    flipped = op("Transpose", slopes, perm=[0, 2, 1])
+    moved = op("MatMul", op("Sub", cut_points, op.constant(0.5, T)), flipped)
+    v = op("Add", moved, op("Unsqueeze", offsets, one_axis))  # [B, point i, cut j]
+    eye = op.constant([[float(i == j) for j in range(K)] for i in range(K)], T)
+    f = op("ReduceSum", op("Mul", v, eye), op.constant([2]), keepdims=0)
+    excess = op("ReduceMax", op("Sub", op("ReduceMax", v, op.constant([2]), keepdims=0), f), one_axis, keepdims=0)
+    violation = op("Max", op("Sub", complementarity, gap), op("Cast", excess, to=DOUBLE))
+    norms = op("Mul", op.constant(0.5, T), op("ReduceSum", op("Abs", slopes), op.constant([2]), keepdims=0))
+    largest = op("ReduceMax", op("Add", op("Abs", offsets), norms), one_axis, keepdims=0)
+    scale = op("Max", one, op("Abs", energy), op("Cast", largest, to=DOUBLE))
+    eps = 2.0**-23 if T == ir.DataType.FLOAT else 2.0**-52
+    convex = op("LessOrEqual", violation, op("Mul", op.constant(ROUNDING * eps, DOUBLE), scale))
+
+    flat = [op("Flatten", given, axis=1) for given in (x, y)]
+    sums = [op("ReduceSum", op("Mul", given, op.constant(0.0, T)), one_axis, keepdims=0) for given in flat]
+    nothing = op("Cast", op("Add", *sums), to=DOUBLE)
+    for figure in (energy, lower, gap):
+        nothing = op("Add", nothing, op("Mul", figure, op.constant(0.0, DOUBLE)))
+    finite = op("Equal", nothing, op("Cast", op("Squeeze", zero), to=DOUBLE))
+    return op("And", op("And", solved, convex), finite)
+
+
+def _rows(op: Ops, of_sample: ir.Value, like: ir.Value) -> ir.Value:
+    """[B] -> [B, 1, ..., 1], of as many dimensions as another value."""
+    assert like.shape is not None
+    more = len(like.shape) - 1
+    return op("Unsqueeze", of_sample, op.constant(list(range(1, 1 + more)))) if more else of_sample
+
+
+# --- value ---------------------------------------------------------------------------------------
+
+
+def _value(opened: package.Package) -> ir.Model:
+    """x, y -> f: the graph value without its gradient."""
+    model = _loaded(opened, "value")
+    parts = dismantle(model.graph, "value")
+    f = _named(parts.outputs, "f")
+    for v in parts.outputs:
+        if v is not f:
+            v.name = f"value/{v.name}"
+    data = [_named(parts.inputs, name) for name in ("x", "y")]
+    op = Ops("sibling")
+    op.extend(parts.nodes)
+    return _model(data, _weights(parts), [f], op, _constants(parts), [model])
+
+
+def _adj_value(opened: package.Package) -> ir.Model:
+    """x, y, adj_f -> adj_y = adj_f ∇_y f, and adj_x = adj_f ∇_x f where the package has the graph of ∇_x f."""
+    models = [_loaded(opened, "value")]
+    parts = dismantle(models[0].graph, "value")
+    x, y = (_named(parts.inputs, name) for name in ("x", "y"))
+    gradient = _named(parts.outputs, "gradient")
+    assert gradient.dtype is not None
+    T = gradient.dtype
+    adj_f = value("adj_f", T, ["batch"])
+    weights, constants = _weights(parts), _constants(parts)
+    for v in parts.outputs:
+        v.name = f"value/{v.name}"
+    op = Ops("sibling")
+    op.extend(parts.nodes)
+    outputs = [describe(op("Mul", _rows(op, adj_f, gradient), gradient), "adj_y", T, ["batch", static(gradient, 1)])]
+
+    if "gradient_x" in opened.graphs:
+        models.append(_loaded(opened, "gradient_x"))
+        more = dismantle(models[1].graph, "gradient_x")
+        gradient_x = _named(more.outputs, "gradient_x")
+        weights, same = _shared_weights(parts, more)
+        same |= {_named(more.inputs, "x"): x, _named(more.inputs, "y"): y}
+        for v in more.outputs:
+            v.name = f"gradient_x/{v.name}"
+        replace(more.nodes, same)
+        op.extend(more.nodes)
+        constants += _constants(more)
+        adj_x = op("Mul", _rows(op, adj_f, gradient_x), gradient_x)
+        outputs.insert(0, describe(adj_x, "adj_x", T, ["batch", *opened.manifest.x_shape]))
+    return _model([x, y, adj_f], weights, outputs, op, constants, models)
+
+
+# --- Both ----------------------------------------------------------------------------------------
+
+
+def _loaded(opened: package.Package, role: str) -> ir.Model:
+    return ir.from_proto(embedded(opened, role, portable=False))
+
+
+def _named(values: list[ir.Value], name: str) -> ir.Value:
+    for v in values:
+        if v.name == name:
+            return v
+    raise ExportError(f"graph: expected {name!r} among {', '.join(str(v.name) for v in values)}; export it anew")
+
+
+def _weights(parts: Parts) -> list[ir.Value]:
+    """The overridable initialisers of a graph, but `depth`, which is a setting."""
+    return [v for v in parts.inputs if v.const_value is not None and v.name != "depth"]
+
+
+def _constants(parts: Parts) -> list[ir.Value]:
+    weights = _weights(parts)
+    return [v for v in parts.initializers if v not in weights]
+
+
+def _shared_weights(one: Parts, other: Parts) -> tuple[list[ir.Value], dict[ir.Value, ir.Value]]:
+    """The weights of two graphs, each once, and by what to replace those of the other."""
+    by_name = {v.name: v for v in _weights(one)}
+    same = {v: by_name[v.name] for v in _weights(other) if v.name in by_name}
+    return [*by_name.values(), *(v for v in _weights(other) if v not in same)], same
+
+
+def _model(
+    data: list[ir.Value],
+    weights: list[ir.Value],
+    outputs: list[ir.Value],
+    op: Ops,
+    constants: list[ir.Value],
+    parts: list[ir.Model],
+) -> ir.Model:
+    """A model of these nodes, with the functions of the models they come from."""
+    graph = ir.Graph(
+        [*data, *weights],
+        outputs,
+        nodes=op.nodes,
+        initializers=[*weights, *numbered([*constants, *op.constants])],
+        opset_imports={domain: version for part in parts for domain, version in part.graph.opset_imports.items()},
+        name="sibling",
+    )
+    names = [v.name for v in (*graph.inputs, *graph.outputs)]
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise ExportError(f"weights: one is called so that {twice[0]!r} has two meanings in a sibling; rename it")
+    model = ir.Model(graph, ir_version=parts[0].ir_version, producer_name="icnnrt")
+    for part in parts:
+        model.functions.update(part.functions)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedFunctionsPass()(model)
+    passes.NameFixPass()(model)
+    return model
+
+
+def _finished(model: ir.Model, portable: bool) -> onnx.ModelProto:
+    proto = ir.to_proto(model)
+    return inlined(proto) if portable else proto

@@ -1,0 +1,310 @@
+"""Is f convex in y? Asked of value.onnx and the weights themselves, answered before anything is solved.
+
+    proven      the rules of `curvature`, applied to the graph operator by operator, show that f(x, ·) is convex on all
+                of R^n, for every x, with these weights; in real arithmetic, and at joints of pieces up to the rounding
+                of the graph's own dtype (see `univariate`)
+    violated    an x and two points y_a, y_b are shown where f at their midpoint exceeds the mean of f at the two by
+                more than rounding, in the graph's own arithmetic and in float64
+    unknown     neither: the rules stop at a node that is named, and no violation was found among the segments tried
+
+Nothing is ever proven by sampling. onnxruntime may fuse operators; that changes rounding, not the function.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt._fields import show
+from icnnrt.certificate import ROUNDING
+from icnnrt.convexity_rules import Stop, Walk
+from icnnrt.errors import PackageError
+from icnnrt.onnx_graph import Graph, ancestors, read_graph
+from icnnrt.onnx_numpy import Unsupported, evaluate
+
+Array: TypeAlias = NDArray[Any]
+Value: TypeAlias = Callable[[Array, Array], Array]  # (x [B, ...], y [B, n]) -> f [B]
+
+POINTS: Final = 16  # parts of a chord
+CHORDS: Final = 192  # in one round
+ROUNDS: Final = 6
+MAX_X: Final = 16  # samples of x that are tried
+GRID: Final = 64.0  # ends of chords are multiples of 1/64, so that midpoints are exact in float32
+
+
+@dataclass(frozen=True)
+class Witness:
+    """f(x, (y_a + y_b) / 2) − (f(x, y_a) + f(x, y_b)) / 2 = excess > rounding."""
+
+    x: tuple[Any, ...]  # nested, in the shape of one sample
+    y_a: tuple[Any, ...]
+    y_b: tuple[Any, ...]
+    excess: float
+    rounding: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What sampling saw where nothing was proven: `excess` is the worst, relative to max(1, |f|)."""
+
+    segments: int
+    excess: float
+
+
+@dataclass(frozen=True)
+class Convexity:
+    """The verdict on one energy with one set of weights.
+
+    Attributes:
+        verdict: "proven", "violated" or "unknown".
+        reason: why not proven; empty if it is.
+        node: (operator, name of what it makes) where the rules stopped.
+        blame: names of the weights whose sign broke a rule.
+        witness: of a violation.
+        min_weight: (names, number): the smallest entry, as the graph uses it, of all that had to be >= 0.
+        strong_convexity: mu > 0 such that f − (mu/2)‖y‖² is convex for every x, where quadratic terms give one.
+        lipschitz: a bound on |f(x, y) − f(x, y')| / ‖y − y'‖₂ that holds for every x, where weights alone give one.
+        evidence: of sampling, where nothing was proven.
+    """
+
+    verdict: Literal["proven", "violated", "unknown"]
+    reason: str = ""
+    node: tuple[str, str] | None = None
+    blame: tuple[str, ...] = ()
+    witness: Witness | None = None
+    min_weight: tuple[str, float] | None = None
+    strong_convexity: float | None = None
+    lipschitz: float | None = None
+    evidence: Evidence | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, texts and numbers."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Convexity":
+        """What `to_json` gave, checked key by key; raises `PackageError`."""
+        try:
+            given = dict(value)
+            witness, evidence = given.pop("witness"), given.pop("evidence")
+            node, weight = given.pop("node"), given.pop("min_weight")
+            result = cls(
+                **{k: given.pop(k) for k in ("verdict", "reason", "strong_convexity", "lipschitz")},
+                blame=tuple(str(name) for name in given.pop("blame")),
+                node=None if node is None else (str(node[0]), str(node[1])),
+                min_weight=None if weight is None else (str(weight[0]), float(weight[1])),
+                witness=None if witness is None else Witness(**{k: _nested(v) for k, v in witness.items()}),
+                evidence=None if evidence is None else Evidence(**evidence),
+            )
+            if given or result.verdict not in ("proven", "violated", "unknown"):
+                raise ValueError(f"it holds {sorted(given) or result.verdict}")
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise PackageError(
+                f"convexity: expected what Convexity.to_json gives, but {show(str(error))}; certify the package again."
+            ) from error
+        return result
+
+    def sentence(self) -> str:
+        """The verdict in one sentence."""
+        place = f" at {self.node[0]} {show(self.node[1])}" if self.node else ""
+        blame = f"; weights to look at: {', '.join(self.blame)}" if self.blame else ""
+        if self.verdict == "proven":
+            least = f"; the smallest weight that must be >= 0 is {self.min_weight[1]:.3g}" if self.min_weight else ""
+            return f"f is proven convex in y{least}."
+        if self.verdict == "violated":
+            assert self.witness is not None
+            return (
+                f"f is not convex in y: between two points it lies {self.witness.excess:.3g} above its chord, "
+                f"where rounding allows {self.witness.rounding:.1g}{blame}."
+            )
+        seen = ""
+        if self.evidence:
+            seen = f", though none of {self.evidence.segments} segments showed that it is not"
+        return f"f is not proven convex in y{place}: {self.reason}{seen}{blame}."
+
+
+def prove(
+    graph_bytes: bytes,
+    weights: Mapping[str, Array],
+    *,
+    value: Value | None = None,
+    x_samples: Array | None = None,
+    seed: int = 0,
+    box: tuple[float, float] = (0.0, 1.0),
+) -> Convexity:
+    """The verdict on f(x, ·) of a value graph: inputs x and y, an output f [B], initialisers by the names of `weights`.
+
+    Args:
+        graph_bytes, weights: `Package.graphs["value"]` and `Package.weights`.
+        value: f as onnxruntime computes it, asked for segments where the rules do not reach; by default numpy's f.
+        x_samples: [B, ...], contexts to try; random normal ones by default.
+        seed: of the segments tried.
+        box: where y is tried; a proof holds on all of R^n.
+
+    Raises:
+        PackageError: the bytes are not a well-formed graph, or do not fit the weights.
+    """
+    graph = read_graph(graph_bytes, weights)
+    if "f" not in graph.outputs:
+        raise PackageError(
+            f"value.onnx: expected an output f, but the outputs are {show(list(graph.outputs))}; export it again."
+        )
+    node: tuple[str, str] | None = None
+    blame: tuple[str, ...] = ()
+    least: tuple[str, float] | None = None
+    try:
+        if graph.functions:
+            raise Stop(None, "the model brings functions of its own")
+        for batch, other in ((3, 2), (2, 3)):
+            walk = Walk(graph, batch, other)
+            f = walk.run()
+            if f.shape != (batch,):
+                raise Stop(None, f"f has the shape {list(f.shape)} for {batch} samples")
+            if not f.has(1).all():
+                culprit, name = walk.culprit()
+                blame = tuple(sorted(set().union(*(names for names, _ in walk.broken.values()))))
+                raise Stop(culprit, walk.why(culprit, name) if culprit else "f is not made by any operator")
+            if walk.least:
+                least = (", ".join(sorted(walk.least[1])), walk.least[0])
+        return Convexity("proven", min_weight=least)
+    except Stop as stop:
+        if stop.node is not None:
+            node = (stop.node.op_type[:80], (stop.node.outputs or ("",))[0][:200])
+        reason = stop.why
+    witness, evidence = _search(graph, weights, value, x_samples, np.random.default_rng(seed), box)
+    verdict: Literal["violated", "unknown"] = "unknown" if witness is None else "violated"
+    return Convexity(verdict, reason, node, blame, witness, least, evidence=evidence)
+
+
+# --- Segments ------------------------------------------------------------------------------------
+
+
+def _search(
+    graph: Graph,
+    weights: Mapping[str, Array],
+    value: Value | None,
+    x_samples: Array | None,
+    rng: np.random.Generator,
+    box: tuple[float, float],
+) -> tuple[Witness | None, Evidence | None]:
+    """Chords of the box, second differences at four scales along each, then chords near the worst ones."""
+    inputs = {i.name: i for i in graph.inputs}
+    y_input = inputs.get("y")
+    if y_input is None or y_input.dtype is None or y_input.dtype.kind != "f" or not y_input.shape:
+        return None, None
+    shape, dtype = tuple(s or 1 for s in y_input.shape[1:]), y_input.dtype
+    x_input = inputs.get("x")
+    nodes = tuple(ancestors(graph, "f"))
+
+    def energy(x: Array, y: Array, float64: bool = False) -> Array:
+        values = {**graph.initializers, "x": x, "y": y.reshape(len(y), *shape)}
+        return evaluate(nodes, values, float64=float64)["f"]
+
+    if x_samples is None:
+        x_shape = tuple(s or 1 for s in x_input.shape[1:]) if x_input and x_input.shape else (1,)
+        x_type = x_input.dtype if x_input and x_input.dtype is not None else dtype
+        x_samples = rng.standard_normal((MAX_X, *x_shape)).astype(x_type)
+    x_samples = np.asarray(x_samples)[:MAX_X]
+    if not len(x_samples):
+        return None, None
+    n = int(np.prod(shape))
+    towards = [w.reshape(-1, n) for w in weights.values() if w.ndim == 2 and w.shape[1] == n and w.dtype.kind == "f"]
+    rows = np.concatenate(towards) if towards else np.zeros((0, n))
+    rows = rows[np.isfinite(rows).all(1) & (np.abs(rows).max(1, initial=0) > 0)]
+    best: list[tuple[float, Array, Array, int]] = []
+    segments, worst = 0, -np.inf
+    eps = float(np.finfo(dtype).eps)
+    for turn in range(ROUNDS):
+        a, b, which = _chords(rng, n, len(x_samples), rows, best if turn > 1 else [])
+        t = np.arange(POINTS + 1) / POINTS
+        unit = a[:, None] + (b - a)[:, None] * t[:, None]  # [chords, points, n]
+        y = (box[0] + (box[1] - box[0]) * unit).astype(dtype)
+        x = np.repeat(x_samples[which], POINTS + 1, 0)
+        try:
+            with np.errstate(all="ignore"):
+                f = np.asarray((value or energy)(x, y.reshape(-1, *shape))).astype(np.float64)
+        except Unsupported:
+            return None, None
+        if f.shape != (len(x),):
+            return None, None  # not one energy a sample
+        f = f.reshape(len(a), POINTS + 1)
+        for d in (8, 4, 2, 1):
+            middle = f[:, d : POINTS + 1 - d]
+            left, right = f[:, : POINTS + 1 - 2 * d], f[:, 2 * d :]
+            with np.errstate(all="ignore"):
+                scale = np.maximum(1.0, np.maximum(np.abs(middle), np.maximum(np.abs(left), np.abs(right))))
+                excess = (middle - (left + right) / 2) / scale
+            excess = np.where(np.isfinite(excess), excess, -np.inf)
+            segments += excess.size
+            for chord in np.argsort(excess.max(1))[-4:]:
+                i = int(excess[chord].argmax())
+                e = float(excess[chord, i])
+                best.append((e, unit[chord, i], unit[chord, i + 2 * d], int(which[chord])))
+        best = sorted(best, key=lambda one: -one[0])[:16]
+        worst = best[0][0]
+        for e, p, q, k in best[:4]:
+            if e > ROUNDING * eps:
+                p, q = ((box[0] + (box[1] - box[0]) * end).astype(dtype) for end in (p, q))
+                witness = _confirmed(energy, value, x_samples[k], p, q, shape, eps)
+                if witness:
+                    return witness, Evidence(segments, worst)
+    return None, Evidence(segments, float(worst) if np.isfinite(worst) else 0.0)
+
+
+def _chords(
+    rng: np.random.Generator, n: int, contexts: int, rows: Array, best: list[tuple[float, Array, Array, int]]
+) -> tuple[Array, Array, Array]:
+    """Ends a, b in [0, 1]^n on the grid, and which x: random, along axes, along rows of weights, near the worst."""
+    a, b = rng.random((CHORDS, n)), rng.random((CHORDS, n))
+    which = rng.integers(0, contexts, CHORDS)
+    kinds = rng.integers(0, 4, CHORDS)
+    for c in range(CHORDS):
+        if best and c % 2:
+            _, p, q, k = best[(c // 2) % len(best)]
+            # A little longer, a little turned.
+            spread = 0.25 * float(np.abs(q - p).max()) + 1 / GRID
+            a[c], b[c] = p + spread * (rng.random(n) - 0.5), q + spread * (rng.random(n) - 0.5)
+            which[c] = k
+        elif kinds[c] == 1:
+            b[c] = a[c]
+            axis = rng.integers(n)
+            a[c, axis], b[c, axis] = 0.0, 1.0
+        elif kinds[c] == 2 and len(rows):
+            row = rows[rng.integers(len(rows))].astype(np.float64)
+            a[c], b[c] = a[c] - row / np.abs(row).max() / 2, a[c] + row / np.abs(row).max() / 2
+        elif kinds[c] == 3:
+            a[c], b[c] = np.round(a[c]), np.round(b[c])
+    return np.round(np.clip(a, 0, 1) * GRID) / GRID, np.round(np.clip(b, 0, 1) * GRID) / GRID, which
+
+
+def _confirmed(
+    energy: Callable[..., Array], value: Value | None, x: Array, p: Array, q: Array, shape: tuple[int, ...], eps: float
+) -> Witness | None:
+    """The segment as a witness, if it violates in the graph's own arithmetic and in float64 alike."""
+    y = np.stack([p, q, (p + q) / 2]).astype(p.dtype).reshape(3, *shape)
+    xs = np.repeat(x[None], 3, 0)
+    with np.errstate(all="ignore"):
+        own = np.asarray((value or energy)(xs, y)).reshape(-1).astype(np.float64)
+        try:
+            exact = energy(xs, y, float64=True).astype(np.float64)
+        except Unsupported:
+            exact = own
+        scale = max(1.0, float(np.abs(own).max()), float(np.abs(exact).max()))
+        excess = [float(f[2] - (f[0] + f[1]) / 2) for f in (own, exact)]
+    rounding = ROUNDING * eps * scale
+    if not np.isfinite(excess).all() or min(excess) <= rounding:
+        return None
+    return Witness(_nested(x.tolist()), _nested(y[0].tolist()), _nested(y[1].tolist()), min(excess), rounding)
+
+
+def _nested(value: Any) -> Any:
+    return tuple(_nested(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

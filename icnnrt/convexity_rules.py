@@ -1,0 +1,684 @@
+"""A walk through an energy's graph, from its inputs to f, that carries along what is known of every value.
+
+Two probes, batches of different sizes with random numbers in them, give every value its shape and every value that
+depends on weights alone its exact numbers. Nothing else is concluded from the numbers of a probe. An axis whose size
+differs between the probes holds samples; an operator that would join, pick or sum along it is refused, and so is a
+number made from the size of the batch unless it does nothing but shape another value: what holds for the batch that
+was walked through then holds for every other.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt import curvature as rules
+from icnnrt.curvature import AFFINE, CONCAVE, CONVEX, FALLING, FREE, LOG_CONCAVE, RISING, Fact
+from icnnrt.onnx_graph import Graph, Node, ancestors
+from icnnrt.onnx_numpy import (
+    Unsupported,
+    axes_of,
+    convolve,
+    einsum_equation,
+    evaluate,
+    given,
+    normal,
+    optional,
+    promote,
+    reduced_axes,
+    run,
+)
+from icnnrt.univariate import classify
+
+Tensor: TypeAlias = NDArray[Any]
+
+MAX_BASES: Final = 16  # how many values back a function of one variable is looked for
+MAX_QUADRATIC: Final = 128  # the largest n for which Hessians of quadratic values are formed
+MAX_NUMBERS: Final = 1 << 25  # and the most numbers that may take
+_BEYOND: Final = (1 << 31) - 1  # what exporters write for the end of an axis of any size
+
+# How a value depends on y as a polynomial: each kind includes the ones before it.
+_NONE, _LINEAR, _AFFINE, _QUADRATIC, _OTHER = range(5)
+# _LINEAR: affine with coefficients of y that are weights alone; _AFFINE: affine; _QUADRATIC: of degree two, and its
+# second-order coefficients are weights alone.
+
+_MOVERS: Final = frozenset(
+    (
+        "Identity",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Expand",
+        "Tile",
+        "Slice",
+        "Split",
+        "Gather",
+    )
+)
+_SUMS: Final = frozenset(("ReduceSum", "ReduceMean", "AveragePool", "GlobalAveragePool", "CumSum"))
+_LARGEST: Final = frozenset(("ReduceMax", "MaxPool", "GlobalMaxPool"))
+# Operators that may work on numbers made from the size of the batch; of Mul, Add and Sub one operand only.
+_SIZES: Final = frozenset(
+    ("Identity", "Cast", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Mul", "Add", "Sub", "Reshape")
+)
+# Where such numbers may end: (operator, index of the input).
+_SHAPES: Final = frozenset((("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0)))
+
+
+class Stop(Exception):
+    """The walk cannot go on at `node`; the text says why."""
+
+    def __init__(self, node: Node | None, why: str) -> None:
+        super().__init__(why)
+        self.node = node
+        self.why = why
+
+
+def probe(graph: Graph, batch: int, seed: int) -> dict[str, Tensor]:
+    """Initialisers, and random x and y for `batch` samples."""
+    rng = np.random.default_rng(seed)
+    values: dict[str, Tensor] = dict(graph.initializers)
+    for i in graph.inputs:
+        if i.name not in ("x", "y") or i.dtype is None or not i.shape or any(s is None for s in i.shape[1:]):
+            raise Stop(None, f"the input {i.name[:40]!r} is not x or y, or its shape is not known but for the batch")
+        shape = (batch if i.shape[0] is None else i.shape[0], *(s or 0 for s in i.shape[1:]))
+        if i.shape[0] is not None or math.prod(shape) > MAX_NUMBERS:
+            raise Stop(None, f"the input {i.name!r} has a fixed batch or impossible shape {list(shape)}")
+        numbers = rng.random(shape)
+        values[i.name] = (numbers if i.dtype.kind == "f" else numbers < 0.5).astype(i.dtype)
+    return values
+
+
+class Walk:
+    """Facts of every value that f is made from.
+
+    After `run`: facts["f"], and
+    least: (number, names), the smallest weight that had to be >= 0 and was, and where it comes from
+    broken: names of the weights of a wrong sign, node by node
+    """
+
+    def __init__(self, graph: Graph, batch: int = 3, other: int = 2) -> None:
+        self.graph = graph
+        self.nodes = tuple(ancestors(graph, "f"))
+        self.batch = batch
+        self.values = probe(graph, batch, 1)
+        self.others = probe(graph, other, 2)
+        self.known = set(graph.initializers)
+        self.facts: dict[str, Fact] = {}
+        self.kinds: dict[str, int] = {}
+        self.bases: dict[str, tuple[str, ...]] = {}
+        self.makers: dict[str, Node] = {}
+        self.order: dict[str, int] = {}
+        self.origins: dict[str, frozenset[str]] = {name: frozenset((name,)) for name in graph.initializers}
+        self.reasons: dict[str, str] = {}
+        self.least: tuple[float, frozenset[str]] | None = None
+        self.broken: dict[str, tuple[frozenset[str], float]] = {}  # by output
+        for i in graph.inputs:
+            shape = self.values[i.name].shape
+            self.facts[i.name] = rules.anything(shape, AFFINE if i.name == "y" else FREE)
+            self.kinds[i.name] = _LINEAR if i.name == "y" else _NONE
+
+    def run(self) -> Fact:
+        for name in {name for node in self.nodes for name in node.inputs} & self.known:
+            array = self.values[name]
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise Stop(None, f"the weight {name[:200]} holds numbers that are not finite")
+        with np.errstate(all="ignore"):
+            for node in self.nodes:
+                try:
+                    self.step(node)
+                except Unsupported as error:
+                    raise Stop(node, str(error)) from error
+                except (ArithmeticError, IndexError, KeyError, LookupError, TypeError, ValueError) as error:
+                    raise Stop(node, f"it cannot be followed ({str(error)[:120]})") from error
+        return self.fact("f")
+
+    def fact(self, name: str) -> Fact:
+        if name not in self.facts:
+            self.facts[name] = rules.constant(self.values[name])
+        return self.facts[name]
+
+    # --- One node --------------------------------------------------------------------------------
+
+    def step(self, node: Node) -> None:
+        if node.domain:
+            raise Unsupported(f"{node.op_type[:40]} is no operator of ONNX")
+        read = [name for name in node.inputs if name]
+        inputs = [self.values[name] if name else None for name in node.inputs]
+        again = run(node, [self.others[name] if name else None for name in node.inputs])
+        outputs = run(node, inputs)
+        self.check_batch(node, inputs, outputs, again)
+        for name, a, b in zip(node.outputs, outputs, again, strict=False):
+            if not name:
+                continue
+            if a.ndim != b.ndim:
+                raise Unsupported("the number of its dimensions depends on the size of the batch")
+            self.values[name], self.others[name] = a, b
+            self.makers[name] = node
+            self.order[name] = len(self.order)
+            self.origins[name] = frozenset().union(*(self.origins.get(one, frozenset()) for one in read))
+        made = [name for name in node.outputs if name]
+        if any(name not in self.values for name in made):
+            raise Unsupported("an output beyond the first is not known here")
+        if node.op_type == "Shape" or all(name in self.known for name in read):
+            self.known.update(made)
+            self.kinds.update(dict.fromkeys(made, _NONE))
+            return
+        facts = self.rule(node, inputs)
+        for name, one in zip(node.outputs, facts, strict=False):
+            if name:
+                shape = self.values[name].shape
+                if self.values[name].dtype.kind in "iu":
+                    one = rules.unbent(one)  # integers wrap and truncate
+                self.facts[name] = one.planes(lambda p, s=shape: np.broadcast_to(p, s))  # type: ignore[misc]
+                self.kinds[name] = self.kind(node)
+                self.improve(name, node)
+        if node.op_type in _WEIGHED:
+            self.weigh(node)
+
+    def sized(self, name: str) -> bool:
+        """Whether the numbers of a known value change with the size of the batch."""
+        if name not in self.known:
+            return False
+        a, b = self.values[name], self.others[name]
+        common = tuple(slice(0, min(p, q)) for p, q in zip(a.shape, b.shape, strict=True))
+        return not np.array_equal(a[common], b[common], equal_nan=a.dtype.kind == "f")
+
+    def varying(self, name: str) -> set[int]:
+        a, b = self.values[name].shape, self.others[name].shape
+        return {i for i, (p, q) in enumerate(zip(a, b, strict=True)) if p != q}
+
+    def check_batch(
+        self, node: Node, inputs: Sequence[Tensor | None], made: Sequence[Tensor], again: Sequence[Tensor]
+    ) -> None:
+        if node.op_type == "Shape":
+            return
+        sized = [i for i, name in enumerate(node.inputs) if name and self.sized(name)]
+        for i in sized:
+            if (node.op_type, i) in _SHAPES:
+                continue
+            if node.op_type not in _SIZES or (node.op_type in ("Mul", "Add", "Sub") and len(sized) > 1):
+                raise Unsupported(f"{node.op_type} works on a number that depends on the size of the batch")
+            if node.op_type in ("Gather", "Slice") and i > 0:
+                raise Unsupported(f"{node.op_type} picks entries by the size of the batch")
+            if not all(name in self.known for name in node.inputs if name):
+                raise Unsupported(f"{node.op_type} brings the size of the batch into the energy")
+        if node.op_type in ("Reshape", "Flatten"):
+            self.check_reshape(node, made[0].shape, again[0].shape)
+        for i, axes in _worked_axes(node, inputs):
+            name = node.inputs[i]
+            rank = self.values[name].ndim
+            if self.varying(name) & {a % rank for a in axes if rank}:
+                raise Unsupported(f"{node.op_type} joins or picks samples of the batch")
+
+    def check_reshape(self, node: Node, b: tuple[int, ...], d: tuple[int, ...]) -> None:
+        """The samples must stay as far out as they are, or a reshape could give one sample's numbers to another."""
+        before = self.varying(node.inputs[0])
+        a, c = self.values[node.inputs[0]].shape, self.others[node.inputs[0]].shape
+        after = {i for i, (p, q) in enumerate(zip(b, d, strict=False)) if p != q}
+        if len(before) > 1 or len(before) != len(after):
+            raise Unsupported(f"{node.op_type} mixes the samples of the batch")
+        for i, k in zip(before, after, strict=True):
+            if math.prod(a[:i]) != math.prod(b[:k]) or math.prod(c[:i]) != math.prod(d[:k]):
+                raise Unsupported(f"{node.op_type} mixes the samples of the batch")
+
+    # --- Rules -----------------------------------------------------------------------------------
+
+    def rule(self, node: Node, inputs: Sequence[Tensor | None]) -> list[Fact]:
+        op, attributes = node.op_type, node.attributes
+        facts = [self.fact(name) if name else None for name in node.inputs]
+        present = [f for f in facts if f is not None]
+        a = facts[0]
+        assert a is not None
+
+        def with_first(plane: NDArray[Any]) -> tuple[Tensor, ...]:
+            return run(node, [plane, *inputs[1:]])
+
+        def first(plane: NDArray[Any]) -> Tensor:
+            return with_first(plane)[0]
+
+        if op in _MOVERS and all(name in self.known for name in node.inputs[1:] if name):
+            planes = [with_first(p) for p in (a.lo, a.hi, a.code, a.form, a.trend)]
+            return [Fact(*parts) for parts in zip(*planes, strict=True)]
+        if op == "Concat":
+            planes = [run(node, p) for p in zip(*((f.lo, f.hi, f.code, f.form, f.trend) for f in present), strict=True)]
+            return [Fact(*(p[0] for p in planes))]
+        if op == "Pad" and all(name in self.known for name in node.inputs[1:] if name):
+            value = optional(inputs, 2)
+            filled = rules.constant(0.0 if value is None else float(value.reshape(-1)[0]))
+            parts = zip(
+                (a.lo, a.hi, a.code, a.form, a.trend),
+                (filled.lo, filled.hi, filled.code, filled.form, filled.trend),
+                strict=True,
+            )
+            return [Fact(*(run(node, [p, inputs[1], np.asarray(c), *inputs[3:]])[0] for p, c in parts))]
+        if op == "Cast":
+            if self.keeps(node):
+                return [a]
+            # Steps, but of the same sign.
+            return [rules.fact(np.where(a.lo >= 0, 0.0, -np.inf), np.inf, np.where(a.free, FREE, 0))]
+        if op == "Clip":
+            low, high = (facts[i] if i < len(facts) else None for i in (1, 2))
+            a = a if low is None else rules.maximum(a, low)
+            return [a if high is None else rules.minimum(a, high)]
+        if op == "Mul" and node.inputs[0] == node.inputs[1]:
+            return [rules.square(a)]
+        if op in rules.ENTRYWISE:
+            return [rules.ENTRYWISE[op](attributes, present)]
+        if op == "MatMul":
+            return [rules.bilinear(np.matmul, a, present[1])]
+        if op == "Gemm":
+            return [self.gemm(node, present, inputs)]
+        if op == "Einsum" and len(present) == 2:
+            equation = einsum_equation(attributes)
+            return [rules.bilinear(lambda p, q: np.einsum(equation, p, q), a, present[1])]
+        if op == "Conv":
+            result = rules.bilinear(lambda p, q: convolve(p, q, attributes), a, present[1])
+            if len(present) > 2:
+                shape = (-1, *(1,) * (a.code.ndim - 2))
+                result = rules.add(result, present[2].planes(lambda p: p.reshape(shape)))
+            return [result]
+        if op in _SUMS and all(name in self.known for name in node.inputs[1:] if name):
+            return [rules.total(lambda mask: first(mask), a)]
+        if op in _LARGEST:
+            return [_largest(first, a)]
+        if op == "ReduceMin":
+            return [rules.negate(_largest(lambda p: -first(-p) if p.dtype.kind == "f" else first(p), rules.negate(a)))]
+        if op in ("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp", "LogSoftmax", "Softmax"):
+            return [self.composed(node, a, inputs)]
+        if op == "BatchNormalization":
+            shape = (-1, *(1,) * (a.code.ndim - 2))
+            scale, shift, mean, variance = (f.planes(lambda p: p.reshape(shape)) for f in present[1:5])
+            deviation = rules.root(rules.add(variance, rules.constant(float(attributes.get("epsilon", 1e-5)))))
+            return [rules.add(rules.multiply(rules.divide(rules.subtract(a, mean), deviation), scale), shift)]
+        # Whatever it does: of values free of y it makes values free of y.
+        free = all(f.free.all() for f in present)
+        return [rules.anything(self.values[name].shape, FREE if free else 0) for name in node.outputs if name]
+
+    def keeps(self, cast: Node) -> bool:
+        """Whether a Cast leaves numbers as they are, up to the rounding of y's own dtype."""
+        to, source = self.values[cast.outputs[0]].dtype, self.values[cast.inputs[0]].dtype
+        least = self.values["y"].dtype.itemsize
+        return to.kind == "f" and (source.kind != "f" or to.itemsize >= min(source.itemsize, least))
+
+    def gemm(self, node: Node, facts: list[Fact], inputs: Sequence[Tensor | None]) -> Fact:
+        attributes = node.attributes
+        a, b = (
+            f.planes(lambda p: p.T) if attributes.get(transposed, 0) else f
+            for f, transposed in zip(facts, ("transA", "transB"), strict=False)
+        )
+        result = rules.bilinear(np.matmul, a, b)
+        result = rules.multiply(result, rules.constant(float(attributes.get("alpha", 1.0))))
+        if len(facts) > 2:
+            scaled = rules.multiply(facts[2], rules.constant(float(attributes.get("beta", 1.0))))
+            result = rules.add(result, scaled)
+        return result
+
+    def composed(self, node: Node, a: Fact, inputs: Sequence[Tensor | None]) -> Fact:
+        """Reductions that are made of simpler ones."""
+        op, attributes = node.op_type, node.attributes
+        if op in ("Softmax", "LogSoftmax"):
+            axis = normal(attributes.get("axis", -1), a.code.ndim)
+            sum_of = rules.total(lambda m: m.sum(axis, keepdims=True), rules.exponential(a))
+            log = rules.subtract(a, rules.logarithm(sum_of))
+            if op == "LogSoftmax":
+                return rules.fact(-np.inf, np.maximum(log.hi, 0), log.code)
+            form = np.where(log.has(CONCAVE), LOG_CONCAVE, 0)
+            return rules.fact(0.0, 1.0, np.where(log.free, FREE, 0), form)
+        axes = reduced_axes(attributes, inputs)
+        if axes == ():
+            raise Unsupported(f"{op} over no axis")
+        keepdims = bool(attributes.get("keepdims", 1))
+
+        def summed(f: Fact) -> Fact:
+            return rules.total(lambda m: m.sum(axes, keepdims=keepdims), f)
+
+        if op == "ReduceL1":
+            return summed(rules.absolute(a))
+        if op == "ReduceLogSumExp":
+            return rules.logarithm(summed(rules.exponential(a)))
+        squares = summed(rules.square(a))
+        return rules.root(squares) if op == "ReduceL2" else squares
+
+    # --- What a single rule misses ---------------------------------------------------------------
+
+    def improve(self, name: str, node: Node) -> None:
+        """Try functions of one variable, shifted log-sum-exps and quadratic forms where the rules left entries open."""
+        self.find_bases(name, node)
+        one = self.facts[name]
+        if self.values[name].dtype.kind != "f":
+            return
+        if (one.code == 0).any() and node.op_type == "Add":
+            self.claim(name, self.shifted_log_sum_exp(node))
+        for base in reversed(self.bases.get(name, ())):
+            if not (self.facts[name].code == 0).any():
+                break
+            self.claim(name, self.univariate(name, base))
+        if (self.facts[name].code == 0).any() and self.kinds[name] == _QUADRATIC:
+            self.claim(name, self.quadratic(name))
+
+    def claim(self, name: str, code: NDArray[Any] | None) -> None:
+        """Every set bit is a claim that holds, so claims of two proofs add up."""
+        if code is not None:
+            f = self.facts[name]
+            self.facts[name] = rules.fact(f.lo, f.hi, f.code | code, f.form, f.trend)
+
+    def find_bases(self, name: str, node: Node) -> None:
+        """The values of the same shape that this one is a function of, entry by entry, with fixed numbers besides."""
+        if node.op_type not in rules.ENTRYWISE and node.op_type not in ("Clip", "Cast"):
+            return
+        if node.op_type == "Cast":
+            if not self.keeps(node) or self.values[node.inputs[0]].dtype.kind != "f":
+                return
+            self.makers[name] = Node("Identity", node.name, "", node.inputs, node.outputs, {})
+        common: set[str] | None = None
+        for one in node.inputs:
+            if not one or self.number(one) is not None:
+                continue
+            if one in self.known or self.facts[one].free.all():
+                return
+            reach = {one, *self.bases.get(one, ())}
+            common = reach if common is None else common & reach
+        shape = self.values[name].shape
+        found = [b for b in common or () if self.values[b].shape == shape and self.values[b].dtype.kind == "f"]
+        self.bases[name] = tuple(sorted(found, key=lambda b: self.order.get(b, -1))[-MAX_BASES:])
+
+    def number(self, name: str) -> float | None:
+        if name not in self.known:
+            return None
+        array = self.values[name]
+        if array.size == 0 or array.dtype.kind == "b" or self.sized(name):
+            return None
+        first = array.flat[0]
+        return float(first) if np.isfinite(first) and (array == first).all() else None
+
+    def univariate(self, name: str, base: str) -> NDArray[Any] | None:
+        u = self.fact(base)
+        moving = ~u.free
+        if not moving.any():
+            return None
+        eps = float(np.finfo(self.values[name].dtype).eps)
+        lo, hi = float(u.lo[moving].min()), float(u.hi[moving].max())
+        shape = classify(name, base, lo, hi, self.makers, self.number, eps)
+        if shape is None:
+            return None
+        return rules.compose(
+            u,
+            -np.inf,
+            np.inf,
+            convex=bool(shape.code & CONVEX),
+            concave=bool(shape.code & CONCAVE),
+            rising=bool(shape.trend & RISING),
+            falling=bool(shape.trend & FALLING),
+        ).code
+
+    def shifted_log_sum_exp(self, node: Node) -> NDArray[Any] | None:
+        """m + log Σ exp(z − m) = log Σ exp(z), whatever m is, if it is one number for each sum."""
+        for m, log in (node.inputs, node.inputs[::-1]):
+            maker = self.makers.get(log)
+            total = self.makers.get(maker.inputs[0]) if maker and maker.op_type == "Log" else None
+            exp = self.makers.get(total.inputs[0]) if total and total.op_type == "ReduceSum" else None
+            shift = self.makers.get(exp.inputs[0]) if exp and exp.op_type == "Exp" else None
+            if not (total and shift and shift.op_type == "Sub"):
+                continue
+            z, within = shift.inputs
+            inputs = [self.values[one] if one else None for one in total.inputs]
+            axes = reduced_axes(total.attributes, inputs)
+            shape = self.values[z].shape
+            kept = tuple(1 if i in axes else s for i, s in enumerate(shape))
+            same = self.stripped(m) == self.stripped(within)
+            if axes and same and self.values[within].shape == kept and self.values[m].shape == self.values[log].shape:
+                f = self.fact(z)
+                keepdims = bool(total.attributes.get("keepdims", 1))
+                summed = functools.partial(np.sum, axis=axes, keepdims=keepdims)
+                result = rules.logarithm(rules.total(summed, rules.exponential(f)))
+                if result.shape == self.values[log].shape:
+                    return result.code
+        return None
+
+    def stripped(self, name: str) -> str:
+        """The value that this one is, with dimensions of one added or taken away."""
+        while (node := self.makers.get(name)) is not None and node.op_type in ("Identity", "Squeeze", "Unsqueeze"):
+            name = node.inputs[0]
+        return name
+
+    # --- Quadratic values ------------------------------------------------------------------------
+
+    def kind(self, node: Node) -> int:
+        kinds = [self.kinds.get(name, _NONE) for name in node.inputs if name]
+        op, most = node.op_type, max(kinds, default=_NONE)
+        if most == _NONE:
+            return _NONE
+        if op == "Cast" and not self.keeps(node):
+            return _OTHER
+        if op in _MOVERS or op in _SUMS or op in ("Add", "Sub", "Neg", "Concat", "Sum", "Pad", "Cast"):
+            return most
+        if op in ("Mul", "MatMul", "Gemm", "Einsum", "Conv") and len(kinds) >= 2:
+            a, b = kinds[:2]
+            if a == b == _LINEAR:
+                product = _QUADRATIC
+            elif _NONE in (a, b) and node.inputs[0 if a == _NONE else 1] in self.known:
+                product = max(a, b)
+            elif _NONE in (a, b) and max(a, b) <= _AFFINE:
+                product = _AFFINE
+            else:
+                product = _OTHER
+            return max(product, *kinds[2:]) if len(kinds) > 2 else product
+        if op == "Div" and kinds[1] == _NONE:
+            return most if node.inputs[1] in self.known else (_AFFINE if most <= _AFFINE else _OTHER)
+        if op == "Pow" and kinds[0] == _LINEAR and self.number(node.inputs[1]) == 2.0:
+            return _QUADRATIC
+        if op == "ReduceSumSquare" and kinds[0] == _LINEAR:
+            return _QUADRATIC
+        return _OTHER
+
+    def hessians(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """[entries of one sample, n, n], of a quadratic value, and how much each may be off: differences in float64.
+
+        H_jk = v(e_j + e_k) − v(e_j) − v(e_k) + v(0)
+        """
+        y = self.values["y"]
+        n = math.prod(y.shape[1:])
+        varying = self.varying(name)
+        size = self.values[name].size // max(self.batch, 1)
+        rows = 1 + n + n * (n + 1) // 2
+        if n > MAX_QUADRATIC or len(varying) != 1 or rows * size > MAX_NUMBERS or size * n * n > MAX_NUMBERS:
+            return None
+        (axis,) = varying
+        j, k = np.triu_indices(n)
+        eye = np.eye(n)
+        points = np.concatenate([np.zeros((1, n)), eye, eye[j] + eye[k]])
+        environment: dict[str, Tensor] = dict(self.graph.initializers)
+        environment["y"] = points.reshape(rows, *y.shape[1:])
+        if "x" in self.values:
+            environment["x"] = np.repeat(self.values["x"][:1], rows, 0)
+        values = evaluate(self.nodes[: self.nodes.index(self.makers[name]) + 1], environment, float64=True)
+        v = np.moveaxis(values[name], axis, 0)
+        if v.shape[0] != rows:
+            return None
+        v = v.reshape(rows, -1)
+        H = np.empty((v.shape[1], n, n))
+        H[:, j, k] = H[:, k, j] = (v[1 + n :] - v[1 + j] - v[1 + k] + v[0]).T
+        noise = 8 * np.finfo(np.float64).eps * np.abs(v - v[0]).max(0) + np.finfo(np.float64).eps * np.abs(v[0])
+        return (H, noise) if np.isfinite(H).all() else None
+
+    def quadratic(self, name: str) -> NDArray[Any] | None:
+        """CONVEX where the Hessian is positive semidefinite up to float64's rounding, CONCAVE where negative."""
+        found = self.hessians(name)
+        if found is None:
+            return None
+        H, noise = found
+        eigenvalues = np.linalg.eigvalsh(H)
+        largest = np.abs(eigenvalues).max(1)
+        if (noise > 1e-12 * largest).any():
+            return None  # lost in the rounding of the values it was computed from
+        tolerance = 64 * np.finfo(np.float64).eps * H.shape[1] * largest
+        code = np.where(eigenvalues[:, 0] >= -tolerance, CONVEX, 0) | np.where(
+            eigenvalues[:, -1] <= tolerance, CONCAVE, 0
+        )
+        (axis,) = self.varying(name)
+        shape = list(self.values[name].shape)
+        shape[axis] = 1
+        # Rows of H are entries of one sample in the order of the other axes.
+        return np.broadcast_to(code.reshape(shape), self.values[name].shape)
+
+    # --- Weights ---------------------------------------------------------------------------------
+
+    def weigh(self, node: Node) -> None:
+        """Note the known factors of values that are convex, not affine, in y: for a convex result they must be >= 0.
+
+        Those whose product came out convex count for `least`, the others for `broken`. (Of values that are concave the
+        same holds with the opposite sign.)
+        """
+        output = node.outputs[0]
+        convex = self.fact(output).has(CONVEX)
+        for here, there in ((0, 1), (1, 0)):
+            known, other = node.inputs[here], node.inputs[there]
+            if known not in self.known or other in self.known:
+                continue
+            code, names = self.fact(other).code, self.origins.get(known, frozenset())
+            for wanted in (convex, ~convex):
+                margins = [
+                    sign * met
+                    for strict, sign in ((code == CONVEX, 1), (code == CONCAVE, -1))
+                    if strict.any() and wanted.any()
+                    for met in [_WEIGHED[node.op_type](node, promote(self.values[known]), strict, wanted, here)]
+                    if met.size
+                ]
+                if not margins or not names:
+                    continue
+                least = float(min(m.min() for m in margins))
+                if wanted is not convex:
+                    if least < 0:
+                        self.broken[output] = (names, least)
+                elif self.least is None or least < self.least[0]:
+                    self.least = (least, names)
+
+    # --- The end ---------------------------------------------------------------------------------
+
+    def culprit(self, output: str = "f") -> tuple[Node | None, str]:
+        """The first node back from f of which nothing is known although something is known of what it reads."""
+        name = output
+        while True:
+            node = self.makers.get(name)
+            if node is None:
+                return None, name
+            open_inputs = [
+                one
+                for one in node.inputs
+                if one
+                and one not in self.known
+                and self.values[one].dtype.kind == "f"  # conditions bend nothing by themselves
+                and (self.fact(one).code == 0).any()
+            ]
+            if not open_inputs:
+                return node, name
+            name = open_inputs[0]
+
+    def why(self, node: Node, output: str) -> str:
+        op = node.op_type
+        if output in self.broken:
+            names, least = self.broken[output]
+            return (
+                f"{_listed(names)} should be >= 0 where it meets values that are convex in y, but reaches {least:.3g}"
+            )
+        dependent = [one for one in node.inputs if one and one not in self.known and not self.fact(one).free.all()]
+        if op in ("Mul", "Div", "MatMul", "Gemm", "Einsum", "Conv"):
+            if len(dependent) > 1:
+                return "it multiplies two values that both depend on y"
+            return "a factor that does not depend on y has no known sign, and what it scales is not affine in y"
+        if output == "f" and not (self.fact(output).code == 0).any():
+            return "f is concave in y"
+        if op == "Where":
+            return "it chooses by a condition on y, and the pieces are not known to join to a convex function"
+        return "what it makes of values that depend on y is not known to be convex or concave"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "a constant"
+
+
+def _largest(first: Callable[[Tensor], Tensor], a: Fact) -> Fact:
+    # As float, which pooling's padding with −∞ needs.
+    return rules.extreme(lambda m: first(m.astype(np.float64)) > 0, a, first(a.lo), first(a.hi))
+
+
+_Mask: TypeAlias = NDArray[np.bool_]
+
+
+def _scaling(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) -> Tensor:
+    known, strict, wanted = np.broadcast_arrays(known, strict, wanted)
+    return known[strict & wanted]
+
+
+def _matrix(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) -> Tensor:
+    """Entries of a known factor that stand between a strict entry of the other and a wanted one of the product."""
+    flags = [node.attributes.get(t, 0) if node.op_type == "Gemm" else 0 for t in ("transA", "transB")]
+    known = known.T if flags[here] else known
+    strict = strict.T if flags[1 - here] else strict
+    if known.ndim != 2 or strict.ndim < 2 or wanted.ndim < 2:
+        return known[:0]
+    p, q = strict.astype(np.float64), wanted.astype(np.float64)
+    if here == 1:
+        return known[p.reshape(-1, p.shape[-1]).T @ q.reshape(-1, q.shape[-1]) > 0]
+    joint = q @ p.swapaxes(-1, -2)
+    return known[joint.reshape(-1, *joint.shape[-2:]).sum(0) > 0]
+
+
+def _kernels(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) -> Tensor:
+    if here != 1 or node.attributes.get("group", 1) != 1:
+        return known[:0]
+    away = (0, *range(2, strict.ndim))
+    return known[np.ix_(wanted.any(away), strict.any(away))]
+
+
+_WEIGHED: Final = {"Mul": _scaling, "MatMul": _matrix, "Gemm": _matrix, "Conv": _kernels}
+
+
+def _worked_axes(node: Node, inputs: Sequence[Tensor | None]) -> list[tuple[int, Iterable[int]]]:
+    """(index of an input, the axes along which the operator sums, joins or picks)."""
+    op, attributes = node.op_type, node.attributes
+    rank = given(inputs, 0).ndim if inputs else 0
+    if op == "MatMul":
+        return [(0, (-1,)), (1, (-2 if given(inputs, 1).ndim > 1 else -1,))]
+    if op == "Gemm":
+        return [(0, (0 if attributes.get("transA", 0) else 1,)), (1, (1 if attributes.get("transB", 0) else 0,))]
+    if op.startswith("Reduce"):
+        return [(0, reduced_axes(attributes, inputs))]
+    if op in ("Softmax", "LogSoftmax"):
+        return [(0, (attributes.get("axis", -1),))]
+    if op == "LayerNormalization":
+        return [(0, range(normal(attributes.get("axis", -1), rank), rank))]
+    if op in ("Gather", "Split"):
+        return [(0, (attributes.get("axis", 0),))]
+    if op == "CumSum":
+        return [(0, (int(given(inputs, 1).reshape(-1)[0]),))]
+    if op == "Concat":
+        return [(i, (attributes["axis"],)) for i in range(len(inputs))]
+    if op == "Slice":
+        # Whole only if it is so for every size: y[0:3] is the whole of three samples, not of four.
+        starts, ends, steps = given(inputs, 1), given(inputs, 2), optional(inputs, 4)
+        axes = axes_of({}, inputs, rank, 3) or tuple(range(len(starts)))
+        whole = [starts[i] == 0 and ends[i] >= _BEYOND and (steps is None or steps[i] == 1) for i in range(len(axes))]
+        return [(0, [a for a, w in zip(axes, whole, strict=True) if not w])]
+    if op == "Pad":
+        pads = given(inputs, 1)
+        axes = axes_of({}, inputs, rank, 3) or tuple(range(rank))
+        return [(0, [a for i, a in enumerate(axes) if pads[i] or pads[i + len(axes)]])]
+    if op == "Tile":
+        return [(0, [i for i, r in enumerate(given(inputs, 1)) if r != 1])]
+    if op in ("Conv", "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "BatchNormalization"):
+        every: list[tuple[int, Iterable[int]]] = [(0, range(1, rank))]
+        return [*every, (1, range(given(inputs, 1).ndim))] if op == "Conv" else every
+    if op == "Einsum":
+        terms, result = einsum_equation(attributes).split("->")
+        return [
+            (i, [a for a, label in enumerate(term) if label not in result or term.count(label) > 1])
+            for i, term in enumerate(terms.split(","))
+        ]
+    return []

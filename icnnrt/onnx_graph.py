@@ -1,0 +1,350 @@
+"""The main graph of an ONNX model as plain data: nodes, tensors, inputs and outputs, read without onnx.
+
+What the reader keeps is what an analysis of value.onnx needs. Model-local functions and subgraphs are noted by their
+presence alone. Protobuf lets a singular field occur twice and readers differ on what that means, so here it is refused.
+Every size is checked against the bytes that are there before anything of that size is made. Field numbers: onnx.proto3.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt._fields import show
+from icnnrt._wire import BYTES, EIGHT_BYTES, FOUR_BYTES, VARINT, Wire
+from icnnrt.errors import PackageError
+
+Tensor: TypeAlias = NDArray[Any]
+
+# Far above any energy's graph; below it every list of this module fits into memory many times.
+MAX_NODES: Final = 1 << 16
+MAX_ELEMENTS: Final = 1 << 28
+MAX_RANK: Final = 16
+
+# TensorProto.DataType -> dtype, and the field that holds values that are not raw bytes.
+DTYPES: Final[dict[int, np.dtype[Any]]] = {
+    1: np.dtype(np.float32),
+    2: np.dtype(np.uint8),
+    3: np.dtype(np.int8),
+    5: np.dtype(np.int16),
+    6: np.dtype(np.int32),
+    7: np.dtype(np.int64),
+    9: np.dtype(np.bool_),
+    10: np.dtype(np.float16),
+    11: np.dtype(np.float64),
+}
+_INT32_DATA: Final = frozenset((2, 3, 5, 6, 9, 10))
+_EXTERNAL: Final = 1  # TensorProto.DataLocation
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator. A blank input or output name stands for one that is left out."""
+
+    op_type: str
+    name: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]  # int, float, bytes, Tensor, tuples of them; None for a graph
+
+
+@dataclass(frozen=True)
+class Input:
+    """A graph input: dtype None where this reader does not know it; a dimension None where it is not fixed."""
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in an order in which every value is made before it is read, as ONNX demands."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Input, ...]  # less those that are initialisers
+    outputs: tuple[str, ...]
+    initializers: Mapping[str, Tensor]
+    functions: bool  # whether the model brings functions of its own
+    opset: int
+
+
+def read_graph(data: bytes, weights: Mapping[str, Tensor], file: str = "value.onnx") -> Graph:
+    """Read the main graph of an ONNX ModelProto; tensors kept outside of it are looked up in `weights` by name.
+
+    Raises `PackageError` with one sentence where the bytes are not a well-formed model, a value is read before it is
+    made or made twice, or a tensor has another dtype or shape than the weight of its name.
+    """
+    return _Reader(data, file).model(weights)
+
+
+_Value: TypeAlias = int | tuple[int, int]  # a number, or where the bytes of a field start and stop
+_Fields: TypeAlias = dict[int, list[tuple[int, _Value]]]  # field number -> (wire type, value), in order
+
+
+class _Reader(Wire):
+    def fields(self, kind: str, span: tuple[int, int]) -> _Fields:
+        found: _Fields = {}
+        at, end = span
+        while at < end:
+            number, wire, value, start, stop = self.field(kind, at, end)
+            found.setdefault(number, []).append((wire, value if wire == VARINT else (start, stop)))
+            at = stop
+        return found
+
+    def spans(self, fields: _Fields, number: int, kind: str, span: tuple[int, int]) -> list[tuple[int, int]]:
+        """Where every message, text or byte string of a repeated field lies."""
+        result = []
+        for wire, value in fields.get(number, []):
+            if wire != BYTES or isinstance(value, int):
+                self.refuse(span[0], f"field {number} of {kind} has wire type {wire} instead of {BYTES}")
+            result.append(value)
+        return result
+
+    def one(self, fields: _Fields, number: int, kind: str, span: tuple[int, int]) -> tuple[int, int] | None:
+        found = self.spans(fields, number, kind, span)
+        if len(found) > 1:
+            self.refuse(span[0], f"field {number} of {kind} is given twice")
+        return found[0] if found else None
+
+    def texts(self, fields: _Fields, number: int, kind: str, span: tuple[int, int]) -> tuple[str, ...]:
+        try:
+            return tuple(self.data[a:b].decode() for a, b in self.spans(fields, number, kind, span))
+        except UnicodeDecodeError:
+            self.refuse(span[0], f"field {number} of {kind} should be UTF-8 text, but is not")
+
+    def text(self, fields: _Fields, number: int, kind: str, span: tuple[int, int]) -> str:
+        found = self.texts(fields, number, kind, span)
+        if len(found) > 1:
+            self.refuse(span[0], f"field {number} of {kind} is given twice")
+        return found[0] if found else ""
+
+    def integers(self, fields: _Fields, number: int, kind: str, span: tuple[int, int]) -> list[int]:
+        """A repeated integer, packed or not, as two's complement of 64 bits."""
+        result = []
+        for wire, value in fields.get(number, []):
+            if wire == VARINT and isinstance(value, int):
+                result.append(value)
+            elif wire == BYTES and not isinstance(value, int):
+                at, end = value
+                while at < end:
+                    one, at = self.varint(at, end)
+                    result.append(one)
+            else:
+                self.refuse(span[0], f"field {number} of {kind} should hold integers, but has wire type {wire}")
+        return [v - (1 << 64) if v >> 63 else v for v in result]
+
+    def integer(self, fields: _Fields, number: int, kind: str, span: tuple[int, int], default: int = 0) -> int:
+        found = self.integers(fields, number, kind, span)
+        if len(found) > 1:
+            self.refuse(span[0], f"field {number} of {kind} is given twice")
+        return found[0] if found else default
+
+    def floats(self, fields: _Fields, number: int, kind: str, span: tuple[int, int], width: int = 4) -> Tensor:
+        """A repeated float or double, packed or not."""
+        parts, alone = [], FOUR_BYTES if width == 4 else EIGHT_BYTES
+        for wire, value in fields.get(number, []):
+            if isinstance(value, int) or wire not in (BYTES, alone) or (value[1] - value[0]) % width:
+                self.refuse(span[0], f"field {number} of {kind} should hold numbers of {width} bytes, but does not")
+            parts.append(self.data[value[0] : value[1]])
+        return np.frombuffer(b"".join(parts), np.dtype(f"<f{width}"))
+
+    def model(self, weights: Mapping[str, Tensor]) -> Graph:
+        whole = (0, len(self.data))
+        fields = self.fields("ModelProto", whole)
+        graph = self.one(fields, 7, "ModelProto", whole)
+        if graph is None:
+            self.refuse(0, "ModelProto holds no graph")
+        opset = 0
+        for span in self.spans(fields, 8, "ModelProto", whole):
+            entry = self.fields("OperatorSetIdProto", span)
+            if self.text(entry, 1, "OperatorSetIdProto", span) in ("", "ai.onnx"):
+                opset = max(opset, self.integer(entry, 2, "OperatorSetIdProto", span))
+        return self.graph(graph, weights, bool(fields.get(25)), opset)
+
+    def graph(self, span: tuple[int, int], weights: Mapping[str, Tensor], functions: bool, opset: int) -> Graph:
+        kind = "GraphProto"
+        fields = self.fields(kind, span)
+        if fields.get(15):
+            self.refuse(span[0], "GraphProto holds sparse initializers, which this reader does not know,")
+        spans = self.spans(fields, 1, kind, span)
+        if len(spans) > MAX_NODES:
+            self.refuse(span[0], f"GraphProto holds {len(spans)} nodes, more than {MAX_NODES},")
+        initializers: dict[str, Tensor] = {}
+        for one in self.spans(fields, 5, kind, span):
+            name, tensor = self.tensor(one, weights)
+            if not name or name in initializers:
+                self.refuse(one[0], f"the initializer {show(name)} has no name or one that is taken")
+            initializers[name] = tensor
+        inputs = tuple(self.input(one) for one in self.spans(fields, 11, kind, span))
+        outputs = tuple(self.input(one).name for one in self.spans(fields, 12, kind, span))
+        nodes = tuple(self.node(one, weights) for one in spans)
+        self.check_order(span, nodes, [i.name for i in inputs], initializers, outputs)
+        return Graph(
+            nodes,
+            tuple(i for i in inputs if i.name not in initializers),
+            outputs,
+            initializers,
+            functions,
+            opset,
+        )
+
+    def check_order(
+        self,
+        span: tuple[int, int],
+        nodes: tuple[Node, ...],
+        inputs: list[str],
+        initializers: Mapping[str, Tensor],
+        outputs: tuple[str, ...],
+    ) -> None:
+        if len(set(inputs)) < len(inputs) or "" in inputs:
+            self.refuse(span[0], "an input of the graph has no name or one that is taken")
+        made = {*inputs, *initializers}
+        for node in nodes:
+            for name in node.inputs:
+                if name and name not in made:
+                    self.refuse(span[0], f"{show(name)} is read by a {show(node.op_type)} before anything makes it")
+            for name in node.outputs:
+                if name and name in made:
+                    self.refuse(span[0], f"{show(name)} is made twice")
+                made.add(name)
+        for name in outputs:
+            if name not in made or not name:
+                self.refuse(span[0], f"nothing makes the output {show(name)}")
+
+    def input(self, span: tuple[int, int]) -> Input:
+        fields = self.fields("ValueInfoProto", span)
+        name = self.text(fields, 1, "ValueInfoProto", span)
+        kind = self.one(fields, 2, "ValueInfoProto", span)
+        if kind is None:
+            return Input(name, None, None)
+        tensor = self.one(self.fields("TypeProto", kind), 1, "TypeProto", kind)
+        if tensor is None:
+            return Input(name, None, None)
+        fields = self.fields("TypeProto.Tensor", tensor)
+        dtype = DTYPES.get(self.integer(fields, 1, "TypeProto.Tensor", tensor))
+        shape = self.one(fields, 2, "TypeProto.Tensor", tensor)
+        if shape is None:
+            return Input(name, dtype, None)
+        sizes: list[int | None] = []
+        for one in self.spans(self.fields("TensorShapeProto", shape), 1, "TensorShapeProto", shape):
+            dimension = self.fields("Dimension", one)
+            sizes.append(self.integer(dimension, 1, "Dimension", one) if 1 in dimension else None)
+        return Input(name, dtype, tuple(sizes))
+
+    def node(self, span: tuple[int, int], weights: Mapping[str, Tensor]) -> Node:
+        kind = "NodeProto"
+        fields = self.fields(kind, span)
+        attributes: dict[str, Any] = {}
+        for one in self.spans(fields, 5, kind, span):
+            name, value = self.attribute(one, weights)
+            if name in attributes:
+                self.refuse(one[0], f"the attribute {show(name)} is given twice")
+            attributes[name] = value
+        domain = self.text(fields, 7, kind, span)
+        return Node(
+            self.text(fields, 4, kind, span),
+            self.text(fields, 3, kind, span),
+            "" if domain == "ai.onnx" else domain,
+            self.texts(fields, 1, kind, span),
+            self.texts(fields, 2, kind, span),
+            attributes,
+        )
+
+    def attribute(self, span: tuple[int, int], weights: Mapping[str, Tensor]) -> tuple[str, Any]:
+        kind = "AttributeProto"
+        fields = self.fields(kind, span)
+        name = self.text(fields, 1, kind, span)
+        if fields.get(21):
+            self.refuse(span[0], f"the attribute {show(name)} refers to a function's outside of one")
+        # AttributeProto.AttributeType: FLOAT 1, INT 2, STRING 3, TENSOR 4, FLOATS 6, INTS 7, STRINGS 8
+        match self.integer(fields, 20, kind, span):
+            case 1:
+                values = self.floats(fields, 2, kind, span)
+                if len(values) > 1:
+                    self.refuse(span[0], f"the attribute {show(name)} is given twice")
+                return name, float(values[0]) if len(values) else 0.0
+            case 2:
+                return name, self.integer(fields, 3, kind, span)
+            case 3:
+                text = self.one(fields, 4, kind, span)
+                return name, self.data[text[0] : text[1]] if text else b""
+            case 4:
+                tensor = self.one(fields, 5, kind, span)
+                if tensor is None:
+                    self.refuse(span[0], f"the attribute {show(name)} should be a tensor, but holds none")
+                return name, self.tensor(tensor, weights)[1]
+            case 6:
+                return name, tuple(float(v) for v in self.floats(fields, 7, kind, span))
+            case 7:
+                return name, tuple(self.integers(fields, 8, kind, span))
+            case 8:
+                return name, tuple(self.data[a:b] for a, b in self.spans(fields, 9, kind, span))
+        return name, None
+
+    def tensor(self, span: tuple[int, int], weights: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+        kind = "TensorProto"
+        fields = self.fields(kind, span)
+        name = self.text(fields, 8, kind, span)
+        shape = self.integers(fields, 1, kind, span)
+        number = self.integer(fields, 2, kind, span)
+        dtype = DTYPES.get(number)
+        count = bound = 1  # bound: zeros left out, as numpy multiplies the rest of a shape too
+        for size in shape:
+            count *= size
+            bound *= max(size, 1)
+            if size < 0 or bound > MAX_ELEMENTS or len(shape) > MAX_RANK:
+                self.refuse(span[0], f"the tensor {show(name)} has the impossible shape {str(shape)[:80]}")
+        if dtype is None or fields.get(3):
+            self.refuse(span[0], f"the tensor {show(name)} is of data type {number}, which this reader does not know,")
+        if fields.get(13) or self.integer(fields, 14, kind, span) == _EXTERNAL:
+            return name, self.external(name, dtype, tuple(shape), weights)
+        return name, self.values(fields, span, name, number, count).reshape(shape)
+
+    def external(
+        self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], weights: Mapping[str, Tensor]
+    ) -> Tensor:
+        array = weights.get(name)
+        if array is None or array.dtype != dtype or array.shape != shape:
+            came = "there is none" if array is None else f"it is {array.dtype}{list(array.shape)}"
+            raise PackageError(
+                f"{self.file}: the weight {show(name)} should be {dtype}{list(shape)}, but {came}; "
+                "give the weights of the package that the graph is from."
+            )
+        return array
+
+    def values(self, fields: _Fields, span: tuple[int, int], name: str, number: int, count: int) -> Tensor:
+        """The flat values of a tensor inside the model."""
+        kind, dtype = "TensorProto", DTYPES[number]
+        raw = self.one(fields, 9, kind, span)
+        if raw is not None:
+            if raw[1] - raw[0] != count * dtype.itemsize:
+                self.refuse(span[0], f"the tensor {show(name)} has {raw[1] - raw[0]} bytes for {count} {dtype}")
+            flat = np.frombuffer(self.data, dtype.newbyteorder("<"), count, raw[0])
+        elif number == 1:
+            flat = self.floats(fields, 4, kind, span)
+        elif number == 11:
+            flat = self.floats(fields, 10, kind, span, 8)
+        else:
+            given = self.integers(fields, 5 if number in _INT32_DATA else 7, kind, span)
+            if number == 10:
+                flat = np.array([v & 0xFFFF for v in given], np.uint16).view(np.float16)
+            else:
+                # Through int64, which wraps what does not fit instead of raising.
+                flat = np.array(given, np.int64)
+        if len(flat) != count:
+            self.refuse(span[0], f"the tensor {show(name)} has {len(flat)} values for {count}")
+        return flat.astype(dtype)
+
+
+def ancestors(graph: Graph, output: str) -> Iterator[Node]:
+    """The nodes that `output` is computed from, in the order of the graph."""
+    wanted, chosen = {output}, []
+    for node in reversed(graph.nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(name for name in node.inputs if name)
+            chosen.append(node)
+    return reversed(chosen)

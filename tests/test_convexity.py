@@ -1,0 +1,632 @@
+"""Verdicts on convexity: right on networks whose answer is known, and never a wrong `proven`."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from icnnrt.convexity import Convexity, prove
+from icnnrt.errors import PackageError
+from icnnrt.onnx_graph import ancestors, read_graph
+from icnnrt.onnx_numpy import evaluate
+from icnnrt.package import Package
+
+DIGITS = Path(__file__).parent.parent / "models" / "digits_completion" / "digits_completion.icnn"
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def node(op_type: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
+    """`inputs` are names parted by spaces; `_` stands for one left out."""
+    names = ["" if name == "_" else name for name in inputs.split()]
+    return helper.make_node(op_type, names, [output], **attributes)
+
+
+def model(nodes: list[onnx.NodeProto], numbers: Mapping[str, Any], n: int = 3, m: int = 2, dtype: int = 11) -> bytes:
+    """A value graph x [B, m], y [B, n] -> f [B] with these initialisers; `one` is the axis 1."""
+    arrays = {"one": np.array([1]), **numbers}
+    floats = helper.tensor_dtype_to_np_dtype(dtype)
+    graph = helper.make_graph(
+        nodes,
+        "value",
+        [helper.make_tensor_value_info(k, dtype, ["batch", size]) for k, size in (("x", m), ("y", n))],
+        [helper.make_tensor_value_info("f", dtype, ["batch"])],
+        [
+            numpy_helper.from_array(a.astype(floats) if a.dtype.kind == "f" else a, k)
+            for k, a in ((k, np.asarray(v)) for k, v in arrays.items())
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+
+
+def total(name: str) -> onnx.NodeProto:
+    return node("ReduceSum", f"{name} one", "f", keepdims=0)
+
+
+def softplus(z: str, out: str) -> list[onnx.NodeProto]:
+    """As the exporter lowers it; needs `zero` and `unit`."""
+    return [
+        node("Max", f"{z} zero", f"{out}_max"),
+        node("Abs", z, f"{out}_abs"),
+        node("Neg", f"{out}_abs", f"{out}_neg"),
+        node("Exp", f"{out}_neg", f"{out}_exp"),
+        node("Add", f"{out}_exp unit", f"{out}_plus"),
+        node("Log", f"{out}_plus", f"{out}_log"),
+        node("Add", f"{out}_max {out}_log", out),
+    ]
+
+
+def random(seed: int, *shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+W = random(0, 3, 4)
+SCALARS = {"zero": 0.0, "unit": 1.0, "two": 2.0, "half": 0.5, "tenth": 0.1, "five": 5.0, "twenty": 20.0}
+AFFINE = node("Gemm", "y W", "z")
+EXPM1 = [  # as the exporter lowers it
+    node("Mul", "z half", "h"),
+    node("Tanh", "h", "t"),
+    node("Mul", "t two", "top"),
+    node("Sub", "unit t", "bottom"),
+    node("Div", "top bottom", "e"),
+]
+
+PROVEN: dict[str, list[onnx.NodeProto]] = {
+    "relu": [AFFINE, node("Relu", "z", "v"), total("v")],
+    "softplus": [AFFINE, *softplus("z", "v"), total("v")],
+    "softplus of softplus": [AFFINE, *softplus("z", "u"), *softplus("u", "v"), total("v")],
+    "log of 1 + exp": [AFFINE, node("Exp", "z", "e"), node("Add", "e unit", "p"), node("Log", "p", "v"), total("v")],
+    "leaky relu": [
+        AFFINE,
+        node("Mul", "z tenth", "s"),
+        node("Greater", "z zero", "c"),
+        node("Where", "c z s", "v"),
+        total("v"),
+    ],
+    "leaky relu squared": [AFFINE, node("LeakyRelu", "z", "u", alpha=0.2), node("Mul", "u u", "v"), total("v")],
+    "elu": [AFFINE, *EXPM1, node("Greater", "z zero", "c"), node("Where", "c z e", "v"), total("v")],
+    "huber-like": [
+        AFFINE,
+        node("LessOrEqual", "z zero", "low"),
+        node("GreaterOrEqual", "z unit", "high"),
+        node("Sub", "z half", "line"),
+        node("Pow", "z two", "s"),
+        node("Mul", "s half", "bend"),
+        node("Where", "high line bend", "u"),
+        node("Where", "low zero u", "v"),
+        total("v"),
+    ],
+    "norm": [AFFINE, node("Mul", "z z", "s"), node("ReduceSum", "s one", "r", keepdims=0), node("Sqrt", "r", "f")],
+    "maximum": [AFFINE, node("ReduceMax", "z one", "f", keepdims=0)],
+    "shifted log-sum-exp": [
+        AFFINE,
+        node("ReduceMax", "z one", "m", keepdims=1),
+        node("Sub", "z m", "d"),
+        node("Exp", "d", "e"),
+        node("ReduceSum", "e one", "s", keepdims=0),
+        node("Log", "s", "l"),
+        node("Squeeze", "m one", "m0"),
+        node("Add", "m0 l", "f"),
+    ],
+    "quadratic form": [node("MatMul", "y Q", "q"), node("Mul", "q y", "v"), total("v")],
+    "gates": [
+        AFFINE,
+        node("Gemm", "x G", "g"),
+        node("Sigmoid", "g", "s"),
+        node("Relu", "z", "r"),
+        node("Mul", "r s", "gated"),
+        node("Mul", "z g", "free"),
+        node("Add", "gated free", "v"),
+        total("v"),
+    ],
+    "reparametrised weights": [
+        AFFINE,
+        *softplus("z", "a"),
+        *softplus("V", "P"),
+        node("MatMul", "a P", "b"),
+        node("Relu", "b", "v"),
+        total("v"),
+    ],
+    "clamped weights and a skip": [
+        AFFINE,
+        node("Relu", "z", "a"),
+        node("Clip", "V zero _", "P"),
+        node("Concat", "P W", "both", axis=0),
+        node("Concat", "a y", "wide", axis=1),
+        node("MatMul", "wide both", "b"),
+        node("Relu", "b", "v"),
+        total("v"),
+    ],
+    "a dead unit behind a negative weight": [
+        AFFINE,
+        node("Relu", "z", "a"),
+        node("Gemm", "a mixed", "b"),
+        node("Relu", "b", "c"),
+        node("Gemm", "c ends", "d"),
+        node("Squeeze", "d one", "f"),
+    ],
+    "minus the smallest": [AFFINE, node("ReduceMin", "z one", "m", keepdims=0), node("Neg", "m", "f")],
+}
+NUMBERS: dict[str, Any] = {
+    **SCALARS,
+    "W": W,
+    "V": random(1, 4, 4),
+    "Q": np.eye(3) + np.ones((3, 3)),
+    "G": random(2, 2, 4),
+    "mixed": np.array([[1.0, -1.0]] * 4),  # unit 1 is concave, then neither ..
+    "ends": np.array([[1.0], [0.0]]),  # .. and nothing reads it
+}
+
+
+def with_rows(nodes: list[onnx.NodeProto]) -> Arrays:
+    read = {name for one in nodes for name in one.input}
+    return {k: v for k, v in NUMBERS.items() if k in read}
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.DOUBLE])
+@pytest.mark.parametrize("name", PROVEN)
+def test_convex_graphs_are_proven(name: str, dtype: int) -> None:
+    data = model(PROVEN[name], with_rows(PROVEN[name]), dtype=dtype)
+    verdict = prove(data, {})
+    assert verdict.verdict == "proven", verdict.sentence()
+    assert worst_excess(data, 3) < 1e3 * np.finfo(helper.tensor_dtype_to_np_dtype(dtype)).eps
+
+
+def test_the_smallest_weight_that_must_be_nonnegative_is_named_and_dead_ones_do_not_count() -> None:
+    nodes = PROVEN["a dead unit behind a negative weight"]
+    verdict = prove(model(nodes, with_rows(nodes)), {})
+    assert verdict.min_weight in (("mixed", 1.0), ("ends", 1.0))
+
+
+UNPROVEN: dict[str, list[onnx.NodeProto]] = {
+    "silu": [AFFINE, node("Mul", "z five", "u"), node("Sigmoid", "u", "s"), node("Mul", "u s", "v"), total("v")],
+    "elu of alpha 2": [AFFINE, node("Elu", "z", "v", alpha=2.0), total("v")],
+    "a gate of any sign": [
+        AFFINE,
+        node("Gemm", "x G", "g"),
+        node("Relu", "z", "r"),
+        node("Mul", "r g", "v"),
+        total("v"),
+    ],
+    "negative weights": [
+        AFFINE,
+        node("Relu", "z", "a"),
+        node("MatMul", "a V", "b"),
+        node("Relu", "b", "v"),
+        total("v"),
+    ],
+    "indefinite form": [node("MatMul", "y W3", "q"), node("Mul", "q y", "v"), total("v")],
+    "a jump": [node("Greater", "y half", "c"), node("Where", "c zero y", "v"), total("v")],
+    "a third branch at one point": [
+        node("Greater", "y half", "more"),
+        node("Less", "y half", "less"),
+        node("Where", "less zero five", "u"),
+        node("Where", "more zero u", "v"),
+        total("v"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", UNPROVEN)
+def test_planted_violations_are_found_with_a_witness(name: str) -> None:
+    nodes = UNPROVEN[name]
+    numbers = {**with_rows(nodes), "W3": np.diag([1.0, 1.0, -0.3])}
+    data = model(nodes, numbers)
+    verdict = prove(data, {})
+    assert verdict.verdict == "violated", verdict.sentence()
+    w = verdict.witness
+    assert w is not None
+    y = np.array([w.y_a, w.y_b, (np.array(w.y_a) + np.array(w.y_b)) / 2])
+    f = run(data, np.repeat(np.array([w.x]), 3, 0), y)
+    np.testing.assert_allclose(f[2] - (f[0] + f[1]) / 2, w.excess, rtol=1e-9)
+    assert w.excess > w.rounding
+    assert verdict.blame == (("V",) if name == "negative weights" else ())
+
+
+TRAPS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
+    "softplus with torch's threshold, in float64": (
+        [*softplus("y", "s"), node("Greater", "y twenty", "c"), node("Where", "c y s", "v"), total("v")],
+        {},
+        "condition on y",
+    ),
+    "a jump below rounding, made large": (
+        [
+            node("Greater", "y zero", "c"),
+            node("Add", "y little", "u"),
+            node("Where", "c y u", "v"),
+            node("Mul", "v large", "w"),
+            total("w"),
+        ],
+        {"little": 1e-9, "large": 1e9},
+        "condition on y",
+    ),
+    "a bend that underflows": (
+        [
+            node("Mul", "y little", "a"),
+            node("Mul", "a little", "b"),
+            node("Abs", "b", "c"),
+            node("Neg", "c", "v"),
+            total("v"),
+        ],
+        {"little": 1e-200},
+        "concave",
+    ),
+    "weights that are not numbers": (
+        [node("MatMul", "y bad", "z"), node("Relu", "z", "v"), total("v")],
+        {"bad": np.full((3, 2), np.inf)},
+        "not finite",
+    ),
+    "steps of half precision": (
+        [node("Cast", "y", "h", to=10), node("Cast", "h", "v", to=11), total("v")],
+        {},
+        "Cast",
+    ),
+    "samples that meet": (
+        [node("ReduceSum", "y nought", "s", keepdims=1), node("Sub", "y s", "d"), node("Mul", "d d", "v"), total("v")],
+        {"nought": np.array([0])},
+        "samples",
+    ),
+    "the size of the batch as a number": (
+        [
+            node("Shape", "y", "s", end=1),
+            node("Cast", "s", "b", to=11),
+            node("Sub", "b five", "w"),
+            node("Relu", "y", "r"),
+            node("Mul", "r w", "v"),
+            total("v"),
+        ],
+        {},
+        "size of the batch",
+    ),
+    "samples stirred by a reshape": (
+        [
+            node("Shape", "y", "s", end=1),
+            node("Concat", "three s", "shape", axis=0),
+            node("Reshape", "y shape", "r"),
+            node("Transpose", "r", "v", perm=[1, 0]),
+            total("v"),
+        ],
+        {"three": np.array([3])},
+        "mixes",
+    ),
+    "the first three samples": (
+        [node("Slice", "y nought three nought", "v"), total("v")],
+        {"nought": np.array([0]), "three": np.array([3])},
+        "samples",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_traps_are_not_proven(name: str) -> None:
+    nodes, numbers, told = TRAPS[name]
+    verdict = prove(model(nodes, {**with_rows(nodes), **numbers}), {})
+    assert verdict.verdict != "proven"
+    assert told in verdict.sentence() or told in verdict.reason, verdict
+
+
+def test_the_digits_package_is_proven_and_a_negative_weight_is_found_and_named() -> None:
+    package = Package.open(DIGITS)
+    verdict = prove(package.graphs["value"], package.weights)
+    assert verdict.verdict == "proven"
+    assert verdict.min_weight is not None
+    least = min(float(package.weights[k].min()) for k in package.manifest.nonnegative)
+    assert verdict.min_weight[1] == least
+
+    changed = {**package.weights, "layers.1.W_z.weight": package.weights["layers.1.W_z.weight"].copy()}
+    changed["layers.1.W_z.weight"][3, 5] = -3.0
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    names = [name for name in package.weights if name.encode() in package.graphs["value"]]
+    options.add_external_initializers(names, [onnxruntime.OrtValue.ortvalue_from_numpy(changed[k]) for k in names])
+    session = onnxruntime.InferenceSession(package.graphs["value"], options)
+
+    def value(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        f: np.ndarray[Any, Any] = session.run(["f"], {"x": x, "y": y})[0]
+        return f
+
+    verdict = prove(package.graphs["value"], changed, value=value)
+    assert verdict.verdict == "violated"
+    assert verdict.blame == ("layers.1.W_z.weight",)
+    assert verdict.node is not None
+    assert verdict.node[0] == "Gemm"
+    assert "layers.1.W_z.weight" in verdict.sentence()
+
+
+def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
+    """The value alone of a torch energy, by the exporter's own stages."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    from icnnrt import package
+    from icnnrt_exporters.energy_graph import trace_energy
+    from icnnrt_exporters.exporter import _serialise, _stored, _value_graph
+    from icnnrt_exporters.heads import Input, _theta, trace
+    from icnnrt_exporters.onnx_head import quiet, to_onnx
+
+    energy.eval()
+    dtype = next(energy.parameters()).dtype
+    x, y = torch.zeros(11, x_dim, dtype=dtype), torch.zeros(11, n, dtype=dtype)
+    with quiet():
+        traced = trace_energy(energy, x, y)
+        names = list(traced.theta)
+
+        def head(*args: Any) -> Any:
+            theta, (x, y) = dict(zip(names, args, strict=False)), args[len(names) :]
+            return traced.value(theta, traced.prepare(theta, x), y)
+
+        onnx_head = to_onnx(trace(head, [*_theta(traced), Input("x", x, 0), Input("y", y, 0)], ["f"]))
+    weights = {name: tensor.detach().numpy() for name, tensor in _stored(energy, traced.theta).items()}
+    constants = {name: traced.theta[name] for name in traced.constants}
+    layout = package.weight_layout(weights)[1]
+    return _serialise(_value_graph(onnx_head), weights, layout, constants), weights
+
+
+def test_a_picnn_of_reparametrised_weights_in_float64_is_proven() -> None:
+    torch = pytest.importorskip("torch")
+    from icnnrt_models import PICNN
+
+    energy = PICNN(
+        3,
+        4,
+        hidden=(5, 4),
+        activation="celu",
+        context_activation="tanh",
+        positivity="softplus",
+        batch_norm=True,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(0),
+    )
+    verdict = prove(*exported(energy, 3, 4))
+    assert verdict.verdict == "proven", verdict.sentence()
+    assert verdict.min_weight is not None
+    assert verdict.min_weight[0].endswith("raw_weight")
+    assert verdict.min_weight[1] > 0
+
+
+def test_a_foreign_convolutional_network_is_proven_until_a_kernel_turns_negative() -> None:
+    torch = pytest.importorskip("torch")
+    nn, F = torch.nn, torch.nn.functional
+
+    class Foreign(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first = nn.Conv2d(1, 3, 3, padding=1)
+            self.second = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 2, 3, stride=2))
+            self.last = nn.Linear(2, 1)
+            with torch.no_grad():
+                self.second.parametrizations.weight.original1.abs_()
+
+        def forward(self, x: Any, y: Any) -> Any:
+            z = F.relu(self.first(y.view(-1, 1, 6, 6) - x.view(-1, 1, 6, 6)))
+            z = F.avg_pool2d(F.softplus(self.second(z)), 2)
+            quadratic = F.linear(y[:, :4], self.last.weight.expand(4, 2).T).square().sum(1)
+            return F.linear(z.flatten(1), self.last.weight.clamp(min=0)).squeeze(1) + quadratic + (y - x).norm(dim=1)
+
+    data, weights = exported(Foreign(), 36, 36)
+    verdict = prove(data, weights)
+    assert verdict.verdict == "proven", verdict.sentence()
+
+    name = "second.parametrizations.weight.original1"
+    weights = {**weights, name: weights[name] - 0.2}
+    verdict = prove(data, weights)
+    assert verdict.verdict != "proven"
+    assert name in verdict.blame
+
+
+# --- Never a wrong proof -------------------------------------------------------------------------
+
+
+class RandomGraph:
+    """A graph of operators at random, more often of convex ones, with weights of every mix of signs."""
+
+    def __init__(self, choose: Callable[[int], int], seed: int) -> None:
+        self.choose = choose
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.numbers: dict[str, Any] = {}
+
+    def op(self, op_type: str, *inputs: str, **attributes: Any) -> str:
+        out = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op_type, list(inputs), [out], **attributes))
+        return out
+
+    def number(self, value: Any) -> str:
+        name = f"w{len(self.numbers)}"
+        self.numbers[name] = np.asarray(value)
+        return name
+
+    def one_of(self, *options: Any) -> Any:
+        return options[self.choose(len(options))]
+
+    def weight(self, rows: int, columns: int) -> str:
+        A = self.rng.standard_normal((rows, columns))
+        return self.number(self.one_of(np.abs(A), np.abs(A) * (A > 0), np.abs(A), -np.abs(A), A))
+
+    def build(self, steps: int) -> bytes:
+        values = [("y", 3)]
+        for _ in range(steps):
+            a, k = self.one_of(*values[-3:])
+            values.append(self.step(a, k, values))
+        f, k = values[-1]
+        end = self.op("ReduceSum", f, "one") if self.choose(2) else self.op("Gemm", f, self.weight(k, 1))
+        self.nodes.append(helper.make_node("Squeeze", [end, "one"], ["f"]))
+        return model(self.nodes, self.numbers)
+
+    def step(self, a: str, k: int, values: list[tuple[str, int]]) -> tuple[str, int]:
+        op, number = self.op, self.number
+        zero, unit = number(0.0), number(1.0)
+        match self.choose(16):
+            case 0 | 1 | 2:
+                j = 1 + self.choose(4)
+                return op("Gemm", a, self.weight(k, j), number(self.rng.standard_normal(j))), j
+            case 3:
+                tail = op("Log", op("Add", op("Exp", op("Neg", op("Abs", a))), unit))
+                return op("Add", op("Max", a, zero), tail), k
+            case 4:
+                return op(
+                    self.one_of("Relu", "Abs", "Neg", "Exp", "Sqrt", "Log", "Reciprocal", "Tanh", "Sigmoid"), a
+                ), k
+            case 5:
+                return op("Pow", a, number(self.one_of(2.0, 3.0, 0.5, 1.5, -1.0))), k
+            case 6:
+                b, _ = self.one_of(*[v for v in values if v[1] in (1, k)], (a, k))
+                return op(self.one_of("Add", "Sub", "Mul", "Max", "Min", "Div"), a, b), k
+            case 7:
+                gate = op(self.one_of("Relu", "Exp", "Tanh", "Abs"), op("Gemm", "x", self.weight(2, k)))
+                return op("Mul", a, gate), k
+            case 8:
+                b, j = self.one_of(*values)
+                return op("Concat", a, b, axis=1), k + j
+            case 9:
+                scaled = op("Mul", a, number(self.one_of(0.1, 0.5, 2.0, -1.0)))
+                edge = number(self.one_of(0.0, 0.0, 0.5))
+                condition = op(self.one_of("Greater", "LessOrEqual", "Less", "GreaterOrEqual"), a, edge)
+                return op("Where", condition, a, scaled), k
+            case 10:
+                name = self.one_of("LeakyRelu", "Elu", "Celu")
+                return op(name, a, alpha=self.one_of(0.1, 0.5, 1.0, 2.0)), k
+            case 11:
+                return op("Clip", a, zero, self.one_of("", number(1.0), number(6.0))), k
+            case 12:
+                name = self.one_of("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceL1", "ReduceLogSumExp")
+                return op(name, a, "one", keepdims=1), 1
+            case 13:
+                bends = [
+                    op("Add", op("Mul", op("Mul", a, a), number(p)), op("Mul", a, number(q)))
+                    for p, q in ((self.one_of(0.0, 0.5, 1.0), self.one_of(0.0, 1.0)) for _ in range(2))
+                ]
+                return op("Where", op("LessOrEqual", a, zero), *bends), k
+            case 14:
+                A = self.rng.standard_normal((k, k))
+                form = op("Mul", a, op("MatMul", a, number(self.one_of(A @ A.T, A))))
+                return op("ReduceSum", form, "one", keepdims=1), 1
+        t = op("Tanh", op("Mul", a, number(0.5)))
+        expm1 = op("Div", op("Mul", t, number(2.0)), op("Sub", unit, t))
+        return op("Where", op("Greater", a, zero), a, expm1), k
+
+
+def run(data: bytes, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    graph = read_graph(data, {})
+    return evaluate(ancestors(graph, "f"), {**graph.initializers, "x": x, "y": y})["f"]
+
+
+def worst_excess(data: bytes, seed: int) -> float:
+    """The most that f at a midpoint exceeds the mean at the ends, relative to max(1, |f|), over many segments."""
+    rng = np.random.default_rng(seed)
+    inputs = {i.name: i for i in read_graph(data, {}).inputs}
+    x_type, y_type = inputs["x"], inputs["y"]
+    assert x_type.shape is not None
+    assert y_type.shape is not None
+    count = 600
+    size = rng.choice([0.1, 1.0, 10.0], (count, 1))
+    a = size * rng.standard_normal((count, y_type.shape[1]))
+    b = a + size * rng.choice([0.01, 1.0], (count, 1)) * rng.standard_normal(a.shape)
+    a[: count // 4] = -b[: count // 4] * rng.random((count // 4, 1))  # across 0, where kinks are
+    x = rng.standard_normal((count, x_type.shape[1]))
+    y = np.concatenate([a, b, (a + b) / 2]).astype(y_type.dtype)
+    f = run(data, np.concatenate([x] * 3).astype(y_type.dtype), y).astype(np.float64).reshape(3, count)
+    with np.errstate(all="ignore"):
+        excess = (f[2] - (f[0] + f[1]) / 2) / np.maximum(1, np.abs(f).max(0))
+    return float(np.max(excess, initial=-np.inf, where=np.isfinite(excess)))
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 7))
+def test_whatever_is_proven_shows_no_excess(data: st.DataObject, seed: int, steps: int) -> None:
+    draws = st.integers(0, 2**16)
+    graph = RandomGraph(lambda n: data.draw(draws) % n, seed).build(steps)
+    verdict = prove(graph, {}, value=lambda x, y: np.zeros(len(x)))  # no search: a flat f shows no violation
+    if verdict.verdict == "proven":
+        assert worst_excess(graph, seed) < 1e-9
+
+
+def test_numpy_computes_what_onnxruntime_computes() -> None:
+    """On random graphs, wherever onnxruntime has the operators in float64."""
+    compared = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        data = RandomGraph(lambda n, rng=rng: int(rng.integers(n)), seed).build(5)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        try:
+            session = onnxruntime.InferenceSession(data, options)
+        except Exception:  # no float64 kernel of some operator
+            continue
+        x, y = rng.standard_normal((5, 2)), rng.standard_normal((5, 3))
+        with np.errstate(all="ignore"):
+            np.testing.assert_allclose(run(data, x, y), session.run(["f"], {"x": x, "y": y})[0], rtol=1e-9, atol=1e-12)
+        compared += 1
+    assert compared > 10
+
+
+# --- Bytes from strangers ------------------------------------------------------------------------
+
+
+def test_damaged_bytes_are_refused_or_read_but_never_crash() -> None:
+    nodes = PROVEN["softplus"]
+    data = model(nodes, with_rows(nodes))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        for _ in range(int(rng.integers(1, 4))):
+            damaged[int(rng.integers(len(damaged)))] = int(rng.integers(256))
+        damaged = damaged[: int(rng.integers(1, len(damaged) + 1))] if rng.random() < 0.2 else damaged
+        try:
+            prove(bytes(damaged), {}, value=lambda x, y: np.zeros(len(x)))
+        except PackageError:
+            refused += 1
+    assert refused > 30
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda m: m.graph.initializer[0].dims.append(2**40), "impossible shape"),
+        (lambda m: m.graph.initializer[0].dims.__setitem__(0, 5), "bytes for"),
+        (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "taken"),
+        (lambda m: m.graph.node[0].input.__setitem__(0, "nowhere"), "before anything makes it"),
+        (lambda m: m.graph.node[-1].output.__setitem__(0, m.graph.node[0].output[0]), "made twice"),
+        (lambda m: m.graph.output[0].__setattr__("name", "g"), "nothing makes"),
+        (lambda m: m.graph.initializer[0].__setattr__("data_location", 1), "give the weights"),
+        (lambda m: m.graph.initializer[0].__setattr__("data_type", 99), "does not know"),
+    ],
+)
+def test_hostile_models_are_refused_in_a_sentence(change: Callable[[Any], None], told: str) -> None:
+    nodes = PROVEN["relu"]
+    hostile = onnx.load_from_string(model(nodes, with_rows(nodes)))
+    change(hostile)
+    with pytest.raises(PackageError, match=told):
+        prove(hostile.SerializeToString(), {})
+
+
+def test_what_the_reader_does_not_know_is_not_proven() -> None:
+    nodes = PROVEN["relu"]
+    foreign = onnx.load_from_string(model(nodes, with_rows(nodes)))
+    foreign.graph.node[1].domain = "elsewhere"
+    verdict = prove(foreign.SerializeToString(), {})
+    assert verdict.verdict == "unknown"
+    assert verdict.node is not None
+    assert verdict.node[0] == "Relu"
+    own = onnx.load_from_string(model(nodes, with_rows(nodes)))
+    own.functions.append(helper.make_function("", "Relu", ["a"], ["b"], [node("Neg", "a", "b")], []))
+    assert prove(own.SerializeToString(), {}).verdict == "unknown"
+
+
+def test_verdicts_survive_json() -> None:
+    for nodes in (PROVEN["relu"], UNPROVEN["silu"], UNPROVEN["negative weights"]):
+        verdict = prove(model(nodes, with_rows(nodes)), {})
+        assert Convexity.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+    with pytest.raises(PackageError, match="convexity"):
+        Convexity.from_json({"verdict": "proven"})
