@@ -1,7 +1,7 @@
 """How many iterations a package's solver needs for a gap, told from data: what to export it with."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from icnnrt import certificate, reference
 from icnnrt._arguments import batch, finite_rows
-from icnnrt.domains import MODELS, SPACE, Coordinates, box_coordinates, space_coordinates
+from icnnrt.domains import MODELS, SPACE, Coordinates, Domain, box_coordinates, space_coordinates
 from icnnrt.errors import InputError
+from icnnrt.manifest import SolverSpec
 from icnnrt.session import Session
 
 Array = NDArray[np.float64]
@@ -72,22 +73,8 @@ def recommend(
         raise InputError("x: expected at least one sample without NaN and infinity, but got none; clean the data.")
     X, bounds = X[kept], {name: bound[kept] for name, bound in bounds.items()}
     reached: list[float] = []
-    for energy, lower_bound in _prefixes(session, X, bounds, max_iterations):
-        reached.append(float((energy - lower_bound <= gap * certificate.unit(lower_bound)).mean()))
-        if reached[-1] == 1.0:
-            break
-    enough = {p: next((K for K, share in enumerate(reached, 1) if 100 * share >= p), None) for p in PERCENT}
-    return Recommendation(float(gap), len(X), enough, len(reached), spec.iterations, tuple(reached))
-
-
-def _prefixes(
-    session: Session, X: NDArray[Any], bounds: Mapping[str, NDArray[Any]], K: int
-) -> Iterator[tuple[Array, Array]]:
-    """Energy and lower bound after 1, 2, ..., K iterations of the package's solver, [B] each."""
-    spec, domain = session.manifest.solver, session.manifest.domain
-    assert spec is not None
-    assert domain is not None
-    model, n = MODELS[domain.kind], session.manifest.y_shape[0]
+    domain = session.manifest.domain
+    assert domain is not None, "a solver has a domain"
     at = Coordinates(0.0, 1.0)
     if bounds:
         at = box_coordinates(*(bounds[name].astype(np.float64) for name in ("lower", "upper")))
@@ -98,13 +85,31 @@ def _prefixes(
         f, g = session.value_and_gradient(X, y.astype(session.dtype))
         return f.astype(np.float64), g.astype(np.float64)
 
-    of_p = reference.in_coordinates(of_y, at)
-    c = model.centre(n)
-    p = np.full((len(X), n), c)
+    shape = (len(X), session.manifest.y_shape[0])
+    for energy, lower_bound in prefixes(of_y, shape, spec, MODELS[domain.kind], at, max_iterations):
+        reached.append(float((energy - lower_bound <= gap * certificate.unit(lower_bound)).mean()))
+        if reached[-1] == 1.0:
+            break
+    enough = {p: next((K for K, share in enumerate(reached, 1) if 100 * share >= p), None) for p in PERCENT}
+    return Recommendation(float(gap), len(X), enough, len(reached), spec.iterations, tuple(reached))
+
+
+def prefixes(
+    value_and_gradient: Callable[[Array], tuple[Array, Array]],
+    shape: tuple[int, int],
+    spec: SolverSpec,
+    model: Domain,
+    at: Coordinates,
+    K: int,
+) -> Iterator[tuple[Array, Array]]:
+    """Energy and lower bound, [B] each, after 1, 2, ..., K iterations of a solver: f(y) and ∇f(y), shape [B, n]."""
+    of_p = reference.in_coordinates(value_and_gradient, at)
+    c = model.centre(shape[1])
+    p = np.full(shape, c)
     s = p if model is SPACE else model.logits(p)
-    G, e = np.empty((len(X), 0, n)), np.empty((len(X), 0))
+    G, e = np.empty((shape[0], 0, shape[1])), np.empty((shape[0], 0))
     lam: Array | None = None
-    best = np.full(len(X), -np.inf)
+    best = np.full(shape[0], -np.inf)
     f, g = of_p(p)
     for _ in range(K):
         offset = f + (g * (c - p)).sum(1)

@@ -15,6 +15,7 @@ from icnnrt.recommend import recommend
 from icnnrt.verify import verify
 from icnnrt_exporters import TrainSpec
 from icnnrt_exporters.exporter import export
+from icnnrt_exporters.solver_choice import choose_solver
 from icnnrt_models import FICNN, BregmanProximalGradient
 
 X_DIM, N, MU, H = 2, 3, 2.5, 1e-5
@@ -223,3 +224,37 @@ def test_recommended_iterations_reach_the_gap(package: tuple[Any, icnnrt.Session
     assert found.as_dict()["iterations"]["90"] == found.iterations[90]
     with pytest.raises(InputError, match="gap: expected a positive number"):
         recommend(session, x, 0.0, **bounds)
+
+
+@pytest.mark.parametrize("activation", ["softplus", "relu"])
+def test_the_better_solver_is_chosen(activation: str) -> None:
+    """Of a ReLU energy with strong kinks only the bundle method reaches the gap."""
+    energy = FICNN(X_DIM, N, (6, 5), activation, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if activation == "relu":
+        with torch.no_grad():
+            for name, p in energy.named_parameters():
+                if name.endswith("W_y"):
+                    p.mul_(8.0)
+    x = torch.randn(5, X_DIM, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    solver, why = choose_solver(energy, energy, x, N)
+    assert "on 5 examples" in why
+    assert "BundleEntropy" in why
+    assert "BregmanProximalGradient of step size" in why
+    if activation == "relu":
+        assert not isinstance(solver, BregmanProximalGradient), why
+    result = solver.solve(x)
+    assert (result.gap <= 1e-3 * result.lower_bound.abs().clamp(min=1.0) + 1e-9).all(), why
+
+
+def test_export_with_the_solver_left_open(tmp_path: Path) -> None:
+    energy = energy_of()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(4, X_DIM, generator=generator, dtype=torch.float64)
+    y = torch.rand(4, N, generator=generator, dtype=torch.float64)
+    with pytest.raises(ExportError, match="solver: expected a layer, 'auto' or None"):
+        export(energy, "best", x, y, tmp_path / "auto.icnn")  # type: ignore[arg-type]
+    written = export(energy, "auto", x, y, tmp_path / "auto.icnn")
+    assert written.manifest.solver is not None
+    assert str(written.manifest.metadata["solver_choice"]).startswith("on 4 examples")
+    assert written.manifest.solver.name in str(written.manifest.metadata["solver_choice"]).partition(";")[0]
+    assert (icnnrt.load(written, native=False).argmin(x.numpy()).status == Status.CONVERGED).all()

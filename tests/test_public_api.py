@@ -13,7 +13,7 @@ import icnnrt
 PUBLIC = {
     "adjoint": {"vjp"},
     "bregman": {"bregman_adjoint", "bregman_argmin"},
-    "recommend": {"Recommendation", "recommend"},
+    "recommend": {"Recommendation", "prefixes", "recommend"},
     "cli": {
         "as_command",
         "console",

@@ -6,7 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -46,6 +46,7 @@ from icnnrt_exporters.preconditions import (
     check_weights,
     float64_judge,
 )
+from icnnrt_exporters.solver_choice import choose_solver
 from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
 from icnnrt_exporters.train_graph import train_graph
 from icnnrt_exporters.train_spec import TrainSpec
@@ -66,7 +67,7 @@ RESIDUAL_TOLERANCE = {"float32": 3e-5, "float64": 1e-8}
 
 def export(
     energy: nn.Module,
-    solver: Solver | None,
+    solver: Solver | Literal["auto"] | None,
     x_example: Tensor,
     y_example: Tensor,
     path: str | Path,
@@ -87,7 +88,8 @@ def export(
         energy: a module with forward(x [B, ...], y [B, n]) -> [B], convex in y, float32 or float64. It is exported in
             eval mode, as it is; nothing of it need come from icnnrt_models.
         solver: the layer whose domain, iterations, steps and tolerances the package takes over; None for a package of
-            the energy and its derivatives alone.
+            the energy and its derivatives alone; "auto" for the better of both solvers over [0, 1]^n on the examples,
+            see `solver_choice`, and the reason in the metadata.
         x_example, y_example: one batch of inputs of the right shape and dtype, for tracing and for the parity check;
             give real data, so that the figures mean something.
         path: the folder to write, by custom `*.icnn`.
@@ -116,10 +118,11 @@ def export(
     path = Path(path)
     check_examples(x_example, y_example)
     check_heads(heads, kind, solver, train)
-    if solver is not None:
+    if isinstance(solver, nn.Module):
         check_solver(solver, y_example.shape[1])
-    if train and train.adjoint == "prop3" and step_size_of(solver) is not None:
-        raise ExportError("adjoint: 'prop3' belongs to the bundle method, not to the Bregman step; leave it 'exact'")
+        check_adjoint(train, solver)
+    elif solver not in (None, "auto"):
+        raise ExportError(f"solver: expected a layer, 'auto' or None, got {solver!r}; pass BundleEntropyArgmin(energy)")
     check_weights(energy, x_example.dtype)
     check_target(path, overwrite)
     modes = [(module, module.training) for module in energy.modules()]
@@ -131,8 +134,12 @@ def export(
             x, y = (t[3:7] for t in parity.inputs(x_example, y_example)[-1])
             check_energy(energy, judge, x, y, kind=kind)
             must_not_be_negative = tuple(nonnegative) if nonnegative is not None else _nonnegative(energy)
-            parts = _parts(energy, solver, x_example, y_example, heads, kind, train, must_not_be_negative, progress)
             facts = dict(metadata or {})
+            if isinstance(solver, str):
+                progress("choosing the solver")
+                solver, facts["solver_choice"] = choose_solver(energy, judge, x_example, y_example.shape[1])
+                check_adjoint(train, solver)
+            parts = _parts(energy, solver, x_example, y_example, heads, kind, train, must_not_be_negative, progress)
 
             def write(target: Path, **more: Any) -> package.Package:
                 return package.write(
@@ -304,6 +311,12 @@ def _solver_graphs(
         else bregman_adjoint_graph(push, hvp, K, step_size, domain)
     )
     return assembled, training
+
+
+def check_adjoint(train: TrainSpec | None, solver: Solver) -> None:
+    """A training step of Bregman proximal gradient has one adjoint."""
+    if train and train.adjoint == "prop3" and step_size_of(solver) is not None:
+        raise ExportError("adjoint: 'prop3' belongs to the bundle method, not to the Bregman step; leave it 'exact'")
 
 
 def step_size_of(solver: nn.Module | None) -> float | None:
