@@ -520,11 +520,11 @@ def _recommend(package: Path, x: "NDArray[Any] | None", gap: float, samples: int
     with load(package) as session:
         m = session.manifest
         X = rng.standard_normal((samples, *m.x_shape)) if x is None else x[:samples]
-        bounds = {}
+        lower = upper = None
         if m.domain and m.domain.kind == "box":
             lower = rng.uniform(-1.0, 0.5, (len(X), *m.y_shape))
-            bounds = {"lower": lower, "upper": lower + rng.uniform(0.2, 2.0, lower.shape)}
-        return recommend(session, X, gap, **bounds)
+            upper = lower + rng.uniform(0.2, 2.0, lower.shape)
+        return recommend(session, X, gap, lower=lower, upper=upper)
 
 
 # --- doctor --------------------------------------------------------------------------------------

@@ -284,7 +284,8 @@ class _Trial:
 
     def argmin(self, X: NDArray[Any], rows: Any = slice(None), **moved: NDArray[Any]) -> Solution:
         """The argmin within this trial's bounds, or others, of the samples `rows`."""
-        return self.session.argmin(X, **{name: bound[rows] for name, bound in {**self.bounds, **moved}.items()})
+        bounds = {name: bound[rows] for name, bound in {**self.bounds, **moved}.items()}
+        return self.session.argmin(X, lower=bounds.get("lower"), upper=bounds.get("upper"))
 
     def somewhere(self, B: int) -> Array:
         """Random points p [B, n] of the domain."""
@@ -505,7 +506,8 @@ class _Trial:
         if (
             self.bounds and solver.step_size is None
         ):  # (y − lower)/(upper − lower) loses the digits that y and lower share, so by the multipliers
-            p = reference.evaluate(*(a.astype(np.float64) for a in (part.slopes, part.offsets, part.lam))).y
+            G, e, λ = (a.astype(np.float64) for a in (part.slopes, part.offsets, part.lam))
+            p = reference.evaluate(G, e, λ).y
         energy = self.f(y, X)[0] + self.domain.regulariser(p)
         residual = certificate.kkt_residuals(part.slopes, part.offsets, part.lam, p, self.domain)
         gap = certificate.duality_gap(energy, part.slopes, part.offsets, part.lam, self.domain)
@@ -534,7 +536,7 @@ class _Trial:
         if not self.session.native:
             return Check(name, None, None, "skipped", "the operators run on their portable bodies")
         with load(self.session._package, providers=providers, threads=threads, native=False) as other:
-            portable = other.argmin(self.X, **self.bounds)
+            portable = other.argmin(self.X, lower=self.bounds.get("lower"), upper=self.bounds.get("upper"))
         kept = np.logical_and.reduce([np.isfinite(s.energy) & np.isfinite(s.gap) for s in (solution, portable)])
         # Both solve every model to rounding level, but with few cuts, or at kinks, the K steps magnify rounding as far
         # as the gap allows, as in `against_reference`.
