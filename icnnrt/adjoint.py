@@ -33,6 +33,11 @@ def vjp(run: Run, manifest: Manifest, solution: Solution, y_bar: object, *, adjo
     for argument, value, allowed in (("adjoint", adjoint, ADJOINTS), ("on_unsafe", on_unsafe, ON_UNSAFE)):
         if value not in allowed:
             raise InputError(f"{argument}: expected {' or '.join(map(repr, allowed))}, but got {value!r}.")
+    if adjoint == "prop3" and manifest.solver is not None and manifest.solver.step_size is not None:
+        raise InputError(
+            "adjoint: expected 'exact', as Bregman proximal gradient has no model of cuts that proposition 3 could "
+            "differentiate, but got 'prop3'; leave it out."
+        )
     if not isinstance(solution, Solution):
         raise InputError(
             f"solution: expected what session.argmin returned, but got {type(solution).__name__}; call argmin first."

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -27,6 +27,11 @@ from rich.tree import Tree
 from typer.core import TyperGroup
 
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from icnnrt.recommend import Recommendation
 
 ENTRY_POINTS: Final = "icnnrt.commands"
 ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
@@ -447,6 +452,12 @@ def verify(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples; drawn from INPUT if that holds more.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
+    gap: Annotated[
+        float | None,
+        typer.Option(
+            "--recommend", metavar="GAP", help="Say how many iterations reach this duality gap; INPUT makes it telling."
+        ),
+    ] = None,
     native: NativeFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -468,8 +479,9 @@ def verify(
         report = check(
             package, x, samples=samples, seed=seed, native=native, progress=lambda stage: status.update(stage)
         )
+    advice = None if gap is None else _recommend(package, x, gap, samples, seed)
     if as_json:
-        print_json(report.as_dict())
+        print_json({**report.as_dict(), **({} if advice is None else {"recommend": advice.as_dict()})})
     else:
         colours = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
         source = "samples of the data" if report.source == "data" else "random samples (standard normal)"
@@ -487,8 +499,32 @@ def verify(
         screen.print(table)
         failed = [found.name for found in report.checks if found.verdict == "fail"]
         screen.print(f"[bold red]failed: {', '.join(failed)}[/]" if failed else "[green]no check failed[/]")
+        if advice is not None:
+            enough = ", ".join(f"{p} %: {K or f'more than {advice.tried}'}" for p, K in advice.iterations.items())
+            screen.print(
+                f"iterations for a gap of {number(advice.gap)} on {advice.samples} samples: {enough}; "
+                f"the package has {advice.exported}"
+            )
     if not report.passed:
         raise typer.Exit(CHECK_FAILED)
+
+
+def _recommend(package: Path, x: "NDArray[Any] | None", gap: float, samples: int, seed: int) -> "Recommendation":
+    """Of at most so many samples of x; without x of random ones, and within random bounds where y lies in a box."""
+    import numpy as np
+
+    from icnnrt.recommend import recommend
+    from icnnrt.session import load
+
+    rng = np.random.default_rng(seed)
+    with load(package) as session:
+        m = session.manifest
+        X = rng.standard_normal((samples, *m.x_shape)) if x is None else x[:samples]
+        lower = upper = None
+        if m.domain and m.domain.kind == "box":
+            lower = rng.uniform(-1.0, 0.5, (len(X), *m.y_shape))
+            upper = lower + rng.uniform(0.2, 2.0, lower.shape)
+        return recommend(session, X, gap, lower=lower, upper=upper)
 
 
 # --- doctor --------------------------------------------------------------------------------------

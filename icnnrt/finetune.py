@@ -25,6 +25,7 @@ from icnnrt import certificate
 from icnnrt._arguments import batch, finite_rows
 from icnnrt._runner import state_of
 from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History
+from icnnrt.domains import MODELS
 from icnnrt.errors import InputError, PackageError
 from icnnrt.manifest import TRAIN_ROLE, TrainingSpec
 from icnnrt.package import Package, StrPath
@@ -38,8 +39,9 @@ BATCH_SIZE: Final = 32
 LEARNING_RATE: Final = 1e-3
 STEP: Final = "state.step"
 MAX_INTEGER: Final = 2.0**53  # up to here float64, which targets pass through, holds every integer
-# Losses whose targets are values that y can take.
-OF_THE_BOX: Final = ("squared_error", "binary_cross_entropy", "huber")
+# Losses whose targets are values in [0, 1]: where y lies there, and everywhere.
+IN_UNIT_BOX: Final = ("squared_error", "binary_cross_entropy", "huber")
+CROSS_ENTROPY: Final = ("binary_cross_entropy",)
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,17 @@ class FineTuner:
 
     # --- Tuning ----------------------------------------------------------------------------------
 
-    def step(self, x: object, target: object, *, learning_rate: float | None = None) -> StepReport:
-        """One step on a batch: x [B, *x_shape], target [B, *target_shape], B >= 1.
+    def step(
+        self,
+        x: object,
+        target: object,
+        *,
+        lower: object = None,
+        upper: object = None,
+        learning_rate: float | None = None,
+    ) -> StepReport:
+        """One step on a batch: x [B, *x_shape], target [B, *target_shape], B >= 1; of a box lower and upper too, as
+        `Session.argmin` takes them. A sample whose bounds leave nothing is skipped, as one with NaN is.
 
         Returns a `StepReport`; a step that would harm is refused, not raised: the loss, the gradient or a new weight
         is not finite, the energy is not convex at a sample, or no sample has a gradient to trust. Weights and state
@@ -178,8 +189,8 @@ class FineTuner:
         for NaN or infinity.
         """
         rate = self.learning_rate if learning_rate is None else _learning_rate(learning_rate)
-        X, T, skipped = self._data(x, target, "x", "target")
-        return self._step(X, T, rate, skipped)
+        data, skipped = self._data(x, target, "x", "target", lower, upper)
+        return self._step(data, rate, skipped)
 
     def fit(
         self,
@@ -187,9 +198,11 @@ class FineTuner:
         target: object,
         *,
         epochs: int,
+        lower: object = None,
+        upper: object = None,
         batch_size: int = BATCH_SIZE,
         learning_rate: float | None = None,
-        validation: tuple[object, object] | None = None,
+        validation: tuple[object, ...] | None = None,
         patience: int | None = None,
         worse: float = 0.5,
         seed: int = 0,
@@ -200,7 +213,9 @@ class FineTuner:
     ) -> FitReport:
         """Passes over the data in batches drawn anew each time.
 
-        validation:  (x, target) that the loss is measured on after every epoch; then the best weights met are those
+        lower, upper: of the samples, for a package whose domain is a box
+        validation:  (x, target), or (x, target, lower, upper) of a box, that the loss is measured on after every epoch;
+                     then the best weights met are those
                      that stay, the ones from before included
         patience:    stop after so many epochs without a better validation loss
         worse:       roll back to the best weights when validation loss exceeds the best by more than this part of it
@@ -222,15 +237,22 @@ class FineTuner:
             raise InputError("patience: expected validation data too, but got none; pass validation=(x, target).")
         if not isinstance(worse, int | float) or not worse > 0:
             raise InputError(f"worse: expected a positive part of the best loss, but got {worse!r}.")
-        if validation is not None and (not isinstance(validation, tuple) or len(validation) != 2):
-            raise InputError("validation: expected a tuple (x, target), but got something else; pass two arrays.")
+        if validation is not None and (not isinstance(validation, tuple) or len(validation) not in (2, 4)):
+            raise InputError(
+                "validation: expected a tuple (x, target), but got something else; pass two arrays, or four with lower "
+                "and upper for a box."
+            )
         rate = self.learning_rate if learning_rate is None else _learning_rate(learning_rate)
-        X, T, skipped_rows = self._data(x, target, "x", "target")
-        held = None if validation is None else self._data(*validation, "validation x", "validation target")[:2]
+        data, skipped_rows = self._data(x, target, "x", "target", lower, upper)
+        held: Arrays | None = None
+        if validation is not None:
+            held_x, held_target, *held_bounds = validation
+            held = self._data(held_x, held_target, "validation x", "validation target", *held_bounds)[0]
+        count = len(data["x"])
         with self._lock:
             self.keep()
             kept = None if history is None else History(history, self.session.manifest, keep)
-            before = None if held is None else self._loss(*held)
+            before = None if held is None else self._loss(held)
             best, best_epoch = before, None if held is None else 0
             reports: list[EpochReport] = []
             stopped = ""
@@ -238,10 +260,10 @@ class FineTuner:
             for epoch in range(1, epochs + 1):
                 began = time.perf_counter()
                 steps: list[StepReport] = []
-                for rows in np.array_split(order.permutation(len(X)), math.ceil(len(X) / batch_size)):
-                    steps.append(self._step(X[rows], T[rows], rate, 0))
+                for rows in np.array_split(order.permutation(count), math.ceil(count / batch_size)):
+                    steps.append(self._step({name: a[rows] for name, a in data.items()}, rate, 0))
                     on_step(steps[-1])
-                loss = None if held is None else self._loss(*held)
+                loss = None if held is None else self._loss(held)
                 rolled_back = False
                 if loss is not None:
                     assert best is not None
@@ -282,9 +304,9 @@ class FineTuner:
                     self._save(kept, {"validation": best})
             return FitReport(reports, before, best_epoch, stopped)
 
-    def loss(self, x: object, target: object) -> float:
+    def loss(self, x: object, target: object, *, lower: object = None, upper: object = None) -> float:
         """The loss at the present weights: nothing is changed. NaN where it is not finite."""
-        return self._loss(*self._data(x, target, "x", "target")[:2])
+        return self._loss(self._data(x, target, "x", "target", lower, upper)[0])
 
     # --- Going back ------------------------------------------------------------------------------
 
@@ -364,15 +386,20 @@ class FineTuner:
 
     # --- How -------------------------------------------------------------------------------------
 
-    def _data(self, x: object, target: object, x_name: str, target_name: str) -> tuple[Floats, Floats, int]:
-        """Arrays of finite samples, and how many others there were."""
+    def _data(
+        self, x: object, target: object, x_name: str, target_name: str, lower: object = None, upper: object = None
+    ) -> tuple[Arrays, int]:
+        """What train.onnx takes of finite samples, by name, and how many others there were."""
         manifest, spec = self.session.manifest, self._spec
         X = batch(x, x_name, self._dtype, manifest.x_shape)
         integers = spec.target_dtype == "int64"
         T = batch(target, target_name, "float64" if integers else spec.target_dtype, spec.target_shape, length=len(X))
         if not len(X):
             raise InputError(f"{x_name}: expected at least one sample, but got none.")
-        finite = finite_rows(X) & finite_rows(T)
+        bounds = self.session._bounds(len(X), lower, upper)
+        finite = np.logical_and.reduce([finite_rows(a) for a in (X, T, *bounds.values())])
+        if bounds:  # NaN is told before
+            finite &= (bounds["lower"] <= bounds["upper"]).all(1)
         if self.strict and not finite.all():
             raise InputError(
                 f"{x_name}, {target_name}: expected finite numbers, but sample {int(np.argmin(finite))} holds NaN or "
@@ -384,25 +411,26 @@ class FineTuner:
             )
         skipped = int((~finite).sum())
         if skipped:
-            X, T = X[finite], T[finite]
+            X, T, bounds = X[finite], T[finite], {name: a[finite] for name, a in bounds.items()}
         if integers:
             if (np.rint(T) != T).any() or (np.abs(T) > MAX_INTEGER).any():
                 raise InputError(
                     f"{target_name}: expected integers, as the package's loss takes, but got others; round them."
                 )
             T = T.astype(np.int64)
-        if spec.loss in OF_THE_BOX and T.size and not (T.min() >= 0 and T.max() <= 1):
+        inside = IN_UNIT_BOX if manifest.domain and manifest.domain.kind in ("unit_box", "simplex") else CROSS_ENTROPY
+        if spec.loss in inside and T.size and not (T.min() >= 0 and T.max() <= 1):
             sample = int(np.argmax(((T < 0) | (T > 1)).reshape(len(T), -1).any(1)))
             raise InputError(
                 f"{target_name}: expected numbers in [0, 1], where y lies, but finite sample {sample} holds "
                 f"{float(T[sample].min()):g} to {float(T[sample].max()):g}; scale the targets as in training."
             )
-        return X, T, skipped
+        return {"x": X, "target": T, **bounds}, skipped
 
-    def _step(self, X: Floats, T: Floats, rate: float, skipped: int) -> StepReport:
+    def _step(self, data: Arrays, rate: float, skipped: int) -> StepReport:
         began = time.perf_counter()
         with self._lock, _uninterrupted():
-            out = self._run(X, T, rate)
+            out = self._run(data, rate)
             status = self._status(out)
             reason = self._refusal(out, status)
             if not reason:
@@ -414,7 +442,7 @@ class FineTuner:
                 reason=reason,
                 loss=float(out["loss"]),
                 gradient_norm=float(out["gradient_norm"]),
-                samples=len(X),
+                samples=len(data["x"]),
                 skipped=skipped,
                 unsafe=int((~out["safe"]).sum()),
                 gap_median=float(np.median(out["gap"])),
@@ -422,21 +450,24 @@ class FineTuner:
                 seconds=time.perf_counter() - began,
             )
 
-    def _run(self, X: Floats, T: Floats, rate: float, only: tuple[str, ...] | None = None) -> Arrays:
-        feeds = {"x": X, "target": T, "learning_rate": np.array(rate, self._dtype), **self._state}
+    def _run(self, data: Arrays, rate: float, only: tuple[str, ...] | None = None) -> Arrays:
+        feeds = {**data, "learning_rate": np.array(rate, self._dtype), **self._state}
         with self._own_weights():
             return self._runner.run(TRAIN_ROLE, feeds, made_with=self._weights_id, only=only)[0]
 
-    def _loss(self, X: Floats, T: Floats, size: int = 256) -> float:
+    def _loss(self, data: Arrays, size: int = 256) -> float:
         """By the part of the same graph that the loss needs."""
+        starts = range(0, len(data["x"]), size)
+        parts = [{name: a[i : i + size] for name, a in data.items()} for i in starts]
         with self._lock:
-            starts = range(0, len(X), size)
-            losses = [float(self._run(X[i : i + size], T[i : i + size], 0.0, only=("loss",))["loss"]) for i in starts]
-        return _mean(losses, [len(X[i : i + size]) for i in starts])
+            losses = [float(self._run(part, 0.0, only=("loss",))["loss"]) for part in parts]
+        return _mean(losses, [len(part["x"]) for part in parts])
 
     def _status(self, out: Arrays) -> NDArray[np.int8]:
         solver = self.session.manifest.solver
         assert solver is not None, "there is no training graph without a solver"
+        assert self.session.manifest.domain is not None, "a solver has a domain"
+        model = MODELS[self.session.manifest.domain.kind]
         return certificate.status_of(
             np.ones(len(out["gap"]), bool),
             out["y"],
@@ -445,8 +476,8 @@ class FineTuner:
             out["gap"],
             out["residual"],
             certificate.Tolerances(solver.gap_tolerance, solver.residual_tolerance),
-            rounding=certificate.rounding(out["energy"], out["slopes"], out["offsets"]),
-            violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"]),
+            rounding=certificate.rounding(out["energy"], out["slopes"], out["offsets"], model, out["cut_points"]),
+            violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"], model),
         )
 
     def _refusal(self, out: Arrays, status: NDArray[np.int8]) -> str:

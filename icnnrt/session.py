@@ -305,9 +305,9 @@ class Session:
                     on the way missed the residual tolerance. GAP is safe: the gradient is that of the algorithm
 
         Returns `Cotangents`: weights {name: θ̄} for every trainable weight, summed over the batch (not averaged),
-        x [B, *x_shape], and of a box lower and upper [B, n]. The start counts as a constant: in a box as a constant
-        part of the way from lower to upper, as its centre is. Skipped samples have x̄ = NaN and may have any ȳ, NaN
-        too. If all are skipped, θ̄ is zero.
+        x [B, *x_shape], and of a box lower and upper [B, n]. Where the solver started counts as a constant, in a box as
+        a constant part of the way from lower to upper, as its centre is. Skipped samples have x̄ = NaN and may have any
+        ȳ, NaN too. If all are skipped, θ̄ is zero.
 
         Raises `CertificateError` naming unsafe samples, `InputError` for a solution of other weights or a y_bar of the
         wrong shape or dtype.

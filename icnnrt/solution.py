@@ -50,6 +50,8 @@ class Solution(_Frozen):
     By default that is [0,1]^n and −H(y), as below. A box and (μ/2)‖y‖² are solved in p, y = lower + (upper − lower)∘p
     or y = p/√μ: then slopes, offsets and cut_points are those of f as a function of p, and so is the y of the
     multipliers; see `icnnrt.domains`, which has the centre of each domain too, where ½ stands here. y is y always.
+    Bregman proximal gradient (`icnnrt.bregman`) solves no models: its cuts are those of the points it was at, lam is 1
+    at the one with the best bound, and residuals and lam_history are zero.
 
     K cuts; T is the package's dtype. A sample that was not run (NOT_FINITE_INPUT) is NaN throughout. The length is B;
     `solution[i]`, a slice or a mask selects samples and gives a Solution of them.

@@ -11,7 +11,7 @@
     certificate   energy, gap and KKT residuals, recomputed
     lower bound   against every energy seen, random points included
     kernels       y* of the native kernels, if they run, against that of the portable bodies
-    adjoint       x̄ and θ̄ against central differences of the K-step argmin
+    adjoint       x̄, θ̄ and, of a box, the cotangents of its bounds against central differences of the K-step argmin
     status        how many samples have which status
 
 A check judges the worst sample against that sample's own bound, except for the adjoint: the K-step argmin of a
@@ -31,9 +31,10 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt import certificate, golden, reference
+from icnnrt import bregman, certificate, golden, reference
 from icnnrt._arguments import batch, finite_rows
 from icnnrt._runner import Provider
+from icnnrt.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import InputError
 from icnnrt.manifest import Manifest
 from icnnrt.package import Package
@@ -175,12 +176,15 @@ def verify(
         counts: Counter[str] = Counter()
         if manifest.solver:
             progress("argmin against the reference")
-            solution = session.argmin(X)
+            solution = trial.argmin(X)
             checks += trial.against_reference(solution)
             progress("native kernels against portable bodies")
             checks.append(trial.kernels(solution, providers, threads))
             progress("adjoint by x")
             checks.append(trial.adjoint_by_x(solution))
+            if trial.bounds:
+                progress("adjoint by the bounds")
+                checks.append(trial.adjoint_by_bounds(solution))
             progress("adjoint by the weights")
             checks.append(trial.adjoint_by_weights(solution))
             counts = Counter(Status(int(code)).name for code in solution.status)
@@ -266,6 +270,28 @@ class _Trial:
         self.rng = rng
         self.n = session.manifest.y_shape[0]
         self.floating = _FLOATING[session.manifest.dtype]
+        self.bounds: dict[str, NDArray[Any]] = {}
+        self.at = Coordinates(0.0, 1.0)
+        domain = session.manifest.domain
+        self.domain = MODELS[domain.kind] if domain else UNIT_BOX
+        if domain and domain.kind == "box":
+            lower = rng.uniform(-1.0, 0.5, (len(X), self.n))
+            upper = lower + rng.uniform(0.2, 2.0, lower.shape)
+            self.bounds = {"lower": lower.astype(session.dtype), "upper": upper.astype(session.dtype)}
+            self.at = box_coordinates(*(bound.astype(np.float64) for bound in self.bounds.values()))
+        elif domain and domain.mu is not None:
+            self.at = space_coordinates(domain.mu)
+
+    def argmin(self, X: NDArray[Any], rows: Any = slice(None), **moved: NDArray[Any]) -> Solution:
+        """The argmin within this trial's bounds, or others, of the samples `rows`."""
+        bounds = {name: bound[rows] for name, bound in {**self.bounds, **moved}.items()}
+        return self.session.argmin(X, lower=bounds.get("lower"), upper=bounds.get("upper"))
+
+    def somewhere(self, B: int) -> Array:
+        """Random points p [B, n] of the domain."""
+        if self.domain is SIMPLEX:
+            return self.rng.dirichlet(np.ones(self.n), B)
+        return self.rng.standard_normal((B, self.n)) if self.domain is SPACE else self.rng.random((B, self.n))
 
     def g(self, y: Array) -> Array:
         """∇_y f, from and to float64."""
@@ -443,22 +469,28 @@ class _Trial:
         assert solver is not None
         part, X = solution[kept], self.X[kept]
         with np.errstate(invalid="ignore", over="ignore"):
-            true = reference.bundle_entropy_argmin(
-                lambda y: self.f(y, X), np.full((len(X), self.n), 0.5), solver.iterations
-            )
-        # −H is 4-strongly convex: a y with a gap of at most g is within √(g/2) of the optimum. Below that distance two
+            at = self._coordinates(kept)
+            f, centre = reference.in_coordinates(lambda y: self.f(y, X), at), self.domain.centre(self.n)
+            start = np.full((len(X), self.n), centre)
+            if solver.step_size is None:
+                true = reference.bundle_entropy_argmin(f, start, solver.iterations, domain=self.domain)
+            else:
+                true = bregman.bregman_argmin(f, start, solver.iterations, solver.step_size, self.domain)
+            true = true._replace(y=at.y(true.y))
+        # −H is 4-strongly convex: a y with a gap of at most g is within √(g/2) of the optimum. The other regularisers
+        # are 1-strongly convex, so √(2g) there, and scale turns p into y. Below that distance two
         # answers are as good as each other, and where K cuts are few, or kinks many, they do differ.
         # f is known to its rounding only, which moves y as a gap of that size would.
         noise = 4 * np.finfo(part.y.dtype).eps * np.maximum(1.0, np.abs(true.energy))
         gaps = np.maximum(part.gap, 0.0) + noise, np.maximum(true.gap, 0.0) + noise
-        near = sum(np.sqrt(gap / 2) for gap in gaps)
+        near = self._reach(kept) * sum(np.sqrt(gap / 2) for gap in gaps)
         scale = np.maximum(1.0, np.abs(true.energy))
         Δy = np.abs(part.y - true.y).max(1, initial=0.0)
         yield _worst(
             "argmin: y",
             Δy,
             np.maximum(self.floating.y, near),
-            f"max |y − y of the reference|, median {_median(Δy):.1e}; a gap g allows √(g/2)",
+            f"max |y − y of the reference|, median {_median(Δy):.1e}; a gap g allows {self._allowed()}",
         )
         ΔE = np.abs(part.energy - true.energy)
         yield _worst(
@@ -468,20 +500,29 @@ class _Trial:
             f"|energy − energy of the reference|, median {_median(ΔE):.1e}; the gap is allowed",
         )
 
-        rounding = certificate.rounding(part.energy, part.slopes, part.offsets)
+        rounding = certificate.rounding(part.energy, part.slopes, part.offsets, self.domain, part.cut_points)
         y = part.y.astype(np.float64)
-        energy = self.f(y, X)[0] + reference.negative_entropy(y)
-        residual = certificate.kkt_residuals(part.slopes, part.offsets, part.lam, part.y)
-        gap = certificate.duality_gap(energy, part.slopes, part.offsets, part.lam)
-        differences = [np.abs(energy - part.energy), np.abs(gap - part.gap), np.abs(residual - part.residual).max(1)]
+        p = at.p(y)
+        if (
+            self.bounds and solver.step_size is None
+        ):  # (y − lower)/(upper − lower) loses the digits that y and lower share, so by the multipliers
+            G, e, λ = (a.astype(np.float64) for a in (part.slopes, part.offsets, part.lam))
+            p = reference.evaluate(G, e, λ).y
+        energy = self.f(y, X)[0] + self.domain.regulariser(p)
+        residual = certificate.kkt_residuals(part.slopes, part.offsets, part.lam, p, self.domain)
+        gap = certificate.duality_gap(energy, part.slopes, part.offsets, part.lam, self.domain)
+        differences = [np.abs(energy - part.energy), np.abs(gap - part.gap)]
+        if solver.step_size is None:  # else there is no model whose multipliers would give y
+            differences.append(np.abs(residual - part.residual).max(1))
+        differences.append(np.abs(at.y(p) - y).max(1, initial=0.0))
         yield _worst(
             "certificate", np.max(differences, axis=0), rounding, "energy, gap and residuals, reported and recomputed"
         )
 
         seen = [energy, true.energy]
         for _ in range(DIRECTIONS):
-            y = self.rng.random((len(X), self.n))
-            seen.append(self.f(y, X)[0] + reference.negative_entropy(y))
+            p = self.somewhere(len(X))
+            seen.append(self.f(at.y(p), X)[0] + self.domain.regulariser(p))
         yield _worst(
             "lower bound",
             np.maximum(part.lower_bound - np.min(seen, axis=0), 0.0),
@@ -495,13 +536,14 @@ class _Trial:
         if not self.session.native:
             return Check(name, None, None, "skipped", "the operators run on their portable bodies")
         with load(self.session._package, providers=providers, threads=threads, native=False) as other:
-            portable = other.argmin(self.X)
+            portable = other.argmin(self.X, lower=self.bounds.get("lower"), upper=self.bounds.get("upper"))
         kept = np.logical_and.reduce([np.isfinite(s.energy) & np.isfinite(s.gap) for s in (solution, portable)])
         # Both solve every model to rounding level, but with few cuts, or at kinks, the K steps magnify rounding as far
         # as the gap allows, as in `against_reference`.
-        near = sum(np.sqrt(np.maximum(part.gap[kept], 0.0) / 2) for part in (solution, portable))
+        near = self._reach(kept) * sum(np.sqrt(np.maximum(s.gap[kept], 0.0) / 2) for s in (solution, portable))
         Δy = np.abs(solution.y.astype(np.float64) - portable.y)[kept].max(1, initial=0.0)
-        what = f"max |y of native kernels − y of portable bodies|, median {_median(Δy):.1e}; a gap g allows √(g/2)"
+        what = f"max |y of native kernels − y of portable bodies|, median {_median(Δy):.1e}; a gap g allows "
+        what += self._allowed()
         return _worst(name, Δy, np.maximum(self.floating.y, near), what)
 
     # --- The adjoint -----------------------------------------------------------------------------
@@ -521,10 +563,40 @@ class _Trial:
             ahead, behind = ((self.X + t * d).astype(T) for t in (h, -h))
             # What the dtype makes of the step, so that the rounding of x does not count.
             step = (ahead.astype(np.float64) - behind) / (2 * h)
-            change = self.session.argmin(ahead).y.astype(np.float64) - self.session.argmin(behind).y
+            change = self.argmin(ahead).y.astype(np.float64) - self.argmin(behind).y
             told.append(_rows(cotangents.x * step))
             differences.append(_rows(change * y_bar) / (2 * h))
         return self._adjoint_check(name, np.array(told), np.array(differences), y_bar)
+
+    def adjoint_by_bounds(self, solution: Solution) -> Check:
+        """The cotangents of lower and upper against differences, both bounds moved together."""
+        T = self.session.dtype
+        y_bar = self.rng.standard_normal(solution.y.shape).astype(T)
+        cotangents = self.session.vjp(solution, y_bar, on_unsafe="skip")
+        assert cotangents.lower is not None
+        assert cotangents.upper is not None
+        d = {name: self.rng.standard_normal(solution.y.shape) / math.sqrt(self.n) for name in self.bounds}
+        told, differences = [], []
+        for h in self.floating.adjoint_steps:
+            ahead, behind = (
+                {name: (bound + t * d[name]).astype(T) for name, bound in self.bounds.items()} for t in (h, -h)
+            )
+            step = {name: (ahead[name].astype(np.float64) - behind[name]) / (2 * h) for name in d}
+            change = self.argmin(self.X, **ahead).y.astype(np.float64) - self.argmin(self.X, **behind).y
+            told.append(_rows(cotangents.lower * step["lower"] + cotangents.upper * step["upper"]))
+            differences.append(_rows(change * y_bar) / (2 * h))
+        return self._adjoint_check("adjoint: bounds", np.array(told), np.array(differences), y_bar)
+
+    def _coordinates(self, rows: Any) -> Coordinates:
+        return Coordinates(*(part[rows] for part in self.at)) if self.bounds else self.at
+
+    def _reach(self, rows: Any) -> Any:
+        """√(g/2) times this is how far from the optimum a y may be whose gap is g."""
+        scale = self._coordinates(rows).scale
+        return (1.0 if self.domain is UNIT_BOX else 2.0) * (scale.max(1) if self.bounds else scale)
+
+    def _allowed(self) -> str:
+        return "√(g/2)" if self.domain is UNIT_BOX and not self.bounds else "√(g/2), √(2g) off boxes, in p"
 
     def adjoint_by_weights(self, solution: Solution) -> Check:
         """θ̄'d against differences, one sample at a time, all trainable weights moved together.
@@ -551,7 +623,7 @@ class _Trial:
                     answers = []
                     for end in ends:
                         session._update_weights(end)
-                        answers.append(session.argmin(part.x).y.astype(np.float64))
+                        answers.append(self.argmin(part.x, slice(len(part))).y.astype(np.float64))
                     differences[s, r] = _rows((answers[0] - answers[1]) * y_bar) / (2 * h)
                     for key in trainable:
                         ends[0][key] = (ends[0][key].astype(np.float64) - ends[1][key]) / (2 * h)

@@ -12,6 +12,8 @@ import icnnrt
 # with an underscore are private throughout.
 PUBLIC = {
     "adjoint": {"vjp"},
+    "bregman": {"bregman_adjoint", "bregman_argmin"},
+    "recommend": {"Recommendation", "prefixes", "recommend"},
     "cli": {
         "as_command",
         "console",

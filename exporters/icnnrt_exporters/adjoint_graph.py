@@ -30,10 +30,10 @@ def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int, domain: Domain = UNIT_B
     In other domains this is done in p, y = shift + scale∘p: slopes, offsets and cut points are those of p, seeds and
     what comes back of the energy pass through scale. A box gives l̄ = shift_bar − scale_bar and ū = scale_bar too::
 
+        shift_bar = ȳ + Σ_i ȳ_i,          scale_bar = p∘ȳ + Σ_i p_i∘ȳ_i + S_i∘∇f(y_i)
         ȳ_i = ē_i ∇f(y_i) + ∇²f(y_i)(scale∘S_i)
-        shift_bar = ȳ + Σ_i ȳ_i,   scale_bar = p∘ȳ + Σ_i p_i∘ȳ_i + S_i∘∇f(y_i)
 
-    the second term of ȳ_i only where depth = K: else the points y_i count as fixed. `push` has `points` for a box.
+    the second term only where depth = K: else the points y_i count as fixed. `push` has `points` for a box.
     """
     (*weights, x, cut_points, e_bar_in, seed_in), results, push_nodes, push_constants = dismantle(push.graph, "push")
     (*hvp_inputs, y_k_in, s_in), (hessian_s,), hvp_nodes, hvp_constants = dismantle(hvp.graph, "hvp")
@@ -119,22 +119,44 @@ def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int, domain: Domain = UNIT_B
     replace(after, {e_bar_in: e_bar_all, seed_in: at.scaled(op, seed_all, 3)})
     op.extend(after)
 
-    # How far the slopes met on the way back are from those of the cuts.
-    met = op("Reshape", slopes_again, op("Shape", slopes))
-    apart = op("Abs", op("Sub", at.scaled(op, met, 3), slopes))
-    mismatch = describe(op("ReduceMax", apart, op.constant([1, 2]), keepdims=0), "slope_mismatch", T, ["batch"])
-
+    met, mismatch = slope_mismatch(op, at, slopes_again, slopes)
     if at.box:
         assert point_bar is not None, "push has no points"
         held = op("Mul", op("Unsqueeze", e_bar_all, two), met)
-        point_bar = op("Where", op("GreaterOrEqual", depth, K_value), point_bar, held)
-        scale_bar = op("Mul", p, y_bar)
-        of_cuts = op("Add", op("Mul", cut_points, point_bar), op("Mul", seed_all, met))
-        scale_bar = op("Add", scale_bar, op("ReduceSum", of_cuts, one, keepdims=0))
-        shift_bar = op("Add", y_bar, op("ReduceSum", point_bar, one, keepdims=0))
-        cotangents.append(describe(op("Sub", shift_bar, scale_bar), "lower_bar", T, ["batch", n]))
-        cotangents.append(describe(op("Identity", scale_bar), "upper_bar", T, ["batch", n]))
+        moving = op("Reshape", point_bar, op("Shape", slopes))
+        point_bar = op("Where", op("GreaterOrEqual", depth, K_value), moving, held)
+        cotangents += bounds_bars(op, at, p, y_bar, cut_points, seed_all, met, point_bar)
 
     constants = [*numbered([*push_constants, *hvp_constants, *op.constants]), depth]
     inputs = [x, y, slopes, offsets, cut_points, lam_history, y_bar, depth, *at.inputs, *weights]
     return ir.Graph(inputs, [*cotangents, mismatch], nodes=op.nodes, initializers=constants, name="adjoint")
+
+
+def slope_mismatch(op: Ops, at: Coordinates, slopes_again: ir.Value, slopes: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """∇_y f as met on the way back, [B, K, n], and how far the slopes they make are from those of the cuts, [B]."""
+    met = op("Reshape", slopes_again, op("Shape", slopes))
+    apart = op("Abs", op("Sub", at.scaled(op, met, 3), slopes))
+    assert slopes.dtype is not None
+    farthest = op("ReduceMax", apart, op.constant([1, 2]), keepdims=0)
+    return met, describe(farthest, "slope_mismatch", slopes.dtype, ["batch"])
+
+
+def bounds_bars(
+    op: Ops,
+    at: Coordinates,
+    p: ir.Value,
+    y_bar: ir.Value,
+    cut_points: ir.Value,
+    seed: ir.Value,
+    met: ir.Value,
+    point_bar: ir.Value,
+) -> list[ir.Value]:
+    """lower_bar and upper_bar: l̄ = shift_bar − scale_bar, ū = scale_bar; point_bar [B, K, n] are the ȳ_i."""
+    one = op.constant([1])
+    of_cuts = op("Add", op("Mul", cut_points, point_bar), op("Mul", seed, met))
+    scale_bar = op("Add", op("Mul", p, y_bar), op("ReduceSum", of_cuts, one, keepdims=0))
+    shift_bar = op("Add", y_bar, op("ReduceSum", point_bar, one, keepdims=0))
+    return [
+        describe(op("Sub", shift_bar, scale_bar), "lower_bar", at.dtype, ["batch", at.n]),
+        describe(op("Identity", scale_bar), "upper_bar", at.dtype, ["batch", at.n]),
+    ]

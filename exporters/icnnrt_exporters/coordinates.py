@@ -51,7 +51,8 @@ class Coordinates:
             return
         if not self.box:
             assert self.domain.mu is not None
-            scale = op.constant(1.0 / math.sqrt(self.domain.mu), self.dtype)
+            # No scalar: ONNX Runtime folds those into the neighbouring MatMul, as float32 (MatMulScaleFusion, 1.31).
+            scale = op.constant([[1.0 / math.sqrt(self.domain.mu)]], self.dtype)
             self._scale = dict.fromkeys(ranks, scale)
             return
         lower, upper = self.inputs

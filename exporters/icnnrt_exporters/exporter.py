@@ -6,7 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -22,6 +22,7 @@ from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import UNIT_BOX, argmin_graph
 from icnnrt_exporters.bodies import functions
+from icnnrt_exporters.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
 from icnnrt_exporters.energy_graph import EnergyGraph, Kind, trace_energy, trace_gradient
 from icnnrt_exporters.heads import (
     cut_vjp,
@@ -36,6 +37,7 @@ from icnnrt_exporters.losses import loss_graph, named
 from icnnrt_exporters.onnx_head import quiet, to_onnx
 from icnnrt_exporters.optimizers import resolve
 from icnnrt_exporters.preconditions import (
+    Solver,
     check_energy,
     check_examples,
     check_heads,
@@ -44,11 +46,12 @@ from icnnrt_exporters.preconditions import (
     check_weights,
     float64_judge,
 )
+from icnnrt_exporters.solver_choice import choose_solver
 from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
 from icnnrt_exporters.train_graph import train_graph
 from icnnrt_exporters.train_spec import TrainSpec
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
-from icnnrt_models import BundleEntropyArgmin
+from icnnrt_models import BregmanProximalGradient
 
 Progress = Callable[[str], None]
 
@@ -64,7 +67,7 @@ RESIDUAL_TOLERANCE = {"float32": 3e-5, "float64": 1e-8}
 
 def export(
     energy: nn.Module,
-    solver: BundleEntropyArgmin | None,
+    solver: Solver | Literal["auto"] | None,
     x_example: Tensor,
     y_example: Tensor,
     path: str | Path,
@@ -85,7 +88,8 @@ def export(
         energy: a module with forward(x [B, ...], y [B, n]) -> [B], convex in y, float32 or float64. It is exported in
             eval mode, as it is; nothing of it need come from icnnrt_models.
         solver: the layer whose domain, iterations, steps and tolerances the package takes over; None for a package of
-            the energy and its derivatives alone.
+            the energy and its derivatives alone; "auto" for the better of both solvers over [0, 1]^n on the examples,
+            see `solver_choice`, and the reason in the metadata.
         x_example, y_example: one batch of inputs of the right shape and dtype, for tracing and for the parity check;
             give real data, so that the figures mean something.
         path: the folder to write, by custom `*.icnn`.
@@ -114,8 +118,11 @@ def export(
     path = Path(path)
     check_examples(x_example, y_example)
     check_heads(heads, kind, solver, train)
-    if solver is not None:
+    if isinstance(solver, nn.Module):
         check_solver(solver, y_example.shape[1])
+        check_adjoint(train, solver)
+    elif solver not in (None, "auto"):
+        raise ExportError(f"solver: expected a layer, 'auto' or None, got {solver!r}; pass BundleEntropyArgmin(energy)")
     check_weights(energy, x_example.dtype)
     check_target(path, overwrite)
     modes = [(module, module.training) for module in energy.modules()]
@@ -127,8 +134,12 @@ def export(
             x, y = (t[3:7] for t in parity.inputs(x_example, y_example)[-1])
             check_energy(energy, judge, x, y, kind=kind)
             must_not_be_negative = tuple(nonnegative) if nonnegative is not None else _nonnegative(energy)
-            parts = _parts(energy, solver, x_example, y_example, heads, kind, train, must_not_be_negative, progress)
             facts = dict(metadata or {})
+            if isinstance(solver, str):
+                progress("choosing the solver")
+                solver, facts["solver_choice"] = choose_solver(energy, judge, x_example, y_example.shape[1])
+                check_adjoint(train, solver)
+            parts = _parts(energy, solver, x_example, y_example, heads, kind, train, must_not_be_negative, progress)
 
             def write(target: Path, **more: Any) -> package.Package:
                 return package.write(
@@ -199,7 +210,7 @@ class _Parts(NamedTuple):
 
 def _parts(
     energy: nn.Module,
-    solver: BundleEntropyArgmin | None,
+    solver: Solver | None,
     x_example: Tensor,
     y_example: Tensor,
     wanted: Collection[str],
@@ -250,7 +261,7 @@ def _parts(
 def _solver_graphs(
     head: ir.Model,
     traced: EnergyGraph,
-    solver: BundleEntropyArgmin,
+    solver: Solver,
     x: Tensor,
     y: Tensor,
     y_example: Tensor,
@@ -262,7 +273,12 @@ def _solver_graphs(
     """argmin, adjoint and, if asked for, one step of training, around the head of value and gradient."""
     K, domain = solver.iterations, domain_of(solver)
     box = domain.kind == "box"
-    assembled = {"argmin": argmin_graph(head.clone(), K, solver.steps, domain)}
+    step_size = step_size_of(solver)
+    assembled = {
+        "argmin": argmin_graph(head.clone(), K, solver.steps, domain)
+        if step_size is None
+        else bregman_argmin_graph(head.clone(), K, step_size, domain)
+    }
     progress("Hessian-vector product")
     hvp = to_onnx(hessian_vector_product(traced, x, y))
     progress("adjoint")
@@ -287,9 +303,25 @@ def _solver_graphs(
             clip_norm=train.clip_norm,
             residual_tolerance=residual_tolerance(solver, x),
             domain=domain,
+            step_size=step_size,
         )
-    assembled["adjoint"] = adjoint_graph(push, hvp, K, domain)
+    assembled["adjoint"] = (
+        adjoint_graph(push, hvp, K, domain)
+        if step_size is None
+        else bregman_adjoint_graph(push, hvp, K, step_size, domain)
+    )
     return assembled, training
+
+
+def check_adjoint(train: TrainSpec | None, solver: Solver) -> None:
+    """A training step of Bregman proximal gradient has one adjoint."""
+    if train and train.adjoint == "prop3" and step_size_of(solver) is not None:
+        raise ExportError("adjoint: 'prop3' belongs to the bundle method, not to the Bregman step; leave it 'exact'")
+
+
+def step_size_of(solver: nn.Module | None) -> float | None:
+    """τ of Bregman proximal gradient, None for the bundle method."""
+    return solver.step_size if isinstance(solver, BregmanProximalGradient) else None
 
 
 def domain_of(solver: nn.Module) -> package.Domain:
@@ -298,7 +330,7 @@ def domain_of(solver: nn.Module) -> package.Domain:
     return package.Domain(kind, float(getattr(solver, "mu", 1.0)) if kind == "space" else None)
 
 
-def residual_tolerance(solver: BundleEntropyArgmin, x_example: Tensor) -> float:
+def residual_tolerance(solver: Solver, x_example: Tensor) -> float:
     return solver.residual_tolerance or RESIDUAL_TOLERANCE[dtype_name(x_example)]
 
 
@@ -307,9 +339,15 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _solver_spec(solver: BundleEntropyArgmin, x_example: Tensor) -> package.SolverSpec:
+def _solver_spec(solver: Solver, x_example: Tensor) -> package.SolverSpec:
+    step_size = step_size_of(solver)
     return package.SolverSpec(
-        solver.iterations, solver.steps, solver.gap_tolerance, residual_tolerance(solver, x_example)
+        solver.iterations,
+        solver.steps,
+        solver.gap_tolerance,
+        residual_tolerance(solver, x_example),
+        "BundleEntropy" if step_size is None else "BregmanProximalGradient",
+        step_size,
     )
 
 
@@ -374,7 +412,7 @@ def _serialise(
 def _examined(
     write: Callable[..., package.Package],
     judge: nn.Module,
-    solver: BundleEntropyArgmin | None,
+    solver: Solver | None,
     x_example: Tensor,
     y_example: Tensor,
     progress: Progress,

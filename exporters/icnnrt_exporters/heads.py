@@ -151,7 +151,7 @@ def cut_vjp(
     and x̄ likewise. All B·K cut points go through one second-order product; the x path is computed once for B samples,
     forward and backward. It also returns the boundary, so that the same computation serves the recursion, and the
     slopes ∇_y f [B·K, n] it found, which tell whether it met the same faces of f as the cuts did. With `points` it
-    gives ē_bi ∇_y f + ∇²_y f s_bi [B, K, n] as well, the cotangent of the cut points, as the bounds of a box need.
+    gives ē_bi ∇_y f + ∇²_y f s_bi [B·K, n] as well, the cotangent of the cut points, as the bounds of a box need.
     """
     _demand_energy(energy, "cut_vjp")
     names, crossing = list(energy.theta), boundary_names(energy)
@@ -160,9 +160,9 @@ def cut_vjp(
     def head(*args: Tensor) -> tuple[Tensor, ...]:
         theta, (x, Y, e_bar, S) = dict(zip(names, args, strict=False)), args[len(names) :]
         frozen = {name: t for name, t in theta.items() if name not in trainable}
-        e_flat, s_flat = e_bar.flatten(0, 1), S.flatten(0, 1)
+        y_flat, e_flat, s_flat = Y.flatten(0, 1), e_bar.flatten(0, 1), S.flatten(0, 1)
 
-        def pushed(moving: dict[str, Tensor], x: Tensor, Y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        def pushed(moving: dict[str, Tensor], x: Tensor, y_flat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             theta = {**frozen, **moving}
             c = energy.prepare(theta, x)
             c_flat = energy.repeat(c, K)
@@ -171,12 +171,12 @@ def cut_vjp(
                 f = energy.value(theta, c_flat, y)
                 return f.sum(), f
 
-            gradient, f = grad(total, has_aux=True)(Y.flatten(0, 1))
+            gradient, f = grad(total, has_aux=True)(y_flat)
             return (e_flat * f).sum() + (s_flat * gradient).sum(), (gradient, *c)
 
         moving = {name: theta[name] for name in trainable}
         argnums = (0, 1, 2) if points else (0, 1)
-        (theta_bar, *data_bars), (slopes, *c) = grad(pushed, argnums=argnums, has_aux=True)(moving, x, Y)
+        (theta_bar, *data_bars), (slopes, *c) = grad(pushed, argnums=argnums, has_aux=True)(moving, x, y_flat)
         return (*(theta_bar[name] for name in trainable), *data_bars, slopes, *c)
 
     inputs = [

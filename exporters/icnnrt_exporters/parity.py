@@ -7,7 +7,7 @@ The figures are errors relative to the scale of the true answer, the worst over 
 float32 packages are compared with the same network in float64, since torch's own float32 is no better a judge.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import icnnrt
-from icnnrt import reference
+from icnnrt import bregman, reference
 from icnnrt.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import ExportError
-from icnnrt.manifest import Domain
-from icnnrt_models import BundleEntropyArgmin
+from icnnrt.manifest import Domain, Manifest
+from icnnrt_exporters.preconditions import Solver
 
 # What an export may differ by. float64 differs by the order of sums alone, which the K steps of a solver can magnify.
 # In float32 a cut near a kink of a ReLU can fall on either side, and then one entry of the slope is that of the other
@@ -66,7 +66,7 @@ def inputs(x_example: Tensor, y_example: Tensor, seed: int = 0) -> list[tuple[Te
 
 
 def check(
-    session: icnnrt.Session, judge: nn.Module, solver: BundleEntropyArgmin | None, x_example: Tensor, y_example: Tensor
+    session: icnnrt.Session, judge: nn.Module, solver: Solver | None, x_example: Tensor, y_example: Tensor
 ) -> dict[str, float]:
     """Compare one loaded package with the float64 copy of the module it was made from; return the figures.
 
@@ -136,14 +136,16 @@ def _check_heads(session: icnnrt.Session, judge: nn.Module, x: Tensor, y: Tensor
 def _check_argmin(
     session: icnnrt.Session,
     judge: nn.Module,
-    solver: BundleEntropyArgmin,
+    solver: Solver,
     x_example: Tensor,
     y_example: Tensor,
     figures: dict[str, float],
 ) -> dict[str, float]:
     """y* and its adjoints; returns what there is to say besides."""
-    domain = session.manifest.domain
+    domain, spec = session.manifest.domain, session.manifest.solver
     assert domain is not None, "a solver has a domain"
+    assert spec is not None
+    depths = [("exact", solver.iterations), *([("prop3", 1)] if spec.step_size is None else [])]
     gaps: list[float] = []
     not_convex = 0
     trainable = [name for name, spec in session.manifest.weights.tensors.items() if spec.trainable]
@@ -152,12 +154,10 @@ def _check_argmin(
         bounds = random_bounds(y.numpy()) if domain.kind == "box" else {}
         solution = session.argmin(x.numpy(), lower=bounds.get("lower"), upper=bounds.get("upper"))
         at = coordinates_of(domain, bounds)
-        true = reference.bundle_entropy_argmin(
+        true = _solve(
+            session.manifest,
             reference.in_coordinates(lambda y, X=X: _value_and_gradient(judge, X, y), at),  # type: ignore[misc]
-            np.full(solution.y.shape, MODELS[domain.kind].centre(solution.y.shape[1])),
-            solver.iterations,
-            solver.steps,
-            MODELS[domain.kind],
+            len(x),
         )
         _worst(figures, "y", solution.y, torch.from_numpy(at.y(true.y)))
         _worst(figures, "energy", solution.energy, torch.from_numpy(true.energy))
@@ -172,9 +172,9 @@ def _check_argmin(
         if len(solution) == 0:
             continue
         y_bar = np.cos(np.arange(solution.y.size, dtype=np.float64)).reshape(solution.y.shape).astype(solution.y.dtype)
-        for adjoint, depth in (("exact", solver.iterations), ("prop3", 1)):
+        for adjoint, depth in depths:
             cotangents = session.vjp(solution, y_bar, adjoint=adjoint)
-            bars = true_adjoint(judge, trainable, solution, y_bar.astype(np.float64), depth, domain)
+            bars = true_adjoint(judge, trainable, solution, y_bar.astype(np.float64), depth, domain, spec.step_size)
             _worst(figures, adjoint, cotangents.x, bars.x)
             for name, bar in zip(trainable, bars.theta, strict=True):
                 _worst(figures, adjoint, cotangents.weights[name], bar)
@@ -201,6 +201,22 @@ def coordinates_of(domain: Domain, bounds: Mapping[str, NDArray[Any]]) -> Coordi
     if domain.kind == "box":
         return box_coordinates(*(bounds[name].astype(np.float64) for name in ("lower", "upper")))
     return space_coordinates(domain.mu) if domain.mu is not None else Coordinates(0.0, 1.0)
+
+
+def _solve(
+    manifest: Manifest,
+    value_and_gradient: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]],
+    B: int,
+) -> reference.Trajectory:
+    """What the package's solver should find from the centre of its domain, in p."""
+    spec, (n,) = manifest.solver, manifest.y_shape
+    assert spec is not None
+    assert manifest.domain is not None
+    model = MODELS[manifest.domain.kind]
+    centre = np.full((B, n), model.centre(n))
+    if spec.step_size is None:
+        return reference.bundle_entropy_argmin(value_and_gradient, centre, spec.iterations, spec.steps, model)
+    return bregman.bregman_argmin(value_and_gradient, centre, spec.iterations, spec.step_size, model)
 
 
 def _value_and_gradient(
@@ -246,6 +262,7 @@ def true_adjoint(
     y_bar: NDArray[np.float64],
     depth: int,
     domain: Domain = UNIT_BOX,
+    step_size: float | None = None,
 ) -> Bars:
     """Cotangents of the solution's own cuts: the numpy reference's recursion, torch's autograd, all in float64.
 
@@ -278,13 +295,17 @@ def true_adjoint(
     trajectory = reference.Trajectory(
         *(getattr(solution, field).astype(np.float64) for field in reference.Trajectory._fields)
     )
-    # The answer in p by its multipliers: (y − lower)/(upper − lower) loses digits.
-    p = reference.evaluate(trajectory.slopes, trajectory.offsets, trajectory.lam, model).y
-    if domain.kind == "box":
-        trajectory = trajectory._replace(y=p)
+    if domain.kind == "box" and step_size is None:
+        # The answer in p by its multipliers: (y − lower)/(upper − lower) loses digits.
+        p = reference.evaluate(trajectory.slopes, trajectory.offsets, trajectory.lam, model).y
     else:
-        trajectory = trajectory._replace(y=trajectory.y / np.asarray(at.scale))
-    cuts = reference.argmin_adjoint(trajectory, scale[:, 0] * y_bar, hvp_in_p, depth, model)
+        p = Coordinates(*(c[:, 0] if np.ndim(c) else c for c in at)).p(trajectory.y)
+    trajectory = trajectory._replace(y=p)
+    p_bar = scale[:, 0] * y_bar
+    if step_size is None:
+        cuts = reference.argmin_adjoint(trajectory, p_bar, hvp_in_p, depth, model)
+    else:
+        cuts = bregman.bregman_adjoint(trajectory, p_bar, hvp_in_p, step_size, model)
     flat = points.reshape(B * K, n)
     seeds = (scale * cuts.seed).reshape(B * K, n)
     repeated = x.repeat_interleave(K, 0)

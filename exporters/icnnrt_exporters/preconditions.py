@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from icnnrt._runner import BOUNDS, BOUNDS_BAR, SIGNATURES, THETA_BAR
 from icnnrt.errors import ExportError
-from icnnrt_models import BundleEntropyArgmin
+from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
+
+Solver = BundleEntropyArgmin | BregmanProximalGradient
 
 # Names of the graphs' inputs and outputs, which no weight may bear.
 RESERVED = frozenset(
@@ -63,7 +65,7 @@ def check_examples(x_example: Tensor, y_example: Tensor) -> None:
         raise ExportError(f"y_example: expected shape [B, n], got {tuple(y_example.shape)}; flatten y in the forward")
 
 
-def check_solver(solver: BundleEntropyArgmin, n: int) -> None:
+def check_solver(solver: Solver, n: int) -> None:
     """The solver's n is the examples'."""
     if solver.y_dim != n:
         raise ExportError(

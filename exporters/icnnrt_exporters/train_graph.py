@@ -10,6 +10,7 @@ from icnnrt.domains import MODELS
 from icnnrt.manifest import Domain
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import argmin_graph
+from icnnrt_exporters.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
 from icnnrt_exporters.optimizers import Optimizer, Step
 from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, sizes, static, value
 
@@ -46,8 +47,9 @@ def train_graph(
     clip_norm: float | None,
     residual_tolerance: float,
     domain: Domain = UNIT_BOX,
+    step_size: float | None = None,
 ) -> ir.Graph:
-    """From the heads of energy, adjoint and loss to one training step.
+    """From the heads of energy, adjoint and loss to one training step; with a step size, of Bregman proximal gradient.
 
         y, cuts = argmin(x)                          K cuts from the centre of the domain, y = ½
         safe_b  = every model of sample b was solved to the residual tolerance
@@ -62,8 +64,16 @@ def train_graph(
     Outputs: loss [], gradient_norm [] float64, accepted [] bool, safe [B] bool, what `ANSWER` lists, new.state.step,
     new.state.<slot>, new.<weight>.
     """
-    argmin = argmin_graph(head.clone(), K, steps, domain)
-    adjoint = adjoint_graph(push, hvp, K, domain)
+    argmin = (
+        argmin_graph(head.clone(), K, steps, domain)
+        if step_size is None
+        else bregman_argmin_graph(head.clone(), K, step_size, domain)
+    )
+    adjoint = (
+        adjoint_graph(push, hvp, K, domain)
+        if step_size is None
+        else bregman_adjoint_graph(push, hvp, K, step_size, domain)
+    )
     (x, y_init, *weights), answer, argmin_nodes, argmin_constants = dismantle(argmin, "step_argmin")
     adjoint_inputs, cotangents, adjoint_nodes, adjoint_constants = dismantle(adjoint, "step_adjoint")
     (y_loss, target), (loss_value, y_bar), loss_nodes, loss_constants = dismantle(loss.graph, "step_loss")

@@ -2,6 +2,7 @@
 
 from icnnrt_models.activations import CELU, ConvexActivation, LeakyReLU, ReLU, Softplus
 from icnnrt_models.argmin import ArgminResult, BundleEntropyArgmin
+from icnnrt_models.bregman import BregmanProximalGradient, BregmanResult
 from icnnrt_models.energy import ContextEnergy, Energy
 from icnnrt_models.ficnn import FICNN
 from icnnrt_models.nonnegative import NonNegativeLinear
@@ -12,6 +13,8 @@ __all__ = [
     "FICNN",
     "PICNN",
     "ArgminResult",
+    "BregmanProximalGradient",
+    "BregmanResult",
     "BundleEntropyArgmin",
     "ContextEnergy",
     "ConvexActivation",

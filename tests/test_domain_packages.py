@@ -1,0 +1,305 @@
+"""Packages over boxes, the simplex and R^n: answers, certificates, gradients and tuning by plain onnxruntime.
+
+Answers are told by the float64 reference with torch's gradients, by closed forms and by feasible points; gradients by
+central differences of `Session.argmin`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import icnnrt
+from icnnrt import Status, reference
+from icnnrt.domains import MODELS, Coordinates, box_coordinates, space_coordinates
+from icnnrt.errors import InputError
+from icnnrt.finetune import FineTuner
+from icnnrt.verify import verify
+from icnnrt_exporters import TrainSpec
+from icnnrt_exporters.exporter import export
+from icnnrt_exporters.optimizers import SGD
+from icnnrt_models import FICNN, BundleEntropyArgmin
+
+X_DIM, N, MU = 2, 3, 2.5
+KINDS = ("box", "simplex", "space")
+H = 1e-5
+FINITE_DIFFERENCES = 1e-6  # relative: h² of truncation, rounding of y (1e-13) over h
+
+Load = Callable[[str], icnnrt.Session]
+
+
+class Quadratic(nn.Module):
+    """½ y'Ay − x'y: no weight is trainable, and in R^n the argmin is (A + μ I)⁻¹ x."""
+
+    y_dim = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("A", torch.tensor([[2.0, 0.5], [0.5, 1.0]]))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * ((y @ self.A) * y).sum(-1) - (x * y).sum(-1)
+
+
+def make(kind: str, dtype: torch.dtype, path: Path, energy: nn.Module | None = None, K: int = 3, **more: Any) -> None:
+    if energy is None:
+        energy = FICNN(X_DIM, N, (6, 5), "softplus", generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            for name, p in energy.named_parameters():
+                if name.endswith("W_y"):
+                    p.mul_(3.0)  # steep, so that few cuts leave the answer far from converged
+    layer = BundleEntropyArgmin(energy.to(dtype), iterations=K, gap_tolerance=1.0)
+    layer.domain, layer.mu = kind, MU  # type: ignore[assignment]
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(4, X_DIM, generator=generator, dtype=dtype)
+    y = torch.rand(4, layer.y_dim, generator=generator, dtype=dtype)
+    export(energy, layer, x, y, path, **more)
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """kind, kind-32 or quadratic -> a session on portable bodies; each package is written once."""
+    folder, made = tmp_path_factory.mktemp("domains"), {}
+
+    def get(name: str) -> icnnrt.Session:
+        if name not in made:
+            kind, _, single = name.partition("-")
+            path = folder / f"{name}.icnn"
+            if kind == "quadratic":
+                make("space", torch.float64, path, Quadratic(), 12)
+            else:
+                train = TrainSpec(optimizer=SGD(momentum=0.0)) if name == "box" else None
+                make(kind, torch.float32 if single else torch.float64, path, train=train)
+            made[name] = icnnrt.load(path, native=False)
+        return made[name]
+
+    return get
+
+
+def contexts(B: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((B, X_DIM))
+
+
+def bounds_of(kind: str, B: int, seed: int = 3) -> dict[str, np.ndarray]:
+    if kind != "box":
+        return {}
+    rng = np.random.default_rng(seed)
+    lower = rng.uniform(-2.0, 1.0, (B, N))
+    return {"lower": lower, "upper": lower + rng.uniform(0.1, 2.0, (B, N))}
+
+
+def coordinates(kind: str, bounds: dict[str, np.ndarray]) -> Coordinates:
+    if kind == "box":
+        return box_coordinates(bounds["lower"], bounds["upper"])
+    return space_coordinates(MU) if kind == "space" else Coordinates(0.0, 1.0)
+
+
+def somewhere(kind: str, B: int, seed: int = 4) -> np.ndarray:
+    """Points p of the domain."""
+    rng = np.random.default_rng(seed)
+    if kind == "simplex":
+        return rng.dirichlet(np.ones(N), B)
+    return rng.standard_normal((B, N)) if kind == "space" else rng.random((B, N))
+
+
+# --- Answers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("B", [1, 50])
+@pytest.mark.parametrize("kind", KINDS)
+def test_argmin_is_the_reference_s(load: Load, kind: str, B: int) -> None:
+    session, x, bounds = load(kind), contexts(B), bounds_of(kind, B)
+    assert session.manifest.domain is not None
+    assert session.manifest.domain.kind == kind
+    solution = session.argmin(x, **bounds)
+    at, model = coordinates(kind, bounds), MODELS[kind]
+    centre = np.full((B, N), model.centre(N))
+    true = reference.bundle_entropy_argmin(
+        reference.in_coordinates(lambda y: session.value_and_gradient(x, y), at), centre, 3, domain=model
+    )
+    np.testing.assert_allclose(solution.y, at.y(true.y), rtol=0, atol=1e-7)
+    for field in ("slopes", "offsets", "cut_points", "energy", "lower_bound"):
+        np.testing.assert_allclose(getattr(solution, field), getattr(true, field), rtol=0, atol=1e-6, err_msg=field)
+    assert (solution.status <= Status.GAP).all()
+    assert (solution.gap > 1e-6).any()  # so that the gradients below are those of an algorithm on its way
+    for seed in range(20):
+        p = somewhere(kind, B, seed)
+        energy = session.value(x, at.y(p)) + model.regulariser(p)
+        assert (energy >= solution.lower_bound - 1e-9).all()
+    if kind == "box":
+        assert ((bounds["lower"] <= solution.y) & (solution.y <= bounds["upper"])).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_start_is_in_y(load: Load, kind: str) -> None:
+    session, x, bounds = load(kind), contexts(5), bounds_of(kind, 5)
+    start = coordinates(kind, bounds).y(somewhere(kind, 5))
+    solution = session.argmin(x, y_init=start, **bounds)
+    np.testing.assert_allclose(coordinates(kind, bounds).y(solution.cut_points[:, 0]), start, rtol=0, atol=1e-12)
+    warm = session.argmin(x, warm=solution, **bounds)
+    np.testing.assert_allclose(coordinates(kind, bounds).y(warm.cut_points[:, 0]), solution.y, rtol=0, atol=1e-9)
+    assert warm.gap.max() <= solution.gap.max()
+
+
+def test_answer_in_closed_form(load: Load) -> None:
+    session, x = load("quadratic"), contexts(7)
+    A = np.array([[2.0, 0.5], [0.5, 1.0]]) + MU * np.eye(2)
+    solution = session.argmin(x)
+    np.testing.assert_allclose(solution.y, np.linalg.solve(A, x.T).T, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(solution.energy, -0.5 * (x * np.linalg.solve(A, x.T).T).sum(1), rtol=0, atol=1e-9)
+    y_bar = np.random.default_rng(0).standard_normal((7, 2))
+    cotangents = session.vjp(solution, y_bar)
+    assert not cotangents.weights
+    for sample in range(7):
+        differences = np.empty(2)
+        for i in range(2):
+            step = H * np.eye(2)[i]
+            ahead, behind = (session.argmin(x[sample : sample + 1] + s).y for s in (step, -step))
+            differences[i] = (y_bar[sample] * (ahead - behind)[0]).sum() / (2 * H)
+        np.testing.assert_allclose(cotangents.x[sample], differences, rtol=0, atol=1e-4)
+
+
+def test_boxes_without_width_and_without_points(load: Load) -> None:
+    session, x, bounds = load("box"), contexts(6), bounds_of("box", 6)
+    clean = session.argmin(x, **bounds)
+    lower, upper = bounds["lower"].copy(), bounds["upper"].copy()
+    upper[1, 0] = lower[1, 0]  # y fixed in one entry
+    upper[2] = lower[2]  # and in all
+    upper[3, 1] = lower[3, 1] - 1e-3  # no y at all
+    lower[4, 2] = np.nan
+    solution = session.argmin(x, lower=lower, upper=upper)
+    assert solution.y[1, 0] == lower[1, 0]
+    assert (solution.y[2] == lower[2]).all()
+    assert solution.gap[2] == pytest.approx(0.0, abs=1e-12)
+    assert solution.status[3] == Status.EMPTY_DOMAIN
+    assert solution.status[4] == Status.NOT_FINITE_INPUT
+    assert np.isnan(solution.y[[3, 4]]).all()
+    assert (solution.status[[0, 1, 2, 5]] <= Status.GAP).all()
+    np.testing.assert_allclose(solution.y[[0, 5]], clean.y[[0, 5]], rtol=0, atol=1e-10)
+    cotangents = session.vjp(solution, np.ones((6, N)), on_unsafe="skip")
+    of_clean = session.vjp(clean, np.ones((6, N)))
+    assert cotangents.skipped.tolist() == [False, False, False, True, True, False]
+    for field in ("x", "lower", "upper"):
+        bar = getattr(cotangents, field)
+        assert np.isnan(bar[[3, 4]]).all(), field
+        assert np.isfinite(bar[[0, 1, 2, 5]]).all(), field
+        np.testing.assert_allclose(bar[[0, 5]], getattr(of_clean, field)[[0, 5]], rtol=0, atol=1e-8, err_msg=field)
+    # Where nothing can move but with both bounds, y = lower = upper.
+    np.testing.assert_allclose((cotangents.lower + cotangents.upper)[2], 1.0, rtol=0, atol=1e-12)
+
+
+def test_graph_alone_answers_nan_for_an_empty_box(load: Load) -> None:
+    session, x, bounds = load("box"), contexts(3), bounds_of("box", 3)
+    feeds = {"x": x, "y_init": (bounds["lower"] + bounds["upper"]) / 2, **bounds}
+    clean, _ = session._runner.run("argmin", feeds)
+    out, _ = session._runner.run("argmin", {**feeds, "upper": bounds["upper"] - [[0.0], [5.0], [0.0]]})
+    assert np.isnan(out["y"][1]).all()
+    assert np.isnan(out["lower_bound"][1])
+    np.testing.assert_allclose(out["y"][[0, 2]], clean["y"][[0, 2]], rtol=0, atol=1e-10)
+
+
+def test_float32(load: Load) -> None:
+    x, bounds = contexts(20).astype(np.float32), {k: b.astype(np.float32) for k, b in bounds_of("box", 20).items()}
+    single, double = load("box-32").argmin(x, **bounds), load("box").argmin(x, **bounds)
+    np.testing.assert_allclose(single.y, double.y, rtol=0, atol=1e-3)
+    assert (single.y <= bounds["upper"]).all()
+    assert (single.status <= Status.GAP).all()
+    y_bar = np.ones((20, N), np.float32)
+    bars = load("box-32").vjp(single, y_bar), load("box").vjp(double, y_bar)
+    for field in ("x", "lower", "upper"):
+        np.testing.assert_allclose(getattr(bars[0], field), getattr(bars[1], field), rtol=1e-2, atol=1e-2)
+
+
+# --- Gradients -------------------------------------------------------------------------------------
+
+
+def differences(session: icnnrt.Session, y_bar: np.ndarray, at: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """∂(ȳ'y*)/∂at[name], [B, columns], by central differences."""
+    found = np.empty(at[name].shape)
+    for column in range(at[name].shape[1]):
+        step = H * np.eye(at[name].shape[1])[column]
+        ahead, behind = (session.argmin(**{**at, name: at[name] + s}).y for s in (step, -step))
+        found[:, column] = (y_bar * (ahead - behind)).sum(1) / (2 * H)
+    return found
+
+
+@pytest.mark.parametrize("B", [1, 50])
+@pytest.mark.parametrize("kind", KINDS)
+def test_vjp_is_the_derivative_of_argmin(load: Load, kind: str, B: int) -> None:
+    session, at = load(kind), {"x": contexts(B, 5), **bounds_of(kind, B, 6)}
+    solution = session.argmin(**at)
+    y_bar = np.random.default_rng(7).standard_normal((B, N))
+    cotangents = session.vjp(solution, y_bar)
+    names = ("x", "lower", "upper") if kind == "box" else ("x",)
+    for name in names:
+        true = differences(session, y_bar, at, name)
+        scale = max(1.0, np.abs(true).max())
+        assert np.abs(true).max() > 1e-2, name
+        np.testing.assert_allclose(getattr(cotangents, name), true, rtol=0, atol=FINITE_DIFFERENCES * scale)
+    if kind != "box":
+        assert cotangents.lower is None
+        assert cotangents.upper is None
+
+    rng = np.random.default_rng(8)
+    old = {name: session.weights[name] for name in cotangents.weights}
+    d = {name: rng.standard_normal(w.shape) for name, w in old.items()}
+    try:
+        moved = []
+        for t in (H, -H):
+            session._update_weights({name: w + t * d[name] for name, w in old.items()})
+            moved.append(session.argmin(**at).y)
+    finally:
+        session._update_weights(old)
+    true = (y_bar * (moved[0] - moved[1])).sum() / (2 * H)
+    told = sum((cotangents.weights[name] * d[name]).sum() for name in old)
+    assert told == pytest.approx(true, rel=1e-5, abs=1e-6)
+
+
+def test_prop3_misses_what_moves_the_cuts(load: Load) -> None:
+    session, at = load("box"), {"x": contexts(10, 5), **bounds_of("box", 10, 6)}
+    solution, y_bar = session.argmin(**at), np.ones((10, N))
+    exact, prop3 = (session.vjp(solution, y_bar, adjoint=adjoint) for adjoint in ("exact", "prop3"))
+    for name in ("x", "lower", "upper"):
+        assert np.abs(getattr(exact, name) - getattr(prop3, name)).max() > 1e-3, name
+
+
+# --- Around them -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verify_passes(load: Load, kind: str) -> None:
+    report = verify(load(kind).path, samples=6, native=False)
+    assert report.passed, [check for check in report.checks if check.verdict == "fail"]
+    names = [check.name for check in report.checks]
+    assert ("adjoint: bounds" in names) == (kind == "box")
+
+
+def test_tuning_in_a_box(load: Load) -> None:
+    with icnnrt.load(load("box").path, native=False) as session:
+        x, bounds = contexts(16), bounds_of("box", 16)
+        target = bounds["lower"] + 0.2 * (bounds["upper"] - bounds["lower"])
+        solution = session.argmin(x, **bounds)
+        y_bar = 2 * (solution.y - target) / target.size
+        gradient = session.vjp(solution, y_bar).weights
+        old = {name: session.weights[name] for name in gradient}
+        tuner = FineTuner(session, learning_rate=1e-2)
+        report = tuner.step(x, target, **bounds)
+        assert report.accepted, report.reason
+        assert report.loss == pytest.approx(((solution.y - target) ** 2).mean(), rel=1e-9)
+        clamped = {name for name, spec in session.manifest.weights.tensors.items() if spec.nonnegative}
+        for name in gradient:
+            expected = old[name] - 1e-2 * gradient[name]
+            expected = np.maximum(expected, 0.0) if name in clamped else expected
+            np.testing.assert_allclose(session.weights[name], expected, rtol=0, atol=1e-12, err_msg=name)
+        before = tuner.loss(x, target, **bounds)
+        fitted = tuner.fit(x, target, epochs=2, **bounds, validation=(x, target, *bounds.values()))
+        assert fitted.epochs[-1].validation is not None
+        assert fitted.epochs[-1].validation < before
+        bounds["upper"][3] = bounds["lower"][3] - 1.0
+        assert tuner.step(x, target, **bounds).skipped == 1
+        with pytest.raises(InputError, match=r"lower: expected the bounds of y"):
+            tuner.step(x, target)
