@@ -208,7 +208,10 @@ def _search(
 
     def energy(x: Array, y: Array, float64: bool = False) -> Array:
         values = {**graph.initializers, "x": x, "y": y.reshape(len(y), *shape)}
-        return evaluate(nodes, values, float64=float64)["f"]
+        computed = evaluate(nodes, values, float64=float64)
+        if "f" not in computed:
+            raise Unsupported("f is an output that is not known here")
+        return computed["f"]
 
     if x_samples is None:
         x_shape = tuple(s or 1 for s in x_input.shape[1:]) if x_input and x_input.shape else (1,)

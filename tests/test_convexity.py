@@ -397,7 +397,7 @@ def test_an_exported_network_is_proven_until_weights_of_two_layers_turn_negative
     from icnnrt_models import FICNN
 
     generator = torch.Generator().manual_seed(0)
-    energy = FICNN(2, 3, hidden=(4, 4), activation="celu", dtype=torch.float64, generator=generator)
+    energy = FICNN(2, 3, hidden=(4, 4), activation="leaky_relu", dtype=torch.float64, generator=generator)
     data, weights = exported(energy, 2, 3)
     verdict = prove(data, weights)
     assert verdict.verdict == "proven", verdict.sentence()
