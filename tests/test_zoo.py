@@ -34,7 +34,13 @@ TOLERANCE = {
 }
 ENERGIES = [name for name, style in zoo.ZOO.items() if style.kind == "energy"]
 GRADIENTS = [name for name, style in zoo.ZOO.items() if style.kind == "gradient"]
-CHOIRS = [ENERGIES[i::3] for i in range(3)]
+# Rounded scalars would show in the sum of all, so that network sings alone.
+CHOIRS = [*([name for name in ENERGIES if name != "scalars"][i::3] for i in range(3)), ["scalars"]]
+# Where float32 takes another way than float64: kernels of its own for convolutions, erf and sigmoid; rounding.
+SINGLE = [
+    *("convolutional_context", "grouped_context", "decoded_context", "image_energy", "recurrent", "attentive_context"),
+    *("normed", "error_function", "scalars", "selu", "largest_sum", "log_sum_exp"),
+]
 # Second derivatives of every network would take minutes to convert; these are of every kind and convert in seconds.
 DENSE = ["gated", "convolutional_context", "weight_normed", "leaky_squared", "hinge_spline", "hypernetwork", "concave"]
 
@@ -154,11 +160,13 @@ def _sing(names: list[str], dtype: torch.dtype, dense: bool) -> Sung:
     return Sung(names, dtype, got, true, judge)
 
 
-CASES = [(name, choir) for choir in CHOIRS for name in choir] + [(name, GRADIENTS) for name in GRADIENTS]
+CASES = [
+    *((name, choir, torch.float64) for choir in (*CHOIRS, GRADIENTS) for name in choir),
+    *((name, choir, torch.float32) for choir in (SINGLE, GRADIENTS) for name in choir),
+]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize(("name", "choir"), CASES, ids=[name for name, _ in CASES])
+@pytest.mark.parametrize(("name", "choir", "dtype"), CASES, ids=[f"{name}-{str(T)[6:]}" for name, _, T in CASES])
 def test_onnxruntime_equals_torch(name: str, choir: list[str], dtype: torch.dtype) -> None:
     sung = sing(choir, dtype)
     own = sung.block(name)

@@ -425,6 +425,8 @@ def _refuse_underivable(module: fx.GraphModule, x: Tensor, y: Tensor) -> None:
             else:
                 lookup = values.__getitem__
                 values[node] = node.target(*fx.map_arg(node.args, lookup), **fx.map_arg(node.kwargs, lookup))
+            if not isinstance(node.target, torch._ops.OpOverload):
+                continue
             moved = any(_requires_grad(values[source]) for source in node.all_input_nodes)
             if moved and _is_floating(node) and not _requires_grad(values[node]) and node.target not in FLAT:
                 raise ExportError(
