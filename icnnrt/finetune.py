@@ -486,9 +486,10 @@ class FineTuner:
         began = time.perf_counter()
         with self._lock, _uninterrupted():
             out = self._run(X, T, rate)
-            verdict = self._verdict(out)
+            status = self._status(out)
+            verdict = self._verdict(out, status)
             undone = self._undo_if_guilty(verdict, X, T)
-            reason = self._why_undone if undone else self._refusal(out, self._status(out))
+            reason = self._why_undone if undone else self._refusal(out, status)
             if not reason:
                 before = _Trial(self._weights, self._state, verdict.unsafe, X, T)
                 new = {name: out[f"new.{name}"] for name in self._spec.weights}
@@ -514,7 +515,8 @@ class FineTuner:
     def _check(self, X: Floats, T: Floats) -> tuple[bool, bool]:
         """Whether the present weights are sound on a batch, and whether the step before was undone as they are not."""
         with self._lock, _uninterrupted():
-            verdict = self._verdict(self._run(X, T, 0.0, only=JUDGED))
+            out = self._run(X, T, 0.0, only=JUDGED)
+            verdict = self._verdict(out, self._status(out))
             if verdict.sound:
                 self._trial = None
             return verdict.sound, self._undo_if_guilty(verdict, X, T, only=JUDGED)
@@ -539,7 +541,13 @@ class FineTuner:
             return False
         present = self._weights, self._state
         self._commit(trial.weights, trial.state)
-        then = self._verdict(self._run(X, T, 0.0, only=only))
+        try:
+            out = self._run(X, T, 0.0, only=only)
+            then = self._verdict(out, self._status(out))
+        except BaseException:
+            self._commit(*present)
+            self._trial = trial
+            raise
         # A package whose samples are hard throughout is not judged by how many are unsolved, but by how many more.
         if not then.broken and (now.broken or then.sound or now.unsafe > then.unsafe + UNSAFE):
             self._undone += 1
@@ -577,9 +585,8 @@ class FineTuner:
             violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"]),
         )
 
-    def _verdict(self, out: Arrays) -> _Verdict:
+    def _verdict(self, out: Arrays, status: NDArray[np.int8]) -> _Verdict:
         """On the weights that were run; the new ones are not looked at."""
-        status = self._status(out)
         broken = ""
         if not math.isfinite(out["loss"]):
             broken = f"the loss is {float(out['loss'])}"
