@@ -122,6 +122,7 @@ SESSION = {
     "weights_id",
 }
 TUNER = {
+    "check",
     "fit",
     "keep",
     "loss",
