@@ -125,6 +125,7 @@ SESSION = {
     "weights_id",
 }
 TUNER = {
+    "check",
     "fit",
     "keep",
     "loss",
