@@ -184,6 +184,7 @@ def bregman_adjoint_graph(
             describe(seed_k, "back/seed", T, ["batch", n]),
         ]
         loop_body = ir.Graph([counter, going, s_bar_in], outputs, nodes=body.nodes, name="back_through_one_step")
+        op.constants.extend(body.constants)
         s_bar, later = op.many("Loop", op.constant(K - 1), op.constant(True, BOOL), s_bar, outputs=2, body=loop_body)
     # Seeds came last first, the first point's is still due.
     first = op("Unsqueeze", op("Mul", part, s_bar), zero)
