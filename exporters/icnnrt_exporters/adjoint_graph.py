@@ -54,7 +54,7 @@ def adjoint_graph(push: ir.Model, hvp: ir.Model, K: int, domain: Domain = UNIT_B
     # Energy and slopes at the cut points wait for nothing; their pull-back waits for what the loop finds.
     op = Ops("adjoint")
     at = Coordinates(domain, T, n)
-    at.prepare(op, (2, 3))
+    at.prepare(op, y, (2, 3))
     y_points = cut_points
     if not at.identity:
         points = value("cut_points", T, ["batch", K, n])

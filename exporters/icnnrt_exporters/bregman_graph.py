@@ -9,7 +9,7 @@ from icnnrt.domains import SIMPLEX, SPACE
 from icnnrt.manifest import Domain
 from icnnrt_exporters.adjoint_graph import bounds_bars, slope_mismatch
 from icnnrt_exporters.argmin_graph import UNIT_BOX
-from icnnrt_exporters.coordinates import Coordinates
+from icnnrt_exporters.coordinates import Coordinates, factor
 from icnnrt_exporters.surgery import (
     Ops,
     copy,
@@ -47,11 +47,10 @@ def bregman_argmin_graph(head: ir.Model, K: int, step_size: float, domain: Domai
     op = Ops("argmin")
     op.extend(before)
     at = Coordinates(domain, T, n)
-    at.prepare(op)
+    at.prepare(op, y_init)
     p_init = at.p(op, y_init)
     axis_1, axis_2, centre = op.constant([1]), op.constant([2]), op.constant(at.centre, T)
-    # No scalars, for the reason given in `Coordinates.prepare`.
-    kept, part = (op.constant([[c]], T) for c in (1 / (1 + step_size), step_size / (1 + step_size)))
+    kept, part = (factor(op, c, y_init) for c in (1 / (1 + step_size), step_size / (1 + step_size)))
 
     counter, going = value("cut/iteration", INT64, []), value("cut/going", BOOL, [])
     p_in, s_in = value("cut/p_in", T, ["batch", n]), value("cut/s_in", T, ["batch", n])
@@ -147,7 +146,7 @@ def bregman_adjoint_graph(
 
     op = Ops("adjoint")
     at = Coordinates(domain, T, n)
-    at.prepare(op, (2, 3))
+    at.prepare(op, y, (2, 3))
     y_points = at.y(op, points, 3)
     replace(push_nodes, {cut_points: y_points})
     shapes_from(push_nodes, y_points, points)
@@ -162,7 +161,7 @@ def bregman_adjoint_graph(
     invariant, hvp_nodes = split(hvp_nodes, [y_k_in, s_in])
     op.extend(invariant)
 
-    kept, part = (op.constant([[c]], T) for c in (1 / (1 + step_size), -step_size / (1 + step_size)))
+    kept, part = (factor(op, c, y) for c in (1 / (1 + step_size), -step_size / (1 + step_size)))
     zero, one = op.constant([0]), op.constant([1])
     p = at.p(op, y)
     s_bar = _curvature(op, at, p, at.scaled(op, y_bar), one)
@@ -184,6 +183,7 @@ def bregman_adjoint_graph(
             describe(seed_k, "back/seed", T, ["batch", n]),
         ]
         loop_body = ir.Graph([counter, going, s_bar_in], outputs, nodes=body.nodes, name="back_through_one_step")
+        op.constants.extend(body.constants)
         s_bar, later = op.many("Loop", op.constant(K - 1), op.constant(True, BOOL), s_bar, outputs=2, body=loop_body)
     # Seeds came last first, the first point's is still due.
     first = op("Unsqueeze", op("Mul", part, s_bar), zero)

@@ -25,6 +25,16 @@ DOUBLE = ir.DataType.DOUBLE
 SMALLEST = 1e-300  # p log max(p, SMALLEST) is 0 at p = 0 and p log p elsewhere
 
 
+def factor(op: Ops, c: float, like: ir.Value) -> ir.Value:
+    """c in every entry of a tensor [B, n].
+
+    Not a scalar: ONNX Runtime folds a product with a constant of one entry into the MatMul beside it, where it is
+    float32 even in a graph of float64 (MatMulScaleFusion, onnxruntime 1.31: off by 5e-9).
+    """
+    assert like.dtype is not None
+    return op("Expand", op.constant([[c]], like.dtype), op("Shape", like))
+
+
 class Coordinates:
     """The change of variables of one graph. `inputs` are the bounds of a box, [B, n] each, or nothing.
 
@@ -45,15 +55,15 @@ class Coordinates:
     def box(self) -> bool:
         return self.domain.kind == "box"
 
-    def prepare(self, op: Ops, ranks: tuple[int, ...] = (2,)) -> None:
-        """Shift and scale for points [B, n] (rank 2) and for one point a cut, [B, K, n] (rank 3)."""
+    def prepare(self, op: Ops, like: ir.Value, ranks: tuple[int, ...] = (2,)) -> None:
+        """Shift and scale for points [B, n], as `like` is (rank 2), and for one point a cut, [B, K, n] (rank 3)."""
         if self.identity:
             return
         if not self.box:
             assert self.domain.mu is not None
-            # No scalar: ONNX Runtime folds those into the neighbouring MatMul, as float32 (MatMulScaleFusion, 1.31).
-            scale = op.constant([[1.0 / math.sqrt(self.domain.mu)]], self.dtype)
-            self._scale = dict.fromkeys(ranks, scale)
+            self._scale = {2: factor(op, 1.0 / math.sqrt(self.domain.mu), like)}
+            if 3 in ranks:
+                self._scale[3] = op("Unsqueeze", self._scale[2], op.constant([1]))
             return
         lower, upper = self.inputs
         # Where lower > upper there is no y: NaN there is NaN in the slopes, and so in that sample's whole answer.
