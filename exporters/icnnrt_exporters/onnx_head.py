@@ -10,6 +10,7 @@ from icnnrt.errors import ExportError
 from icnnrt_exporters.heads import Head
 from icnnrt_exporters.quiet import quiet
 from icnnrt_exporters.scalars import lift_float64_scalars
+from icnnrt_exporters.surgery import spread_scalars
 from icnnrt_exporters.versions import OPSET
 
 # Operators for which ONNX Runtime's CPU provider has a float32 kernel and no float64 kernel (found by loading each one,
@@ -93,6 +94,7 @@ def to_onnx(head: Head) -> ir.Model:
     passes.RemoveUnusedNodesPass()(model)
     _demand_ranks(model)
     _demand_kernels(model, head)
+    spread_scalars(graph)
     rename(graph, head)
     return model
 

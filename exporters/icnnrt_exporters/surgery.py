@@ -167,6 +167,60 @@ def shapes_from(nodes: Iterable[ir.Node], y: ir.Value, same_shape: ir.Value) -> 
             node.replace_input_with(0, same_shape)
 
 
+def spread_scalars(graph: ir.Graph) -> None:
+    """Factors of one entry beside products of float64 matrices -> tensors of several, in place, also inside loops.
+
+    ONNX Runtime folds a product with a constant of one entry into the MatMul beside it, as an attribute of float32
+    (MatMulScaleFusion, 1.31: off by 1e-8). It leaves tensors of several entries, and what is no constant, alone.
+    """
+
+    def constant(v: ir.Value | None) -> np.ndarray | None:
+        if v is None or v.const_value is None or v in graph.inputs:
+            return None
+        array = v.const_value.numpy()
+        return array if array.size == 1 and array.dtype == np.float64 else None
+
+    made: dict[tuple[float, int], ir.Value] = {}
+    for node in list(graph.all_nodes()):
+        if node.op_type not in ("Mul", "Div") or node.domain:
+            continue
+        for i, v in enumerate(node.inputs):
+            array, other = constant(v), node.inputs[1 - i]
+            if array is None or other is None or other.shape is None or len(other.shape) < 2:
+                continue
+            if not _beside_product(node, other):
+                continue
+            last = other.shape[len(other.shape) - 1]
+            number = float(array.reshape(()))
+            if isinstance(last, int) and last > 1:
+                if (number, last) not in made:
+                    tensor = ir.tensor(np.full(last, number), name=f"factor/{len(made)}")
+                    made[number, last] = ir.Value(
+                        name=tensor.name,
+                        type=ir.TensorType(ir.DataType.DOUBLE),
+                        shape=ir.Shape([last]),
+                        const_value=tensor,
+                    )
+                    graph.register_initializer(made[number, last])
+                node.replace_input_with(i, made[number, last])
+            else:
+                shape = ir.node("Shape", [other])
+                wide = ir.node("Expand", [v, shape.outputs[0]])
+                wide.outputs[0].type, wide.outputs[0].shape = other.type, other.shape
+                assert node.graph is not None
+                node.graph.insert_before(node, [shape, wide])
+                node.replace_input_with(i, wide.outputs[0])
+
+
+def _beside_product(node: ir.Node, other: ir.Value) -> bool:
+    """Whether a product of matrices makes what is scaled, or takes it."""
+    kinds = ("MatMul", "Gemm", "Mul", "Div")  # scalars in a row are folded one after the other
+    producer = other.producer()
+    return (producer is not None and producer.op_type in kinds) or any(
+        use.node.op_type in kinds for use in node.outputs[0].uses()
+    )
+
+
 def transposed_products(graph: ir.Graph) -> None:
     """MatMul(a, Transpose(W)) -> Gemm(a, W, transB=1), and the like, in place, also inside loops.
 
