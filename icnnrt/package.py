@@ -601,7 +601,7 @@ def _list_folder(folder: Path) -> set[str]:
             raise PackageError(f"expected a package folder, but there is nothing; {remedy}")
         with os.scandir(folder) as entries:
             listed = list(islice(entries, MAX_ENTRIES))
-        # First, as it matters little what else a folder holds that is no package; in one of many files it may come late.
+        # First, as it matters little what else such a folder holds; among very many files it may not be listed.
         if MANIFEST_FILE not in {entry.name for entry in listed} and not os.path.lexists(folder / MANIFEST_FILE):
             raise PackageError(
                 f"expected a package, but the folder has no {MANIFEST_FILE}; "
