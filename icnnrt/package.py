@@ -598,15 +598,14 @@ def _list_folder(folder: Path) -> set[str]:
                 else "check the path, or export the model first."
             )
             raise PackageError(f"expected a package folder, but there is nothing; {remedy}")
-        if not os.path.lexists(
-            folder / MANIFEST_FILE
-        ):  # first, as what else a folder holds that is none matters little
+        with os.scandir(folder) as entries:
+            listed = list(islice(entries, MAX_ENTRIES))
+        # First, as it matters little what else such a folder holds; among very many files it may not be listed.
+        if MANIFEST_FILE not in {entry.name for entry in listed} and not os.path.lexists(folder / MANIFEST_FILE):
             raise PackageError(
                 f"expected a package, but the folder has no {MANIFEST_FILE}; "
                 "give the path of the package folder itself, or export the package again."
             )
-        with os.scandir(folder) as entries:
-            listed = list(islice(entries, MAX_ENTRIES))
         for entry in sorted(listed, key=lambda e: e.name):
             kind = (
                 "a symbolic link"

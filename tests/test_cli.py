@@ -272,6 +272,8 @@ def test_no_samples_are_no_error(tmp_path: Path, digits_like_package: Path) -> N
     assert result.exit_code == 0, result.output
     with np.load(tmp_path / "out.npz") as archive:
         assert archive["y"].shape == (0, 5)
+    assert "no samples" in result.stdout
+    assert "ms a sample" not in result.stdout
 
 
 def write_npy(path: Path, header: str, data: bytes = b"") -> None:

@@ -234,6 +234,10 @@ def test_an_empty_folder_is_no_package(tmp_path: Path) -> None:
     refused(tmp_path, r"the folder has no manifest\.json")
 
 
+def test_a_folder_of_packages_is_no_package(good: Path) -> None:
+    refused(good.parent, r"the folder has no manifest\.json; give the path of the package folder itself")
+
+
 @pytest.mark.parametrize("name", ["value.onnx", "weights.safetensors"])
 def test_a_missing_file(good: Path, name: str) -> None:
     (good / name).unlink()
