@@ -33,6 +33,7 @@ class Part(StrEnum):
     argmin = "argmin"
     scaling = "scaling"
     tune = "tune"
+    heads = "heads"
 
 
 class Precision(StrEnum):
@@ -133,6 +134,7 @@ def _measurements(chosen: list[Part], settings: Settings) -> Iterator[tuple[str,
     from benchmarks.adjoint import adjoint
     from benchmarks.argmin import argmin
     from benchmarks.environment import environment
+    from benchmarks.heads import heads
     from benchmarks.inner import inner
     from benchmarks.scaling import scaling
     from benchmarks.tune import tune
@@ -146,9 +148,10 @@ def _measurements(chosen: list[Part], settings: Settings) -> Iterator[tuple[str,
     if Part.scaling in chosen:
         growth = scaling(settings)
         yield Part.scaling.value, growth, partial(tables.show_scaling, growth)
-    if Part.tune in chosen:
-        rows = tune(settings)
-        yield Part.tune.value, [row.as_dict() for row in rows], partial(tables.show_rows, Part.tune.value, rows)
+    for part, measure in ((Part.tune, tune), (Part.heads, heads)):
+        if part in chosen:
+            rows = measure(settings)
+            yield part.value, [row.as_dict() for row in rows], partial(tables.show_rows, part.value, rows)
 
 
 def _json(found: dict[str, Any]) -> str:

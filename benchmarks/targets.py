@@ -12,6 +12,10 @@ ARGMIN: Final = {(24, 1): 1.5, (159, 1): 1.25, (159, 128): 1.25, (2048, 1): 2.0,
 # batch -> a step of fine-tuning over one argmin, at most; and torch's eager step over it, at least.
 STEP: Final = {32: 4.0}
 STEP_OF_TORCH: Final = {1: 3.0, 32: 3.0}
+# batch -> how many times faster than torch eager the gradient map is, at least; and value with gradient over value
+# alone, at most.
+GRADIENT_OF_TORCH: Final = {100_000: 1.0}
+BOTH_OF_VALUE: Final = {1: 2.5, 128: 2.5, 100_000: 2.5}
 # How cost may grow with k, n and batch; a fitted exponent is known to about a twentieth.
 EXPONENTS: Final = {"k": 2.0, "n": 1.0, "batch": 1.0}
 EXPONENT_TOLERANCE: Final = 0.05

@@ -1,11 +1,21 @@
 """`icnnrt` and `python -m icnnrt`."""
 
 import io
+import signal
 import sys
 
 
 def main() -> None:
     """Run the command line, or say how to install what it needs."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # while it is being imported; later ones are for the commands
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("icnnrt: interrupted.", file=sys.stderr)
+        raise SystemExit(130) from None  # 128 + SIGINT, as shells have it
+
+
+def _run() -> None:
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

@@ -4,7 +4,7 @@ An entry point names a function that typer can make a command of. It is loaded f
 its module must be quick to import: what is heavy (torch) belongs into the function.
 
 Exit codes: 0 done; 1 an error, told in one sentence on stderr; 2 wrong usage; 3 `run`: some sample did not converge,
-`tune`: it stopped since no step was accepted any more; 4 `verify`: a check failed; 130 `tune`: interrupted.
+`tune`: it stopped since no step was accepted any more; 4 `verify`: a check failed; 130 interrupted.
 """
 
 import importlib.metadata
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS: Final = "icnnrt.commands"
 ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
+INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 ROWS_SHOWN: Final = 8
 ENTRIES_SHOWN: Final = 4
 BATCH: Final = 1024  # samples in one run: larger ones are no faster, and their cuts take memory
@@ -109,6 +110,9 @@ class _Commands(TyperGroup):
             typer.echo(f"icnnrt: {where}{error.strerror or error}", err=True)
         except MemoryError:
             typer.echo("icnnrt: memory ran out; split the input.", err=True)
+        except KeyboardInterrupt:
+            typer.echo("icnnrt: interrupted.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
         raise typer.Exit(ERROR)
 
 
@@ -171,7 +175,7 @@ def icnnrt_command(
     2 wrong usage
     3 run: some sample did not converge; tune: it stopped since no step was accepted any more
     4 verify: a check failed
-    130 tune: interrupted; what was learnt is written
+    130 interrupted; tune: what was learnt is written
     """
 
 
@@ -309,14 +313,17 @@ def _show_answers(summary: Mapping[str, Any], y: Any, energy: Any, gap: Any, sta
         screen.print(table)
         if len(y) > ROWS_SHOWN:
             screen.print(f"… and {len(y) - ROWS_SHOWN} more; --out FILE writes them all")
-    counts = ", ".join(f"{count} {name}" for name, count in summary["status"].items()) or "none"
-    screen.print(f"samples   {summary['samples']}: {counts}")
-    screen.print(f"gap       median {number(summary['gap_median'])}, max {number(summary['gap_max'])}")
-    screen.print(
-        f"time      {number(summary['milliseconds_per_sample'])} ms a sample on {summary['providers'][0]}"
-        f"{', native operators' if summary['native'] else ', portable operators'}, "
-        f"ready after {summary['ready_seconds']:.2f} s"
-    )
+    counts = ", ".join(f"{count} {name}" for name, count in summary["status"].items())
+    if summary["samples"]:
+        screen.print(f"samples   {summary['samples']}: {counts}")
+        screen.print(f"gap       median {number(summary['gap_median'])}, max {number(summary['gap_max'])}")
+        screen.print(
+            f"time      {number(summary['milliseconds_per_sample'])} ms a sample on {summary['providers'][0]}"
+            f"{', native operators' if summary['native'] else ', portable operators'}, "
+            f"ready after {summary['ready_seconds']:.2f} s"
+        )
+    else:
+        screen.print("no samples")
     if summary["advice"]:
         screen.print(f"[yellow]advice[/]    {escape(summary['advice'])}")
     if summary["out"]:
@@ -411,8 +418,12 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
         _add_training(root, m["train"], tensors)
     else:
         root.add("training: none; export with a training graph to tune this package on a device")
+    tuned = m["metadata"].get("tuned_steps")
     for title in ("parity", "producer", "metadata"):
-        branch = root.add(title if m[title] else f"{title}: none")
+        note = ""
+        if title == "parity" and isinstance(tuned, int) and tuned > 0:
+            note = f" (of the export; the weights have been tuned since, {tuned} step{'s' if tuned > 1 else ''})"
+        branch = root.add(f"{title}{note}" if m[title] else f"{title}: none")
         for key, value in m[title].items():
             shown = number(value) if isinstance(value, float) else str(value)
             branch.add(f"{escape(key)}  {escape(shown)}")

@@ -1,8 +1,10 @@
 """`icnnrt tune`: fine-tuning on the command line, with onnxruntime alone.
 
-Ctrl-C is obeyed between two steps, so weights and optimiser state are never half of one and half of another.
+Ctrl-C is obeyed between two steps, so weights and optimiser state are never half of one and half of another; pressed
+again it changes nothing, so that what was learnt is written.
 """
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -11,7 +13,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -20,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from icnnrt.cli import ERROR, JsonFlag, NativeFlag, PackageArgument, app, console, number, print_json
+from icnnrt.cli import ERROR, INTERRUPTED, JsonFlag, NativeFlag, PackageArgument, app, console, number, print_json
 from icnnrt.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from icnnrt.manifest import Manifest
 
 STOPPED: Final = 3
-INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 EPOCHS_SHOWN: Final = 12
 PICTURES: Final = (".png", ".svg", ".pdf")
 TARGET: Final = {"target": "y"}  # the other name that targets may have in a file
+STOPPING: Final = "icnnrt: stopping after this step; what was learnt is then written, so Ctrl-C is ignored until it is."
 
 
 @app.command()
@@ -75,14 +76,14 @@ def tune(
 ) -> None:
     """Adapt the weights of a package to DATA by its training graph, and write a new package. Needs no torch.
 
-    Steps that would harm are refused and counted. Ctrl-C ends between two steps and writes what was learnt: the best
-    weights if there is validation data, else the last ones.
+    Steps that would harm are refused and counted, and one that did harm is undone and counted with them. Ctrl-C ends
+    between two steps and writes what was learnt: the best weights if there is validation data, else the last ones.
 
     Exit codes:
     0 written
     1 an error, told in one sentence on stderr
     2 wrong usage
-    3 stopped early, since every step of an epoch was refused; what was learnt before is written
+    3 stopped early, since every step of an epoch was refused or undone; what was learnt before is written
     130 interrupted; what was learnt is written
     """
     from icnnrt.checkpoints import History
@@ -116,39 +117,43 @@ def tune(
         followed = _Followed(epochs, len(samples[0]), batch_size)
         fitted: FitReport | None = None
         failure: OSError | None = None
-        with followed.shown(), _between_steps(followed):
-            try:
-                fitted = tuner.fit(
-                    *samples,
-                    epochs=epochs,
-                    batch_size=batch_size,
-                    validation=held,
-                    patience=patience,
-                    seed=order,
-                    history=history,
-                    on_step=followed.step,
-                    on_epoch=followed.epoch,
-                )
-            except KeyboardInterrupt:
-                pass
-            except OSError as error:  # of the history: the weights are in memory still
-                failure = error
-        interrupted = fitted is None and failure is None
-        if not followed.accepted and resumed_from is None:
-            if interrupted:
-                typer.echo("icnnrt: interrupted before anything was learnt; nothing is written.", err=True)
-                raise typer.Exit(INTERRUPTED)
-            if fitted:
-                raise InputError(f"data: {fitted.stopped}; nothing is written.")
-        if interrupted and history and followed.steps:
-            try:
-                tuner.save(history, figures={"loss": followed.steps[-1].loss})
-            except OSError as error:
-                failure = error
-        if fitted is None and held is not None:
-            tuner.rollback()  # to the best weights met
-        judged = None if held is None else tuner.loss(*held)
-        written, unwritten = _write(tuner, out, overwrite, history)
+        with _between_steps(followed):
+            with followed.shown():
+                try:
+                    fitted = tuner.fit(
+                        *samples,
+                        epochs=epochs,
+                        batch_size=batch_size,
+                        validation=held,
+                        patience=patience,
+                        seed=order,
+                        history=history,
+                        on_step=followed.step,
+                        on_epoch=followed.epoch,
+                    )
+                except KeyboardInterrupt:
+                    pass
+                except OSError as error:  # of the history: the weights are in memory still
+                    failure = error
+            interrupted = fitted is None and failure is None
+            tuner._settle()  # what is written has been looked at
+            accepted = sum(report.accepted for report in followed.steps) - tuner._undone
+            if not accepted and resumed_from is None:
+                if interrupted:
+                    typer.echo("icnnrt: interrupted before anything was learnt; nothing is written.", err=True)
+                    raise typer.Exit(INTERRUPTED)
+                if fitted:
+                    why = fitted.stopped or tuner._why_undone
+                    raise InputError(f"data: {why}; nothing is written.")
+            if interrupted and history and followed.steps:
+                try:
+                    tuner.save(history, figures={"loss": followed.steps[-1].loss})
+                except OSError as error:
+                    failure = error
+            if fitted is None and held is not None:
+                tuner.rollback()  # to the best weights met
+            judged = None if held is None else tuner.loss(*held)
+            written, unwritten = _write(tuner, out, overwrite, history)
         if picture:
             try:
                 _draw(picture, followed)
@@ -164,9 +169,9 @@ def tune(
         "validation_samples": 0 if held is None else len(held[0]),
         "resumed_from": resumed_from,
         "steps": tuner.steps,
-        "accepted": followed.accepted,
-        "refused": len(followed.steps) - followed.accepted,
-        "refusal": next((s.reason for s in reversed(followed.steps) if not s.accepted), None),
+        "accepted": accepted,
+        "refused": len(followed.steps) - accepted,
+        "refusal": next((s.reason for s in reversed(followed.steps) if not s.accepted), tuner._why_undone or None),
         "skipped": followed.epochs[-1].skipped if followed.epochs else None,
         "loss": followed.epochs[-1].loss if followed.epochs else None,
         "validation_before": fitted.validation_before if fitted else None,
@@ -281,16 +286,19 @@ def _read(path: Path, manifest: "Manifest") -> tuple[Any, Any]:
 # --- While it works ------------------------------------------------------------------------------
 
 
-@contextmanager
+@contextlib.contextmanager
 def _between_steps(followed: "_Followed") -> Iterator[None]:
-    """Let Ctrl-C wait for the end of a step; a second one is obeyed at once."""
+    """Let Ctrl-C wait for the end of a step, and ignore further ones until what was learnt is written."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread alone
         return
 
     def press(number: int, frame: object) -> None:
-        followed.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not followed.interrupted:
+            followed.interrupted = True
+            # Not print: a handler runs in the middle of anything, a write to the same buffer among them.
+            with contextlib.suppress(OSError):
+                os.write(2, f"{os.linesep if os.isatty(2) else ''}{STOPPING}{os.linesep}".encode())
 
     before = signal.signal(signal.SIGINT, press)
     try:
@@ -323,9 +331,10 @@ class _Followed:
 
     @property
     def accepted(self) -> int:
-        return sum(report.accepted for report in self.steps)
+        """Steps whose weights stayed, as far as later steps have told."""
+        return sum(report.accepted - report.undone for report in self.steps)
 
-    @contextmanager
+    @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
         """The bar appears with the first step: what is wrong with the data is told before that."""
         try:

@@ -1,8 +1,8 @@
 """Is f convex in y? Asked of value.onnx and the weights themselves, answered before anything is solved.
 
-    proven      the rules of `curvature`, applied to the graph operator by operator, show that f(x, ·) is convex on all
+    proven      the rules of `_curvature`, applied to the graph operator by operator, show that f(x, ·) is convex on all
                 of R^n, for every x, with these weights; in real arithmetic, and at joints of pieces up to the rounding
-                of the graph's own dtype (see `univariate`)
+                of the graph's own dtype (see `_univariate`)
     violated    an x and two points y_a, y_b are shown where f at their midpoint exceeds the mean of f at the two by
                 more than rounding, in the graph's own arithmetic and in float64
     unknown     neither: the rules stop at a node that is named, and no violation was found among the segments tried
@@ -17,16 +17,18 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt._convexity_bounds import lipschitz, strong_convexity
+from icnnrt._convexity_rules import Stop, Walk
 from icnnrt._fields import show
+from icnnrt._onnx_graph import Graph, ancestors, read_graph
+from icnnrt._onnx_numpy import Unsupported, evaluate
 from icnnrt.certificate import ROUNDING
-from icnnrt.convexity_rules import Stop, Walk
 from icnnrt.errors import PackageError
-from icnnrt.onnx_graph import Graph, ancestors, read_graph
-from icnnrt.onnx_numpy import Unsupported, evaluate
 
 Array: TypeAlias = NDArray[Any]
 Value: TypeAlias = Callable[[Array, Array], Array]  # (x [B, ...], y [B, n]) -> f [B]
 
+OPSETS: Final = (18, 26)  # older ones keep bounds and axes elsewhere
 POINTS: Final = 16  # parts of a chord
 CHORDS: Final = 192  # in one round
 ROUNDS: Final = 6
@@ -158,8 +160,12 @@ def prove(
     try:
         if graph.functions:
             raise Stop(None, "the model brings functions of its own")
-        for batch, other in ((3, 2), (2, 3)):
-            walk = Walk(graph, batch, other)
+        if not OPSETS[0] <= graph.opset <= OPSETS[1]:
+            raise Stop(
+                None, f"opset {graph.opset} is none of {OPSETS[0]} to {OPSETS[1]}, whose operators are known here"
+            )
+        for batch, other in ((2, 3), (3, 2)):
+            walk = Walk(graph, weights or graph.initializers, batch, other)
             f = walk.run()
             if f.shape != (batch,):
                 raise Stop(None, f"f has the shape {list(f.shape)} for {batch} samples")
@@ -169,7 +175,8 @@ def prove(
                 raise Stop(culprit, walk.why(culprit, name) if culprit else "f is not made by any operator")
             if walk.least:
                 least = (", ".join(sorted(walk.least[1])), walk.least[0])
-        return Convexity("proven", min_weight=least)
+        strong, bound = strong_convexity(walk), lipschitz(walk)
+        return Convexity("proven", min_weight=least, strong_convexity=strong, lipschitz=bound)
     except Stop as stop:
         if stop.node is not None:
             node = (stop.node.op_type[:80], (stop.node.outputs or ("",))[0][:200])
@@ -201,7 +208,10 @@ def _search(
 
     def energy(x: Array, y: Array, float64: bool = False) -> Array:
         values = {**graph.initializers, "x": x, "y": y.reshape(len(y), *shape)}
-        return evaluate(nodes, values, float64=float64)["f"]
+        computed = evaluate(nodes, values, float64=float64)
+        if "f" not in computed:
+            raise Unsupported("f is an output that is not known here")
+        return computed["f"]
 
     if x_samples is None:
         x_shape = tuple(s or 1 for s in x_input.shape[1:]) if x_input and x_input.shape else (1,)

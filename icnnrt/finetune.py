@@ -2,8 +2,18 @@
 
 One step computes y* = argmin f(x, ·) − H, a loss of y*, the gradient of the loss through the argmin, and the
 optimiser's update, all in one graph. The new weights go into the session's buffers only if the loss, the gradient and
-they themselves are finite and the energy stays convex; otherwise weights and state are as they were, and the report
-says why.
+they themselves are finite and the energy is convex; otherwise weights and state are as they were, and the report says
+why.
+
+What new weights are worth is known once something is computed on them, and that is the next step. Until then they are
+on trial:
+
+    θ₀ proven -> step 1 -> θ₁ on trial -> step 2 finds θ₁ sound:    θ₁ proven, θ₂ on trial
+                                       -> step 2 finds θ₁ unsound:  back to θ₀, weights and state
+
+Unsound is a loss or gradient that is not finite, an energy that is not convex, or more than `UNSAFE` of the batch left
+unsolved, if the proven weights do better on that same batch: a bad batch does not undo a good step. `check` asks at
+once; `save`, `write_package` and the end of `fit` ask on the batch of the last step, so what is kept is proven.
 """
 
 import contextlib
@@ -16,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +52,10 @@ MAX_INTEGER: Final = 2.0**53  # up to here float64, which targets pass through, 
 # Losses whose targets are values in [0, 1]: where y lies there, and everywhere.
 IN_UNIT_BOX: Final = ("squared_error", "binary_cross_entropy", "huber")
 CROSS_ENTROPY: Final = ("binary_cross_entropy",)
+# Part of a batch that may be unsolved before the step that led there counts as harmful: rates that teach leave none.
+UNSAFE: Final = 1 / 8
+# Outputs of train.onnx that tell whether weights are sound, all but the gradient, which costs the most.
+JUDGED: Final = ("loss", "safe", "y", "slopes", "offsets", "cut_points", "energy", "lower_bound", "gap", "residual")
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,8 @@ class StepReport:
     gap_max: float
     """Duality gap of the samples: how far from its minimum the energy of their y* may be."""
     seconds: float
+    undone: bool = False
+    """Whether the step before was found to have done harm, so that its weights and state are gone again."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,7 +100,9 @@ class EpochReport:
     validation: float | None
     """Loss on the validation data after the epoch."""
     accepted: int
+    """Steps whose weights stayed."""
     refused: int
+    """The others, those that were undone among them."""
     skipped: int
     unsafe: int
     rolled_back: bool
@@ -111,6 +129,32 @@ class FitReport:
         return asdict(self)
 
 
+class _Verdict(NamedTuple):
+    """What a run says of the weights it was made with."""
+
+    broken: str
+    """Why no answer of theirs holds; empty if it may."""
+    unsafe: float
+    """Part of the batch without a gradient to trust, or not solved."""
+
+    @property
+    def sound(self) -> bool:
+        return not self.broken and self.unsafe <= UNSAFE
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Weights come from a step, and nothing has been computed on them yet."""
+
+    weights: Arrays
+    state: Arrays
+    """The proven ones from before that step."""
+    unsafe: float
+    """The part of that step's batch that they left unsolved."""
+    data: Arrays
+    """That batch, as the graph is fed with it."""
+
+
 class FineTuner:
     """Adapts the weights of a session to data, by the train.onnx of its package.
 
@@ -120,8 +164,11 @@ class FineTuner:
 
     Optimiser state starts at zero. Methods may be called from several threads: steps exclude each other, and runs of
     the session see the weights before a step or after it, never a mixture; while one thread is in `fit`, what others
-    ask of the tuner itself waits for its end. One tuner a session: a second one's steps
-    are refused as the weights are no longer those it knows.
+    ask of the tuner itself waits for its end. One tuner a session: a second one's steps are refused as the weights are
+    no longer those it knows.
+
+    The weights that a step produces are looked at by the next step, which undoes the one before if it did harm; `check`
+    does so at once, `fit`, `save` and `write_package` before they end or write.
 
     Raises `InputError` for a package without train.onnx.
     """
@@ -133,7 +180,7 @@ class FineTuner:
         if spec is None:
             raise InputError(
                 f"session: {session.path.name} has no train.onnx, so it cannot be tuned; export it again with "
-                "train=TrainSpec(...)."
+                "train=TrainSpec(...), or on the command line by icnnrt export --train squared_error."
             )
         self.session = session
         self.learning_rate = _learning_rate(learning_rate)
@@ -149,7 +196,11 @@ class FineTuner:
             for name, (dtype, shape) in state_of(session.manifest, spec).items()
         }
         self._weights_id = session.weights_id
-        self._good: tuple[Arrays, Arrays] = self._snapshot()
+        self._weights = {name: np.array(session.weights[name]) for name in spec.weights}
+        self._trial: _Trial | None = None
+        self._undone = 0
+        self._why_undone = ""
+        self._good = self._snapshot()
 
     # --- What it knows ---------------------------------------------------------------------------
 
@@ -185,12 +236,29 @@ class FineTuner:
         is not finite, the energy is not convex at a sample, or no sample has a gradient to trust. Weights and state
         then are as before, to the bit.
 
+        If the weights it starts from are unsound and those before them are not, the step before did the harm: weights
+        and state go back to before that one, the report has `undone`, and its reason says so. So what a step did is
+        known at the next one; in a loop of your own, end with `check`, or with `save` or `write_package`, which check.
+
         Raises `InputError` for wrong shapes or dtypes, no samples, targets outside what the loss takes, and, if strict,
         for NaN or infinity.
         """
         rate = self.learning_rate if learning_rate is None else _learning_rate(learning_rate)
         data, skipped = self._data(x, target, "x", "target", lower, upper)
         return self._step(data, rate, skipped)
+
+    def check(self, x: object, target: object, *, lower: object = None, upper: object = None) -> bool:
+        """Whether the present weights are sound on a batch, as the next step would find; costs an argmin.
+
+        If not, and the step before is to blame, that step is undone: `steps` is one less, and `step` goes on from the
+        weights before it. False with `steps` unchanged means that the earlier weights are no better on this batch.
+
+        Raises what `step` does.
+        """
+        data, _ = self._data(x, target, "x", "target", lower, upper)
+        with self._lock:
+            sound, _ = self._check(data)
+        return sound
 
     def fit(
         self,
@@ -224,6 +292,9 @@ class FineTuner:
                      the end; `keep` of them are kept
         on_step, on_epoch:  called with every report; an exception from them, KeyboardInterrupt too, ends the fit
                      between two steps
+
+        Steps that did harm are undone, the last one too: what stays is sound on the last batch, unless an exception
+        ends the fit before that is checked. It stops when no step of an epoch has stayed.
 
         Raises what `step` does, and `OSError` if the history cannot be written: weights and state are then kept in
         memory, so `save` can be called again.
@@ -260,9 +331,16 @@ class FineTuner:
             for epoch in range(1, epochs + 1):
                 began = time.perf_counter()
                 steps: list[StepReport] = []
+                accepted = 0
                 for rows in np.array_split(order.permutation(count), math.ceil(count / batch_size)):
                     steps.append(self._step({name: a[rows] for name, a in data.items()}, rate, 0))
+                    # The step that is undone may be the last of the epoch before, which is reported already.
+                    accepted = max(accepted + steps[-1].accepted - steps[-1].undone, 0)
                     on_step(steps[-1])
+                reason = steps[-1].reason
+                # Where weights may be kept they are looked at; elsewhere the next step does it without another argmin.
+                if (held is not None or kept is not None or epoch == epochs) and (undone := self._settle()):
+                    accepted, reason = max(accepted - 1, 0), undone
                 loss = None if held is None else self._loss(held)
                 rolled_back = False
                 if loss is not None:
@@ -277,8 +355,8 @@ class FineTuner:
                     epoch=epoch,
                     loss=_mean([s.loss for s in steps], [s.samples for s in steps]),
                     validation=loss,
-                    accepted=sum(s.accepted for s in steps),
-                    refused=sum(not s.accepted for s in steps),
+                    accepted=accepted,
+                    refused=len(steps) - accepted,
                     skipped=skipped_rows,
                     unsafe=sum(s.unsafe for s in steps),
                     rolled_back=rolled_back,
@@ -293,11 +371,12 @@ class FineTuner:
                     self._save(kept, figures)
                 on_epoch(report)
                 if not report.accepted:
-                    stopped = f"no step of epoch {epoch} was accepted: {steps[-1].reason}"
+                    stopped = f"no step of epoch {epoch} was accepted: {reason}"
                     break
                 if patience is not None and best_epoch is not None and epoch - best_epoch >= patience:
                     stopped = f"validation has not improved for {patience} epochs"
                     break
+            self._settle()
             if best is not None and best_epoch != len(reports):
                 self.rollback()
                 if kept is not None:  # the last checkpoint is what the session has
@@ -319,20 +398,23 @@ class FineTuner:
         """Put back the weights and state that were last declared good: by `keep`, by `resume`, by an epoch of `fit`
         that was the best so far; at first those that the tuner began with."""
         with self._lock:
-            weights, state = self._good
+            weights, state, trial = self._good
             self._commit(weights, state)
+            self._trial = trial
 
     # --- On the disk -----------------------------------------------------------------------------
 
     def save(self, history: StrPath, *, keep: int = KEEP, figures: Mapping[str, float] | None = None) -> Checkpoint:
         """Save weights and state as a checkpoint into the folder `history`, whole or not at all.
 
-        Of its checkpoints, `keep` are kept. Resuming from one is the same, to the bit, as never having stopped.
+        Of its checkpoints, `keep` are kept. Resuming from one is the same, to the bit, as never having stopped. Weights
+        that nothing was computed on yet are checked first, and the step that led to them undone if it did harm.
 
         Raises `OSError` if the disk refuses, as when it is full; what is in memory stays, so call again when there is
         room. Raises `InputError` if the folder's checkpoints are of another network.
         """
         with self._lock:
+            self._settle()
             return self._save(History(history, self.session.manifest, keep), figures or {})
 
     def resume(self, history: StrPath, *, step: int | None = None) -> Checkpoint:
@@ -342,6 +424,11 @@ class FineTuner:
         has changed.
         """
         found = History(history, self.session.manifest)
+        if not found.folder.exists():
+            raise InputError(
+                f"history: expected a folder of checkpoints, but there is no folder {found.folder}; check the path, or "
+                "call save first."
+            )
         fitting = [c for c in found.checkpoints if step in (None, c.step)]
         if not fitting:
             there = ", ".join(str(c.step) for c in found.checkpoints) or "none"
@@ -363,10 +450,11 @@ class FineTuner:
         """Write the package with the present weights to `path`; `Package.save` says what holds if interrupted.
 
         How many steps it was tuned by is noted in its metadata, and whether the energy is still proven convex. The
-        optimiser's state is not part of a package.
+        optimiser's state is not part of a package. As with `save`, a last step that did harm is undone first.
         Raises `OSError` if the disk refuses; what is in memory stays, as with `save`.
         """
         with self._lock:
+            self._settle()
             package = self.session._package
             metadata = {**package.manifest.metadata, "tuned_steps": self.steps}
             try:
@@ -432,10 +520,16 @@ class FineTuner:
         with self._lock, _uninterrupted():
             out = self._run(data, rate)
             status = self._status(out)
-            reason = self._refusal(out, status)
+            verdict = self._verdict(out, status)
+            undone = self._undo_if_guilty(verdict, data)
+            reason = self._why_undone if undone else self._refusal(out, status)
             if not reason:
+                before = _Trial(self._weights, self._state, verdict.unsafe, data)
                 new = {name: out[f"new.{name}"] for name in self._spec.weights}
                 self._commit(new, {name: out[f"new.{name}"] for name in self._state})
+                self._trial = before
+            elif not undone and verdict.sound:
+                self._trial = None  # what is refused are the new weights; those before them are proven
             return StepReport(
                 step=self.steps,
                 accepted=not reason,
@@ -448,7 +542,54 @@ class FineTuner:
                 gap_median=float(np.median(out["gap"])),
                 gap_max=float(out["gap"].max()),
                 seconds=time.perf_counter() - began,
+                undone=undone,
             )
+
+    def _check(self, data: Arrays) -> tuple[bool, bool]:
+        """Whether the present weights are sound on a batch, and whether the step before was undone as they are not."""
+        with self._lock, _uninterrupted():
+            out = self._run(data, 0.0, only=JUDGED)
+            verdict = self._verdict(out, self._status(out))
+            if verdict.sound:
+                self._trial = None
+            return verdict.sound, self._undo_if_guilty(verdict, data, only=JUDGED)
+
+    def _settle(self) -> str:
+        """Check weights that are on trial; why the step that led to them is undone, empty if it is not."""
+        with self._lock:
+            trial = self._trial
+            if trial is None or self._runner.weights_id != self._weights_id:
+                return ""
+            undone = self._check(trial.data)[1]
+            self._trial = None
+            return self._why_undone if undone else ""
+
+    def _undo_if_guilty(self, now: _Verdict, data: Arrays, only: tuple[str, ...] | None = None) -> bool:
+        """Go back to the proven weights and state if, on the same batch, they are sound where the present ones are not.
+
+        The proven ones are run only where that may be so; then no work is lost that was worth anything.
+        """
+        trial = self._trial
+        if trial is None or now.sound or not (now.broken or now.unsafe > trial.unsafe):
+            return False
+        present = self._weights, self._state
+        self._commit(trial.weights, trial.state)
+        try:
+            out = self._run(data, 0.0, only=only)
+            then = self._verdict(out, self._status(out))
+        except BaseException:
+            self._commit(*present)
+            self._trial = trial
+            raise
+        # A package whose samples are hard throughout is not judged by how many are unsolved, but by how many more.
+        if not then.broken and (now.broken or then.sound or now.unsafe > then.unsafe + UNSAFE):
+            self._undone += 1
+            what = now.broken or f"{now.unsafe:.0%} of the batch is not solved to the tolerance any more"
+            self._why_undone = f"the step before did harm, so it is undone: {what}; lower the learning rate"
+            return True
+        self._commit(*present)
+        self._trial = trial
+        return False
 
     def _run(self, data: Arrays, rate: float, only: tuple[str, ...] | None = None) -> Arrays:
         feeds = {**data, "learning_rate": np.array(rate, self._dtype), **self._state}
@@ -480,6 +621,17 @@ class FineTuner:
             violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"], model),
         )
 
+    def _verdict(self, out: Arrays, status: NDArray[np.int8]) -> _Verdict:
+        """On the weights that were run; the new ones are not looked at."""
+        broken = ""
+        if not math.isfinite(out["loss"]):
+            broken = f"the loss is {float(out['loss'])}"
+        elif "gradient_norm" in out and not math.isfinite(out["gradient_norm"]):
+            broken = "the gradient is not finite"
+        elif (status == Status.NOT_CONVEX).any():
+            broken = f"the energy is not convex at sample {int(np.argmax(status == Status.NOT_CONVEX))}"
+        return _Verdict(broken, float((~out["safe"] | (status >= Status.SOLVER)).mean()))
+
     def _refusal(self, out: Arrays, status: NDArray[np.int8]) -> str:
         """Why these weights must not be used; empty if they may."""
         if not math.isfinite(out["loss"]):
@@ -492,7 +644,9 @@ class FineTuner:
             sample = int(np.argmax(status == Status.NOT_CONVEX))
             return f"the energy is not convex at sample {sample}, so no answer holds; roll back, or repair the package"
         if not out["safe"].any():
-            return "no sample was solved to the residual tolerance, so there is no gradient to trust; export more steps"
+            # Weights that were never moved are the export's; others are where the steps have led.
+            remedy = "lower the learning rate and start anew" if self.steps else "export more steps"
+            return f"no sample was solved to the residual tolerance, so there is no gradient to trust; {remedy}"
         if not out["accepted"]:
             return "a new weight is not finite; lower the learning rate"
         for name in self._nonnegative:
@@ -500,14 +654,18 @@ class FineTuner:
                 return f"{name} would fall below zero and the energy would cease to be convex; export the package again"
         return ""
 
-    def _snapshot(self) -> tuple[Arrays, Arrays]:
+    def _snapshot(self) -> tuple[Arrays, Arrays, _Trial | None]:
         weights = {name: np.array(self.session.weights[name]) for name in self._spec.weights}
-        return weights, {name: array.copy() for name, array in self._state.items()}
+        return weights, {name: array.copy() for name, array in self._state.items()}, self._trial
 
     def _commit(self, weights: Mapping[str, NDArray[Any]], state: Mapping[str, NDArray[Any]]) -> None:
+        """Give the session these weights, which from now on count as proven, whoever vouches for them."""
         with self._own_weights(), _uninterrupted():
             self._weights_id = self._runner.update_weights(weights, made_with=self._weights_id)
             self._state = dict(state)
+            # Nobody writes into these arrays, so to have the last weights at hand costs no copy.
+            self._weights = {**self._weights, **weights}
+            self._trial = None
 
     @contextlib.contextmanager
     def _own_weights(self) -> Iterator[None]:

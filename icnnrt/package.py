@@ -567,11 +567,6 @@ def _asides(target: Path, *, always: bool = False) -> list[Path]:
 def _read_folder(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
     """Read the manifest and then exactly the files it lists, by name and with the size it gives."""
     names = _list_folder(folder)
-    if MANIFEST_FILE not in names:
-        raise PackageError(
-            f"expected a package, but the folder has no {MANIFEST_FILE}; "
-            "give the path of the package folder itself, or export the package again."
-        )
     manifest = Manifest.from_json(_read_file(folder / MANIFEST_FILE, limit=MAX_MANIFEST_BYTES))
     listed = {graph.file: graph.bytes for graph in manifest.graphs.values()}
     listed[manifest.weights.file] = manifest.weights.bytes
@@ -587,7 +582,7 @@ def _read_folder(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
 
 
 def _list_folder(folder: Path) -> set[str]:
-    """Return the names in a package folder, refusing all that are not plain files."""
+    """Return the names in a package folder, refusing one without a manifest and all that are not plain files."""
     try:
         if folder.is_file():
             raise PackageError(
@@ -603,6 +598,13 @@ def _list_folder(folder: Path) -> set[str]:
                 else "check the path, or export the model first."
             )
             raise PackageError(f"expected a package folder, but there is nothing; {remedy}")
+        if not os.path.lexists(
+            folder / MANIFEST_FILE
+        ):  # first, as what else a folder holds that is none matters little
+            raise PackageError(
+                f"expected a package, but the folder has no {MANIFEST_FILE}; "
+                "give the path of the package folder itself, or export the package again."
+            )
         with os.scandir(folder) as entries:
             listed = list(islice(entries, MAX_ENTRIES))
         for entry in sorted(listed, key=lambda e: e.name):

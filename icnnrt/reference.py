@@ -412,8 +412,7 @@ def implicit_adjoint(hessian: Array, y: Array, y_bar: Array, domain: Domain = UN
     """
     s = domain.logits(y)[:, None, :]
     HF = domain.root_transposed(s, hessian)  # F' applied to every row of ∇²f: ∇²f F
-    identity: Array = np.eye(y.shape[1])
-    system = identity + domain.root_transposed(s, HF.swapaxes(1, 2))
+    system = np.eye(y.shape[1]) + domain.root_transposed(s, HF.swapaxes(1, 2))
     z = np.linalg.solve(system, -domain.root_transposed(s, y_bar[:, None]).swapaxes(1, 2))[:, :, 0]
     return domain.root(s[:, 0], np.asarray(z, np.float64))
 

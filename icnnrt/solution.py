@@ -108,7 +108,8 @@ class Solution(_Frozen):
         if not isinstance(index, slice | np.ndarray | list):
             at = operator.index(index)
             if not -len(self) <= at < len(self):
-                raise IndexError(f"sample {at} of {len(self)}")
+                given = f"give 0..{len(self) - 1}" if len(self) else "there is none to give"
+                raise IndexError(f"sample {at} of {len(self)} samples; {given}")
             index = [at]
         values = (getattr(self, field.name) for field in fields(self))
         return Solution(*(v[index] if isinstance(v, np.ndarray) else v for v in values))

@@ -61,6 +61,12 @@ def read_archive(
         try:
             archive = zipfile.ZipFile(file)
         except zipfile.BadZipFile as error:
+            file.seek(0)
+            if file.read(2) == b"PK":  # it begins as an archive does, and the list of its arrays stands at the end
+                raise InputError(
+                    f"{path}: expected a whole .npz archive, but its end is missing or damaged, so it is perhaps "
+                    "truncated; copy or save it again."
+                ) from error
             raise InputError(f"{path}: expected a .npz archive, but got something else ({error}).") from error
         with archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()[:MAX_MEMBERS]}

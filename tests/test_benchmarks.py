@@ -96,6 +96,12 @@ def test_a_quick_run_measures_every_part(tmp_path):
         # All of them take the same step.
         assert row["first_loss_portable"] == pytest.approx(row["first_loss_torch"], rel=1e-3)
         assert row.get("first_loss_native", row["first_loss_torch"]) == pytest.approx(row["first_loss_torch"], rel=1e-3)
+    assert [row["batch"] for row in found["heads"]] == [1, 128]
+    for row in found["heads"]:
+        check_row(row)
+        for name in ("bound", "bound value", "gradient", "value", "torch eager"):
+            assert row["contenders"][name]["missing"] is None
+        assert row["difference"] <= 1e-5
     assert found["scaling"]["series"].keys() == {"k", "n", "batch"}
     for series in found["scaling"]["series"].values():
         assert all(point["seconds_per_step"] is not None for point in series["points"])
@@ -131,6 +137,7 @@ def test_every_target_is_measured(module):
         24: ((64, 64), 10), 159: ((600, 600), 10), 2048: ((200, 200), 30)
     }  # fmt: skip
     assert set(targets.STEP) | set(targets.STEP_OF_TORCH) <= set(module("tune").BATCHES)
+    assert set(targets.GRADIENT_OF_TORCH) | set(targets.BOTH_OF_VALUE) <= set(module("heads").BATCHES)
     assert set(targets.EXPONENTS) == set(module("scaling").SERIES)
 
 

@@ -57,6 +57,8 @@ def test_tune_writes_a_package_that_is_better_and_shows_how(train_package: Path,
         assert text in result.stdout
     assert loss(out, data) < 0.7 * loss(train_package, data)
     assert library.Package.open(out).manifest.metadata["tuned_steps"] == 45
+    assert "parity (of the export; the weights have been tuned since, 45 steps)" in icnnrt("inspect", out).stdout
+    assert "tuned since" not in icnnrt("inspect", train_package).stdout
     for name, array in weights(train_package).items():
         np.testing.assert_array_equal(array, before[name])
     assert icnnrt("inspect", out).exit_code == 0
@@ -208,6 +210,94 @@ def test_ctrl_c_before_the_first_step_was_accepted_writes_nothing(
     result = icnnrt("tune", train_package, data, "--out", out)
     assert "interrupted before anything was learnt; nothing is written" in sentence(result, 130)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("rate", [1, 100])
+def test_a_rate_that_ruins_the_network_writes_nothing_that_is_worse(tmp_path: Path, rate: int) -> None:
+    found = pytest.importorskip("sklearn.datasets").load_digits()
+    x, y = (half.reshape(-1, 32)[:100] for half in np.split((found.images / 16).astype(np.float32), 2, axis=2))
+    np.savez(tmp_path / "digits.npz", x=x, target=y)
+    source, out = (
+        Path(__file__).parent.parent / "models/digits_completion/digits_completion.icnn",
+        tmp_path / "out.icnn",
+    )
+    result = icnnrt("tune", source, tmp_path / "digits.npz", "--out", out, "--lr", rate, "--epochs", 3)
+    assert result.exit_code == 1
+    assert "the step before did harm, so it is undone: " in result.stderr
+    assert "lower the learning rate; nothing is written" in result.stderr
+    assert not out.exists()
+    # What was learnt before at a better rate stays, and that is written.
+    history = ["--history", tmp_path / "history"]
+    command = ["tune", source, tmp_path / "digits.npz", "--out", out, "--overwrite", *history, "--json"]
+    assert icnnrt(*command, "--epochs", 1).exit_code == 0
+    before = weights(out)
+    result = icnnrt(*command, "--epochs", 3, "--lr", rate, "--resume")
+    assert result.exit_code == 3
+    content = json.loads(result.stdout)
+    assert (content["accepted"], content["steps"]) == (0, 4)
+    assert content["refused"] == len(content["epochs"]) * 4
+    assert "lower the learning rate" in content["refusal"]
+    for name, array in weights(out).items():
+        np.testing.assert_array_equal(array, before[name])
+    with library.load(out) as session:
+        assert session.argmin(x).ok.all()
+
+
+def test_ctrl_c_after_a_step_that_ruins_the_network_writes_nothing(
+    train_package: Path, data: Path, tmp_path: Path, press_after: Callable[[int], None]
+) -> None:
+    press_after(0)
+    out = tmp_path / "out.icnn"
+    result = icnnrt("tune", train_package, data, "--out", out, "--lr", 100, "--history", tmp_path / "history")
+    assert result.exit_code == 130
+    assert "interrupted before anything was learnt; nothing is written" in result.stderr
+    assert not out.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process on Windows")
+def test_ctrl_c_pressed_three_times_still_writes(train_package: Path, data: Path, tmp_path: Path) -> None:
+    history, out = tmp_path / "history", tmp_path / "out.icnn"
+    command = [sys.executable, "-m", "icnnrt", "tune", train_package, data, "--out", out, "--epochs", 1_000_000]
+    with subprocess.Popen(
+        [str(part) for part in [*command, "--history", history]], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        while not (history / "history.json").exists() and process.poll() is None:
+            time.sleep(0.01)
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        _, told = process.communicate()
+    assert process.returncode == 130, told
+    assert told.count(cli_tune.STOPPING.encode()) == 1
+    assert f"weights are in {out}".encode() in told
+    assert b"Traceback" not in told
+    assert library.Package.open(out).manifest.metadata["tuned_steps"] >= 1
+
+
+INTERRUPTED_AT_IMPORT = """
+import runpy, signal, sys
+
+class Press:
+    def find_spec(name, path=None, target=None):
+        if name == sys.argv[0]:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Press)
+module = sys.argv.pop(1)
+sys.argv[0] = module
+import icnnrt.__main__
+icnnrt.__main__.main()
+"""
+
+
+@pytest.mark.parametrize("module", ["rich", "typer", "icnnrt.cli", "numpy", "icnnrt.finetune", "onnxruntime"])
+def test_ctrl_c_while_it_starts_is_one_line(train_package: Path, data: Path, tmp_path: Path, module: str) -> None:
+    command = ["tune", train_package, data, "--out", tmp_path / "out.icnn"]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AT_IMPORT, module, *map(str, command)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "icnnrt: interrupted.\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process on Windows")
@@ -369,7 +459,15 @@ def test_every_bad_input_is_one_sentence_and_writes_nothing(
         np.savez(tmp_path / "bad.npz", **given)
         return tmp_path / "bad.npz"
 
-    assert "has no train.onnx, so it cannot be tuned" in bad(package=relu_package)
+    told = bad(package=relu_package)
+    assert "has no train.onnx, so it cannot be tuned" in told
+    assert "icnnrt export --train squared_error" in told
+    (tmp_path / "cut.npz").write_bytes(data.read_bytes()[:-40])
+    assert "its end is missing or damaged, so it is perhaps truncated; copy or save it" in bad(
+        source=tmp_path / "cut.npz"
+    )
+    (tmp_path / "text.npz").write_text("x, y")
+    assert "expected a .npz archive, but got something else" in bad(source=tmp_path / "text.npz")
     assert "expected a package folder" in bad(package=tmp_path / "missing.icnn")
     assert "cannot be read" in bad(source=tmp_path / "missing.npz")
     assert "ending in .npz" in bad(source=tmp_path / "data.csv")

@@ -131,6 +131,32 @@ def test_it_learns_5_to_9_on_the_device_and_keeps_0_to_4(split: digits.Split) ->
         assert found[key] == pytest.approx(stated[key], rel=0.1)
 
 
+def test_without_scikit_learn_one_sentence_says_what_helps() -> None:
+    code = "import runpy, sys; sys.modules['sklearn'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "run_name='__main__')", str(HERE / "adapt.py")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "pip install scikit-learn, or pass --data" in done.stderr
+
+
+def test_the_figures_are_written_when_asked_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(HERE / "adapt.py"))["main"]
+    found = {"new_change": -0.5}
+    main.__globals__.update(HERE=tmp_path, adapt=lambda train, test, draw: found)
+    monkeypatch.setattr(sys, "argv", ["adapt.py"])
+    main()
+    assert "draw 4: new_change -0.5" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(sys, "argv", ["adapt.py", "--write"])
+    main()
+    assert json.loads((tmp_path / "adapted.json").read_text())["draws"] == 5 * [found]
+
+
 def test_the_recipe_splits_the_images_as_the_other_one_does(split: digits.Split) -> None:
     recipe = runpy.run_path(str(HERE / "adapt.py"))
     for mine, theirs in zip(recipe["load"](), split, strict=True):

@@ -366,11 +366,11 @@ class FixedBatch(nn.Module):
         return (x.reshape(11, -1).sum(1) + y.sum(1)) * 1.0
 
 
-class Column(nn.Module):
+class Table(nn.Module):
     y_dim = 2
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return (y * y).sum(1, keepdim=True)
+        return y * y
 
 
 class Total(nn.Module):
@@ -454,7 +454,7 @@ BAD = [
     (lambda: Named("b", torch.ones(2, dtype=torch.bfloat16)), "b is torch.bfloat16, which a package cannot hold"),
     (lambda: Named("b", torch.ones(0)), r"b is empty, of shape \(0,\)"),
     (FixedBatch, "must work for a batch of any size, but fails on 4 samples"),
-    (Column, r"forward returned \(11, 1\) for a batch of 11; expected one energy per sample"),
+    (Table, r"forward returned \(11, 2\) for a batch of 11; expected one energy per sample"),
     (Total, r"forward returned \(\) for a batch of 11"),
     (NoTranslation, "ONNX has no translation"),
     (Branching, "torch.export cannot follow its forward"),

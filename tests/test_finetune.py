@@ -399,6 +399,146 @@ def test_unsolved_samples_give_no_gradient(tuner: FineTuner, samples: Samples, m
     assert "no sample was solved to the residual tolerance" in report.reason
 
 
+def test_unsolved_samples_after_a_step_are_told_by_the_rate(
+    tuner: FineTuner, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the weights before the step solve no more of the batch, the step is not to blame, but the rates may be."""
+    tuner.step(samples.x, samples.y)
+    before, real = all_of(tuner), tuner._runner.run
+
+    def unsafe(*args: Any, **keywords: Any) -> Any:
+        out, weights_id = real(*args, **keywords)
+        out["safe"] = np.zeros_like(out["safe"])
+        return out, weights_id
+
+    monkeypatch.setattr(tuner._runner, "run", unsafe)
+    report = tuner.step(samples.x, samples.y)
+    assert (report.accepted, report.undone) == (False, False)
+    assert "no gradient to trust; lower the learning rate" in report.reason
+    assert same(all_of(tuner), before)
+
+
+# --- Steps that do harm ----------------------------------------------------------------------------
+
+RUINOUS = 100.0
+
+
+@pytest.fixture(scope="session")
+def images() -> tuple[NDArray[Any], NDArray[Any]]:
+    """Left and right halves of 200 digits, what the package in models/ is for."""
+    found = pytest.importorskip("sklearn.datasets").load_digits()
+    x, y = np.split((found.images[:200] / 16).astype(np.float32), 2, axis=2)
+    return x.reshape(-1, 32), y.reshape(-1, 32)
+
+
+@pytest.mark.parametrize("rate", [1.0, RUINOUS])
+def test_a_step_that_ruins_the_network_is_undone(
+    images: tuple[NDArray[Any], NDArray[Any]], tmp_path: Path, rate: float
+) -> None:
+    """Alone, by `check`, by `fit` and by what is written: every answer is as before, to the bit."""
+    x, y = images
+    tuner = FineTuner(icnnrt.load(Path(__file__).parent.parent / "models/digits_completion/digits_completion.icnn"))
+    session, before = tuner.session, all_of(tuner)
+    answer = session.argmin(x)
+    assert answer.ok.all()
+
+    assert tuner.step(x[:32], y[:32], learning_rate=rate).accepted
+    assert (session.argmin(x).status >= icnnrt.Status.SOLVER).sum() > 50
+    report = tuner.step(x[32:64], y[32:64], learning_rate=rate)
+    assert (report.accepted, report.undone, report.step) == (False, True, 0)
+    assert report.reason.startswith("the step before did harm, so it is undone: ")
+    assert report.reason.endswith("; lower the learning rate")
+    assert same(all_of(tuner), before)
+
+    tuner.step(x[:32], y[:32], learning_rate=rate)
+    assert not tuner.check(x[32:64], y[32:64])
+    assert same(all_of(tuner), before)
+    assert tuner.check(x[32:64], y[32:64])
+
+    fitted = tuner.fit(x, y, epochs=9, learning_rate=rate)
+    assert "did harm, so it is undone" in fitted.stopped
+    assert sum(epoch.accepted for epoch in fitted.epochs) <= 1  # told before the next epoch undid it
+    assert sum(epoch.accepted + epoch.refused for epoch in fitted.epochs) == 7 * len(fitted.epochs)
+    assert same(all_of(tuner), before)
+
+    tuner.step(x[:32], y[:32], learning_rate=rate)
+    written = icnnrt.load(tuner.write_package(tmp_path / "tuned.icnn"))
+    np.testing.assert_array_equal(written.argmin(x).y, answer.y)
+    np.testing.assert_array_equal(session.argmin(x).status, answer.status)
+
+
+def test_after_a_step_is_undone_it_is_as_if_never_taken(train_package: Path, samples: Samples, tmp_path: Path) -> None:
+    """Weights and optimiser state, to the bit, whoever found out."""
+    ways: list[Callable[[FineTuner], object]] = [
+        lambda tuner: tuner.step(samples.x, samples.y),
+        lambda tuner: tuner.check(samples.x, samples.y),
+        lambda tuner: tuner.save(tmp_path / "h"),
+        lambda tuner: tuner.fit(samples.x, samples.y, epochs=1, learning_rate=RUINOUS),
+        lambda tuner: (tuner.keep(), tuner.rollback(), tuner.check(samples.x, samples.y)),  # kept is not proven
+    ]
+    straight = FineTuner(icnnrt.load(train_package), learning_rate=0.01)
+    for _ in range(3):
+        straight.step(samples.x, samples.y)
+    proven = all_of(straight)
+    straight.step(samples.x, samples.y)
+    for find in ways:
+        tuner = FineTuner(icnnrt.load(train_package), learning_rate=0.01)
+        for _ in range(3):
+            tuner.step(samples.x, samples.y)
+        tuner.step(samples.x, samples.y, learning_rate=RUINOUS)
+        assert tuner.steps == 4
+        find(tuner)
+        assert tuner.steps == 3
+        assert same(all_of(tuner), proven)
+        assert tuner.step(samples.x, samples.y).accepted
+        assert same(all_of(tuner), all_of(straight))
+    assert [c.step for c in History(tmp_path / "h", straight.session.manifest).checkpoints] == [3]
+
+
+def test_a_bad_batch_does_not_undo_a_good_step(tuner: FineTuner, samples: Samples) -> None:
+    for _ in range(2):
+        tuner.step(samples.x, samples.y)
+    before, x = all_of(tuner), samples.x.copy()
+    x[4] = 1e308 * np.sign(x[4])
+    report = tuner.step(x, samples.y)
+    assert (report.accepted, report.undone, report.step) == (False, False, 2)
+    assert "leave the sample out" in report.reason
+    assert not tuner.check(x, samples.y)
+    assert same(all_of(tuner), before)
+    # The step before is still on trial, and the first batch that tells finds it good.
+    assert tuner.step(samples.x, samples.y).accepted
+
+
+def test_rolling_back_or_resuming_ends_the_trial(tuner: FineTuner, samples: Samples, tmp_path: Path) -> None:
+    """What was put back is not undone for the sake of what came before it in time."""
+    tuner.step(samples.x, samples.y)
+    tuner.save(tmp_path / "h")
+    for back in (tuner.rollback, lambda: tuner.resume(tmp_path / "h")):
+        tuner.step(samples.x, samples.y, learning_rate=RUINOUS)
+        back()
+        before = all_of(tuner)
+        assert tuner.check(samples.x, samples.y)
+        assert same(all_of(tuner), before)
+
+
+def test_looking_at_every_step_costs_no_run(
+    tuner: FineTuner, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, real = 0, tuner._runner.run
+
+    def counted(*args: Any, **keywords: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return real(*args, **keywords)
+
+    monkeypatch.setattr(tuner._runner, "run", counted)
+    for _ in range(5):
+        tuner.step(samples.x, samples.y)
+    assert runs == 5
+    tuner.fit(samples.x, samples.y, epochs=3, batch_size=12)
+    assert runs == 5 + 3 * 4 + 1  # the last step is looked at once
+
+
 def test_two_tuners_on_one_session(session: icnnrt.Session, samples: Samples, tmp_path: Path) -> None:
     one, other = FineTuner(session), FineTuner(session)
     assert one.step(samples.x, samples.y).accepted
@@ -690,8 +830,14 @@ def test_the_history_is_bounded_and_any_of_it_comes_back(tuner: FineTuner, sampl
         one_sentence(e.value)
     tuner.save(history, keep=1)
     assert len(list(history.iterdir())) == 2
-    with pytest.raises(InputError, match=r"its checkpoints are of steps none; call save first"):
+    with pytest.raises(
+        InputError, match=r"expected a folder of checkpoints, but there is no folder .*absent; check"
+    ) as e:
         tuner.resume(tmp_path / "absent")
+    one_sentence(e.value)
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(InputError, match=r"its checkpoints are of steps none; call save first"):
+        tuner.resume(tmp_path / "bare")
     assert not (tmp_path / "absent").exists()
 
 

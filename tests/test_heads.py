@@ -100,13 +100,13 @@ def test_an_empty_batch(session: icnnrt.Session) -> None:
     assert (f.shape, g.shape, H.shape) == ((0,), (0, 4), (0, 4, 4))
 
 
-def test_what_is_not_there_is_told(session: icnnrt.Session, softplus_package: Path) -> None:
+def test_what_is_not_there_is_told(session: icnnrt.Session, digits_like_package: Path) -> None:
     x = np.zeros((2, 3))
     with pytest.raises(icnnrt.InputError, match="argmin: the package heads was exported without a solver"):
         session.argmin(x)
     with pytest.raises(icnnrt.InputError, match="v: expected"):
         session.hvp(x, np.zeros((2, 4)), np.zeros((1, 4)))
-    with icnnrt.load(softplus_package) as other:
+    with icnnrt.load(digits_like_package) as other:
         shape = other.manifest.x_shape
         with pytest.raises(icnnrt.InputError, match=r"hessian: the package \w+ has no hessian.onnx; export it again"):
             other.hessian(np.zeros((2, *shape)), np.zeros((2, *other.manifest.y_shape)))

@@ -41,6 +41,7 @@ PUBLIC = {
         "status_of",
         "unit",
     },
+    "convexity": {"Convexity", "Evidence", "Witness", "prove"},
     "errors": {
         "CertificateError",
         "ExportError",
@@ -124,6 +125,7 @@ SESSION = {
     "weights_id",
 }
 TUNER = {
+    "check",
     "fit",
     "keep",
     "loss",

@@ -663,8 +663,11 @@ def test_a_solution_is_indexed_by_sample(session: icnnrt.Session) -> None:
     np.testing.assert_array_equal(solution[-1].y, solution.y[-1:])
     np.testing.assert_array_equal(solution[solution.ok].energy, solution.energy[[0, 1, 2, 4]])
     assert [one.ok[0] for one in solution] == [True, True, True, False, True]
-    with pytest.raises(IndexError):
-        solution[5]
+    for ask in (lambda: solution[5], lambda: solution.advice(9)):
+        with pytest.raises(IndexError, match=r"sample [59] of 5 samples; give 0\.\.4"):
+            ask()
+    with pytest.raises(IndexError, match="sample 0 of 0 samples; there is none to give"):
+        solution[:0].advice(0)
     assert solution[3].advice(0).startswith("sample 0: x holds NaN")
 
 

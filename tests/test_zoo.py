@@ -24,6 +24,7 @@ from icnnrt_exporters import decompositions, error_function, heads, windows
 from icnnrt_exporters.energy_graph import EnergyGraph, trace_energy, trace_gradient
 from icnnrt_exporters.heads import Head
 from icnnrt_exporters.onnx_head import to_onnx
+from icnnrt_exporters.preconditions import check_energy, float64_judge
 
 BATCHES = (1, 3, 128)
 # Relative to the largest entry. float64 differs by the order of sums; second derivatives add up more of them.
@@ -33,7 +34,15 @@ TOLERANCE = {
 }
 ENERGIES = [name for name, style in zoo.ZOO.items() if style.kind == "energy"]
 GRADIENTS = [name for name, style in zoo.ZOO.items() if style.kind == "gradient"]
-CHOIRS = [ENERGIES[i::4] for i in range(4)]
+# Rounded scalars would show in the sum of all, so that network sings alone.
+CHOIRS = [*([name for name in ENERGIES if name != "scalars"][i::3] for i in range(3)), ["scalars"]]
+# Where float32 takes another way than float64: kernels of its own for convolutions, erf and sigmoid; rounding.
+SINGLE = [
+    *("convolutional_context", "grouped_context", "decoded_context", "image_energy", "recurrent", "attentive_context"),
+    *("normed", "error_function", "scalars", "selu", "largest_sum", "log_sum_exp"),
+]
+# Second derivatives of every network would take minutes to convert; these are of every kind and convert in seconds.
+DENSE = ["gated", "convolutional_context", "weight_normed", "leaky_squared", "hinge_spline", "hypernetwork", "concave"]
 
 
 class Choir(nn.Module):
@@ -113,19 +122,28 @@ class Sung(NamedTuple):
         return slice(start, start + self.judge.y_sizes[i])
 
 
-SUNG: dict[tuple[tuple[str, ...], torch.dtype], Sung] = {}
+SUNG: dict[tuple[tuple[str, ...], torch.dtype, bool], Sung | Exception] = {}
 
 
-def sing(names: list[str], dtype: torch.dtype) -> Sung:
-    """Export a choir, once, and run it at every batch."""
-    key = (tuple(names), dtype)
-    if key in SUNG:
-        return SUNG[key]
+def sing(names: list[str], dtype: torch.dtype, dense: bool = False) -> Sung:
+    """Export a choir, once, and run it at every batch; dense: with its Hessian."""
+    key = (tuple(names), dtype, dense)
+    if key not in SUNG:
+        try:
+            SUNG[key] = _sing(names, dtype, dense)
+        except Exception as error:  # a choir that fails fails every member's test, and is not tried again for each
+            SUNG[key] = error
+    sung = SUNG[key]
+    if isinstance(sung, Exception):
+        raise sung
+    return sung
+
+
+def _sing(names: list[str], dtype: torch.dtype, dense: bool) -> Sung:
     choir = Choir(names, dtype).eval()
     x, y = choir_examples(names, 4, dtype)
     gradient = zoo.ZOO[names[0]].kind == "gradient"
     graph = (trace_gradient if gradient else trace_energy)(choir, x, y)
-    dense = dtype is torch.float64
     head = heads.hessian if dense else heads.gradient if gradient else heads.value_and_gradient
     run = session(head(graph, x[:1].repeat(7, 1), y[:1].repeat(7, 1)), graph.theta)
     judge = Choir(names, torch.float64).eval()
@@ -138,17 +156,17 @@ def sing(names: list[str], dtype: torch.dtype) -> Sung:
         g = out if gradient else torch.autograd.grad(out.sum(), Y, create_graph=True)[0]
         true[B] = {"gradient": g.detach()} | ({} if gradient else {"f": out.detach()})
         if dense:
-            # Members do not meet: the sum over members of their k-th rows holds every block's k-th row.
             true[B]["hessian"] = columns(g, Y) if g.requires_grad else Y.new_zeros(B, Y.shape[1], Y.shape[1])
-    SUNG[key] = Sung(names, dtype, got, true, judge)
-    return SUNG[key]
+    return Sung(names, dtype, got, true, judge)
 
 
-CASES = [(name, choir) for choir in CHOIRS for name in choir] + [(name, GRADIENTS) for name in GRADIENTS]
+CASES = [
+    *((name, choir, torch.float64) for choir in (*CHOIRS, GRADIENTS) for name in choir),
+    *((name, choir, torch.float32) for choir in (SINGLE, GRADIENTS) for name in choir),
+]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize(("name", "choir"), CASES, ids=[name for name, _ in CASES])
+@pytest.mark.parametrize(("name", "choir", "dtype"), CASES, ids=[f"{name}-{str(T)[6:]}" for name, _, T in CASES])
 def test_onnxruntime_equals_torch(name: str, choir: list[str], dtype: torch.dtype) -> None:
     sung = sing(choir, dtype)
     own = sung.block(name)
@@ -157,13 +175,19 @@ def test_onnxruntime_equals_torch(name: str, choir: list[str], dtype: torch.dtyp
         assert apart(got["gradient"][:, own], true["gradient"][:, own]) <= bound["gradient"]
         if "f" in true:
             assert apart(got["f"], true["f"]) <= bound["f"]
-        if "hessian" in true:
-            assert apart(got["hessian"][:, own, own], true["hessian"][:, own, own]) <= bound["hessian"]
 
 
-@pytest.mark.parametrize("choir", [*CHOIRS, GRADIENTS], ids=lambda names: names[0])
+@pytest.mark.parametrize("choir", [DENSE, GRADIENTS], ids=["energies", "gradients"])
+def test_hessians_equal_torch(choir: list[str]) -> None:
+    sung = sing(choir, torch.float64, dense=True)
+    for B in BATCHES:
+        for output, true in sung.true[B].items():
+            assert apart(sung.got[B][output], true) <= TOLERANCE[torch.float64][output], output
+
+
+@pytest.mark.parametrize("choir", [DENSE, GRADIENTS], ids=["energies", "gradients"])
 def test_hessians_are_symmetric_and_members_do_not_meet(choir: list[str]) -> None:
-    sung = sing(choir, torch.float64)
+    sung = sing(choir, torch.float64, dense=True)
     H = sung.got[3]["hessian"]
     for name in choir:
         own = sung.block(name)
@@ -176,6 +200,16 @@ def test_hessians_are_symmetric_and_members_do_not_meet(choir: list[str]) -> Non
         else:
             skew = np.abs(block - block.transpose(0, 2, 1)).max()
             assert (skew > 1e-3) if zoo.ZOO[name].verdict == "violated" else (skew < 1e-12)
+
+
+def test_a_column_counts_as_one_energy_a_sample() -> None:
+    energy = zoo.build("column", torch.float32)
+    x, y = zoo.examples("column", 5, torch.float32)
+    judge = float64_judge(energy)
+    assert energy(x, y).shape == (5, 1)
+    assert judge(x.double(), y.double()).shape == (5,)
+    assert dict(judge.named_parameters()).keys() == dict(energy.named_parameters()).keys()
+    check_energy(energy, judge, x, y)
 
 
 @pytest.mark.parametrize("name", ENERGIES)
@@ -290,7 +324,7 @@ class Pools(nn.Module):
             F.pad(image, (1, 0, 2, 1), mode="replicate"),
             F.avg_pool1d(image.flatten(2), 5, 3),
             F.max_pool1d(image.flatten(1, 2), 2, padding=1),
-            F.max_pool3d(image[:, None], 2),
+            F.max_pool3d(image[:, None], (1, 2, 3)),
         ]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -396,11 +430,12 @@ def in_place(x: Tensor, y: Tensor) -> Tensor:
 
 REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: Outer(branches), r"\(in block.0, a Inner\): it branches on.*at `if y.sum\(\) > 0:`; write torch.where"),
-    (lambda: Outer(lambda x, y: y[y > 0.5].sum().expand(len(y))), r"\(in block.0, a Inner\)"),
+    (lambda: Outer(lambda x, y: y[y > 0.5].sum().expand(y.shape[0])), r"aten.index \(in block.0, a Inner\) has a size"),
+    (lambda: Outer(lambda x, y: y.sum(1) * x.sum().item()), r"aten.item \(in block.0, a Inner\) has a size, or is a P"),
     (lambda: Outer(takes_gradient), r"\(in block.0, a Inner\) calls torch.autograd itself.*return the energy alone"),
     (
         lambda: Outer(lambda x, y: torch.fft.fft(y).abs().sum(1)),
-        r"_fft_\w+ \(in block.0, a Inner\) computes in torch.c",
+        r"fft_fft \(in block.0, a Inner\) computes in torch.comp",
     ),
     (
         lambda: Outer(lambda x, y: (y.half() ** 2).sum(1).to(y.dtype)),
@@ -445,7 +480,7 @@ UNTRANSLATED: list[tuple[Callable[[Tensor, Tensor], Tensor], torch.dtype, str]] 
     (
         lambda x, y: torch.special.bessel_j0(x).sum(1) + (y * y).sum(1),
         torch.float64,
-        r"ONNX has no translation for aten.special_bessel_j0 \(in block.0, a Inner\)",
+        r"ONNX has no translation for bessel_j0 \(in block.0, a Inner\)",
     ),
     (
         lambda x, y: (y * torch.atan(y)).sum(1),
@@ -465,10 +500,9 @@ def test_what_onnx_lacks_is_refused(
 
 
 def test_what_has_no_derivative_is_refused() -> None:
-    x, y = torch.randn(5, 3), torch.rand(5, 2)
-    graph = trace_energy(Outer(lambda x, y: torch.special.bessel_j0(y).sum(1)), x, y)
+    energy = Outer(lambda x, y: torch.special.bessel_j0(y).sum(1))
     with pytest.raises(ExportError, match=r"aten.special_bessel_j0 \(in block.0, a Inner\) has no derivative in torch"):
-        heads.value_and_gradient(graph, x, y)
+        trace_energy(energy, torch.randn(5, 3), torch.rand(5, 2))
 
 
 def test_maxima_with_their_places_are_refused() -> None:

@@ -176,14 +176,12 @@ class ImageEnergy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.x = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(3, 4)
-        self.second = nn.Conv2d(4, 4, 2, groups=2)
-        self.third, self.last = nn.Conv2d(4, 3, 2, stride=2, padding=1), nn.Linear(3, 1)
-        positive_(self.second, self.third, self.last)
+        self.second, self.last = nn.Conv2d(4, 4, 2, stride=2, padding=1, groups=2), nn.Linear(4, 1)
+        positive_(self.second, self.last)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         z = F.softplus(self.first(y.reshape(-1, 1, 4, 4)) + self.x(x)[:, :, None, None])
-        z = F.max_pool2d(F.softplus(self.second(z)), 2, stride=1)
-        z = F.relu(self.third(z) + 0.1)
+        z = F.max_pool2d(F.relu(self.second(z) - 0.5), 2, stride=1)
         return self.last(F.avg_pool2d(z, 2).mean((2, 3))).view(-1)
 
 

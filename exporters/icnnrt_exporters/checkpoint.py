@@ -137,13 +137,22 @@ def settings(
     iterations: int | None,
     steps: int | None,
     gap_tolerance: float | None,
+    domain: str | None = None,
+    mu: float | None = None,
 ) -> BundleEntropyArgmin:
     """The layer to export: what is given here, else what a `BundleEntropyArgmin` was made with, else the defaults."""
-    given: dict[str, Any] = {"y_dim": n, "iterations": iterations, "steps": steps, "gap_tolerance": gap_tolerance}
+    given: dict[str, Any] = {
+        "y_dim": n,
+        "iterations": iterations,
+        "steps": steps,
+        "gap_tolerance": gap_tolerance,
+        "domain": domain,
+        "mu": mu,
+    }
     energy = made
     if isinstance(made, BundleEntropyArgmin):
         energy = made.energy
-        kept = ("iterations", "steps", "gap_tolerance", "residual_tolerance", "y_dim", "adjoint")
+        kept = ("iterations", "steps", "gap_tolerance", "residual_tolerance", "y_dim", "adjoint", "domain", "mu")
         given = {key: getattr(made, key) for key in kept} | {k: v for k, v in given.items() if v is not None}
     try:
         return BundleEntropyArgmin(energy, **{key: value for key, value in given.items() if value is not None})

@@ -47,6 +47,30 @@ class OptimizerName(StrEnum):
     adamw = "adamw"
 
 
+class HeadName(StrEnum):
+    """The heads that a package has if they are asked for."""
+
+    hvp = "hvp"
+    hessian = "hessian"
+    gradient_x = "gradient_x"
+
+
+class KindName(StrEnum):
+    """What the module's forward returns."""
+
+    energy = "energy"
+    gradient = "gradient"
+
+
+class DomainName(StrEnum):
+    """Where y* lies; `icnnrt.manifest.Domain` has the regularisers."""
+
+    unit_box = "unit_box"
+    box = "box"
+    simplex = "simplex"
+    space = "space"
+
+
 class Precision(StrEnum):
     """The dtypes a package can have."""
 
@@ -139,6 +163,26 @@ def export(
         float | None,
         typer.Option(help="Duality gap, relative to max(1, |lower bound|), that counts as converged. (default: 0.001)"),
     ] = None,
+    domain: Annotated[
+        DomainName | None,
+        typer.Option(
+            help="Where y* lies: unit_box [0,1]ⁿ, box (bounds are given with every call), simplex, or space ℝⁿ. "
+            "(default: unit_box)"
+        ),
+    ] = None,
+    mu: Annotated[float | None, typer.Option(help="μ of the regulariser (μ/2)‖y‖² of space. (default: 1)")] = None,
+    head: Annotated[
+        list[HeadName] | None, typer.Option(help="A further graph; may be given several times. hessian is dense.")
+    ] = None,
+    solver: Annotated[
+        bool, typer.Option("--solver/--no-solver", help="Whether argmin and adjoint come along, or the energy alone.")
+    ] = True,
+    kind: Annotated[
+        KindName, typer.Option(help="What forward returns: the energy, or its gradient (then there is no solver).")
+    ] = KindName.energy,
+    allow_not_convex: Annotated[
+        bool, typer.Option("--allow-not-convex", help="Export an energy that was seen not to be convex in y.")
+    ] = False,
     name: Annotated[
         str | None, typer.Option(help="What the package calls itself; by default the folder's stem.")
     ] = None,
@@ -171,14 +215,19 @@ def export(
     1 an error; nothing is written
     2 wrong usage
     """
-    for option, given in (("optimizer", optimizer), ("train-weights", train_weights), ("clip-norm", clip_norm)):
-        if given is not None and train is None:
+    without = not solver or kind == KindName.gradient
+    for option, given in (("iterations", iterations), ("steps", steps), ("domain", domain), ("mu", mu)):
+        if given is not None and without:
+            raise typer.BadParameter(f"--{option} belongs to the solver, which --no-solver or --kind leaves out.")
+    for option, wanted in (("optimizer", optimizer), ("train-weights", train_weights), ("clip-norm", clip_norm)):
+        if wanted is not None and train is None:
             raise typer.BadParameter(f"--{option} needs --train, the loss of the training graph.")
     with _needs("export", *NEEDED):
         import torch
 
         from icnnrt_exporters import checkpoint as checkpoints
         from icnnrt_exporters.exporter import export as write
+        from icnnrt_models import BundleEntropyArgmin
     if out.exists() and not overwrite:
         raise ExportError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
     training = None if train is None else _training(train, optimizer, train_weights, clip_norm)
@@ -188,22 +237,53 @@ def export(
         made = made.to(getattr(torch, dtype.value))
     if checkpoint is not None:
         checkpoints.load(made, checkpoint)
-    energy = made.energy if hasattr(made, "energy") and hasattr(made, "iterations") else made
+    energy: torch.nn.Module = made.energy if isinstance(made, BundleEntropyArgmin) else made
     x_size, y_size = _sizes(energy, made, arrays, x_shape, n)
-    layer = checkpoints.settings(made, n=y_size, iterations=iterations, steps=steps, gap_tolerance=gap_tolerance)
-    T = next((p.dtype for p in layer.energy.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    layer = None
+    if solver and kind == KindName.energy:
+        layer = checkpoints.settings(
+            made,
+            n=y_size,
+            iterations=iterations,
+            steps=steps,
+            gap_tolerance=gap_tolerance,
+            domain=domain and domain.value,
+            mu=mu,
+        )
+    T = next((p.dtype for p in energy.parameters() if p.is_floating_point()), torch.get_default_dtype())
     x, y = _examples(arrays, x_size, y_size, T)
 
     began = time.perf_counter()
     with _one_thread(), _stages("") as stage, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        package = write(layer.energy, layer, x, y, out, name=name, train=training, overwrite=overwrite, progress=stage)
+        package = write(
+            energy,
+            layer,
+            x,
+            y,
+            out,
+            name=name,
+            heads=tuple(h.value for h in head or ()),
+            kind=kind.value,
+            train=training,
+            allow_not_convex=allow_not_convex,
+            overwrite=overwrite,
+            progress=stage,
+        )
     seconds = time.perf_counter() - began
     for warning in told:
         console(err=True).print(f"[yellow]warning:[/] {escape(str(warning.message))}")
-    parity = dict(package.manifest.parity)
+    parity, convexity = dict(package.manifest.parity), package.manifest.convexity
     if as_json:
-        print_json({"package": str(package.path), "name": package.manifest.name, "parity": parity, "seconds": seconds})
+        print_json(
+            {
+                "package": str(package.path),
+                "name": package.manifest.name,
+                "parity": parity,
+                "convexity": convexity and convexity.to_json(),
+                "seconds": seconds,
+            }
+        )
         return
     screen = console()
     table = Table("figure", "largest difference from torch in float64", box=None)
@@ -216,6 +296,8 @@ def export(
     screen.print(table)
     if gaps:
         screen.print("gap       " + ", ".join(f"{key} {number(float(value))}" for key, value in gaps.items()))  # type: ignore[arg-type]
+    if convexity:
+        screen.print(f"convexity {convexity.verdict}: {escape(convexity.sentence())}")
     screen.print(f"written   {escape(str(package.path))} in {seconds:.0f} s")
 
 

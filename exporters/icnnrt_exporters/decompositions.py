@@ -202,6 +202,43 @@ def std(
     return torch.sqrt(var(x, dim, correction=correction, keepdim=keepdim))
 
 
+def squeeze(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """Several dimensions of size 1 taken out, one by one."""
+    for d in sorted((d % x.dim() for d in dims), reverse=True):
+        x = x.squeeze(d)
+    return x
+
+
+def broadcast_in_dim(x: Tensor, shape: Sequence[int], dims: Sequence[int]) -> Tensor:
+    """x with its dimensions put at `dims` of `shape`; some of torch's own rules end in this primitive."""
+    for i in range(len(shape)):
+        if i not in dims:
+            x = x.unsqueeze(i)
+    return x.expand(shape)
+
+
+def bucketize(x: Tensor, bounds: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
+    """How many bounds lie below each entry (right: or equal it), which is its place among them."""
+    below = bounds <= x.unsqueeze(-1) if right else bounds < x.unsqueeze(-1)
+    return below.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
+
+
+def searchsorted(
+    bounds: Tensor,
+    x: Tensor,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Tensor:
+    """The same with bounds of shape [k], or one row of bounds for every row of entries."""
+    if sorter is not None:
+        return NotImplemented
+    rows = bounds if bounds.dim() == 1 else bounds.unsqueeze(-2)
+    return bucketize(x, rows, out_int32=out_int32, right=right or side == "right")
+
+
 @cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """The whole table, by operator overload."""
@@ -227,6 +264,10 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table[aten.selu.default] = selu
     table[aten.var.correction] = var
     table[aten.std.correction] = std
+    table[aten.squeeze.dims] = squeeze
+    table[torch.ops.prims.broadcast_in_dim.default] = broadcast_in_dim
+    table[aten.bucketize.Tensor] = bucketize
+    table[aten.searchsorted.Tensor] = searchsorted
     table[aten.addmm.default] = addmm
     table[aten.add.Tensor] = add
     table[aten.sub.Tensor] = sub

@@ -15,11 +15,13 @@ from typing import Any, Literal
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
 
 from icnnrt.errors import ExportError
 from icnnrt_exporters.lowering import lower, opened
 from icnnrt_exporters.place import operator, place, place_of, raised_in
+from icnnrt_exporters.quiet import quiet
 
 Theta = Mapping[str, Tensor]
 Kind = Literal["energy", "gradient"]
@@ -40,6 +42,17 @@ WITHOUT_DERIVATIVE = frozenset(
         aten.heaviside.default,
     }
 )
+# What may answer floats that do not depend on the values of what it is given.
+FLAT = WITHOUT_DERIVATIVE | {
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+}
 
 
 @dataclass(frozen=True)
@@ -201,12 +214,14 @@ def _trace(energy: nn.Module, x_example: Tensor, y_example: Tensor, kind: Kind) 
     column, unsteady = _try(energy, x, y, kind)
     dim = torch.export.Dim("batch")
     try:
-        program = torch.export.export(energy, (x, y), dynamic_shapes=({0: dim}, {0: dim}), strict=False)
-        program = program.run_decompositions({**opened(), aten.copy.default: _copy})
+        with quiet():
+            program = torch.export.export(energy, (x, y), dynamic_shapes=({0: dim}, {0: dim}), strict=False)
+            program = program.run_decompositions({**opened(), aten.copy.default: _copy})
     except Exception as error:
         raise _cannot_follow(energy, error) from error
     _refuse_mutation(program)
-    module = program.module(check_guards=False)
+    with quiet():
+        module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     graph = module.graph
     graph.eliminate_dead_code()
@@ -217,6 +232,7 @@ def _trace(energy: nn.Module, x_example: Tensor, y_example: Tensor, kind: Kind) 
         (output,) = (node for node in graph.nodes if node.op == "output")
         _squeeze(graph, output)
     _refuse_flat(graph)
+    _refuse_underivable(module, x, y)
     lower(module)
     graph.eliminate_dead_code()
 
@@ -344,6 +360,11 @@ def _refuse_nodes(graph: fx.Graph) -> None:
                 f"energy: {operator(node)} {place(node)} draws random numbers; call .eval() first, or take it out"
             )
         vals = node.meta.get("val")
+        if vals is not None and free_unbacked_symbols(vals):
+            raise ExportError(
+                f"energy: {operator(node)} {place(node)} has a size, or is a Python number, that depends on the values "
+                "of tensors; write it with torch.where or masks, in tensors of fixed size"
+            )
         for val in vals if isinstance(vals, tuple | list) else (vals,):
             if isinstance(val, Tensor) and (val.is_complex() or val.dtype in (torch.float16, torch.bfloat16)):
                 raise ExportError(
@@ -386,6 +407,37 @@ def _refuse_flat(graph: fx.Graph) -> None:
             f"energy: y reaches its forward's result only through {operator(stops[0])} {place(stops[0])}, which has "
             "no derivative; write the energy with differentiable operators"
         )
+
+
+def _refuse_underivable(module: fx.GraphModule, x: Tensor, y: Tensor) -> None:
+    """Operators on the way of y that torch cannot differentiate: traced, they would silently count as constant."""
+    values: dict[fx.Node, Any] = {}
+    inputs = iter((x.clone(), y.clone().requires_grad_()))
+    with torch.enable_grad():
+        for node in module.graph.nodes:
+            if node.op == "output":
+                return
+            if node.op == "placeholder":
+                values[node] = next(inputs)
+            elif node.op == "get_attr":
+                owner, _, attribute = str(node.target).rpartition(".")
+                values[node] = getattr(module.get_submodule(owner), attribute).detach()
+            else:
+                lookup = values.__getitem__
+                values[node] = node.target(*fx.map_arg(node.args, lookup), **fx.map_arg(node.kwargs, lookup))
+            if not isinstance(node.target, torch._ops.OpOverload):
+                continue
+            moved = any(_requires_grad(values[source]) for source in node.all_input_nodes)
+            if moved and _is_floating(node) and not _requires_grad(values[node]) and node.target not in FLAT:
+                raise ExportError(
+                    f"energy: {operator(node)} {place(node)} has no derivative in torch; write it with operators that "
+                    "have one"
+                )
+
+
+def _requires_grad(value: Any) -> bool:
+    values = value if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(v, Tensor) and v.requires_grad for v in values)
 
 
 def _is_floating(node: fx.Node) -> bool:

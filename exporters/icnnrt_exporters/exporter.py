@@ -118,9 +118,11 @@ def export(
     path = Path(path)
     check_examples(x_example, y_example)
     check_heads(heads, kind, solver, train)
+    layer: Solver | None = None
     if isinstance(solver, nn.Module):
-        check_solver(solver, y_example.shape[1])
-        check_adjoint(train, solver)
+        layer = solver
+        check_solver(layer, y_example.shape[1])
+        check_adjoint(train, layer)
     elif solver not in (None, "auto"):
         raise ExportError(f"solver: expected a layer, 'auto' or None, got {solver!r}; pass BundleEntropyArgmin(energy)")
     check_weights(energy, x_example.dtype)
@@ -137,9 +139,9 @@ def export(
             facts = dict(metadata or {})
             if isinstance(solver, str):
                 progress("choosing the solver")
-                solver, facts["solver_choice"] = choose_solver(energy, judge, x_example, y_example.shape[1])
-                check_adjoint(train, solver)
-            parts = _parts(energy, solver, x_example, y_example, heads, kind, train, must_not_be_negative, progress)
+                layer, facts["solver_choice"] = choose_solver(energy, judge, x_example, y_example.shape[1])
+                check_adjoint(train, layer)
+            parts = _parts(energy, layer, x_example, y_example, heads, kind, train, must_not_be_negative, progress)
 
             def write(target: Path, **more: Any) -> package.Package:
                 return package.write(
@@ -149,8 +151,8 @@ def export(
                     x_shape=tuple(x_example.shape[1:]),
                     y_shape=tuple(y_example.shape[1:]),
                     kind=kind,
-                    solver=None if solver is None else _solver_spec(solver, x_example),
-                    domain=None if solver is None else domain_of(solver),
+                    solver=None if layer is None else _solver_spec(layer, x_example),
+                    domain=None if layer is None else domain_of(layer),
                     graphs=parts.graphs,
                     weights=parts.weights,
                     nonnegative=must_not_be_negative,
@@ -164,7 +166,7 @@ def export(
                     **more,
                 )
 
-            found = _examined(write, judge, solver, x_example, y_example, progress)
+            found = _examined(write, judge, layer, x_example, y_example, progress)
             if found["convexity"] and found["convexity"].verdict == "violated" and not allow_not_convex:
                 raise ExportError(
                     f"energy: {found['convexity'].sentence}; keep the weights that mix convex units non-negative, or "

@@ -4,7 +4,6 @@ Transforms of torch.func inside a forward do not survive torch.onnx.export. Trac
 tensors with one symbolic batch, they do: what comes out is a plain graph of forward operators.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from icnnrt.errors import ExportError
 from icnnrt_exporters.decompositions import decompositions
 from icnnrt_exporters.energy_graph import EnergyGraph, Theta
+from icnnrt_exporters.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def trace(
 ) -> Head:
     """A function of tensors as one graph that holds for every batch.
 
-    Raises ExportError naming the operator that has no derivative or lets the batch be one number only.
+    Raises ExportError when a derivative lets the batch be one number only.
     """
     shapes = ShapeEnv()
     mode = FakeTensorMode(shape_env=shapes)
@@ -260,28 +260,11 @@ def trace(
                 fake = torch.empty(size, dtype=argument.example.dtype)
         fakes.append(fake)
     # Without the Python dispatcher, recurrent cells silently specialise the batch.
-    try:
-        with enable_python_dispatcher():
-            graph = make_fx(function, decomposition_table=decompositions(), tracing_mode="fake")(*fakes)
-    except (RuntimeError, NotImplementedError) as error:
-        raise _no_derivative(error, energy) from error
+    with quiet(), enable_python_dispatcher():
+        graph = make_fx(function, decomposition_table=decompositions(), tracing_mode="fake")(*fakes)
     if isinstance(batch, torch.SymInt) and batch.node.maybe_as_int() is not None:
         guard = next((str(g.expr) for g in shapes.guards), "unknown")
         raise ExportError(f"energy: its derivatives fix the batch (guard {guard}); make them independent of x.shape[0]")
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return Head(graph, inputs, outputs, energy)
-
-
-def _no_derivative(error: Exception, energy: EnergyGraph | None) -> Exception:
-    """The sentence for an operator that torch cannot differentiate; any other error as it is."""
-    text = str(error)
-    found = re.search(r"derivative for '?(aten::\w+)", text)
-    if not found or isinstance(error, ExportError):
-        return error
-    name = found.group(1)
-    where = energy.place_of(name) if energy else ""
-    return ExportError(
-        f"energy: {name.replace('::', '.')} {where + ' ' if where else ''}has no derivative in torch; write it with "
-        "operators that have"
-    )

@@ -5,7 +5,9 @@ A rewritten operator needs no backward rule of its own: its derivatives are thos
 - convolutions, plain and transposed, in float64 (ONNX Runtime has no such kernel) and with groups (whose second
   derivative in torch fixes the batch); others stay Conv, with the rule of `convolution`;
 - pooling: mean, maximum, and their adaptive forms;
-- interpolation, and padding by reflection or replication: all linear, one matrix a dimension.
+- interpolation, and padding by reflection or replication: all linear, one matrix a dimension;
+- batch norm in its eval form, the absolute value, and steps (sign, floor, ...), whose second derivatives in torch fix
+  the batch too.
 
 The matrices are constants of the graph: they join the tensors that the forward creates itself.
 """
@@ -63,6 +65,11 @@ INTERPOLATIONS = {
     )
     for overload in (packet.default, packet.vec)
 }
+# Piecewise constant: their derivative is zero.
+STEPS = frozenset(
+    {aten.sign.default, aten.sgn.default, aten.floor.default, aten.ceil.default, aten.round.default, aten.trunc.default}
+)
+
 # Composite operators that torch.export keeps whole, to be opened so that the ones above show.
 COMPOSITE = (
     aten.conv1d,
@@ -102,6 +109,12 @@ def lower(module: fx.GraphModule) -> None:
             node.target = aten.reshape.default
         elif node.target is CONVOLUTION:
             _convolution(node, constants)
+        elif node.target is aten.abs.default:
+            _become(node, absolute, node.args)
+        elif node.target in STEPS:
+            _become(node, partial(_flat, node.target), node.args)
+        elif node.target in (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default):
+            _batch_norm(node)
         elif node.target in AVERAGE_POOLS:
             _average_pool(node, constants, AVERAGE_POOLS[node.target])
         elif node.target in ADAPTIVE_AVERAGES:
@@ -178,6 +191,40 @@ def _become(node: fx.Node, function: Callable[..., Any], arguments: tuple[Any, .
     # The note of what it was stays, for sentences that name it.
     node.meta["lowered_from"] = operator(node)
     node.target, node.args, node.kwargs = function, arguments, {}
+
+
+def absolute(x: Tensor) -> Tensor:
+    """|x| as x sign(x), the sign a constant: the same derivatives as torch's, 0 at 0."""
+    return x * torch.sign(x.detach())
+
+
+def _flat(step: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return step(x.detach())
+
+
+def normalised(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
+) -> Tensor:
+    """(x − mean) w/√(variance + eps) + b for every channel, which is dimension 1."""
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    scale = torch.rsqrt(variance + eps)
+    if weight is not None:
+        scale = scale * weight
+    y = (x - mean.reshape(shape)) * scale.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
+def _batch_norm(node: fx.Node) -> None:
+    a = _arguments(node)
+    if a.get("training") or a["running_mean"] is None:
+        return
+    several = isinstance(node.meta["val"], tuple | list)  # the native operator returns its statistics too, here empty
+    arguments = (a["input"], a["weight"], a["bias"], a["running_mean"], a["running_var"], a["eps"])
+    _become(node, _with_statistics if several else normalised, arguments)
+
+
+def _with_statistics(*arguments: Any) -> tuple[Tensor, None, None]:
+    return normalised(*arguments), None, None
 
 
 def _convolution(node: fx.Node, constants: _Constants) -> None:

@@ -1,11 +1,6 @@
 """From a traced head to an ONNX graph: standard operators at one opset, weights as plain inputs."""
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator
 
 import onnx_ir as ir
 import torch
@@ -13,6 +8,7 @@ from onnx_ir.passes import common as passes
 
 from icnnrt.errors import ExportError
 from icnnrt_exporters.heads import Head
+from icnnrt_exporters.quiet import quiet
 from icnnrt_exporters.scalars import lift_float64_scalars
 from icnnrt_exporters.versions import OPSET
 
@@ -118,22 +114,6 @@ def rename(graph: ir.Graph, head: Head) -> None:
         value.name = name
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the progress and the deprecations of torch's exporters: the user can act on none of them."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
 def _takes_varargs(module: torch.nn.Module) -> bool:
     return module.forward.__code__.co_flags & 0x04 != 0
 
@@ -165,9 +145,9 @@ def _reason(error: BaseException, head: Head) -> str:
     for text in chain:
         for line in text.splitlines():
             if "No ONNX function found" in line or "No decompositions" in line:
-                found = re.search(r"aten[.:]+\w+", line)
-                where = head.energy.place_of(found.group()) if found and head.energy else ""
-                name = found.group().replace("::", ".") if found else line.strip()[:240]
-                return f"ONNX has no translation for {name}{' ' + where if where else ''}; write that part otherwise"
+                found = re.search(r"(?:aten|prims)[.:]+\w+", line)
+                where = " " + head.energy.place_of(found.group()) if found and head.energy else ""
+                name = re.split(r"[.:]+", found.group())[1] if found else line.strip()[:240]
+                return f"ONNX has no translation for {name}{where.rstrip()}; write it with other operators"
     first = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
     return f"torch.onnx cannot convert it ({first[:240]})"

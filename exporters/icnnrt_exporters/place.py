@@ -37,9 +37,9 @@ def place_of(nodes: Iterable[fx.Node], name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    found = re.search(r"(?:aten(?:\.|::))?(\w+)", name)
+    found = re.search(r"(?:(?:aten|prims)(?:\.|::))?(\w+)", name)
     word = (found.group(1) if found else name).lower().strip("_")
-    return word.replace("_backward", "").replace("_", "")
+    return word.replace("_backward", "").removeprefix("special_").replace("_", "")
 
 
 def raised_in(energy: nn.Module, error: BaseException) -> tuple[str, str]:
@@ -55,12 +55,18 @@ def raised_in(energy: nn.Module, error: BaseException) -> tuple[str, str]:
             if isinstance(owner, nn.Module) and id(owner) in names and not _of_torch(frame.f_globals):
                 name, kind = names[id(owner)], type(owner).__name__
                 where = f"(in {name}, a {kind})" if name else f"(in the forward of {kind})"
-                found = where, linecache.getline(frame.f_code.co_filename, trace.tb_lineno).strip()
+                found = where, _line(trace)
+            elif found[0] and not _of_torch(frame.f_globals):
+                found = found[0], _line(trace)  # a function that the forward calls
             trace = trace.tb_next
         if found[0]:
             break
         chain = chain.__cause__ or chain.__context__
     return found
+
+
+def _line(trace: TracebackType) -> str:
+    return linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
 
 
 def _of_torch(globals_of_frame: dict[str, object]) -> bool:

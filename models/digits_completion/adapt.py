@@ -1,7 +1,10 @@
 """Adapt a network that knows the digits 0 to 4 to 5 to 9, as a device would: with onnxruntime, without torch.
 
-    python models/digits_completion/adapt.py               # seconds; writes adapted.json here
+    python models/digits_completion/adapt.py               # seconds; prints what was learnt
+    python models/digits_completion/adapt.py --write       # and writes adapted.json here
     python models/digits_completion/adapt.py --pretrain    # first trains digits_0to4.icnn anew: needs torch; a minute
+
+It needs icnnrt, onnxruntime, and scikit-learn for the images.
 
 The device has 200 images of 5 to 9. What it knew already it keeps by going on to see the images of 0 to 4 that it
 was trained on (replay), which are 93 kB of pixels. The same by the command line, with the data that this writes:
@@ -43,7 +46,13 @@ class Digits(NamedTuple):
 
 def load() -> tuple[Digits, Digits]:
     """Training and test images, split as `icnnrt_models.digits.load` does, without torch."""
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"adapt.py: the images come with scikit-learn, which is not installed here ({error}); "
+            "pip install scikit-learn, or pass --data FILE where it is installed and tune on that file here."
+        ) from None
 
     found = load_digits()
     order = np.random.default_rng(SEED).permutation(len(found.images))
@@ -115,6 +124,7 @@ def adapt(train: Digits, test: Digits, draw: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrain", action="store_true", help="make digits_0to4.icnn anew first; needs torch")
+    parser.add_argument("--write", action="store_true", help="write the figures to adapted.json next to this file")
     parser.add_argument("--data", type=Path, help="only write the device's data to this .npz, for `icnnrt tune`")
     arguments = parser.parse_args()
     train, test = load()
@@ -136,7 +146,8 @@ def main() -> None:
         "learning_rate": LEARNING_RATE,
         "draws": found,
     }
-    (HERE / "adapted.json").write_text(json.dumps(report, indent=2) + "\n")
+    if arguments.write:
+        (HERE / "adapted.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.onnx_graph import DTYPES, MAX_ELEMENTS, Node
+from icnnrt._onnx_graph import DTYPES, MAX_ELEMENTS, Node
 
 Tensor: TypeAlias = NDArray[Any]
 Attributes: TypeAlias = Mapping[str, Any]
@@ -36,6 +36,8 @@ def evaluate(
     values = {name: promote(array) if float64 else array for name, array in environment.items()}
     with np.errstate(all="ignore"):
         for node in nodes:
+            if missing := [name for name in node.inputs if name and name not in values]:
+                raise Unsupported(f"{missing[0][:80]!r} is an output that is not known here")
             outputs = run(node, [values[name] if name else None for name in node.inputs])
             for name, array in zip(node.outputs, outputs, strict=False):
                 values[name] = promote(array) if float64 else array

@@ -6,7 +6,7 @@ For every entry of a value, as a function of the whole input y in R^n with x fix
     code                       CONVEX | CONCAVE in y; both: AFFINE; FREE: it does not depend on y
     form                       LOG_CONVEX, LOG_CONCAVE: the value is >= 0 and its logarithm is convex, concave
                                SUM_OF_SQUARES: it is ‖u‖² with every u_i affine, or convex and >= 0
-    trend                      RISING | FALLING, as a function of one variable; known to `univariate` alone
+    trend                      RISING | FALLING, as a function of one variable; known to `_univariate` alone
 
 A bit that is set is a claim that holds; a bit that is not set claims nothing. Every rule follows from the definitions
 of convexity in real arithmetic and from the composition theorem (Boyd, Vandenberghe, Convex Optimization, 3.2.4):
@@ -117,6 +117,14 @@ def up(hi: Array) -> Array:
     return np.where(np.isfinite(hi) & (hi != 0), hi + 4 * np.spacing(np.abs(hi)), hi)
 
 
+def sum_down(p: Array, q: Array) -> Array:
+    """p + q rounded down, and not at all where the sum is exact: so that 1 + e^u stays >= 1."""
+    s = p + q
+    back = s - p
+    error = (p - (s - back)) + (q - back)  # p + q − s, exactly (Knuth)
+    return np.where(error < 0, np.nextafter(s, -np.inf), s)
+
+
 def select(condition: Mask, a: Fact, b: Fact) -> Fact:
     return Fact(
         np.where(condition, a.lo, b.lo),
@@ -151,8 +159,8 @@ def compose(
 
 
 def add(a: Fact, b: Fact) -> Fact:
-    lo, hi = a.lo + b.lo, a.hi + b.hi
-    return fact(down(lo), up(hi), a.code & b.code, a.form & b.form & (LOG_CONVEX | SUM_OF_SQUARES), a.trend & b.trend)
+    lo, hi = sum_down(a.lo, b.lo), -sum_down(-a.hi, -b.hi)
+    return fact(lo, hi, a.code & b.code, a.form & b.form & (LOG_CONVEX | SUM_OF_SQUARES), a.trend & b.trend)
 
 
 def negate(a: Fact) -> Fact:

@@ -9,16 +9,16 @@ was walked through then holds for every other.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt import curvature as rules
-from icnnrt.curvature import AFFINE, CONCAVE, CONVEX, FALLING, FREE, LOG_CONCAVE, RISING, Fact
-from icnnrt.onnx_graph import Graph, Node, ancestors
-from icnnrt.onnx_numpy import (
+from icnnrt import _curvature as rules
+from icnnrt._curvature import AFFINE, CONCAVE, CONVEX, FALLING, FREE, LOG_CONCAVE, RISING, Fact
+from icnnrt._onnx_graph import Graph, Node, ancestors
+from icnnrt._onnx_numpy import (
     Unsupported,
     axes_of,
     convolve,
@@ -31,7 +31,7 @@ from icnnrt.onnx_numpy import (
     reduced_axes,
     run,
 )
-from icnnrt.univariate import classify
+from icnnrt._univariate import classify
 
 Tensor: TypeAlias = NDArray[Any]
 
@@ -41,11 +41,11 @@ MAX_NUMBERS: Final = 1 << 25  # and the most numbers that may take
 _BEYOND: Final = (1 << 31) - 1  # what exporters write for the end of an axis of any size
 
 # How a value depends on y as a polynomial: each kind includes the ones before it.
-_NONE, _LINEAR, _AFFINE, _QUADRATIC, _OTHER = range(5)
-# _LINEAR: affine with coefficients of y that are weights alone; _AFFINE: affine; _QUADRATIC: of degree two, and its
+_NONE, _LINEAR, _AFFINE, QUADRATIC, _OTHER = range(5)
+# _LINEAR: affine with coefficients of y that are weights alone; _AFFINE: affine; QUADRATIC: of degree two, and its
 # second-order coefficients are weights alone.
 
-_MOVERS: Final = frozenset(
+MOVERS: Final = frozenset(
     (
         "Identity",
         "Reshape",
@@ -95,14 +95,14 @@ def probe(graph: Graph, batch: int, seed: int) -> dict[str, Tensor]:
 
 
 class Walk:
-    """Facts of every value that f is made from.
+    """Facts of every value that f is made from, for `batch` samples; `names` are the weights to be named.
 
     After `run`: facts["f"], and
     least: (number, names), the smallest weight that had to be >= 0 and was, and where it comes from
     broken: names of the weights of a wrong sign, node by node
     """
 
-    def __init__(self, graph: Graph, batch: int = 3, other: int = 2) -> None:
+    def __init__(self, graph: Graph, names: Collection[str], batch: int, other: int) -> None:
         self.graph = graph
         self.nodes = tuple(ancestors(graph, "f"))
         self.batch = batch
@@ -114,7 +114,7 @@ class Walk:
         self.bases: dict[str, tuple[str, ...]] = {}
         self.makers: dict[str, Node] = {}
         self.order: dict[str, int] = {}
-        self.origins: dict[str, frozenset[str]] = {name: frozenset((name,)) for name in graph.initializers}
+        self.origins: dict[str, frozenset[str]] = {name: frozenset((name,)) for name in names}
         self.reasons: dict[str, str] = {}
         self.least: tuple[float, frozenset[str]] | None = None
         self.broken: dict[str, tuple[frozenset[str], float]] = {}  # by output
@@ -242,7 +242,7 @@ class Walk:
         def first(plane: NDArray[Any]) -> Tensor:
             return with_first(plane)[0]
 
-        if op in _MOVERS and all(name in self.known for name in node.inputs[1:] if name):
+        if op in MOVERS and all(name in self.known for name in node.inputs[1:] if name):
             planes = [with_first(p) for p in (a.lo, a.hi, a.code, a.form, a.trend)]
             return [Fact(*parts) for parts in zip(*planes, strict=True)]
         if op == "Concat":
@@ -359,7 +359,7 @@ class Walk:
             if not (self.facts[name].code == 0).any():
                 break
             self.claim(name, self.univariate(name, base))
-        if (self.facts[name].code == 0).any() and self.kinds[name] == _QUADRATIC:
+        if (self.facts[name].code == 0).any() and self.kinds[name] == QUADRATIC:
             self.claim(name, self.quadratic(name))
 
     def claim(self, name: str, code: NDArray[Any] | None) -> None:
@@ -456,12 +456,12 @@ class Walk:
             return _NONE
         if op == "Cast" and not self.keeps(node):
             return _OTHER
-        if op in _MOVERS or op in _SUMS or op in ("Add", "Sub", "Neg", "Concat", "Sum", "Pad", "Cast"):
+        if op in MOVERS or op in _SUMS or op in ("Add", "Sub", "Neg", "Concat", "Sum", "Pad", "Cast"):
             return most
         if op in ("Mul", "MatMul", "Gemm", "Einsum", "Conv") and len(kinds) >= 2:
             a, b = kinds[:2]
             if a == b == _LINEAR:
-                product = _QUADRATIC
+                product = QUADRATIC
             elif _NONE in (a, b) and node.inputs[0 if a == _NONE else 1] in self.known:
                 product = max(a, b)
             elif _NONE in (a, b) and max(a, b) <= _AFFINE:
@@ -472,9 +472,9 @@ class Walk:
         if op == "Div" and kinds[1] == _NONE:
             return most if node.inputs[1] in self.known else (_AFFINE if most <= _AFFINE else _OTHER)
         if op == "Pow" and kinds[0] == _LINEAR and self.number(node.inputs[1]) == 2.0:
-            return _QUADRATIC
+            return QUADRATIC
         if op == "ReduceSumSquare" and kinds[0] == _LINEAR:
-            return _QUADRATIC
+            return QUADRATIC
         return _OTHER
 
     def hessians(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
@@ -543,9 +543,12 @@ class Walk:
                 continue
             code, names = self.fact(other).code, self.origins.get(known, frozenset())
             for wanted in (convex, ~convex):
+                bent = code == CONVEX
+                if wanted is not convex and self.broken:
+                    bent = bent | (code == 0)  # behind a weight that broke a rule, more may
                 margins = [
                     sign * met
-                    for strict, sign in ((code == CONVEX, 1), (code == CONCAVE, -1))
+                    for strict, sign in ((bent, 1), (code == CONCAVE, -1))
                     if strict.any() and wanted.any()
                     for met in [_WEIGHED[node.op_type](node, promote(self.values[known]), strict, wanted, here)]
                     if met.size
@@ -577,7 +580,9 @@ class Walk:
                 and (self.fact(one).code == 0).any()
             ]
             if not open_inputs:
-                return node, name
+                # Values that turned concave are told by the weights that turned them.
+                turned = [one for one in node.inputs if one in self.broken]
+                return (self.makers[turned[0]], turned[0]) if turned and name not in self.broken else (node, name)
             name = open_inputs[0]
 
     def why(self, node: Node, output: str) -> str:

@@ -4,7 +4,7 @@ Exported graphs hold log(1 + e^z) as max(z, 0) + log(1 + e^{−|z|}), leaky ReLU
 no single rule applies, since |z| falls where max(z, 0) is flat. On each side of z = 0 the rules do apply. So:
 
     1. cut the line wherever an affine argument of a kink (Abs, Max, a comparison, ..) changes sign;
-    2. on every piece, apply the rules of `curvature` with t the variable;
+    2. on every piece, apply the rules of `_curvature` with t the variable;
     3. join: g is convex if it is convex on every piece, continuous, and no slope falls where two pieces meet;
        it rises if it rises on every piece and is continuous.
 
@@ -21,9 +21,9 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt import curvature as rules
-from icnnrt.curvature import AFFINE, CONCAVE, CONVEX, FALLING, RISING, Fact
-from icnnrt.onnx_graph import Node
+from icnnrt import _curvature as rules
+from icnnrt._curvature import AFFINE, CONCAVE, CONVEX, FALLING, RISING, Fact
+from icnnrt._onnx_graph import Node
 
 Array: TypeAlias = NDArray[np.float64]
 

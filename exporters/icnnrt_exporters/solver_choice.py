@@ -1,0 +1,84 @@
+"""solver="auto": the bundle method or Bregman proximal gradient, by what both do on the examples of an export."""
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from icnnrt import certificate
+from icnnrt.domains import UNIT_BOX, Coordinates
+from icnnrt.manifest import SolverSpec
+from icnnrt.recommend import prefixes
+from icnnrt.reference import STEPS
+from icnnrt_exporters.preconditions import Solver
+from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
+
+GAP: Final = 1e-3
+MOST: Final = 40  # iterations tried
+STEP_SIZES: Final = (0.3, 1.0, 3.0)
+REPEATS: Final = 3  # of a timing, of which the shortest counts
+
+
+@dataclass(frozen=True)
+class _Trial:
+    solver: Solver
+    gap: float  # the largest of the examples, relative to max(1, |lower bound|)
+    seconds: float
+
+    def __str__(self) -> str:
+        bregman = isinstance(self.solver, BregmanProximalGradient)
+        name = f"BregmanProximalGradient of step size {self.solver.step_size:g}" if bregman else "BundleEntropy"
+        return f"{name} {self.solver.iterations} iterations, a gap of {self.gap:.1e} and {1e3 * self.seconds:.2g} ms"
+
+
+def choose_solver(energy: nn.Module, judge: nn.Module, x: Tensor, n: int) -> tuple[Solver, str]:
+    """The better of both solvers over [0, 1]^n for f(x, ·), with the sentence that says why.
+
+    Each is given the smallest K with which every example has a relative gap of GAP (or MOST, if none has), found in
+    float64 with `judge`; then both are run by torch. Of those that reach the gap the faster one wins, else the one that
+    comes nearest. A step size is chosen among STEP_SIZES by the same rule.
+    """
+    trials = [_try(energy, judge, x, n, step_size) for step_size in (None, *STEP_SIZES)]
+    bundle, *bregman = trials
+    best = min(bregman, key=_rank)
+    first, second = sorted((bundle, best), key=_rank)
+    samples = f"{len(x)} example{'s' if len(x) > 1 else ''}"
+    return first.solver, f"on {samples} {first}; {second}, in torch"
+
+
+def _rank(trial: _Trial) -> tuple[float, float]:
+    return (0.0, trial.seconds) if trial.gap <= GAP else (trial.gap if np.isfinite(trial.gap) else np.inf, 0.0)
+
+
+def _try(energy: nn.Module, judge: nn.Module, x: Tensor, n: int, step_size: float | None) -> _Trial:
+    X = x.double()
+
+    def value_and_gradient(y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        leaf = torch.from_numpy(y).requires_grad_()
+        f = judge(X, leaf)
+        (g,) = torch.autograd.grad(f.sum(), leaf, materialize_grads=True)
+        return f.detach().numpy(), g.numpy()
+
+    spec = SolverSpec(MOST, STEPS, GAP, 1.0, step_size=step_size)
+    K, worst = MOST, np.inf
+    answers = prefixes(value_and_gradient, (len(x), n), spec, UNIT_BOX, Coordinates(0.0, 1.0), MOST)
+    for k, (value, lower_bound) in enumerate(answers, 1):
+        worst = float(((value - lower_bound) / certificate.unit(lower_bound)).max())
+        if worst <= GAP:
+            K = k
+            break
+    solver: Solver = (
+        BundleEntropyArgmin(energy, iterations=K, gap_tolerance=GAP, y_dim=n)
+        if step_size is None
+        else BregmanProximalGradient(energy, K, step_size, GAP, y_dim=n)
+    )
+    seconds = np.inf
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        solver.solve(x)
+        seconds = min(seconds, time.perf_counter() - began)
+    return _Trial(solver, worst, seconds)
