@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from icnnrt_exporters.solver_choice import choose_solver
 
 import icnnrt
 from icnnrt import Status, bregman, certificate, reference
@@ -16,6 +15,7 @@ from icnnrt.recommend import recommend
 from icnnrt.verify import verify
 from icnnrt_exporters import TrainSpec
 from icnnrt_exporters.exporter import export
+from icnnrt_exporters.solver_choice import choose_solver
 from icnnrt_models import FICNN, BregmanProximalGradient
 
 X_DIM, N, MU, H = 2, 3, 2.5, 1e-5
