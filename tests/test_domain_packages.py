@@ -237,8 +237,8 @@ def test_vjp_is_the_derivative_of_argmin(load: Load, kind: str, B: int) -> None:
     names = ("x", "lower", "upper") if kind == "box" else ("x",)
     for name in names:
         true = differences(session, y_bar, at, name)
-        scale = max(1.0, np.abs(true).max())
-        assert np.abs(true).max() > 1e-2, name
+        scale = np.abs(true).max() + 0.1
+        assert scale > 0.101, name  # else nothing would be told
         np.testing.assert_allclose(getattr(cotangents, name), true, rtol=0, atol=FINITE_DIFFERENCES * scale)
     if kind != "box":
         assert cotangents.lower is None
