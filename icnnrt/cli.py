@@ -622,5 +622,6 @@ def _facts() -> dict[str, Any]:
     }
 
 
-# `tune` uses what is above, and adds itself to `app`.
+# `repair` and `tune` use what is above, and add themselves to `app`.
+import icnnrt.cli_repair  # noqa: E402
 import icnnrt.cli_tune  # noqa: E402, F401

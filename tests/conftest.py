@@ -82,4 +82,12 @@ def nonconvex_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in (1, 2):
             energy.get_parameter(f"layers.{i}.W_z.weight")[:, :3] = -3.0
     with pytest.warns(UserWarning, match="not convex in y"):
-        return _export(tmp_path_factory.mktemp("packages") / "nonconvex.icnn", energy, 4, 5, 8, nonnegative=())
+        return _export(
+            tmp_path_factory.mktemp("packages") / "nonconvex.icnn",
+            energy,
+            4,
+            5,
+            8,
+            nonnegative=(),
+            allow_not_convex=True,
+        )

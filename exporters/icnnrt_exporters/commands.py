@@ -177,6 +177,13 @@ def export(
     solver: Annotated[
         bool, typer.Option("--solver/--no-solver", help="Whether argmin and adjoint come along, or the energy alone.")
     ] = True,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Measure both solvers over [0,1]ⁿ on the examples and keep the better.")
+    ] = False,
+    torchscript: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a TorchScript file too, and say how far it is from the package."),
+    ] = None,
     kind: Annotated[
         KindName, typer.Option(help="What forward returns: the energy, or its gradient (then there is no solver).")
     ] = KindName.energy,
@@ -217,14 +224,20 @@ def export(
     """
     without = not solver or kind == KindName.gradient
     for option, given in (("iterations", iterations), ("steps", steps), ("domain", domain), ("mu", mu)):
-        if given is not None and without:
-            raise typer.BadParameter(f"--{option} belongs to the solver, which --no-solver or --kind leaves out.")
+        if given is not None and (without or auto):
+            reason = "--auto chooses itself" if auto else "--no-solver or --kind leaves out"
+            raise typer.BadParameter(f"--{option} belongs to the solver, which {reason}.")
+    if torchscript is not None and (without or auto):
+        raise typer.BadParameter("--torchscript needs the bundle method; leave --no-solver, --kind and --auto out.")
+    if auto and without:
+        raise typer.BadParameter("--auto chooses a solver, which --no-solver or --kind leaves out.")
     for option, wanted in (("optimizer", optimizer), ("train-weights", train_weights), ("clip-norm", clip_norm)):
         if wanted is not None and train is None:
             raise typer.BadParameter(f"--{option} needs --train, the loss of the training graph.")
     with _needs("export", *NEEDED):
         import torch
 
+        from icnnrt.session import load
         from icnnrt_exporters import checkpoint as checkpoints
         from icnnrt_exporters.exporter import export as write
         from icnnrt_models import BundleEntropyArgmin
@@ -240,7 +253,7 @@ def export(
     energy: torch.nn.Module = made.energy if isinstance(made, BundleEntropyArgmin) else made
     x_size, y_size = _sizes(energy, made, arrays, x_shape, n)
     layer = None
-    if solver and kind == KindName.energy:
+    if solver and kind == KindName.energy and not auto:
         layer = checkpoints.settings(
             made,
             n=y_size,
@@ -258,7 +271,7 @@ def export(
         warnings.simplefilter("always")
         package = write(
             energy,
-            layer,
+            "auto" if auto else layer,
             x,
             y,
             out,
@@ -274,6 +287,16 @@ def export(
     for warning in told:
         console(err=True).print(f"[yellow]warning:[/] {escape(str(warning.message))}")
     parity, convexity = dict(package.manifest.parity), package.manifest.convexity
+    scripted: dict[str, float] = {}
+    if torchscript is not None and layer is not None:
+        from icnnrt_exporters.torchscript import check_torchscript, export_torchscript
+
+        with _one_thread(), _stages("TorchScript: ") as stage:
+            stage("tracing")
+            export_torchscript(energy, layer, x, y, torchscript, overwrite=overwrite)
+            stage("comparing with the package")
+            with load(package) as session:
+                scripted = dict(check_torchscript(torchscript, session, x, y))
     if as_json:
         print_json(
             {
@@ -281,6 +304,7 @@ def export(
                 "name": package.manifest.name,
                 "parity": parity,
                 "convexity": convexity and convexity.to_json(),
+                "torchscript": scripted or None,
                 "seconds": seconds,
             }
         )
@@ -296,6 +320,11 @@ def export(
     screen.print(table)
     if gaps:
         screen.print("gap       " + ", ".join(f"{key} {number(float(value))}" for key, value in gaps.items()))  # type: ignore[arg-type]
+    if scripted:
+        apart = ", ".join(f"{key} {number(value)}" for key, value in scripted.items())
+        screen.print(f"written   {escape(str(torchscript))}, from the package by at most: {apart}")
+    if choice := package.manifest.metadata.get("solver_choice"):
+        screen.print(f"solver    {escape(str(choice))}")
     if convexity:
         screen.print(f"convexity {convexity.verdict}: {escape(convexity.sentence())}")
     screen.print(f"written   {escape(str(package.path))} in {seconds:.0f} s")
