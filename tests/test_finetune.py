@@ -625,7 +625,7 @@ def test_fit_depends_on_its_seed_alone(train_package: Path, samples: Samples) ->
 def losses_in_turn(tuner: FineTuner, monkeypatch: pytest.MonkeyPatch, *losses: float) -> None:
     """Let validation find these losses."""
     left = iter(losses)
-    monkeypatch.setattr(tuner, "_loss", lambda X, T: next(left))
+    monkeypatch.setattr(tuner, "_loss", lambda data: next(left))
 
 
 def test_the_best_weights_are_those_that_stay(

@@ -373,7 +373,7 @@ def _serialise(
     weights: Mapping[str, np.ndarray],
     layout: Mapping[str, tuple[int, int]],
     constants: Mapping[str, Tensor],
-    domain: package.Domain,
+    domain: package.Domain = UNIT_BOX,
 ) -> bytes:
     """One self-contained ONNX file: op bodies included, weights overridable and stored once, beside it."""
     for v in list(graph.inputs):
