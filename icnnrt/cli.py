@@ -201,6 +201,13 @@ def run(
         Path | None,
         typer.Option(help="Where the solver starts, one row a sample in 0..1: .npz (y_init), .npy or .csv."),
     ] = None,
+    lower: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|FILE", help="Lower bounds of y, of a package whose domain is a box: one number, or a file."
+        ),
+    ] = None,
+    upper: Annotated[str | None, typer.Option(metavar="NUMBER|FILE", help="Upper bounds of y, likewise.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Write nothing unless every sample converged.")] = False,
     provider: Annotated[
         list[str] | None,
@@ -210,7 +217,7 @@ def run(
     native: NativeFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Solve y* = argmin f(x, y) − H(y) over 0 ≤ y ≤ 1 for every sample of INPUT.
+    """Solve y* = argmin of energy and regulariser over the package's domain for every sample of INPUT.
 
     Exit codes:
     0 every sample converged
@@ -239,18 +246,23 @@ def run(
     start = tabular.read_array(y_init, "y_init", manifest.y_shape) if y_init else None
     if start is not None:
         check_shape(start.shape, "y_init", manifest.y_shape, length=len(x), where=str(y_init))
+    bounds = {
+        name: _bound(given, name, manifest.y_shape, len(x))
+        for name, given in (("lower", lower), ("upper", upper))
+        if given is not None
+    }
     tabular.check_size(len(x), manifest.solver.iterations, manifest.y_shape[0], np.dtype(manifest.dtype), suffix)
 
     began = time.perf_counter()
     with load(opened, providers=provider, threads=threads, native=native) as session:
         # The first run makes the session, which is no time per sample.
         warm_up = np.flatnonzero(np.isfinite(x.reshape(len(x), math.prod(x.shape[1:]))).all(1))[:1]
-        session.argmin(x[warm_up])
+        session.argmin(x[warm_up], **_rows(bounds, warm_up))
         ready, began = time.perf_counter() - began, time.perf_counter()
         parts = []
         for first in range(0, max(len(x), 1), BATCH):
             rows = slice(first, first + BATCH)
-            part = session.argmin(x[rows], y_init=None if start is None else start[rows])
+            part = session.argmin(x[rows], y_init=None if start is None else start[rows], **_rows(bounds, rows))
             parts.append(part)
         seconds = time.perf_counter() - began
     y = np.concatenate([part.y for part in parts])
@@ -297,6 +309,23 @@ def run(
         _show_answers(summary, y, energy, gap, [Status(code).name for code in status])
     if failed.size:
         raise typer.Exit(NOT_CONVERGED)
+
+
+def _bound(given: str, name: str, y_shape: tuple[int, ...], samples: int) -> Any:
+    """One number, or the rows of a file."""
+    from icnnrt import tabular
+    from icnnrt._arguments import check_shape
+
+    try:
+        return float(given)
+    except ValueError:
+        array = tabular.read_array(Path(given), name, y_shape)
+        check_shape(array.shape, name, y_shape, length=samples, where=given)
+        return array
+
+
+def _rows(bounds: Mapping[str, Any], rows: Any) -> dict[str, Any]:
+    return {name: bound if isinstance(bound, float) else bound[rows] for name, bound in bounds.items()}
 
 
 def _show_answers(summary: Mapping[str, Any], y: Any, energy: Any, gap: Any, status: list[str]) -> None:

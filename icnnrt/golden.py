@@ -2,8 +2,9 @@
 
 golden.safetensors holds the inputs x, y, v (lower and upper, where y lies in a box) and every output as
 "<role>.<output>". Another machine, provider or version of onnxruntime may sum in another order, so a replay is judged
-by bounds: relative to the scale of an output for the heads of the energy, and up to what the gaps allow for y*, as two
-answers whose gaps are g and g' may be √(g/2) + √(g'/2) apart.
+by bounds: relative to the scale of an output for the heads of the energy, and up to what the gaps allow for y*. With a
+regulariser that is m-strongly convex an answer with a gap g is within √(2g/m) of the optimum, in p where y = shift +
+scale∘p: m is 4 for the entropy of the unit box, 1 for the others. In R^n y is p/√μ, in a box p is scaled by its width.
 """
 
 from collections.abc import Mapping
@@ -78,7 +79,7 @@ def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Repla
         bound: Any = relative * scale
         if name in ("argmin.y", "argmin.energy", "argmin.gap"):
             gaps = [np.maximum(found["argmin.gap"], 0.0) for found in (golden, now)]
-            near = np.sqrt(gaps[0] / 2) + np.sqrt(gaps[1] / 2) if name == "argmin.y" else gaps[0] + gaps[1]
+            near = _apart(session, golden, gaps) if name == "argmin.y" else gaps[0] + gaps[1]
             # Rounding of f moves y as a gap of its size would.
             near = near + (np.sqrt(relative * scale) if name == "argmin.y" else relative * scale)
             bound = np.maximum(ANSWER[T] * scale, near if name != "argmin.y" else near[:, None])
@@ -91,3 +92,17 @@ def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Repla
         if worst is not None:
             replayed.append(Replayed(name, float(apart.flat[worst]), float(bound.flat[worst])))
     return replayed
+
+
+def _apart(session: "Session", golden: Mapping[str, NDArray[Any]], gaps: list[NDArray[Any]]) -> NDArray[np.float64]:
+    """How far y* of two answers with these gaps may be from one another: [B]."""
+    domain = session.manifest.domain
+    assert domain is not None
+    strength = 4.0 if domain.kind in ("unit_box", "box") else 1.0
+    size: Any = 1.0
+    if domain.mu is not None:
+        size = 1.0 / np.sqrt(domain.mu)
+    if domain.kind == "box":
+        size = np.maximum(golden["upper"].astype(np.float64) - golden["lower"], 0.0).max(1)
+    both: NDArray[np.float64] = size * (np.sqrt(2 * gaps[0] / strength) + np.sqrt(2 * gaps[1] / strength))
+    return both

@@ -36,6 +36,7 @@ TIERS = {
     "_convexity_rules": 0,
     "_convexity_bounds": 0,
     "convexity": 0,
+    "golden": 0,
     "_native": 1,
     "_runner": 1,
     "adjoint": 2,
@@ -45,8 +46,10 @@ TIERS = {
     "federated": 3,
     "verify": 3,
     "recommend": 3,
+    "repair": 3,
     "cli": 4,
     "cli_tune": 4,
+    "cli_repair": 4,
     "__main__": 4,
 }
 MAY_IMPORT_ONNXRUNTIME = 1
