@@ -117,17 +117,6 @@ def rounding(
         return ROUNDING * eps * np.maximum(np.maximum(1.0, np.abs(energy)), scale)
 
 
-def bounds_are_valid(lower: Floats, upper: Floats) -> NDArray[np.bool_]:
-    """Whether there is a y between the bounds [B, n], and they are finite: [B].
-
-    A sample without has y = NaN; hand `x_finite & bounds_are_valid(l, u)` to `status_of` as x_finite, and its status
-    is NOT_FINITE_INPUT, that of input that no answer can be found for.
-    """
-    with np.errstate(invalid="ignore"):
-        valid: NDArray[np.bool_] = np.isfinite(lower) & np.isfinite(upper) & (lower <= upper)
-        return np.asarray(valid.all(-1))
-
-
 def status_of(
     x_finite: NDArray[np.bool_],
     y: Floats,

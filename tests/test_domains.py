@@ -692,8 +692,6 @@ def test_crossed_bounds_spoil_their_sample_alone():
     inputs["x"].requires_grad_()
     layer(**inputs)[[0, 2]].sum().backward()
     assert torch.isfinite(inputs["x"].grad[[0, 2]]).all()
-    seen = certificate.bounds_are_valid(inputs["lower"].numpy(), crossed.numpy())
-    assert seen.tolist() == [True, False, True]
 
 
 @each_case

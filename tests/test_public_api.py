@@ -38,7 +38,6 @@ PUBLIC = {
         "duality_gap",
         "kkt_residuals",
         "relative_residual",
-        "bounds_are_valid",
         "rounding",
         "status_of",
         "unit",
