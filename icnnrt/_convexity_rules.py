@@ -458,6 +458,8 @@ class Walk:
             return _OTHER
         if op in MOVERS or op in _SUMS or op in ("Add", "Sub", "Neg", "Concat", "Sum", "Pad", "Cast"):
             return most
+        if op == "Einsum" and len(kinds) != 2:
+            return _OTHER  # a third operand is a factor, not a summand as it is of Gemm and Conv
         if op in ("Mul", "MatMul", "Gemm", "Einsum", "Conv") and len(kinds) >= 2:
             a, b = kinds[:2]
             if a == b == _LINEAR:

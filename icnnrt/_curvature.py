@@ -231,6 +231,8 @@ def power(a: Fact, exponent: float) -> Fact:
         return a
     if exponent == 2:
         return square(a)
+    if exponent == 0.5:
+        return root(a)
     logs = a.form & (LOG_CONVEX | LOG_CONCAVE)
     if exponent < 0:
         return reciprocal(power(a, -exponent))

@@ -4,12 +4,14 @@
                 of R^n, for every x, with these weights; in real arithmetic, and at joints of pieces up to the rounding
                 of the graph's own dtype (see `_univariate`)
     violated    an x and two points y_a, y_b are shown where f at their midpoint exceeds the mean of f at the two by
-                more than rounding, in the graph's own arithmetic and in float64
+                more than rounding, in the graph's own arithmetic and in float64, by far, or about as much wherever the segment
+                is moved a little: rounding, which large numbers that cancel can make of any size, changes sign there
     unknown     neither: the rules stop at a node that is named, and no violation was found among the segments tried
 
 Nothing is ever proven by sampling. onnxruntime may fuse operators; that changes rounding, not the function.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias
@@ -33,6 +35,7 @@ POINTS: Final = 16  # parts of a chord
 CHORDS: Final = 192  # in one round
 ROUNDS: Final = 6
 MAX_X: Final = 16  # samples of x that are tried
+MOVED: Final = 256  # times that a segment is moved before it is believed
 GRID: Final = 64.0  # ends of chords are multiples of 1/64, so that midpoints are exact in float32
 
 
@@ -213,6 +216,12 @@ def _search(
             raise Unsupported("f is an output that is not known here")
         return computed["f"]
 
+    def magnitude(x: Array, y: Array) -> float:
+        """The largest finite number that f is computed from."""
+        values = evaluate(nodes, {**graph.initializers, "x": x, "y": y.reshape(len(y), *shape)}, float64=True)
+        numbers = [np.abs(a[np.isfinite(a)]).max(initial=0.0) for a in values.values() if a.dtype.kind == "f"]
+        return float(max(numbers, default=np.inf))
+
     if x_samples is None:
         x_shape = tuple(s or 1 for s in x_input.shape[1:]) if x_input and x_input.shape else (1,)
         x_type = x_input.dtype if x_input and x_input.dtype is not None else dtype
@@ -258,7 +267,7 @@ def _search(
         for e, p, q, k in best[:4]:
             if e > ROUNDING * eps:
                 p, q = ((box[0] + (box[1] - box[0]) * end).astype(dtype) for end in (p, q))
-                witness = _confirmed(energy, value, x_samples[k], p, q, shape, eps)
+                witness = _confirmed(energy, magnitude, value, x_samples[k], p, q, shape, eps)
                 if witness:
                     return witness, Evidence(segments, worst)
     return None, Evidence(segments, float(worst) if np.isfinite(worst) else 0.0)
@@ -291,23 +300,44 @@ def _chords(
 
 
 def _confirmed(
-    energy: Callable[..., Array], value: Value | None, x: Array, p: Array, q: Array, shape: tuple[int, ...], eps: float
+    energy: Callable[..., Array],
+    magnitude: Callable[[Array, Array], float],
+    value: Value | None,
+    x: Array,
+    p: Array,
+    q: Array,
+    shape: tuple[int, ...],
+    eps: float,
 ) -> Witness | None:
-    """The segment as a witness, if it violates in the graph's own arithmetic and in float64 alike."""
-    y = np.stack([p, q, (p + q) / 2]).astype(p.dtype).reshape(3, *shape)
-    xs = np.repeat(x[None], 3, 0)
+    """The segment as a witness, if it violates in the graph's own arithmetic and in float64 alike.
+
+    Large numbers that cancel within f leave more rounding than f's own size tells. But that is of either sign, so its
+    mean over `MOVED` places nearby is near zero. An excess above the root of eps, relative to all that f is computed
+    from, is believed at once: there it may be a jump, which a move can step over.
+    """
+    ends = np.stack([p, q, (p + q) / 2])
+    # Up to 1/16 of the segment, in multiples of 2^-16: midpoints stay exact in float32.
+    reach = float(np.abs(q - p).max()) / 16
+    moves = np.round(np.random.default_rng(0).uniform(-reach, reach, (MOVED, 1, p.size)) * 2.0**16) / 2.0**16
+    moves[0] = 0.0
+    y = (ends + moves).astype(p.dtype).reshape(3 * MOVED, *shape)
+    xs = np.repeat(x[None], 3 * MOVED, 0)
     with np.errstate(all="ignore"):
-        own = np.asarray((value or energy)(xs, y)).reshape(-1).astype(np.float64)
+        own = np.asarray((value or energy)(xs, y)).astype(np.float64).reshape(MOVED, 3)
         try:
-            exact = energy(xs, y, float64=True).astype(np.float64)
+            exact = energy(xs, y, float64=True).astype(np.float64).reshape(MOVED, 3)
+            largest = magnitude(xs[:3], y[:3])
         except Unsupported:
-            exact = own
-        scale = max(1.0, float(np.abs(own).max()), float(np.abs(exact).max()))
-        excess = [float(f[2] - (f[0] + f[1]) / 2) for f in (own, exact)]
-    rounding = ROUNDING * eps * scale
-    if not np.isfinite(excess).all() or min(excess) <= rounding:
+            exact, largest = own, np.inf
+        scale = max(1.0, float(np.abs(own[0]).max()), float(np.abs(exact[0]).max()))
+        excess = np.array([f[:, 2] - (f[:, 0] + f[:, 1]) / 2 for f in (own, exact)])  # [2, MOVED]
+    seen, rounding = float(excess[:, 0].min()), ROUNDING * eps * scale
+    if not np.isfinite(excess[:, 0]).all() or not seen > rounding:
         return None
-    return Witness(_nested(x.tolist()), _nested(y[0].tolist()), _nested(y[1].tolist()), min(excess), rounding)
+    far = seen > math.sqrt(np.finfo(np.float64).eps) * max(scale, largest)
+    if not far and not np.clip(excess[1], -seen, seen).mean() >= seen / 2:
+        return None
+    return Witness(_nested(x.tolist()), _nested(y[0].tolist()), _nested(y[1].tolist()), seen, rounding)
 
 
 def _nested(value: Any) -> Any:

@@ -103,7 +103,7 @@ def export(
         metadata: free facts for the manifest (data, seed, metrics).
         train: put train.onnx into the package too, one step of fine-tuning on the device; see `TrainSpec`.
         allow_not_convex: export an energy that was seen not to be convex in y all the same; the manifest says so, and
-            every answer that meets it.
+            the status of every answer.
         overwrite: replace a package that is there.
         progress: called with a line of text at each stage.
 
@@ -169,8 +169,8 @@ def export(
             found = _examined(write, judge, layer, x_example, y_example, progress)
             if found["convexity"] and found["convexity"].verdict == "violated" and not allow_not_convex:
                 raise ExportError(
-                    f"energy: {found['convexity'].sentence}; keep the weights that mix convex units non-negative, or "
-                    "pass allow_not_convex=True and have every answer that meets it say so"
+                    f"energy: {found['convexity'].sentence().removesuffix('.')}; keep the weights that mix convex units non-negative, or "
+                    "pass allow_not_convex=True and have the status of every answer say so"
                 )
             progress("writing")
             written = write(path, **found)
