@@ -14,14 +14,14 @@ Nothing is ever proven by sampling. onnxruntime may fuse operators; that changes
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt._convexity_bounds import lipschitz, strong_convexity
 from icnnrt._convexity_rules import Stop, Walk
-from icnnrt._fields import show
+from icnnrt._fields import JsonObject, exactly, integer, listing, positive, real, show, surrogate, text, wrong
 from icnnrt._onnx_graph import Graph, ancestors, read_graph
 from icnnrt._onnx_numpy import Unsupported, evaluate
 from icnnrt.certificate import ROUNDING
@@ -34,6 +34,8 @@ OPSETS: Final = (18, 26)  # older ones keep bounds and axes elsewhere
 POINTS: Final = 16  # parts of a chord
 CHORDS: Final = 192  # in one round
 ROUNDS: Final = 6
+MAX_BLAME: Final = 1 << 16
+MAX_WITNESS: Final = 1 << 13  # some 300 kB of JSON
 MAX_X: Final = 16  # samples of x that are tried
 MOVED: Final = 256  # times that a segment is moved before it is believed
 GRID: Final = 64.0  # ends of chords are multiples of 1/64, so that midpoints are exact in float32
@@ -41,7 +43,10 @@ GRID: Final = 64.0  # ends of chords are multiples of 1/64, so that midpoints ar
 
 @dataclass(frozen=True)
 class Witness:
-    """f(x, (y_a + y_b) / 2) − (f(x, y_a) + f(x, y_b)) / 2 = excess > rounding."""
+    """f(x, (y_a + y_b) / 2) − (f(x, y_a) + f(x, y_b)) / 2 = excess > rounding.
+
+    Points of more than `MAX_WITNESS` numbers together are left out, (), as a manifest has no room for them.
+    """
 
     x: tuple[Any, ...]  # nested, in the shape of one sample
     y_a: tuple[Any, ...]
@@ -92,24 +97,21 @@ class Convexity:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Convexity":
         """What `to_json` gave, checked key by key; raises `PackageError`."""
-        try:
-            given = dict(value)
-            witness, evidence = given.pop("witness"), given.pop("evidence")
-            node, weight = given.pop("node"), given.pop("min_weight")
-            result = cls(
-                **{k: given.pop(k) for k in ("verdict", "reason", "strong_convexity", "lipschitz")},
-                blame=tuple(str(name) for name in given.pop("blame")),
-                node=None if node is None else (str(node[0]), str(node[1])),
-                min_weight=None if weight is None else (str(weight[0]), float(weight[1])),
-                witness=None if witness is None else Witness(**{k: _nested(v) for k, v in witness.items()}),
-                evidence=None if evidence is None else Evidence(**evidence),
-            )
-            if given or result.verdict not in ("proven", "violated", "unknown"):
-                raise ValueError(f"it holds {sorted(given) or result.verdict}")
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise PackageError(
-                f"convexity: expected what Convexity.to_json gives, but {show(str(error))}; certify the package again."
-            ) from error
+        fields = JsonObject(dict(value) if isinstance(value, Mapping) else value, "convexity.")
+        result = cls(
+            verdict=fields.take("verdict", exactly("proven", "violated", "unknown")),
+            reason=fields.take("reason", _sentence),
+            node=fields.take("node", _optional(_node)),
+            blame=fields.take("blame", listing(text, MAX_BLAME)),
+            witness=fields.take("witness", _optional(_witness)),
+            min_weight=fields.take("min_weight", _optional(_weight)),
+            strong_convexity=fields.take("strong_convexity", _optional(positive)),
+            lipschitz=fields.take("lipschitz", _optional(real)),
+            evidence=fields.take("evidence", _optional(_evidence)),
+        )
+        fields.close()
+        if (result.verdict == "violated") != (result.witness is not None):
+            wrong("convexity.witness", "one of a violation, and else null", value["witness"])
         return result
 
     def sentence(self) -> str:
@@ -337,7 +339,63 @@ def _confirmed(
     far = seen > math.sqrt(np.finfo(np.float64).eps) * max(scale, largest)
     if not far and not np.clip(excess[1], -seen, seen).mean() >= seen / 2:
         return None
+    if x.size + 2 * p.size > MAX_WITNESS:
+        return Witness((), (), (), seen, rounding)
     return Witness(_nested(x.tolist()), _nested(y[0].tolist()), _nested(y[1].tolist()), seen, rounding)
+
+
+# --- From JSON -----------------------------------------------------------------------------------
+
+_T = TypeVar("_T")
+
+
+def _optional(check: Callable[[object, str], _T]) -> Callable[[object, str], _T | None]:
+    return lambda value, place: None if value is None else check(value, place)
+
+
+def _sentence(value: object, place: str) -> str:
+    """Of any length that a manifest has room for; it may name many weights."""
+    if not isinstance(value, str) or surrogate(value):
+        wrong(place, "text", value)
+    return value
+
+
+def _pair(value: object, place: str) -> list[object]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        wrong(place, "a list of two", value)
+    return list(value)
+
+
+def _node(value: object, place: str) -> tuple[str, str]:
+    operator, output = _pair(value, place)
+    return text(operator, place), _sentence(output, place)
+
+
+def _weight(value: object, place: str) -> tuple[str, float]:
+    names, least = _pair(value, place)
+    return _sentence(names, place), real(least, place)
+
+
+def _numbers(value: object, place: str, depth: int = 8) -> tuple[Any, ...]:
+    """Lists of numbers, nested as deeply as a shape may be long, as tuples."""
+    if not isinstance(value, list) or not depth:
+        wrong(place, "a list of numbers", value)
+    return tuple(_numbers(v, place, depth - 1) if isinstance(v, list) else real(v, place) for v in value)
+
+
+def _witness(value: object, place: str) -> Witness:
+    fields = JsonObject(value, f"{place}.")
+    points = [fields.take(name, _numbers) for name in ("x", "y_a", "y_b")]
+    witness = Witness(*points, excess=fields.take("excess", positive), rounding=fields.take("rounding", positive))
+    fields.close()
+    return witness
+
+
+def _evidence(value: object, place: str) -> Evidence:
+    fields = JsonObject(value, f"{place}.")
+    evidence = Evidence(fields.take("segments", integer(0, 1 << 62)), fields.take("excess", real))
+    fields.close()
+    return evidence
 
 
 def _nested(value: Any) -> Any:

@@ -60,11 +60,22 @@ def _argmin(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
 
 
 def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Replayed]:
-    """Compute everything once more and compare. Raises `InputError` if the golden data lacks an input."""
-    for name in ("x", "y", "v"):
+    """Compute everything once more and compare.
+
+    Raises `InputError` if the golden data lacks an input or the gap that y* is judged by, or holds another shape.
+    """
+    domain, T = session.manifest.domain, session.manifest.dtype
+    needed = ["x", "y", "v", *(["lower", "upper"] if domain and domain.kind == "box" else [])]
+    if not {"argmin.y", "argmin.energy", "argmin.gap"}.isdisjoint(golden):
+        needed.append("argmin.gap")
+    for name in needed:
         if name not in golden:
-            raise InputError(f"golden: expected an input {name!r}, but there is none; export the package again.")
-    T = session.manifest.dtype
+            raise InputError(f"golden: expected {name!r}, but there is none; export the package again.")
+        if golden[name].shape[:1] != golden["x"].shape[:1] or (name == "argmin.gap" and golden[name].ndim != 1):
+            raise InputError(
+                f"golden: expected as many samples of {name!r} as of 'x', but the shapes are "
+                f"{list(golden[name].shape)} and {list(golden['x'].shape)}; export the package again."
+            )
     replayed = []
     now = compute(session, golden)
     for name, array in now.items():
@@ -74,18 +85,18 @@ def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Repla
         if then.shape != array.shape:
             replayed.append(Replayed(name, np.inf, 0.0))
             continue
-        scale = max(1.0, float(np.nanmax(np.abs(then), initial=0.0)))
+        scale = max(1.0, float(np.abs(then[np.isfinite(then)]).max(initial=0.0)))
         relative = COTANGENT[T] if name == "argmin.x_bar" else HEADS[T]
         bound: Any = relative * scale
         if name in ("argmin.y", "argmin.energy", "argmin.gap"):
-            gaps = [np.maximum(found["argmin.gap"], 0.0) for found in (golden, now)]
+            gaps = [np.nan_to_num(np.maximum(found["argmin.gap"], 0.0)) for found in (golden, now)]
             near = _apart(session, golden, gaps) if name == "argmin.y" else gaps[0] + gaps[1]
             # Rounding of f moves y as a gap of its size would.
             near = near + (np.sqrt(relative * scale) if name == "argmin.y" else relative * scale)
             bound = np.maximum(ANSWER[T] * scale, near if name != "argmin.y" else near[:, None])
-        # NaN then and now agree: a sample that was left out then is left out now.
-        apart = np.abs(array.astype(np.float64) - then)
-        apart[np.isnan(then) & np.isnan(array)] = 0.0
+        # NaN then and now agree: a sample that was left out then is left out now. So do infinities.
+        same = (array == then) | np.isnan(then) & np.isnan(array)
+        apart = np.abs(np.subtract(array, then, out=np.zeros_like(then), where=~same, dtype=np.float64))
         apart[np.isnan(apart)] = np.inf
         bound = np.broadcast_to(bound, apart.shape)
         worst = int(np.argmax(apart - bound)) if apart.size else None

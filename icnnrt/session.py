@@ -83,6 +83,9 @@ class Session:
         self._dtype = np.dtype(manifest.dtype)
         self._x_shape, (self._n,) = manifest.x_shape, manifest.y_shape
         self._weights = _Weights(self._runner)
+        # The manifest's verdict is on the weights beside it, not on what they may become.
+        found = manifest.convexity
+        self._not_convex = self._runner.weights_id if found and found.verdict == "violated" else None
 
     # --- What it is ------------------------------------------------------------------------------
 
@@ -242,7 +245,7 @@ class Session:
         Returns a `Solution` of B samples, each with status, gap and residual. A batch of none is fine. A sample with
         NaN or infinity in x or a bound is not run and has status NOT_FINITE_INPUT, or EMPTY_DOMAIN where a lower bound
         exceeds its upper one; the others' answers do not depend on it, up to the rounding that another batch size
-        brings.
+        brings. Of a package that was exported although its energy is not convex, every answer is NOT_CONVEX.
 
         Raises `InputError` for a wrong shape, dtype or range.
         """
@@ -277,6 +280,8 @@ class Session:
             rounding=certificate.rounding(out["energy"], out["slopes"], out["offsets"], model, out["cut_points"]),
             violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"], model),
         )
+        if weights_id == self._not_convex:  # whether or not these cuts show it
+            status[status < Status.NOT_CONVEX] = Status.NOT_CONVEX
         status[finite & ~run] = Status.EMPTY_DOMAIN
         info = {
             "providers": self.providers,

@@ -14,7 +14,8 @@ class Status(IntEnum):
     SOLVER = 2
     """The last model was not solved to its tolerance: y is some point of the box, and gradients are wrong."""
     NOT_CONVEX = 3
-    """The energy lies below its own cuts, so it is not convex in y here: the lower bound is none."""
+    """The energy lies below its own cuts here, or the package says that it was seen not to be convex in y: the lower
+    bound is none."""
     NOT_FINITE_INPUT = 4
     """x or a bound holds NaN or infinity in the package's dtype. The sample was not run; its answer is NaN."""
     NOT_FINITE = 5
@@ -55,8 +56,9 @@ def advise(
                 f"export with more steps ({2 * steps}), or scale the energy down if its slopes are far above 1e3"
             )
         case Status.NOT_CONVEX:
+            seen = f"lies {violation:.1e} below its own cuts" if violation > 0 else "was seen to bend down"
             return (
-                f"the energy lies {violation:.1e} below its own cuts, so it is not convex in y and no bound holds: "
+                f"the energy {seen}, so it is not convex in y and no bound holds: "
                 "make the weights between hidden layers nonnegative and the activations convex, then export again"
             )
         case Status.NOT_FINITE:

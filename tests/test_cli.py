@@ -601,6 +601,8 @@ def test_bad_exports_are_one_sentence_and_write_nothing(here: Path) -> None:
     assert "n: 4 was asked for" in bad("cli_factory:small", "--data", "data.npz", "--n", 4)
     assert "x-shape: [7] was asked for" in bad("cli_factory:small", "--data", "data.npz", "--x-shape", 7)
     assert icnnrt("export", "cli_factory:small", "--out", "made.icnn", "--dtype", "float16").exit_code == 2
+    for options in (["--no-solver", "--gap-tolerance", "1e-4"], ["--auto", "--gap-tolerance", "1e-4"]):
+        assert icnnrt("export", "cli_factory:small", "--out", "made.icnn", *options).exit_code == 2, options
 
 
 def test_bad_packs_are_one_sentence(tmp_path: Path, digits_like_package: Path) -> None:

@@ -683,3 +683,38 @@ def test_verdicts_survive_json() -> None:
         assert Convexity.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
     with pytest.raises(PackageError, match="convexity"):
         Convexity.from_json({"verdict": "proven"})
+
+
+DEEP: list[Any] = []
+for _ in range(900):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"witness": None}, "convexity.witness should be one of a violation"),
+        ({"verdict": "surely"}, "convexity.verdict should be"),
+        ({"reason": 7}, "convexity.reason should be text"),
+        ({"lipschitz": "1"}, "convexity.lipschitz should be a finite number"),
+        ({"min_weight": ["a"]}, "convexity.min_weight should be a list of two"),
+        ({"blame": "abc"}, "convexity.blame should be a list"),
+        ({"evidence": {"segments": -1, "excess": 0.0}}, "convexity.evidence.segments should be"),
+        ({"witness": {"x": DEEP, "y_a": [], "y_b": [], "excess": 1.0, "rounding": 0.1}}, "witness.x should be a list"),
+        ({"witness": {"x": [], "y_a": [], "y_b": [], "excess": "a", "rounding": 0.1}}, "witness.excess should be"),
+        ({"more": 1}, "more is not a key"),
+    ],
+)
+def test_hostile_verdicts_are_refused_in_a_sentence(change: dict[str, Any], told: str) -> None:
+    nodes = UNPROVEN["negative weights"]
+    good = json.loads(json.dumps(prove(model(nodes, with_rows(nodes)), {}).to_json()))
+    with pytest.raises(PackageError, match=told):
+        Convexity.from_json({**good, **change})
+
+
+def test_a_witness_that_no_manifest_has_room_for_is_told_without_its_points() -> None:
+    nodes = [node("Mul", "y y", "s"), node("Neg", "s", "v"), total("v")]
+    verdict = prove(model(nodes, {}, n=5000), {})
+    assert verdict.witness is not None
+    assert verdict.witness.x == verdict.witness.y_a == ()
+    assert "above its chord" in verdict.sentence()

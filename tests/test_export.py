@@ -549,19 +549,30 @@ def test_bad_examples_are_refused(x: Any, y: Any, sentence: str, tmp_path: Path)
         export(energy, BundleEntropyArgmin(energy, iterations=2), x, y, tmp_path / "p.icnn")
 
 
-def test_an_energy_that_is_not_convex_is_exported_with_a_warning(tmp_path: Path) -> None:
-    class Concave(nn.Module):
+def test_an_energy_that_is_not_convex_is_refused_unless_told_otherwise(tmp_path: Path) -> None:
+    class Dented(nn.Module):
         y_dim = 2
 
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return -5.0 * ((y - 0.3) ** 2).sum(1) + 0.0 * x.sum(1)
+            # Concave in y_0 above 0.9 alone, where no cut comes near.
+            return 20.0 * y.sum(1) - 3.0 * torch.relu(y[:, 0] - 0.9) ** 2 + 0.0 * x.sum(1)
 
-    energy = Concave()
-    with pytest.warns(UserWarning, match="show that it is not convex in y"):
-        package = export(energy, BundleEntropyArgmin(energy), torch.randn(2, 2), torch.rand(2, 2), tmp_path / "p.icnn")
-    assert package.manifest.parity["not_convex"] > 0
-    solution = icnnrt.load(package).argmin(np.zeros((1, 2), np.float32))
-    assert solution.status[0] == icnnrt.Status.NOT_CONVEX
+    energy = Dented()
+    layer = BundleEntropyArgmin(energy)
+    x, y = torch.randn(2, 2), torch.rand(2, 2)
+    with pytest.raises(ExportError, match="f is not convex in y: between two points it lies .* above its chord"):
+        export(energy, layer, x, y, tmp_path / "p.icnn")
+    with pytest.warns(UserWarning, match="not convex in y"):
+        package = export(energy, layer, x, y, tmp_path / "p.icnn", allow_not_convex=True)
+    assert package.manifest.convexity is not None
+    assert package.manifest.convexity.verdict == "violated"
+    with icnnrt.load(package) as session:
+        solution = session.argmin(np.zeros((3, 2), np.float32))
+        assert solution.gap.max() < 1e-3  # by the cuts alone it looks solved
+        assert (solution.status == icnnrt.Status.NOT_CONVEX).all()
+        assert "not convex in y" in solution.advice(0)
+        with pytest.raises(icnnrt.CertificateError):
+            session.vjp(solution, np.ones_like(solution.y))
 
 
 def test_nothing_is_overwritten_unasked(picnn: Exported) -> None:

@@ -191,6 +191,8 @@ def test_a_gradient_alone(tmp_path: Path) -> None:
             session.value(x.numpy(), y.numpy())
     verdicts = {check.name: check.verdict for check in verify(tmp_path / "slope.icnn", samples=8).checks}
     assert verdicts["monotony"] == verdicts["hessian"] == "pass"
+    with pytest.raises(icnnrt.ExportError, match="a gradient alone, no function whose derivative"):
+        siblings(tmp_path / "slope.icnn", tmp_path)
 
 
 def test_the_gradient_map_of_an_energy_without_context(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt import _native
+from icnnrt import _native, golden
 from icnnrt import verify as checks
 from icnnrt.errors import InputError, PackageError
 from icnnrt.session import Session
@@ -270,3 +270,30 @@ def test_the_worst_sample_is_judged_by_its_own_bound() -> None:
     assert checks._worst("a", np.array([0.0, np.nan]), np.ones(2), "").verdict == "fail"
     assert checks._worst("a", np.zeros(2), np.zeros(2), "").verdict == "pass"
     assert checks._worst("a", np.zeros(0), np.zeros(0), "").verdict == "skipped"
+
+
+def test_golden_data_that_lacks_something_or_is_infinite_is_told(digits_like_package: Path) -> None:
+    opened = icnnrt.Package.open(digits_like_package)
+    good = dict(opened.golden)
+    with icnnrt.load(opened) as session:
+        assert all(difference <= bound for _, difference, bound in golden.replay(session, good))
+        with pytest.raises(icnnrt.InputError, match="'argmin.gap', but there is none"):
+            golden.replay(session, {name: a for name, a in good.items() if name != "argmin.gap"})
+        with pytest.raises(icnnrt.InputError, match="as many samples of 'argmin.gap' as of 'x'"):
+            golden.replay(session, {**good, "argmin.gap": good["argmin.gap"][:1]})
+        bent = {**good, "value.f": np.full_like(good["value.f"], np.inf)}
+        assert [found.output for found in golden.replay(session, bent) if not found.difference <= found.bound] == [
+            "value.f"
+        ]
+
+
+def test_a_package_without_golden_data_and_verdict_loads_and_verifies(
+    digits_like_package: Path, tmp_path: Path
+) -> None:
+    opened = icnnrt.Package.open(digits_like_package)
+    weights = {name: a.copy() for name, a in opened.weights.items()}
+    bare = opened.save(tmp_path / "bare.icnn", weights=weights)
+    assert (bare.manifest.golden, bare.manifest.convexity) == (None, None)
+    report = verify(bare.path, samples=4)
+    assert report.passed
+    assert not [check.name for check in report.checks if check.name.startswith("golden")]

@@ -223,7 +223,8 @@ def export(
     2 wrong usage
     """
     without = not solver or kind == KindName.gradient
-    for option, given in (("iterations", iterations), ("steps", steps), ("domain", domain), ("mu", mu)):
+    settings = {"iterations": iterations, "steps": steps, "gap-tolerance": gap_tolerance, "domain": domain, "mu": mu}
+    for option, given in settings.items():
         if given is not None and (without or auto):
             reason = "--auto chooses itself" if auto else "--no-solver or --kind leaves out"
             raise typer.BadParameter(f"--{option} belongs to the solver, which {reason}.")

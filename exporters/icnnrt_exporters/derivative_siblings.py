@@ -74,6 +74,8 @@ def siblings(
             f"source: its argmin is over the domain {domain.kind!r}, and siblings are written for 'unit_box' alone; "
             "use session.vjp"
         )
+    if opened.manifest.kind == "gradient":
+        raise ExportError("source: it holds a gradient alone, no function whose derivative could be written; pack it")
     folder, prefix = (target, "") if target.is_dir() else (target.parent, f"{target.name}_")
     graphs = opened.graphs
     functions = [role for role, needs in (("argmin", "adjoint"), ("value", "value")) if {role, needs} <= set(graphs)]

@@ -168,8 +168,9 @@ def export(
 
             found = _examined(write, judge, layer, x_example, y_example, progress)
             if found["convexity"] and found["convexity"].verdict == "violated" and not allow_not_convex:
+                seen = found["convexity"].sentence().removesuffix(".")
                 raise ExportError(
-                    f"energy: {found['convexity'].sentence().removesuffix('.')}; keep the weights that mix convex units non-negative, or "
+                    f"energy: {seen}; keep the weights that mix convex units non-negative, or "
                     "pass allow_not_convex=True and have the status of every answer say so"
                 )
             progress("writing")
@@ -190,8 +191,8 @@ def _warn_if_not_convex(written: package.Package) -> None:
     else:
         return
     warnings.warn(
-        f"energy: {seen}, so no bound holds there and its answers will bear the status NOT_CONVEX; keep the weights "
-        "between hidden layers non-negative (project_()) and the activations convex and non-decreasing",
+        f"energy: {seen}, so no bound holds and its answers bear the status NOT_CONVEX; keep the weights between "
+        " hidden layers non-negative (project_()) and the activations convex and non-decreasing",
         stacklevel=3,
     )
 
@@ -431,6 +432,8 @@ def _examined(
         if session.manifest.kind == "energy":
             progress("convexity")
             convexity = session.prove_convexity(x_example.detach().cpu().numpy())
+            if convexity.verdict == "violated":
+                held.pop("argmin.x_bar", None)  # no gradient of such answers is handed out
         return {"parity": figures, "golden": held, "convexity": convexity}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
