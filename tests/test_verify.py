@@ -22,7 +22,14 @@ NAMES = [
     "package",
     "nonnegative",
     "gradient",
+    "convexity proof",
     "convexity",
+    "golden: value.f",
+    "golden: value.gradient",
+    "golden: argmin.y",
+    "golden: argmin.energy",
+    "golden: argmin.gap",
+    "golden: argmin.x_bar",
     "argmin: y",
     "argmin: energy",
     "certificate",
@@ -184,8 +191,8 @@ def test_a_package_without_any_finite_answer_fails_by_its_status(
 
     tamper_argmin(monkeypatch, nothing)
     report = verify(relu_package, samples=4)
-    assert failed(report) == {"status"}
-    assert {check.verdict for check in report.checks[4:11]} == {"skipped"}
+    assert failed(report) == {"status", "golden: argmin.energy", "golden: argmin.x_bar"}
+    assert {check.verdict for check in report.checks[11:18]} == {"skipped"}
 
 
 def test_a_wrong_answer_is_found(digits_like_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +222,8 @@ def test_wrong_adjoints_are_found(
         return dataclasses.replace(c, x=c.x / 2, weights={name: -a for name, a in c.weights.items()})
 
     monkeypatch.setattr(Session, "vjp", half)
-    assert failed(verify(package, samples=32)) == {"adjoint: x", "adjoint: weights"}
+    # In float32 two machines' cotangents may differ by more than would tell a half from the whole.
+    assert failed(verify(package, samples=32)) - {"golden: argmin.x_bar"} == {"adjoint: x", "adjoint: weights"}
 
 
 def test_an_adjoint_of_zeros_is_found(digits_like_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +260,7 @@ def test_the_weights_are_put_back(relu_package: Path, monkeypatch: pytest.Monkey
             assert trial.adjoint_by_weights(solution).verdict == "pass"
         else:
 
-            def fail(self: Session, x: Any) -> Any:
+            def fail(self: Session, x: Any, **bounds: Any) -> Any:
                 raise fault
 
             with monkeypatch.context() as patch:
