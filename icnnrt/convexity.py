@@ -385,8 +385,8 @@ def _numbers(value: object, place: str, depth: int = 8) -> tuple[Any, ...]:
 
 def _witness(value: object, place: str) -> Witness:
     fields = JsonObject(value, f"{place}.")
-    points = [fields.take(name, _numbers) for name in ("x", "y_a", "y_b")]
-    witness = Witness(*points, excess=fields.take("excess", positive), rounding=fields.take("rounding", positive))
+    x, y_a, y_b = (fields.take(name, _numbers) for name in ("x", "y_a", "y_b"))
+    witness = Witness(x, y_a, y_b, fields.take("excess", positive), fields.take("rounding", positive))
     fields.close()
     return witness
 

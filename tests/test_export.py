@@ -560,7 +560,7 @@ def test_an_energy_that_is_not_convex_is_refused_unless_told_otherwise(tmp_path:
     energy = Dented()
     layer = BundleEntropyArgmin(energy)
     x, y = torch.randn(2, 2), torch.rand(2, 2)
-    with pytest.raises(ExportError, match="f is not convex in y: between two points it lies .* above its chord"):
+    with pytest.raises(ExportError, match=r"f is not convex in y: between two points it lies .* above its chord"):
         export(energy, layer, x, y, tmp_path / "p.icnn")
     with pytest.warns(UserWarning, match="not convex in y"):
         package = export(energy, layer, x, y, tmp_path / "p.icnn", allow_not_convex=True)

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 from torch import Tensor, nn  # noqa: E402
 
-from icnnrt_exporters import export  # noqa: E402
+from icnnrt_exporters import export, siblings  # noqa: E402
 from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin  # noqa: E402
 
 HEADS = ("hvp", "hessian", "gradient_x")
