@@ -115,7 +115,7 @@ class Walk:
         self.makers: dict[str, Node] = {}
         self.order: dict[str, int] = {}
         self.origins: dict[str, frozenset[str]] = {name: frozenset((name,)) for name in names}
-        self.reasons: dict[str, str] = {}
+        self.stirred = False  # whether samples of x meet
         self.least: tuple[float, frozenset[str]] | None = None
         self.broken: dict[str, tuple[frozenset[str], float]] = {}  # by output
         for i in graph.inputs:
@@ -124,10 +124,6 @@ class Walk:
             self.kinds[i.name] = _LINEAR if i.name == "y" else _NONE
 
     def run(self) -> Fact:
-        for name in {name for node in self.nodes for name in node.inputs} & self.known:
-            array = self.values[name]
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise Stop(None, f"the weight {name[:200]} holds numbers that are not finite")
         with np.errstate(all="ignore"):
             for node in self.nodes:
                 try:
@@ -152,7 +148,7 @@ class Walk:
         inputs = [self.values[name] if name else None for name in node.inputs]
         again = run(node, [self.others[name] if name else None for name in node.inputs])
         outputs = run(node, inputs)
-        self.check_batch(node, inputs, outputs, again)
+        stirred = self.check_batch(node, inputs, outputs, again)
         for name, a, b in zip(node.outputs, outputs, again, strict=False):
             if not name:
                 continue
@@ -169,7 +165,11 @@ class Walk:
             self.known.update(made)
             self.kinds.update(dict.fromkeys(made, _NONE))
             return
+        if not self.free(node):
+            self.check_finite(node)
         facts = self.rule(node, inputs)
+        if stirred:
+            facts = [rules.anything(one.shape, FREE) for one in facts]
         for name, one in zip(node.outputs, facts, strict=False):
             if name:
                 shape = self.values[name].shape
@@ -180,6 +180,15 @@ class Walk:
                 self.improve(name, node)
         if node.op_type in _WEIGHED:
             self.weigh(node)
+
+    def check_finite(self, node: Node) -> None:
+        """Infinite numbers, such as mask what is left out of a maximum, may meet only what is free of y."""
+        for name in node.inputs:
+            if name in self.known and self.values[name].dtype.kind == "f" and not np.isfinite(self.values[name]).all():
+                raise Stop(None, f"the weight {name[:200]} holds numbers that are not finite")
+
+    def free(self, node: Node) -> bool:
+        return all(self.fact(name).free.all() for name in node.inputs if name)
 
     def sized(self, name: str) -> bool:
         """Whether the numbers of a known value change with the size of the batch."""
@@ -195,9 +204,10 @@ class Walk:
 
     def check_batch(
         self, node: Node, inputs: Sequence[Tensor | None], made: Sequence[Tensor], again: Sequence[Tensor]
-    ) -> None:
+    ) -> bool:
+        """Whether samples meet in a value that is free of y; where they would in any other, it is `Unsupported`."""
         if node.op_type == "Shape":
-            return
+            return False
         sized = [i for i, name in enumerate(node.inputs) if name and self.sized(name)]
         for i in sized:
             if (node.op_type, i) in _SHAPES:
@@ -208,13 +218,22 @@ class Walk:
                 raise Unsupported(f"{node.op_type} picks entries by the size of the batch")
             if not all(name in self.known for name in node.inputs if name):
                 raise Unsupported(f"{node.op_type} brings the size of the batch into the energy")
-        if node.op_type in ("Reshape", "Flatten"):
-            self.check_reshape(node, made[0].shape, again[0].shape)
-        for i, axes in _worked_axes(node, inputs):
-            name = node.inputs[i]
-            rank = self.values[name].ndim
-            if self.varying(name) & {a % rank for a in axes if rank}:
-                raise Unsupported(f"{node.op_type} joins or picks samples of the batch")
+        try:
+            if node.op_type in ("Reshape", "Flatten"):
+                self.check_reshape(node, made[0].shape, again[0].shape)
+            for i, axes in _worked_axes(node, inputs):
+                name = node.inputs[i]
+                rank = self.values[name].ndim
+                if self.varying(name) & {a % rank for a in axes if rank}:
+                    raise Unsupported(f"{node.op_type} joins or picks samples of the batch")
+        except Unsupported:
+            # What x makes may be anything, of other samples' x too, but then no probe tells Hessians; weights must not
+            # depend on the place in the batch.
+            if not self.free(node) or all(name in self.known for name in node.inputs if name):
+                raise
+            self.stirred = True
+            return True
+        return False
 
     def check_reshape(self, node: Node, b: tuple[int, ...], d: tuple[int, ...]) -> None:
         """The samples must stay as far out as they are, or a reshape could give one sample's numbers to another."""
@@ -484,6 +503,8 @@ class Walk:
 
         H_jk = v(e_j + e_k) − v(e_j) − v(e_k) + v(0)
         """
+        if self.stirred:
+            return None
         y = self.values["y"]
         n = math.prod(y.shape[1:])
         varying = self.varying(name)

@@ -334,6 +334,12 @@ def _pad(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
     return (np.pad(z, widths, constant_values=0 if value is None else value.reshape(-1)[0]),)
 
 
+def _trilu(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
+    z, k = given(inputs, 0), optional(inputs, 1)
+    part = np.triu if attributes.get("upper", 1) else np.tril
+    return (part(z, 0 if k is None else int(k.reshape(-1)[0])),)
+
+
 # --- Sums of products ----------------------------------------------------------------------------
 
 
@@ -552,6 +558,7 @@ operators: Final[dict[str, Operator]] = {
     "Split": _split,
     "Gather": _gather,
     "Pad": _pad,
+    "Trilu": _trilu,
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Einsum": _einsum,

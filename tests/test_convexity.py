@@ -264,6 +264,20 @@ TRAPS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
         {},
         "both depend on y",
     ),
+    "weights made of places in the batch": (
+        [
+            node("Shape", "y", "s", end=1),
+            node("ConstantOfShape", "s", "ones", value=helper.make_tensor("one", 11, [1], [1.0])),
+            node("CumSum", "ones nought", "places"),
+            node("Sub", "five places", "w"),
+            node("Unsqueeze", "w one_axis", "column"),
+            node("Relu", "y", "r"),
+            node("Mul", "r column", "v"),
+            total("v"),
+        ],
+        {"nought": np.array([0]), "one_axis": np.array([1])},
+        "CumSum",
+    ),
     "weights that are not numbers": (
         [node("MatMul", "y bad", "z"), node("Relu", "z", "v"), total("v")],
         {"bad": np.full((3, 2), np.inf)},
@@ -316,6 +330,24 @@ def test_traps_are_not_proven(name: str) -> None:
     verdict = prove(model(nodes, {**with_rows(nodes), **numbers}), {})
     assert verdict.verdict != "proven"
     assert told in verdict.sentence() or told in verdict.reason, verdict
+
+
+def test_what_is_free_of_y_may_be_masked_and_mix_samples() -> None:
+    nodes = [
+        node("Add", "x mask", "a"),
+        node("ReduceMax", "a nought", "b", keepdims=1),  # the largest of all samples
+        node("Exp", "b", "c"),
+        node("ReduceSum", "c one_axis", "d", keepdims=1),
+        node("Relu", "y", "r"),
+        node("Mul", "r d", "v"),
+        total("v"),
+    ]
+    numbers = {"mask": np.array([0.0, -np.inf]), "nought": np.array([0]), "one_axis": np.array([1])}
+    verdict = prove(model(nodes, numbers), {})
+    assert verdict.verdict == "proven", verdict.sentence()
+    nodes[4] = node("Add", "y infinite", "r")
+    verdict = prove(model(nodes, {**numbers, "infinite": np.inf}), {})
+    assert "not finite" in verdict.reason
 
 
 @pytest.mark.parametrize("size", [1e4, 1e6, 1e8])
