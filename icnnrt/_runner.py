@@ -39,7 +39,7 @@ LOG_SEVERITY: Final = 3
 SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "value": (("x", "y"), ("f", "gradient")),
     "gradient": (("x", "y"), ("gradient",)),
-    "hvp": (("x", "y", "v"), ("hvp",)),
+    "hvp": (("x", "y", "y_dot"), ("hvp",)),
     "hessian": (("x", "y"), ("f", "gradient", "hessian")),
     "gradient_x": (("x", "y"), ("gradient_x",)),
     "argmin": (
@@ -106,7 +106,7 @@ def arrays_of(manifest: Manifest) -> dict[str, tuple[str, Shape]]:
         "y_init": (T, (BATCH, n)),
         "f": (T, (BATCH,)),
         "gradient": (T, (BATCH, n)),
-        "v": (T, (BATCH, n)),
+        "y_dot": (T, (BATCH, n)),
         "hvp": (T, (BATCH, n)),
         "hessian": (T, (BATCH, n, n)),
         "gradient_x": (T, (BATCH, *x)),

@@ -386,7 +386,7 @@ def inspect(package: PackageArgument, as_json: JsonFlag = False) -> None:
 
 # kind of domain -> how people write it, behind y
 DOMAINS: Final = {
-    "unit_box": " in [0, 1]ⁿ",
+    "unit_box": " in [0, 1]",
     "box": " between bounds given at run time",
     "simplex": " in the simplex",
     "space": " in ℝⁿ",
@@ -401,7 +401,7 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
     root.add(f"format {m['format']} {m['format_version']}, {m['dtype']}, opset {m['opset']}, IR {m['ir_version']}")
     if m["kind"] == "gradient":
         root.add("the gradient of an energy alone, without its value")
-    root.add(escape(f"x {_shown(m['x_shape'])}, y {_shown(m['y_shape'])}{DOMAINS[domain['kind']] if domain else ''}"))
+    root.add(escape(f"x {_shown(m['x_shape'])} → y {_shown(m['y_shape'])}{DOMAINS[domain['kind']] if domain else ''}"))
     if solver:
         mu = f", μ {number(domain['mu'])}" if "mu" in domain else ""
         root.add(

@@ -4,8 +4,9 @@
                 of R^n, for every x, with these weights; in real arithmetic, and at joints of pieces up to the rounding
                 of the graph's own dtype (see `_univariate`)
     violated    an x and two points y_a, y_b are shown where f at their midpoint exceeds the mean of f at the two by
-                more than rounding, in the graph's own arithmetic and in float64; by far, or about as much wherever the
-                segment is moved a little: rounding, which large numbers that cancel can make of any size, changes sign
+                more than rounding, in the graph's own arithmetic and in float64: by far, or about as much wherever the
+                segment is moved a little, as rounding, which large numbers that cancel can make of any size, changes
+                sign there
     unknown     neither: the rules stop at a node that is named, and no violation was found among the segments tried
 
 Nothing is ever proven by sampling. onnxruntime may fuse operators; that changes rounding, not the function.

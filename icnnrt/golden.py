@@ -1,6 +1,6 @@
 """Golden data: inputs of one batch, and what the machine of the export computed from them, to be replayed elsewhere.
 
-golden.safetensors holds the inputs x, y, v (lower and upper, where y lies in a box) and every output as
+golden.safetensors holds the inputs x, y, y_dot (lower and upper, where y lies in a box) and every output as
 "<role>.<output>". Another machine, provider or version of onnxruntime may sum in another order, so a replay is judged
 by bounds: relative to the scale of an output for the heads of the energy, and up to what the gaps allow for y*. With a
 regulariser that is m-strongly convex an answer with a gap g is within √(2g/m) of the optimum, in p where y = shift +
@@ -38,7 +38,7 @@ class Replayed(NamedTuple):
 
 def compute(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     """The outputs of every graph of the package for these inputs, as golden.safetensors names them."""
-    x, y, v = inputs["x"], inputs["y"], inputs["v"]
+    x, y, v = inputs["x"], inputs["y"], inputs["y_dot"]
     out: Arrays = {}
     for role in session.manifest.graphs:
         if role in ("value", "gradient", "hessian", "gradient_x"):
@@ -65,7 +65,7 @@ def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Repla
     Raises `InputError` if the golden data lacks an input or the gap that y* is judged by, or holds another shape.
     """
     domain, T = session.manifest.domain, session.manifest.dtype
-    needed = ["x", "y", "v", *(["lower", "upper"] if domain and domain.kind == "box" else [])]
+    needed = ["x", "y", "y_dot", *(["lower", "upper"] if domain and domain.kind == "box" else [])]
     if not {"argmin.y", "argmin.energy", "argmin.gap"}.isdisjoint(golden):
         needed.append("argmin.gap")
     for name in needed:

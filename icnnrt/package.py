@@ -8,7 +8,7 @@ A package is a folder, by custom named `<name>.icnn`, of plain files and nothing
     gradient.onnx          in place of value.onnx where kind is "gradient": (x, y) -> gradient
     argmin.onnx            the solver               x -> y_star and its certificate; with a solver
     adjoint.onnx           cotangents               y_bar -> theta_bar, x_bar; with a solver
-    hvp.onnx               Hessian-vector product   (x, y, v) -> hvp; optional
+    hvp.onnx               Hessian-vector product   (x, y, y_dot) -> hvp; optional
     hessian.onnx           dense Hessian            (x, y) -> f, gradient, hessian (no f of kind "gradient"); optional
     gradient_x.onnx        by the context           (x, y) -> gradient_x; optional
     train.onnx             one step of fine-tuning  (x, target, state) -> loss, new weights, new state; optional
@@ -70,8 +70,8 @@ weights.safetensors: location exactly "weights.safetensors", offset 8 + N + the 
 offset, length the tensor's size. It then is one whole tensor of that file, so writing new weights
 of the same names, shapes and dtypes updates every graph and leaves the graphs as they are.
 
-golden.safetensors holds the inputs of one batch by their names (x, y, v, lower, upper, y_init) and the outputs of each
-graph replayed as "<role>.<output>": what the machine of the export computed from them.
+golden.safetensors holds the inputs of one batch by their names (x, y, y_dot, of a box lower and upper) and the outputs
+of each graph replayed as "<role>.<output>": what the machine of the export computed from them.
 
 A reader checks all of this before use. The hashes tell damage and half-written packages from whole
 ones; they are no signature, and a package can still ask for a long computation: it is data from

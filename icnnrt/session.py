@@ -192,7 +192,7 @@ class Session:
         Y = batch(y, "y", self._dtype, (self._n,), length=None if X is None else len(X))
         feeds = {"x": self._no_context(len(Y)) if X is None else X, "y": Y}
         if role == "hvp":
-            feeds["v"] = batch(v, "v", self._dtype, (self._n,), length=len(Y))
+            feeds["y_dot"] = batch(v, "v", self._dtype, (self._n,), length=len(Y))
         self._runner.check_open()
         finite = np.logical_and.reduce([finite_rows(a) for a in feeds.values()])
         if len(Y) and finite.all():

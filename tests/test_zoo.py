@@ -249,7 +249,7 @@ def test_hessian_products(name: str, dtype: torch.dtype) -> None:
         out = judge(X, Y)
         g = out if zoo.ZOO[name].kind == "gradient" else torch.autograd.grad(out.sum(), Y, create_graph=True)[0]
         true = (columns(g, Y) @ v.double()[:, :, None]).squeeze(2)
-        got = answer(run, x=x, y=y, v=v)["hvp"]
+        got = answer(run, x=x, y=y, y_dot=v)["hvp"]
         assert apart(got, true) <= (1e-9 if dtype is torch.float64 else 1e-5)
 
 

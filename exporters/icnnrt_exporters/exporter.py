@@ -58,7 +58,7 @@ Progress = Callable[[str], None]
 # role -> how its head is traced; the solver's graphs are assembled from others
 OPTIONAL_HEADS: Final = {"hvp": hessian_product, "hessian": hessian, "gradient_x": gradient_x}
 # Inputs of heads that are data; what else a head takes are weights.
-DATA: Final = ("x", "y", "v")
+DATA: Final = ("x", "y", "y_dot")
 GOLDEN_SAMPLES: Final = 4
 
 # KKT residual up to which a model counts as solved, relative to max(1, |lower bound|).
@@ -446,7 +446,7 @@ def _golden_inputs(x_example: Tensor, y_example: Tensor, domain: package.Domain 
     few = slice(3, 3 + GOLDEN_SAMPLES)
     v = rng.standard_normal(y.shape)[few]
     bounds = parity.random_bounds(y.numpy()[few]) if domain and domain.kind == "box" else {}
-    return {"x": x.numpy()[few], "y": y.numpy()[few], "v": v.astype(y.numpy().dtype), **bounds}
+    return {"x": x.numpy()[few], "y": y.numpy()[few], "y_dot": v.astype(y.numpy().dtype), **bounds}
 
 
 def _producer() -> dict[str, str]:

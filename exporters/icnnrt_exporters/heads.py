@@ -92,7 +92,7 @@ def hessian_product(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
         theta, (x, y, v) = dict(zip(names, args, strict=False)), args[len(names) :]
         return _curvature(energy, theta, energy.prepare(theta, x), y, v)
 
-    inputs = [*_theta(energy), Input("x", x, 0), Input("y", y, 0), Input("v", y, 0)]
+    inputs = [*_theta(energy), Input("x", x, 0), Input("y", y, 0), Input("y_dot", y, 0)]
     return trace(head, inputs, ["hvp"], energy)
 
 
