@@ -21,7 +21,7 @@ demo: $(VENV)/.ready  ## train, export, reload without torch, complete images, c
 	$(BIN)/icnnrt demo
 
 test: $(VENV)/.ready check native  ## lint, types, and every test
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 native: $(VENV)/.ready  ## the kernels' C++ tests; without a compiler CMake says so and there are none
 	$(BIN)/cmake --preset tests

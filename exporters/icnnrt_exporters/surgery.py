@@ -171,8 +171,18 @@ def spread_scalars(graph: ir.Graph) -> None:
     """Factors of one entry beside products of float64 matrices -> tensors of several, in place, also inside loops.
 
     ONNX Runtime folds a product with a constant of one entry into the MatMul beside it, as an attribute of float32
-    (MatMulScaleFusion, 1.31: off by 1e-8). It leaves tensors of several entries, and what is no constant, alone.
+    (MatMulScaleFusion, 1.31: off by 1e-8). It leaves tensors of several entries, and what is no constant, alone. A
+    weight of one entry is a constant where a graph is frozen, so it is spread too.
     """
+
+    def lone_weight(v: ir.Value | None) -> bool:
+        return (
+            v in graph.inputs
+            and v is not None
+            and v.dtype == ir.DataType.DOUBLE
+            and v.shape is not None
+            and all(size == 1 for size in v.shape)
+        )
 
     def constant(v: ir.Value | None) -> np.ndarray | None:
         if v is None or v.const_value is None or v in graph.inputs:
@@ -186,13 +196,15 @@ def spread_scalars(graph: ir.Graph) -> None:
             continue
         for i, v in enumerate(node.inputs):
             array, other = constant(v), node.inputs[1 - i]
-            if array is None or other is None or other.shape is None or len(other.shape) < 2:
+            if array is None and not lone_weight(v):
+                continue
+            if other is None or other.shape is None or len(other.shape) < 2:
                 continue
             if not _beside_product(node, other):
                 continue
             last = other.shape[len(other.shape) - 1]
-            number = float(array.reshape(()))
-            if isinstance(last, int) and last > 1:
+            if array is not None and isinstance(last, int) and last > 1:
+                number = float(array.reshape(()))
                 if (number, last) not in made:
                     tensor = ir.tensor(np.full(last, number), name=f"factor/{len(made)}")
                     made[number, last] = ir.Value(
