@@ -1,11 +1,16 @@
 """Settings and packages that several test files share. Exports take seconds, so each is made once and never changed."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# A shell that puts the tests in the background has SIGINT ignored, also by what they start; some of them press Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
