@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -197,12 +197,7 @@ class Session:
         finite = np.logical_and.reduce([finite_rows(a) for a in feeds.values()])
         if len(Y) and finite.all():
             return self._runner.run(role, feeds, only=only)[0]
-        wanted = only or signature_of(self.manifest, role)[1]
-        arrays = arrays_of(self.manifest)
-        out = {}
-        for name in wanted:
-            dtype, (_, *shape) = arrays[name]
-            out[name] = np.full((len(Y), *map(int, shape)), math.nan, dtype)
+        out = self._nothing(only or signature_of(self.manifest, role)[1], len(Y))
         if finite.any():
             some, _ = self._runner.run(role, {name: a[finite] for name, a in feeds.items()}, only=only)
             for name, array in some.items():
@@ -261,7 +256,7 @@ class Session:
         if B and run.all():
             out, weights_id = self._runner.run("argmin", feeds)
         else:
-            out, weights_id = self._nothing(B), self._runner.weights_id
+            out, weights_id = self._nothing(SIGNATURES["argmin"][1], B), self._runner.weights_id
             if run.any():
                 some, weights_id = self._runner.run("argmin", {name: a[run] for name, a in feeds.items()})
                 for name, array in some.items():
@@ -439,11 +434,11 @@ class Session:
         at = {"unit_box": 0.5, "simplex": 1.0 / self._n, "space": 0.0}[kind]
         return np.full((B, self._n), at, self._dtype)
 
-    def _nothing(self, B: int) -> dict[str, NDArray[Any]]:
-        """The outputs of argmin.onnx for B samples, all NaN."""
+    def _nothing(self, names: Iterable[str], B: int) -> dict[str, NDArray[Any]]:
+        """Outputs of a graph for B samples, all NaN."""
         arrays = arrays_of(self.manifest)
         nothing = {}
-        for name in SIGNATURES["argmin"][1]:
+        for name in names:
             dtype, (_, *shape) = arrays[name]
             nothing[name] = np.full((B, *map(int, shape)), math.nan, dtype)
         return nothing

@@ -192,7 +192,7 @@ def _warn_if_not_convex(written: package.Package) -> None:
         return
     warnings.warn(
         f"energy: {seen}, so no bound holds and its answers bear the status NOT_CONVEX; keep the weights between "
-        " hidden layers non-negative (project_()) and the activations convex and non-decreasing",
+        "hidden layers non-negative (project_()) and the activations convex and non-decreasing",
         stacklevel=3,
     )
 
@@ -233,14 +233,15 @@ def _parts(
     training: package.TrainingSpec | None = None
     if kind == "energy":
         progress("value and gradient")
+        loss = None
         if train:  # before anything that takes longer, so that a choice that does not fit is told at once
             train.check_names(traced.theta)
-            loss_graph(named(train.loss)[1], y, train.target(y_example))
+            loss = loss_graph(named(train.loss)[1], y, train.target(y_example))
         head = to_onnx(value_and_gradient(traced, x, y))
         assembled["value"] = plain_graph(head.clone(), "value")
         if solver is not None:
             added, training = _solver_graphs(
-                head, traced, solver, x, y, y_example, trainable, train, nonnegative, progress
+                head, traced, solver, x, y, y_example, trainable, train, loss, nonnegative, progress
             )
             assembled |= added
     else:
@@ -270,6 +271,7 @@ def _solver_graphs(
     y_example: Tensor,
     trainable: tuple[str, ...],
     train: TrainSpec | None,
+    loss: ir.Model | None,
     nonnegative: Sequence[str],
     progress: Progress,
 ) -> tuple[dict[str, ir.Graph], package.TrainingSpec | None]:
@@ -287,7 +289,7 @@ def _solver_graphs(
     progress("adjoint")
     push = to_onnx(cut_vjp(traced, x, y, K, trainable, points=box))
     training = None
-    if train:
+    if train and loss:
         progress("training step")
         updated = train.chosen(trainable)
         training = train.described(updated, y_example)
@@ -296,7 +298,7 @@ def _solver_graphs(
             # Gradients of the weights that stay are not computed.
             push.clone() if updated == trainable else to_onnx(cut_vjp(traced, x, y, K, updated, points=box)),
             hvp.clone(),
-            loss_graph(named(train.loss)[1], y, train.target(y_example)),
+            loss,
             K=K,
             steps=solver.steps,
             optimizer=resolve(train.optimizer),
