@@ -37,6 +37,8 @@ TIERS = {
     "_convexity_bounds": 0,
     "convexity": 0,
     "golden": 0,
+    "qp_status": 0,
+    "qp_reference": 0,
     "_native": 1,
     "_runner": 1,
     "adjoint": 2,

@@ -74,6 +74,18 @@ PUBLIC = {
         "WeightsFile",
     },
     "package": {"Package", "weight_layout", "write"},
+    "qp_reference": {
+        "QP",
+        "QPCotangents",
+        "QPIterate",
+        "QPReference",
+        "interior_point",
+        "kkt_residual",
+        "qp_adjoint",
+        "qp_gradients",
+        "qp_solve",
+    },
+    "qp_status": {"QPStatus", "advise"},
     "reference": {
         "CoordinatesCotangents",
         "CutCotangents",
