@@ -58,8 +58,17 @@ MOVERS: Final = frozenset(
         "Slice",
         "Split",
         "Gather",
+        "GatherND",
     )
 )
+# Inputs, from the given one on, that the shape of the result is made from: it must not change with x or y.
+_SHAPING: Final = {
+    **dict.fromkeys(("Reshape", "Expand", "Tile", "Slice", "Pad", "Split", "Squeeze", "Unsqueeze"), 1),
+    **dict.fromkeys(("ConstantOfShape", "Range"), 0),
+}
+_BOUNDS: Final = {"Max": -np.inf, "Min": np.inf}
+_CLIP_BOUNDS: Final = {1: -np.inf, 2: np.inf}
+_COMPARISONS: Final = frozenset(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"))
 _SUMS: Final = frozenset(("ReduceSum", "ReduceMean", "AveragePool", "GlobalAveragePool", "CumSum"))
 _LARGEST: Final = frozenset(("ReduceMax", "MaxPool", "GlobalMaxPool"))
 # Operators that may work on numbers made from the size of the batch; of Mul, Add and Sub one operand only.
@@ -145,6 +154,9 @@ class Walk:
         if node.domain:
             raise Unsupported(f"{node.op_type[:40]} is no operator of ONNX")
         read = [name for name in node.inputs if name]
+        shaping = _SHAPING.get(node.op_type, 1 if node.op_type.startswith("Reduce") else len(node.inputs))
+        if any(name and name not in self.known for name in node.inputs[shaping:]):
+            raise Unsupported(f"the shape of what {node.op_type} makes depends on x or y")
         inputs = [self.values[name] if name else None for name in node.inputs]
         again = run(node, [self.others[name] if name else None for name in node.inputs])
         outputs = run(node, inputs)
@@ -182,10 +194,23 @@ class Walk:
             self.weigh(node)
 
     def check_finite(self, node: Node) -> None:
-        """Infinite numbers, such as mask what is left out of a maximum, may meet only what is free of y."""
-        for name in node.inputs:
+        """Infinite numbers, such as mask what is left out of a maximum, may meet only what is free of y.
+
+        Besides, numbers may be compared with them, and clamped by them: z <= inf, max(z, −inf).
+        """
+        if node.op_type in _COMPARISONS:
+            return
+        for i, name in enumerate(node.inputs):
+            if self.idle(node, i):
+                continue
             if name in self.known and self.values[name].dtype.kind == "f" and not np.isfinite(self.values[name]).all():
                 raise Stop(None, f"the weight {name[:200]} holds numbers that are not finite")
+
+    def idle(self, node: Node, i: int) -> bool:
+        """Whether this operand of a maximum or minimum, infinite throughout, never is the result."""
+        name = node.inputs[i]
+        bound = _BOUNDS.get(node.op_type) or (_CLIP_BOUNDS.get(i) if node.op_type == "Clip" else None)
+        return bound is not None and name in self.known and bool((self.values[name] == bound).all())
 
     def free(self, node: Node) -> bool:
         return all(self.fact(name).free.all() for name in node.inputs if name)
@@ -208,6 +233,9 @@ class Walk:
         """Whether samples meet in a value that is free of y; where they would in any other, it is `Unsupported`."""
         if node.op_type == "Shape":
             return False
+        if node.op_type == "Squeeze" and len(node.inputs) < 2 and "axes" not in node.attributes:
+            if self.varying(node.inputs[0]):
+                raise Unsupported("Squeeze without axes takes the batch away where it is 1")
         sized = [i for i, name in enumerate(node.inputs) if name and self.sized(name)]
         for i in sized:
             if (node.op_type, i) in _SHAPES:
@@ -251,6 +279,9 @@ class Walk:
     def rule(self, node: Node, inputs: Sequence[Tensor | None]) -> list[Fact]:
         op, attributes = node.op_type, node.attributes
         facts = [self.fact(name) if name else None for name in node.inputs]
+        if op in ("Max", "Min", "Clip") and not self.free(node):
+            facts = [None if name and self.idle(node, i) else f for i, (name, f) in enumerate(zip(node.inputs, facts, strict=True))]
+            facts = facts if op == "Clip" else [f for f in facts if f is not None]
         present = [f for f in facts if f is not None]
         a = facts[0]
         assert a is not None
@@ -684,6 +715,11 @@ def _worked_axes(node: Node, inputs: Sequence[Tensor | None]) -> list[tuple[int,
         return [(0, range(normal(attributes.get("axis", -1), rank), rank))]
     if op in ("Gather", "Split"):
         return [(0, (attributes.get("axis", 0),))]
+    if op == "GatherND":
+        batch = attributes.get("batch_dims", 0)
+        return [(0, range(batch, batch + given(inputs, 1).shape[-1])), (1, (-1,))]
+    if op == "EyeLike":
+        return [(0, (0, 1))]
     if op == "CumSum":
         return [(0, (int(given(inputs, 1).reshape(-1)[0]),))]
     if op == "Concat":

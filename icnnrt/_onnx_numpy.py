@@ -240,10 +240,7 @@ def _flatten(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
 
 def _squeeze(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
     z = given(inputs, 0)
-    axes = axes_of(attributes, inputs, z.ndim)
-    if axes is None:
-        raise Unsupported("Squeeze without axes depends on the size of the batch")
-    return (np.squeeze(z, axes),)
+    return (np.squeeze(z, axes_of(attributes, inputs, z.ndim)),)
 
 
 def _unsqueeze(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -320,6 +317,32 @@ def _gather(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
     if index.dtype.kind not in "iu":
         raise Unsupported("the indices of a Gather are not integers")
     return (np.take(z, index, axis),)
+
+
+def _gather_nd(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
+    z, index, batch = given(inputs, 0), given(inputs, 1), attributes.get("batch_dims", 0)
+    if index.dtype.kind not in "iu" or not 0 <= batch < min(z.ndim, index.ndim):
+        raise Unsupported("the indices of a GatherND are not integers, or its batch dimensions not there")
+    if z.shape[:batch] != index.shape[:batch] or not 1 <= index.shape[-1] <= z.ndim - batch:
+        raise Unsupported("the indices of a GatherND do not fit what they pick from")
+    places = [*np.ogrid[tuple(slice(s) for s in index.shape[:-1])][:batch], *np.moveaxis(index, -1, 0)]
+    return (z[tuple(places)],)
+
+
+def _eye_like(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
+    z = given(inputs, 0)
+    dtype = DTYPES.get(attributes["dtype"]) if "dtype" in attributes else z.dtype
+    if z.ndim != 2 or dtype is None:
+        raise Unsupported("EyeLike takes a matrix, and data types that are known here")
+    return (np.eye(*z.shape, k=attributes.get("k", 0), dtype=dtype),)
+
+
+def _range(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
+    start, limit, delta = (given(inputs, i).reshape(-1)[0] for i in range(3))
+    if delta == 0:
+        raise Unsupported("Range has a step of zero")
+    (count,) = check_size([max(math.ceil((limit - start) / delta), 0)])
+    return ((start + np.arange(count) * delta).astype(start.dtype),)
 
 
 def _pad(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -557,6 +580,9 @@ operators: Final[dict[str, Operator]] = {
     "Slice": _slice,
     "Split": _split,
     "Gather": _gather,
+    "GatherND": _gather_nd,
+    "EyeLike": _eye_like,
+    "Range": _range,
     "Pad": _pad,
     "Trilu": _trilu,
     "MatMul": _matmul,
