@@ -329,12 +329,27 @@ def _gather_nd(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
     return (z[tuple(places)],)
 
 
+def _scatter_nd(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
+    z, index, put = (given(inputs, i) for i in range(3))
+    if attributes.get("reduction", b"none") != b"none" or index.dtype.kind not in "iu" or not index.ndim:
+        raise Unsupported("ScatterND is known here in its plain form alone")
+    depth = index.shape[-1]
+    if not 1 <= depth <= z.ndim or put.shape != (*index.shape[:-1], *z.shape[depth:]):
+        raise Unsupported("the indices and updates of a ScatterND do not fit what they change")
+    places = index.reshape(-1, depth) % np.array(z.shape[:depth]) if z.size else index.reshape(-1, depth)
+    if len(np.unique(places, axis=0)) < len(places):
+        raise Unsupported("ScatterND writes to one place twice")
+    result = z.copy()
+    result[tuple(np.moveaxis(index, -1, 0))] = put
+    return (result,)
+
+
 def _eye_like(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
     z = given(inputs, 0)
     dtype = DTYPES.get(attributes["dtype"]) if "dtype" in attributes else z.dtype
     if z.ndim != 2 or dtype is None:
         raise Unsupported("EyeLike takes a matrix, and data types that are known here")
-    return (np.eye(*z.shape, k=attributes.get("k", 0), dtype=dtype),)
+    return (np.eye(z.shape[0], z.shape[1], attributes.get("k", 0)).astype(dtype),)
 
 
 def _range(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -343,6 +358,15 @@ def _range(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
         raise Unsupported("Range has a step of zero")
     (count,) = check_size([max(math.ceil((limit - start) / delta), 0)])
     return ((start + np.arange(count) * delta).astype(start.dtype),)
+
+
+def _top_k(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
+    z, k = given(inputs, 0), int(given(inputs, 1).reshape(-1)[0])
+    axis = normal(attributes.get("axis", -1), z.ndim)
+    if z.dtype.kind != "f" or not 0 <= k <= z.shape[axis] or not attributes.get("sorted", 1):
+        raise Unsupported("TopK is known here of sorted real numbers alone")
+    order = np.argsort(-z if attributes.get("largest", 1) else z, axis, kind="stable").take(range(k), axis)
+    return np.take_along_axis(z, order, axis), order
 
 
 def _pad(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -535,6 +559,17 @@ operators: Final[dict[str, Operator]] = {
     "Erf": _unary(lambda z: _erf(z).astype(z.dtype)),
     "Sin": _unary(np.sin),
     "Cos": _unary(np.cos),
+    "Tan": _unary(np.tan),
+    "Asin": _unary(np.arcsin),
+    "Acos": _unary(np.arccos),
+    "Atan": _unary(np.arctan),
+    "Sinh": _unary(np.sinh),
+    "Cosh": _unary(np.cosh),
+    "Asinh": _unary(np.arcsinh),
+    "Acosh": _unary(np.arccosh),
+    "Atanh": _unary(np.arctanh),
+    "Softsign": _unary(lambda z: z / (1 + np.abs(z))),
+    "Round": _unary(np.round),
     "Sign": _unary(np.sign),
     "Floor": _unary(np.floor),
     "Ceil": _unary(np.ceil),
@@ -560,6 +595,7 @@ operators: Final[dict[str, Operator]] = {
     "Equal": _binary(np.equal),
     "And": _binary(np.logical_and),
     "Or": _binary(np.logical_or),
+    "Xor": _binary(np.logical_xor),
     "Max": _many(np.maximum),
     "Min": _many(np.minimum),
     "Sum": _many(np.add),
@@ -581,6 +617,8 @@ operators: Final[dict[str, Operator]] = {
     "Split": _split,
     "Gather": _gather,
     "GatherND": _gather_nd,
+    "ScatterND": _scatter_nd,
+    "TopK": _top_k,
     "EyeLike": _eye_like,
     "Range": _range,
     "Pad": _pad,

@@ -36,7 +36,7 @@ def smoothed(energy: nn.Module) -> nn.Module:
         with _Smooth():
             return forward(*arguments)
 
-    energy.forward = smooth  # type: ignore[method-assign]
+    energy.forward = smooth
     return energy
 
 
