@@ -363,6 +363,7 @@ _DERIVATIVES: Final[dict[str, Callable[..., _Pair]]] = {
     "Neg": lambda a: (-a[0], -a[1]),
     "Identity": lambda a: a,
     "Exp": _chain(np.exp, np.exp),
+    "Cosh": _chain(np.cosh, np.sinh),
     "Log": _chain(np.log, np.reciprocal),
     "Sqrt": _chain(np.sqrt, lambda v: 0.5 / np.sqrt(v)),
     "Reciprocal": _chain(np.reciprocal, lambda v: -1 / np.square(v)),
