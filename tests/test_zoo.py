@@ -158,7 +158,8 @@ def _sing(names: list[str], dtype: torch.dtype, dense: bool) -> Sung:
     head = heads.hessian if dense else heads.gradient if gradient else heads.value_and_gradient
     model = serialised(head(graph, x[:1].repeat(7, 1), y[:1].repeat(7, 1)), graph.theta)
     run = loaded(model)
-    judge = Choir(names, torch.float64).eval()
+    judge = smoothed(Choir(names, torch.float64).eval())
+    assert isinstance(judge, Choir)
     got, true = {}, {}
     for B in BATCHES:
         x, y = choir_examples(names, B, dtype, seed=100)
