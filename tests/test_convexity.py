@@ -499,7 +499,21 @@ TRAPS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
             total("v"),
         ],
         {},
-        "rounds a number that depends on the size of the batch",
+        "real number of the size of the batch",
+    ),
+    "the samples lost in a large number": (
+        [
+            node("Shape", "y", "s", end=1),
+            node("Cast", "s", "b", to=11),
+            node("Add", "b huge", "lost"),  # 2^55 + 2 and 2^55 + 3 are 2^55
+            node("Sub", "lost huge", "number"),
+            node("Sub", "two number", "w"),
+            node("Relu", "y", "r"),
+            node("Mul", "r w", "v"),
+            total("v"),
+        ],
+        {"huge": 2.0**55},
+        "real number of the size of the batch",
     ),
     "samples counted": (
         [
