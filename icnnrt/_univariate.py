@@ -85,16 +85,19 @@ def classify(
     to be, None if it is not. eps: unit of rounding of the graph.
     """
     cuts: list[float] = []
+    known: dict[tuple[float, float], _Whole] = {}  # a cut leaves the other pieces as they are
     while len(cuts) < MAX_PIECES:
         ends = [lo, *sorted(cuts), hi]
         try:
-            pieces = [_Piece(variable, a, b, makers, number).finished(target) for a, b in itertools.pairwise(ends)]
+            for a, b in itertools.pairwise(ends):
+                if (a, b) not in known:
+                    known[a, b] = _Piece(variable, a, b, makers, number).finished(target)
         except _Cut as cut:
             cuts.append(cut.at)
             continue
         except _Stuck:
             return None
-        return _join(pieces, ends, eps) if lo < hi else None
+        return _join([known[piece] for piece in itertools.pairwise(ends)], ends, eps) if lo < hi else None
     return None
 
 
