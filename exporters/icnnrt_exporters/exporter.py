@@ -46,6 +46,7 @@ from icnnrt_exporters.preconditions import (
     check_weights,
     float64_judge,
 )
+from icnnrt_exporters.smooth_softplus import smoothed
 from icnnrt_exporters.solver_choice import choose_solver
 from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
 from icnnrt_exporters.train_graph import train_graph
@@ -131,7 +132,7 @@ def export(
     energy.eval()
     try:
         with quiet():
-            judge = float64_judge(energy, kind)
+            judge = smoothed(float64_judge(energy, kind))
             # Rows in general position: on the edges a ReLU may stand on a kink, where rounding picks the face.
             x, y = (t[3:7] for t in parity.inputs(x_example, y_example)[-1])
             check_energy(energy, judge, x, y, kind=kind)

@@ -23,6 +23,7 @@ from icnnrt_exporters.heads import Input, boundary_names, trace, value_and_gradi
 from icnnrt_exporters.onnx_head import quiet
 from icnnrt_exporters.preconditions import check_energy, check_examples, check_solver, check_weights, float64_judge
 from icnnrt_exporters.script_solver import Model, ScriptSolver, State
+from icnnrt_exporters.smooth_softplus import smoothed
 from icnnrt_exporters.torchscript import check_file, check_unit_box
 from icnnrt_models import BundleEntropyArgmin
 
@@ -71,7 +72,7 @@ def export_program(
     energy.eval()
     try:
         with quiet(), _quiet_serialiser():
-            judge = float64_judge(energy)
+            judge = smoothed(float64_judge(energy))
             batches = parity.inputs(x_example, y_example)
             check_energy(energy, judge, *(t[3:7] for t in batches[-1]))
             traced = trace_energy(energy, x_example, y_example)
