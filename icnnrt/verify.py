@@ -153,7 +153,7 @@ def verify(
         _nonnegative(package),
     ]
     rng = np.random.default_rng(seed)
-    X = _contexts(manifest, x, samples, rng)
+    X = contexts(manifest, x, samples, rng)
     with load(package, providers=providers, threads=threads, native=native) as session:
         trial = _Trial(session, X, rng)
         if manifest.kind == "energy":
@@ -201,7 +201,8 @@ def verify(
     )
 
 
-def _contexts(manifest: Manifest, x: object, samples: int, rng: np.random.Generator) -> NDArray[Any]:
+def contexts(manifest: Manifest, x: object, samples: int, rng: np.random.Generator) -> NDArray[Any]:
+    """At most so many finite samples of x, in their order; without x standard normal ones."""
     if x is None:
         return rng.standard_normal((samples, *manifest.x_shape)).astype(manifest.dtype)
     X = batch(x, "x", manifest.dtype, manifest.x_shape)

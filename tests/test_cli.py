@@ -97,6 +97,22 @@ def test_entry_points_are_declared_as_they_are_written() -> None:
     for name, value in declared["project"]["entry-points"][cli.ENTRY_POINTS].items():
         assert value == f"icnnrt_exporters.commands:{name}"
         assert callable(getattr(commands, name))
+    assert declared["project"]["entry-points"][cli.CHECKS] == {"torch_files": "icnnrt_exporters.commands:torch_files"}
+    assert callable(commands.torch_files)
+
+
+def test_without_its_check_verify_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, digits_like_package: Path, tmp_path: Path
+) -> None:
+    points: list[importlib.metadata.EntryPoint] = []
+    plain = importlib.metadata.entry_points
+    monkeypatch.setattr(
+        cli.importlib.metadata, "entry_points", lambda **k: points if k.get("group") == cli.CHECKS else plain(**k)
+    )
+    command = ("verify", digits_like_package, "--torchscript", tmp_path / "f.pt")
+    assert "no check of files of torch is installed; pip install" in sentence(icnnrt(*command))
+    points.append(importlib.metadata.EntryPoint("torch_files", "no_such_module_here:check", cli.CHECKS))
+    assert "cannot be loaded from no_such_module_here" in sentence(icnnrt(*command))
 
 
 def test_the_version() -> None:

@@ -1,4 +1,4 @@
-"""The commands `icnnrt export`, `icnnrt pack` and `icnnrt demo`.
+"""The commands `icnnrt export`, `icnnrt pack` and `icnnrt demo`, and what `icnnrt verify` needs torch for.
 
 The command line imports this file to show its help, so torch is imported within the commands only.
 """
@@ -7,7 +7,7 @@ import importlib.util
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +25,7 @@ from icnnrt.reference import STEPS
 if TYPE_CHECKING:
     import torch
 
+    from icnnrt.verify import Check
     from icnnrt_exporters.train_spec import TrainSpec
 
 EXAMPLES: Final = 16  # samples that an export is traced and checked with
@@ -467,6 +468,19 @@ def pack(
         written = (write(package, out, graph or "argmin", portable=portable, freeze=freeze, overwrite=overwrite),)
     for path in written:
         console().print(f"written   {escape(str(path))}, {path.stat().st_size:,} bytes")
+
+
+# --- verify --------------------------------------------------------------------------------------
+
+
+def torch_files(
+    package: Path, torchscript: Path | None, programs: Sequence[Path], x: Any = None, **settings: Any
+) -> "list[Check]":
+    """What `icnnrt verify` makes of --torchscript and --program: see `file_parity.compare`."""
+    with _needs("export", *NEEDED):
+        from icnnrt_exporters.file_parity import compare
+    with _one_thread():
+        return compare(package, torchscript, programs, x, **settings)
 
 
 # --- demo ----------------------------------------------------------------------------------------
