@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import icnnrt
 from icnnrt import Status, reference
+from icnnrt import verify as checks
 from icnnrt.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import InputError
 from icnnrt.finetune import FineTuner
@@ -276,6 +277,46 @@ def test_verify_passes(load: Load, kind: str) -> None:
     assert report.passed, [check for check in report.checks if check.verdict == "fail"]
     names = [check.name for check in report.checks]
     assert ("adjoint: bounds" in names) == (kind == "box")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verify_looks_at_the_energy_where_y_lies(load: Load, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not elsewhere, where it need not be convex or even finite; and wherever that is, beyond [0, 1]^n too."""
+    session = load(kind)
+    trial = checks._Trial(session, contexts(5), np.random.default_rng(0))
+    seen: list[np.ndarray] = []
+    plain = icnnrt.Session.value_and_gradient
+
+    def noted(self: icnnrt.Session, x: Any, y: Any) -> Any:
+        seen.append(np.asarray(y))
+        return plain(self, x, y)
+
+    monkeypatch.setattr(icnnrt.Session, "value_and_gradient", noted)
+    monkeypatch.setattr(icnnrt.Session, "hvp", lambda self, x, y, v: plain(self, x, y + 1e-5 * v)[1])
+    for check in (trial.gradient, trial.convexity, trial.hvp):
+        check()
+    Y = np.array(seen)
+    if kind == "simplex":
+        assert Y.min() >= -1e-12
+        np.testing.assert_allclose(Y.sum(-1), 1.0, rtol=0, atol=1e-12)
+    elif kind == "box":
+        assert (trial.bounds["lower"] - 1e-12 <= Y).all()
+        assert (trial.bounds["upper"] + 1e-12 >= Y).all()
+        assert Y.min() < -0.5
+        assert Y.max() > 1.5
+    else:
+        assert Y.std() > 0.5 / np.sqrt(MU)
+        assert np.abs(Y.mean()) < 0.2
+
+    def concave(self: icnnrt.Session, x: Any, y: Any) -> Any:
+        """Down where entries of y are large: above 0.8, or beyond 1, which only a box or R^n reaches."""
+        f, g = plain(self, x, y)
+        beyond = np.maximum(np.asarray(y) - (0.8 if kind == "simplex" else 1.0), 0.0)
+        return f - 50 * (beyond**2).sum(1), g - 100 * beyond
+
+    monkeypatch.setattr(icnnrt.Session, "value_and_gradient", concave)
+    assert trial.convexity().verdict == "fail"
+    assert trial.gradient().verdict == "pass"
 
 
 def test_tuning_in_a_box(load: Load) -> None:
