@@ -22,7 +22,7 @@ from icnnrt_exporters.file_parity import compare
 from icnnrt_exporters.program import export_program
 from icnnrt_exporters.script_solver import ScriptSolver
 from icnnrt_exporters.torchscript import check_torchscript, export_torchscript, load_torchscript
-from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin
+from icnnrt_models import FICNN, PICNN, BregmanProximalGradient, BundleEntropyArgmin
 
 # TorchScript's end is announced on every use of it.
 pytestmark = [
@@ -511,12 +511,15 @@ def small() -> FICNN:
 def test_targets_domains_and_examples_that_do_not_fit(small: FICNN, tmp_path: Path) -> None:
     path = attempt(small, tmp_path / "model.pt")
     before = path.read_bytes()
+    bregman: Any = BregmanProximalGradient(small)
     with pytest.raises(ExportError, match="is there already; pass overwrite=True"):
         attempt(small, path)
     with pytest.raises(ExportError, match="is a folder; give the name of a file"):
         attempt(small, tmp_path)
     with pytest.raises(ExportError, match="is not there; create it first"):
         attempt(small, tmp_path / "nowhere" / "model.pt")
+    with pytest.raises(ExportError, match="the bundle method alone, but got a BregmanProximalGradient"):
+        export_torchscript(small, bregman, torch.rand(2, 3), torch.rand(2, 3), path, overwrite=True)
     with pytest.raises(ExportError, match="its domain is 'simplex', but this export writes 'unit_box' alone"):
         attempt(small, path, overwrite=True, solver={"domain": "simplex"})
     with pytest.raises(ExportError, match="expected one dtype"):
