@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from icnnrt.domains import MODELS, Coordinates, box_coordinates, space_coordinat
 from icnnrt.errors import InputError
 from icnnrt.finetune import FineTuner
 from icnnrt.verify import verify
-from icnnrt_exporters import TrainSpec
+from icnnrt_exporters import TrainSpec, siblings
 from icnnrt_exporters.exporter import export
 from icnnrt_exporters.optimizers import SGD
 from icnnrt_models import FICNN, BundleEntropyArgmin
@@ -317,6 +318,43 @@ def test_verify_looks_at_the_energy_where_y_lies(load: Load, kind: str, monkeypa
     monkeypatch.setattr(icnnrt.Session, "value_and_gradient", concave)
     assert trial.convexity().verdict == "fail"
     assert trial.gradient().verdict == "pass"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sibling_files_are_the_argmin_and_its_adjoint(load: Load, kind: str, tmp_path: Path) -> None:
+    """adj_argmin.onnx of plain onnxruntime against `vjp`, samples without an answer or a domain among them."""
+    session = load(kind)
+    argmin, adj_argmin, *_ = siblings(session.path, tmp_path)
+    B = 6
+    x, bounds = contexts(B), bounds_of(kind, B)
+    x[1, 0] = np.nan
+    if bounds:
+        bounds["lower"][2, 1] = bounds["upper"][2, 1] + 1.0
+        bounds["lower"][3, 0] = bounds["upper"][3, 0]
+    y_bar = np.random.default_rng(5).standard_normal((B, N))
+    solution = session.argmin(x, **bounds)
+    expected = session.vjp(solution, y_bar, on_unsafe="skip")
+    assert expected.skipped.tolist() == [False, True, bool(bounds), False, False, False]
+    start = (bounds["lower"] + bounds["upper"]) / 2 if bounds else np.full((B, N), MODELS[kind].centre(N))
+    feeds = {"x": x, "y_init": start, **bounds}
+
+    def run(path: Path, **more: np.ndarray) -> dict[str, np.ndarray]:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        model = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return dict(zip([v.name for v in model.get_outputs()], model.run(None, {**feeds, **more}), strict=True))
+
+    safe = ~expected.skipped
+    np.testing.assert_allclose(run(argmin)["y"][safe], solution.y[safe], rtol=0, atol=1e-12)
+    came = run(adj_argmin, adj_y=y_bar)
+    true = {f"adj_{name}": bar for name, bar in expected.weights.items()} | {"adj_x": expected.x}
+    if bounds:
+        assert expected.lower is not None
+        assert expected.upper is not None
+        true |= {"adj_lower": expected.lower, "adj_upper": expected.upper}
+    assert came.keys() == true.keys()
+    for name, bar in true.items():
+        np.testing.assert_allclose(came[name], bar, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 def test_tuning_in_a_box(load: Load) -> None:

@@ -529,6 +529,16 @@ def test_samples_that_prove_the_energy_not_convex_are_marked(double_package: Pat
     np.testing.assert_array_equal(np.isnan(came["adj_x"]).all(1), expected.skipped)
 
 
+def test_no_sample_of_an_energy_seen_not_to_be_convex_has_a_gradient(nonconvex_package: Path, tmp_path: Path) -> None:
+    """Those that converged by their cuts alone neither, as for `vjp`."""
+    _, adj_argmin, *_ = siblings(nonconvex_package, tmp_path)
+    x = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)
+    start, y_bar = np.full((12, 5), 0.5, np.float32), np.ones((12, 5), np.float32)
+    came = run(adj_argmin, {"x": x, "y_init": start, "adj_y": y_bar})
+    assert np.isnan(came.pop("adj_x")).all()
+    assert all((bar == 0).all() for bar in came.values())
+
+
 def test_a_package_with_the_gradient_by_x_has_adj_x(double_package: Path, tmp_path: Path) -> None:
     """A made-up graph, as any would do: gradient_x = x · Σy + Σ of a bias of the package."""
     opened = package.Package.open(double_package)
