@@ -170,11 +170,11 @@ def test_portable_files_hold_standard_operators_alone_and_agree(source: Path, tm
     assert had == {"BundleEntropySolve", "InverseSPD", "BundleEntropyAdjoint", "SolveSPD"}
 
 
-@pytest.mark.parametrize("role", ["value", "adjoint"])
+@pytest.mark.parametrize("role", ["value", "argmin", "adjoint"])
 def test_portable_files_run_in_the_reference_evaluator(
     role: str, softplus_weights_package: Path, tmp_path: Path
 ) -> None:
-    """Not the argmin: onnx.reference joins what a Loop collects where the standard stacks it."""
+    """Although that joins what a Loop collects where the standard stacks it, and runs none that has no condition."""
     sample = sample_of(softplus_weights_package)
     target = pack(softplus_weights_package, tmp_path / "p.onnx", role, portable=True)
     evaluator = ReferenceEvaluator(str(target))
@@ -182,6 +182,8 @@ def test_portable_files_run_in_the_reference_evaluator(
     if role == "value":
         f, gradient = sample.session.value_and_gradient(sample.x, sample.y)
         assert_close(came, {"f": f, "gradient": gradient}, 1e-12)
+    elif role == "argmin":
+        assert_close(came, {name: getattr(sample.solution, name) for name in came}, 1e-9)
     else:
         expected = sample.session.vjp(sample.solution, sample.y_bar)
         assert_close({k: came[f"theta_bar.{k}"] for k in expected.weights}, expected.weights, 1e-9)
