@@ -71,7 +71,7 @@ def export_program(
     modes = [(module, module.training) for module in energy.modules()]
     energy.eval()
     try:
-        with quiet(), _quiet_serialiser():
+        with quiet(), quiet_serialiser():
             judge = smoothed(float64_judge(energy))
             batches = parity.inputs(x_example, y_example)
             check_energy(energy, judge, *(t[3:7] for t in batches[-1]))
@@ -201,7 +201,7 @@ class _Argmin(nn.Module):
 
 
 @contextlib.contextmanager
-def _quiet_serialiser() -> Iterator[None]:
+def quiet_serialiser() -> Iterator[None]:
     """Silence what torch's serialiser says of the symbols inside a while_loop."""
     logger = logging.getLogger("torch._export")
     level = logger.level
