@@ -243,6 +243,11 @@ def searchsorted(
     return bucketize(x, rows, out_int32=out_int32, right=right or side == "right")
 
 
+def rsub(a: Tensor, b: Any, alpha: float = 1) -> Tensor:
+    """b − alpha a, of operators that ONNX has: torch.onnx would decompose the whole graph for it."""
+    return -a + b if alpha == 1 else -alpha * a + b
+
+
 @cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """The whole table, by operator overload."""
@@ -276,4 +281,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table[aten.addmm.default] = addmm
     table[aten.add.Tensor] = add
     table[aten.sub.Tensor] = sub
+    table[aten.rsub.Scalar] = rsub
+    table[aten.rsub.Tensor] = rsub
     return table
