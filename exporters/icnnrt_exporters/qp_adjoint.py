@@ -21,10 +21,10 @@ REGULAR: Final = double(1e-13)
 def QPAdjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar):
     """The adjoint d_z [B, n], d_lam [B, m], d_nu [B, q], d_mu [B, n] of a loss with ∂ℓ/∂z = z̄ and so on.
 
-    Inputs Q [B, n, n], G [B, m, n], A [B, q, n], with a leading axis of B or, shared, of 1; lam and slack [B, m], mu and
-    box_slack [B, n], status [B] int32 as QPSolve gave them; z_bar [B, n], lam_bar [B, m], nu_bar [B, q], mu_bar [B, n],
-    where the last three may have no columns: zero. All are float or all double but status, and so are the outputs.
-    A sample whose status is not SOLVED has NaN.
+    Inputs Q [B, n, n], G [B, m, n], A [B, q, n], with a leading axis of B or, shared, of 1; lam and slack [B, m], mu
+    and box_slack [B, n], status [B] int32 as QPSolve gave them; z_bar [B, n], lam_bar [B, m], nu_bar [B, q], mu_bar
+    [B, n], where the last three may have no columns: zero. All are float or all double but status, and so are the
+    outputs. A sample whose status is not SOLVED has NaN.
 
         [Q  G'       A'  I      ] [d_z]     [−z̄]
         [G  −1/W_λ              ] [d_λ]  =  [−λ̄]     W_λ = |λ| / slack,  W_μ = |μ| / box_slack
@@ -58,15 +58,11 @@ def QPAdjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar
     s = op.Unsqueeze(op.Cast(op.Concat(slack, box_slack, axis=1), to=DOUBLE), [1])
     W = op.Where(good, op.Abs(multiplier) / s, zero)
     z_row = op.Unsqueeze(op.Cast(z_bar, to=DOUBLE), [1])
-    lam_bars = op.Pad(
-        op.Cast(lam_bar, to=DOUBLE), op.Concat([0, 0, 0], m - op.Shape(lam_bar, start=1, end=2), axis=0)
-    )
+    lam_bars = op.Pad(op.Cast(lam_bar, to=DOUBLE), op.Concat([0, 0, 0], m - op.Shape(lam_bar, start=1, end=2), axis=0))
     mu_bars = op.Pad(op.Cast(mu_bar, to=DOUBLE), op.Concat([0, 0, 0], n - op.Shape(mu_bar, start=1, end=2), axis=0))
     nu_bars = op.Pad(op.Cast(nu_bar, to=DOUBLE), op.Concat([0, 0, 0], q_1 - op.Shape(nu_bar, start=1, end=2), axis=0))
     t = op.Unsqueeze(
-        op.Concat(
-            op.Expand(lam_bars, op.Concat(B, m, axis=0)), op.Expand(mu_bars, op.Concat(B, n, axis=0)), axis=1
-        ),
+        op.Concat(op.Expand(lam_bars, op.Concat(B, m, axis=0)), op.Expand(mu_bars, op.Concat(B, n, axis=0)), axis=1),
         [1],
     )
     r_nu = op.Unsqueeze(-op.Expand(nu_bars, op.Concat(B, q_1, axis=0)), [1])
@@ -79,7 +75,7 @@ def QPAdjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar
     row = -op.Transpose(-op.ReduceSumSquare(C, [2], keepdims=1), perm=[0, 2, 1])
     W_most = op.Constant(value=HARDNESS) * size / op.Where(row > zero, row, one)
     W_capped = W * (W_most / (W + W_most))
-    is_held = W > zero
+    is_held = op.Greater(W, zero)
     has = op.Cast(is_held, to=DOUBLE)
     inverse_W = op.Reciprocal(op.Where(is_held, W, one))
     rho = op.Constant(value=REGULAR) * size

@@ -4,8 +4,8 @@ what is around it: equilibration, cold and warm start, the way back to the units
 
 Its symbols are the reference's, and these say the same with fewer nodes:
 
-- C = [G; I] has the rows of all bounds, and the sides [C; −C] z + s = [upper; −lower] are all of one kind: λ = l_upper −
-  l_lower, and has [B, 1, 2 (m + n)] is 1 where there is a bound, else 0.
+- C = [G; I] has the rows of all bounds, and the sides [C; −C] z + s = [upper; −lower] are all of one kind:
+  λ = l_upper − l_lower, and has [B, 1, 2 (m + n)] is 1 where there is a bound, else 0.
 - x = (z, ν, l, s) is one row, so that steps, and the best iterate, take one operator.
 - The step to the boundary is 1 / max(−dl/l, −ds/s).
 
@@ -118,13 +118,13 @@ def QPEvaluated(Q, p, C, Ct, A, At, b, u, has, any_has, scale_nu, soft, z, nu, l
 
 @script(DOMAIN, default_opset=op)
 def QPDirection(
-    Q, C, Ct, A, At, has, soft, W, W_has, W_safe, W_capped, rho, delta, V, Vt, Y, Yt, V_q, Vt_q, gamma, left,
+    Q, C, Ct, A, At, has, soft, W_has, W_safe, W_capped, rho, delta, V, Vt, Y, Yt, V_q, Vt_q, gamma, left,
     r_d, r_nu, r_s, w, s_soft, c,
 ):  # fmt: skip
-    """The Newton step dz, dν, dl, ds to l∘s + c = 0, and its longest part max(−dl/l, −ds/s) is for the caller.
+    """The Newton step dz, dν, dl, ds to l∘s + c = 0.
 
-    W [B, 1, m + n] is the sum of w = l / (s + soft l) over both sides, W_safe is 1 where it is 0, W_has is 0 there
-    and else 1.
+    s_soft is s + soft l and w = l / s_soft. W_safe [B, 1, m + n] is the sum of w over both sides and 1 where there is
+    no bound, W_has is 0 there and else 1, W_capped is the W of QPFactors.
     """
     e = c / s_soft
     f = e + w * r_s
@@ -134,7 +134,7 @@ def QPDirection(
     e_nu = -r_nu
     z0, lam0, nu0 = QPCondensed(C, Ct, A, W_capped, V, Vt, Y, Yt, V_q, Vt_q, gamma, left, r_z, t, e_nu)
     inverse_W = op.Reciprocal(W_safe)
-    dz, dlam, dnu = QPRefined(
+    dz, _, dnu = QPRefined(
         Q, C, Ct, A, At, W_capped, W_has, inverse_W, rho, delta, V, Vt, Y, Yt, V_q, Vt_q, gamma, left,
         r_z, t, e_nu, z0, lam0, nu0,
     )  # fmt: skip
@@ -153,7 +153,7 @@ def QPInteriorPoint(Q, p, G, A, b, lower, upper, soft, start, active, steps):
     [B, 1, m + n] of [Gz; z], soft [1] (a constraint may be violated by t at a price of ½ t² / soft), start
     [B, 1, n + m + q + n] = (z, λ, ν, μ) or NaN: cold, active [B, 1, 1] bool: samples to solve, steps [].
     """
-    one, zero, half = op.Constant(value=ONE), op.Constant(value=ZERO), op.Constant(value=HALF)
+    one, zero = op.Constant(value=ONE), op.Constant(value=ZERO)
     infinity = op.Constant(value=INFINITY)
     bound_most = op.Constant(value=BOUND_LARGEST)
     n, m, q = op.Shape(G, start=2, end=3), op.Shape(G, start=1, end=2), op.Shape(A, start=1, end=2)
@@ -211,7 +211,7 @@ def QPInteriorPoint(Q, p, G, A, b, lower, upper, soft, start, active, steps):
     minus_p = -p_hat
     z0, lam0, nu0 = QPCondensed(C, Ct, A_hat, W0_capped, V, Vt, Y, Yt, V_q, Vt_q, gamma, left, minus_p, t0, b_hat)
     inverse_W0 = op.Reciprocal(W0_safe)
-    z_cold, lam_cold, nu_cold = QPRefined(
+    z_cold, _, nu_cold = QPRefined(
         Q_hat, C, Ct, A_hat, At_hat, W0_capped, any_has, inverse_W0, rho0, delta0, V, Vt, Y, Yt, V_q, Vt_q, gamma,
         left, minus_p, t0, b_hat, z0, lam0, nu0,
     )  # fmt: skip
@@ -276,8 +276,8 @@ def QPInteriorPoint(Q, p, G, A, b, lower, upper, soft, start, active, steps):
         sl = s * l
         c_p = -sl
         l_safe = l + lacks
-        dz_p, dnu_p, dl_p, ds_p = QPDirection(
-            Q_hat, C, Ct, A_hat, At_hat, has, soft, W, any_has, W_safe, W_capped, rho, delta, V, Vt, Y, Yt, V_q, Vt_q,
+        _, _, dl_p, ds_p = QPDirection(
+            Q_hat, C, Ct, A_hat, At_hat, has, soft, any_has, W_safe, W_capped, rho, delta, V, Vt, Y, Yt, V_q, Vt_q,
             gamma, left, r_d, r_nu, r_s, w, s_soft, c_p,
         )  # fmt: skip
         to_p = op.ReduceMin(op.Min(dl_p / l_safe, ds_p / s), [2], keepdims=1)
@@ -288,7 +288,7 @@ def QPInteriorPoint(Q, p, G, A, b, lower, upper, soft, start, active, steps):
         # corrector
         c_c = has * (target - ds_p * dl_p) - sl
         dz, dnu, dl, ds = QPDirection(
-            Q_hat, C, Ct, A_hat, At_hat, has, soft, W, any_has, W_safe, W_capped, rho, delta, V, Vt, Y, Yt, V_q, Vt_q,
+            Q_hat, C, Ct, A_hat, At_hat, has, soft, any_has, W_safe, W_capped, rho, delta, V, Vt, Y, Yt, V_q, Vt_q,
             gamma, left, r_d, r_nu, r_s, w, s_soft, c_c,
         )  # fmt: skip
         to_c = op.ReduceMin(op.Min(dl / l_safe, ds / s), [2], keepdims=1)

@@ -76,7 +76,7 @@ def QPConvex(Q, noise):
 
 @script(DOMAIN, default_opset=op)
 def QPResidual(Q, p, C, A, b, lower, upper, z, lam, nu):
-    """Relative stationarity, feasibility and duality gap [B, 1, 3] of (z, λ of all rows, ν), in the units of the data."""
+    """Relative stationarity, feasibility and duality gap [B, 1, 3] of z, λ of all rows and ν, in the data's units."""
     zero, one, half = op.Constant(value=ZERO), op.Constant(value=ONE), op.Constant(value=HALF)
     n = op.Shape(Q, start=1, end=2)
     m = op.Shape(C, start=1, end=2) - n
@@ -108,7 +108,7 @@ def QPResidual(Q, p, C, A, b, lower, upper, z, lam, nu):
 
 @script(DOMAIN, default_opset=op)
 def QPFarkas(G, C, A, b, lower, upper, soft, start, active, steps):
-    """Whether no z is feasible [B, 1, 1] bool, and (0, λ, ν) of the certificate: A'ν + C'λ = 0 with bounds of sum −1."""
+    """Whether no z is feasible [B, 1, 1] bool, and λ and ν of the certificate: A'ν + C'λ = 0, bounds of sum −1."""
     zero, one = op.Constant(value=ZERO), op.Constant(value=ONE)
     n = op.Shape(G, start=2, end=3)
     B = op.Shape(G, start=0, end=1)
@@ -211,9 +211,7 @@ def QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps: int):
         op.Cast(upper, to=DOUBLE), op.Concat([0, 0, 0], n - op.Shape(upper, start=1, end=2), axis=0), pad_upper
     )
     # fmt: on
-    low = op.Concat(
-        op.Expand(op.Unsqueeze(h_low, [1]), m_row), op.Expand(op.Unsqueeze(box_low, [1]), n_row), axis=2
-    )
+    low = op.Concat(op.Expand(op.Unsqueeze(h_low, [1]), m_row), op.Expand(op.Unsqueeze(box_low, [1]), n_row), axis=2)
     high = op.Concat(
         op.Expand(op.Unsqueeze(op.Cast(h, to=DOUBLE), [1]), m_row),
         op.Expand(op.Unsqueeze(box_high, [1]), n_row),
@@ -268,7 +266,8 @@ def QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps: int):
     )
     if any_unsolved:
         which = op.Squeeze(unsolved, [1, 2])
-        at = op.Unsqueeze(op.Compress(op.Range(op.Constant(value_int=0), op.Squeeze(B), op.Constant(value_int=1)), which, axis=0), [1])
+        all_samples = op.Range(op.Constant(value_int=0), op.Squeeze(B), op.Constant(value_int=1))
+        at = op.Unsqueeze(op.Compress(all_samples, which, axis=0), [1])
         Q_few, p_few = op.Compress(Q_all, which, axis=0), op.Compress(p_all, which, axis=0)
         G_few, A_few = op.Compress(G_all, which, axis=0), op.Compress(A_all, which, axis=0)
         C_few, b_few = op.Compress(C, which, axis=0), op.Compress(b_all, which, axis=0)
