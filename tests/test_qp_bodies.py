@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto
-from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, solvable, unsolvable
+from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, receding_horizon, solvable, unsolvable
 
 import icnnrt
 from icnnrt.qp_reference import QP, QPCotangents, QPReference, kkt_residual, qp_adjoint, qp_solve
@@ -27,7 +27,7 @@ KKT = {np.float64: 1e-9, np.float32: 1e-6}  # relative, what SOLVED promises
 UNIQUE = {np.float64: 1e-6, np.float32: 1e-5}
 ADJOINT = {np.float64: 1e-7, np.float32: 1e-5}
 # Nodes in the bodies of the Loops, constants aside: one step, calls of functions counted as one; one pivot.
-STEP_NODES, PIVOT_NODES = 85, 13
+STEP_NODES, PIVOT_NODES = 86, 13
 
 each_dtype = pytest.mark.parametrize("dtype", TYPES)
 functions = functools.cache(functions_qp)
@@ -101,6 +101,10 @@ def test_what_is_solvable_is_solved(kind, size, box):
 @pytest.mark.parametrize("size", [(10, 10, 3), (4, 0, 0), (1, 1, 0)], ids=str)
 def test_float32(kind, size):
     check(solvable(1, 3, *size, kind, two_sided=True, box=True).qp, np.float32, unique=kind == "random" and size[0] > 1)
+
+
+def test_controllers_of_unstable_systems():
+    check(receding_horizon(0, 10))
 
 
 @pytest.mark.parametrize("why", UNSOLVABLE)
