@@ -39,6 +39,8 @@ Floats = NDArray[Any]  # float32 or float64: the dtype of Q
 
 DTYPES: Final = {np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
 OPERATORS: Final = {"solve": "QPSolve", "adjoint": "QPAdjoint"}
+SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray"]
+ADJOINT: Final = ["d_z", "d_lam", "d_nu", "d_mu"]
 GRAPHS: Final = Path(__file__).parent / "graphs"
 UNSOLVED: Final = ("nan", "raise", "skip")
 NAMED: Final = 3  # how many samples an error names
@@ -93,7 +95,8 @@ def qp(
     native, providers, threads:  as `icnnrt.load` takes them
 
     Returns a `QPSolution`. No sample spoils another: each has a status of its own, and data with NaN, an objective
-    that is not convex, or constraints that contradict each other are statuses, not errors.
+    that is not convex, or constraints that contradict each other are statuses, not errors. The data are not copied,
+    and `QPSolution.vjp` reads Q, G and A again: leave them as they are until then.
 
     Raises `InputError` for shapes or dtypes that do not fit, and what `icnnrt.load` raises for the last three.
     """
@@ -134,7 +137,7 @@ def qp(
         feeds = {name: a[:0] for name, a in feeds.items()}
     where = (native, providers, threads)
     session, ran_native = _session("solve", DTYPES[dtype], *where)
-    out = _run(session, feeds)
+    out = _run(session, SOLUTION, feeds)
     return QPSolution._of(out, feeds, given, batched, ran_native, where)
 
 
@@ -144,74 +147,107 @@ class QPGradients:
     A datum that several problems shared has the sum over them. Each is computed when it is first asked for.
     """
 
-    def __init__(self, solution: "QPSolution", d: Sequence[Floats], skipped: NDArray[np.bool_]) -> None:
+    def __init__(self, solution: "QPSolution", d: Sequence[Floats], skipped: NDArray[np.bool_] | None) -> None:
         self._given = solution._given
         self._points: tuple[Floats, ...] = solution._rows[:4]
         self._d = d
-        self._kept = ~skipped if skipped.any() else None
-        self.skipped = skipped
+        self._kept = None if skipped is None else ~skipped
+        self.skipped = np.zeros(len(d[0]), bool) if skipped is None else skipped
         """[B] bool: samples that were left out of the sums; their own data have NaN."""
 
-    def _shaped(self, name: str, per_sample: Any, *rows: Floats) -> Floats | None:
-        """per_sample(*rows) summed where the datum is shared, and in its shape."""
+    def _rows_of(self, name: str) -> tuple[bool, bool]:
+        """Whether the datum stands for several samples, and whether it has no batch axis."""
         datum = self._given[name]
-        if datum is None:
-            return None
+        assert datum is not None
         alone = datum.ndim <= len(SHAPES[name])
-        shared = alone or (len(datum) == 1 and len(self.skipped) != 1)
-        if shared and self._kept is not None:
-            rows = tuple(a[self._kept] for a in rows)
-        value: Floats = per_sample(*rows)
-        if not datum.ndim:  # one number for all of z
-            return np.asarray(value.sum())
-        if alone and len(value) == 1:
-            return value[0]
-        return value.sum(0, keepdims=not alone) if shared else value
+        return len(self.skipped) != 1 and (alone or len(datum) == 1), alone
+
+    def _vector(self, name: str, value: Floats) -> Floats:
+        """`value` [B, k], each sample's own, in the shape of the datum."""
+        shared, alone = self._rows_of(name)
+        if shared:
+            value = (value if self._kept is None else value[self._kept]).sum(0, keepdims=True)
+        elif alone and self._kept is not None:  # the only sample, left out
+            value = np.zeros_like(value)
+        if not alone:
+            return value
+        datum = self._given[name]
+        assert datum is not None
+        return value[0] if datum.ndim else np.asarray(value.sum())  # one number for all of z
+
+    def _matrix(self, name: str, *pairs: tuple[Floats, Floats]) -> Floats:
+        """The sum of a c' over pairs (a, c) of rows, in the shape of the datum."""
+        shared, alone = self._rows_of(name)
+        if shared or (alone and self._kept is not None):
+            if self._kept is not None:
+                pairs = tuple((a[self._kept], c[self._kept]) for a, c in pairs)
+            terms = [a.T @ c for a, c in pairs]
+        elif alone:
+            terms = [a[0][:, None] * c[0] for a, c in pairs]
+        else:
+            terms = [a[:, :, None] * c[:, None, :] for a, c in pairs]
+        value: Floats = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+        return value[None] if shared and not alone else value
 
     @functools.cached_property
-    def Q(self) -> Floats | None:
+    def Q(self) -> Floats:
         """½ (d_z z' + z d_z'): symmetric."""
-        return self._shaped("Q", lambda d, z: 0.5 * (_outer(d, z) + _outer(z, d)), self._d[0], self._points[0])
+        M = self._matrix("Q", (self._d[0], self._points[0]))
+        return 0.5 * (M + M.swapaxes(-1, -2))
 
     @functools.cached_property
-    def p(self) -> Floats | None:
+    def p(self) -> Floats:
         """d_z"""
-        return self._shaped("p", lambda d: d, self._d[0])
+        return self._vector("p", self._d[0])
 
     @functools.cached_property
     def G(self) -> Floats | None:
         """λ d_z' + d_λ z'"""
-        return self._shaped("G", _two_outer, self._points[1], self._d[0], self._d[1], self._points[0])
-
-    @functools.cached_property
-    def h(self) -> Floats | None:
-        """−d_λ where λ > 0, else 0."""
-        return self._shaped("h", lambda d, lam: -d * (lam > 0), self._d[1], self._points[1])
-
-    @functools.cached_property
-    def h_lower(self) -> Floats | None:
-        """−d_λ where λ < 0, else 0."""
-        return self._shaped("h_lower", lambda d, lam: -d * (lam < 0), self._d[1], self._points[1])
+        if self._given["G"] is None:
+            return None
+        z, lam, _, _ = self._points
+        return self._matrix("G", (lam, self._d[0]), (self._d[1], z))
 
     @functools.cached_property
     def A(self) -> Floats | None:
         """ν d_z' + d_ν z'"""
-        return self._shaped("A", _two_outer, self._points[2], self._d[0], self._d[2], self._points[0])
+        if self._given["A"] is None:
+            return None
+        z, _, nu, _ = self._points
+        return self._matrix("A", (nu, self._d[0]), (self._d[2], z))
 
     @functools.cached_property
-    def b(self) -> Floats | None:
-        """−d_ν"""
-        return self._shaped("b", lambda d: -d, self._d[2])
+    def h(self) -> Floats | None:
+        """−d_λ where λ > 0, else 0."""
+        if self._given["h"] is None:
+            return None
+        return self._vector("h", -self._d[1] * (self._points[1] > 0))
 
     @functools.cached_property
-    def lower(self) -> Floats | None:
-        """−d_μ where μ < 0, else 0."""
-        return self._shaped("lower", lambda d, mu: -d * (mu < 0), self._d[3], self._points[3])
+    def h_lower(self) -> Floats | None:
+        """−d_λ where λ < 0, else 0."""
+        if self._given["h_lower"] is None:
+            return None
+        return self._vector("h_lower", -self._d[1] * (self._points[1] < 0))
 
     @functools.cached_property
     def upper(self) -> Floats | None:
         """−d_μ where μ > 0, else 0."""
-        return self._shaped("upper", lambda d, mu: -d * (mu > 0), self._d[3], self._points[3])
+        if self._given["upper"] is None:
+            return None
+        return self._vector("upper", -self._d[3] * (self._points[3] > 0))
+
+    @functools.cached_property
+    def lower(self) -> Floats | None:
+        """−d_μ where μ < 0, else 0."""
+        if self._given["lower"] is None:
+            return None
+        return self._vector("lower", -self._d[3] * (self._points[3] < 0))
+
+    @functools.cached_property
+    def b(self) -> Floats | None:
+        """−d_ν"""
+        return None if self._given["b"] is None else self._vector("b", -self._d[2])
 
     def __repr__(self) -> str:
         names = ", ".join(name for name, datum in self._given.items() if datum is not None)
@@ -299,13 +335,13 @@ class QPSolution:
             raise InputError(f"unsolved: expected one of {', '.join(map(repr, UNSOLVED))}, but got {unsolved!r}.")
         z, lam, nu, mu, slack, box_slack, _, status, _ = self._rows
         dtype = z.dtype
-        skipped = np.zeros(len(z), bool)
+        skipped = None
         if unsolved != "nan":
             failed = status != QPStatus.SOLVED
-            if unsolved == "skip":
+            if failed.any():
+                if unsolved == "raise":
+                    raise CertificateError(_unsolved(self, failed))
                 skipped = failed
-            elif failed.any():
-                raise CertificateError(_unsolved(self, failed))
         none = _nothing(dtype, z.shape[1])["lower"]
         bars = (
             np.zeros_like(z) if z_bar is None else _bar("z_bar", z_bar, self.z, z),
@@ -317,6 +353,7 @@ class QPSolution:
         session, _ = _session("adjoint", DTYPES[dtype], *self._where)
         d = _run(
             session,
+            ADJOINT,
             {
                 "Q": feeds["Q"],
                 "G": feeds["G"],
@@ -384,15 +421,6 @@ class QPSolution:
 
     def __repr__(self) -> str:
         return f"<QPSolution of {len(self)} x {self._rows[0].shape[1]}: {self.summary().partition(chr(10))[0]}>"
-
-
-def _outer(a: Floats, c: Floats) -> Floats:
-    value: Floats = a[:, :, None] * c[:, None, :]
-    return value
-
-
-def _two_outer(a: Floats, c: Floats, d: Floats, e: Floats) -> Floats:
-    return _outer(a, c) + _outer(d, e)
 
 
 def _unsolved(solution: QPSolution, failed: NDArray[np.bool_]) -> str:
@@ -587,9 +615,10 @@ def _make(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> t
     return session, has_kernel
 
 
-def _run(session: Any, feeds: dict[str, Floats]) -> list[Floats]:
+def _run(session: Any, names: list[str], feeds: dict[str, Floats]) -> list[Floats]:
     try:
-        out: list[Floats] = session.run(None, feeds)
+        # Faster than io-binding, which wants an OrtValue made of each of up to twelve small arrays.
+        out: list[Floats] = session.run(names, feeds)
     except Exception as error:
         raise IcnnrtError(
             f"qp: onnxruntime failed on a batch of {len(feeds['p' if 'p' in feeds else 'lam'])} ({error}); run smaller "

@@ -28,6 +28,9 @@ def native(request):
     return request.param
 
 
+EYE, ONES = np.eye(2), np.ones(2)
+
+
 def data(qp, dtype=np.float64, **changed):
     """Arguments of icnnrt.qp by name."""
     return {name: np.asarray(a, dtype) for name, a in {**qp._asdict(), **changed}.items()}
@@ -195,6 +198,19 @@ def test_samples_that_are_not_solved(native, dtype):
     np.testing.assert_allclose(kept, rows[solution.ok].sum(0), rtol=1e-4, atol=1e-5)
 
 
+def test_one_problem_that_is_not_solved(native):
+    infeasible = icnnrt.qp(EYE, ONES, np.array([[1.0, 0.0], [-1.0, 0.0]]), -ONES, lower=-5.0, native=native)
+    assert infeasible.status is QPStatus.PRIMAL_INFEASIBLE
+    assert np.isnan(infeasible.z).all()
+    nan, zero = infeasible.vjp(ONES), infeasible.vjp(ONES, unsolved="skip")
+    for name, shape in (("Q", (2, 2)), ("p", (2,)), ("G", (2, 2)), ("h", (2,)), ("lower", ())):
+        assert getattr(nan, name).shape == getattr(zero, name).shape == shape
+        assert np.isnan(getattr(nan, name)).all()
+        assert not np.any(getattr(zero, name))
+    with pytest.raises(CertificateError, match="at 1 of 1 samples: PRIMAL_INFEASIBLE, sample 0: no z meets"):
+        infeasible.vjp(ONES, unsolved="raise")
+
+
 def test_a_start_is_taken_where_it_is_one(native):
     arguments = data(problem())
     first = icnnrt.qp(**arguments, native=native)
@@ -265,9 +281,6 @@ def test_layouts_do_not_matter(native):
     np.testing.assert_array_equal(as_lists.z, expected.z)
     wide = expected.vjp(np.ones_like(expected.z, np.float32), lam_bar=np.ones_like(expected.lam).tolist())
     np.testing.assert_array_equal(wide.p, expected.vjp(np.ones_like(expected.z), np.ones_like(expected.lam)).p)
-
-
-EYE, ONES = np.eye(2), np.ones(2)
 
 
 @pytest.mark.parametrize(
