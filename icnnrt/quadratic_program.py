@@ -397,8 +397,11 @@ class QPSolution:
                 bad = [
                     name
                     for name, a in data.items()
-                    if np.isnan(a).any() or (sides.get(name, 1.0) * a >= BOUND_MAX).any()
-                    if name in sides or not np.isfinite(a).all()
+                    if (
+                        (np.isnan(a) | (sides[name] * a >= BOUND_MAX)).any()
+                        if name in sides
+                        else not np.isfinite(a).all()
+                    )
                 ]
                 return f"NaN, or an infinity that is no absent bound, in {', '.join(bad)}: clean it" if bad else ""
             case QPStatus.PRIMAL_INFEASIBLE:

@@ -244,6 +244,13 @@ def test_advice_has_what_the_data_say(native):
     assert crossed.status is QPStatus.PRIMAL_INFEASIBLE
     assert "lower[1] = 1 exceeds upper[1] = 0: exchange" in crossed.advice()
     assert crossed.ok is False
+    broken = {"Q": np.full((2, 2), -np.inf), "p": np.inf * ONES, "h": -np.inf * ONES, "h_lower": np.nan * ONES}
+    whole = {"Q": EYE, "p": ONES, "G": EYE, "h": np.inf * ONES, "h_lower": -ONES}
+    for name, value in broken.items():
+        solution = icnnrt.qp(**{**whole, name: value}, native=native)
+        assert solution.status is QPStatus.NOT_FINITE_INPUT
+        assert f"no absent bound, in {name}: clean it" in solution.advice()
+    solution = icnnrt.qp(**data(qp), native=native)
     head, *rest = solution.summary().splitlines()
     assert head.startswith("13 SOLVED, ")
     assert len(rest) == len(set(solution.status.tolist())) - 1
