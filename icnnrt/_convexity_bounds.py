@@ -60,7 +60,7 @@ def _shares(walk: Walk, node: Node, c: Array) -> list[tuple[str, Array]]:
     """For each input of a sum of convex terms, with which weights >= 0 its entries enter Σ c·output."""
     op, inputs = node.op_type, node.inputs
     facts = [walk.fact(name) for name in inputs if name]
-    if op in MOVERS and len(node.outputs) == 1:
+    if op in MOVERS and len(node.outputs) == 1 and all(name in walk.known for name in inputs[1:]):
         a = walk.values[inputs[0]]
         places = run(node, [np.arange(a.size).reshape(a.shape), *(walk.values[one] for one in inputs[1:])])[0]
         back = np.bincount(places.reshape(-1), c.reshape(-1), a.size).astype(np.float64)
@@ -140,7 +140,7 @@ def lipschitz(walk: Walk) -> float | None:
 def _bound(walk: Walk, node: Node, L: list[Array]) -> Array | None:
     op, inputs = node.op_type, node.inputs
     facts: list[Fact] = [walk.fact(name) for name in inputs if name]
-    if op in MOVERS and len(node.outputs) == 1:
+    if op in MOVERS and len(node.outputs) == 1 and all(name in walk.known for name in inputs[1:]):
         return run(node, [L[0], *(walk.values[name] for name in inputs[1:])])[0]
     if op == "Concat":
         return run(node, L)[0]

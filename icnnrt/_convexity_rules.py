@@ -58,14 +58,26 @@ MOVERS: Final = frozenset(
         "Slice",
         "Split",
         "Gather",
+        "GatherND",
     )
 )
+# Inputs, from the given one on, that the shape of the result is made from: it must not change with x or y.
+_SHAPING: Final = {
+    **dict.fromkeys(("Reshape", "Expand", "Tile", "Slice", "Pad", "Split", "Squeeze", "Unsqueeze", "TopK"), 1),
+    **dict.fromkeys(("ConstantOfShape", "Range"), 0),
+}
+_LARGER: Final = {"Greater": True, "GreaterOrEqual": True, "Less": False, "LessOrEqual": False}
+_BOUNDS: Final = {"Max": -np.inf, "Min": np.inf}
+_CLIP_BOUNDS: Final = {1: -np.inf, 2: np.inf}
+_COMPARISONS: Final = frozenset(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"))
 _SUMS: Final = frozenset(("ReduceSum", "ReduceMean", "AveragePool", "GlobalAveragePool", "CumSum"))
 _LARGEST: Final = frozenset(("ReduceMax", "MaxPool", "GlobalMaxPool"))
 # Operators that may work on numbers made from the size of the batch; of Mul, Add and Sub one operand only.
 _SIZES: Final = frozenset(
     ("Identity", "Cast", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Mul", "Add", "Sub", "Reshape")
 )
+# What these leave of a batch is no multiple of it: of 2 and of 3 samples it may be as much, of 4 more.
+_ROUNDED: Final = frozenset(("Slice", "Split", "Conv", "AveragePool", "MaxPool", "TopK"))
 # Where such numbers may end: (operator, index of the input).
 _SHAPES: Final = frozenset((("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0)))
 
@@ -145,10 +157,15 @@ class Walk:
         if node.domain:
             raise Unsupported(f"{node.op_type[:40]} is no operator of ONNX")
         read = [name for name in node.inputs if name]
+        shaping = _SHAPING.get(node.op_type, 1 if node.op_type.startswith("Reduce") else len(node.inputs))
+        if any(name and name not in self.known for name in node.inputs[shaping:]):
+            raise Unsupported(f"the shape of what {node.op_type} makes depends on x or y")
         inputs = [self.values[name] if name else None for name in node.inputs]
         again = run(node, [self.others[name] if name else None for name in node.inputs])
         outputs = run(node, inputs)
         stirred = self.check_batch(node, inputs, outputs, again)
+        if stirred:
+            self.stirred = True
         for name, a, b in zip(node.outputs, outputs, again, strict=False):
             if not name:
                 continue
@@ -161,7 +178,7 @@ class Walk:
         made = [name for name in node.outputs if name]
         if any(name not in self.values for name in made):
             raise Unsupported("an output beyond the first is not known here")
-        if node.op_type == "Shape" or all(name in self.known for name in read):
+        if node.op_type == "Shape" or (all(name in self.known for name in read) and not stirred):
             self.known.update(made)
             self.kinds.update(dict.fromkeys(made, _NONE))
             return
@@ -182,10 +199,23 @@ class Walk:
             self.weigh(node)
 
     def check_finite(self, node: Node) -> None:
-        """Infinite numbers, such as mask what is left out of a maximum, may meet only what is free of y."""
-        for name in node.inputs:
+        """Infinite numbers, such as mask what is left out of a maximum, may meet only what is free of y.
+
+        Besides, numbers may be compared with them, and clamped by them: z <= inf, max(z, −inf).
+        """
+        if node.op_type in _COMPARISONS:
+            return
+        for i, name in enumerate(node.inputs):
+            if self.idle(node, i):
+                continue
             if name in self.known and self.values[name].dtype.kind == "f" and not np.isfinite(self.values[name]).all():
                 raise Stop(None, f"the weight {name[:200]} holds numbers that are not finite")
+
+    def idle(self, node: Node, i: int) -> bool:
+        """Whether this operand of a maximum or minimum, infinite throughout, never is the result."""
+        name = node.inputs[i]
+        bound = _BOUNDS.get(node.op_type) or (_CLIP_BOUNDS.get(i) if node.op_type == "Clip" else None)
+        return bound is not None and name in self.known and bool((self.values[name] == bound).all())
 
     def free(self, node: Node) -> bool:
         return all(self.fact(name).free.all() for name in node.inputs if name)
@@ -205,13 +235,28 @@ class Walk:
     def check_batch(
         self, node: Node, inputs: Sequence[Tensor | None], made: Sequence[Tensor], again: Sequence[Tensor]
     ) -> bool:
-        """Whether samples meet in a value that is free of y; where they would in any other, it is `Unsupported`."""
+        """Whether samples meet, or count, in a value that is free of y; where they would in any other, `Unsupported`.
+
+        Then it may be anything: its numbers in the probe are those of one batch.
+        """
         if node.op_type == "Shape":
             return False
+        everywhere = node.op_type == "Squeeze" and optional(inputs, 1) is None and "axes" not in node.attributes
+        if everywhere and self.varying(node.inputs[0]):
+            raise Unsupported("Squeeze without axes takes the batch away where it is 1")
         sized = [i for i, name in enumerate(node.inputs) if name and self.sized(name)]
+        if sized and node.op_type == "Range":
+            # A length that is at least 1 and grows with the batch, or not at all, is linear in it.
+            counts = made[0].dtype.kind == "i" and 2 not in sized and abs(int(given(inputs, 2).reshape(-1)[0])) == 1
+            if not counts or not made[0].size or not again[0].size:
+                raise Unsupported("Range counts something else than the samples of the batch")
+            return True
         for i in sized:
             if (node.op_type, i) in _SHAPES:
                 continue
+            if node.op_type == "Cast" and not (made[0].dtype.kind == "i" and made[0].dtype.itemsize >= 4):
+                # Rounded, what two batches give may be one number that others do not give.
+                raise Unsupported("Cast makes a real number of the size of the batch")
             if node.op_type not in _SIZES or (node.op_type in ("Mul", "Add", "Sub") and len(sized) > 1):
                 raise Unsupported(f"{node.op_type} works on a number that depends on the size of the batch")
             if node.op_type in ("Gather", "Slice") and i > 0:
@@ -229,9 +274,9 @@ class Walk:
         except Unsupported:
             # What x makes may be anything, of other samples' x too, but then no probe tells Hessians; weights must not
             # depend on the place in the batch.
-            if not self.free(node) or all(name in self.known for name in node.inputs if name):
+            known = all(name in self.known for name in node.inputs if name)
+            if known or not self.free(node) or node.op_type in _ROUNDED:
                 raise
-            self.stirred = True
             return True
         return False
 
@@ -251,6 +296,12 @@ class Walk:
     def rule(self, node: Node, inputs: Sequence[Tensor | None]) -> list[Fact]:
         op, attributes = node.op_type, node.attributes
         facts = [self.fact(name) if name else None for name in node.inputs]
+        if op in ("Max", "Min", "Clip") and not self.free(node):
+            facts = [
+                None if name and self.idle(node, i) else f
+                for i, (name, f) in enumerate(zip(node.inputs, facts, strict=True))
+            ]
+            facts = facts if op == "Clip" else [f for f in facts if f is not None]
         present = [f for f in facts if f is not None]
         a = facts[0]
         assert a is not None
@@ -267,6 +318,18 @@ class Walk:
         if op == "Concat":
             planes = [run(node, p) for p in zip(*((f.lo, f.hi, f.code, f.form, f.trend) for f in present), strict=True)]
             return [Fact(*(p[0] for p in planes))]
+        if op == "ScatterND" and node.inputs[1] in self.known and attributes.get("reduction", b"none") == b"none":
+            data, put = a, present[2]
+            pairs = zip(
+                (data.lo, data.hi, data.code, data.form, data.trend),
+                (put.lo, put.hi, put.code, put.form, put.trend),
+                strict=True,
+            )
+            return [Fact(*(run(node, [p, inputs[1], q])[0] for p, q in pairs))]
+        if op == "Where" and (joined := self.chosen(node)) is not None:
+            return [joined]
+        if op == "Mul" and any(self.is_sign(one, other) for one, other in (node.inputs, node.inputs[::-1])):
+            return [rules.absolute(facts[1] if self.is_sign(*node.inputs) else a)]  # type: ignore[arg-type]
         if op == "Pad" and all(name in self.known for name in node.inputs[1:] if name):
             value = optional(inputs, 2)
             filled = rules.constant(0.0 if value is None else float(value.reshape(-1)[0]))
@@ -318,6 +381,42 @@ class Walk:
         # Whatever it does: of values free of y it makes values free of y.
         free = all(f.free.all() for f in present)
         return [rules.anything(self.values[name].shape, FREE if free else 0) for name in node.outputs if name]
+
+    def chosen(self, node: Node) -> Fact | None:
+        """A Where that takes the larger or the smaller of its branches, as torch writes maxima and PReLU.
+
+        where(p > q, p, q) = max(p, q)
+        where(u > 0, u, s·u) = max(u, s·u) for s <= 1, and min(u, s·u) for s >= 1
+        """
+        condition, yes, no = node.inputs
+        test = self.makers.get(condition)
+        if test is None or test.op_type not in _LARGER:
+            return None
+        p, q = test.inputs if _LARGER[test.op_type] else test.inputs[::-1]  # it is p > q or p >= q
+        a, b = self.fact(yes), self.fact(no)
+        if {p, q} == {yes, no}:
+            return rules.maximum(a, b) if p == yes else rules.minimum(a, b)
+        # u > 0 chooses `yes`, or 0 > u chooses `no`
+        u, other = (yes, no) if self.number(q) == 0 else (no, yes)
+        zero, tested = (q, p) if self.number(q) == 0 else (p, q)
+        product = self.makers.get(other)
+        if self.number(zero) != 0 or tested != u or product is None or product.op_type != "Mul":
+            return None
+        if u not in product.inputs or product.inputs[0] == product.inputs[1]:
+            return None
+        s = self.fact(product.inputs[1] if product.inputs[0] == u else product.inputs[0])
+        if not s.free.all():
+            return None
+        s = s.planes(lambda plane: np.broadcast_to(plane, self.values[node.outputs[0]].shape))
+        rest = rules.where(self.fact(condition), a, b)
+        return rules.select(
+            s.hi <= 1,
+            *rules.stretched(rules.maximum(a, b), rules.select(s.lo >= 1, *rules.stretched(rules.minimum(a, b), rest))),
+        )
+
+    def is_sign(self, sign: str, of: str) -> bool:
+        maker = self.makers.get(sign)
+        return maker is not None and maker.op_type == "Sign" and maker.inputs[0] == of
 
     def keeps(self, cast: Node) -> bool:
         """Whether a Cast leaves numbers as they are, up to the rounding of y's own dtype."""
@@ -475,7 +574,11 @@ class Walk:
             return _NONE
         if op == "Cast" and not self.keeps(node):
             return _OTHER
-        if op in MOVERS or op in _SUMS or op in ("Add", "Sub", "Neg", "Concat", "Sum", "Pad", "Cast"):
+        if (op in MOVERS or op in _SUMS or op in ("Pad", "ScatterND")) and node.inputs[1:2]:
+            where = node.inputs[1]
+            if where and where not in self.known:
+                return _OTHER  # which entries, depends on x or y
+        if op in MOVERS or op in _SUMS or op in ("Add", "Sub", "Neg", "Concat", "Sum", "Pad", "ScatterND", "Cast"):
             return most
         if op == "Einsum" and len(kinds) != 2:
             return _OTHER  # a third operand is a factor, not a summand as it is of Gemm and Conv
@@ -684,6 +787,16 @@ def _worked_axes(node: Node, inputs: Sequence[Tensor | None]) -> list[tuple[int,
         return [(0, range(normal(attributes.get("axis", -1), rank), rank))]
     if op in ("Gather", "Split"):
         return [(0, (attributes.get("axis", 0),))]
+    if op == "TopK":
+        return [(0, (attributes.get("axis", -1),))]
+    if op == "GatherND":
+        batch = attributes.get("batch_dims", 0)
+        return [(0, range(batch, batch + given(inputs, 1).shape[-1])), (1, (-1,))]
+    if op == "ScatterND":
+        index = given(inputs, 1)
+        return [(0, range(index.shape[-1])), (1, range(index.ndim)), (2, range(index.ndim - 1))]
+    if op == "EyeLike":
+        return [(0, (0, 1))]
     if op == "CumSum":
         return [(0, (int(given(inputs, 1).reshape(-1)[0]),))]
     if op == "Concat":

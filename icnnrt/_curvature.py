@@ -260,6 +260,14 @@ def exponential(a: Fact) -> Fact:
     return compose(a, np.maximum(down(np.exp(a.lo)), 0), hi, convex=True, rising=True, form=form)
 
 
+def hyperbolic_cosine(a: Fact) -> Fact:
+    """½ (e^u + e^−u): its logarithm is convex, and rises where u >= 0."""
+    rising, falling = a.lo >= 0, a.hi <= 0
+    result = compose(a, 1.0, np.inf, convex=True, rising=rising, falling=falling)
+    logs = a.has(AFFINE) | rising & a.has(CONVEX) | falling & a.has(CONCAVE)
+    return fact(result.lo, result.hi, result.code, logs * LOG_CONVEX, result.trend)
+
+
 def logarithm(a: Fact) -> Fact:
     positive = a.lo >= 0
     lo = np.where(positive, down(np.log(np.maximum(a.lo, 0))), -np.inf)
@@ -444,6 +452,7 @@ ENTRYWISE: Final[dict[str, Rule]] = {
     "Abs": lambda _, f: absolute(*f),
     "Exp": lambda _, f: exponential(*f),
     "Log": lambda _, f: logarithm(*f),
+    "Cosh": lambda _, f: hyperbolic_cosine(*f),
     "Sqrt": lambda _, f: root(*f),
     "Reciprocal": lambda _, f: reciprocal(*f),
     "Relu": lambda _, f: relu(*f),

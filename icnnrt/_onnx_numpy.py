@@ -240,10 +240,7 @@ def _flatten(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
 
 def _squeeze(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
     z = given(inputs, 0)
-    axes = axes_of(attributes, inputs, z.ndim)
-    if axes is None:
-        raise Unsupported("Squeeze without axes depends on the size of the batch")
-    return (np.squeeze(z, axes),)
+    return (np.squeeze(z, axes_of(attributes, inputs, z.ndim)),)
 
 
 def _unsqueeze(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -320,6 +317,56 @@ def _gather(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
     if index.dtype.kind not in "iu":
         raise Unsupported("the indices of a Gather are not integers")
     return (np.take(z, index, axis),)
+
+
+def _gather_nd(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
+    z, index, batch = given(inputs, 0), given(inputs, 1), attributes.get("batch_dims", 0)
+    if index.dtype.kind not in "iu" or not 0 <= batch < min(z.ndim, index.ndim):
+        raise Unsupported("the indices of a GatherND are not integers, or its batch dimensions not there")
+    if z.shape[:batch] != index.shape[:batch] or not 1 <= index.shape[-1] <= z.ndim - batch:
+        raise Unsupported("the indices of a GatherND do not fit what they pick from")
+    places = [*np.ogrid[tuple(slice(s) for s in index.shape[:-1])][:batch], *np.moveaxis(index, -1, 0)]
+    return (z[tuple(places)],)
+
+
+def _scatter_nd(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
+    z, index, put = (given(inputs, i) for i in range(3))
+    if attributes.get("reduction", b"none") != b"none" or index.dtype.kind not in "iu" or not index.ndim:
+        raise Unsupported("ScatterND is known here in its plain form alone")
+    depth = index.shape[-1]
+    if not 1 <= depth <= z.ndim or put.shape != (*index.shape[:-1], *z.shape[depth:]):
+        raise Unsupported("the indices and updates of a ScatterND do not fit what they change")
+    places = index.reshape(-1, depth) % np.array(z.shape[:depth]) if z.size else index.reshape(-1, depth)
+    if len(np.unique(places, axis=0)) < len(places):
+        raise Unsupported("ScatterND writes to one place twice")
+    result = z.copy()
+    result[tuple(np.moveaxis(index, -1, 0))] = put
+    return (result,)
+
+
+def _eye_like(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
+    z = given(inputs, 0)
+    dtype = DTYPES.get(attributes["dtype"]) if "dtype" in attributes else z.dtype
+    if z.ndim != 2 or dtype is None:
+        raise Unsupported("EyeLike takes a matrix, and data types that are known here")
+    return (np.eye(z.shape[0], z.shape[1], attributes.get("k", 0)).astype(dtype),)
+
+
+def _range(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
+    start, limit, delta = (given(inputs, i).reshape(-1)[0] for i in range(3))
+    if delta == 0:
+        raise Unsupported("Range has a step of zero")
+    (count,) = check_size([max(math.ceil((limit - start) / delta), 0)])
+    return ((start + np.arange(count) * delta).astype(start.dtype),)
+
+
+def _top_k(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
+    z, k = given(inputs, 0), int(given(inputs, 1).reshape(-1)[0])
+    axis = normal(attributes.get("axis", -1), z.ndim)
+    if z.dtype.kind != "f" or not 0 <= k <= z.shape[axis] or not attributes.get("sorted", 1):
+        raise Unsupported("TopK is known here of sorted real numbers alone")
+    order = np.argsort(-z if attributes.get("largest", 1) else z, axis, kind="stable").take(range(k), axis)
+    return np.take_along_axis(z, order, axis), order
 
 
 def _pad(attributes: Attributes, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -512,6 +559,17 @@ operators: Final[dict[str, Operator]] = {
     "Erf": _unary(lambda z: _erf(z).astype(z.dtype)),
     "Sin": _unary(np.sin),
     "Cos": _unary(np.cos),
+    "Tan": _unary(np.tan),
+    "Asin": _unary(np.arcsin),
+    "Acos": _unary(np.arccos),
+    "Atan": _unary(np.arctan),
+    "Sinh": _unary(np.sinh),
+    "Cosh": _unary(np.cosh),
+    "Asinh": _unary(np.arcsinh),
+    "Acosh": _unary(np.arccosh),
+    "Atanh": _unary(np.arctanh),
+    "Softsign": _unary(lambda z: z / (1 + np.abs(z))),
+    "Round": _unary(np.round),
     "Sign": _unary(np.sign),
     "Floor": _unary(np.floor),
     "Ceil": _unary(np.ceil),
@@ -537,6 +595,7 @@ operators: Final[dict[str, Operator]] = {
     "Equal": _binary(np.equal),
     "And": _binary(np.logical_and),
     "Or": _binary(np.logical_or),
+    "Xor": _binary(np.logical_xor),
     "Max": _many(np.maximum),
     "Min": _many(np.minimum),
     "Sum": _many(np.add),
@@ -557,6 +616,11 @@ operators: Final[dict[str, Operator]] = {
     "Slice": _slice,
     "Split": _split,
     "Gather": _gather,
+    "GatherND": _gather_nd,
+    "ScatterND": _scatter_nd,
+    "TopK": _top_k,
+    "EyeLike": _eye_like,
+    "Range": _range,
     "Pad": _pad,
     "Trilu": _trilu,
     "MatMul": _matmul,

@@ -85,16 +85,19 @@ def classify(
     to be, None if it is not. eps: unit of rounding of the graph.
     """
     cuts: list[float] = []
+    known: dict[tuple[float, float], _Whole] = {}  # a cut leaves the other pieces as they are
     while len(cuts) < MAX_PIECES:
         ends = [lo, *sorted(cuts), hi]
         try:
-            pieces = [_Piece(variable, a, b, makers, number).finished(target) for a, b in itertools.pairwise(ends)]
+            for a, b in itertools.pairwise(ends):
+                if (a, b) not in known:
+                    known[a, b] = _Piece(variable, a, b, makers, number).finished(target)
         except _Cut as cut:
             cuts.append(cut.at)
             continue
         except _Stuck:
             return None
-        return _join(pieces, ends, eps) if lo < hi else None
+        return _join([known[piece] for piece in itertools.pairwise(ends)], ends, eps) if lo < hi else None
     return None
 
 
@@ -363,6 +366,7 @@ _DERIVATIVES: Final[dict[str, Callable[..., _Pair]]] = {
     "Neg": lambda a: (-a[0], -a[1]),
     "Identity": lambda a: a,
     "Exp": _chain(np.exp, np.exp),
+    "Cosh": _chain(np.cosh, np.sinh),
     "Log": _chain(np.log, np.reciprocal),
     "Sqrt": _chain(np.sqrt, lambda v: 0.5 / np.sqrt(v)),
     "Reciprocal": _chain(np.reciprocal, lambda v: -1 / np.square(v)),

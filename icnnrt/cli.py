@@ -1,4 +1,5 @@
-"""The command line. Commands of other packages come in by the entry-point group `icnnrt.commands`.
+"""The command line. Commands of other packages come in by the entry-point group `icnnrt.commands`, checks of `verify`
+that need torch by `icnnrt.checks`.
 
 An entry point names a function that typer can make a command of. It is loaded for `--help` and when it is called, so
 its module must be quick to import: what is heavy (torch) belongs into the function.
@@ -15,7 +16,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from icnnrt.recommend import Recommendation
+    from icnnrt.verify import Check
 
 ENTRY_POINTS: Final = "icnnrt.commands"
+CHECKS: Final = "icnnrt.checks"
 ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 ROWS_SHOWN: Final = 8
@@ -498,6 +501,20 @@ def verify(
             "--recommend", metavar="GAP", help="Say how many iterations reach this duality gap; INPUT makes it telling."
         ),
     ] = None,
+    torchscript: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A TorchScript file that should compute what the package does. Needs torch, which runs what the file "
+            "holds: give it none that you do not trust.",
+        ),
+    ] = None,
+    program: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="A torch.export program (.pt2) likewise; several may be given. The same caution holds."
+        ),
+    ] = None,
     native: NativeFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -509,16 +526,23 @@ def verify(
     2 wrong usage
     4 a check failed
     """
+    from dataclasses import replace
+
     from icnnrt import tabular
     from icnnrt.package import Package
     from icnnrt.verify import verify as check
 
+    compare = _torch_files() if torchscript or program else None
     x = None if data is None else tabular.read_array(data, "x", Package.open(package).manifest.x_shape)
     screen = console(err=True)
     with screen.status("verifying") as status:
         report = check(
             package, x, samples=samples, seed=seed, native=native, progress=lambda stage: status.update(stage)
         )
+        if compare is not None:
+            status.update("files of torch")
+            told = compare(package, torchscript, program or [], x, samples=samples, seed=seed, native=native)
+            report = replace(report, checks=(*report.checks, *told))
     advice = None if gap is None else _recommend(package, x, gap, samples, seed)
     if as_json:
         print_json({**report.as_dict(), **({} if advice is None else {"recommend": advice.as_dict()})})
@@ -547,6 +571,18 @@ def verify(
             )
     if not report.passed:
         raise typer.Exit(CHECK_FAILED)
+
+
+def _torch_files() -> "Callable[..., list[Check]]":
+    """The check of files of torch, from whoever has torch."""
+    for point in importlib.metadata.entry_points(group=CHECKS, name="torch_files"):
+        try:
+            found: Callable[..., list[Check]] = point.load()
+        except Exception as error:
+            reason = f"cannot be loaded from {point.value} ({type(error).__name__}: {error})"
+            raise MissingDependencyError(f"verify: the check {reason}; pip install 'icnnrt[export]'.") from error
+        return found
+    raise MissingDependencyError("verify: no check of files of torch is installed; pip install 'icnnrt[export]'.")
 
 
 def _recommend(package: Path, x: "NDArray[Any] | None", gap: float, samples: int, seed: int) -> "Recommendation":

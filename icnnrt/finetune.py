@@ -1,7 +1,8 @@
 """On-device fine-tuning with onnxruntime alone: steps of train.onnx, each checked before its weights are used.
 
 One step computes y* = argmin f(x, ·) − H, a loss of y*, the gradient of the loss through the argmin, and the
-optimiser's update, all in one graph. The new weights go into the session's buffers only if the loss, the gradient and
+optimiser's update, all in one graph. Weights that must not be negative for f to be convex are projected, there or
+here. The new weights go into the session's buffers only if the loss, the gradient and
 they themselves are finite and the energy is convex; otherwise weights and state are as they were, and the report says
 why.
 
@@ -522,6 +523,7 @@ class FineTuner:
             status = self._status(out)
             verdict = self._verdict(out, status)
             undone = self._undo_if_guilty(verdict, data)
+            self._project(out)
             reason = self._why_undone if undone else self._refusal(out, status)
             if not reason:
                 before = _Trial(self._weights, self._state, verdict.unsafe, data)
@@ -632,6 +634,14 @@ class FineTuner:
             broken = f"the energy is not convex at sample {int(np.argmax(status == Status.NOT_CONVEX))}"
         return _Verdict(broken, float((~out["safe"] | (status >= Status.SOLVER)).mean()))
 
+    def _project(self, out: Arrays) -> None:
+        """θ <- max(θ, 0) of the weights that f's convexity needs. The graph does so itself, but for weights that were
+        not known to need it when it was exported: `icnnrt.repair` marks those that it clips."""
+        for name in self._nonnegative:
+            new = out[f"new.{name}"]
+            if new.min() < 0:
+                out[f"new.{name}"] = np.maximum(new, 0)
+
     def _refusal(self, out: Arrays, status: NDArray[np.int8]) -> str:
         """Why these weights must not be used; empty if they may."""
         if not math.isfinite(out["loss"]):
@@ -651,7 +661,7 @@ class FineTuner:
             return "a new weight is not finite; lower the learning rate"
         for name in self._nonnegative:
             if not out[f"new.{name}"].min() >= 0:
-                return f"{name} would fall below zero and the energy would cease to be convex; export the package again"
+                return f"{name} would not be a number; lower the learning rate"
         return ""
 
     def _snapshot(self) -> tuple[Arrays, Arrays, _Trial | None]:

@@ -53,9 +53,10 @@ def project(
     seed:  of those, and of the points y
 
     The verdict (`icnnrt.convexity`) names the weights whose sign broke a rule; their negative entries become 0, until f
-    is proven convex. The network is another one afterwards, how different, the report says: clipping may cost much of
-    what was trained, and training with the constraint is better where it can be done. Nothing is written if f cannot
-    be proven convex in this way, which is an `InputError`.
+    is proven convex. They are marked nonnegative in the manifest, so that fine-tuning projects them after each step,
+    whether or not train.onnx does. The network is another one afterwards, how different, the report says: clipping may
+    cost much of what was trained, and training with the constraint is better where it can be done. Nothing is written
+    if f cannot be proven convex in this way, which is an `InputError`.
     """
     package = Package.open(source)
     if package.manifest.kind == "gradient":

@@ -14,6 +14,8 @@
     adjoint       x̄, θ̄ and, of a box, the cotangents of its bounds against central differences of the K-step argmin
     status        how many samples have which status
 
+Points y lie in the package's domain, within random bounds where that is a box; without a solver in [0, 1]^n.
+
 A check judges the worst sample against that sample's own bound, except for the adjoint: the K-step argmin of a
 piecewise-linear energy has kinks in x and θ, a difference that straddles one is not a derivative, and so the median
 over the samples is judged there.
@@ -51,6 +53,7 @@ ADJOINT_SAMPLES: Final = 16  # θ̄ of one sample takes a run of its own, so onl
 WEIGHT_DIRECTIONS: Final = 2
 CURVATURE_ITERATIONS: Final = 12
 CURVATURE_STEP: Final = 0.05
+FAR: Final = 3.0  # how many times further out than a typical point of R^n
 # max |H − H'| / max |H|: both halves are sums of the same terms in another order.
 SKEW: Final = {"float64": 1e-9, "float32": 1e-3}
 
@@ -153,7 +156,7 @@ def verify(
         _nonnegative(package),
     ]
     rng = np.random.default_rng(seed)
-    X = _contexts(manifest, x, samples, rng)
+    X = contexts(manifest, x, samples, rng)
     with load(package, providers=providers, threads=threads, native=native) as session:
         trial = _Trial(session, X, rng)
         if manifest.kind == "energy":
@@ -201,7 +204,8 @@ def verify(
     )
 
 
-def _contexts(manifest: Manifest, x: object, samples: int, rng: np.random.Generator) -> NDArray[Any]:
+def contexts(manifest: Manifest, x: object, samples: int, rng: np.random.Generator) -> NDArray[Any]:
+    """At most so many finite samples of x, in their order; without x standard normal ones."""
     if x is None:
         return rng.standard_normal((samples, *manifest.x_shape)).astype(manifest.dtype)
     X = batch(x, "x", manifest.dtype, manifest.x_shape)
@@ -302,10 +306,24 @@ class _Trial:
         f, g = self.session.value_and_gradient(self.X if X is None else X, y.astype(self.session.dtype))
         return f.astype(np.float64), g.astype(np.float64)
 
-    def noise(self, f: Array, g: Array) -> Array:
-        """What rounding may add to f, as in the verdict on a sample: [B]."""
-        slopes = g[:, None, :].astype(self.session.dtype)
-        return certificate.rounding(np.abs(f), slopes, f[:, None])
+    def noise(self, f: Array, g: Array, y: Array) -> Array:
+        """What rounding may add to f at y, as in the verdict on a sample: [B]."""
+        reach = (np.abs(g) * np.maximum(0.5, np.abs(y))).sum(1)
+        return certificate.ROUNDING * np.finfo(self.session.dtype).eps * np.maximum(1.0, np.abs(f) + reach)
+
+    def interior(self, room: float) -> Array:
+        """Random points p [B, n] of the domain, in float64, about `room` or more away from its edges."""
+        p = self.somewhere(len(self.X))
+        if self.domain is UNIT_BOX:
+            return room + (1 - 2 * room) * p
+        return 0.5 * (p + 1.0 / self.n) if self.domain is SIMPLEX else p
+
+    def along(self, d: Array, room: float) -> Array:
+        """Directions d [B, n], made such that interior(room) ± room·d lies in the domain."""
+        if self.domain is SIMPLEX:
+            d = d - d.mean(1, keepdims=True)
+        d = d / np.maximum(np.abs(d).max(1, keepdims=True), np.finfo(np.float64).tiny)
+        return d * min(1.0, 0.5 / (self.n * room)) if self.domain is SIMPLEX else d
 
     # --- The energy ------------------------------------------------------------------------------
 
@@ -314,16 +332,15 @@ class _Trial:
 
         For convex φ(t) = f(y + t d) that is the subgradient inequality, true for every h > 0, at kinks too.
         """
-        B, n, steps = len(self.X), self.n, self.floating.gradient_steps
+        B, steps = len(self.X), self.floating.gradient_steps
         room = max(steps)
         outside, allowed, width, size = [], [], [], []
         for _ in range(DIRECTIONS):
             # y in the dtype first, so that y, y + h d and y − h d lie on one line as nearly as they can.
-            y = (room + (1 - 2 * room) * self.rng.random((B, n))).astype(self.session.dtype).astype(np.float64)
-            d = self.rng.standard_normal((B, n))
-            d /= np.abs(d).max(1, keepdims=True)
+            y = self.at.y(self.interior(room)).astype(self.session.dtype).astype(np.float64)
+            d = self.at.scale * self.along(self.rng.standard_normal(y.shape), room)
             f, g = self.f(y)
-            noise = self.noise(f, g)
+            noise = self.noise(f, g, y)
             for h in steps:
                 # What the dtype makes of the step, so that the rounding of y does not count.
                 forth, back = ((y + t * d).astype(self.session.dtype).astype(np.float64) - y for t in (h, -h))
@@ -344,26 +361,28 @@ class _Trial:
         return _worst("gradient", outside_all, np.concatenate(allowed), what)
 
     def convexity(self) -> Check:
-        """f((a + b)/2) <= (f(a) + f(b))/2 for a, b in the box: random points, corners, and where it bends down most."""
+        """f((a + b)/2) <= (f(a) + f(b))/2 for a, b in the domain: random points, corners, and where it bends down most.
+
+        The corners of a simplex are the unit vectors; R^n has none, and points further out stand in for them.
+        """
         B, n, count = len(self.X), self.n, 0
         excess, allowed = [], []
         for _ in range(DIRECTIONS):
-            y = self.rng.random((B, n))
-            d = self._least_curved(y)
-            # As far as the box reaches both ways, and a tenth of that.
-            reach = np.where(d >= 0, 1 - y, y) / np.maximum(np.abs(d), 1e-12)
-            back = np.where(d >= 0, y, 1 - y) / np.maximum(np.abs(d), 1e-12)
-            t = np.minimum(reach, back).min(1, keepdims=True) * d
-            corners = np.round(self.rng.random((2, B, n)))
-            anywhere = self.rng.random((2, B, n))
-            segments: list[tuple[Array, Array]] = [
-                (anywhere[0], anywhere[1]),
-                (corners[0], corners[1]),
-                (y - t, y + t),
-                (y - 0.1 * t, y + 0.1 * t),
-            ]
-            for a, b in segments:
-                found, noise = self._above_chord(np.clip(a, 0.0, 1.0), np.clip(b, 0.0, 1.0))
+            p = self.somewhere(B)
+            d = self._least_curved(p)
+            t = self._reach_along(p, d) * d
+            anywhere = [self.somewhere(B), self.somewhere(B)]
+            if self.domain is SIMPLEX:
+                corners = list(np.eye(n)[self.rng.integers(n, size=(2, B))])
+            elif self.domain is SPACE:
+                corners = [FAR * far for far in self.rng.standard_normal((2, B, n))]
+            else:
+                corners = list(np.round(self.rng.random((2, B, n))))
+            segments = [anywhere, corners, [p - t, p + t], [p - 0.1 * t, p + 0.1 * t]]
+            for ends in segments:
+                if self.domain is not SPACE:
+                    ends = [np.clip(end, 0.0, 1.0) for end in ends]
+                found, noise = self._above_chord(*(self.at.y(end) for end in ends))
                 excess.append(found)
                 allowed.append(noise)
             count += len(segments)
@@ -375,25 +394,43 @@ class _Trial:
         T = self.session.dtype
         a, b = a.astype(T).astype(np.float64), b.astype(T).astype(np.float64)
         (f_a, g_a), (f_b, g_b), (f_m, g_m) = self.f(a), self.f(b), self.f((a + b) / 2)
-        noise = np.max([self.noise(f_a, g_a), self.noise(f_b, g_b), self.noise(f_m, g_m)], axis=0)
+        noise = np.max([self.noise(f_a, g_a, a), self.noise(f_b, g_b, b), self.noise(f_m, g_m, (a + b) / 2)], axis=0)
         return np.maximum(f_m - (f_a + f_b) / 2, 0.0), 2 * noise
 
-    def _least_curved(self, y: Array) -> Array:
-        """Directions d [B, n] of small, if possible negative, d'∇²f(y)d: the power method on c − ∇²f.
+    def _reach_along(self, p: Array, d: Array) -> Array:
+        """The largest t [B, 1] with p ± t d in the domain; of R^n the length of a typical p."""
+        if self.domain is SPACE:
+            return np.full((len(p), 1), math.sqrt(self.n))
+        size = np.maximum(np.abs(d), 1e-12)
+        room = p if self.domain is SIMPLEX else np.minimum(p, 1 - p)
+        return np.asarray((room / size).min(1, keepdims=True))
+
+    def _least_curved(self, p: Array) -> Array:
+        """Directions d [B, n] of small, if possible negative, d'∇²f(p)d: the power method on c − ∇²f, in p.
 
         A random direction misses one negative eigenvalue among many positive ones. The Hessian is told by differences
         of g over a wide step, so kinks show as curvature too. It only chooses where to look: it convicts nobody.
         """
-        d = self.rng.standard_normal(y.shape)
-        c = np.zeros((len(y), 1))
+        f_of_p = reference.in_coordinates(self.f, self.at)
+        tangent = self.domain is SIMPLEX
+        step = min(CURVATURE_STEP, 0.5 / self.n) if tangent else CURVATURE_STEP
+        # Far enough from the edges that p ± step d stays in the domain.
+        if tangent:
+            p = 0.5 * (p + 1.0 / self.n)
+        elif self.domain is UNIT_BOX:
+            p = step + (1 - 2 * step) * p
+        d = self.rng.standard_normal(p.shape)
+        c = np.zeros((len(p), 1))
         for _ in range(CURVATURE_ITERATIONS):
-            d /= np.linalg.norm(d, axis=1, keepdims=True)
-            bend = (self.f(y + CURVATURE_STEP * d)[1] - self.f(y - CURVATURE_STEP * d)[1]) / (2 * CURVATURE_STEP)
+            if tangent:
+                d = d - d.mean(1, keepdims=True)
+            d = d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+            bend = (f_of_p(p + step * d)[1] - f_of_p(p - step * d)[1]) / (2 * step)
             bend = np.where(np.isfinite(bend), bend, 0.0)
             c = np.maximum(c, np.linalg.norm(bend, axis=1, keepdims=True))
-            step = c * d - bend
-            d = np.where(np.linalg.norm(step, axis=1, keepdims=True) > 0, step, d)
-        return d
+            moved = c * d - bend
+            d = np.where(np.linalg.norm(moved, axis=1, keepdims=True) > 0, moved, d)
+        return d - d.mean(1, keepdims=True) if tangent else d
 
     def monotony(self) -> Check:
         """(g(a) − g(b))'(a − b) >= 0, which holds for the gradient of a convex function and no other."""
@@ -412,13 +449,13 @@ class _Trial:
 
     def hvp(self) -> Check:
         """∇²f v against [∇f(y + h v) − ∇f(y − h v)] / 2h."""
-        y, v = self._interior(), self.rng.standard_normal((len(self.X), self.n))
+        y, v = self._interior()
         product = self.session.hvp(self.X, y, v.astype(self.session.dtype)).astype(np.float64)
         return self._against_differences("hvp", product, lambda t: self.g(y + t * v), "∇f along v")
 
     def hessian(self) -> Check:
         """The dense Hessian: along a direction against differences of ∇f, and symmetric."""
-        y, v = self._interior(), self.rng.standard_normal((len(self.X), self.n))
+        y, v = self._interior()
         H = self.session.hessian(self.X, y).astype(np.float64)
         skew = np.abs(H - H.swapaxes(1, 2)).max((1, 2)) / np.maximum(1.0, np.abs(H).max((1, 2)))
         product = np.einsum("bij,bj->bi", H, v)
@@ -433,7 +470,7 @@ class _Trial:
         """∇_x f'd against [f(x + h d) − f(x − h d)] / 2h."""
         if not self.X[0].size:
             return Check("gradient_x", None, None, "skipped", "the energy has no context")
-        y, T = self._interior(), self.session.dtype
+        (y, _), T = self._interior(), self.session.dtype
         size = math.sqrt(float(np.mean(np.square(self.X, dtype=np.float64)))) or 1.0
         d = self.rng.standard_normal(self.X.shape) * (size / math.sqrt(self.X[0].size))
         told = _rows(self.session.gradient_x(self.X, y).astype(np.float64) * d)[:, None]
@@ -443,8 +480,11 @@ class _Trial:
 
         return self._against_differences("gradient_x", told, along, "f along a direction of x")
 
-    def _interior(self) -> Array:
-        return (0.1 + 0.8 * self.rng.random((len(self.X), self.n))).astype(self.session.dtype).astype(np.float64)
+    def _interior(self) -> tuple[Array, Array]:
+        """Points y of the domain, and directions with room for every step of `_against_differences`."""
+        room = 0.1
+        y = self.at.y(self.interior(room)).astype(self.session.dtype).astype(np.float64)
+        return y, self.at.scale * self.along(self.rng.standard_normal(y.shape), room)
 
     def _against_differences(self, name: str, told: Array, along: Callable[[float], Array], what: str) -> Check:
         """told [B, m] against central differences of `along`, at the step that comes nearest for each sample.

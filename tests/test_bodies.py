@@ -371,7 +371,7 @@ def test_no_constant_was_rounded_to_float32():
             assert attribute.name in ("value", "value_int", "value_ints")
             if attribute.name == "value":
                 array = onnx.numpy_helper.to_array(attribute.t)
-                assert array.dtype in (np.float64, np.int64)
+                assert array.dtype in (np.float64, np.int64, np.bool_)
                 if array.dtype == np.float64:
                     assert set(np.abs(array).ravel().tolist()) <= known
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from icnnrt.errors import ExportError, InputError  # noqa: E402
 from icnnrt_exporters import checkpoint  # noqa: E402
-from icnnrt_models import FICNN, BundleEntropyArgmin  # noqa: E402
+from icnnrt_models import FICNN, BregmanProximalGradient, BundleEntropyArgmin  # noqa: E402
 
 
 def energy(seed: int = 0, hidden: tuple[int, ...] = (3,)) -> FICNN:
@@ -183,3 +183,27 @@ def test_settings_come_from_the_command_then_the_layer_then_the_defaults() -> No
     assert mixed.energy is made.energy
     with pytest.raises(ExportError, match="gap_tolerance must be a finite number > 0"):
         checkpoint.settings(energy(), **{**nothing, "gap_tolerance": -1.0})
+
+
+def test_a_solver_of_another_kind_stays_what_it_is() -> None:
+    nothing = {"n": None, "iterations": None, "steps": None, "gap_tolerance": None}
+    made = BregmanProximalGradient(energy(), 30, 0.5, domain="space", mu=2.0)
+    assert checkpoint.is_solver(made)
+    assert not checkpoint.is_solver(made.energy)
+    kept = checkpoint.settings(made, **{**nothing, "n": 3, "iterations": 12})
+    assert isinstance(kept, BregmanProximalGradient)
+    assert (kept.iterations, kept.step_size, kept.domain, kept.mu) == (12, 0.5, "space", 2.0)
+    with pytest.raises(InputError, match="steps: BregmanProximalGradient has no such setting to change"):
+        checkpoint.settings(made, **{**nothing, "steps": 7})
+
+    class Own(torch.nn.Module):
+        y_dim, iterations, steps, gap_tolerance, residual_tolerance = 3, 5, 20, 1e-2, None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = energy()
+
+    own = Own()
+    assert checkpoint.settings(own, **{**nothing, "n": 3}) is own
+    with pytest.raises(InputError, match="iterations: Own has no such setting"):
+        checkpoint.settings(own, **{**nothing, "iterations": 7})

@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 
 from icnnrt import _native, cli, tabular
 from icnnrt.errors import InputError
+from icnnrt.recommend import recommend
+from icnnrt.session import load
 
 
 def icnnrt(*arguments: object) -> Any:
@@ -97,6 +99,22 @@ def test_entry_points_are_declared_as_they_are_written() -> None:
     for name, value in declared["project"]["entry-points"][cli.ENTRY_POINTS].items():
         assert value == f"icnnrt_exporters.commands:{name}"
         assert callable(getattr(commands, name))
+    assert declared["project"]["entry-points"][cli.CHECKS] == {"torch_files": "icnnrt_exporters.commands:torch_files"}
+    assert callable(commands.torch_files)
+
+
+def test_without_its_check_verify_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, digits_like_package: Path, tmp_path: Path
+) -> None:
+    points: list[importlib.metadata.EntryPoint] = []
+    plain = importlib.metadata.entry_points
+    monkeypatch.setattr(
+        cli.importlib.metadata, "entry_points", lambda **k: points if k.get("group") == cli.CHECKS else plain(**k)
+    )
+    command = ("verify", digits_like_package, "--torchscript", tmp_path / "f.pt")
+    assert "no check of files of torch is installed; pip install" in sentence(icnnrt(*command))
+    points.append(importlib.metadata.EntryPoint("torch_files", "no_such_module_here:check", cli.CHECKS))
+    assert "cannot be loaded from no_such_module_here" in sentence(icnnrt(*command))
 
 
 def test_the_version() -> None:
@@ -452,6 +470,19 @@ def test_verify_fails_a_package_that_is_not_convex_with_exit_code_4(nonconvex_pa
     assert {check["name"]: check["verdict"] for check in content["checks"]}["convexity"] == "fail"
 
 
+def test_verify_recommends_iterations_for_a_gap(digits_like_package: Path, inputs: Path) -> None:
+    options = ("--data", inputs / "x.npy", "--samples", 4, "--recommend")
+    told = json.loads(icnnrt("verify", digits_like_package, *options, "1e-2", "--json").stdout)["recommend"]
+    with load(digits_like_package) as session:
+        expected = recommend(session, np.load(inputs / "x.npy")[:4], 1e-2)
+    assert told == json.loads(json.dumps(expected.as_dict()))
+    shown = icnnrt("verify", digits_like_package, *options, "1e-2")
+    assert shown.exit_code == 0
+    K = told["iterations"]
+    assert f"90 %: {K['90']}, 99 %: {K['99']}, 100 %: {K['100']}; the package has 8" in shown.stdout
+    assert "gap: expected a positive number" in sentence(icnnrt("verify", digits_like_package, *options, "-1"))
+
+
 def test_verify_with_bad_data(tmp_path: Path, digits_like_package: Path) -> None:
     def bad(x: Any) -> str:
         np.save(tmp_path / "x.npy", x)
@@ -523,9 +554,12 @@ def test_doctor_without_onnxruntime() -> None:
 
 FACTORY = (
     "import torch\n"
-    "from icnnrt_models import FICNN, BundleEntropyArgmin\n"
+    "from icnnrt_models import FICNN, BregmanProximalGradient, BundleEntropyArgmin\n"
     "def small(): return FICNN(2, 3, hidden=(3,), generator=torch.Generator().manual_seed(0))\n"
     "def layer(): return BundleEntropyArgmin(small(), iterations=3, steps=20)\n"
+    "def bregman():\n"
+    "    energy = FICNN(2, 3, hidden=(3,), activation='softplus', generator=torch.Generator().manual_seed(0))\n"
+    "    return BregmanProximalGradient(energy, iterations=5, step_size=0.5)\n"
     "class Bare(torch.nn.Module):\n"
     "    def __init__(self):\n"
     "        super().__init__()\n"
@@ -575,6 +609,21 @@ def test_export_then_run(here: Path) -> None:
     assert packed.exit_code == 0, packed.output
     assert "bytes" in packed.stdout
     assert (here / "value.onnx").stat().st_size > 100
+
+
+def test_export_of_another_solver(here: Path) -> None:
+    refused = icnnrt("export", "cli_factory:bregman", "--out", "made.icnn", "--torchscript", "made.pt")
+    assert "it needs the bundle method" in sentence(refused)
+    result = icnnrt("export", "cli_factory:bregman", "--out", "made.icnn", "--gap-tolerance", "0.1")
+    assert result.exit_code == 0, result.output
+    solver = json.loads(icnnrt("inspect", "made.icnn", "--json").stdout)["solver"]
+    assert (solver["name"], solver["iterations"], solver["step_size"]) == ("BregmanProximalGradient", 5, 0.5)
+    assert solver["gap_tolerance"] == 0.1
+    # verify tells, of this solver too, how many iterations a gap takes
+    told = icnnrt("verify", "made.icnn", "--samples", 4, "--recommend", "0.01", "--json")
+    found = json.loads(told.stdout)["recommend"]
+    assert (found["samples"], found["exported"], found["gap"]) == (4, 5, 0.01)
+    assert all(K is None or 1 <= K <= found["tried"] for K in found["iterations"].values())
 
 
 def test_bad_exports_are_one_sentence_and_write_nothing(here: Path) -> None:

@@ -154,6 +154,91 @@ PROVEN: dict[str, list[onnx.NodeProto]] = {
         node("Squeeze", "d one", "f"),
     ],
     "minus the smallest": [AFFINE, node("ReduceMin", "z one", "m", keepdims=0), node("Neg", "m", "f")],
+    "a maximum of two by a choice": [
+        AFFINE,
+        node("Relu", "z", "r"),
+        node("Gemm", "y W", "w"),
+        node("Mul", "w two", "v2"),
+        node("LessOrEqual", "r v2", "c"),
+        node("Where", "c v2 r", "v"),
+        total("v"),
+    ],
+    "prelu, a slope a channel": [
+        AFFINE,
+        node("Mul", "slopes z", "s"),
+        node("Greater", "z zero", "c"),
+        node("Where", "c z s", "v"),
+        total("v"),
+    ],
+    "prelu, the other way round": [
+        AFFINE,
+        node("Mul", "z slopes", "s"),
+        node("LessOrEqual", "z zero", "c"),
+        node("Where", "c s z", "v"),
+        total("v"),
+    ],
+    "absolute value by its sign": [AFFINE, node("Sign", "z", "s"), node("Mul", "z s", "v"), total("v")],
+    "log cosh": [AFFINE, node("Cosh", "z", "c"), node("Log", "c", "v"), total("v")],
+    "clamped at infinity": [
+        AFFINE,
+        node("Clip", "z tenth infinity", "a"),
+        node("Clip", "a minus_infinity _", "b"),
+        node("Min", "b infinity", "v"),
+        total("v"),
+    ],
+    "entries put into zeros": [
+        AFFINE,
+        node("Relu", "z", "r"),
+        node("Transpose", "r", "rows", perm=[1, 0]),
+        node("Mul", "rows zero", "zeros"),
+        node("Slice", "rows nought two_axis nought", "first"),
+        node("ScatterND", "zeros some_rows first", "put"),
+        node("Transpose", "put", "p", perm=[1, 0]),
+        node("MatMul", "p up", "v"),
+        total("v"),
+    ],
+    "log-sum-exp as torch writes it": [
+        AFFINE,
+        node("ReduceMax", "z one", "m", keepdims=1),
+        node("Abs", "m", "a"),
+        node("Equal", "a infinity", "i"),
+        node("Where", "i zero m", "w"),
+        node("Sub", "z w", "d"),
+        node("Exp", "d", "e"),
+        node("ReduceSum", "e one", "s", keepdims=0),
+        node("Log", "s", "l"),
+        node("Squeeze", "w one", "m0"),
+        node("Add", "l m0", "f"),
+    ],
+    "a context of many operators": [
+        AFFINE,
+        node("EyeLike", "W4", "eye"),
+        node("MatMul", "z eye", "same"),
+        node("Range", "number_0 number_4 number_1", "counted"),
+        node("Unsqueeze", "counted one", "column"),
+        node("GatherND", "V column", "rows"),
+        node("TopK", "x one", "largest", axis=1),
+        node("Atan", "largest", "angle"),
+        node("Softsign", "angle", "soft"),
+        node("Cosh", "soft", "scale"),
+        node("Relu", "same", "r"),
+        node("Mul", "r scale", "v"),
+        node("ReduceSum", "v one", "g", keepdims=0),
+        node("MatMul", "z rows", "moved"),
+        node("ReduceMax", "moved one", "h", keepdims=0),
+        node("Add", "g h", "f"),
+    ],
+    "samples counted beside y": [
+        AFFINE,
+        node("Shape", "x", "size", end=1),
+        node("Squeeze", "size", "B"),
+        node("Range", "number_0 B number_1", "counted"),
+        node("Gather", "x counted", "again", axis=0),
+        node("ReduceSum", "again one", "s", keepdims=1),
+        node("Add", "z s", "moved"),
+        node("Relu", "moved", "v"),
+        total("v"),
+    ],
 }
 NUMBERS: dict[str, Any] = {
     **SCALARS,
@@ -163,6 +248,17 @@ NUMBERS: dict[str, Any] = {
     "G": random(2, 2, 4),
     "mixed": np.array([[1.0, -1.0]] * 4),  # unit 1 is concave, then neither ..
     "ends": np.array([[1.0], [0.0]]),  # .. and nothing reads it
+    "slopes": np.array([0.1, 1.0, 0.5, 0.0]),
+    "infinity": np.inf,
+    "minus_infinity": -np.inf,
+    "nought": np.array([0]),
+    "two_axis": np.array([2]),
+    "some_rows": np.array([[3], [1]]),
+    "up": np.abs(random(3, 4, 2)),
+    "W4": random(4, 4, 4),
+    "number_0": np.array(0),
+    "number_1": np.array(1),
+    "number_4": np.array(4),
 }
 
 
@@ -204,6 +300,45 @@ UNPROVEN: dict[str, list[onnx.NodeProto]] = {
         total("v"),
     ],
     "indefinite form": [node("MatMul", "y W3", "q"), node("Mul", "q y", "v"), total("v")],
+    "a choice of the smaller": [
+        AFFINE,
+        node("Mul", "z two", "d"),
+        node("Greater", "z d", "c"),
+        node("Where", "c d z", "v"),
+        total("v"),
+    ],
+    "prelu with a slope above 1": [
+        AFFINE,
+        node("Mul", "z steep", "s"),
+        node("Greater", "z zero", "c"),
+        node("Where", "c z s", "v"),
+        total("v"),
+    ],
+    "prelu with its branches exchanged": [
+        AFFINE,
+        node("Mul", "z slopes", "s"),
+        node("Greater", "z zero", "c"),
+        node("Where", "c s z", "v"),
+        total("v"),
+    ],
+    "the sign of something else": [
+        node("Sub", "y half", "z"),
+        node("Sub", "z tenth", "w"),
+        node("Sign", "w", "s"),
+        node("Mul", "z s", "v"),
+        total("v"),
+    ],
+    "something concave put beside the rest": [
+        AFFINE,
+        node("Relu", "z", "r"),
+        node("Neg", "r", "n"),
+        node("Transpose", "r", "rows", perm=[1, 0]),
+        node("Transpose", "n", "negative", perm=[1, 0]),
+        node("Slice", "negative nought two_axis nought", "first"),
+        node("ScatterND", "rows some_rows first", "put"),
+        node("Transpose", "put", "v", perm=[1, 0]),
+        total("v"),
+    ],
     "a jump": [node("Greater", "y half", "c"), node("Where", "c zero y", "v"), total("v")],
     "a third branch at one point": [
         node("Greater", "y half", "more"),
@@ -218,7 +353,7 @@ UNPROVEN: dict[str, list[onnx.NodeProto]] = {
 @pytest.mark.parametrize("name", UNPROVEN)
 def test_planted_violations_are_found_with_a_witness(name: str) -> None:
     nodes = UNPROVEN[name]
-    numbers = {**with_rows(nodes), "W3": np.diag([1.0, 1.0, -0.3])}
+    numbers = {**with_rows(nodes), "W3": np.diag([1.0, 1.0, -0.3]), "steep": np.array([0.1, 0.5, 1.5, 1.0])}
     data = model(nodes, numbers)
     verdict = prove(data, {})
     assert verdict.verdict == "violated", verdict.sentence()
@@ -315,6 +450,127 @@ TRAPS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
         ],
         {"three": np.array([3])},
         "mixes",
+    ),
+    "a shape that x makes": (
+        [
+            node("Greater", "x five", "c"),
+            node("Cast", "c", "i", to=7),
+            node("ReduceMax", "i axes", "k", keepdims=0),
+            node("Unsqueeze", "k nought", "end"),
+            node("Slice", "below nought end nought", "more"),
+            node("Concat", "more above", "w", axis=0),  # in some batches it begins with −1
+            node("Slice", "w nought three nought", "weights"),
+            node("Relu", "y", "r"),
+            node("Mul", "r weights", "v"),
+            total("v"),
+        ],
+        {
+            "axes": np.array([0, 1]),
+            "nought": np.array([0]),
+            "three": np.array([3]),
+            "below": -np.ones(2),
+            "above": np.ones(4),
+        },
+        "depends on x or y",
+    ),
+    "entries that x picks": (
+        [
+            node("Slice", "x nought one_axis one_axis", "x0"),
+            node("Greater", "x0 five", "c"),
+            node("Cast", "c", "i", to=7),
+            node("GatherND", "y i", "picked", batch_dims=1),  # y_0, or y_1 where x_0 > 5
+            node("Slice", "y nought one_axis one_axis", "y0"),
+            node("Squeeze", "y0 one_axis", "first"),
+            node("Mul", "picked first", "f"),
+        ],
+        {"nought": np.array([0]), "one_axis": np.array([1])},
+        "GatherND",
+    ),
+    "half the samples, rounded": (
+        [
+            node("Shape", "y", "s", end=1),
+            node("Cast", "s", "b", to=11),
+            node("Mul", "b half", "h"),
+            node("Cast", "h", "whole", to=7),  # 1 of 2 and of 3
+            node("Cast", "whole", "number", to=11),
+            node("Sub", "two number", "w"),
+            node("Relu", "y", "r"),
+            node("Mul", "r w", "v"),
+            total("v"),
+        ],
+        {},
+        "real number of the size of the batch",
+    ),
+    "the samples lost in a large number": (
+        [
+            node("Shape", "y", "s", end=1),
+            node("Cast", "s", "b", to=11),
+            node("Add", "b huge", "lost"),  # 2^55 + 2 and 2^55 + 3 are 2^55
+            node("Sub", "lost huge", "number"),
+            node("Sub", "two number", "w"),
+            node("Relu", "y", "r"),
+            node("Mul", "r w", "v"),
+            total("v"),
+        ],
+        {"huge": 2.0**55},
+        "real number of the size of the batch",
+    ),
+    "samples counted": (
+        [
+            node("Shape", "y", "size", end=1),
+            node("Squeeze", "size", "B"),
+            node("Range", "n0 B n1", "places"),
+            node("Cast", "places", "p", to=11),
+            node("Sub", "five p", "w"),
+            node("Unsqueeze", "w one_axis", "column"),
+            node("Relu", "y", "r"),
+            node("Mul", "r column", "v"),
+            total("v"),
+        ],
+        {"n0": np.array(0), "n1": np.array(1), "one_axis": np.array([1])},
+        "no known sign",
+    ),
+    "every third sample counted": (
+        [
+            node("Shape", "y", "size", end=1),
+            node("Squeeze", "size", "B"),
+            node("Range", "n0 B n3", "places"),  # one of 2 and of 3
+            node("Cast", "places", "p", to=11),
+            node("Add", "y p", "v"),
+            total("v"),
+        ],
+        {"n0": np.array(0), "n3": np.array(3)},
+        "Range counts",
+    ),
+    "what is left after three samples": (
+        [
+            node("Slice", "x three end nought", "rest"),  # nothing of 2 and of 3
+            node("Slice", "rest nought one_axis one_axis", "column"),
+            node("Concat", "column above", "w", axis=0),
+            node("Slice", "w nought three nought", "weights"),
+            node("Transpose", "weights", "row", perm=[1, 0]),
+            node("Relu", "y", "r"),
+            node("Mul", "r row", "v"),
+            total("v"),
+        ],
+        {
+            "nought": np.array([0]),
+            "one_axis": np.array([1]),
+            "three": np.array([3]),
+            "end": np.array([2**31]),
+            "above": np.ones((3, 1)),
+        },
+        "Slice",
+    ),
+    "a batch that is squeezed away": (
+        [node("Slice", "y nought one_axis one_axis", "s"), node("Squeeze", "s", "f")],
+        {"nought": np.array([0]), "one_axis": np.array([1])},
+        "where it is 1",
+    ),
+    "a maximum with infinity": (
+        [node("Max", "y infinity", "v"), total("v")],
+        {},
+        "not finite",
     ),
     "the first three samples": (
         [node("Slice", "y nought three nought", "v"), total("v")],
@@ -543,7 +799,7 @@ class RandomGraph:
     def step(self, a: str, k: int, values: list[tuple[str, int]]) -> tuple[str, int]:
         op, number = self.op, self.number
         zero, unit = number(0.0), number(1.0)
-        match self.choose(16):
+        match self.choose(20):
             case 0 | 1 | 2:
                 j = 1 + self.choose(4)
                 return op("Gemm", a, self.weight(k, j), number(self.rng.standard_normal(j))), j
@@ -588,6 +844,22 @@ class RandomGraph:
                 A = self.rng.standard_normal((k, k))
                 form = op("Mul", a, op("MatMul", a, number(self.one_of(A @ A.T, A))))
                 return op("ReduceSum", form, "one", keepdims=1), 1
+            case 15:
+                slopes = number(self.rng.uniform(*self.one_of((0.0, 1.0), (-1.0, 1.0), (0.0, 2.0), (1.0, 2.0)), k))
+                branches = self.one_of((a, op("Mul", a, slopes)), (op("Mul", slopes, a), a))
+                test = self.one_of("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+                return op("Where", op(test, *self.one_of((a, zero), (zero, a))), *branches), k
+            case 16:
+                b, _ = self.one_of(*[v for v in values if v[1] in (1, k)], (a, k))
+                test = self.one_of("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+                return op("Where", op(test, a, b), *self.one_of((a, b), (b, a))), k
+            case 17:
+                b, _ = self.one_of((a, k), *[v for v in values if v[1] == k])
+                return op("Mul", *self.one_of((a, op("Sign", b)), (op("Sign", b), a))), k
+            case 18:
+                rows, places = op("Transpose", a, perm=[1, 0]), number(np.array([[k - 1]]))
+                put = op("Slice", op("Transpose", self.one_of(a, op("Neg", a)), perm=[1, 0]), *map(number, ([0], [1])))
+                return op("Transpose", op("ScatterND", rows, places, put), perm=[1, 0]), k
         t = op("Tanh", op("Mul", a, number(0.5)))
         expm1 = op("Div", op("Mul", t, number(2.0)), op("Sub", unit, t))
         return op("Where", op("Greater", a, zero), a, expm1), k
@@ -653,6 +925,47 @@ def test_numpy_computes_what_onnxruntime_computes() -> None:
             np.testing.assert_allclose(run(data, x, y), session.run(["f"], {"x": x, "y": y})[0], rtol=1e-9, atol=1e-12)
         compared += 1
     assert compared > 10
+
+
+OPERATORS: list[tuple[str, dict[str, Any], list[Any]]] = [
+    ("EyeLike", {"k": -1}, [np.zeros((3, 4))]),
+    ("EyeLike", {"dtype": 7}, [np.zeros((4, 3))]),
+    ("Range", {}, [np.array(2), np.array(11), np.array(3)]),
+    ("Range", {}, [np.array(3.0), np.array(-1.0), np.array(-0.3)]),
+    ("GatherND", {}, [random(0, 3, 4, 2), np.array([[0, 3], [-1, 1]])]),
+    ("GatherND", {"batch_dims": 1}, [random(0, 3, 4, 2), np.array([[[0]], [[3]], [[-2]]])]),
+    ("GatherND", {"batch_dims": 2}, [random(0, 2, 3, 4), np.array([[[0], [3], [1]], [[2], [-1], [1]]])]),
+    ("ScatterND", {}, [random(0, 4, 3), np.array([[1], [-1]]), random(1, 2, 3)]),
+    ("ScatterND", {}, [random(0, 4, 3), np.array([[[1, 2], [0, 0]]]), random(1, 1, 2)]),
+    ("TopK", {"axis": 0}, [random(0, 4, 3), np.array([2])]),
+    ("TopK", {"largest": 0}, [np.round(random(0, 4, 5)), np.array([3])]),
+    ("Squeeze", {}, [random(0, 1, 3, 1)]),
+    ("Xor", {}, [np.array([True, False]), np.array([True, True])]),
+    *((name, {}, [random(0, 7).astype(np.float32)]) for name in ("Tan", "Atan", "Sinh", "Cosh", "Asinh", "Softsign")),
+    *((name, {}, [np.linspace(-0.9, 0.9, 7, dtype=np.float32)]) for name in ("Asin", "Acos", "Atanh")),
+    ("Acosh", {}, [np.linspace(1.0, 9.0, 7, dtype=np.float32)]),
+    ("Round", {}, [np.array([-1.5, -0.5, 0.5, 1.5, 2.5, 0.7])]),
+]
+
+
+@pytest.mark.parametrize(("op_type", "attributes", "inputs"), OPERATORS)
+def test_an_operator_of_contexts_is_what_onnxruntime_has(
+    op_type: str, attributes: dict[str, Any], inputs: list[np.ndarray[Any, Any]]
+) -> None:
+    names, outputs = [f"i{k}" for k in range(len(inputs))], ["o", "p"] if op_type == "TopK" else ["o"]
+    kinds = [helper.np_dtype_to_tensor_dtype(a.dtype) for a in inputs]
+    graph = helper.make_graph(
+        [helper.make_node(op_type, names, outputs, **attributes)],
+        "one",
+        [helper.make_tensor_value_info(k, T, a.shape) for k, T, a in zip(names, kinds, inputs, strict=True)],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
+    )
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+    true = onnxruntime.InferenceSession(data).run(None, dict(zip(names, inputs, strict=True)))
+    values = evaluate(read_graph(data, {}).nodes, dict(zip(names, inputs, strict=True)))
+    for name, expected in zip(outputs, true, strict=True):
+        assert values[name].dtype == expected.dtype
+        np.testing.assert_allclose(values[name], expected, rtol=1e-5, atol=1e-6)
 
 
 # --- Bytes from strangers ------------------------------------------------------------------------

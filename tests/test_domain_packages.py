@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 import icnnrt
 from icnnrt import Status, reference
+from icnnrt import verify as checks
 from icnnrt.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import InputError
 from icnnrt.finetune import FineTuner
 from icnnrt.verify import verify
-from icnnrt_exporters import TrainSpec
+from icnnrt_exporters import TrainSpec, siblings
 from icnnrt_exporters.exporter import export
 from icnnrt_exporters.optimizers import SGD
 from icnnrt_models import FICNN, BundleEntropyArgmin
@@ -276,6 +278,83 @@ def test_verify_passes(load: Load, kind: str) -> None:
     assert report.passed, [check for check in report.checks if check.verdict == "fail"]
     names = [check.name for check in report.checks]
     assert ("adjoint: bounds" in names) == (kind == "box")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verify_looks_at_the_energy_where_y_lies(load: Load, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not elsewhere, where it need not be convex or even finite; and wherever that is, beyond [0, 1]^n too."""
+    session = load(kind)
+    trial = checks._Trial(session, contexts(5), np.random.default_rng(0))
+    seen: list[np.ndarray] = []
+    plain = icnnrt.Session.value_and_gradient
+
+    def noted(self: icnnrt.Session, x: Any, y: Any) -> Any:
+        seen.append(np.asarray(y))
+        return plain(self, x, y)
+
+    monkeypatch.setattr(icnnrt.Session, "value_and_gradient", noted)
+    monkeypatch.setattr(icnnrt.Session, "hvp", lambda self, x, y, v: plain(self, x, y + 1e-5 * v)[1])
+    for check in (trial.gradient, trial.convexity, trial.hvp):
+        check()
+    Y = np.array(seen)
+    if kind == "simplex":
+        assert Y.min() >= -1e-12
+        np.testing.assert_allclose(Y.sum(-1), 1.0, rtol=0, atol=1e-12)
+    elif kind == "box":
+        assert (trial.bounds["lower"] - 1e-12 <= Y).all()
+        assert (trial.bounds["upper"] + 1e-12 >= Y).all()
+        assert Y.min() < -0.5
+        assert Y.max() > 1.5
+    else:
+        assert Y.std() > 0.5 / np.sqrt(MU)
+        assert np.abs(Y.mean()) < 0.2
+
+    def concave(self: icnnrt.Session, x: Any, y: Any) -> Any:
+        """Down where entries of y are large: above 0.8, or beyond 1, which only a box or R^n reaches."""
+        f, g = plain(self, x, y)
+        beyond = np.maximum(np.asarray(y) - (0.8 if kind == "simplex" else 1.0), 0.0)
+        return f - 50 * (beyond**2).sum(1), g - 100 * beyond
+
+    monkeypatch.setattr(icnnrt.Session, "value_and_gradient", concave)
+    assert trial.convexity().verdict == "fail"
+    assert trial.gradient().verdict == "pass"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sibling_files_are_the_argmin_and_its_adjoint(load: Load, kind: str, tmp_path: Path) -> None:
+    """adj_argmin.onnx of plain onnxruntime against `vjp`, samples without an answer or a domain among them."""
+    session = load(kind)
+    argmin, adj_argmin, *_ = siblings(session.path, tmp_path)
+    B = 6
+    x, bounds = contexts(B), bounds_of(kind, B)
+    x[1, 0] = np.nan
+    if bounds:
+        bounds["lower"][2, 1] = bounds["upper"][2, 1] + 1.0
+        bounds["lower"][3, 0] = bounds["upper"][3, 0]
+    y_bar = np.random.default_rng(5).standard_normal((B, N))
+    solution = session.argmin(x, **bounds)
+    expected = session.vjp(solution, y_bar, on_unsafe="skip")
+    assert expected.skipped.tolist() == [False, True, bool(bounds), False, False, False]
+    start = (bounds["lower"] + bounds["upper"]) / 2 if bounds else np.full((B, N), MODELS[kind].centre(N))
+    feeds = {"x": x, "y_init": start, **bounds}
+
+    def run(path: Path, **more: np.ndarray) -> dict[str, np.ndarray]:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        model = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return dict(zip([v.name for v in model.get_outputs()], model.run(None, {**feeds, **more}), strict=True))
+
+    safe = ~expected.skipped
+    np.testing.assert_allclose(run(argmin)["y"][safe], solution.y[safe], rtol=0, atol=1e-12)
+    came = run(adj_argmin, adj_y=y_bar)
+    true = {f"adj_{name}": bar for name, bar in expected.weights.items()} | {"adj_x": expected.x}
+    if bounds:
+        assert expected.lower is not None
+        assert expected.upper is not None
+        true |= {"adj_lower": expected.lower, "adj_upper": expected.upper}
+    assert came.keys() == true.keys()
+    for name, bar in true.items():
+        np.testing.assert_allclose(came[name], bar, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 def test_tuning_in_a_box(load: Load) -> None:

@@ -548,7 +548,7 @@ def test_bodies_come_with_all_they_call(name):
         for node in nodes(body.node):
             assert node.domain == "" or node.op_type in known
             if node.op_type == "Constant" and node.attribute[0].name == "value":
-                assert onnx.numpy_helper.to_array(node.attribute[0].t).dtype in (np.float64, np.int64)
+                assert onnx.numpy_helper.to_array(node.attribute[0].t).dtype in (np.float64, np.int64, np.bool_)
 
 
 # ---------------------------------------------------------------- the torch layer

@@ -560,10 +560,13 @@ def test_an_energy_that_is_not_convex_is_refused_unless_told_otherwise(tmp_path:
     energy = Dented()
     layer = BundleEntropyArgmin(energy)
     x, y = torch.randn(2, 2), torch.rand(2, 2)
+    stages: list[str] = []
     with pytest.raises(ExportError, match=r"f is not convex in y: between two points it lies .* above its chord"):
-        export(energy, layer, x, y, tmp_path / "p.icnn")
+        export(energy, layer, x, y, tmp_path / "p.icnn", progress=stages.append)
+    assert stages == ["tracing the energy", "value and gradient", "convexity"]  # before any solver is built
     with pytest.warns(UserWarning, match="not convex in y"):
         package = export(energy, layer, x, y, tmp_path / "p.icnn", allow_not_convex=True)
+    assert "exact" in package.manifest.parity  # its adjoint was checked all the same
     assert package.manifest.convexity is not None
     assert package.manifest.convexity.verdict == "violated"
     with icnnrt.load(package) as session:

@@ -363,8 +363,9 @@ def test_a_step_on_an_energy_that_is_not_convex_is_refused(session: icnnrt.Sessi
     assert same(all_of(tuner), before)
 
 
-def test_a_graph_that_does_not_project_is_caught(
-    tuner: FineTuner, samples: Samples, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bad", [-1e-9, np.nan])
+def test_a_graph_that_does_not_project_is_helped(
+    tuner: FineTuner, samples: Samples, monkeypatch: pytest.MonkeyPatch, bad: float
 ) -> None:
     """The tuner does not rely on the package's word."""
     held = next(n for n, s in tuner.session.manifest.weights.tensors.items() if s.nonnegative)
@@ -373,15 +374,19 @@ def test_a_graph_that_does_not_project_is_caught(
     def tampered(*args: Any, **keywords: Any) -> Any:
         out, weights_id = real(*args, **keywords)
         if f"new.{held}" in out:
-            out[f"new.{held}"].flat[0] = -1e-9
+            out[f"new.{held}"].flat[0] = bad
         return out, weights_id
 
     monkeypatch.setattr(tuner._runner, "run", tampered)
     before = all_of(tuner)
     report = tuner.step(samples.x, samples.y)
-    assert not report.accepted
-    assert report.reason.startswith(f"{held} would fall below zero")
-    assert same(all_of(tuner), before)
+    if bad < 0:
+        assert report.accepted, report.reason
+        assert tuner.session.weights[held].flat[0] == 0.0
+    else:
+        assert not report.accepted
+        assert report.reason.startswith(f"{held} would not be a number")
+        assert same(all_of(tuner), before)
 
 
 def test_unsolved_samples_give_no_gradient(tuner: FineTuner, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,11 +170,11 @@ def test_portable_files_hold_standard_operators_alone_and_agree(source: Path, tm
     assert had == {"BundleEntropySolve", "InverseSPD", "BundleEntropyAdjoint", "SolveSPD"}
 
 
-@pytest.mark.parametrize("role", ["value", "adjoint"])
+@pytest.mark.parametrize("role", ["value", "argmin", "adjoint"])
 def test_portable_files_run_in_the_reference_evaluator(
     role: str, softplus_weights_package: Path, tmp_path: Path
 ) -> None:
-    """Not the argmin: onnx.reference joins what a Loop collects where the standard stacks it."""
+    """Although that joins what a Loop collects where the standard stacks it, and runs none that has no condition."""
     sample = sample_of(softplus_weights_package)
     target = pack(softplus_weights_package, tmp_path / "p.onnx", role, portable=True)
     evaluator = ReferenceEvaluator(str(target))
@@ -182,6 +182,8 @@ def test_portable_files_run_in_the_reference_evaluator(
     if role == "value":
         f, gradient = sample.session.value_and_gradient(sample.x, sample.y)
         assert_close(came, {"f": f, "gradient": gradient}, 1e-12)
+    elif role == "argmin":
+        assert_close(came, {name: getattr(sample.solution, name) for name in came}, 1e-9)
     else:
         expected = sample.session.vjp(sample.solution, sample.y_bar)
         assert_close({k: came[f"theta_bar.{k}"] for k in expected.weights}, expected.weights, 1e-9)
@@ -527,6 +529,16 @@ def test_samples_that_prove_the_energy_not_convex_are_marked(double_package: Pat
     _, adj_argmin, *_ = siblings(source, tmp_path)
     came = run(adj_argmin, {"x": x, "y_init": np.full((12, 4), 0.5), "adj_y": y_bar})
     np.testing.assert_array_equal(np.isnan(came["adj_x"]).all(1), expected.skipped)
+
+
+def test_no_sample_of_an_energy_seen_not_to_be_convex_has_a_gradient(nonconvex_package: Path, tmp_path: Path) -> None:
+    """Those that converged by their cuts alone neither, as for `vjp`."""
+    _, adj_argmin, *_ = siblings(nonconvex_package, tmp_path)
+    x = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)
+    start, y_bar = np.full((12, 5), 0.5, np.float32), np.ones((12, 5), np.float32)
+    came = run(adj_argmin, {"x": x, "y_init": start, "adj_y": y_bar})
+    assert np.isnan(came.pop("adj_x")).all()
+    assert all((bar == 0).all() for bar in came.values())
 
 
 def test_a_package_with_the_gradient_by_x_has_adj_x(double_package: Path, tmp_path: Path) -> None:

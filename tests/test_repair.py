@@ -43,6 +43,38 @@ def test_clipping_makes_it_convex_and_says_how_far_it_moves(nonconvex_package: P
         assert not (after.argmin(x).status == icnnrt.Status.NOT_CONVEX).any()
 
 
+def test_fine_tuning_keeps_what_was_clipped_nonnegative(tmp_path: Path) -> None:
+    """Though train.onnx, made when nothing was known to need it, does not project."""
+    torch = pytest.importorskip("torch")
+    from icnnrt_exporters import TrainSpec, export
+    from icnnrt_models import FICNN, BundleEntropyArgmin
+
+    generator = torch.Generator().manual_seed(0)
+    energy = FICNN(2, 2, hidden=(4, 4), activation="softplus", dtype=torch.float64, generator=generator)
+    with torch.no_grad():
+        energy.get_parameter("layers.1.W_z.weight")[:, :2] = -3.0
+    layer = BundleEntropyArgmin(energy, iterations=4, gap_tolerance=1.0)
+    x, y = torch.rand(4, 2, dtype=torch.float64), torch.rand(4, 2, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="not convex in y"):
+        export(energy, layer, x, y, tmp_path / "bad.icnn", nonnegative=(), train=TrainSpec(), allow_not_convex=True)
+    report = project(tmp_path / "bad.icnn", tmp_path / "good.icnn")
+    assert report.clipped
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((16, 2)), rng.random((16, 2))
+    with icnnrt.load(tmp_path / "good.icnn") as session:
+        tuner = icnnrt.FineTuner(session, learning_rate=1e-2)
+        for _ in range(5):
+            told = tuner.step(x, target)
+            assert told.accepted, told.reason
+        held = [session.weights[name] for name in report.clipped]
+        assert min(float(w.min()) for w in held) == 0.0
+        assert any((w > 0).any() for w in held)
+        tuner.write_package(tmp_path / "tuned.icnn")
+    found = icnnrt.Package.open(tmp_path / "tuned.icnn").manifest.convexity
+    assert found is not None
+    assert found.verdict == "proven"
+
+
 def test_a_convex_package_is_left_as_it_is(digits_like_package: Path, tmp_path: Path) -> None:
     report = project(digits_like_package, tmp_path / "same.icnn")
     assert (report.before.verdict, report.after.verdict) == ("proven", "proven")

@@ -1,5 +1,6 @@
 """TorchScript and torch.export files: what they compute is what the torch layer and the ONNX package compute."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import icnnrt
 import icnnrt_exporters
-from icnnrt import reference
+from icnnrt import cli, reference
 from icnnrt.errors import ExportError
+from icnnrt_exporters.file_parity import compare
 from icnnrt_exporters.program import export_program
 from icnnrt_exporters.script_solver import ScriptSolver
 from icnnrt_exporters.torchscript import check_torchscript, export_torchscript, load_torchscript
-from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin
+from icnnrt_models import FICNN, PICNN, BregmanProximalGradient, BundleEntropyArgmin
 
 # TorchScript's end is announced on every use of it.
 pytestmark = [
@@ -270,6 +273,90 @@ def test_it_gives_the_answers_of_the_package(relu_package: Path, tmp_path: Path)
     assert check_torchscript(other, session, x, y)["y"] > 1e-3
 
 
+class Files(NamedTuple):
+    energy: nn.Module
+    torchscript: Path
+    program: Path
+
+
+@pytest.fixture(scope="module")
+def relu_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Files]:
+    """Files of the network of `relu_package`, and of another one."""
+    made = {}
+    for name, factor in (("same", 1.0), ("other", 1.1)):
+        generator = torch.Generator().manual_seed(0)
+        energy = FICNN(3, 4, hidden=(8, 8), activation="relu", dtype=F64, generator=generator)
+        with torch.no_grad():
+            energy.layers[0].W_y.mul_(factor)
+        layer, folder = BundleEntropyArgmin(energy, 12), tmp_path_factory.mktemp(name)
+        x, y = torch.randn(5, 3, dtype=F64), torch.rand(5, 4, dtype=F64)
+        script = export_torchscript(energy, layer, x, y, folder / "relu.pt")
+        made[name] = Files(energy, script, export_program(energy, layer, x, y, folder / "relu.pt2"))
+    return made
+
+
+def verify_command(package: Path, *options: object) -> Any:
+    arguments = ["verify", package, "--samples", 2, *options]
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def test_verify_compares_files_with_the_package(relu_package: Path, relu_files: dict[str, Files]) -> None:
+    same, other = relu_files["same"], relu_files["other"]
+    done = verify_command(relu_package, "--torchscript", same.torchscript, "--program", same.program)
+    assert done.exit_code == 0, done.output
+    for name in ("torchscript: y", "torchscript: adjoint", "program: gradient"):
+        assert name in done.stdout
+    done = verify_command(relu_package, "--torchscript", other.torchscript, "--program", same.program, "--json")
+    assert done.exit_code == cli.CHECK_FAILED, done.output
+    told = json.loads(done.stdout)
+    assert told["passed"] is False
+    verdicts = {check["name"]: check["verdict"] for check in told["checks"]}
+    assert {name for name, verdict in verdicts.items() if verdict == "fail"} == {
+        f"torchscript: {figure}" for figure in ("value", "gradient", "y", "energy", "adjoint")
+    }
+    assert {"program: value", "program: gradient"} <= verdicts.keys()
+
+
+def test_a_program_of_the_argmin_is_compared_by_its_answer(
+    relu_package: Path, relu_files: dict[str, Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer stands for the program, which takes a minute to write."""
+    layers = {name: BundleEntropyArgmin(files.energy, 12) for name, files in relu_files.items()}
+
+    class Loaded:
+        def __init__(self, path: Path) -> None:
+            self.layer = layers["same" if path == relu_files["same"].program else "other"]
+
+        def module(self) -> Any:
+            names = ("y", "lam", "energy", "lower_bound", "gap", "residual")
+            return lambda x, y_init: [getattr(self.layer.solve(x, y_init), name) for name in names]
+
+    monkeypatch.setattr(torch.export, "load", Loaded)
+    x = np.random.default_rng(0).standard_normal((20, 3))
+    for name, files in relu_files.items():
+        checks = compare(relu_package, None, [files.program], x, samples=5)
+        assert [check.name for check in checks] == ["program: y", "program: energy"]
+        assert {check.verdict for check in checks} == {"pass" if name == "same" else "fail"}
+
+
+def test_files_that_cannot_be_compared_are_one_sentence(
+    relu_package: Path, digits_like_package: Path, relu_files: dict[str, Files], tmp_path: Path
+) -> None:
+    def refused(package: Path, *options: object) -> str:
+        done = verify_command(package, *options)
+        assert done.exit_code == cli.ERROR, done.output
+        assert done.stdout == ""
+        assert done.stderr.strip().count("\n") == 0
+        return str(done.stderr)
+
+    same = relu_files["same"]
+    assert "there is no such file" in refused(relu_package, "--torchscript", tmp_path / "none.pt")
+    assert "write it anew with icnnrt_exporters.export_program" in refused(relu_package, "--program", same.torchscript)
+    assert "torch cannot load it, or run it" in refused(digits_like_package, "--torchscript", same.torchscript)
+    (tmp_path / "bad.pt").write_bytes(b"nonsense")
+    assert "export_torchscript" in refused(relu_package, "--torchscript", tmp_path / "bad.pt")
+
+
 # ---------------------------------------------------------------- hosts without icnnrt
 
 
@@ -424,12 +511,15 @@ def small() -> FICNN:
 def test_targets_domains_and_examples_that_do_not_fit(small: FICNN, tmp_path: Path) -> None:
     path = attempt(small, tmp_path / "model.pt")
     before = path.read_bytes()
+    bregman: Any = BregmanProximalGradient(small)
     with pytest.raises(ExportError, match="is there already; pass overwrite=True"):
         attempt(small, path)
     with pytest.raises(ExportError, match="is a folder; give the name of a file"):
         attempt(small, tmp_path)
     with pytest.raises(ExportError, match="is not there; create it first"):
         attempt(small, tmp_path / "nowhere" / "model.pt")
+    with pytest.raises(ExportError, match="the bundle method alone, but got a BregmanProximalGradient"):
+        export_torchscript(small, bregman, torch.rand(2, 3), torch.rand(2, 3), path, overwrite=True)
     with pytest.raises(ExportError, match="its domain is 'simplex', but this export writes 'unit_box' alone"):
         attempt(small, path, overwrite=True, solver={"domain": "simplex"})
     with pytest.raises(ExportError, match="expected one dtype"):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -19,12 +20,14 @@ from scipy import special
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from icnnrt.convexity import prove
 from icnnrt.errors import ExportError
 from icnnrt_exporters import decompositions, error_function, heads, windows
 from icnnrt_exporters.energy_graph import EnergyGraph, trace_energy, trace_gradient
 from icnnrt_exporters.heads import Head
 from icnnrt_exporters.onnx_head import to_onnx
 from icnnrt_exporters.preconditions import check_energy, float64_judge
+from icnnrt_exporters.smooth_softplus import smoothed
 
 BATCHES = (1, 3, 128)
 # Relative to the largest entry. float64 differs by the order of sums; second derivatives add up more of them.
@@ -39,7 +42,7 @@ CHOIRS = [*([name for name in ENERGIES if name != "scalars"][i::3] for i in rang
 # Where float32 takes another way than float64: kernels of its own for convolutions, erf and sigmoid; rounding.
 SINGLE = [
     *("convolutional_context", "grouped_context", "decoded_context", "image_energy", "recurrent", "attentive_context"),
-    *("normed", "error_function", "scalars", "selu", "largest_sum", "log_sum_exp"),
+    *("normed", "error_function", "scalars", "selu", "largest_sum", "log_sum_exp", "norms"),
 ]
 # Second derivatives of every network would take minutes to convert; these are of every kind and convert in seconds.
 DENSE = ["gated", "convolutional_context", "weight_normed", "leaky_squared", "hinge_spline", "hypernetwork", "concave"]
@@ -70,8 +73,8 @@ def choir_examples(names: list[str], B: int, dtype: torch.dtype, seed: int = 0) 
     return torch.cat([x.reshape(B, -1) for x, _ in parts], 1), torch.cat([y for _, y in parts], 1)
 
 
-def session(head: Head, theta: dict[str, Tensor]) -> onnxruntime.InferenceSession:
-    """The head as a model that onnxruntime runs, weights as plain initialisers."""
+def serialised(head: Head, theta: dict[str, Tensor]) -> bytes:
+    """The head as an ONNX model, weights as plain initialisers."""
     model = to_onnx(head)
     for v in list(model.graph.inputs):
         assert v.name is not None
@@ -79,10 +82,17 @@ def session(head: Head, theta: dict[str, Tensor]) -> onnxruntime.InferenceSessio
             v.const_value = ir.tensor(theta[v.name].numpy(), name=v.name)
             model.graph.inputs.remove(v)
             model.graph.register_initializer(v)
+    return ir.to_proto(model).SerializeToString()
+
+
+def loaded(model: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    proto = ir.to_proto(model).SerializeToString()
-    return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def session(head: Head, theta: dict[str, Tensor]) -> onnxruntime.InferenceSession:
+    return loaded(serialised(head, theta))
 
 
 def answer(run: onnxruntime.InferenceSession, **inputs: Tensor) -> dict[str, np.ndarray]:
@@ -115,6 +125,7 @@ class Sung(NamedTuple):
     got: dict[int, dict[str, np.ndarray]]
     true: dict[int, dict[str, Tensor]]
     judge: Choir
+    model: bytes
 
     def block(self, name: str) -> slice:
         i = self.names.index(name)
@@ -145,8 +156,10 @@ def _sing(names: list[str], dtype: torch.dtype, dense: bool) -> Sung:
     gradient = zoo.ZOO[names[0]].kind == "gradient"
     graph = (trace_gradient if gradient else trace_energy)(choir, x, y)
     head = heads.hessian if dense else heads.gradient if gradient else heads.value_and_gradient
-    run = session(head(graph, x[:1].repeat(7, 1), y[:1].repeat(7, 1)), graph.theta)
-    judge = Choir(names, torch.float64).eval()
+    model = serialised(head(graph, x[:1].repeat(7, 1), y[:1].repeat(7, 1)), graph.theta)
+    run = loaded(model)
+    judge = smoothed(Choir(names, torch.float64).eval())
+    assert isinstance(judge, Choir)
     got, true = {}, {}
     for B in BATCHES:
         x, y = choir_examples(names, B, dtype, seed=100)
@@ -157,7 +170,7 @@ def _sing(names: list[str], dtype: torch.dtype, dense: bool) -> Sung:
         true[B] = {"gradient": g.detach()} | ({} if gradient else {"f": out.detach()})
         if dense:
             true[B]["hessian"] = columns(g, Y) if g.requires_grad else Y.new_zeros(B, Y.shape[1], Y.shape[1])
-    return Sung(names, dtype, got, true, judge)
+    return Sung(names, dtype, got, true, judge, model)
 
 
 CASES = [
@@ -175,6 +188,30 @@ def test_onnxruntime_equals_torch(name: str, choir: list[str], dtype: torch.dtyp
         assert apart(got["gradient"][:, own], true["gradient"][:, own]) <= bound["gradient"]
         if "f" in true:
             assert apart(got["f"], true["f"]) <= bound["f"]
+
+
+def solo(sung: Sung, name: str) -> bytes:
+    """The choir's graph with this member's energy alone as its output f, and less what that is not computed from."""
+    model = onnx.load_from_string(sung.model)
+    made = {output: node for node in model.graph.node for output in node.output}
+    together = made["f"]
+    del model.graph.output[1:]
+    if len(sung.names) == 1:
+        return model.SerializeToString()
+    (parts,) = (node for node in model.graph.node if node.output[0] == together.input[0])
+    assert (together.op_type, parts.op_type, len(parts.input)) == ("ReduceSum", "Concat", len(sung.names))
+    together.input[0] = parts.input[sung.names.index(name)]
+    return model.SerializeToString()
+
+
+VERDICTS = [(name, choir, dtype) for name, choir, dtype in CASES if zoo.ZOO[name].kind == "energy"]
+
+
+@pytest.mark.parametrize(("name", "choir", "dtype"), VERDICTS, ids=[f"{name}-{str(T)[6:]}" for name, _, T in VERDICTS])
+def test_the_certificate_says_so(name: str, choir: list[str], dtype: torch.dtype) -> None:
+    """Of each member's part of its choir's graph, as ONNX Runtime has it."""
+    verdict = prove(solo(sing(choir, dtype), name), {})
+    assert verdict.verdict == zoo.ZOO[name].verdict, verdict.sentence()
 
 
 @pytest.mark.parametrize("choir", [DENSE, GRADIENTS], ids=["energies", "gradients"])
@@ -366,6 +403,41 @@ def test_functions_that_onnxruntime_lacks_in_float64(ours: Any, true: Any, low: 
     s = torch.cat([torch.linspace(low, high, 20001, dtype=torch.float64), torch.logspace(-12, -1, 50).double()])
     s = s[(s >= low) & (s <= high)]
     np.testing.assert_allclose(ours(s).numpy(), true(s.numpy()), rtol=1e-14)
+
+
+class Thresholds(nn.Module):
+    """softplus as torch spells it: positional, by keyword, as a module, and with a threshold of somebody's own."""
+
+    def __init__(self, own: float = 20.0) -> None:
+        super().__init__()
+        self.act, self.own = nn.Softplus(beta=2.0), own
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        s = F.softplus(y) + F.softplus(input=y, beta=3, threshold=25) + self.act(y) + F.softplus(y + x, 1.0, self.own)
+        return s.sum(1)
+
+
+@pytest.mark.parametrize("own", [20.0, 5.0])
+def test_softplus_has_no_step_in_graphs_nor_in_their_judge(own: float) -> None:
+    """But where a threshold below torch's own was asked for."""
+    energy = Thresholds(own).double()
+    x, y = torch.zeros(600, 1, dtype=torch.float64), torch.linspace(-50, 50, 600, dtype=torch.float64)[:, None]
+    judge = smoothed(float64_judge(energy))
+    graph = trace_energy(energy, x, y)
+    leaf = y.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(judge(x, leaf).sum(), leaf)
+    z = y.numpy()[:, 0]
+    last = np.where(z > own, z, np.logaddexp(0, z)) if own < 20 else np.logaddexp(0, z)
+    true = np.logaddexp(0, z) + np.logaddexp(0, 3 * z) / 3 + np.logaddexp(0, 2 * z) / 2 + last
+    steep = special.expit(z) + special.expit(3 * z) + special.expit(2 * z)
+    steep += np.where((z > own) & (own < 20), 1, special.expit(z))
+    f = graph.value(graph.theta, graph.prepare(graph.theta, x), y)
+    traced = heads.value_and_gradient(graph, x, y).graph(*graph.theta.values(), x, y)
+    for got in (f, judge(x, y), traced[0]):
+        np.testing.assert_allclose(got.numpy(), true, rtol=1e-15, atol=1e-15)
+    for got in (slope, traced[1]):
+        np.testing.assert_allclose(got.numpy()[:, 0], steep, rtol=1e-15, atol=1e-15)
+    assert np.abs(energy(x, y).numpy() - true).max() <= 2 * 2.1e-9
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

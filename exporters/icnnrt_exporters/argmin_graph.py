@@ -98,6 +98,7 @@ def argmin_graph(head: ir.Model, K: int, steps: int, domain: Domain = UNIT_BOX) 
         "Loop", K_value, true, p_init, none, no_slopes, none, outputs=8, body=loop_body
     )
     last = op.constant(K - 1)
+    points, rows, residuals = (stacked(op, v, K, batch, size) for v, size in ((points, n), (rows, K), (residuals, 3)))
     cut_points = op("Transpose", points, perm=[1, 0, 2])
     lam_history = op("Transpose", rows, perm=[1, 0, 2])
     lower = op("Gather", bounds, last, axis=0)
@@ -132,3 +133,11 @@ def argmin_graph(head: ir.Model, K: int, steps: int, domain: Domain = UNIT_BOX) 
         initializers=numbered([*initializers, *op.constants]),
         name="argmin",
     )
+
+
+def stacked(op: Ops, collected: ir.Value, K: int, batch: ir.Value, size: int) -> ir.Value:
+    """What a Loop of K trips collected of [B, size], as [K, B, size].
+
+    That it is, by the standard, and the node costs nothing. But onnx.reference (onnx 1.23) gives [K·B, size].
+    """
+    return op("Reshape", collected, op("Concat", op.constant([K]), batch, op.constant([size]), axis=0), allowzero=1)

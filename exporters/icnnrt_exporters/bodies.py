@@ -67,4 +67,19 @@ def _imported(bodies: list[onnx.FunctionProto]) -> list[onnx.FunctionProto]:
         # onnxscript overlooks calls of our own functions that stand inside a Loop.
         del body.opset_import[:]
         body.opset_import.extend([onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(OP_DOMAIN, OP_VERSION)])
+        _give_conditions(body)
     return bodies
+
+
+def _give_conditions(body: onnx.FunctionProto) -> None:
+    """True as the condition of every Loop that has none: onnx.reference (onnx 1.23) makes no trip without."""
+    nodes = list(body.node)
+    bare = [node for node in nodes if node.op_type == "Loop" and not node.input[1]]
+    if not bare:
+        return
+    name = "always"
+    for node in bare:
+        node.input[1] = name
+    true = onnx.helper.make_tensor("value", onnx.TensorProto.BOOL, [], [True])
+    del body.node[:]
+    body.node.extend([onnx.helper.make_node("Constant", [], [name], value=true), *nodes])

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from icnnrt.domains import SIMPLEX, SPACE
 from icnnrt.manifest import Domain
 from icnnrt_exporters.adjoint_graph import bounds_bars, slope_mismatch
-from icnnrt_exporters.argmin_graph import UNIT_BOX
+from icnnrt_exporters.argmin_graph import UNIT_BOX, stacked
 from icnnrt_exporters.coordinates import Coordinates, factor
 from icnnrt_exporters.surgery import (
     Ops,
@@ -80,6 +80,8 @@ def bregman_argmin_graph(head: ir.Model, K: int, step_size: float, domain: Domai
         outputs=5,
         body=loop_body,
     )
+    batch = op("Shape", p_star, start=0, end=1)
+    points, slopes = (stacked(op, v, K, batch, n) for v in (points, slopes))
     slopes, offsets = op("Transpose", slopes, perm=[1, 0, 2]), op("Transpose", offsets, perm=[1, 0])
     cut_points = op("Transpose", points, perm=[1, 0, 2])
 
@@ -89,7 +91,6 @@ def bregman_argmin_graph(head: ir.Model, K: int, step_size: float, domain: Domai
     lower = op("ReduceMax", bounds, axis_1, keepdims=0)
     best = op("ArgMax", bounds, axis=1, keepdims=1)
     lam = op("Cast", op("Equal", op.constant([list(range(K))]), best), to=T)
-    batch = op("Shape", p_star, start=0, end=1)
     lam_history = _zeros(op, batch, [K, K], T)
 
     y_star = at.answer(op, p_star)

@@ -6,23 +6,26 @@ import pickle
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
 from icnnrt.errors import ExportError, InputError
-from icnnrt_models import BundleEntropyArgmin
+from icnnrt_exporters.preconditions import Solver
+from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
 
 NAMED: Final = 5  # how many names a sentence lists
 # Where training scripts keep the state dict within a larger dictionary.
 NESTED: Final = ("state_dict", "model_state_dict", "model")
+# What `export` reads of a solver, of whatever class.
+SOLVER: Final = ("energy", "y_dim", "iterations", "steps", "gap_tolerance", "residual_tolerance")
 
 
 def make(factory: str) -> nn.Module:
     """Call FACTORY of "MODULE:FACTORY" without arguments; the working directory is searched first, as `python -m` does.
 
-    FACTORY is a function or class that makes an energy or a `BundleEntropyArgmin`, or such an object itself. Raises
+    FACTORY is a function or class that makes an energy or a solver around one, or such an object itself. Raises
     `InputError` naming what cannot be found or called.
     """
     module_name, colon, attribute = factory.partition(":")
@@ -64,15 +67,20 @@ def make(factory: str) -> nn.Module:
     return found
 
 
+def is_solver(module: nn.Module) -> bool:
+    """It is a layer that `export` takes as its solver, and no energy."""
+    return all(hasattr(module, name) for name in SOLVER) and isinstance(module.energy, nn.Module)
+
+
 def load(module: nn.Module, path: Path) -> None:
     """Load the state dict at `path`, a .safetensors, .pt or .pth, into `module`; names and shapes must agree exactly.
 
-    Of a `BundleEntropyArgmin` either the layer's or its energy's names will do. Nothing is unpickled but tensors and
+    Of a solver either the layer's or its energy's names will do. Nothing is unpickled but tensors and
     plain containers. Raises `InputError` with what differs and the remedy; the module is unchanged then.
     """
     state = read(path)
-    if isinstance(module, BundleEntropyArgmin) and not any(name.startswith("energy.") for name in state):
-        module = module.energy
+    if is_solver(module) and not any(name.startswith("energy.") for name in state):
+        module = module.get_submodule("energy")
     own = module.state_dict()
     wrong = [
         (f"missing {_listed(sorted(own.keys() - state.keys()))}", own.keys() - state.keys()),
@@ -139,8 +147,12 @@ def settings(
     gap_tolerance: float | None,
     domain: str | None = None,
     mu: float | None = None,
-) -> BundleEntropyArgmin:
-    """The layer to export: what is given here, else what a `BundleEntropyArgmin` was made with, else the defaults."""
+) -> Solver:
+    """The layer to export: what is given here, else what the factory's solver was made with, else the defaults.
+
+    The class is that of the factory's solver, the bundle method for an energy. Raises `InputError` for a setting that
+    this solver does not have.
+    """
     given: dict[str, Any] = {
         "y_dim": n,
         "iterations": iterations,
@@ -149,13 +161,28 @@ def settings(
         "domain": domain,
         "mu": mu,
     }
-    energy = made
-    if isinstance(made, BundleEntropyArgmin):
-        energy = made.energy
-        kept = ("iterations", "steps", "gap_tolerance", "residual_tolerance", "y_dim", "adjoint", "domain", "mu")
-        given = {key: getattr(made, key) for key in kept} | {k: v for k, v in given.items() if v is not None}
+    given = {key: value for key, value in given.items() if value is not None}
+    kind: type[nn.Module] = BundleEntropyArgmin
+    energy, kept = made, {}
+    if is_solver(made):
+        energy = made.get_submodule("energy")
+        names = ["iterations", "gap_tolerance", "y_dim", "domain", "mu"]
+        if isinstance(made, BregmanProximalGradient):
+            kind = BregmanProximalGradient
+            names.append("step_size")
+        elif isinstance(made, BundleEntropyArgmin):
+            names += ["steps", "residual_tolerance", "adjoint"]
+        else:
+            names = []
+        unknown = sorted(key for key in given.keys() - set(names) if given[key] != getattr(made, key, None))
+        if unknown:
+            option = unknown[0].replace("_", "-").replace("y-dim", "n")
+            raise InputError(f"{option}: {type(made).__name__} has no such setting to change; leave --{option} out.")
+        if not names:
+            return cast(Solver, made)
+        kept = {key: getattr(made, key) for key in names}
     try:
-        return BundleEntropyArgmin(energy, **{key: value for key, value in given.items() if value is not None})
+        return cast(Solver, kind(energy, **{key: v for key, v in {**kept, **given}.items() if v is not None}))
     except ValueError as error:
         raise ExportError(str(error).removesuffix(".")) from error
 

@@ -1,4 +1,4 @@
-"""The commands `icnnrt export`, `icnnrt pack` and `icnnrt demo`.
+"""The commands `icnnrt export`, `icnnrt pack` and `icnnrt demo`, and what `icnnrt verify` needs torch for.
 
 The command line imports this file to show its help, so torch is imported within the commands only.
 """
@@ -7,7 +7,7 @@ import importlib.util
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +25,7 @@ from icnnrt.reference import STEPS
 if TYPE_CHECKING:
     import torch
 
+    from icnnrt.verify import Check
     from icnnrt_exporters.train_spec import TrainSpec
 
 EXAMPLES: Final = 16  # samples that an export is traced and checked with
@@ -131,8 +132,9 @@ def export(
         str,
         typer.Argument(
             metavar="MODULE:FACTORY",
-            help="A function without arguments that returns the energy, or a BundleEntropyArgmin whose settings are "
-            "then the defaults; MODULE is also looked for in the working directory.",
+            help="A function without arguments that returns the energy, or a solver around it (BundleEntropyArgmin, "
+            "BregmanProximalGradient) whose settings are then the defaults; MODULE is also looked for in the working "
+            "directory.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The package folder to write, such as model.icnn.")],
@@ -251,7 +253,7 @@ def export(
         made = made.to(getattr(torch, dtype.value))
     if checkpoint is not None:
         checkpoints.load(made, checkpoint)
-    energy: torch.nn.Module = made.energy if isinstance(made, BundleEntropyArgmin) else made
+    energy: torch.nn.Module = made.get_submodule("energy") if checkpoints.is_solver(made) else made
     x_size, y_size = _sizes(energy, made, arrays, x_shape, n)
     layer = None
     if solver and kind == KindName.energy and not auto:
@@ -264,6 +266,8 @@ def export(
             domain=domain and domain.value,
             mu=mu,
         )
+    if torchscript is not None and not isinstance(layer, BundleEntropyArgmin):
+        raise InputError("torchscript: it needs the bundle method, but the factory's solver is another; leave it out.")
     T = next((p.dtype for p in energy.parameters() if p.is_floating_point()), torch.get_default_dtype())
     x, y = _examples(arrays, x_size, y_size, T)
 
@@ -289,7 +293,7 @@ def export(
         console(err=True).print(f"[yellow]warning:[/] {escape(str(warning.message))}")
     parity, convexity = dict(package.manifest.parity), package.manifest.convexity
     scripted: dict[str, float] = {}
-    if torchscript is not None and layer is not None:
+    if torchscript is not None and isinstance(layer, BundleEntropyArgmin):
         from icnnrt_exporters.torchscript import check_torchscript, export_torchscript
 
         with _one_thread(), _stages("TorchScript: ") as stage:
@@ -467,6 +471,19 @@ def pack(
         written = (write(package, out, graph or "argmin", portable=portable, freeze=freeze, overwrite=overwrite),)
     for path in written:
         console().print(f"written   {escape(str(path))}, {path.stat().st_size:,} bytes")
+
+
+# --- verify --------------------------------------------------------------------------------------
+
+
+def torch_files(
+    package: Path, torchscript: Path | None, programs: Sequence[Path], x: Any = None, **settings: Any
+) -> "list[Check]":
+    """What `icnnrt verify` makes of --torchscript and --program: see `file_parity.compare`."""
+    with _needs("export", *NEEDED):
+        from icnnrt_exporters.file_parity import compare
+    with _one_thread():
+        return compare(package, torchscript, programs, x, **settings)
 
 
 # --- demo ----------------------------------------------------------------------------------------

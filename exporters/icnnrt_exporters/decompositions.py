@@ -55,7 +55,6 @@ FORWARD = (
     aten.hardshrink,
     aten.glu,
     aten.huber_loss,
-    aten.logaddexp,
     aten.logaddexp2,
     aten.logsumexp,
     aten.linalg_vector_norm,
@@ -123,6 +122,11 @@ def elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 
 def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
     """x for x > 0, α (e^{x/α} − 1) below."""
     return torch.where(x > 0, x, _expm1_below(x if alpha == 1 else x / alpha) * alpha)
+
+
+def logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    """log(e^a + e^b) as the log-sum-exp of both, which is seen to be convex; torch's own rule chooses by a >= b."""
+    return torch.logsumexp(torch.stack(torch.broadcast_tensors(a, b), dim=-1), dim=-1)
 
 
 def selu(x: Tensor) -> Tensor:
@@ -262,6 +266,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table[aten.elu.default] = elu
     table[aten.celu.default] = celu
     table[aten.selu.default] = selu
+    table[aten.logaddexp.default] = logaddexp
     table[aten.var.correction] = var
     table[aten.std.correction] = std
     table[aten.squeeze.dims] = squeeze

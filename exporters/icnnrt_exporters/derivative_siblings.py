@@ -9,6 +9,8 @@ Loop; the package holds its exact adjoint.
     adj_argmin.onnx  x, y_init, adj_y -> adj_x, adj_<weight>     the argmin once more, then the adjoint
     value.onnx       x, y -> f
     adj_value.onnx   x, y, adj_f -> adj_y, and adj_x if the package has the graph gradient_x
+
+In a box the first two take lower and upper after y_init, and the second gives adj_lower and adj_upper after adj_x.
 """
 
 import math
@@ -20,13 +22,20 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from icnnrt import package
+from icnnrt._runner import BOUNDS, BOUNDS_BAR
 from icnnrt.certificate import ROUNDING
+from icnnrt.domains import MODELS, SIMPLEX, SPACE, Domain
 from icnnrt.errors import ExportError
 from icnnrt_exporters.inlining import inlined
 from icnnrt_exporters.packer import check_absent, embedded, write
 from icnnrt_exporters.surgery import Ops, Parts, describe, dismantle, numbered, replace, sizes, static, value
 
 DOUBLE: Final = ir.DataType.DOUBLE
+
+# What a sample without a gradient is given for its numbers, and ½ for the others.
+FILL: Final = {"x": 0.0, "y_bar": 0.0, "lower": 0.0, "upper": 1.0}
+# Cotangents that have a row a sample, as the adjoint calls them.
+OF_SAMPLES: Final = ("x_bar", *BOUNDS_BAR)
 
 # What tells whether a sample has a gradient.
 CERTIFICATE: Final = (
@@ -59,8 +68,9 @@ def siblings(
         overridable initialisers of all of them.
 
     adj_argmin.onnx agrees with `session.vjp(..., on_unsafe="skip")`: adj_<weight>, for every trainable weight, is the
-    sum over the batch; samples without a trustworthy gradient are left out of it and have adj_x = NaN. The other
-    outputs of argmin.onnx have no seed, as they are no functions to differentiate, and y_init no gradient.
+    sum over the batch; samples without a trustworthy gradient are left out of it and have adj_x = NaN. Of an energy
+    that was seen not to be convex no sample has one. The other outputs of argmin.onnx have no seed, as they are no
+    functions to differentiate, and y_init no gradient.
 
     Raises:
         PackageError: the package is not sound. ExportError: a target exists or cannot be written, a file would be too
@@ -68,12 +78,6 @@ def siblings(
     """
     target = Path(target)
     opened = package.Package.open(Path(source))
-    domain = opened.manifest.domain
-    if domain is not None and domain.kind != "unit_box":
-        raise ExportError(
-            f"source: its argmin is over the domain {domain.kind!r}, and siblings are written for 'unit_box' alone; "
-            "use session.vjp"
-        )
     if opened.manifest.kind == "gradient":
         raise ExportError("source: it holds a gradient alone, no function whose derivative could be written; pack it")
     folder, prefix = (target, "") if target.is_dir() else (target.parent, f"{target.name}_")
@@ -103,12 +107,13 @@ def siblings(
 
 
 def _adj_argmin(opened: package.Package) -> ir.Model:
-    """From the graphs argmin and adjoint to x, y_init, adj_y -> adj_x, adj_<weight>.
+    """From the graphs argmin and adjoint to x, y_init, adj_y -> adj_x, adj_<weight>; of a box bounds and theirs too.
 
     y, cuts = argmin(x, y_init)
-    safe_b  = the certificate of sample b vouches for a gradient
+    safe_b  = the certificate of sample b vouches for a gradient, and nothing is known against the energy
     θ̄, x̄    = adjoint(cuts, ȳ)     where not safe with ȳ = 0 and a model that is no trouble to solve,
-                               all of its numbers ½: NaN times 0 would be NaN, and so would 0/0 at λ = 0
+                               all of its numbers ½ between the bounds 0 and 1: NaN times 0 would be NaN, and so
+                               would 0/0 at λ = 0
     x̄_b     = NaN where not safe
     """
     argmin, adjoint = _loaded(opened, "argmin"), _loaded(opened, "adjoint")
@@ -120,29 +125,37 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
 
     op = Ops("sibling")
     op.extend(primal.nodes)
-    assert opened.manifest.solver is not None
+    manifest = opened.manifest
+    assert manifest.solver is not None
+    assert manifest.domain is not None
+    bounds = [_named(primal.inputs, name) for name in (BOUNDS if manifest.domain.kind == "box" else ())]
     certificate = {name: _named(primal.outputs, name) for name in CERTIFICATE}
-    safe = _safe(op, x, certificate, opened.manifest.solver.residual_tolerance)
+    model = MODELS[manifest.domain.kind]
+    safe = _safe(op, [x, *bounds], certificate, manifest.solver.residual_tolerance, model)
+    if manifest.convexity is not None and manifest.convexity.verdict == "violated":
+        safe = op("And", safe, op.constant(False, ir.DataType.BOOL))
     adj_y = value("adj_y", T, ["batch", n])
-    handed_on = {v.name: v for v in primal.outputs} | {"x": x, "y_bar": adj_y}
+    handed_on = {v.name: v for v in (*primal.outputs, *bounds)} | {"x": x, "y_bar": adj_y}
     weights, same = _shared_weights(primal, backward)
     for v in backward.inputs:
         if v not in same and v.const_value is None:
             if v.name not in handed_on:
                 raise ExportError(f"adjoint: nothing of the argmin is its input {v.name!r}; export the package anew")
             given = handed_on[v.name]
-            fill = 0.0 if v.name in ("x", "y_bar") else 0.5
+            fill = FILL.get(str(v.name), 0.5)
             same[v] = op("Where", _rows(op, safe, given), given, op.constant(fill, T))
     replace(backward.nodes, same)
     op.extend(backward.nodes)
 
     outputs: list[ir.Value] = []
+    of_samples: dict[str, ir.Value] = {}
     for v in backward.outputs:
         assert v.name is not None
         assert v.dtype is not None
-        if v.name == "x_bar":
+        if v.name in OF_SAMPLES:
             marked = op("Where", _rows(op, safe, v), v, op.constant(math.nan, T))
-            outputs.insert(0, describe(marked, "adj_x", T, ["batch", *opened.manifest.x_shape]))
+            shape = manifest.x_shape if v.name == "x_bar" else (n,)
+            of_samples[v.name] = describe(marked, f"adj_{v.name.removesuffix('_bar')}", T, ["batch", *shape])
         elif v.name.startswith("theta_bar."):
             outputs.append(describe(v, f"adj_{v.name.removeprefix('theta_bar.')}", v.dtype, sizes(v)))
         else:
@@ -151,24 +164,26 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
         v.name = f"primal/{v.name}"
     constants = [*_constants(primal), *_constants(backward)]
     # depth, which the adjoint could be fed, stays at its default: all K cuts, the exact derivative.
-    return _model([x, y_init, adj_y], weights, outputs, op, constants, [argmin, adjoint])
+    outputs = [*(of_samples[name] for name in OF_SAMPLES if name in of_samples), *outputs]
+    return _model([x, y_init, *bounds, adj_y], weights, outputs, op, constants, [argmin, adjoint])
 
 
-def _safe(op: Ops, x: ir.Value, of: dict[str, ir.Value], tolerance: float) -> ir.Value:
+def _safe(op: Ops, given: list[ir.Value], of: dict[str, ir.Value], tolerance: float, domain: Domain) -> ir.Value:
     """[B] bool, the samples that `Solution.unsafe(every_model=True)` does not name.
 
         unit      = max(1, |lower_bound|)
         solved    = max(stationarity, feasibility, complementarity / unit) ≤ tolerance, at every model's complementarity
-        violation = max_ij [v_j(y_i) − f(y_i)],  v_j(y) = e_j + g_j'(y − ½),  f(y_i) = v_i(y_i)
-        convex    = max(complementarity − gap, violation) ≤ 64 eps max(1, |energy|, max_i |e_i| + ½ ‖g_i‖₁)
-        finite    = 0 · (x, y, energy, lower_bound, gap) = 0
+        violation = max_ij [v_j(y_i) − f(y_i)],  v_j(y) = e_j + g_j'(y − c),  f(y_i) = v_i(y_i)
+        convex    = max(complementarity − gap, violation) ≤ 64 eps max(1, |energy|, max_i |e_i| + reach_i)
+        finite    = 0 · (what is given, y, energy, lower_bound, gap) = 0
 
+    The centre c and reach, ½ ‖g_i‖₁ in a box, are those of the domain: see `icnnrt.certificate.rounding`.
     All of them are false for NaN.
     """
     y, slopes, offsets, cut_points = of["y"], of["slopes"], of["offsets"], of["cut_points"]
     energy, lower, gap, residual = of["energy"], of["lower_bound"], of["gap"], of["residual"]
     assert y.dtype is not None
-    T, K = y.dtype, static(offsets, 1)
+    T, K, n = y.dtype, static(offsets, 1), static(y, 1)
     zero, one_axis = op.constant([0]), op.constant([1])
     one, bound = op.constant(1.0, DOUBLE), op.constant(tolerance, DOUBLE)
 
@@ -180,25 +195,39 @@ def _safe(op: Ops, x: ir.Value, of: dict[str, ir.Value], tolerance: float) -> ir
     solved = op("LessOrEqual", worst, bound)
 
     flipped = op("Transpose", slopes, perm=[0, 2, 1])
-    moved = op("MatMul", op("Sub", cut_points, op.constant(0.5, T)), flipped)
+    moved = op("MatMul", op("Sub", cut_points, op.constant(domain.centre(n), T)), flipped)
     v = op("Add", moved, op("Unsqueeze", offsets, one_axis))  # [B, point i, cut j]
     eye = op.constant([[float(i == j) for j in range(K)] for i in range(K)], T)
     f = op("ReduceSum", op("Mul", v, eye), op.constant([2]), keepdims=0)
     excess = op("ReduceMax", op("Sub", op("ReduceMax", v, op.constant([2]), keepdims=0), f), one_axis, keepdims=0)
     violation = op("Max", op("Sub", complementarity, gap), op("Cast", excess, to=DOUBLE))
-    norms = op("Mul", op.constant(0.5, T), op("ReduceSum", op("Abs", slopes), op.constant([2]), keepdims=0))
-    largest = op("ReduceMax", op("Add", op("Abs", offsets), norms), one_axis, keepdims=0)
-    scale = op("Max", one, op("Abs", energy), op("Cast", largest, to=DOUBLE))
+    reach = _reach(op, slopes, cut_points, domain)
+    largest = op("ReduceMax", op("Add", op("Cast", op("Abs", offsets), to=DOUBLE), reach), one_axis, keepdims=0)
+    scale = op("Max", one, op("Abs", energy), largest)
     eps = 2.0**-23 if T == ir.DataType.FLOAT else 2.0**-52
     convex = op("LessOrEqual", violation, op("Mul", op.constant(ROUNDING * eps, DOUBLE), scale))
 
-    flat = [op("Flatten", given, axis=1) for given in (x, y)]
-    sums = [op("ReduceSum", op("Mul", given, op.constant(0.0, T)), one_axis, keepdims=0) for given in flat]
-    nothing = op("Cast", op("Add", *sums), to=DOUBLE)
-    for figure in (energy, lower, gap):
+    nothing = op("Mul", energy, op.constant(0.0, DOUBLE))
+    for v in (*given, y):
+        flat = op("Mul", op("Flatten", v, axis=1), op.constant(0.0, T))
+        nothing = op("Add", nothing, op("Cast", op("ReduceSum", flat, one_axis, keepdims=0), to=DOUBLE))
+    for figure in (lower, gap):
         nothing = op("Add", nothing, op("Mul", figure, op.constant(0.0, DOUBLE)))
     finite = op("Equal", nothing, op("Cast", op("Squeeze", zero), to=DOUBLE))
     return op("And", op("And", solved, convex), finite)
+
+
+def _reach(op: Ops, slopes: ir.Value, cut_points: ir.Value, domain: Domain) -> ir.Value:
+    """[B, K] double, about the most that G(y − c) can be: `Domain.reach`, in R^n over the cut points too."""
+    two = op.constant([2])
+    wide = op("Cast", slopes, to=DOUBLE)  # where squares of float32 do not overflow
+    if domain is SIMPLEX:
+        return op("ReduceMax", op("Abs", wide), two, keepdims=0)
+    if domain is not SPACE:
+        return op("Mul", op.constant(0.5, DOUBLE), op("ReduceSum", op("Abs", wide), two, keepdims=0))
+    lengths, far = (op("ReduceL2", v, two, keepdims=0) for v in (wide, op("Cast", cut_points, to=DOUBLE)))
+    farthest = op("ReduceMax", op("Max", lengths, far), op.constant([1]), keepdims=1)
+    return op("Mul", lengths, farthest)
 
 
 def _rows(op: Ops, of_sample: ir.Value, like: ir.Value) -> ir.Value:

@@ -1,10 +1,13 @@
 """From a trained torch energy and its solver to one package that onnxruntime runs."""
 
 import importlib.metadata
+import math
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 import icnnrt
 from icnnrt import golden, package
+from icnnrt.convexity import Convexity
 from icnnrt.errors import ExportError
 from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
@@ -46,6 +50,7 @@ from icnnrt_exporters.preconditions import (
     check_weights,
     float64_judge,
 )
+from icnnrt_exporters.smooth_softplus import smoothed
 from icnnrt_exporters.solver_choice import choose_solver
 from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
 from icnnrt_exporters.train_graph import train_graph
@@ -60,6 +65,7 @@ OPTIONAL_HEADS: Final = {"hvp": hessian_product, "hessian": hessian, "gradient_x
 # Inputs of heads that are data; what else a head takes are weights.
 DATA: Final = ("x", "y", "y_dot")
 GOLDEN_SAMPLES: Final = 4
+RUNS: Final = 10  # of a solver that is timed, of which the shortest counts
 
 # KKT residual up to which a model counts as solved, relative to max(1, |lower bound|).
 RESIDUAL_TOLERANCE = {"float32": 3e-5, "float64": 1e-8}
@@ -131,19 +137,15 @@ def export(
     energy.eval()
     try:
         with quiet():
-            judge = float64_judge(energy, kind)
+            judge = smoothed(float64_judge(energy, kind))
             # Rows in general position: on the edges a ReLU may stand on a kink, where rounding picks the face.
             x, y = (t[3:7] for t in parity.inputs(x_example, y_example)[-1])
             check_energy(energy, judge, x, y, kind=kind)
             must_not_be_negative = tuple(nonnegative) if nonnegative is not None else _nonnegative(energy)
             facts = dict(metadata or {})
-            if isinstance(solver, str):
-                progress("choosing the solver")
-                layer, facts["solver_choice"] = choose_solver(energy, judge, x_example, y_example.shape[1])
-                check_adjoint(train, layer)
-            parts = _parts(energy, layer, x_example, y_example, heads, kind, train, must_not_be_negative, progress)
+            traced = _trace(energy, x_example, y_example, kind, train, progress)
 
-            def write(target: Path, **more: Any) -> package.Package:
+            def described(target: Path, solver: Solver | None, graphs: Mapping[str, bytes], **more: Any) -> Any:
                 return package.write(
                     target,
                     name=name or path.stem,
@@ -151,30 +153,51 @@ def export(
                     x_shape=tuple(x_example.shape[1:]),
                     y_shape=tuple(y_example.shape[1:]),
                     kind=kind,
-                    solver=None if layer is None else _solver_spec(layer, x_example),
-                    domain=None if layer is None else domain_of(layer),
-                    graphs=parts.graphs,
-                    weights=parts.weights,
+                    solver=None if solver is None else _solver_spec(solver, x_example),
+                    domain=None if solver is None else domain_of(solver),
+                    graphs=graphs,
+                    weights=traced.weights,
                     nonnegative=must_not_be_negative,
-                    trainable=parts.trainable,
+                    trainable=traced.trainable,
                     opset=OPSET,
                     ir_version=IR_VERSION,
                     producer=_producer(),
+                    **more,
+                )
+
+            convexity = None
+            if kind == "energy":  # of the value graph alone, before what takes longer
+                with tempfile.TemporaryDirectory(prefix="icnnrt-export-") as scratch:
+                    plain = described(Path(scratch) / "value.icnn", None, traced.graphs)
+                progress("convexity")
+                convexity = _convexity(plain, x_example, allow_not_convex)
+                if isinstance(solver, str):
+                    progress("choosing the solver")
+
+                    def seconds(layer: Solver) -> float:
+                        return _seconds(plain, traced, layer, x_example)
+
+                    layer, facts["solver_choice"] = choose_solver(energy, judge, x_example, y_example.shape[1], seconds)
+                    check_adjoint(train, layer)
+            parts = _parts(traced, layer, y_example, heads, train, must_not_be_negative, progress)
+
+            def write(target: Path, **more: Any) -> package.Package:
+                written: package.Package = described(
+                    target,
+                    layer,
+                    parts.graphs,
                     metadata=facts,
                     train=parts.train,
                     overwrite=overwrite and target == path,
                     **more,
                 )
+                return written
 
             found = _examined(write, judge, layer, x_example, y_example, progress)
-            if found["convexity"] and found["convexity"].verdict == "violated" and not allow_not_convex:
-                seen = found["convexity"].sentence().removesuffix(".")
-                raise ExportError(
-                    f"energy: {seen}; keep the weights that mix convex units non-negative, or "
-                    "pass allow_not_convex=True and have the status of every answer say so"
-                )
+            if convexity is not None and convexity.verdict == "violated":
+                found["golden"].pop("argmin.x_bar", None)  # no gradient of such answers is handed out
             progress("writing")
-            written = write(path, **found)
+            written = write(path, convexity=convexity, **found)
     finally:
         for module, training in modes:
             module.training = training
@@ -202,94 +225,131 @@ def _nonnegative(energy: nn.Module) -> tuple[str, ...]:
     return tuple(names()) if callable(names) else ()
 
 
+def _convexity(plain: package.Package, x_example: Tensor, allow_not_convex: bool) -> Convexity:
+    """What a package of the energy alone says of its convexity in y; a violation is an error unless it is allowed."""
+    with icnnrt.load(plain) as session:
+        found = session.prove_convexity(x_example.detach().cpu().numpy())
+    if found.verdict == "violated" and not allow_not_convex:
+        raise ExportError(
+            f"energy: {found.sentence().removesuffix('.')}; keep the weights that mix convex units non-negative, or "
+            "pass allow_not_convex=True and have the status of every answer say so"
+        )
+    return found
+
+
+def _seconds(plain: package.Package, traced: "_Traced", layer: Solver, x: Tensor) -> float:
+    """The shortest of some runs of a solver on x as it will be served: its graph in onnxruntime."""
+    graphs = {**plain.graphs, "argmin": traced.serialised(_argmin_graph(traced.head, layer), domain_of(layer))}
+    manifest = replace(plain.manifest, solver=_solver_spec(layer, x), domain=domain_of(layer))
+    X, shortest = x.detach().cpu().numpy(), math.inf
+    with icnnrt.load(replace(plain, manifest=manifest, graphs=graphs)) as session:
+        session.argmin(X)  # the first run makes the session
+        for _ in range(RUNS):
+            began = time.perf_counter()
+            session.argmin(X)
+            shortest = min(shortest, time.perf_counter() - began)
+    return shortest
+
+
+class _Traced(NamedTuple):
+    """An energy as graphs: what every part of a package is made from."""
+
+    energy: EnergyGraph
+    x: Tensor  # examples of eleven rows
+    y: Tensor
+    head: ir.Model  # of value and gradient, or of the gradient alone
+    loss: ir.Model | None
+    trainable: tuple[str, ...]
+    weights: dict[str, np.ndarray]
+    layout: Mapping[str, tuple[int, int]]
+    graphs: dict[str, bytes]  # that of the head
+
+    def serialised(self, graph: ir.Graph, domain: package.Domain = UNIT_BOX) -> bytes:
+        constants = {name: self.energy.theta[name] for name in self.energy.constants}
+        return _serialise(graph, self.weights, self.layout, constants, domain)
+
+
+def _trace(
+    energy: nn.Module, x_example: Tensor, y_example: Tensor, kind: Kind, train: TrainSpec | None, progress: Progress
+) -> _Traced:
+    progress("tracing the energy")
+    found = (trace_energy if kind == "energy" else trace_gradient)(energy, x_example, y_example)
+    x, y = (t[:1].detach().expand(11, *t.shape[1:]).contiguous() for t in (x_example, y_example))
+    # All names of a shared parameter: the graph reads it under any one of them.
+    learnable = {name for name, p in energy.named_parameters(remove_duplicate=False) if p.requires_grad}
+    loss = None
+    if kind == "energy":
+        progress("value and gradient")
+        if train:  # before anything that takes longer, so that a choice that does not fit is told at once
+            train.check_names(found.theta)
+            loss = loss_graph(named(train.loss)[1], y, train.target(y_example))
+        role, head = "value", to_onnx(value_and_gradient(found, x, y))
+    else:
+        progress("gradient")
+        role, head = "gradient", to_onnx(gradient(found, x, y))
+    weights = {
+        name: tensor.detach().cpu().contiguous().numpy() for name, tensor in _stored(energy, found.theta).items()
+    }
+    trainable = tuple(name for name in found.theta if name in learnable)
+    traced = _Traced(found, x, y, head, loss, trainable, weights, package.weight_layout(weights)[1], {})
+    return traced._replace(graphs={role: traced.serialised(plain_graph(head.clone(), role))})
+
+
 class _Parts(NamedTuple):
     """What a package is made of, but for what is found out about it when it runs."""
 
     graphs: dict[str, bytes]
-    weights: dict[str, np.ndarray]
-    trainable: tuple[str, ...]
     train: package.TrainingSpec | None
 
 
 def _parts(
-    energy: nn.Module,
+    traced: _Traced,
     solver: Solver | None,
-    x_example: Tensor,
     y_example: Tensor,
     wanted: Collection[str],
-    kind: Kind,
     train: TrainSpec | None,
     nonnegative: Sequence[str],
     progress: Progress,
 ) -> _Parts:
-    progress("tracing the energy")
-    traced = (trace_energy if kind == "energy" else trace_gradient)(energy, x_example, y_example)
-    x, y = (t[:1].detach().expand(11, *t.shape[1:]).contiguous() for t in (x_example, y_example))
-    # All names of a shared parameter: the graph reads it under any one of them.
-    learnable = {name for name, p in energy.named_parameters(remove_duplicate=False) if p.requires_grad}
-    trainable = tuple(name for name in traced.theta if name in learnable)
-
     assembled: dict[str, ir.Graph] = {}
     training: package.TrainingSpec | None = None
-    if kind == "energy":
-        progress("value and gradient")
-        loss = None
-        if train:  # before anything that takes longer, so that a choice that does not fit is told at once
-            train.check_names(traced.theta)
-            loss = loss_graph(named(train.loss)[1], y, train.target(y_example))
-        head = to_onnx(value_and_gradient(traced, x, y))
-        assembled["value"] = plain_graph(head.clone(), "value")
-        if solver is not None:
-            added, training = _solver_graphs(
-                head, traced, solver, x, y, y_example, trainable, train, loss, nonnegative, progress
-            )
-            assembled |= added
-    else:
-        progress("gradient")
-        assembled["gradient"] = plain_graph(to_onnx(gradient(traced, x, y)), "gradient")
+    if solver is not None:
+        assembled, training = _solver_graphs(traced, solver, y_example, train, nonnegative, progress)
     for role, make in OPTIONAL_HEADS.items():
         if role in wanted:
             progress(role.replace("_", " by "))
-            assembled[role] = plain_graph(to_onnx(make(traced, x, y)), role)
-
-    weights = {
-        name: tensor.detach().cpu().contiguous().numpy() for name, tensor in _stored(energy, traced.theta).items()
-    }
-    constants = {name: traced.theta[name] for name in traced.constants}
-    _, layout = package.weight_layout(weights)
+            assembled[role] = plain_graph(to_onnx(make(traced.energy, traced.x, traced.y)), role)
     domain = UNIT_BOX if solver is None else domain_of(solver)
-    graphs = {role: _serialise(graph, weights, layout, constants, domain) for role, graph in assembled.items()}
-    return _Parts(graphs, weights, trainable, training)
+    more = {role: traced.serialised(graph, domain) for role, graph in assembled.items()}
+    return _Parts({**traced.graphs, **more}, training)
+
+
+def _argmin_graph(head: ir.Model, solver: Solver) -> ir.Graph:
+    K, domain, step_size = solver.iterations, domain_of(solver), step_size_of(solver)
+    if step_size is None:
+        return argmin_graph(head.clone(), K, solver.steps, domain)
+    return bregman_argmin_graph(head.clone(), K, step_size, domain)
 
 
 def _solver_graphs(
-    head: ir.Model,
-    traced: EnergyGraph,
+    given: _Traced,
     solver: Solver,
-    x: Tensor,
-    y: Tensor,
     y_example: Tensor,
-    trainable: tuple[str, ...],
     train: TrainSpec | None,
-    loss: ir.Model | None,
     nonnegative: Sequence[str],
     progress: Progress,
 ) -> tuple[dict[str, ir.Graph], package.TrainingSpec | None]:
     """argmin, adjoint and, if asked for, one step of training, around the head of value and gradient."""
-    K, domain = solver.iterations, domain_of(solver)
+    traced, head, trainable, x, y = given.energy, given.head, given.trainable, given.x, given.y
+    K, domain, step_size = solver.iterations, domain_of(solver), step_size_of(solver)
     box = domain.kind == "box"
-    step_size = step_size_of(solver)
-    assembled = {
-        "argmin": argmin_graph(head.clone(), K, solver.steps, domain)
-        if step_size is None
-        else bregman_argmin_graph(head.clone(), K, step_size, domain)
-    }
+    assembled = {"argmin": _argmin_graph(head, solver)}
     progress("Hessian-vector product")
     hvp = to_onnx(hessian_vector_product(traced, x, y))
     progress("adjoint")
     push = to_onnx(cut_vjp(traced, x, y, K, trainable, points=box))
     training = None
-    if train and loss:
+    if train and given.loss:
         progress("training step")
         updated = train.chosen(trainable)
         training = train.described(updated, y_example)
@@ -298,7 +358,7 @@ def _solver_graphs(
             # Gradients of the weights that stay are not computed.
             push.clone() if updated == trainable else to_onnx(cut_vjp(traced, x, y, K, updated, points=box)),
             hvp.clone(),
-            loss,
+            given.loss,
             K=K,
             steps=solver.steps,
             optimizer=resolve(train.optimizer),
@@ -422,7 +482,7 @@ def _examined(
     y_example: Tensor,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write to a scratch folder, and find out what the package does: parity with torch, convexity, golden data."""
+    """Write to a scratch folder, and find out what the package does: parity with torch, golden data."""
     progress("parity with torch")
     scratch = Path(tempfile.mkdtemp(prefix="icnnrt-export-"))
     try:
@@ -430,13 +490,7 @@ def _examined(
         figures = parity.check(session, judge, solver, x_example, y_example)
         inputs = _golden_inputs(x_example, y_example, session.manifest.domain)
         held = {**inputs, **golden.compute(session, inputs)}
-        convexity = None
-        if session.manifest.kind == "energy":
-            progress("convexity")
-            convexity = session.prove_convexity(x_example.detach().cpu().numpy())
-            if convexity.verdict == "violated":
-                held.pop("argmin.x_bar", None)  # no gradient of such answers is handed out
-        return {"parity": figures, "golden": held, "convexity": convexity}
+        return {"parity": figures, "golden": held}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

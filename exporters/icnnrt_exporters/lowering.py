@@ -7,7 +7,8 @@ A rewritten operator needs no backward rule of its own: its derivatives are thos
 - pooling: mean, maximum, and their adaptive forms;
 - interpolation, and padding by reflection or replication: all linear, one matrix a dimension;
 - batch norm in its eval form, the absolute value, and steps (sign, floor, ...), whose second derivatives in torch fix
-  the batch too.
+  the batch too;
+- softplus with torch's threshold of 20, see `smooth_softplus`: the step down at the threshold is not convex.
 
 The matrices are constants of the graph: they join the tensors that the forward creates itself.
 """
@@ -23,6 +24,7 @@ from torch import Tensor, fx
 from icnnrt.errors import ExportError
 from icnnrt_exporters import windows
 from icnnrt_exporters.place import operator, place
+from icnnrt_exporters.smooth_softplus import smooth_threshold
 
 aten = torch.ops.aten
 
@@ -113,6 +115,9 @@ def lower(module: fx.GraphModule) -> None:
             _become(node, absolute, node.args)
         elif node.target in STEPS:
             _become(node, partial(_flat, node.target), node.args)
+        elif node.target is aten.softplus.default:
+            a = _arguments(node)
+            node.args, node.kwargs = (*(a[name] for name in ("self", "beta")), smooth_threshold(a["threshold"])), {}
         elif node.target in (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default):
             _batch_norm(node)
         elif node.target in AVERAGE_POOLS:

@@ -23,6 +23,7 @@ from icnnrt_exporters.heads import Input, boundary_names, trace, value_and_gradi
 from icnnrt_exporters.onnx_head import quiet
 from icnnrt_exporters.preconditions import check_energy, check_examples, check_solver, check_weights, float64_judge
 from icnnrt_exporters.script_solver import Model, ScriptSolver, State
+from icnnrt_exporters.smooth_softplus import smoothed
 from icnnrt_exporters.torchscript import check_file, check_unit_box
 from icnnrt_models import BundleEntropyArgmin
 
@@ -70,8 +71,8 @@ def export_program(
     modes = [(module, module.training) for module in energy.modules()]
     energy.eval()
     try:
-        with quiet(), _quiet_serialiser():
-            judge = float64_judge(energy)
+        with quiet(), quiet_serialiser():
+            judge = smoothed(float64_judge(energy))
             batches = parity.inputs(x_example, y_example)
             check_energy(energy, judge, *(t[3:7] for t in batches[-1]))
             traced = trace_energy(energy, x_example, y_example)
@@ -200,7 +201,7 @@ class _Argmin(nn.Module):
 
 
 @contextlib.contextmanager
-def _quiet_serialiser() -> Iterator[None]:
+def quiet_serialiser() -> Iterator[None]:
     """Silence what torch's serialiser says of the symbols inside a while_loop."""
     logger = logging.getLogger("torch._export")
     level = logger.level
