@@ -44,12 +44,12 @@ struct Corner {
 
 // Rows i... of U, columns c...; where `corner` is wanted, c = i.
 template <std::size_t V, bool kDiagonal>
-ICNNRT_INLINE std::size_t factor_tile(const Factors& f, const double* K, const double* R, std::size_t rows_of_R,
+ICNNRT_INLINE double factor_tile(const Factors& f, const double* K, const double* R, std::size_t rows_of_R,
                                       const double* diagonal, double smallest, std::size_t i, std::size_t c,
                                       Corner& corner) {
   Vec acc[kBlock][V];
   const std::size_t ld = f.ld;
-  std::size_t lost = 0;
+  double least = 1.0;
 #pragma GCC unroll 4
   for (std::size_t t = 0; t < kBlock; ++t)
 #pragma GCC unroll 4
@@ -71,7 +71,7 @@ ICNNRT_INLINE std::size_t factor_tile(const Factors& f, const double* K, const d
       // What rounding has left of a pivot says nothing: the row is cut off from the others.
       const double whole = diagonal[f.size + i + t];
       const bool good = pivot > smallest * whole;
-      lost += !good;
+      least = min(least, pivot == pivot && whole > 0.0 ? pivot / whole : -1.0);
       const double inverse = 1.0 / __builtin_sqrt(good ? pivot : whole > 0x1p-1000 ? whole : 1.0);
       f.inverse[i + t] = inverse;
       corner.scale[t] = good ? inverse : 0.0;
@@ -92,23 +92,21 @@ ICNNRT_INLINE std::size_t factor_tile(const Factors& f, const double* K, const d
       store(f.U + (i + t) * ld + c + v * W, acc[t][v]);
     }
   }
-  return lost;
+  return least;
 }
 
-// Vectors that the first tile of a row takes at least, so that it holds the corner.
-inline constexpr std::size_t kCorner = W < kBlock ? kBlock / W : 1;
-
 // Rows i to i + kBlock of U.
-ICNNRT_NO_INLINE std::size_t factor_rows(const Factors& f, const double* K, const double* R, std::size_t rows_of_R,
+ICNNRT_NO_INLINE double factor_rows(const Factors& f, const double* K, const double* R, std::size_t rows_of_R,
                                          const double* diagonal, double smallest, std::size_t i) {
   Corner corner;
-  std::size_t c = i, lost = 0;
+  std::size_t c = i;
+  double least;
   const auto left = [&] { return (f.size - c + W - 1) / W; };
   if (left() >= 3) {
-    lost = factor_tile<3, true>(f, K, R, rows_of_R, diagonal, smallest, i, c, corner);
+    least = factor_tile<3, true>(f, K, R, rows_of_R, diagonal, smallest, i, c, corner);
     c += 3 * W;
   } else {
-    lost = factor_tile<2, true>(f, K, R, rows_of_R, diagonal, smallest, i, c, corner);
+    least = factor_tile<2, true>(f, K, R, rows_of_R, diagonal, smallest, i, c, corner);
     c += 2 * W;
   }
   while (c < f.size) {
@@ -123,27 +121,31 @@ ICNNRT_NO_INLINE std::size_t factor_rows(const Factors& f, const double* K, cons
       c += W;
     }
   }
-  return lost;
+  return least;
 }
 
 //     [P A'; A -S] = U' diag(1, -1) U,   P = K_P + R'R + diag(diagonal),   S = diag(diagonal)
 //
 // K [size, ld] holds K_P and A'; where S stands it is zero. R [rows, ld] is zero beyond P's columns. `diagonal` [size]
 // is followed by the diagonal of P as a whole [size], which pivots are measured by; the rest of that is filled in here.
-// Returns how many pivots were lost.
-ICNNRT_NO_INLINE std::size_t factor(const Factors& f, const double* K, const double* R, std::size_t rows_of_R,
+// Returns the least pivot of all in units of the diagonal as a whole.
+ICNNRT_NO_INLINE double factor(const Factors& f, const double* K, const double* R, std::size_t rows_of_R,
                                     double* diagonal, double smallest) {
-  std::size_t lost = 0;
-  for (std::size_t i = 0; i < f.positive; i += kBlock) lost += factor_rows(f, K, R, rows_of_R, diagonal, smallest, i);
-  if (f.positive == f.size) return lost;
+  double least = 1.0;
+  for (std::size_t i = 0; i < f.positive; i += kBlock)
+    least = min(least, factor_rows(f, K, R, rows_of_R, diagonal, smallest, i));
+  if (f.positive == f.size) return least;
   double* const whole = diagonal + f.size;
   for (std::size_t c = f.positive; c < f.size; ++c) whole[c] = diagonal[c];
   for (std::size_t k = 0; k < f.positive; ++k)
-    for (std::size_t c = f.positive; c < f.size; ++c) whole[c] += f.U[k * f.ld + c] * f.U[k * f.ld + c];
+    for (std::size_t c = f.positive; c < f.size; c += W) {
+      const Vec u = load(f.U + k * f.ld + c);
+      store(whole + c, load(whole + c) + u * u);
+    }
   for (std::size_t c = f.positive; c < f.size; ++c) diagonal[c] += smallest * whole[c];
   for (std::size_t i = f.positive; i < f.size; i += kBlock)
-    lost += factor_rows(f, K, nullptr, 0, diagonal, smallest, i);
-  return lost;
+    least = min(least, factor_rows(f, K, nullptr, 0, diagonal, smallest, i));
+  return least;
 }
 
 // x [ld] = [P A'; A -S]^-1 x; zero from `size` on.

@@ -15,6 +15,11 @@ inline constexpr double kNearly = 1e-9;
 inline constexpr std::size_t kPatience = 6, kMorePatience = 15;
 inline constexpr double kWarm = 1e-2;
 inline constexpr std::size_t kAmendments = 1, kMoreAmendments = 3;  // of a polish, and of a warm start's
+// The corrector is refined where rounding of the condensed system may tell: close to the solution, and in steps that only
+// hard problems take.
+inline constexpr double kRefined = 1e-4;
+inline constexpr std::size_t kHardStep = 8;
+inline constexpr double kGuess = 1e-1;  // relative KKT residual above which the active set is not guessed
 inline constexpr double kHard = 1e8;  // weight of an active constraint in units of the curvature of Q
 
 // The scratch of one solve, beside the problem.
@@ -40,7 +45,6 @@ ICNNRT_NO_INLINE void kkt_residual(const Problem& P, Iteration& it, const double
   add_columns_times(P.G, P.ld, P.m, P.n_blocks, lam, it.G_lam);
   const double per_cost = 1.0 / P.cost;
   double off = 0.0, size = 0.0, objective = 0.0;
-  const auto larger = [](double a, double b) { return a >= b ? a : b; };  // NaN is larger
   for (std::size_t j = 0; j < P.n; ++j) {
     const double mu = P.N > P.box ? lam[P.box + j] : 0.0, per = per_cost / P.D[j];
     off = larger(off, __builtin_fabs(it.Kz[j] + P.c[j] + it.G_lam[j] + it.A_nu[j] + mu) * per);
@@ -59,14 +63,14 @@ ICNNRT_NO_INLINE void kkt_residual(const Problem& P, Iteration& it, const double
     const double per = i < P.m ? 1.0 / P.E_G[i] : P.D[i - P.box];
     bool held = false;
     for (const Side& side : P.side) {
-      const double multiplier = side.sign * lam[i] > 0.0 ? side.sign * lam[i] : 0.0;
+      const double multiplier = side.sign * lam[i] <= 0.0 ? 0.0 : side.sign * lam[i];
       if (!side.any || side.has[i] == 0.0) {
         gap += multiplier / per;  // of a side that is not there: as wrong as a gap of that size
         continue;
       }
       held = true;
       const double beyond = side.sign * (it.rows[i] - side.bound[i]);
-      violated = larger(violated, beyond > 0.0 ? beyond * per : beyond == beyond ? 0.0 : beyond);
+      violated = larger(violated, beyond <= 0.0 ? 0.0 : beyond * per);
       gap += __builtin_fabs(multiplier * beyond);
     }
     if (held) reach = larger(reach, __builtin_fabs(it.rows[i]) * per);
@@ -78,7 +82,7 @@ ICNNRT_NO_INLINE void kkt_residual(const Problem& P, Iteration& it, const double
 
 ICNNRT_INLINE double worst(const double (&residual)[3]) {
   double most = residual[0];
-  for (const double r : residual) most = most >= r ? most : r;
+  for (const double r : residual) most = larger(most, r);
   return most == most ? most : kInf;
 }
 
@@ -149,21 +153,22 @@ struct InteriorPoint {
   // The step to λ∘s + c = 0 on both sides, c / (s + soft λ) in side.e; r_d and r_ν in it.r.
   __attribute__((noinline)) void direction(std::size_t refinements) {
     Newton& newton = it.newton;
-    for (std::size_t i = 0; i < P.N; ++i) it.t[i] = 0.0;
+    fill(it.t, P.N, 0.0);
     for (const Side& side : P.side) {
       if (!side.any) continue;
-      for (std::size_t i = 0; i < P.N; ++i) it.t[i] += side.sign * (side.e[i] + side.w[i] * side.excess[i]);
+      for (std::size_t i = 0; i < P.N; i += W)
+        store(it.t + i, load(it.t + i) + (load(side.e + i) + load(side.w + i) * load(side.excess + i)) * side.sign);
     }
-    for (std::size_t i = 0; i < P.N; ++i) it.t[i] *= newton.inverse_W[i];
+    for (std::size_t i = 0; i < P.N; i += W) store(it.t + i, load(it.t + i) * load(newton.inverse_W + i));
     for (std::size_t j = 0; j < P.size; ++j) it.rhs[j] = -it.r[j];
     solve_refined(P, newton, it.rhs, it.t, refinements, it.dx, it.d_lam, it.d_rows);
     for (Side& side : P.side) {
       if (!side.any) continue;
-      const double sign = side.sign;
-      for (std::size_t i = 0; i < P.N; ++i) {
-        const double ahead = side.excess[i] + sign * it.d_rows[i];
-        side.d_lam[i] = side.e[i] + side.w[i] * ahead;
-        side.d_s[i] = side.has[i] * (soft * side.d_lam[i] - ahead);
+      for (std::size_t i = 0; i < P.N; i += W) {
+        const Vec ahead = load(side.excess + i) + load(it.d_rows + i) * side.sign;
+        const Vec d_lam = load(side.e + i) + load(side.w + i) * ahead;
+        store(side.d_lam + i, d_lam);
+        store(side.d_s + i, load(side.has + i) * (d_lam * soft - ahead));
       }
     }
   }
@@ -251,7 +256,7 @@ struct InteriorPoint {
     double best = kInf;
     std::size_t idle = 0;
     keep_best();
-    for (std::size_t i = 0; i < P.N; ++i) it.active[i] = it.tried[i] = 0xff;
+    for (std::size_t i = 0; i < 2 * P.N; ++i) it.tried[i] = 0xff;
     for (std::size_t step = 0;; ++step) {
       rows_times(P, it.x, it.rows);
       fill(it.Kz, P.ld, 0.0);
@@ -263,7 +268,6 @@ struct InteriorPoint {
       add_Knu(P, it.x, it.A_nu);
       add_columns_times(P, it.lam, it.G_lam);
       double objective = 0.0, gap = 0.0, off = 0.0, size = 0.0, violated = 0.0, reach = 0.0;
-      const auto larger = [](double a, double b) { return a >= b ? a : b; };  // NaN is larger
       for (std::size_t j = 0; j < P.n_blocks; ++j) {
         objective += (0.5 * it.Kz[j] + P.c[j]) * it.x[j];
         it.r[j] = it.Kz[j] + P.c[j] + it.G_lam[j] + it.A_nu[j];
@@ -278,12 +282,20 @@ struct InteriorPoint {
       }
       for (Side& side : P.side) {
         if (!side.any) continue;
-        for (std::size_t i = 0; i < P.N; ++i) {
-          side.excess[i] = side.has[i] * (side.sign * (it.rows[i] - side.bound[i]) + side.s[i] - soft * side.lam[i]);
-          violated = larger(violated, __builtin_fabs(side.excess[i]));
-          reach = larger(reach, side.has[i] * __builtin_fabs(it.rows[i]));
-          gap += side.s[i] * side.lam[i];
+        Vec most{}, furthest{}, total{};
+        for (std::size_t i = 0; i < P.N; i += W) {
+          const Vec has = load(side.has + i), rows = load(it.rows + i), s = load(side.s + i),
+                    lam = load(side.lam + i);
+          const Vec excess = has * ((rows - load(side.bound + i)) * side.sign + s - lam * soft), size = abs(excess),
+                    here = has * abs(rows);
+          store(side.excess + i, excess);
+          most = larger(most, size);
+          furthest = larger(furthest, here);
+          total += s * lam;
         }
+        violated = larger(violated, largest(most));
+        reach = larger(reach, largest(furthest));
+        gap += sum(total);
       }
       double residual =
           larger(larger(off / (1.0 + size), violated / (scale_nu + reach)), gap / (1.0 + __builtin_fabs(objective)));
@@ -302,38 +314,45 @@ struct InteriorPoint {
       const double mu = gap / count, rho = clip(1e-6 * mu, kLeastRho, kMostRho), W_most = 1.0 / rho;
       newton.rho = rho;
       newton.delta = soft + rho;
-      for (std::size_t i = 0; i < P.N; ++i) newton.W[i] = 0.0;
+      fill(newton.W, P.N, 0.0);
       for (Side& side : P.side) {
         if (!side.any) continue;
-        for (std::size_t i = 0; i < P.N; ++i) {
-          side.w[i] = side.lam[i] / (side.s[i] + soft * side.lam[i]);
-          side.e[i] = -side.w[i] * side.s[i];
-          newton.W[i] += side.w[i];
+        for (std::size_t i = 0; i < P.N; i += W) {
+          const Vec s = load(side.s + i), lam = load(side.lam + i), w = lam / (s + lam * soft);
+          store(side.w + i, w);
+          store(side.e + i, -w * s);
+          store(newton.W + i, load(newton.W + i) + w);
         }
       }
-      for (std::size_t i = 0; i < P.N; ++i) {
-        newton.inverse_W[i] = newton.W[i] > 0.0 ? 1.0 / newton.W[i] : 0.0;
-        newton.W[i] *= W_most / (newton.W[i] + W_most);
+      for (std::size_t i = 0; i < P.N; i += W) {
+        const Vec w = load(newton.W + i), inverse = 1.0 / w;
+        store(newton.inverse_W + i, w > 0.0 ? inverse : Vec{});
+        store(newton.W + i, w * (W_most / (w + W_most)));
       }
       factor(P, newton);
 
       direction(0);  // predictor
+      if (soft == 0.0) look_ahead();
       double a = min(1.0, to_boundary()), ahead = 0.0;
       for (const Side& side : P.side) {
         if (!side.any) continue;
-        for (std::size_t i = 0; i < P.N; ++i)
-          ahead += (side.s[i] + a * side.d_s[i]) * (side.lam[i] + a * side.d_lam[i]);
+        Vec total{};
+        for (std::size_t i = 0; i < P.N; i += W)
+          total += (load(side.s + i) + load(side.d_s + i) * a) * (load(side.lam + i) + load(side.d_lam + i) * a);
+        ahead += sum(total);
       }
       double sigma = clip(ahead / max(gap, 1e-300), 0.0, 1.0);
       sigma = sigma * sigma * sigma;
       const double target = sigma * mu;
       for (Side& side : P.side) {
         if (!side.any) continue;
-        for (std::size_t i = 0; i < P.N; ++i)
-          side.e[i] = side.has[i] * (target - side.s[i] * side.lam[i] - side.d_s[i] * side.d_lam[i]) /
-                      (side.s[i] + soft * side.lam[i]);
+        for (std::size_t i = 0; i < P.N; i += W) {
+          const Vec s = load(side.s + i), lam = load(side.lam + i);
+          store(side.e + i, load(side.has + i) * (target - s * lam - load(side.d_s + i) * load(side.d_lam + i)) /
+                                (s + lam * soft));
+        }
       }
-      direction(1);  // corrector
+      direction(residual < kRefined || step >= kHardStep);  // corrector
       double sum_of_d = 0.0;
       for (std::size_t j = 0; j < P.size; ++j) sum_of_d += it.dx[j] * 0.0;
       a = min(1.0, kQpToBoundary * to_boundary());
@@ -341,9 +360,11 @@ struct InteriorPoint {
       for (std::size_t j = 0; j < P.size; ++j) it.x[j] += a * it.dx[j];
       for (Side& side : P.side) {
         if (!side.any) continue;
-        for (std::size_t i = 0; i < P.N; ++i) {
-          side.lam[i] = side.has[i] * max(side.lam[i] + a * side.d_lam[i], kSmallest);
-          side.s[i] = max(side.s[i] + a * side.d_s[i], kSmallest);
+        for (std::size_t i = 0; i < P.N; i += W) {
+          const Vec lam = load(side.lam + i) + load(side.d_lam + i) * a, s = load(side.s + i) + load(side.d_s + i) * a,
+                    least = broadcast(kSmallest);
+          store(side.lam + i, load(side.has + i) * (lam < least ? least : lam));
+          store(side.s + i, s < least ? least : s);
         }
       }
     }
@@ -364,8 +385,9 @@ struct InteriorPoint {
   }
 
  private:
-  // Whether the set of constraints that seem to be held is that of the step before, and not tried yet.
+  // Whether the constraints that seem to be held are those that the last predictor saw ahead, and not tried yet.
   bool guess(double residual) {
+    unsigned char* const ahead = it.tried + P.N;
     bool same = true, tried = true;
     for (std::size_t i = 0; i < P.N; ++i) {
       unsigned held = 0;
@@ -377,15 +399,32 @@ struct InteriorPoint {
           most = side.lam[i];
         }
       }
-      same = same && it.tried[it_guess() + i] == held;
+      it.active[i] = static_cast<unsigned char>(held);
+      same = same && ahead[i] == held;
       tried = tried && it.tried[i] == held;
-      it.tried[it_guess() + i] = static_cast<unsigned char>(held);
     }
-    if (!same || tried || !(residual < 1e-1)) return false;
-    for (std::size_t i = 0; i < P.N; ++i) it.active[i] = it.tried[i] = it.tried[it_guess() + i];
+    if (!same || tried || !(residual < kGuess)) return false;
+    for (std::size_t i = 0; i < P.N; ++i) it.tried[i] = it.active[i];
     return true;
   }
-  std::size_t it_guess() const { return P.N; }  // the last step's guess lies behind what was tried
+
+  // Where λ is larger than s after a whole step, which is what decides it in the end.
+  void look_ahead() {
+    unsigned char* const ahead = it.tried + P.N;
+    for (std::size_t i = 0; i < P.N; ++i) {
+      double most = 0.0;
+      ahead[i] = 0;
+      for (unsigned k = 0; k < 2; ++k) {
+        const Side& side = P.side[k];
+        if (!side.any) continue;
+        const double lam = side.lam[i] + side.d_lam[i];
+        if (lam > side.s[i] + side.d_s[i] && lam > most) {
+          ahead[i] = static_cast<unsigned char>(k + 1);
+          most = lam;
+        }
+      }
+    }
+  }
 };
 
 }  // namespace

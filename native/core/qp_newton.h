@@ -65,7 +65,7 @@ ICNNRT_NO_INLINE void factor(const Problem& P, Newton& newton) {
     trace += j < P.n ? whole[j] : 0.0;
   }
   newton.gamma = 0.0;
-  if (P.q) {
+  if (P.q && !P.curved) {
     double trace_A = 0.0;
     for (std::size_t i = 0; i < P.q; ++i)
       for (std::size_t j = 0; j < P.n; ++j) {
@@ -96,8 +96,8 @@ ICNNRT_NO_INLINE void factor(const Problem& P, Newton& newton) {
 ICNNRT_NO_INLINE void condensed(const Problem& P, const Newton& newton, double* x, const double* t, double* d_lam,
                                 double* rows) {
   const std::size_t n = P.n_blocks;
-  for (std::size_t i = 0; i < P.N; ++i) d_lam[i] = -newton.W[i] * t[i];
-  if (P.q) {
+  for (std::size_t i = 0; i < P.N; i += W) store(d_lam + i, -load(newton.W + i) * load(t + i));
+  if (newton.gamma > 0.0) {
     // r_z += γ A'r_ν, without losing r_ν
     add_columns_times(P.G, P.ld, P.m, n, d_lam, x);
     double scaled[kBlock];
@@ -111,7 +111,7 @@ ICNNRT_NO_INLINE void condensed(const Problem& P, const Newton& newton, double* 
   for (std::size_t i = P.box; i < P.N; ++i) x[i - P.box] += d_lam[i];
   solve(newton.factors, x);
   rows_times(P, x, rows);
-  for (std::size_t i = 0; i < P.N; ++i) d_lam[i] = newton.W[i] * (rows[i] + t[i]);
+  for (std::size_t i = 0; i < P.N; i += W) store(d_lam + i, load(newton.W + i) * (load(rows + i) + load(t + i)));
   const double inverse = 1.0 / newton.left;
   for (std::size_t j = n; j < P.size; ++j) x[j] *= inverse;
 }
@@ -130,13 +130,13 @@ ICNNRT_NO_INLINE void solve_refined(const Problem& P, Newton& newton, const doub
     add_columns_times(P, d_lam, e);
     for (std::size_t j = 0; j < P.n_blocks; ++j) e[j] = r[j] - e[j] - newton.rho * x[j];
     for (std::size_t j = P.n_blocks; j < P.size; ++j) e[j] = r[j] - e[j] + newton.delta * x[j];
-    for (std::size_t i = 0; i < P.N; ++i)
-      newton.e_lam[i] = newton.W[i] > 0.0 ? rows[i] + t[i] - newton.inverse_W[i] * d_lam[i] : 0.0;
+    for (std::size_t i = 0; i < P.N; i += W)  // where W = 0, what is left here is not used
+      store(newton.e_lam + i, load(rows + i) + load(t + i) - load(newton.inverse_W + i) * load(d_lam + i));
     condensed(P, newton, e, newton.e_lam, newton.more_lam, newton.rows);
     for (std::size_t j = 0; j < P.size; ++j) x[j] += e[j];
-    for (std::size_t i = 0; i < P.N; ++i) {
-      d_lam[i] += newton.more_lam[i];
-      rows[i] += newton.rows[i];
+    for (std::size_t i = 0; i < P.N; i += W) {
+      store(d_lam + i, load(d_lam + i) + load(newton.more_lam + i));
+      store(rows + i, load(rows + i) + load(newton.rows + i));
     }
   }
 }

@@ -42,6 +42,7 @@ struct Problem {
   Side side[2];
   double *D, *E_G, *E_A;  // z = D ẑ, λ = E_G λ̂ / cost, ν = E_A ν̂ / cost, μ = μ̂ / D / cost: powers of 2
   double cost;
+  bool curved;  // Q is definite enough by itself: no γA'A need be added
 };
 
 // out [N] = [G; I] z
@@ -71,12 +72,16 @@ ICNNRT_INLINE void fill(double* a, std::size_t count, double value) {
 ICNNRT_INLINE void copy(double* to, const double* from, std::size_t count) {
   __builtin_memcpy(to, from, count * sizeof(double));
 }
-// Of NaN too: NaN is the largest.
+// The larger of two sizes; NaN is larger than all.
+ICNNRT_INLINE double larger(double a, double b) { return a < b || b != b ? b : a; }
+ICNNRT_INLINE Vec larger(Vec a, Vec b) { return (a < b) | (b != b) ? b : a; }
+ICNNRT_INLINE double largest(Vec a) {
+  double most = a[0];
+  for (std::size_t l = 1; l < W; ++l) most = larger(most, a[l]);
+  return most;
+}
 ICNNRT_INLINE double largest(const double* a, std::size_t count, double so_far = 0.0) {
-  for (std::size_t i = 0; i < count; ++i) {
-    const double size = __builtin_fabs(a[i]);
-    so_far = so_far >= size ? so_far : size;
-  }
+  for (std::size_t i = 0; i < count; ++i) so_far = larger(so_far, __builtin_fabs(a[i]));
   return so_far;
 }
 
@@ -110,11 +115,15 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, bool scale_cost, double* column, d
     };
     fill(column, P.ld, 0.0);
     // K is symmetric: the largest entry of a column counts that of A' too.
-    for (std::size_t i = 0; i < P.size; ++i) {
-      const Vec d = broadcast(P.D[i]);
+    for (std::size_t i = 0; i < P.size; i += kBlock) {
+      const double* const K = P.K + i * P.ld;
       for (std::size_t j = 0; j < P.size; j += W) {
-        const Vec size = abs(load(P.K + i * P.ld + j)) * d, so_far = load(column + j);
-        store(column + j, so_far < size ? size : so_far);
+        Vec most = load(column + j);
+        for (std::size_t t = 0; t < kBlock; ++t) {
+          const Vec size = abs(load(K + t * P.ld + j)) * P.D[i + t];
+          most = most < size ? size : most;
+        }
+        store(column + j, most);
       }
     }
     for (std::size_t i = 0; i < P.m; ++i) {
@@ -126,10 +135,7 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, bool scale_cost, double* column, d
         const Vec here = size * load(P.D + j);
         most_of_row = most_of_row < here ? here : most_of_row;
       }
-      double size = 0.0;
-      for (std::size_t l = 0; l < W; ++l) size = max(size, most_of_row[l]);
-      row[i] = size;
-      take(size);
+      take(row[i] = largest(most_of_row));
     }
     for (std::size_t j = 0; j < P.size; ++j) take(column[j] *= P.D[j]);
     if (!(most > kLevel) && !(least < 1.0 / kLevel)) break;
@@ -154,11 +160,10 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, bool scale_cost, double* column, d
   P.E_A = P.D + P.n_blocks;
   P.cost = 1.0;
   if (!scale_cost) return;
-  double mean = 0.0;
-  fill(column, P.n_blocks, 0.0);
-  for (std::size_t i = 0; i < P.n; ++i) mean += largest(P.K + i * P.ld, P.n);
+  double mean = 0.0;  // no entry of a semidefinite Q is larger than the largest of its diagonal
+  for (std::size_t i = 0; i < P.n; ++i) mean += P.K[i * P.ld + i];
   const double size = max(mean / static_cast<double>(P.n), largest(P.c, P.n));
-  if (!(size > kLevel || size < 1.0 / kLevel) || size == 0.0) return;
+  if (!(size > kLevel * kLevel || size < 1.0 / kLevel) || size == 0.0) return;
   double scale = root(clip(size, 1e-8, 1e8));
   scale *= scale;
   if (scale == 1.0) return;

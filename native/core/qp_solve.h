@@ -6,6 +6,7 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
+inline constexpr double kCurved = 1e-4;  // least pivot of Q, in units of its diagonal, that makes it definite
 inline constexpr double kCertificate = 1e-7;  // how well a certificate must hold: its residual against what it proves
 inline constexpr double kCertified = 1e-9;    // the least relative amount of infeasibility that is told from rounding
 
@@ -26,6 +27,7 @@ ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::s
   P.n_blocks = in_blocks(n);
   P.size = P.n_blocks + in_blocks(q);
   P.ld = padded(P.size) + 8;
+  P.curved = false;
   P.box = padded(m);
   P.N = P.box + padded(n);
   const std::size_t ld = P.ld, N = P.N + 8;
@@ -61,17 +63,19 @@ ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::s
 }
 
 // Whether Q + noise has a factor: that is, whether its least eigenvalue is at least -noise up to rounding.
-ICNNRT_NO_INLINE bool positive_semidefinite(const Problem& P, Iteration& it, double unit_roundoff) {
+ICNNRT_NO_INLINE bool positive_semidefinite(Problem& P, Iteration& it, double unit_roundoff) {
   double size = 0.0;
-  for (std::size_t i = 0; i < P.n; ++i) size = largest(P.K + i * P.ld, P.n, size);
+  for (std::size_t i = 0; i < P.n; ++i) size = max(size, __builtin_fabs(P.K[i * P.ld + i]));  // else it is indefinite
   const double noise = 8.0 * static_cast<double>(P.n) * max(unit_roundoff, 8.0 * kEps) * size;
   double* const diagonal = it.newton.diagonal;
   for (std::size_t j = 0; j < P.n_blocks; ++j) {
     diagonal[j] = j < P.n && size > 0.0 ? noise : 1.0;
-    diagonal[P.n_blocks + j] = 0.0;
+    diagonal[P.n_blocks + j] = P.K[j * P.ld + j] + diagonal[j];
   }
   const Factors f{P.n_blocks, P.n_blocks, P.ld, it.newton.factors.U, it.newton.factors.inverse};
-  return factor(f, P.K, nullptr, 0, diagonal, 0.0) == 0;
+  const double least = factor(f, P.K, nullptr, 0, diagonal, 0.0);
+  P.curved = size > 0.0 && least > kCurved;
+  return least > 0.0;
 }
 
 // (z, λ, ν, μ) as [z; ν] and λ signed, unscaled, in it.x and it.lam; false if there is a NaN in it.
@@ -154,7 +158,7 @@ ICNNRT_NO_INLINE bool infeasible(Problem& P, Iteration& it, std::size_t steps, d
   fill(it.r, P.ld, 0.0);
   add_columns_times(P, it.lam, it.r);
   add_Knu(P, it.polished, it.r);
-  for (std::size_t j = 0; j < P.n; ++j) off = max(off, __builtin_fabs(it.r[j] / P.D[j]));
+  for (std::size_t j = 0; j < P.n; ++j) off = larger(off, __builtin_fabs(it.r[j] / P.D[j]));
   for (std::size_t i = 0; i < P.m; ++i) it.lam[i] *= P.E_G[i];
   for (std::size_t i = P.box; i < P.N; ++i) it.lam[i] /= P.D[i - P.box];
   for (std::size_t i = P.n_blocks; i < P.size; ++i) it.polished[i] *= P.D[i];
@@ -176,12 +180,12 @@ ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, std::size_t steps, do
   rows_times(P, it.polished, it.rows);
   fill(it.Kz, P.ld, 0.0);
   add_Kz(P, it.polished, it.Kz);
-  for (std::size_t i = 0; i < P.q; ++i) off = max(off, __builtin_fabs(it.Kz[P.n_blocks + i] / P.E_A[i]));
+  for (std::size_t i = 0; i < P.q; ++i) off = larger(off, __builtin_fabs(it.Kz[P.n_blocks + i] / P.E_A[i]));
   for (const Side& side : P.side) {
     if (!side.any) continue;
     for (std::size_t i = 0; i < P.N; ++i) {
       if (side.has[i] == 0.0) continue;
-      off = max(off, side.sign * it.rows[i] * (i < P.m ? 1.0 / P.E_G[i] : P.D[i - P.box]));
+      off = larger(off, side.sign * it.rows[i] * (i < P.m ? 1.0 / P.E_G[i] : P.D[i - P.box]));
     }
   }
   for (std::size_t j = 0; j < P.n; ++j) it.polished[j] *= P.D[j];
@@ -207,6 +211,7 @@ static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void
   }
   lay_out(memory, n, m, q + n, P, it);
   read_problem(args, Purpose::kRay, P, crossed);
+  P.curved = true;
   double p_size = 0x1p-1022;
   for (std::size_t j = 0; j < n; ++j) p_size = max(p_size, __builtin_fabs(static_cast<double>(args.p[j])));
   if (unbounded(P, it, sizes.steps, p_size, amount)) {
