@@ -45,8 +45,8 @@ struct Corner {
 // Rows i... of U, columns c...; where `corner` is wanted, c = i.
 template <std::size_t V, bool kDiagonal>
 ICNNRT_INLINE double factor_tile(const Factors& f, const double* K, const double* R, std::size_t rows_of_R,
-                                      const double* diagonal, double smallest, std::size_t i, std::size_t c,
-                                      Corner& corner) {
+                                 const double* diagonal, double smallest, std::size_t i, std::size_t c,
+                                 Corner& corner) {
   Vec acc[kBlock][V];
   const std::size_t ld = f.ld;
   double least = 1.0;
@@ -97,7 +97,7 @@ ICNNRT_INLINE double factor_tile(const Factors& f, const double* K, const double
 
 // Rows i to i + kBlock of U.
 ICNNRT_NO_INLINE double factor_rows(const Factors& f, const double* K, const double* R, std::size_t rows_of_R,
-                                         const double* diagonal, double smallest, std::size_t i) {
+                                    const double* diagonal, double smallest, std::size_t i) {
   Corner corner;
   std::size_t c = i;
   double least;
@@ -130,7 +130,7 @@ ICNNRT_NO_INLINE double factor_rows(const Factors& f, const double* K, const dou
 // is followed by the diagonal of P as a whole [size], which pivots are measured by; the rest of that is filled in here.
 // Returns the least pivot of all in units of the diagonal as a whole.
 ICNNRT_NO_INLINE double factor(const Factors& f, const double* K, const double* R, std::size_t rows_of_R,
-                                    double* diagonal, double smallest) {
+                               double* diagonal, double smallest) {
   double least = 1.0;
   for (std::size_t i = 0; i < f.positive; i += kBlock)
     least = min(least, factor_rows(f, K, R, rows_of_R, diagonal, smallest, i));

@@ -15,12 +15,12 @@ inline constexpr double kNearly = 1e-9;
 inline constexpr std::size_t kPatience = 6, kMorePatience = 15;
 inline constexpr double kWarm = 1e-2;
 inline constexpr std::size_t kAmendments = 1, kMoreAmendments = 3;  // of a polish, and of a warm start's
-// The corrector is refined where rounding of the condensed system may tell: close to the solution, and in steps that only
-// hard problems take.
+// The corrector is refined where rounding of the condensed system may tell: close to the solution, and in steps that
+// only hard problems take.
 inline constexpr double kRefined = 1e-4;
 inline constexpr std::size_t kHardStep = 8;
 inline constexpr double kGuess = 1e-1;  // relative KKT residual above which the active set is not guessed
-inline constexpr double kHard = 1e8;  // weight of an active constraint in units of the curvature of Q
+inline constexpr double kHard = 1e8;    // weight of an active constraint in units of the curvature of Q
 
 // The scratch of one solve, beside the problem.
 struct Iteration {
@@ -284,8 +284,7 @@ struct InteriorPoint {
         if (!side.any) continue;
         Vec most{}, furthest{}, total{};
         for (std::size_t i = 0; i < P.N; i += W) {
-          const Vec has = load(side.has + i), rows = load(it.rows + i), s = load(side.s + i),
-                    lam = load(side.lam + i);
+          const Vec has = load(side.has + i), rows = load(it.rows + i), s = load(side.s + i), lam = load(side.lam + i);
           const Vec excess = has * ((rows - load(side.bound + i)) * side.sign + s - lam * soft), size = abs(excess),
                     here = has * abs(rows);
           store(side.excess + i, excess);
@@ -348,8 +347,8 @@ struct InteriorPoint {
         if (!side.any) continue;
         for (std::size_t i = 0; i < P.N; i += W) {
           const Vec s = load(side.s + i), lam = load(side.lam + i);
-          store(side.e + i, load(side.has + i) * (target - s * lam - load(side.d_s + i) * load(side.d_lam + i)) /
-                                (s + lam * soft));
+          store(side.e + i,
+                load(side.has + i) * (target - s * lam - load(side.d_s + i) * load(side.d_lam + i)) / (s + lam * soft));
         }
       }
       direction(residual < kRefined || step >= kHardStep);  // corrector

@@ -98,6 +98,8 @@ ICNNRT_INLINE double root(double size) {
 }
 
 inline constexpr std::size_t kEquilibrations = 4;
+// p counts this much less than Q in the size of the objective: z is what its curvature makes of it.
+inline constexpr double kLeverOfP = 16.0;
 inline constexpr double kLevel = 4.0;  // rows and columns within this factor of 1 are left alone
 
 // Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), then the objective.
@@ -162,7 +164,7 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, bool scale_cost, double* column, d
   if (!scale_cost) return;
   double mean = 0.0;  // no entry of a semidefinite Q is larger than the largest of its diagonal
   for (std::size_t i = 0; i < P.n; ++i) mean += P.K[i * P.ld + i];
-  const double size = max(mean / static_cast<double>(P.n), largest(P.c, P.n));
+  const double size = max(mean / static_cast<double>(P.n), largest(P.c, P.n) / kLeverOfP);
   if (!(size > kLevel * kLevel || size < 1.0 / kLevel) || size == 0.0) return;
   double scale = root(clip(size, 1e-8, 1e8));
   scale *= scale;

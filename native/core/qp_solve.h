@@ -6,7 +6,7 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-inline constexpr double kCurved = 1e-4;  // least pivot of Q, in units of its diagonal, that makes it definite
+inline constexpr double kCurved = 1e-4;       // least pivot of Q, in units of its diagonal, that makes it definite
 inline constexpr double kCertificate = 1e-7;  // how well a certificate must hold: its residual against what it proves
 inline constexpr double kCertified = 1e-9;    // the least relative amount of infeasibility that is told from rounding
 
