@@ -1,5 +1,6 @@
 // Which kernels this processor can run, and how much workspace they take.
 #include "kernels.h"
+#include "qp.h"
 
 // The instruction sets this library was compiled for, best first.
 #if defined(ICNNRT_X86_64)
@@ -22,6 +23,8 @@ namespace icnnrt {
   namespace name {                                \
   extern const Kernels<float> kFloat[kDomains];   \
   extern const Kernels<double> kDouble[kDomains]; \
+  extern const QpKernels<float> kQpFloat;         \
+  extern const QpKernels<double> kQpDouble;       \
   }
 ICNNRT_INSTRUCTION_SETS(ICNNRT_DECLARE)
 #undef ICNNRT_DECLARE
@@ -45,6 +48,42 @@ ICNNRT_INSTRUCTION_SETS(ICNNRT_DECLARE)
   if (left-- == 0) return (supported) ? &name::kDouble[static_cast<std::size_t>(domain)] : nullptr;
 ICNNRT_DEFINE(float, kFloat)
 ICNNRT_DEFINE(double, kDouble)
+
+#define ICNNRT_DEFINE_QP(T, kTable)                                             \
+  template <>                                                                   \
+  const QpKernels<T>* qp_kernels_for<T>(std::size_t instruction_set) noexcept { \
+    std::size_t left = instruction_set;                                         \
+    ICNNRT_INSTRUCTION_SETS(ICNNRT_NTH_##kTable)                                \
+    return nullptr;                                                             \
+  }                                                                             \
+  template <>                                                                   \
+  const QpKernels<T>& qp_kernels<T>() noexcept {                                \
+    std::size_t n = 0;                                                          \
+    while (qp_kernels_for<T>(n) == nullptr) ++n; /* the last runs everywhere */ \
+    return *qp_kernels_for<T>(n);                                               \
+  }
+#define ICNNRT_NTH_kQpFloat(name, supported) \
+  if (left-- == 0) return (supported) ? &name::kQpFloat : nullptr;
+#define ICNNRT_NTH_kQpDouble(name, supported) \
+  if (left-- == 0) return (supported) ? &name::kQpDouble : nullptr;
+ICNNRT_DEFINE_QP(float, kQpFloat)
+ICNNRT_DEFINE_QP(double, kQpDouble)
+
+std::size_t qp_workspace_bytes(const QpSizes& sizes) noexcept {
+  // Enough for `lay_out` in qp_solve.h, of a solve and of the search for a ray, which has the rows of Q among its
+  // equalities: 2 [size, ld] and 2 [m, ld] and 1 [q, ld], 15 [ld], 37 [N], with size < 2 n + q + 8, ld < size + 16,
+  // N < n + m + 24, each array rounded up to the alignment.
+  std::size_t size = 0, ld = 0, rows = 0, matrices = 0, N = 0, total = 0;
+  const bool overflow = __builtin_mul_overflow(sizes.n, 2, &size) || __builtin_add_overflow(size, sizes.q, &size) ||
+                        __builtin_add_overflow(size, 8, &size) || __builtin_add_overflow(size, 16, &ld) ||
+                        __builtin_mul_overflow(size, 3, &rows) || __builtin_add_overflow(rows, sizes.m, &rows) ||
+                        __builtin_add_overflow(rows, sizes.m, &rows) || __builtin_add_overflow(rows, 24, &rows) ||
+                        __builtin_mul_overflow(rows, ld, &matrices) || __builtin_add_overflow(sizes.n, sizes.m, &N) ||
+                        __builtin_add_overflow(N, 40, &N) || __builtin_mul_overflow(N, 40, &N) ||
+                        __builtin_add_overflow(matrices, N, &total) || __builtin_add_overflow(total, 1024, &total) ||
+                        __builtin_mul_overflow(total, sizeof(double), &total);
+  return overflow ? 0 : total;
+}
 
 std::size_t workspace_bytes(const Sizes& sizes) noexcept {
   // Enough for the arrays of workspace.h with the widest vector there is: 2 [k, ld] and 1 [k, 8], 19 [ld], 3 [k + 1],

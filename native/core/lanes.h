@@ -17,11 +17,14 @@ inline constexpr std::size_t W = 4;
 inline constexpr std::size_t W = 2;
 #endif
 
+inline constexpr double kEps = 0x1p-52;  // twice the unit roundoff of double
+
 typedef double Vec __attribute__((vector_size(W * sizeof(double))));
 typedef unsigned long long BitsVec __attribute__((vector_size(W * sizeof(unsigned long long))));
 typedef float FloatVec __attribute__((vector_size(W * sizeof(float))));
 
 #define ICNNRT_INLINE static inline __attribute__((always_inline))
+#define ICNNRT_NO_INLINE static __attribute__((noinline))
 
 ICNNRT_INLINE Vec broadcast(double a) { return a - Vec{}; }
 
@@ -83,6 +86,9 @@ ICNNRT_INLINE Vec clip(Vec x, double low, double high) {
 ICNNRT_INLINE double max(double a, double b) { return a < b ? b : a; }
 ICNNRT_INLINE double min(double a, double b) { return b < a ? b : a; }
 ICNNRT_INLINE double clip(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
+
+// Entries to reserve for k: whole vectors of any instruction set.
+ICNNRT_INLINE std::size_t padded(std::size_t k) { return (k + 7) / 8 * 8; }
 
 // n columns as blocks of W. The last block ends with the last column, so it may overlap the one before: nothing beyond
 // a row is ever read. What is summed over columns counts the overlap once, by `first_new`. Arrays over the columns live

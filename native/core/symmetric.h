@@ -6,13 +6,10 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-inline constexpr double kEps = 0x1p-52;
 // Duplicate cuts make a Gram matrix singular up to rounding. A pivot below this part of its diagonal entry is rounding
 // alone, and so is what is left of its row: the one is raised to it and the other dropped. If the row stayed, a few
 // such pivots in succession would square their quotients into infinity.
 inline constexpr double kSmallestPivot = 4.0 * kEps;
-
-ICNNRT_INLINE std::size_t padded(std::size_t k) { return (k + 7) / 8 * 8; }
 
 // A = U' diag(1/inverse) U with unit upper triangular U, in place: row j of A [m, ld] becomes row j of U from column j
 // on. A scaling of A's rows and columns alike changes nothing but exponents. ld is a multiple of W and the entries

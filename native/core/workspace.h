@@ -1,24 +1,12 @@
 // The scratch memory of one call, laid out.
 #pragma once
 
-#include "kernels.h"
+#include "layout.h"
 #include "point.h"
 #include "symmetric.h"
 
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
-
-struct Layout {
-  unsigned char* next;
-
-  template <typename A>
-  A* take(std::size_t count) {
-    A* array = reinterpret_cast<A*>(next);
-    const std::size_t bytes = count * sizeof(A);
-    next += (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
-    return array;
-  }
-};
 
 // What a solve or an adjoint needs; `workspace_bytes` in dispatch.cpp allows for it.
 struct Workspace {

@@ -43,6 +43,7 @@ inline constexpr std::uint32_t kApiVersion = 17;
 inline constexpr auto kInvalidArgument = static_cast<OrtErrorCode>(2);
 inline constexpr auto kFail = static_cast<OrtErrorCode>(1);
 inline constexpr auto kFloat = static_cast<ONNXTensorElementDataType>(1);
+inline constexpr auto kInt32 = static_cast<ONNXTensorElementDataType>(6);
 inline constexpr auto kDouble = static_cast<ONNXTensorElementDataType>(11);
 inline constexpr auto kArena = static_cast<OrtAllocatorType>(1);
 inline constexpr auto kDefaultMemory = static_cast<OrtMemType>(0);

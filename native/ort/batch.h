@@ -8,6 +8,8 @@
 #include <cstdint>
 
 #include "../core/kernels.h"
+#include "../core/qp.h"
+#include "shape_inference.h"
 #include "tensors.h"
 
 namespace icnnrt::ort {
@@ -84,18 +86,23 @@ struct Tasks {
   }
 };
 
-// Calls solve(sample, workspace) for every sample; `cost` is that of one, in multiply-adds.
+// What a message says of a workspace.
+struct WorkspaceText {
+  char what[160];       // "k = 30 cuts of n = 600 entries"
+  const char* counted;  // "slopes: expected [B, k, n]", of which it could be counted in bytes
+  const char* remedy;
+};
+
+// Calls solve(sample, workspace) for every sample; `cost` is that of one, in multiply-adds. `bytes` of workspace are 0
+// where they cannot be counted.
 template <typename Solve>
-OrtStatus* for_each_sample(const Call& call, const OrtMemoryInfo* memory, std::size_t samples, const Sizes& sizes,
-                           double cost, const Solve& solve) {
+OrtStatus* for_each_sample(const Call& call, const OrtMemoryInfo* memory, std::size_t samples, std::size_t bytes,
+                           const WorkspaceText& text, double cost, const Solve& solve) {
   if (!samples) return nullptr;
-  const std::size_t bytes = workspace_bytes(sizes);
   if (!bytes || bytes > PTRDIFF_MAX / 2) {
-    return error(
-        call.api, kInvalidArgument,
-        "ai.icnnrt::%s: slopes: expected [B, k, n] whose workspace can be counted in bytes, but k is %zu and n "
-        "is %zu; use fewer cuts.",
-        call.op, sizes.k, sizes.n);
+    return error(call.api, kInvalidArgument,
+                 "ai.icnnrt::%s: %s whose workspace can be counted in bytes, but got %s; %s.", call.op, text.counted,
+                 text.what, text.remedy);
   }
   const double wanted = static_cast<double>(samples) * cost / kTask;
   std::size_t tasks = wanted < static_cast<double>(kMostTasks) ? static_cast<std::size_t>(wanted) : kMostTasks;
@@ -114,14 +121,31 @@ OrtStatus* for_each_sample(const Call& call, const OrtMemoryInfo* memory, std::s
   if (allocator) call.api.ReleaseAllocator(allocator);
   if (OrtStatus* cause = job.failure.load(); cause) {
     if (status) call.api.ReleaseStatus(status);
-    status =
-        error(call.api, kFail,
-              "ai.icnnrt::%s: %zu bytes of workspace for k = %zu cuts of n = %zu entries cannot be allocated (%s); "
-              "free memory or use fewer cuts.",
-              call.op, bytes, sizes.k, sizes.n, call.api.GetErrorMessage(cause));
+    status = error(call.api, kFail,
+                   "ai.icnnrt::%s: %zu bytes of workspace for %s cannot be allocated (%s); free memory or %s.", call.op,
+                   bytes, text.what, call.api.GetErrorMessage(cause), text.remedy);
     call.api.ReleaseStatus(cause);
   }
   return status;
+}
+
+// The same for quadratic programs of these sizes.
+template <typename Solve>
+OrtStatus* for_each_sample(const Call& call, const OrtMemoryInfo* memory, std::size_t samples, const QpSizes& sizes,
+                           double cost, const Solve& solve) {
+  WorkspaceText text{{}, "Q: expected [B, n, n]", "solve smaller problems"};
+  std::snprintf(text.what, sizeof text.what, "n = %zu variables, m = %zu inequalities and q = %zu equalities", sizes.n,
+                sizes.m, sizes.q);
+  return for_each_sample(call, memory, samples, qp_workspace_bytes(sizes), text, cost, solve);
+}
+
+// The same for k cuts of n entries.
+template <typename Solve>
+OrtStatus* for_each_sample(const Call& call, const OrtMemoryInfo* memory, std::size_t samples, const Sizes& sizes,
+                           double cost, const Solve& solve) {
+  WorkspaceText text{{}, "slopes: expected [B, k, n]", "use fewer cuts"};
+  std::snprintf(text.what, sizeof text.what, "k = %zu cuts of n = %zu entries", sizes.k, sizes.n);
+  return for_each_sample(call, memory, samples, workspace_bytes(sizes), text, cost, solve);
 }
 
 }  // namespace icnnrt::ort

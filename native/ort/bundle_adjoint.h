@@ -15,7 +15,9 @@ struct BundleAdjoint {
   static constexpr ONNXTensorElementDataType kInputTypes[] = {T_, T_, T_, T_};
   static constexpr const char* kOutputShapes[] = {"Bn", "Bk"};
   static constexpr ONNXTensorElementDataType kOutputTypes[] = {T_, T_};
-  static constexpr std::size_t kOutputsOfT = 2;  // all
+  static constexpr const char* kOutputsOfT = "TT";  // all
+
+  static void infer_axes(Axes&, bool) {}
 
   const Kernels<T>& kernels = icnnrt::kernels<T>(kDomain);
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "batch.h"
+#include "steps.h"
 
 namespace icnnrt::ort {
 
@@ -10,35 +11,21 @@ struct BundleSolve {
   static constexpr const char* kName = kDomain == Domain::kEntropy   ? "BundleEntropySolve"
                                        : kDomain == Domain::kSimplex ? "BundleSimplexSolve"
                                                                      : "BundleQuadraticSolve";
-  // Far more than ever help; a file must not be able to ask for a computation without end.
-  static constexpr std::int64_t kMostSteps = 1'000'000;
   static constexpr ONNXTensorElementDataType T_ = sizeof(T) == sizeof(float) ? kFloat : kDouble;
   // Shapes for inference, a letter an axis; p is k_prev.
   static constexpr const char* kInputShapes[] = {"Bkn", "Bk", "Bp"};
   static constexpr ONNXTensorElementDataType kInputTypes[] = {T_, T_, T_};
   static constexpr const char* kOutputShapes[] = {"Bn", "Bk", "B", "B3"};
   static constexpr ONNXTensorElementDataType kOutputTypes[] = {T_, T_, kDouble, kDouble};
-  static constexpr std::size_t kOutputsOfT = 2;  // the first ones; the others are double always
+  static constexpr const char* kOutputsOfT = "TT--";  // the others are double always
+
+  static void infer_axes(Axes&, bool) {}
 
   const Kernels<T>& kernels = icnnrt::kernels<T>(kDomain);
   std::size_t steps = 0;
 
   OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info) {
-    std::int64_t given = 0;
-    if (OrtStatus* status = api.KernelInfoGetAttribute_int64(info, "steps", &given); status) {
-      api.ReleaseStatus(status);
-      return error(api, kInvalidArgument,
-                   "ai.icnnrt::%s: steps: expected an integer attribute, but got none; write it on the node, as a "
-                   "default of the body is not seen here.",
-                   kName);
-    }
-    if (given < 0 || given > kMostSteps) {
-      return error(api, kInvalidArgument,
-                   "ai.icnnrt::%s: steps: expected an integer from 0 to %" PRId64 ", but got %" PRId64 "; 60 is usual.",
-                   kName, kMostSteps, given);
-    }
-    steps = static_cast<std::size_t>(given);
-    return nullptr;
+    return read_steps(api, info, kName, 60, steps);
   }
 
   OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const {

@@ -7,6 +7,8 @@
 #include "bundle_adjoint.h"
 #include "bundle_solve.h"
 #include "operator.h"
+#include "qp_adjoint.h"
+#include "qp_solve.h"
 
 namespace icnnrt::ort {
 namespace {
@@ -16,7 +18,7 @@ constexpr const char* kDomain = "ai.icnnrt";
 constexpr const char* kOperatorsEntry = "ai.icnnrt.operators";
 constexpr const char* kOperators =
     "BundleEntropyAdjoint BundleEntropySolve BundleQuadraticAdjoint BundleQuadraticSolve BundleSimplexAdjoint "
-    "BundleSimplexSolve";
+    "BundleSimplexSolve QPAdjoint QPSolve";
 constexpr const char* kInstructionSetEntry = "ai.icnnrt.instruction_set";
 
 // What one ONNX Runtime holds on to: its sessions use the operators until the last of them is gone. A process may have
@@ -24,7 +26,7 @@ constexpr const char* kInstructionSetEntry = "ai.icnnrt.instruction_set";
 struct Domain {
   const OrtApi* key;
   const Api api;
-  Operator operators[4 * kDomains];
+  Operator operators[4 * kDomains + 4];
   OrtCustomOpDomain* domain = nullptr;
   Domain* next = nullptr;
 
@@ -32,6 +34,11 @@ struct Domain {
     make<icnnrt::Domain::kEntropy>();
     make<icnnrt::Domain::kSimplex>();
     make<icnnrt::Domain::kQuadratic>();
+    Operator* const of_qp = operators + 4 * kDomains;
+    of_qp[0] = make_operator<QpSolve<float>>(api);
+    of_qp[1] = make_operator<QpSolve<double>>(api);
+    of_qp[2] = make_operator<QpAdjoint<float>>(api);
+    of_qp[3] = make_operator<QpAdjoint<double>>(api);
   }
 
   // The operators of one domain of y.

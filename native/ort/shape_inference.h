@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <iterator>
 
 #include "status.h"
 
@@ -25,8 +26,16 @@ struct Axes {
   }
 };
 
+// A leading axis '*' is that of the batch or 1, for a tensor that all samples share. 'B' is then the largest of all,
+// and not known before all are.
+inline void read_batch(const Axis& leading, bool& all_known, Axis& batch) {
+  all_known = all_known && leading.known();
+  const bool shared = leading.size == 1 && *batch.name;
+  if ((leading.size > batch.size && !shared) || (leading.size < 0 && batch.size <= 1 && *leading.name)) batch = leading;
+}
+
 inline OrtStatus* read_axes(const Api& api, OrtShapeInferContext* context, std::size_t index, const char* letters,
-                            Axes& axes, ONNXTensorElementDataType& type) {
+                            Axes& axes, bool& batch_known, ONNXTensorElementDataType& type) {
   OrtTensorTypeAndShapeInfo* info = nullptr;  // the context's own
   ICNNRT_TRY(api.ShapeInferContext_GetInputTypeShape(context, index, &info));
   ICNNRT_TRY(api.GetTensorElementType(info, &type));
@@ -34,13 +43,20 @@ inline OrtStatus* read_axes(const Api& api, OrtShapeInferContext* context, std::
   ICNNRT_TRY(api.GetDimensionsCount(info, &rank));
   // An unknown rank looks like none. A wrong one is told when the kernel runs, in a sentence that reaches the user;
   // what inference says does not.
-  if (rank != std::strlen(letters)) return nullptr;
+  if (rank != std::strlen(letters)) {
+    batch_known = false;
+    return nullptr;
+  }
   constexpr std::size_t kMost = 4;
   std::int64_t sizes[kMost] = {};
   const char* names[kMost] = {};
   ICNNRT_TRY(api.GetDimensions(info, sizes, rank));
   ICNNRT_TRY(api.GetSymbolicDimensions(info, names, rank));
   for (std::size_t i = 0; i < rank; ++i) {
+    if (letters[i] == '*') {
+      read_batch({sizes[i], names[i] ? names[i] : ""}, batch_known, axes.of['B']);
+      continue;
+    }
     Axis& axis = axes.of[static_cast<unsigned char>(letters[i])];
     if (axis.size < 0 && sizes[i] >= 0) axis = {sizes[i], ""};
     if (!axis.known() && names[i]) axis.name = names[i];
@@ -75,12 +91,14 @@ inline OrtStatus* write_axes(const Api& api, OrtShapeInferContext* context, std:
 template <typename Op>
 OrtStatus* infer_shapes(const Api& api, OrtShapeInferContext* context) {
   Axes axes;
+  bool batch_known = true;
   ONNXTensorElementDataType T{}, other{};
   for (std::size_t i = 0; i < std::size(Op::kInputShapes); ++i) {
-    ICNNRT_TRY(read_axes(api, context, i, Op::kInputShapes[i], axes, i ? other : T));
+    ICNNRT_TRY(read_axes(api, context, i, Op::kInputShapes[i], axes, batch_known, i ? other : T));
   }
+  Op::infer_axes(axes, batch_known);
   for (std::size_t i = 0; i < std::size(Op::kOutputShapes); ++i) {
-    const auto type = i < Op::kOutputsOfT ? T : Op::kOutputTypes[i];
+    const auto type = Op::kOutputsOfT[i] == 'T' ? T : Op::kOutputTypes[i];
     ICNNRT_TRY(write_axes(api, context, i, Op::kOutputShapes[i], axes, type));
   }
   return nullptr;

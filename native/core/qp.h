@@ -1,0 +1,93 @@
+// The solver behind ai.icnnrt::QPSolve and QPAdjoint, on plain arrays: one quadratic program a call.
+//
+//     min over z in R^n of  ½ z'Qz + p'z   s.t.  h_lower <= Gz <= h,   Az = b,   lower <= z <= upper
+//
+// with Q [n, n] positive semidefinite, G [m, n], A [q, n]; any bound may be infinite, m and q may be 0. Multipliers are
+// signed: λ_i > 0 pushes back from h_i, λ_i < 0 from h_lower_i, and so μ for the box. icnnrt/qp_reference.py states it
+// all. As in kernels.h nothing here allocates, throws, locks or keeps state, and all arithmetic is in double.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace icnnrt {
+
+enum class QpStatus : std::int32_t {
+  kSolved,
+  kInaccurate,
+  kPrimalInfeasible,
+  kDualInfeasible,
+  kFailed,
+  kNotFiniteInput,
+  kNotConvex
+};
+
+// Sizes shared by all samples of a batch, 1 <= n; `steps` bounds the interior-point steps of one solve.
+struct QpSizes {
+  std::size_t n;
+  std::size_t m;
+  std::size_t q;
+  std::size_t steps = 0;
+};
+
+// All arrays are row-major and contiguous, of any alignment. Those of size 0 are not read.
+template <typename T>
+struct QpArguments {
+  const T* Q;        // [n, n]; its symmetric part counts
+  const T* p;        // [n]
+  const T* G;        // [m, n]
+  const T* h_lower;  // [m], or null: none
+  const T* h;        // [m]
+  const T* A;        // [q, n]
+  const T* b;        // [q]
+  const T* lower;    // [n], or null: none
+  const T* upper;    // [n], or null: none
+  const T* start;    // [n + m + q + n], (z, λ, ν, μ) of a problem nearby, or null; with any NaN in it a cold start
+  T* z;              // [n] out, NaN unless solved or inaccurate, and so the multipliers, slacks and residuals
+  T* lam;            // [m] out
+  T* nu;             // [q] out
+  T* mu;             // [n] out
+  T* slack;          // [m] out, > 0: of the side that λ points at
+  T* box_slack;      // [n] out
+  double* residual;  // [3] out: relative stationarity, feasibility, duality gap
+  QpStatus* status;  // [1] out
+  T* ray;            // [n + m + q + n] out: certificate of infeasibility, or 0
+};
+
+template <typename T>
+struct QpAdjointArguments {
+  const T* Q;          // [n, n]
+  const T* G;          // [m, n]
+  const T* A;          // [q, n]
+  const T* lam;        // [m], and so on: what the solve gave
+  const T* mu;         // [n]
+  const T* slack;      // [m]
+  const T* box_slack;  // [n]
+  QpStatus status;
+  const T* z_bar;    // [n], cotangents
+  const T* lam_bar;  // [m], or null: zero
+  const T* nu_bar;   // [q], or null: zero
+  const T* mu_bar;   // [n], or null: zero
+  T* d_z;            // [n] out, NaN unless status is solved
+  T* d_lam;          // [m] out
+  T* d_nu;           // [q] out
+  T* d_mu;           // [n] out
+};
+
+template <typename T>
+struct QpKernels {
+  const char* instruction_set;
+  void (*solve)(const QpSizes&, const QpArguments<T>&, void* workspace) noexcept;
+  void (*adjoint)(const QpSizes&, const QpAdjointArguments<T>&, void* workspace) noexcept;
+};
+
+// Bytes of workspace, aligned to kWorkspaceAlignment, that one call may use; 0 if the sizes are too large to count.
+std::size_t qp_workspace_bytes(const QpSizes& sizes) noexcept;
+
+// The fastest kernels that this processor can run; and all, best first, for tests: null those that it cannot run.
+template <typename T>
+const QpKernels<T>& qp_kernels() noexcept;
+template <typename T>
+const QpKernels<T>* qp_kernels_for(std::size_t instruction_set) noexcept;
+
+}  // namespace icnnrt

@@ -1,0 +1,432 @@
+// Mehrotra's predictor-corrector method on all sides of a quadratic program at once.
+#pragma once
+
+#include "qp_newton.h"
+
+namespace icnnrt {
+namespace ICNNRT_INSTRUCTION_SET {
+
+// The constants of icnnrt/qp_reference.py.
+inline constexpr double kEnough = 1e-12;  // relative KKT residual at which a sample stops
+inline constexpr double kQpToBoundary = 0.995;
+inline constexpr double kSmallest = 1e-18;  // of slacks and multipliers, so that their quotients stay finite
+inline constexpr double kMostRho = 1e-8, kLeastRho = 1e-12;
+inline constexpr double kNearly = 1e-9;
+inline constexpr std::size_t kPatience = 6, kMorePatience = 15;
+inline constexpr double kWarm = 1e-2;
+inline constexpr std::size_t kAmendments = 1, kMoreAmendments = 3;  // of a polish, and of a warm start's
+// The corrector is refined where rounding of the condensed system may tell: close to the solution, and in steps that
+// only hard problems take.
+inline constexpr double kRefined = 1e-4;
+inline constexpr std::size_t kHardStep = 8;
+inline constexpr double kGuess = 1e-1;  // relative KKT residual above which the active set is not guessed
+inline constexpr double kHard = 1e8;    // weight of an active constraint in units of the curvature of Q
+
+// The scratch of one solve, beside the problem.
+struct Iteration {
+  double *x, *best_x, *polished, *dx, *r, *rhs;       // [ld]
+  double *Kz, *G_lam, *A_nu;                          // [ld]
+  double *rows, *d_rows, *lam, *t, *total_W, *d_lam;  // [N]; λ of both sides, signed
+  unsigned char *active, *tried;                      // [N], [2 N]
+                                                      // [N] side that each constraint is thought to be held at: 0, 1, 2
+  Newton newton;
+};
+
+// Relative stationarity, feasibility and gap of (x, λ signed) in units of the operator's inputs.
+// it.rows, Kz and G_lam are left at x.
+ICNNRT_NO_INLINE void kkt_residual(const Problem& P, Iteration& it, const double* x, const double* lam,
+                                   double (&residual)[3]) {
+  rows_times(P, x, it.rows);
+  fill(it.Kz, P.ld, 0.0);
+  fill(it.G_lam, P.ld, 0.0);
+  fill(it.A_nu, P.ld, 0.0);
+  add_Kz(P, x, it.Kz);
+  add_Knu(P, x, it.A_nu);
+  add_columns_times(P.G, P.ld, P.m, P.n_blocks, lam, it.G_lam);
+  const double per_cost = 1.0 / P.cost;
+  double off = 0.0, size = 0.0, objective = 0.0;
+  for (std::size_t j = 0; j < P.n; ++j) {
+    const double mu = P.N > P.box ? lam[P.box + j] : 0.0, per = per_cost / P.D[j];
+    off = larger(off, __builtin_fabs(it.Kz[j] + P.c[j] + it.G_lam[j] + it.A_nu[j] + mu) * per);
+    const double parts[] = {it.Kz[j], P.c[j], it.G_lam[j], it.A_nu[j], mu};
+    for (const double part : parts) size = larger(size, __builtin_fabs(part) * per);
+    objective += (0.5 * it.Kz[j] + P.c[j]) * x[j];
+  }
+  double violated = 0.0, reach = 0.0, gap = 0.0;
+  for (std::size_t j = 0; j < P.q; ++j) {
+    const double Az = it.Kz[P.n_blocks + j], b = -P.c[P.n_blocks + j], per = 1.0 / P.E_A[j];
+    violated = larger(violated, __builtin_fabs(Az - b) * per);
+    reach = larger(reach, larger(__builtin_fabs(Az), __builtin_fabs(b)) * per);
+  }
+  for (std::size_t i = 0; i < P.N; ++i) {
+    if (i >= P.m && i < P.box) continue;
+    const double per = i < P.m ? 1.0 / P.E_G[i] : P.D[i - P.box];
+    bool held = false;
+    for (const Side& side : P.side) {
+      const double multiplier = side.sign * lam[i] <= 0.0 ? 0.0 : side.sign * lam[i];
+      if (!side.any || side.has[i] == 0.0) {
+        gap += multiplier / per;  // of a side that is not there: as wrong as a gap of that size
+        continue;
+      }
+      held = true;
+      const double beyond = side.sign * (it.rows[i] - side.bound[i]);
+      violated = larger(violated, beyond <= 0.0 ? 0.0 : beyond * per);
+      gap += __builtin_fabs(multiplier * beyond);
+    }
+    if (held) reach = larger(reach, __builtin_fabs(it.rows[i]) * per);
+  }
+  residual[0] = off / (1.0 + size);
+  residual[1] = violated / (1.0 + reach);
+  residual[2] = gap * per_cost / (1.0 + __builtin_fabs(objective) * per_cost);
+}
+
+ICNNRT_INLINE double worst(const double (&residual)[3]) {
+  double most = residual[0];
+  for (const double r : residual) most = larger(most, r);
+  return most == most ? most : kInf;
+}
+
+// A point that is held at the constraints of it.active exactly: Newton's step there to
+//     Qz + p + [G; I]_a'λ + A'ν = 0,   [G; I]_a z = bounds,   Az = b
+// from it.x. If it solves the problem, x and λ are left in it.polished and it.lam, and true is returned. Otherwise the
+// set is amended where the point contradicts it, as often as `amendments` says.
+ICNNRT_NO_INLINE bool polish(const Problem& P, Iteration& it, std::size_t amendments, double (&residual)[3]) {
+  Newton& newton = it.newton;
+  double size = 0.0;
+  for (std::size_t j = 0; j < P.n; ++j) size += P.K[j * P.ld + j];
+  size = size > 0.0 ? size / static_cast<double>(P.n) : 1.0;
+  newton.rho = 1e-13 * size;
+  newton.delta = 1e-13 / size;
+  for (;; --amendments) {
+    rows_times(P, it.x, it.rows);
+    fill(it.rhs, P.ld, 0.0);
+    for (std::size_t i = 0; i < P.N; ++i) {
+      const unsigned held = it.active[i];
+      it.lam[i] = it.t[i] = newton.W[i] = newton.inverse_W[i] = 0.0;
+      if (!held) continue;
+      const Side& side = P.side[held - 1];
+      it.lam[i] = side.any ? side.sign * side.lam[i] : 0.0;
+      it.t[i] = it.rows[i] - side.bound[i];
+      newton.W[i] = kHard * size;
+    }
+    add_Kz(P, it.x, it.rhs);
+    add_Knu(P, it.x, it.rhs);
+    add_columns_times(P, it.lam, it.rhs);
+    for (std::size_t j = 0; j < P.size; ++j) it.rhs[j] = -(it.rhs[j] + P.c[j]);
+    factor(P, newton);
+    solve_refined(P, newton, it.rhs, it.t, 2, it.dx, it.d_lam, it.d_rows);
+    for (std::size_t j = 0; j < P.ld; ++j) it.polished[j] = it.x[j] + it.dx[j];
+    for (std::size_t i = 0; i < P.N; ++i) it.lam[i] += it.d_lam[i];
+    kkt_residual(P, it, it.polished, it.lam, residual);
+    if (worst(residual) <= kEnough) return true;
+    if (amendments == 0) return false;
+    bool changed = false;
+    for (std::size_t i = 0; i < P.N; ++i) {
+      const unsigned held = it.active[i];
+      if (held) {
+        if (P.side[held - 1].sign * it.lam[i] < 0.0) {
+          it.active[i] = 0;
+          changed = true;
+        }
+        continue;
+      }
+      for (unsigned k = 0; k < 2; ++k)
+        if (P.side[k].any && P.side[k].has[i] != 0.0 && P.side[k].sign * (it.rows[i] - P.side[k].bound[i]) > kEnough) {
+          it.active[i] = static_cast<unsigned char>(k + 1);
+          changed = true;
+        }
+    }
+    if (!changed) return false;
+  }
+}
+
+namespace {
+
+// Slacks and multipliers of the weights λ / (s + soft λ), and right-hand sides.
+//
+// With soft > 0 a constraint may be violated by t at a price of ½ t² / soft; then λ = t / soft.
+struct InteriorPoint {
+  Problem& P;
+  Iteration& it;
+  double soft;
+
+  // The step to λ∘s + c = 0 on both sides, c / (s + soft λ) in side.e; r_d and r_ν in it.r.
+  __attribute__((noinline)) void direction(std::size_t refinements) {
+    Newton& newton = it.newton;
+    fill(it.t, P.N, 0.0);
+    for (const Side& side : P.side) {
+      if (!side.any) continue;
+      for (std::size_t i = 0; i < P.N; i += W)
+        store(it.t + i, load(it.t + i) + (load(side.e + i) + load(side.w + i) * load(side.excess + i)) * side.sign);
+    }
+    for (std::size_t i = 0; i < P.N; i += W) store(it.t + i, load(it.t + i) * load(newton.inverse_W + i));
+    for (std::size_t j = 0; j < P.size; ++j) it.rhs[j] = -it.r[j];
+    solve_refined(P, newton, it.rhs, it.t, refinements, it.dx, it.d_lam, it.d_rows);
+    for (Side& side : P.side) {
+      if (!side.any) continue;
+      for (std::size_t i = 0; i < P.N; i += W) {
+        const Vec ahead = load(side.excess + i) + load(it.d_rows + i) * side.sign;
+        const Vec d_lam = load(side.e + i) + load(side.w + i) * ahead;
+        store(side.d_lam + i, d_lam);
+        store(side.d_s + i, load(side.has + i) * (d_lam * soft - ahead));
+      }
+    }
+  }
+
+  // The step length at which a slack or multiplier reaches 0: 1 / the largest of -d / value.
+  __attribute__((noinline)) double to_boundary() const {
+    Vec most = broadcast(0x1p-1000);
+    for (const Side& side : P.side) {
+      if (!side.any) continue;
+      for (std::size_t i = 0; i < P.N; i += W) {
+        const Vec none = load(side.has + i);
+        // where there is no side, λ = 0 and dλ = 0
+        const Vec a = -load(side.d_s + i) / load(side.s + i),
+                  b = -load(side.d_lam + i) / (load(side.lam + i) + (1.0 - none));
+        most = a > most ? a : most;
+        most = b > most ? b : most;
+      }
+    }
+    double of_all = most[0];
+    for (std::size_t l = 1; l < W; ++l) of_all = max(of_all, most[l]);
+    return 1.0 / of_all;
+  }
+
+  // The minimiser of the objective plus ½ ‖slacks‖²; slacks and multipliers are then lifted to be positive.
+  __attribute__((noinline)) void start() {
+    Newton& newton = it.newton;
+    newton.rho = kMostRho;
+    newton.delta = soft + kMostRho;
+    for (std::size_t i = 0; i < P.N; ++i) {
+      double count = 0.0, bounds = 0.0;
+      for (const Side& side : P.side)
+        if (side.any) {
+          count += side.has[i];
+          bounds += side.bound[i];
+        }
+      newton.W[i] = count / (1.0 + soft);
+      newton.inverse_W[i] = count > 0.0 ? (1.0 + soft) / count : 0.0;
+      it.t[i] = -bounds / max(count, 1.0);
+    }
+    for (std::size_t j = 0; j < P.size; ++j) it.rhs[j] = -P.c[j];
+    fill(it.rhs + P.size, P.ld - P.size, 0.0);
+    factor(P, newton);
+    solve_refined(P, newton, it.rhs, it.t, 0, it.x, it.d_lam, it.rows);
+    double least_s = kInf, least_lam = kInf;
+    for (Side& side : P.side) {
+      if (!side.any) continue;
+      for (std::size_t i = 0; i < P.N; ++i) {
+        if (side.has[i] == 0.0) continue;
+        const double slack = side.sign * (side.bound[i] - it.rows[i]);
+        least_s = min(least_s, slack);
+        least_lam = min(least_lam, -slack);
+      }
+    }
+    const double s_by = least_s < 1e-3 ? 1.0 - least_s : 0.0, lam_by = least_lam < 1e-3 ? 1.0 - least_lam : 0.0;
+    for (Side& side : P.side) {
+      if (!side.any) continue;
+      for (std::size_t i = 0; i < P.N; ++i) {
+        const double slack = side.sign * (side.bound[i] - it.rows[i]);
+        side.s[i] = side.has[i] != 0.0 ? slack + s_by : 1.0;
+        side.lam[i] = side.has[i] != 0.0 ? lam_by - slack : 0.0;
+      }
+    }
+  }
+
+  void keep_best() {
+    copy(it.best_x, it.x, P.ld);
+    for (Side& side : P.side) {
+      if (!side.any) continue;
+      copy(side.best_lam, side.lam, P.N);
+      copy(side.best_s, side.s, P.N);
+    }
+  }
+
+  // From it.x and the sides' slacks and multipliers; leaves the best iterate in it.x and in them. True if the polish
+  // found the solution instead, with x in it.polished and λ in it.lam.
+  __attribute__((noinline)) bool run(std::size_t steps, double (&polished)[3]) {
+    Newton& newton = it.newton;
+    double count = 0.0, scale_nu = 0.0;
+    for (const Side& side : P.side)
+      if (side.any)
+        for (std::size_t i = 0; i < P.N; ++i) count += side.has[i];
+    count = max(count, 1.0);
+    for (std::size_t j = P.n_blocks; j < P.size; ++j) scale_nu = max(scale_nu, __builtin_fabs(P.c[j]));
+    scale_nu += 1.0;
+    double best = kInf;
+    std::size_t idle = 0;
+    keep_best();
+    for (std::size_t i = 0; i < 2 * P.N; ++i) it.tried[i] = 0xff;
+    for (std::size_t step = 0;; ++step) {
+      rows_times(P, it.x, it.rows);
+      fill(it.Kz, P.ld, 0.0);
+      fill(it.G_lam, P.ld, 0.0);
+      fill(it.A_nu, P.ld, 0.0);
+      for (std::size_t i = 0; i < P.N; ++i)
+        it.lam[i] = (P.side[0].any ? P.side[0].lam[i] : 0.0) - (P.side[1].any ? P.side[1].lam[i] : 0.0);
+      add_Kz(P, it.x, it.Kz);
+      add_Knu(P, it.x, it.A_nu);
+      add_columns_times(P, it.lam, it.G_lam);
+      double objective = 0.0, gap = 0.0, off = 0.0, size = 0.0, violated = 0.0, reach = 0.0;
+      for (std::size_t j = 0; j < P.n_blocks; ++j) {
+        objective += (0.5 * it.Kz[j] + P.c[j]) * it.x[j];
+        it.r[j] = it.Kz[j] + P.c[j] + it.G_lam[j] + it.A_nu[j];
+        off = larger(off, __builtin_fabs(it.r[j]));
+      }
+      const double* const parts[] = {it.Kz, P.c, it.G_lam, it.A_nu};
+      for (const double* const part : parts) size = largest(part, P.n_blocks, size);
+      for (std::size_t j = P.n_blocks; j < P.size; ++j) {
+        it.r[j] = it.Kz[j] + P.c[j] - soft * it.x[j];
+        reach = larger(reach, __builtin_fabs(it.Kz[j]));
+        violated = larger(violated, __builtin_fabs(it.r[j]));
+      }
+      for (Side& side : P.side) {
+        if (!side.any) continue;
+        Vec most{}, furthest{}, total{};
+        for (std::size_t i = 0; i < P.N; i += W) {
+          const Vec has = load(side.has + i), rows = load(it.rows + i), s = load(side.s + i), lam = load(side.lam + i);
+          const Vec excess = has * ((rows - load(side.bound + i)) * side.sign + s - lam * soft), size = abs(excess),
+                    here = has * abs(rows);
+          store(side.excess + i, excess);
+          most = larger(most, size);
+          furthest = larger(furthest, here);
+          total += s * lam;
+        }
+        violated = larger(violated, largest(most));
+        reach = larger(reach, largest(furthest));
+        gap += sum(total);
+      }
+      double residual =
+          larger(larger(off / (1.0 + size), violated / (scale_nu + reach)), gap / (1.0 + __builtin_fabs(objective)));
+      if (!(residual < kInf)) residual = kInf;
+      idle = residual < 0.7 * best ? 0 : idle + 1;
+      if (residual < best) {
+        best = residual;
+        keep_best();
+      }
+      if (best <= kEnough || idle >= (best < kNearly ? kPatience : kMorePatience) || step == steps) break;
+
+      if (soft == 0.0 && guess(residual)) {
+        if (polish(P, it, kAmendments, polished)) return true;
+      }
+
+      const double mu = gap / count, rho = clip(1e-6 * mu, kLeastRho, kMostRho), W_most = 1.0 / rho;
+      newton.rho = rho;
+      newton.delta = soft + rho;
+      fill(newton.W, P.N, 0.0);
+      for (Side& side : P.side) {
+        if (!side.any) continue;
+        for (std::size_t i = 0; i < P.N; i += W) {
+          const Vec s = load(side.s + i), lam = load(side.lam + i), w = lam / (s + lam * soft);
+          store(side.w + i, w);
+          store(side.e + i, -w * s);
+          store(newton.W + i, load(newton.W + i) + w);
+        }
+      }
+      for (std::size_t i = 0; i < P.N; i += W) {
+        const Vec w = load(newton.W + i), inverse = 1.0 / w;
+        store(newton.inverse_W + i, w > 0.0 ? inverse : Vec{});
+        store(newton.W + i, w * (W_most / (w + W_most)));
+      }
+      factor(P, newton);
+
+      direction(0);  // predictor
+      if (soft == 0.0) look_ahead();
+      double a = min(1.0, to_boundary()), ahead = 0.0;
+      for (const Side& side : P.side) {
+        if (!side.any) continue;
+        Vec total{};
+        for (std::size_t i = 0; i < P.N; i += W)
+          total += (load(side.s + i) + load(side.d_s + i) * a) * (load(side.lam + i) + load(side.d_lam + i) * a);
+        ahead += sum(total);
+      }
+      double sigma = clip(ahead / max(gap, 1e-300), 0.0, 1.0);
+      sigma = sigma * sigma * sigma;
+      const double target = sigma * mu;
+      for (Side& side : P.side) {
+        if (!side.any) continue;
+        for (std::size_t i = 0; i < P.N; i += W) {
+          const Vec s = load(side.s + i), lam = load(side.lam + i);
+          store(side.e + i,
+                load(side.has + i) * (target - s * lam - load(side.d_s + i) * load(side.d_lam + i)) / (s + lam * soft));
+        }
+      }
+      direction(residual < kRefined || step >= kHardStep);  // corrector
+      double sum_of_d = 0.0;
+      for (std::size_t j = 0; j < P.size; ++j) sum_of_d += it.dx[j] * 0.0;
+      a = min(1.0, kQpToBoundary * to_boundary());
+      if (sum_of_d != 0.0 || !(a > 0.0)) continue;  // rounding has had its way
+      for (std::size_t j = 0; j < P.size; ++j) it.x[j] += a * it.dx[j];
+      for (Side& side : P.side) {
+        if (!side.any) continue;
+        for (std::size_t i = 0; i < P.N; i += W) {
+          const Vec lam = load(side.lam + i) + load(side.d_lam + i) * a, s = load(side.s + i) + load(side.d_s + i) * a,
+                    least = broadcast(kSmallest);
+          store(side.lam + i, load(side.has + i) * (lam < least ? least : lam));
+          store(side.s + i, s < least ? least : s);
+        }
+      }
+    }
+    copy(it.x, it.best_x, P.ld);
+    for (Side& side : P.side) {
+      if (!side.any) continue;
+      copy(side.lam, side.best_lam, P.N);
+      copy(side.s, side.best_s, P.N);
+    }
+    return false;
+  }
+
+  // x and signed λ to where the polish leaves them.
+  void read_off() {
+    copy(it.polished, it.x, P.ld);
+    for (std::size_t i = 0; i < P.N; ++i)
+      it.lam[i] = (P.side[0].any ? P.side[0].lam[i] : 0.0) - (P.side[1].any ? P.side[1].lam[i] : 0.0);
+  }
+
+ private:
+  // Whether the constraints that seem to be held are those that the last predictor saw ahead, and not tried yet.
+  bool guess(double residual) {
+    unsigned char* const ahead = it.tried + P.N;
+    bool same = true, tried = true;
+    for (std::size_t i = 0; i < P.N; ++i) {
+      unsigned held = 0;
+      double most = 0.0;
+      for (unsigned k = 0; k < 2; ++k) {
+        const Side& side = P.side[k];
+        if (side.any && side.lam[i] > side.s[i] && side.lam[i] > most) {
+          held = k + 1;
+          most = side.lam[i];
+        }
+      }
+      it.active[i] = static_cast<unsigned char>(held);
+      same = same && ahead[i] == held;
+      tried = tried && it.tried[i] == held;
+    }
+    if (!same || tried || !(residual < kGuess)) return false;
+    for (std::size_t i = 0; i < P.N; ++i) it.tried[i] = it.active[i];
+    return true;
+  }
+
+  // Where λ is larger than s after a whole step, which is what decides it in the end.
+  void look_ahead() {
+    unsigned char* const ahead = it.tried + P.N;
+    for (std::size_t i = 0; i < P.N; ++i) {
+      double most = 0.0;
+      ahead[i] = 0;
+      for (unsigned k = 0; k < 2; ++k) {
+        const Side& side = P.side[k];
+        if (!side.any) continue;
+        const double lam = side.lam[i] + side.d_lam[i];
+        if (lam > side.s[i] + side.d_s[i] && lam > most) {
+          ahead[i] = static_cast<unsigned char>(k + 1);
+          most = lam;
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+
+}  // namespace ICNNRT_INSTRUCTION_SET
+}  // namespace icnnrt

@@ -1,0 +1,310 @@
+// A quadratic program in the workspace: in double, padded to whole blocks, equilibrated.
+#pragma once
+
+#include "layout.h"
+#include "qp.h"
+#include "qp_factor.h"
+
+namespace icnnrt {
+namespace ICNNRT_INSTRUCTION_SET {
+
+inline constexpr double kBoundMax = 1e30;  // bounds beyond are none
+inline constexpr double kInf = __builtin_inf();
+
+ICNNRT_INLINE bool is_bound(double a) { return __builtin_fabs(a) < kBoundMax; }
+
+// Upper or lower bounds of [G; I] z.
+struct Side {
+  double sign;                // 1 of upper bounds, -1 of lower ones
+  bool any;                   // else nothing below is read
+  double* bound;              // [N], 0 where there is none
+  double* has;                // [N], 1 or 0
+  double* lam;                // [N] >= 0; 0 where there is no bound
+  double* s;                  // [N] > 0; 1 where there is no bound
+  double* d_lam;              // [N] of a step
+  double* d_s;                // [N]
+  double* excess;             // [N] r + s - bound, that is how far s is not the slack
+  double* w;                  // [N] λ / s
+  double* e;                  // [N] c / s
+  double *best_lam, *best_s;  // [N]
+};
+
+// With x = [z; ν], both padded to blocks, and a row of [G; I] for each of N constraints:
+//     K = [Q A'; A 0],   c = [p; -b],   K x + c + [G'λ + μ; 0] = 0
+// The rows of the box come after those of G, if there is a box.
+struct Problem {
+  std::size_t n, m, q;
+  std::size_t n_blocks, size, ld;  // n padded; n and q padded; of K, G and vectors x
+  std::size_t box, N;              // where the box starts: m padded; and where it ends
+  double* K;                       // [size, ld]
+  double* G;                       // [m, ld]
+  double* c;                       // [ld]
+  Side side[2];
+  double *D, *E_G, *E_A;  // z = D ẑ, λ = E_G λ̂ / cost, ν = E_A ν̂ / cost, μ = μ̂ / D / cost: powers of 2
+  double cost;
+  bool curved;  // Q is definite enough by itself: no γA'A need be added
+};
+
+// out [N] = [G; I] z
+static void rows_times(const Problem& P, const double* x, double* out) {
+  rows_times(P.G, P.ld, P.m, P.n_blocks, x, out);
+  for (std::size_t i = P.m; i < P.box; ++i) out[i] = 0.0;
+  for (std::size_t i = P.box; i < P.N; ++i) out[i] = i - P.box < P.n ? x[i - P.box] : 0.0;
+}
+
+// out [ld] += [G; I]' λ
+static void add_columns_times(const Problem& P, const double* lam, double* out) {
+  add_columns_times(P.G, P.ld, P.m, P.n_blocks, lam, out);
+  for (std::size_t i = P.box; i < P.N; ++i) out[i - P.box] += lam[i];  // padding has λ = 0
+}
+
+// out [ld] += K [z; 0], or += K [0; ν]
+static void add_Kz(const Problem& P, const double* x, double* out) {
+  add_columns_times(P.K, P.ld, P.n_blocks, P.size, x, out);
+}
+static void add_Knu(const Problem& P, const double* x, double* out) {
+  add_columns_times(P.K + P.n_blocks * P.ld, P.ld, P.size - P.n_blocks, P.n_blocks, x + P.n_blocks, out);
+}
+
+ICNNRT_INLINE void fill(double* a, std::size_t count, double value) {
+  for (std::size_t i = 0; i < count; ++i) a[i] = value;
+}
+ICNNRT_INLINE void copy(double* to, const double* from, std::size_t count) {
+  __builtin_memcpy(to, from, count * sizeof(double));
+}
+// The larger of two sizes; NaN is larger than all.
+ICNNRT_INLINE double larger(double a, double b) { return a < b || b != b ? b : a; }
+ICNNRT_INLINE Vec larger(Vec a, Vec b) { return (a < b) | (b != b) ? b : a; }
+ICNNRT_INLINE double largest(Vec a) {
+  double most = a[0];
+  for (std::size_t l = 1; l < W; ++l) most = larger(most, a[l]);
+  return most;
+}
+ICNNRT_INLINE double largest(const double* a, std::size_t count, double so_far = 0.0) {
+  for (std::size_t i = 0; i < count; ++i) so_far = larger(so_far, __builtin_fabs(a[i]));
+  return so_far;
+}
+
+// The power of 2 next to 1 / √size.
+ICNNRT_INLINE double root(double size) {
+  if (!(size > 0.0)) return 1.0;
+  const double wanted = 1.0 / __builtin_sqrt(clip(size, 1e-8, 1e8));
+  std::uint64_t bits;
+  __builtin_memcpy(&bits, &wanted, sizeof bits);
+  bits = (bits + 0x0006a09e667f3bcdULL) & 0x7ff0000000000000ULL;
+  double power;
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
+inline constexpr std::size_t kEquilibrations = 4;
+// p counts this much less than Q in the size of the objective: z is what its curvature makes of it.
+inline constexpr double kLeverOfP = 16.0;
+inline constexpr double kLevel = 4.0;  // rows and columns within this factor of 1 are left alone
+
+// Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), then the objective.
+ICNNRT_NO_INLINE void equilibrate(Problem& P, bool scale_cost, double* column, double* row) {
+  fill(P.D, P.ld, 1.0);  // D and E_A are one array of `ld`, as x is
+  fill(P.E_G, P.box, 1.0);
+  bool scaled = false;
+  for (std::size_t pass = 0; pass < kEquilibrations; ++pass) {
+    double least = kInf, most = 0.0;
+    const auto take = [&](double size) {
+      if (size > 0.0) {
+        least = min(least, size);
+        most = max(most, size);
+      }
+    };
+    fill(column, P.ld, 0.0);
+    // K is symmetric: the largest entry of a column counts that of A' too.
+    for (std::size_t i = 0; i < P.size; i += kBlock) {
+      const double* const K = P.K + i * P.ld;
+      for (std::size_t j = 0; j < P.size; j += W) {
+        Vec most = load(column + j);
+        for (std::size_t t = 0; t < kBlock; ++t) {
+          const Vec size = abs(load(K + t * P.ld + j)) * P.D[i + t];
+          most = most < size ? size : most;
+        }
+        store(column + j, most);
+      }
+    }
+    for (std::size_t i = 0; i < P.m; ++i) {
+      const Vec e = broadcast(P.E_G[i]);
+      Vec most_of_row{};
+      for (std::size_t j = 0; j < P.n_blocks; j += W) {
+        const Vec size = abs(load(P.G + i * P.ld + j)) * e, so_far = load(column + j);
+        store(column + j, so_far < size ? size : so_far);
+        const Vec here = size * load(P.D + j);
+        most_of_row = most_of_row < here ? here : most_of_row;
+      }
+      take(row[i] = largest(most_of_row));
+    }
+    for (std::size_t j = 0; j < P.size; ++j) take(column[j] *= P.D[j]);
+    if (!(most > kLevel) && !(least < 1.0 / kLevel)) break;
+    scaled = true;
+    for (std::size_t j = 0; j < P.size; ++j) P.D[j] *= root(column[j]);
+    for (std::size_t i = 0; i < P.m; ++i) P.E_G[i] *= root(row[i]);
+  }
+  if (scaled) {
+    for (std::size_t i = 0; i < P.size; ++i)
+      for (std::size_t j = 0; j < P.size; j += W)
+        store(P.K + i * P.ld + j, load(P.K + i * P.ld + j) * load(P.D + j) * P.D[i]);
+    for (std::size_t i = 0; i < P.m; ++i)
+      for (std::size_t j = 0; j < P.n_blocks; j += W)
+        store(P.G + i * P.ld + j, load(P.G + i * P.ld + j) * load(P.D + j) * P.E_G[i]);
+    for (std::size_t j = 0; j < P.size; ++j) P.c[j] *= P.D[j];
+    for (Side& side : P.side) {
+      if (!side.any) continue;
+      for (std::size_t i = 0; i < P.m; ++i) side.bound[i] *= P.E_G[i];
+      for (std::size_t i = P.box; i < P.N; ++i) side.bound[i] /= P.D[i - P.box];
+    }
+  }
+  P.E_A = P.D + P.n_blocks;
+  P.cost = 1.0;
+  if (!scale_cost) return;
+  double mean = 0.0;  // no entry of a semidefinite Q is larger than the largest of its diagonal
+  for (std::size_t i = 0; i < P.n; ++i) mean += P.K[i * P.ld + i];
+  const double size = max(mean / static_cast<double>(P.n), largest(P.c, P.n) / kLeverOfP);
+  if (!(size > kLevel * kLevel || size < 1.0 / kLevel) || size == 0.0) return;
+  double scale = root(clip(size, 1e-8, 1e8));
+  scale *= scale;
+  if (scale == 1.0) return;
+  P.cost = scale;
+  for (std::size_t i = 0; i < P.n; ++i)
+    for (std::size_t j = 0; j < P.n; ++j) P.K[i * P.ld + j] *= scale;
+  for (std::size_t j = 0; j < P.n; ++j) P.c[j] *= scale;
+}
+
+enum class Purpose { kSolve, kFeasibility, kRay };
+
+// Reads a problem from the operator's inputs. For kFeasibility Q and p are 0; for kRay it is
+//     min over d of ½ d'd + p'd / max |p|   s.t.  Ad = 0, Qd = 0, Gd and d in the recession cones of their bounds
+// This reads all but the bounds. False if anything is NaN or infinite.
+template <typename T>
+ICNNRT_NO_INLINE bool read_matrices(const QpArguments<T>& args, Purpose purpose, Problem& P) {
+  const std::size_t n = P.n, m = P.m, ld = P.ld;
+  const std::size_t q_of_A = purpose == Purpose::kRay ? P.q - n : P.q;
+  double odd = 0.0;  // NaN if an entry is NaN or infinite
+  const auto get = [](const T* a, std::size_t i) { return static_cast<double>(a[i]); };
+  fill(P.c, ld, 0.0);
+  double p_size = 0.0;
+  for (std::size_t j = 0; j < n; ++j) {
+    const double p = get(args.p, j);
+    odd += p * 0.0;
+    p_size = max(p_size, __builtin_fabs(p));
+    if (purpose != Purpose::kFeasibility) P.c[j] = p;
+  }
+  if (purpose == Purpose::kRay)
+    for (std::size_t j = 0; j < n; ++j) P.c[j] /= max(p_size, 0x1p-1022);
+  // Q, symmetrised, in square blocks so that both halves are read along rows
+  double* const Q = purpose == Purpose::kRay ? P.K + (P.n_blocks + q_of_A) * ld : P.K;
+  const auto clear = [&](std::size_t i, std::size_t from) { fill(P.K + i * ld + from, ld - from, 0.0); };
+  if (purpose != Purpose::kSolve) {
+    for (std::size_t i = 0; i < P.size; ++i) clear(i, 0);
+  } else {
+    for (std::size_t i = 0; i < n; ++i) clear(i, n);
+    for (std::size_t i = n; i < P.size; ++i) clear(i, 0);
+  }
+  if (purpose != Purpose::kFeasibility) {
+    constexpr std::size_t kTileSize = 8;
+    Vec odd_lanes{};
+    for (std::size_t i0 = 0; i0 < n; i0 += kTileSize)
+      for (std::size_t j0 = 0; j0 <= i0; j0 += kTileSize) {
+        const std::size_t rows = n - i0 < kTileSize ? n - i0 : kTileSize,
+                          columns = n - j0 < kTileSize ? n - j0 : kTileSize;
+        double turned[kTileSize][kTileSize];
+        for (std::size_t j = 0; j < columns; ++j)
+          for (std::size_t i = 0; i < rows; ++i) turned[i][j] = get(args.Q, (j0 + j) * n + i0 + i);
+        for (std::size_t i = 0; i < rows; ++i) {
+          double* const out = Q + (i0 + i) * ld + j0;
+          const T* const in = args.Q + (i0 + i) * n + j0;
+          if (columns == kTileSize) {
+            for (std::size_t j = 0; j < kTileSize; j += W) {
+              const Vec value = (load(in + j) + load(turned[i] + j)) * 0.5;
+              odd_lanes += value * 0.0;
+              store(out + j, value);
+            }
+          } else {
+            for (std::size_t j = 0; j < columns; ++j) {
+              out[j] = (static_cast<double>(in[j]) + turned[i][j]) * 0.5;
+              odd += out[j] * 0.0;
+            }
+          }
+        }
+        if (i0 == j0) continue;
+        for (std::size_t j = 0; j < columns; ++j)
+          for (std::size_t i = 0; i < rows; ++i) Q[(j0 + j) * ld + i0 + i] = Q[(i0 + i) * ld + j0 + j];
+      }
+    odd += sum(odd_lanes);
+  }
+  if (purpose == Purpose::kRay) {
+    for (std::size_t i = 0; i < n; ++i) {
+      for (std::size_t j = 0; j < n; ++j) P.K[j * ld + P.n_blocks + q_of_A + i] = Q[i * ld + j];
+      P.K[i * ld + i] = 1.0;
+    }
+  }
+  for (std::size_t i = 0; i < q_of_A; ++i) {
+    for (std::size_t j = 0; j < n; ++j) {
+      const double a = get(args.A, i * n + j);
+      odd += a * 0.0;
+      P.K[(P.n_blocks + i) * ld + j] = P.K[j * ld + P.n_blocks + i] = a;
+    }
+    if (!args.b) continue;
+    const double b = get(args.b, i);
+    odd += b * 0.0;
+    if (purpose != Purpose::kRay) P.c[P.n_blocks + i] = -b;
+  }
+  Vec odd_lanes{};
+  for (std::size_t i = 0; i < m; ++i) {
+    const T* const in = args.G + i * n;
+    double* const out = P.G + i * ld;
+    std::size_t j = 0;
+    for (; j + W <= n; j += W) {
+      const Vec value = load(in + j);
+      odd_lanes += value * 0.0;
+      store(out + j, value);
+    }
+    for (; j < n; ++j) odd += (out[j] = static_cast<double>(in[j])) * 0.0;
+    fill(out + n, ld - n, 0.0);
+  }
+  return odd + sum(odd_lanes) == 0.0;
+}
+
+// False if anything is NaN, or infinite and no absent bound; `crossed` if a lower bound exceeds its upper one.
+template <typename T>
+ICNNRT_NO_INLINE bool read_problem(const QpArguments<T>& args, Purpose purpose, Problem& P, bool& crossed) {
+  bool sound = read_matrices(args, purpose, P);
+  const std::size_t n = P.n, m = P.m;
+  const auto get = [](const T* a, std::size_t i) { return static_cast<double>(a[i]); };
+  crossed = false;
+  bool any_box = false;
+  const T* const boxes[] = {args.lower, args.upper};
+  for (const T* const bounds : boxes)
+    for (std::size_t j = 0; bounds && j < n; ++j) any_box = any_box || !(__builtin_fabs(get(bounds, j)) >= kBoundMax);
+  P.N = any_box ? P.box + (n + 7) / 8 * 8 : P.box;
+  const auto read_bounds = [&](const T* bounds, std::size_t from, std::size_t count, std::size_t to, Side& side) {
+    for (std::size_t i = from; i < to; ++i) side.bound[i] = side.has[i] = 0.0;
+    for (std::size_t i = 0; bounds && i < count; ++i) {
+      const double a = get(bounds, i);
+      sound = sound && a == a && !(-side.sign * a >= kBoundMax);
+      if (from + i >= to || !is_bound(a)) continue;
+      side.bound[from + i] = purpose == Purpose::kRay ? 0.0 : a;
+      side.has[from + i] = 1.0;
+      side.any = true;
+    }
+  };
+  P.side[0].sign = 1.0;
+  P.side[1].sign = -1.0;
+  P.side[0].any = P.side[1].any = false;
+  read_bounds(args.h, 0, m, P.box, P.side[0]);
+  read_bounds(args.h_lower, 0, m, P.box, P.side[1]);
+  read_bounds(args.upper, P.box, n, P.N, P.side[0]);
+  read_bounds(args.lower, P.box, n, P.N, P.side[1]);
+  if (P.side[0].any && P.side[1].any && purpose == Purpose::kSolve)
+    for (std::size_t i = 0; i < P.N; ++i)
+      crossed = crossed || (P.side[0].has[i] * P.side[1].has[i] > 0.0 && P.side[1].bound[i] > P.side[0].bound[i]);
+  return sound;
+}
+
+}  // namespace ICNNRT_INSTRUCTION_SET
+}  // namespace icnnrt

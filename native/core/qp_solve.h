@@ -1,0 +1,285 @@
+// One quadratic program from the operator's inputs to its outputs.
+#pragma once
+
+#include "qp_interior_point.h"
+
+namespace icnnrt {
+namespace ICNNRT_INSTRUCTION_SET {
+
+inline constexpr double kCurved = 1e-4;       // least pivot of Q, in units of its diagonal, that makes it definite
+inline constexpr double kCertificate = 1e-7;  // how well a certificate must hold: its residual against what it proves
+inline constexpr double kCertified = 1e-9;    // the least relative amount of infeasibility that is told from rounding
+
+// The relative KKT residual that counts as solved, and as inaccurate, and the rounding unit of the data.
+template <typename T>
+inline constexpr double kSolvedResidual = sizeof(T) == sizeof(double) ? 1e-9 : 1e-6;
+template <typename T>
+inline constexpr double kInaccurateResidual = sizeof(T) == sizeof(double) ? 1e-5 : 1e-4;
+template <typename T>
+inline constexpr double kUnitRoundoff = sizeof(T) == sizeof(double) ? 0x1p-52 : 0x1p-23;
+
+// What a solve or an adjoint needs with q equality rows; `qp_workspace_bytes` in dispatch.cpp allows for it.
+ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::size_t q, Problem& P, Iteration& it) {
+  Layout layout{static_cast<unsigned char*>(memory)};
+  P.n = n;
+  P.m = m;
+  P.q = q;
+  P.n_blocks = in_blocks(n);
+  P.size = P.n_blocks + in_blocks(q);
+  P.ld = padded(P.size) + 8;
+  P.curved = false;
+  P.box = padded(m);
+  P.N = P.box + padded(n);
+  const std::size_t ld = P.ld, N = P.N + 8;
+  P.K = layout.take<double>(P.size * ld);
+  P.G = layout.take<double>(m * ld);
+  it.newton.R = layout.take<double>((m + q) * ld);
+  it.newton.factors = {P.size, P.n_blocks, ld, layout.take<double>(P.size * ld), layout.take<double>(P.size)};
+  it.newton.diagonal = layout.take<double>(2 * P.size + 8);
+  double** const vectors[] = {&P.c,  &P.D,    &it.x,  &it.best_x, &it.polished, &it.dx,
+                              &it.r, &it.rhs, &it.Kz, &it.G_lam,  &it.A_nu,     &it.newton.e};
+  for (double** const vector : vectors) *vector = layout.take<double>(ld);
+  double** const rows[] = {&P.E_G,
+                           &it.rows,
+                           &it.d_rows,
+                           &it.lam,
+                           &it.t,
+                           &it.d_lam,
+                           &it.newton.W,
+                           &it.newton.inverse_W,
+                           &it.newton.e_lam,
+                           &it.newton.rows,
+                           &it.newton.more_lam};
+  for (double** const row : rows) *row = layout.take<double>(N);
+  for (Side& side : P.side) {
+    double** const arrays[] = {&side.bound,  &side.has, &side.lam, &side.s,        &side.d_lam, &side.d_s,
+                               &side.excess, &side.w,   &side.e,   &side.best_lam, &side.best_s};
+    for (double** const array : arrays) *array = layout.take<double>(N);
+  }
+  it.active = layout.take<unsigned char>(N);
+  it.tried = layout.take<unsigned char>(2 * N);
+  double* const cleared[] = {it.x, it.best_x, it.polished, it.dx, it.r, it.rhs, it.newton.e};
+  for (double* const x : cleared) fill(x, ld, 0.0);
+}
+
+// Whether Q + noise has a factor: that is, whether its least eigenvalue is at least -noise up to rounding.
+ICNNRT_NO_INLINE bool positive_semidefinite(Problem& P, Iteration& it, double unit_roundoff) {
+  double size = 0.0;
+  for (std::size_t i = 0; i < P.n; ++i) size = max(size, __builtin_fabs(P.K[i * P.ld + i]));  // else it is indefinite
+  const double noise = 8.0 * static_cast<double>(P.n) * max(unit_roundoff, 8.0 * kEps) * size;
+  double* const diagonal = it.newton.diagonal;
+  for (std::size_t j = 0; j < P.n_blocks; ++j) {
+    diagonal[j] = j < P.n && size > 0.0 ? noise : 1.0;
+    diagonal[P.n_blocks + j] = P.K[j * P.ld + j] + diagonal[j];
+  }
+  const Factors f{P.n_blocks, P.n_blocks, P.ld, it.newton.factors.U, it.newton.factors.inverse};
+  const double least = factor(f, P.K, nullptr, 0, diagonal, 0.0);
+  P.curved = size > 0.0 && least > kCurved;
+  return least > 0.0;
+}
+
+// (z, λ, ν, μ) as [z; ν] and λ signed, unscaled, in it.x and it.lam; false if there is a NaN in it.
+template <typename T>
+static bool read_start(const T* start, const Problem& P, Iteration& it) {
+  if (!start) return false;
+  const T *const z = start, *const lam = z + P.n, *const nu = lam + P.m, *const mu = nu + P.q;
+  double odd = 0.0;
+  for (std::size_t i = 0; i < P.n + P.m + P.q + P.n; ++i) odd += static_cast<double>(start[i]) * 0.0;
+  if (odd != 0.0) return false;
+  for (std::size_t j = 0; j < P.n; ++j) it.x[j] = static_cast<double>(z[j]);
+  for (std::size_t j = 0; j < P.q; ++j) it.x[P.n_blocks + j] = static_cast<double>(nu[j]);
+  fill(it.lam, P.N, 0.0);
+  for (std::size_t i = 0; i < P.m; ++i) it.lam[i] = static_cast<double>(lam[i]);
+  for (std::size_t i = P.box; i < P.N && i - P.box < P.n; ++i) it.lam[i] = static_cast<double>(mu[i - P.box]);
+  return true;
+}
+
+// An interior point near what read_start left, and the constraints that it is held at.
+ICNNRT_NO_INLINE void warm_start(Problem& P, Iteration& it) {
+  for (std::size_t j = 0; j < P.n; ++j) it.x[j] /= P.D[j];
+  for (std::size_t j = P.n_blocks; j < P.n_blocks + P.q; ++j) it.x[j] *= P.cost / P.D[j];
+  for (std::size_t i = 0; i < P.m; ++i) it.lam[i] *= P.cost / P.E_G[i];
+  for (std::size_t i = P.box; i < P.N; ++i) it.lam[i] *= P.cost * P.D[i - P.box];
+  rows_times(P, it.x, it.rows);
+  for (std::size_t i = 0; i < P.N; ++i) it.active[i] = 0;
+  for (unsigned k = 0; k < 2; ++k) {
+    Side& side = P.side[k];
+    if (!side.any) continue;
+    for (std::size_t i = 0; i < P.N; ++i) {
+      const double multiplier = side.sign * it.lam[i], slack = side.sign * (side.bound[i] - it.rows[i]);
+      side.lam[i] = side.has[i] != 0.0 ? max(multiplier, kWarm) : 0.0;
+      side.s[i] = side.has[i] != 0.0 ? max(slack, kWarm) : 1.0;
+      if (side.has[i] != 0.0 && multiplier > 0.0 && multiplier > slack)
+        it.active[i] = static_cast<unsigned char>(k + 1);
+    }
+  }
+}
+
+// Solves P as it was read, from what read_start left if `warm`. x and signed λ are left in it.polished and it.lam; true
+// if they are a polished point, otherwise their slacks are in side.s.
+ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, bool warm, double soft, std::size_t steps,
+                                    double (&residual)[3]) {
+  equilibrate(P, soft == 0.0, it.Kz, it.newton.rows);
+  InteriorPoint method{P, it, soft};
+  if (warm) {
+    warm_start(P, it);
+    if (polish(P, it, kMoreAmendments, residual) || method.run(steps, residual)) return true;
+    method.read_off();
+    kkt_residual(P, it, it.polished, it.lam, residual);
+    if (worst(residual) <= kNearly) return false;  // otherwise the start was misleading
+  }
+  fill(it.x, P.ld, 0.0);
+  method.start();
+  if (method.run(steps, residual)) return true;
+  method.read_off();
+  if (soft == 0.0) kkt_residual(P, it, it.polished, it.lam, residual);
+  return false;
+}
+
+// The bound that a signed multiplier points at; 0 where there is none.
+ICNNRT_INLINE double pointed_at(const Problem& P, double multiplier, std::size_t i) {
+  const Side& side = P.side[multiplier >= 0.0 ? 0 : 1];
+  return side.any && side.has[i] != 0.0 ? side.bound[i] : 0.0;
+}
+
+// Whether no z is feasible; then λ, ν and μ in it.lam and it.polished, over `amount`, have A'ν + G'λ + μ = 0 though
+// their bounds sum to −1.
+ICNNRT_NO_INLINE bool infeasible(Problem& P, Iteration& it, std::size_t steps, double& amount) {
+  double residual[3];
+  solve_problem(P, it, false, 1.0, steps, residual);
+  double size = 0.0, off = 0.0;
+  amount = 0.0;
+  const auto add = [&](double term) {
+    amount -= term;
+    size += __builtin_fabs(term);
+  };
+  for (std::size_t i = 0; i < P.N; ++i) add(it.lam[i] * pointed_at(P, it.lam[i], i));
+  for (std::size_t i = P.n_blocks; i < P.size; ++i) add(-P.c[i] * it.polished[i]);
+  fill(it.r, P.ld, 0.0);
+  add_columns_times(P, it.lam, it.r);
+  add_Knu(P, it.polished, it.r);
+  for (std::size_t j = 0; j < P.n; ++j) off = larger(off, __builtin_fabs(it.r[j] / P.D[j]));
+  for (std::size_t i = 0; i < P.m; ++i) it.lam[i] *= P.E_G[i];
+  for (std::size_t i = P.box; i < P.N; ++i) it.lam[i] /= P.D[i - P.box];
+  for (std::size_t i = P.n_blocks; i < P.size; ++i) it.polished[i] *= P.D[i];
+  return amount > kCertified * size && off <= kCertificate * amount;
+}
+
+// Whether the objective falls without end along the direction left in it.polished; over `amount`, p'd = −1. P is the
+// problem of kRay, and p_size what its p was divided by.
+ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, std::size_t steps, double p_size, double& amount) {
+  double residual[3];
+  solve_problem(P, it, false, 0.0, steps, residual);
+  double size = 0.0, off = 0.0;
+  amount = 0.0;
+  for (std::size_t j = 0; j < P.n; ++j) {
+    const double term = P.c[j] * it.polished[j] / P.cost * p_size;
+    amount -= term;
+    size += __builtin_fabs(term);
+  }
+  rows_times(P, it.polished, it.rows);
+  fill(it.Kz, P.ld, 0.0);
+  add_Kz(P, it.polished, it.Kz);
+  for (std::size_t i = 0; i < P.q; ++i) off = larger(off, __builtin_fabs(it.Kz[P.n_blocks + i] / P.E_A[i]));
+  for (const Side& side : P.side) {
+    if (!side.any) continue;
+    for (std::size_t i = 0; i < P.N; ++i) {
+      if (side.has[i] == 0.0) continue;
+      off = larger(off, side.sign * it.rows[i] * (i < P.m ? 1.0 / P.E_G[i] : P.D[i - P.box]));
+    }
+  }
+  for (std::size_t j = 0; j < P.n; ++j) it.polished[j] *= P.D[j];
+  return amount > kCertified * size && off <= kCertificate * amount;
+}
+
+// What an unsolved problem is: a certificate is written to the ray, if there is one.
+template <typename T>
+static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void* memory, QpStatus otherwise) {
+  const std::size_t n = sizes.n, m = sizes.m, q = sizes.q;
+  Problem P;
+  Iteration it;
+  bool crossed;
+  double amount;
+  lay_out(memory, n, m, q, P, it);
+  read_problem(args, Purpose::kFeasibility, P, crossed);
+  if (infeasible(P, it, sizes.steps, amount)) {
+    T *const lam = args.ray + n, *const nu = lam + m, *const mu = nu + q;
+    for (std::size_t i = 0; i < m; ++i) lam[i] = static_cast<T>(it.lam[i] / amount);
+    for (std::size_t i = 0; i < q; ++i) nu[i] = static_cast<T>(it.polished[P.n_blocks + i] / amount);
+    for (std::size_t j = 0; P.N > P.box && j < n; ++j) mu[j] = static_cast<T>(it.lam[P.box + j] / amount);
+    return QpStatus::kPrimalInfeasible;
+  }
+  lay_out(memory, n, m, q + n, P, it);
+  read_problem(args, Purpose::kRay, P, crossed);
+  P.curved = true;
+  double p_size = 0x1p-1022;
+  for (std::size_t j = 0; j < n; ++j) p_size = max(p_size, __builtin_fabs(static_cast<double>(args.p[j])));
+  if (unbounded(P, it, sizes.steps, p_size, amount)) {
+    for (std::size_t j = 0; j < n; ++j) args.ray[j] = static_cast<T>(it.polished[j] / amount);
+    return QpStatus::kDualInfeasible;
+  }
+  return otherwise;
+}
+
+template <typename T>
+static void write_nothing(const QpSizes& sizes, const QpArguments<T>& args) {
+  const T nan = static_cast<T>(__builtin_nan(""));
+  for (std::size_t j = 0; j < sizes.n; ++j) args.z[j] = args.mu[j] = args.box_slack[j] = nan;
+  for (std::size_t i = 0; i < sizes.m; ++i) args.lam[i] = args.slack[i] = nan;
+  for (std::size_t i = 0; i < sizes.q; ++i) args.nu[i] = nan;
+  for (std::size_t i = 0; i < 3; ++i) args.residual[i] = __builtin_nan("");
+}
+
+template <typename T>
+static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* memory) noexcept {
+  Problem P;
+  Iteration it;
+  lay_out(memory, sizes.n, sizes.m, sizes.q, P, it);
+  for (std::size_t i = 0; i < 2 * sizes.n + sizes.m + sizes.q; ++i) args.ray[i] = T{0};
+  bool crossed;
+  const bool sound = read_problem(args, Purpose::kSolve, P, crossed);
+  QpStatus status = QpStatus::kSolved;
+  double residual[3];
+  if (!sound) {
+    status = QpStatus::kNotFiniteInput;
+  } else if (!positive_semidefinite(P, it, kUnitRoundoff<T>)) {
+    status = QpStatus::kNotConvex;
+  } else if (crossed) {
+    status = QpStatus::kPrimalInfeasible;
+  } else {
+    const bool polished = solve_problem(P, it, read_start(args.start, P, it), 0.0, sizes.steps, residual);
+    const double off = worst(residual);
+    const double per_cost = 1.0 / P.cost;
+    for (std::size_t j = 0; j < P.n; ++j) args.z[j] = static_cast<T>(it.polished[j] * P.D[j]);
+    for (std::size_t i = 0; i < P.q; ++i)
+      args.nu[i] = static_cast<T>(it.polished[P.n_blocks + i] * P.E_A[i] * per_cost);
+    // Of the side that the multiplier points at; 1 where there is none. Never 0, in T either.
+    constexpr double least = sizeof(T) == sizeof(double) ? kSmallest : 0x1p-120;
+    const auto slack_at = [&](std::size_t i) {
+      const bool both = P.side[0].any && P.side[1].any;
+      const unsigned k = both ? (it.lam[i] == 0.0 ? P.side[0].has[i] == 0.0 : it.lam[i] < 0.0) : P.side[1].any;
+      const Side& side = P.side[k];
+      if (!side.any || side.has[i] == 0.0) return 1.0;
+      if (!polished) return side.s[i];
+      return it.active[i] ? kSmallest : max(side.sign * (side.bound[i] - it.rows[i]), kSmallest);
+    };
+    for (std::size_t i = 0; i < P.m; ++i) {
+      args.lam[i] = static_cast<T>(it.lam[i] * P.E_G[i] * per_cost);
+      args.slack[i] = static_cast<T>(max(slack_at(i) / P.E_G[i], least));
+    }
+    for (std::size_t j = 0; j < P.n; ++j) {
+      const bool has = P.N > P.box;
+      args.mu[j] = static_cast<T>(has ? it.lam[P.box + j] / P.D[j] * per_cost : 0.0);
+      args.box_slack[j] = static_cast<T>(max(has ? slack_at(P.box + j) * P.D[j] : 1.0, least));
+    }
+    for (std::size_t i = 0; i < 3; ++i) args.residual[i] = residual[i];
+    if (!(off <= kSolvedResidual<T>))
+      status =
+          certified(sizes, args, memory, off <= kInaccurateResidual<T> ? QpStatus::kInaccurate : QpStatus::kFailed);
+  }
+  if (status > QpStatus::kInaccurate) write_nothing(sizes, args);
+  *args.status = status;
+}
+
+}  // namespace ICNNRT_INSTRUCTION_SET
+}  // namespace icnnrt

@@ -1,0 +1,71 @@
+// ai.icnnrt::QPAdjoint: checks, and one call of the core for every sample.
+#pragma once
+
+#include "qp_inputs.h"
+
+namespace icnnrt::ort {
+
+template <typename T>
+struct QpAdjoint {
+  static constexpr const char* kName = "QPAdjoint";
+  static constexpr ONNXTensorElementDataType T_ = sizeof(T) == sizeof(float) ? kFloat : kDouble;
+  static constexpr QpInput kInputs[] = {
+      {"Q", "nn"},           {"G", "mn"},          {"A", "qn"},    {"lam", "m"},   {"mu", "n"},
+      {"slack", "m"},        {"box_slack", "n"},   {"status", ""}, {"z_bar", "n"}, {"lam_bar", "m", true},
+      {"nu_bar", "q", true}, {"mu_bar", "n", true}};
+  static constexpr std::size_t kCount = 12, kStatus = 7;
+  // Of what may be absent no axis is known but the first.
+  static constexpr const char* kInputShapes[] = {"*nn", "*mn", "*qn", "*m", "*n", "*m",
+                                                 "*n",  "*",   "*n",  "*?", "*?", "*?"};
+  static constexpr ONNXTensorElementDataType kInputTypes[] = {T_, T_, T_, T_, T_, T_, T_, kInt32, T_, T_, T_, T_};
+  static constexpr const char* kOutputShapes[] = {"Bn", "Bm", "Bq", "Bn"};
+  static constexpr ONNXTensorElementDataType kOutputTypes[] = {T_, T_, T_, T_};
+  static constexpr const char* kOutputsOfT = "TTTT";  // all
+
+  static void infer_axes(Axes& axes, bool batch_known) {
+    if (!batch_known && axes.of['B'].size <= 1) axes.of['B'] = {};
+  }
+
+  const QpKernels<T>& kernels = icnnrt::qp_kernels<T>();
+
+  OrtStatus* read_attributes(const Api&, const OrtKernelInfo*) { return nullptr; }
+
+  OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const {
+    Input<T> inputs[kCount];
+    Input<std::int32_t> status;
+    QpData<T> data[kCount];
+    QpData<std::int32_t> statuses;
+    QpShapes shapes;
+    for (std::size_t i = 0; i < kCount; ++i) {
+      if (i != kStatus) ICNNRT_TRY(call.read(i, kInputs[i].name, inputs[i]));
+    }
+    ICNNRT_TRY(call.read(kStatus, kInputs[kStatus].name, status));
+    inputs[kStatus].shape = status.shape;
+    ICNNRT_TRY(read_sizes(call, inputs[0].shape, inputs[1].shape, inputs[2].shape, shapes));
+    for (std::size_t i = 0; i < kCount; ++i) ICNNRT_TRY(read_batch(call, kInputs[i], inputs[i].shape, shapes));
+    for (std::size_t i = 0; i < kCount; ++i) {
+      if (i != kStatus) ICNNRT_TRY(check_input(call, kInputs[i], inputs[i], shapes, data[i]));
+    }
+    ICNNRT_TRY(check_input(call, kInputs[kStatus], status, shapes, statuses));
+
+    const std::size_t B = shapes.B, n = shapes.n, m = shapes.m, q = shapes.q;
+    T *d_z = nullptr, *d_lam = nullptr, *d_nu = nullptr, *d_mu = nullptr;
+    ICNNRT_TRY(call.write(0, {B, n}, d_z));
+    ICNNRT_TRY(call.write(1, {B, m}, d_lam));
+    ICNNRT_TRY(call.write(2, {B, q}, d_nu));
+    ICNNRT_TRY(call.write(3, {B, n}, d_mu));
+
+    const QpSizes sizes{n, m, q};
+    const auto solve = [&](std::size_t i, void* workspace) {
+      const QpAdjointArguments<T> arguments{
+          data[0].of(i), data[1].of(i), data[2].of(i),  data[3].of(i),
+          data[4].of(i), data[5].of(i), data[6].of(i),  static_cast<QpStatus>(*statuses.of(i)),
+          data[8].of(i), data[9].of(i), data[10].of(i), data[11].of(i),
+          d_z + i * n,   d_lam + i * m, d_nu + i * q,   d_mu + i * n};
+      kernels.adjoint(sizes, arguments, workspace);
+    };
+    return for_each_sample(call, memory, B, sizes, 2.0 * cost_of(sizes), solve);
+  }
+};
+
+}  // namespace icnnrt::ort
