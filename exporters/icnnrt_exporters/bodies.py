@@ -12,10 +12,22 @@ from icnnrt_exporters import bundle_quadratic, bundle_simplex
 from icnnrt_exporters.bundle_domain import adjoint_body, solve_body
 from icnnrt_exporters.bundle_entropy_adjoint import BundleEntropyAdjoint
 from icnnrt_exporters.bundle_entropy_solve import BundleEntropySolve
+from icnnrt_exporters.inverse_cholesky import InverseCholesky
+from icnnrt_exporters.qp_adjoint import QPAdjoint
+from icnnrt_exporters.qp_interior_point import (
+    QPDirection,
+    QPEquilibrated,
+    QPEvaluated,
+    QPInteriorPoint,
+    QPLargest,
+    QPRoot,
+)
+from icnnrt_exporters.qp_newton import QPCondensed, QPFactors, QPRefined
+from icnnrt_exporters.qp_solve import QPConvex, QPFarkas, QPRecession, QPResidual, QPSolve
 from icnnrt_exporters.solve_spd import InverseSPD, SolveSPD
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
-__all__ = ["IR_VERSION", "OPSET", "OP_DOMAIN", "OP_VERSION", "functions"]
+__all__ = ["IR_VERSION", "OPSET", "OP_DOMAIN", "OP_VERSION", "functions", "functions_qp"]
 
 PARTS = {SIMPLEX: bundle_simplex.PARTS, SPACE: bundle_quadratic.PARTS}
 
@@ -36,6 +48,18 @@ def functions(domain: str = "unit_box") -> list[onnx.FunctionProto]:
             bodies.append(body)
     else:
         bodies += [f.to_function_proto() for f in (BundleEntropySolve, BundleEntropyAdjoint)]
+    return _imported(bodies)
+
+
+def functions_qp() -> list[onnx.FunctionProto]:
+    """The bodies of QPSolve and QPAdjoint, which come last, and of all functions they call."""
+    newton = (InverseCholesky, QPFactors, QPCondensed, QPRefined)
+    interior_point = (QPLargest, QPRoot, QPEquilibrated, QPEvaluated, QPDirection, QPInteriorPoint)
+    solve = (QPConvex, QPResidual, QPFarkas, QPRecession, QPSolve)
+    return _imported([f.to_function_proto() for f in (*newton, *interior_point, *solve, QPAdjoint)])
+
+
+def _imported(bodies: list[onnx.FunctionProto]) -> list[onnx.FunctionProto]:
     for body in bodies:
         # onnxscript overlooks calls of our own functions that stand inside a Loop.
         del body.opset_import[:]

@@ -1,0 +1,316 @@
+"""The portable bodies of ai.icnnrt::QPSolve and ::QPAdjoint, run by ONNX Runtime, against the float64 statement.
+
+Where multipliers are not unique (duplicate rows, equalities that depend on each other) or z is not (no curvature), they
+are compared through the residuals and the objective that they give.
+"""
+
+import functools
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, solvable, unsolvable
+
+from icnnrt.qp_reference import QP, QPCotangents, QPReference, kkt_residual, qp_adjoint, qp_solve
+from icnnrt.qp_status import QPStatus
+from icnnrt_exporters.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions_qp
+
+TYPES = {np.float64: TensorProto.DOUBLE, np.float32: TensorProto.FLOAT}
+DATA = {
+    "Q": ["B_Q", "n", "n"],
+    "p": ["B_p", "n"],
+    "G": ["B_G", "m", "n"],
+    "h_lower": ["B_hl", "m_or_0"],
+    "h": ["B_h", "m"],
+    "A": ["B_A", "q", "n"],
+    "b": ["B_b", "q"],
+    "lower": ["B_l", "n_or_0"],
+    "upper": ["B_u", "n_or_none"],
+    "start": ["B_s", "n_m_q_n"],
+}
+ROWS = {"lam": ["B", "m"], "mu": ["B", "n"], "slack": ["B", "m"], "box_slack": ["B", "n"], "status": ["B"]}
+BARS = {"z_bar": ["B", "n"], "lam_bar": ["B_lb", "m0"], "nu_bar": ["B_nb", "q0"], "mu_bar": ["B_mb", "n0"]}
+SIGNATURES = {
+    "QPSolve": (
+        DATA,
+        {"z": ["B", "n"], "nu": ["B", "q"], "residual": ["B", 3], "ray": ["B", "n_m_q_n"], **ROWS},
+    ),
+    "QPAdjoint": (
+        {**{name: DATA[name] for name in "QGA"}, **ROWS, **BARS},
+        {"d_z": ["B", "n"], "d_lam": ["B", "m"], "d_nu": ["B", "q"], "d_mu": ["B", "n"]},
+    ),
+}
+OUTPUTS = {"QPSolve": QPReference._fields, "QPAdjoint": QPCotangents._fields}
+KKT = {np.float64: 1e-9, np.float32: 1e-6}  # relative, what SOLVED promises
+# Both sides stop at a residual of 1e-12, and so differ by its root where an active multiplier or slack is small.
+UNIQUE = {np.float64: 1e-6, np.float32: 1e-5}
+ADJOINT = {np.float64: 1e-7, np.float32: 1e-5}
+# Nodes in the bodies of the Loops, constants aside: one step, calls of functions counted as one; one pivot.
+STEP_NODES, PIVOT_NODES = 85, 13
+
+each_dtype = pytest.mark.parametrize("dtype", TYPES)
+functions = functools.cache(functions_qp)
+
+
+def model(op: str, dtype: type, **attributes: int) -> onnx.ModelProto:
+    """One node, and the bodies that make it portable."""
+    inputs, outputs = SIGNATURES[op]
+
+    def declared(name: str, shape: list) -> onnx.ValueInfoProto:
+        T = {"residual": TensorProto.DOUBLE, "status": TensorProto.INT32}.get(name, TYPES[dtype])
+        return helper.make_tensor_value_info(name, T, shape)
+
+    node = helper.make_node(op, list(inputs), list(OUTPUTS[op]), domain=OP_DOMAIN, **attributes)
+    graph = helper.make_graph(
+        [node],
+        op,
+        [declared(name, shape) for name, shape in inputs.items()],
+        [declared(name, outputs[name]) for name in OUTPUTS[op]],
+    )
+    return helper.make_model(
+        graph,
+        functions=functions(),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(OP_DOMAIN, OP_VERSION)],
+        ir_version=IR_VERSION,
+    )
+
+
+@functools.cache
+def session(op: str, dtype: type, **attributes: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    serialised = model(op, dtype, **attributes).SerializeToString()
+    return onnxruntime.InferenceSession(serialised, options, providers=["CPUExecutionProvider"])
+
+
+def rounded(qp: QP, dtype: type) -> QP:
+    return QP(*(a.astype(dtype).astype(np.float64) for a in qp))
+
+
+def solve(qp, start=None, dtype=np.float64, steps=50):
+    start = np.zeros((1, 0)) if start is None else start
+    feeds = {name: a.astype(dtype) for name, a in {**qp._asdict(), "start": start}.items()}
+    return QPReference(*session("QPSolve", dtype, steps=steps).run(None, feeds))
+
+
+def adjoint(qp, solution, z_bar, lam_bar=None, nu_bar=None, mu_bar=None, dtype=np.float64):
+    feeds = {name: getattr(qp, name) for name in "QGA"} | {name: getattr(solution, name) for name in ROWS}
+    bars = {"z_bar": z_bar, "lam_bar": lam_bar, "nu_bar": nu_bar, "mu_bar": mu_bar}
+    feeds |= {name: np.zeros((1, 0)) if bar is None else bar for name, bar in bars.items()}
+    feeds = {name: a if name == "status" else a.astype(dtype) for name, a in feeds.items()}
+    return QPCotangents(*session("QPAdjoint", dtype).run(None, feeds))
+
+
+def check(qp, dtype=np.float64, start=None, unique=True):
+    """Statuses, residuals, objective; and z and the multipliers where they are unique."""
+    qp = rounded(qp, dtype)
+    expected = qp_solve(qp, precision=dtype)
+    got = solve(qp, start, dtype)
+    np.testing.assert_array_equal(got.status, expected.status)
+    for name, a, b in zip(QPReference._fields, got, expected, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == {"residual": np.float64, "status": np.int32}.get(name, dtype)
+    good = got.status == QPStatus.SOLVED
+    assert got.residual[good].max(initial=0.0) <= KKT[dtype]
+    assert (got.slack[good] > 0).all()
+    assert (got.box_slack[good] > 0).all()
+    if dtype == np.float64:
+        residual = kkt_residual(QP(*(a[good] for a in qp)), *(a[good] for a in got[:4]))
+        np.testing.assert_allclose(got.residual[good], residual, rtol=1e-3, atol=1e-14)
+    objective = [0.5 * np.einsum("bi,bij,bj->b", a.z, qp.Q, a.z) + (qp.p * a.z).sum(1) for a in (got, expected)]
+    off = np.abs(objective[0] - objective[1]) / (1 + np.abs(objective[1]))
+    assert off[good].max(initial=0.0) <= UNIQUE[dtype]
+    if unique:
+        for a, b in zip(got[:4], expected[:4], strict=True):
+            assert np.abs(a - b)[good].max(initial=0.0) <= UNIQUE[dtype] * (1 + np.abs(b[good]).max(initial=0.0))
+    return got
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("box", [False, True], ids=["rows", "box"])
+def test_what_is_solvable_is_solved(kind, size, box):
+    qp = solvable(0, 6, *size, kind, two_sided=box, box=box).qp
+    check(qp, unique=kind in ("random", "ill-conditioned", "scaled rows", "scaled columns") and size[0] > 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(10, 10, 3), (4, 0, 0), (1, 1, 0)], ids=str)
+def test_float32(kind, size):
+    check(solvable(1, 3, *size, kind, two_sided=True, box=True).qp, np.float32, unique=kind == "random" and size[0] > 1)
+
+
+@pytest.mark.parametrize("why", UNSOLVABLE)
+@pytest.mark.parametrize("size", [(10, 10, 3), (8, 4, 2)], ids=str)
+def test_what_is_not_solvable_says_why(why, size):
+    qp, wanted = unsolvable(1, 4, *size, why)
+    got, expected = solve(qp), qp_solve(qp)
+    assert (got.status == wanted).all(), got.status
+    np.testing.assert_allclose(got.ray, expected.ray, atol=1e-6)
+    assert np.isnan(np.concatenate([*got[:6], got.residual], 1)).all()
+
+
+@each_dtype
+def test_a_mixed_batch(dtype):
+    qp, wanted = mixed(7)
+    together = check(qp, dtype)
+    if dtype == np.float64:
+        assert (together.status == wanted).all()
+    for i in (0, 1, 2, 9, 14, 21):
+        alone = solve(QP(*(a[i : i + 1] for a in qp)), dtype=dtype)
+        for a, b in zip(alone, together, strict=True):
+            np.testing.assert_allclose(a[0], b[i], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", QP._fields)
+def test_a_bad_number_spoils_its_own_sample_alone(name, bad):
+    qp = solvable(4, 3, 5, 4, 2, two_sided=True, box=True).qp
+    clean = solve(qp)
+    value = getattr(qp, name).copy()
+    value[1].flat[0] = bad
+    spoilt = qp._replace(**{name: value})
+    got = solve(spoilt)
+    assert got.status[1] == qp_solve(spoilt).status[1]
+    for a, b in zip(got, clean, strict=True):
+        np.testing.assert_allclose(a[[0, 2]], b[[0, 2]], rtol=1e-9, atol=1e-12)
+
+
+@each_dtype
+@pytest.mark.parametrize("shared", [("Q", "G", "A"), ("p", "h", "b"), ("h_lower", "lower", "upper"), QP._fields[:-1]])
+def test_shared_data(shared, dtype):
+    qp = solvable(5, 4, 6, 5, 2, two_sided=True, box=True).qp
+    first = qp._replace(**{name: getattr(qp, name)[:1] for name in shared})
+    # Far enough apart that mixing the bounds of one sample with the rows of another leaves z.
+    wide = {"h": 20.0, "h_lower": -20.0, "lower": -20.0, "upper": 20.0}
+    first = first._replace(**{name: getattr(first, name) + by for name, by in wide.items()})
+    all_of_it = QP(*(np.broadcast_to(a, (4, *a.shape[1:])) for a in first))
+    expected, got = solve(all_of_it, dtype=dtype), solve(first, dtype=dtype)
+    assert (got.status == QPStatus.SOLVED).all()
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    if {"Q", "G", "A"} & set(shared):
+        bars = [np.ones_like(a) for a in expected[:4]]
+        for a, b in zip(
+            adjoint(first, got, *bars, dtype=dtype), adjoint(all_of_it, got, *bars, dtype=dtype), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+
+
+@each_dtype
+def test_columns_that_are_not_there(dtype):
+    qp = solvable(6, 4, 6, 5, 2).qp
+    nothing = np.zeros((1, 0))
+    got = solve(qp._replace(h_lower=nothing, lower=nothing, upper=nothing), dtype=dtype)
+    for a, b in zip(got, solve(qp, dtype=dtype), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@each_dtype
+def test_an_empty_batch(dtype):
+    qp = QP(*(a[:0] for a in solvable(0, 1, 4, 3, 2).qp))
+    got = solve(qp, dtype=dtype)
+    assert got.z.shape == (0, 4)
+    d = adjoint(qp, got, *got[:4], dtype=dtype)
+    assert [a.shape for a in d] == [(0, 4), (0, 3), (0, 2), (0, 4)]
+
+
+def test_a_warm_start_leads_to_the_same_answer():
+    qp = solvable(3, 6, 12, 9, 3, two_sided=True, box=True).qp
+    start = np.concatenate(solve(qp)[:4], 1)
+    near = qp._replace(p=qp.p + 1e-3)
+    check(near, start=start)
+    start[::2, 5] = np.nan  # those start cold
+    half_warm, cold = check(near, start=start), solve(near)
+    np.testing.assert_array_equal(half_warm.z[::2], cold.z[::2])
+    start = np.nan_to_num(start, nan=1.0)
+    for given in (None, start):
+        few = qp_solve(near, None if given is None else tuple(np.split(given, np.cumsum([12, 9, 3]), axis=1)), steps=6)
+        got = solve(near, given, steps=6)
+        np.testing.assert_array_equal(got.status, few.status)
+        np.testing.assert_allclose(got.residual, few.residual, rtol=0.1, atol=1e-10)
+
+
+@each_dtype
+@pytest.mark.parametrize("box", [False, True], ids=["rows", "box"])
+@pytest.mark.parametrize("size", [(8, 6, 2), (12, 30, 0), (4, 0, 0), (5, 0, 2), (1, 1, 0)], ids=str)
+@pytest.mark.parametrize("kind", ["random", "low rank", "scaled rows", "ill-conditioned", "duplicate rows"])
+def test_the_adjoint_is_the_references(kind, size, box, dtype):
+    if kind == "low rank" and size[1] == 0:
+        pytest.skip("z is not determined, and has no gradient")
+    rng = np.random.default_rng(5)
+    qp = rounded(solvable(2, 5, *size, kind, two_sided=box, box=box).qp, dtype)
+    solution = solve(qp, dtype=dtype)
+    exact = QPReference(*(a if a.dtype == np.int32 else a.astype(np.float64) for a in solution))
+    bars = [rng.standard_normal(a.shape).astype(dtype).astype(np.float64) for a in solution[:4]]
+    if kind == "duplicate rows":  # how dλ is shared out among duplicates is rounding
+        bars[1] = 0 * bars[1]
+    for given in (bars, bars[:1]):
+        expected = qp_adjoint(qp.Q, qp.G, qp.A, exact, *given)
+        got = adjoint(qp, solution, *given, dtype=dtype)
+        for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+            assert a.dtype == dtype
+            if kind == "duplicate rows" and i == 1:
+                a, b = ((qp.G.swapaxes(1, 2) @ d[..., None])[..., 0] for d in (a.astype(np.float64), b))
+            size_of = 1 + np.abs(b).max(1, initial=0.0)[:, None]
+            assert (np.abs(a - b) / size_of).max(initial=0.0) <= ADJOINT[dtype] * (100 if kind != "random" else 1)
+
+
+def test_the_adjoint_of_what_is_not_solved_is_nan():
+    qp, wanted = mixed(3)
+    solution = solve(qp)
+    d = adjoint(qp, solution, *(np.ones_like(a) for a in solution[:4]))
+    good = wanted == QPStatus.SOLVED
+    for a in d:
+        assert np.isnan(a[~good]).all()
+        assert np.isfinite(a[good]).all()
+
+
+@each_dtype
+@pytest.mark.parametrize(("op", "attributes"), [("QPSolve", {"steps": 5}), ("QPAdjoint", {})])
+def test_the_models_pass_onnx_checker(op, attributes, dtype):
+    onnx.checker.check_model(model(op, dtype, **attributes), full_check=True)
+
+
+def all_nodes(nodes):
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from all_nodes(attribute.g.node)
+
+
+def test_functions_are_portable():
+    names = {f.name for f in functions()}
+    assert [f.name for f in functions()][-2:] == ["QPSolve", "QPAdjoint"]
+    for function in functions():
+        assert function.domain == OP_DOMAIN
+        assert {(o.domain, o.version) for o in function.opset_import} == {("", OPSET), (OP_DOMAIN, OP_VERSION)}
+        assert not onnx.defs.has(function.name), "derivative tools tell operators apart by name alone"
+        assert function.doc_string
+        for node in all_nodes(function.node):
+            if node.domain == OP_DOMAIN:
+                assert node.op_type in names
+            else:
+                assert node.domain == ""
+                assert onnx.defs.has(node.op_type, max_inclusive_version=OPSET)
+            # No float64 kernel for CPUs.
+            assert node.op_type not in ("Softplus", "Mean", "NonZero", "OneHot")
+            for v in (*node.input, *node.output):
+                assert v.isascii()
+            if node.op_type == "Constant":
+                (attribute,) = node.attribute
+                assert attribute.name in ("value", "value_int", "value_ints")
+                if attribute.name == "value":  # a Python float would have become float32
+                    assert attribute.t.data_type in (TensorProto.DOUBLE, TensorProto.INT64, TensorProto.BOOL)
+
+
+def test_loops_stay_small():
+    """About half a microsecond a node, for every step of every solve: growth should be noticed."""
+    by_name = {f.name: f for f in functions()}
+    for name, most in (("QPInteriorPoint", STEP_NODES), ("InverseCholesky", PIVOT_NODES), ("QPConvex", PIVOT_NODES)):
+        (loop,) = (node for node in all_nodes(by_name[name].node) if node.op_type == "Loop")
+        (body,) = (a.g for a in loop.attribute if a.name == "body")
+        assert sum(node.op_type != "Constant" for node in body.node) <= most
