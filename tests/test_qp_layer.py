@@ -7,9 +7,8 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from quadratic_programs import KINDS, UNSOLVABLE, mixed, solvable, unsolvable
-
-torch = pytest.importorskip("torch")
 
 from icnnrt.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
 from icnnrt.qp_status import QPStatus

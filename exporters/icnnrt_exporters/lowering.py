@@ -6,6 +6,7 @@ A rewritten operator needs no backward rule of its own: its derivatives are thos
   derivative in torch fixes the batch); others stay Conv, with the rule of `convolution`;
 - pooling: mean, maximum, and their adaptive forms;
 - interpolation, and padding by reflection or replication: all linear, one matrix a dimension;
+- quadratic programs, whose operator torch.func cannot differentiate as it stands;
 - batch norm in its eval form, the absolute value, and steps (sign, floor, ...), whose second derivatives in torch fix
   the batch too.
 
@@ -23,6 +24,7 @@ from torch import Tensor, fx
 from icnnrt.errors import ExportError
 from icnnrt_exporters import windows
 from icnnrt_exporters.place import operator, place
+from icnnrt_models.quadratic_program import differentiable
 
 aten = torch.ops.aten
 
@@ -113,6 +115,8 @@ def lower(module: fx.GraphModule) -> None:
             _become(node, absolute, node.args)
         elif node.target in STEPS:
             _become(node, partial(_flat, node.target), node.args)
+        elif node.target is torch.ops.icnnrt.qp_solve.default:
+            _become(node, differentiable, node.args)  # under the transforms of torch.func too
         elif node.target in (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default):
             _batch_norm(node)
         elif node.target in AVERAGE_POOLS:

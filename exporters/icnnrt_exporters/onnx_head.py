@@ -8,6 +8,7 @@ from onnx_ir.passes import common as passes
 
 from icnnrt.errors import ExportError
 from icnnrt_exporters.heads import Head
+from icnnrt_exporters.quadratic_program import qp_translation_table
 from icnnrt_exporters.quiet import quiet
 from icnnrt_exporters.scalars import lift_float64_scalars
 from icnnrt_exporters.surgery import spread_scalars
@@ -82,6 +83,7 @@ def to_onnx(head: Head) -> ir.Model:
                 opset_version=OPSET,
                 optimize=True,
                 verbose=False,
+                custom_translation_table=qp_translation_table(),
             )
     except Exception as error:
         raise ExportError(f"energy: {_reason(error, head)}") from error
