@@ -34,6 +34,7 @@ class Part(StrEnum):
     scaling = "scaling"
     tune = "tune"
     heads = "heads"
+    qp = "qp"
 
 
 class Precision(StrEnum):
@@ -136,6 +137,7 @@ def _measurements(chosen: list[Part], settings: Settings) -> Iterator[tuple[str,
     from benchmarks.environment import environment
     from benchmarks.heads import heads
     from benchmarks.inner import inner
+    from benchmarks.qp import qp
     from benchmarks.scaling import scaling
     from benchmarks.tune import tune
 
@@ -148,7 +150,7 @@ def _measurements(chosen: list[Part], settings: Settings) -> Iterator[tuple[str,
     if Part.scaling in chosen:
         growth = scaling(settings)
         yield Part.scaling.value, growth, partial(tables.show_scaling, growth)
-    for part, measure in ((Part.tune, tune), (Part.heads, heads)):
+    for part, measure in ((Part.tune, tune), (Part.heads, heads), (Part.qp, qp)):
         if part in chosen:
             rows = measure(settings)
             yield part.value, [row.as_dict() for row in rows], partial(tables.show_rows, part.value, rows)

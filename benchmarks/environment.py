@@ -13,7 +13,8 @@ from benchmarks.interleaved import Missing
 
 ROOT: Final = Path(__file__).parents[1]
 PACKAGES: Final = (
-    "icnnrt", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "cvxpy", "clarabel", "threadpoolctl"
+    "icnnrt", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "cvxpy", "clarabel", "threadpoolctl",
+    "qpth", "proxsuite", "moreau", "cvxpylayers", "osqp",
 )  # fmt: skip
 EXTENSIONS: Final = ("avx", "avx2", "fma", "avx512f", "asimd", "sve")
 

@@ -16,6 +16,9 @@ STEP_OF_TORCH: Final = {1: 3.0, 32: 3.0}
 # alone, at most.
 GRADIENT_OF_TORCH: Final = {100_000: 1.0}
 BOTH_OF_VALUE: Final = {1: 2.5, 128: 2.5, 100_000: 2.5}
+# Quadratic programs: at this batch faster than every peer; alone, over the fastest compiled one, at most.
+QP_BATCH: Final = 128
+QP_OF_FASTEST: Final = 1.2
 # How cost may grow with k, n and batch; a fitted exponent is known to about a twentieth.
 EXPONENTS: Final = {"k": 2.0, "n": 1.0, "batch": 1.0}
 EXPONENT_TOLERANCE: Final = 0.05

@@ -4,6 +4,7 @@
     solution = session.argmin(x)                    # y* for a batch, with status, gap and residual of every sample
     cotangents = session.vjp(solution, y_bar)       # gradients by the weights and by x, without torch
     report = icnnrt.FineTuner(session).step(x, y)   # adapt the weights on the device; the energy stays convex
+    solution = icnnrt.qp(Q, p, G, h)                # quadratic programs, with solution.vjp(z_bar)
 
 Needs numpy, safetensors and onnxruntime; the last only once a session is made.
 """
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     )
     from icnnrt.finetune import EpochReport, FineTuner, FitReport, StepReport
     from icnnrt.package import Package
+    from icnnrt.qp_status import QPStatus
+    from icnnrt.quadratic_program import QPGradients, QPSolution, qp
     from icnnrt.session import Session, load
     from icnnrt.solution import Cotangents, Solution
     from icnnrt.status import Status
@@ -43,6 +46,9 @@ __all__ = [
     "Package",
     "PackageError",
     "ProviderError",
+    "QPGradients",
+    "QPSolution",
+    "QPStatus",
     "Session",
     "Solution",
     "Status",
@@ -50,6 +56,7 @@ __all__ = [
     "__version__",
     "load",
     "ops_library",
+    "qp",
 ]
 
 # Imported when first used, so that `import icnnrt` (and with it the command line) takes no time.
@@ -59,12 +66,16 @@ _HOME = {
     "FineTuner": "finetune",
     "FitReport": "finetune",
     "Package": "package",
+    "QPGradients": "quadratic_program",
+    "QPSolution": "quadratic_program",
+    "QPStatus": "qp_status",
     "Session": "session",
     "Solution": "solution",
     "Status": "status",
     "StepReport": "finetune",
     "load": "session",
     "ops_library": "_native",
+    "qp": "quadratic_program",
 }
 
 

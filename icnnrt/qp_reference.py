@@ -66,6 +66,7 @@ BOUND_MAX = 1e30  # bounds beyond are none
 WARM = 1e-2  # the least slack and multiplier of a warm start, in units of the equilibrated problem
 ENOUGH = 1e-12  # relative KKT residual at which a sample stops
 TO_BOUNDARY = 0.995
+SHORT_STEP = 0.2
 SMALLEST = 1e-18  # of slacks and multipliers, so that their quotients stay finite
 REGULARISATION = 1e-8, 1e-12  # ρ = δ: the most, and the least, in units of the equilibrated problem
 PATIENCE = 6, 15  # steps without progress that end a sample: when it is nearly solved, and when it is not
@@ -304,9 +305,10 @@ def interior_point(
         ahead = ((su + a * d.s_upper) * (lu + a * d.lam_upper) + (sl + a * d.s_lower) * (ll + a * d.lam_lower)).sum(1)
         sigma = np.clip(ahead / np.maximum(gap, 1e-300), 0.0, 1.0) ** 3
         target = (sigma * mu)[:, None]
-        # corrector
-        c_u = np.where(has_upper, target - su * lu - d.s_upper * d.lam_upper, 0.0)
-        c_l = np.where(has_lower, target - sl * ll - d.s_lower * d.lam_lower, 0.0)
+        # corrector; where the predictor soon met a boundary, its second order is far off and makes the steps cycle
+        second = np.where(a < SHORT_STEP, 0.0, 1.0)
+        c_u = np.where(has_upper, target - su * lu - second * d.s_upper * d.lam_upper, 0.0)
+        c_l = np.where(has_lower, target - sl * ll - second * d.s_lower * d.lam_lower, 0.0)
         d = direction(c_u, c_l)
         alpha = np.minimum(1.0, TO_BOUNDARY * to_boundary(d))
         alpha = np.where(going[:, None] & np.isfinite(d.z).all(1, keepdims=True), alpha, 0.0)

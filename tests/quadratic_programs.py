@@ -88,6 +88,25 @@ def solvable(seed, B, n, m, q, kind="random", two_sided=False, box=False):
     return Known(QP(Q, p, G, low, high, A, _apply(A, z), lower, upper), z, lam, nu, mu)
 
 
+def receding_horizon(seed, B, steps=25):
+    """Inputs of unstable linear systems looked far ahead, |u| <= 1: predictor-corrector steps may cycle on these."""
+    rng = np.random.default_rng(seed)
+    Q, p = np.zeros((B, steps, steps)), np.zeros((B, steps))
+    for i in range(B):
+        M, N = np.eye(4) + 0.15 * rng.standard_normal((4, 4)), 0.3 * rng.standard_normal(4)
+        cost, F, S = np.diag(10 ** rng.uniform(-2, 1, 4)), np.eye(4), np.zeros((4, steps))
+        Q[i] = 0.01 * np.eye(steps)
+        x = rng.uniform(-1, 1, 4)
+        for k in range(steps):
+            F, S = M @ F, M @ S
+            S[:, k] = N
+            Q[i] += 2 * S.T @ cost @ S
+            p[i] += 2 * S.T @ cost @ F @ x
+    none = np.zeros((B, 0))
+    bound = np.ones((B, steps))
+    return QP(Q, p, np.zeros((B, 0, steps)), none, none, np.zeros((B, 0, steps)), none, -bound, bound)
+
+
 UNSOLVABLE = (
     "opposite rows",
     "combined rows",

@@ -43,6 +43,7 @@ TIERS = {
     "_runner": 1,
     "adjoint": 2,
     "session": 2,
+    "quadratic_program": 2,
     "__init__": 3,
     "finetune": 3,
     "federated": 3,
@@ -96,6 +97,7 @@ def test_the_runtime_serves_a_package_without_torch_or_onnx(tmp_path: Path) -> N
         "solution = session.argmin(np.ones((2, 2, 2)))\n"
         "session.value_and_gradient(solution.x, solution.y)\n"
         "session.vjp(solution, solution.y)\n"
+        "icnnrt.qp(np.eye(2), np.ones(2), np.eye(2), np.ones(2)).vjp(np.ones(2)).G\n"
         "print(*sys.modules, sep='\\n')\n"
     ).split()
     assert "onnxruntime" in loaded

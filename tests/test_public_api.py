@@ -86,6 +86,7 @@ PUBLIC = {
         "qp_solve",
     },
     "qp_status": {"QPStatus", "advise"},
+    "quadratic_program": {"QPGradients", "QPSolution", "qp"},
     "reference": {
         "CoordinatesCotangents",
         "CutCotangents",
@@ -120,6 +121,9 @@ TOP = {
     "Package",
     "PackageError",
     "ProviderError",
+    "QPGradients",
+    "QPSolution",
+    "QPStatus",
     "Session",
     "Solution",
     "Status",
@@ -127,6 +131,7 @@ TOP = {
     "__version__",
     "load",
     "ops_library",
+    "qp",
 }
 SESSION = {
     "argmin",

@@ -5,76 +5,36 @@ are compared through the residuals and the objective that they give.
 """
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
-from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, solvable, unsolvable
+from onnx import TensorProto
+from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, receding_horizon, solvable, unsolvable
 
+import icnnrt
 from icnnrt.qp_reference import QP, QPCotangents, QPReference, kkt_residual, qp_adjoint, qp_solve
 from icnnrt.qp_status import QPStatus
-from icnnrt_exporters.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions_qp
+from icnnrt_exporters.bodies import OP_DOMAIN, OP_VERSION, OPSET, functions_qp
+from icnnrt_exporters.qp_graphs import qp_graphs, qp_model
 
-TYPES = {np.float64: TensorProto.DOUBLE, np.float32: TensorProto.FLOAT}
-DATA = {
-    "Q": ["B_Q", "n", "n"],
-    "p": ["B_p", "n"],
-    "G": ["B_G", "m", "n"],
-    "h_lower": ["B_hl", "m_or_0"],
-    "h": ["B_h", "m"],
-    "A": ["B_A", "q", "n"],
-    "b": ["B_b", "q"],
-    "lower": ["B_l", "n_or_0"],
-    "upper": ["B_u", "n_or_none"],
-    "start": ["B_s", "n_m_q_n"],
-}
-ROWS = {"lam": ["B", "m"], "mu": ["B", "n"], "slack": ["B", "m"], "box_slack": ["B", "n"], "status": ["B"]}
-BARS = {"z_bar": ["B", "n"], "lam_bar": ["B_lb", "m0"], "nu_bar": ["B_nb", "q0"], "mu_bar": ["B_mb", "n0"]}
-SIGNATURES = {
-    "QPSolve": (
-        DATA,
-        {"z": ["B", "n"], "nu": ["B", "q"], "residual": ["B", 3], "ray": ["B", "n_m_q_n"], **ROWS},
-    ),
-    "QPAdjoint": (
-        {**{name: DATA[name] for name in "QGA"}, **ROWS, **BARS},
-        {"d_z": ["B", "n"], "d_lam": ["B", "m"], "d_nu": ["B", "q"], "d_mu": ["B", "n"]},
-    ),
-}
-OUTPUTS = {"QPSolve": QPReference._fields, "QPAdjoint": QPCotangents._fields}
+TYPES = (np.float64, np.float32)
+KEPT = ("lam", "mu", "slack", "box_slack", "status")  # what QPAdjoint takes of what QPSolve gave
 KKT = {np.float64: 1e-9, np.float32: 1e-6}  # relative, what SOLVED promises
 # Both sides stop at a residual of 1e-12, and so differ by its root where an active multiplier or slack is small.
 UNIQUE = {np.float64: 1e-6, np.float32: 1e-5}
 ADJOINT = {np.float64: 1e-7, np.float32: 1e-5}
 # Nodes in the bodies of the Loops, constants aside: one step, calls of functions counted as one; one pivot.
-STEP_NODES, PIVOT_NODES = 85, 13
+STEP_NODES, PIVOT_NODES = 86, 13
 
 each_dtype = pytest.mark.parametrize("dtype", TYPES)
 functions = functools.cache(functions_qp)
 
 
 def model(op: str, dtype: type, **attributes: int) -> onnx.ModelProto:
-    """One node, and the bodies that make it portable."""
-    inputs, outputs = SIGNATURES[op]
-
-    def declared(name: str, shape: list) -> onnx.ValueInfoProto:
-        T = {"residual": TensorProto.DOUBLE, "status": TensorProto.INT32}.get(name, TYPES[dtype])
-        return helper.make_tensor_value_info(name, T, shape)
-
-    node = helper.make_node(op, list(inputs), list(OUTPUTS[op]), domain=OP_DOMAIN, **attributes)
-    graph = helper.make_graph(
-        [node],
-        op,
-        [declared(name, shape) for name, shape in inputs.items()],
-        [declared(name, outputs[name]) for name in OUTPUTS[op]],
-    )
-    return helper.make_model(
-        graph,
-        functions=functions(),
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(OP_DOMAIN, OP_VERSION)],
-        ir_version=IR_VERSION,
-    )
+    return qp_model(op, np.dtype(dtype).name, **attributes)
 
 
 @functools.cache
@@ -97,7 +57,7 @@ def solve(qp, start=None, dtype=np.float64, steps=50):
 
 
 def adjoint(qp, solution, z_bar, lam_bar=None, nu_bar=None, mu_bar=None, dtype=np.float64):
-    feeds = {name: getattr(qp, name) for name in "QGA"} | {name: getattr(solution, name) for name in ROWS}
+    feeds = {name: getattr(qp, name) for name in "QGA"} | {name: getattr(solution, name) for name in KEPT}
     bars = {"z_bar": z_bar, "lam_bar": lam_bar, "nu_bar": nu_bar, "mu_bar": mu_bar}
     feeds |= {name: np.zeros((1, 0)) if bar is None else bar for name, bar in bars.items()}
     feeds = {name: a if name == "status" else a.astype(dtype) for name, a in feeds.items()}
@@ -141,6 +101,10 @@ def test_what_is_solvable_is_solved(kind, size, box):
 @pytest.mark.parametrize("size", [(10, 10, 3), (4, 0, 0), (1, 1, 0)], ids=str)
 def test_float32(kind, size):
     check(solvable(1, 3, *size, kind, two_sided=True, box=True).qp, np.float32, unique=kind == "random" and size[0] > 1)
+
+
+def test_controllers_of_unstable_systems():
+    check(receding_horizon(0, 10))
 
 
 @pytest.mark.parametrize("why", UNSOLVABLE)
@@ -273,6 +237,15 @@ def test_the_adjoint_of_what_is_not_solved_is_nan():
 @pytest.mark.parametrize(("op", "attributes"), [("QPSolve", {"steps": 5}), ("QPAdjoint", {})])
 def test_the_models_pass_onnx_checker(op, attributes, dtype):
     onnx.checker.check_model(model(op, dtype, **attributes), full_check=True)
+
+
+def test_the_graphs_of_the_package_are_made_of_these_bodies():
+    """If not: python -m icnnrt_exporters.qp_graphs."""
+    folder = Path(icnnrt.__file__).parent / "graphs"
+    made = qp_graphs()
+    assert {file.name for file in folder.iterdir()} == set(made)
+    for name, data in made.items():
+        assert (folder / name).read_bytes() == data, name
 
 
 def all_nodes(nodes):

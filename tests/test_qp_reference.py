@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, solvable, unsolvable
+from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, receding_horizon, solvable, unsolvable
 
 from icnnrt.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
 from icnnrt.qp_status import QPStatus, advise
@@ -41,6 +41,12 @@ def test_what_is_solvable_is_solved(kind, size, box):
     if kind == "random" and size[0] > 1:  # of one variable, a row and the box may hold the same side
         for found, wanted in zip(solution[:4], known[1:], strict=True):
             assert np.abs(found - wanted).max(initial=0.0) <= UNIQUE
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_controllers_of_unstable_systems(seed):
+    solution = qp_solve(receding_horizon(seed, 40))
+    assert (solution.status == QPStatus.SOLVED).all()
 
 
 @pytest.mark.parametrize("why", UNSOLVABLE)

@@ -51,12 +51,15 @@ def functions(domain: str = "unit_box") -> list[onnx.FunctionProto]:
     return _imported(bodies)
 
 
-def functions_qp() -> list[onnx.FunctionProto]:
-    """The bodies of QPSolve and QPAdjoint, which come last, and of all functions they call."""
+def functions_qp(*operators: str) -> list[onnx.FunctionProto]:
+    """The bodies of QPSolve or QPAdjoint or, by default, both, which come last, and of all functions they call."""
+    solves = not operators or "QPSolve" in operators
+    differentiates = not operators or "QPAdjoint" in operators
     newton = (InverseCholesky, QPFactors, QPCondensed, QPRefined)
     interior_point = (QPLargest, QPRoot, QPEquilibrated, QPEvaluated, QPDirection, QPInteriorPoint)
-    solve = (QPConvex, QPResidual, QPFarkas, QPRecession, QPSolve)
-    return _imported([f.to_function_proto() for f in (*newton, *interior_point, *solve, QPAdjoint)])
+    solve = (*interior_point, QPConvex, QPResidual, QPFarkas, QPRecession, QPSolve)
+    wanted = (*newton, *(solve if solves else ()), *((QPAdjoint,) if differentiates else ()))
+    return _imported([f.to_function_proto() for f in wanted])
 
 
 def _imported(bodies: list[onnx.FunctionProto]) -> list[onnx.FunctionProto]:

@@ -24,6 +24,7 @@ from icnnrt.qp_reference import (
     NEARLY,
     PATIENCE,
     REGULARISATION,
+    SHORT_STEP,
     SMALLEST,
     TO_BOUNDARY,
     WARM,
@@ -44,6 +45,7 @@ PROGRESS: Final = double(0.7)
 RESIDUAL_ENOUGH, RESIDUAL_NEARLY = double(ENOUGH), double(NEARLY)
 PATIENCE_NEARLY, PATIENCE_FAR = double(float(PATIENCE[0])), double(float(PATIENCE[1]))
 FRACTION: Final = double(TO_BOUNDARY)
+SHORT: Final = double(SHORT_STEP)
 LEAST: Final = double(SMALLEST)
 ROUNDS: Final = onnx.helper.make_tensor("value", onnx.TensorProto.INT64, [], [EQUILIBRATIONS])
 
@@ -253,7 +255,7 @@ def QPInteriorPoint(Q, p, G, A, b, lower, upper, soft, start, active, steps):
     progress = op.Constant(value=PROGRESS)
     enough, nearly = op.Constant(value=RESIDUAL_ENOUGH), op.Constant(value=RESIDUAL_NEARLY)
     patience_nearly, patience_far = op.Constant(value=PATIENCE_NEARLY), op.Constant(value=PATIENCE_FAR)
-    fraction = op.Constant(value=FRACTION)
+    fraction, short = op.Constant(value=FRACTION), op.Constant(value=SHORT)
     least = op.Constant(value=LEAST)
     least_l_row = least * has
 
@@ -285,8 +287,9 @@ def QPInteriorPoint(Q, p, G, A, b, lower, upper, soft, start, active, steps):
         ahead = op.ReduceSum((s + a * ds_p) * (l + a * dl_p), [2], keepdims=1)
         ratio = op.Min(op.Max(ahead / op.Max(gap, gap_least), zero), one)
         target = ratio * ratio * ratio * mu
-        # corrector
-        c_c = has * (target - ds_p * dl_p) - sl
+        # corrector, without second order where the predictor soon met a boundary
+        second = op.Where(a < short, zero, has)
+        c_c = has * target - second * (ds_p * dl_p) - sl
         dz, dnu, dl, ds = QPDirection(
             Q_hat, C, Ct, A_hat, At_hat, has, soft, any_has, W_safe, W_capped, rho, delta, V, Vt, Y, Yt, V_q, Vt_q,
             gamma, left, r_d, r_nu, r_s, w, s_soft, c_c,
