@@ -63,6 +63,11 @@ SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("x_bar", "slope_mismatch"),
     ),
 }
+# The same of kind "qp"; solve_adjoint.onnx also gives theta_bar.<trainable weight>.
+QP_SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "solve": (("x",), ("z", "status", "residual")),
+    "solve_adjoint": (("x", "z_bar"), ("x_bar",)),
+}
 # What argmin and adjoint take and give besides, where bounds of y are given at run time.
 BOUNDS: Final = ("lower", "upper")
 BOUNDS_BAR: Final = ("lower_bar", "upper_bar")
@@ -83,6 +88,7 @@ OF_ONE_STEP: Final = (
     "residual",
     "complementarity_history",
 )
+OF_ONE_QP_STEP: Final = ("loss", "gradient_norm", "accepted", "safe", "z", "residual", "status")
 NEW: Final = "new."
 BATCH: Final = "batch"  # in a shape: the number of samples
 Shape: TypeAlias = tuple[int | str, ...]
@@ -91,6 +97,7 @@ DTYPES: Final = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
     "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
     "tensor(bool)": "bool",
 }
 
@@ -125,6 +132,9 @@ def arrays_of(manifest: Manifest) -> dict[str, tuple[str, Shape]]:
         "depth": ("int64", ()),
         "x_bar": (T, (BATCH, *x)),
         "slope_mismatch": (T, (BATCH,)),
+        "z": (T, (BATCH, n)),
+        "z_bar": (T, (BATCH, n)),
+        "status": ("int32", (BATCH,)),
     }
     for name, spec in manifest.weights.tensors.items():
         if spec.trainable:
@@ -164,14 +174,15 @@ def signature_of(manifest: Manifest, role: str) -> tuple[tuple[str, ...], tuple[
         state = tuple(state_of(manifest, manifest.train))
         moved = tuple(NEW + name for name in (*state, *manifest.train.weights))
         bounds = BOUNDS if manifest.domain and manifest.domain.kind == "box" else ()
-        return ("x", *bounds, "target", "learning_rate", *state), (*OF_ONE_STEP, *moved)
-    inputs, outputs = SIGNATURES[role]
+        step = OF_ONE_QP_STEP if manifest.kind == "qp" else OF_ONE_STEP
+        return ("x", *bounds, "target", "learning_rate", *state), (*step, *moved)
+    inputs, outputs = (QP_SIGNATURES if manifest.kind == "qp" else SIGNATURES)[role]
     if role == "hessian" and manifest.kind == "gradient":
         outputs = tuple(name for name in outputs if name != "f")
     if role in SOLVER_ROLES and manifest.domain and manifest.domain.kind == "box":
         inputs = (*inputs, *BOUNDS)
         outputs = (*outputs, *BOUNDS_BAR) if role == "adjoint" else outputs
-    if role == "adjoint":
+    if role in ("adjoint", "solve_adjoint"):
         trainable = (name for name, spec in manifest.weights.tensors.items() if spec.trainable)
         outputs = (*outputs, *(THETA_BAR + name for name in trainable))
     return inputs, outputs
@@ -349,7 +360,8 @@ class Runner:
         has changed.
         """
         tensors = self.package.manifest.weights.tensors
-        graphs = [self._graph(role) for role in self.package.graphs if role in SIGNATURES or role == TRAIN_ROLE]
+        known = (*(QP_SIGNATURES if self.package.manifest.kind == "qp" else SIGNATURES), TRAIN_ROLE)
+        graphs = [self._graph(role) for role in self.package.graphs if role in known]
         for name, array in new.items():
             spec = tensors.get(name)
             if spec is None:

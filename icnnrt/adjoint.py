@@ -19,7 +19,7 @@ from icnnrt._arguments import batch, finite_rows
 from icnnrt._runner import BOUNDS, BOUNDS_BAR
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest
-from icnnrt.solution import Cotangents, Solution
+from icnnrt.solution import Cotangents, QPAnswer, Solution
 
 ADJOINTS: Final = ("exact", "prop3")
 ON_UNSAFE: Final = ("raise", "skip")
@@ -28,7 +28,7 @@ NAMED: Final = 3  # how many samples an error names
 Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
-def vjp(run: Run, manifest: Manifest, solution: Solution, y_bar: object, *, adjoint: str, on_unsafe: str) -> Cotangents:
+def vjp(run: Run, manifest: Manifest, solution: object, y_bar: object, *, adjoint: str, on_unsafe: str) -> Cotangents:
     """Cotangents by the graph adjoint.onnx, which `run` runs; `Session.vjp` documents the arguments."""
     for argument, value, allowed in (("adjoint", adjoint, ADJOINTS), ("on_unsafe", on_unsafe, ON_UNSAFE)):
         if value not in allowed:
@@ -86,6 +86,42 @@ def vjp(run: Run, manifest: Manifest, solution: Solution, y_bar: object, *, adjo
     scale = np.maximum(1.0, np.abs(part.slopes).max((1, 2)))
     at_kink[kept] = outputs["slope_mismatch"] > np.sqrt(np.finfo(part.slopes.dtype).eps) * scale
     return Cotangents(weights, x̄, skipped, at_kink, *bounds_bar.values())
+
+
+def vjp_qp(run: Run, manifest: Manifest, answer: object, z_bar: object, *, on_unsafe: str) -> Cotangents:
+    """Cotangents by the graph solve_adjoint.onnx, which `run` runs; `Session.vjp` documents the arguments."""
+    if on_unsafe not in ON_UNSAFE:
+        raise InputError(f"on_unsafe: expected {' or '.join(map(repr, ON_UNSAFE))}, but got {on_unsafe!r}.")
+    if not isinstance(answer, QPAnswer):
+        raise InputError(
+            f"solution: expected what session.solve_qp returned, but got {type(answer).__name__}; call solve_qp first."
+        )
+    z̄ = batch(z_bar, "y_bar", manifest.dtype, manifest.y_shape, length=len(answer))
+    skipped = ~answer.ok
+    if on_unsafe == "raise" and skipped.any():
+        samples = np.flatnonzero(skipped)
+        more = f"; and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
+        raise CertificateError(
+            f"solution: no gradient can be trusted at {len(samples)} of {len(answer)} samples: "
+            f"{'; '.join(answer.advice(int(i)) for i in samples[:NAMED])}{more}. "
+            "Pass on_unsafe='skip' to leave them out of the sum, or mend what they say."
+        )
+    bad = ~finite_rows(z̄) & ~skipped
+    if bad.any():
+        raise InputError(
+            f"y_bar: expected finite numbers, but sample {int(np.argmax(bad))} holds NaN or infinity; "
+            "the loss diverged there, so leave the sample out."
+        )
+    kept, x̄ = ~skipped, np.full_like(answer.x, np.nan)
+    if kept.any():
+        outputs = run({"x": answer.x[kept], "z_bar": z̄[kept]})
+        x̄[kept] = outputs["x_bar"]
+        prefix = "theta_bar."
+        weights = {name.removeprefix(prefix): a for name, a in outputs.items() if name.startswith(prefix)}
+    else:
+        tensors = manifest.weights.tensors
+        weights = {name: np.zeros(spec.shape, spec.dtype) for name, spec in tensors.items() if spec.trainable}
+    return Cotangents(MappingProxyType(weights), x̄, skipped, np.zeros_like(skipped))
 
 
 def _unsafe(solution: Solution, unsafe: NDArray[np.bool_]) -> str:

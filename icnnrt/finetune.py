@@ -57,6 +57,7 @@ CROSS_ENTROPY: Final = ("binary_cross_entropy",)
 UNSAFE: Final = 1 / 8
 # Outputs of train.onnx that tell whether weights are sound, all but the gradient, which costs the most.
 JUDGED: Final = ("loss", "safe", "y", "slopes", "offsets", "cut_points", "energy", "lower_bound", "gap", "residual")
+QP_JUDGED: Final = ("loss", "safe", "residual")  # the same of a network of quadratic programs
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,8 @@ class FineTuner:
         }
         self._weights_id = session.weights_id
         self._weights = {name: np.array(session.weights[name]) for name in spec.weights}
+        self._qp = session.manifest.kind == "qp"
+        self._judged = QP_JUDGED if self._qp else JUDGED
         self._trial: _Trial | None = None
         self._undone = 0
         self._why_undone = ""
@@ -463,7 +466,7 @@ class FineTuner:
                     path,
                     weights=dict(self.session.weights),
                     metadata=metadata,
-                    convexity=self.session.prove_convexity(),
+                    convexity=None if self._qp else self.session.prove_convexity(),
                     overwrite=overwrite,
                 )
             except OSError as error:
@@ -532,6 +535,9 @@ class FineTuner:
                 self._trial = before
             elif not undone and verdict.sound:
                 self._trial = None  # what is refused are the new weights; those before them are proven
+            # Of a quadratic program the gap is relative, and there is none where there is no solution.
+            gap = out["residual"][out["safe"], 2] if self._qp else out["gap"]
+            gap = gap if gap.size else np.array([math.nan])
             return StepReport(
                 step=self.steps,
                 accepted=not reason,
@@ -541,8 +547,8 @@ class FineTuner:
                 samples=len(data["x"]),
                 skipped=skipped,
                 unsafe=int((~out["safe"]).sum()),
-                gap_median=float(np.median(out["gap"])),
-                gap_max=float(out["gap"].max()),
+                gap_median=float(np.median(gap)),
+                gap_max=float(gap.max()),
                 seconds=time.perf_counter() - began,
                 undone=undone,
             )
@@ -550,11 +556,11 @@ class FineTuner:
     def _check(self, data: Arrays) -> tuple[bool, bool]:
         """Whether the present weights are sound on a batch, and whether the step before was undone as they are not."""
         with self._lock, _uninterrupted():
-            out = self._run(data, 0.0, only=JUDGED)
+            out = self._run(data, 0.0, only=self._judged)
             verdict = self._verdict(out, self._status(out))
             if verdict.sound:
                 self._trial = None
-            return verdict.sound, self._undo_if_guilty(verdict, data, only=JUDGED)
+            return verdict.sound, self._undo_if_guilty(verdict, data, only=self._judged)
 
     def _settle(self) -> str:
         """Check weights that are on trial; why the step that led to them is undone, empty if it is not."""
@@ -607,6 +613,8 @@ class FineTuner:
         return _mean(losses, [len(part["x"]) for part in parts])
 
     def _status(self, out: Arrays) -> NDArray[np.int8]:
+        if self._qp:
+            return np.where(out["safe"], np.int8(Status.CONVERGED), np.int8(Status.SOLVER))
         solver = self.session.manifest.solver
         assert solver is not None, "there is no training graph without a solver"
         assert self.session.manifest.domain is not None, "a solver has a domain"
@@ -626,7 +634,7 @@ class FineTuner:
     def _verdict(self, out: Arrays, status: NDArray[np.int8]) -> _Verdict:
         """On the weights that were run; the new ones are not looked at."""
         broken = ""
-        if not math.isfinite(out["loss"]):
+        if not math.isfinite(out["loss"]) and not (self._qp and not out["safe"].any()):
             broken = f"the loss is {float(out['loss'])}"
         elif "gradient_norm" in out and not math.isfinite(out["gradient_norm"]):
             broken = "the gradient is not finite"
@@ -644,6 +652,11 @@ class FineTuner:
 
     def _refusal(self, out: Arrays, status: NDArray[np.int8]) -> str:
         """Why these weights must not be used; empty if they may."""
+        if self._qp and not out["safe"].any():
+            remedy = (
+                "lower the learning rate and start anew" if self.steps else "loosen the constraints that x asks for"
+            )
+            return f"no sample has a quadratic program with a solution, so there is no gradient; {remedy}"
         if not math.isfinite(out["loss"]):
             where = np.flatnonzero(status == Status.NOT_FINITE)
             which = f" (sample {where[0]} is NOT_FINITE)" if where.size else ""

@@ -38,6 +38,8 @@ class Replayed(NamedTuple):
 
 def compute(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     """The outputs of every graph of the package for these inputs, as golden.safetensors names them."""
+    if session.manifest.kind == "qp":
+        return _qp(session, inputs["x"])
     x, y, v = inputs["x"], inputs["y"], inputs["y_dot"]
     out: Arrays = {}
     for role in session.manifest.graphs:
@@ -59,13 +61,21 @@ def _argmin(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     return {"y": solution.y, "energy": solution.energy, "gap": solution.gap, "x_bar": cotangents.x}
 
 
+def _qp(session: "Session", x: NDArray[Any]) -> Arrays:
+    answer = session.solve_qp(x, strict=False)
+    cotangents = session.vjp(answer, np.nan_to_num(answer.z), on_unsafe="skip")
+    found = {"z": answer.z, "status": answer.status, "x_bar": cotangents.x}
+    return {f"solve.{name}": np.array(array) for name, array in found.items()}
+
+
 def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Replayed]:
     """Compute everything once more and compare.
 
     Raises `InputError` if the golden data lacks an input or the gap that y* is judged by, or holds another shape.
     """
     domain, T = session.manifest.domain, session.manifest.dtype
-    needed = ["x", "y", "y_dot", *(["lower", "upper"] if domain and domain.kind == "box" else [])]
+    needed = ["x", *(["y", "y_dot"] if session.manifest.kind != "qp" else [])]
+    needed += ["lower", "upper"] if domain and domain.kind == "box" else []
     if not {"argmin.y", "argmin.energy", "argmin.gap"}.isdisjoint(golden):
         needed.append("argmin.gap")
     for name in needed:
@@ -86,7 +96,7 @@ def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Repla
             replayed.append(Replayed(name, np.inf, 0.0))
             continue
         scale = max(1.0, float(np.abs(then[np.isfinite(then)]).max(initial=0.0)))
-        relative = COTANGENT[T] if name == "argmin.x_bar" else HEADS[T]
+        relative = {"argmin.x_bar": COTANGENT, "solve.x_bar": COTANGENT, "solve.z": ANSWER}.get(name, HEADS)[T]
         bound: Any = relative * scale
         if name in ("argmin.y", "argmin.energy", "argmin.gap"):
             gaps = [np.nan_to_num(np.maximum(found["argmin.gap"], 0.0)) for found in (golden, now)]

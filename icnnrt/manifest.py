@@ -41,9 +41,11 @@ WEIGHTS_FILE: Final = "weights.safetensors"
 GOLDEN_FILE: Final = "golden.safetensors"
 OP_DOMAIN: Final = "ai.icnnrt"
 # kind of energy -> the graph that a package of that kind must have
-ENERGY_ROLES: Final = {"energy": "value", "gradient": "gradient"}
+ENERGY_ROLES: Final = {"energy": "value", "gradient": "gradient", "qp": "solve"}
 # These come together, and with a solver, or not at all.
 SOLVER_ROLES: Final = ("argmin", "adjoint")
+# And these, of a network of quadratic programs.
+QP_ROLES: Final = ("solve", "solve_adjoint")
 TRAIN_ROLE: Final = "train"
 # kind of domain -> its regulariser
 REGULARISERS: Final = {"unit_box": "entropy", "box": "entropy", "simplex": "entropy", "space": "quadratic"}
@@ -437,16 +439,20 @@ def _check_train(manifest: Manifest, place: str) -> None:
 def _check_roles(manifest: Manifest, regulariser: str | None, place: str) -> None:
     """The graphs that kind and solver ask for are there; a solver has a domain and the other way round."""
     solver, domain = manifest.solver, manifest.domain
-    required = [ENERGY_ROLES[manifest.kind], *(SOLVER_ROLES if solver else ())]
+    qp = manifest.kind == "qp"
+    required = [*(QP_ROLES if qp else [ENERGY_ROLES[manifest.kind]]), *(SOLVER_ROLES if solver else ())]
     for role in required:
         if role not in manifest.graphs:
             raise PackageError(f"{place}graphs.{role} is missing; {AGAIN}.")
-    for role in (*ENERGY_ROLES.values(), *SOLVER_ROLES, TRAIN_ROLE):
-        if role in manifest.graphs and role not in required and not (role == TRAIN_ROLE and solver):
-            what = f"kind {show(manifest.kind)}" if role in ENERGY_ROLES.values() else "a package without a solver"
+    of_kinds = {*ENERGY_ROLES.values(), *QP_ROLES}
+    for role in (*sorted(of_kinds), *SOLVER_ROLES, TRAIN_ROLE):
+        if role in manifest.graphs and role not in required and not (role == TRAIN_ROLE and (solver or qp)):
+            what = f"kind {show(manifest.kind)}" if role in of_kinds else "a package without a solver"
             raise PackageError(f"{place}graphs.{role} does not belong to {what}; {AGAIN}.")
     if solver and manifest.kind == "gradient":
         wrong(f"{place}solver", "null, as a gradient alone has no value to minimise", solver.name)
+    if solver and qp:
+        wrong(f"{place}solver", "null, as a network of quadratic programs has no energy to minimise", solver.name)
     if (solver is None) != (domain is None):
         wrong(f"{place}domain", "null without a solver, and there with one", domain and domain.kind)
     if regulariser != (domain.regulariser if domain else None):

@@ -6,6 +6,8 @@ A package is a folder, by custom named `<name>.icnn`, of plain files and nothing
     weights.safetensors    every weight, once
     value.onnx             energy and gradient      (x, y) -> f, gradient
     gradient.onnx          in place of value.onnx where kind is "gradient": (x, y) -> gradient
+    solve.onnx             in place of value.onnx where kind is "qp": x -> z, status [B] int32, residual [B, 3]
+    solve_adjoint.onnx     with it                  (x, z_bar) -> theta_bar, x_bar
     argmin.onnx            the solver               x -> y_star and its certificate; with a solver
     adjoint.onnx           cotangents               y_bar -> theta_bar, x_bar; with a solver
     hvp.onnx               Hessian-vector product   (x, y, y_dot) -> hvp; optional
@@ -27,7 +29,8 @@ exactly these keys, the last three where they apply:
     dtype            "float32" or "float64": of x, y and the energy
     x_shape          [int, ...], per sample; [0] for an energy of y alone
     y_shape          [n], per sample
-    kind             "energy", or "gradient" where only the gradient of the energy was exported
+    kind             "energy", "gradient" where only the gradient of the energy was exported, or "qp" for a network
+                     whose answer z [B, n] comes of convex quadratic programs (n = y_shape[0]): no energy, no solver
     domain           {"kind": "unit_box", "box" or "simplex"} or {"kind": "space", "mu": float > 0}: where y* lies,
                      see `manifest.Domain`; null without a solver. The graphs of a box take its bounds, `lower` and
                      `upper` [B, n], and solve for p = (y − lower)/(upper − lower)
@@ -39,7 +42,8 @@ exactly these keys, the last three where they apply:
     ir_version       ONNX IR version of every graph
     ops              {"ai.icnnrt": {"version": 1, "names": [every op the graphs use from it]}}
     graphs           {role: {"file": "<role>.onnx", "sha256": hex, "bytes": int}};
-                     value or, by kind, gradient must be there, argmin and adjoint exactly if a solver is
+                     value or, by kind, gradient or solve and solve_adjoint must be there, argmin and adjoint
+                     exactly if a solver is
     weights          {"file": "weights.safetensors", "sha256": hex, "bytes": int,
                       "tensors": {name: {"shape": [int, ...], "dtype": text,
                                          "nonnegative": bool, "trainable": bool}}}
@@ -70,8 +74,8 @@ weights.safetensors: location exactly "weights.safetensors", offset 8 + N + the 
 offset, length the tensor's size. It then is one whole tensor of that file, so writing new weights
 of the same names, shapes and dtypes updates every graph and leaves the graphs as they are.
 
-golden.safetensors holds the inputs of one batch by their names (x, y, y_dot, of a box lower and upper) and the outputs
-of each graph replayed as "<role>.<output>": what the machine of the export computed from them.
+golden.safetensors holds the inputs of one batch by their names (x, y, y_dot, of a box lower and upper; of kind "qp" x
+alone) and the outputs of each graph replayed as "<role>.<output>": what the machine of the export computed from them.
 
 A reader checks all of this before use. The hashes tell damage and half-written packages from whole
 ones; they are no signature, and a package can still ask for a long computation: it is data from

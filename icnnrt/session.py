@@ -21,7 +21,8 @@ from icnnrt.domains import MODELS
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest, SolverSpec
 from icnnrt.package import Package
-from icnnrt.solution import Cotangents, Solution
+from icnnrt.qp_status import QPStatus
+from icnnrt.solution import Cotangents, QPAnswer, Solution
 from icnnrt.status import Status
 
 Floats = NDArray[Any]  # float32 or float64: the package's dtype
@@ -142,7 +143,7 @@ class Session:
 
         For an energy of y alone, x None, that is the map y -> ∇f(y): the transport map of optimal transport.
         """
-        role = "value" if self.manifest.kind == "energy" else "gradient"
+        role = "gradient" if self.manifest.kind == "gradient" else "value"
         return self._evaluate(role, x, y, only=("gradient",))["gradient"]
 
     def value_and_gradient(self, x: object, y: object) -> tuple[Floats, Floats]:
@@ -168,8 +169,8 @@ class Session:
 
     def value_gradient_hessian(self, x: object, y: object) -> tuple[Floats, Floats, Floats]:
         """f [B], ∇_y f [B, n] and ∇²_y f [B, n, n] in one run: of a material law, energy, stress and tangent."""
-        if self.manifest.kind == "gradient":
-            raise _no_value()
+        if self.manifest.kind != "energy":
+            raise _no_value(self.manifest)
         out = self._evaluate("hessian", x, y)
         return out["f"], out["gradient"], out["hessian"]
 
@@ -183,7 +184,7 @@ class Session:
         """Run a graph of the energy; a sample that holds NaN or infinity is left out, and NaN in every output."""
         if role not in self.manifest.graphs:
             if role == "value":
-                raise _no_value()
+                raise _no_value(self.manifest)
             raise InputError(
                 f"{role}: the package {self.manifest.name} has no {role}.onnx; export it again with "
                 f"heads=[{role!r}], or on the command line with --head {role}."
@@ -293,10 +294,67 @@ class Session:
             _demand(solution)
         return solution
 
-    def vjp(self, solution: Solution, y_bar: object, *, adjoint: str = "exact", on_unsafe: str = "raise") -> Cotangents:
-        """θ̄ and x̄ of a loss on y* with ȳ = ∂ℓ/∂y*, [B, n]: the vector-Jacobian product of `argmin`.
+    def solve_qp(self, x: object, *, strict: bool | None = None) -> QPAnswer:
+        """z(x) of a package of kind "qp", a network that goes through quadratic programs: x [B, *x_shape] -> z [B, n].
 
-        solution:   what `argmin` of this session returned, or of another session with the same package and weights
+        x is converted as `value_and_gradient` does. Returns a `QPAnswer` with status and residual of each sample: where
+        no z meets the constraints of a program, or its objective falls without end, z is NaN and the others are as they
+        would be alone. A sample with NaN or infinity in x is not run and has status NOT_FINITE_INPUT. With `strict`, by
+        default what `load` was told, `CertificateError` is raised if any sample is not SOLVED.
+
+        Raises `InputError` for a wrong shape or dtype, or for a package of another kind.
+        """
+        started = time.perf_counter()
+        self._demand_qp("solve_qp")
+        X = batch(x, "x", self._dtype, self._x_shape)
+        self._runner.check_open()
+        finite = finite_rows(X)
+        if len(X) and finite.all():
+            out, weights_id = self._runner.run("solve", {"x": X})
+        else:
+            out, weights_id = self._unsolved(len(X)), self._runner.weights_id
+            if finite.any():
+                some, weights_id = self._runner.run("solve", {"x": X[finite]})
+                for name, array in some.items():
+                    out[name][finite] = array
+        # Solved programs may be followed by layers that overflow.
+        lost = ~np.isfinite(out["z"]).all(1) & (out["status"] == QPStatus.SOLVED)
+        if lost.any():
+            out["status"] = np.where(lost, np.int32(QPStatus.FAILED), out["status"])
+        info = {
+            "providers": self.providers,
+            "native": bool(finite.any()) and self._runner.ran_native("solve"),
+            "seconds": time.perf_counter() - started,
+        }
+        answer = QPAnswer(X, out["z"], out["status"], out["residual"], info, weights_id)
+        if (self._strict if strict is None else strict) and not answer.ok.all():
+            failed = np.flatnonzero(~answer.ok)
+            named = "; ".join(answer.advice(int(i)) for i in failed[:NAMED])
+            more = f"; and {failed.size - NAMED} more" if failed.size > NAMED else ""
+            raise CertificateError(
+                f"strict: {failed.size} of {len(answer)} samples are not solved: {named}{more}. "
+                "Pass strict=False to get the answer with a status for every sample."
+            )
+        return answer
+
+    def _unsolved(self, B: int) -> dict[str, NDArray[Any]]:
+        status = np.full(B, QPStatus.NOT_FINITE_INPUT, np.int32)
+        return {**self._nothing(("z", "residual"), B), "status": status}
+
+    def _demand_qp(self, what: str) -> None:
+        if self.manifest.kind != "qp":
+            raise InputError(
+                f"{what}: expected a package of kind 'qp', but {self.manifest.name} is of kind {self.manifest.kind!r}; "
+                "use argmin, or export the network with kind='qp'."
+            )
+
+    def vjp(
+        self, solution: Solution | QPAnswer, y_bar: object, *, adjoint: str = "exact", on_unsafe: str = "raise"
+    ) -> Cotangents:
+        """θ̄ and x̄ of a loss on y* with ȳ = ∂ℓ/∂y*, [B, n]: the vector-Jacobian product of `argmin`, or of `solve_qp`.
+
+        solution:   what `argmin`, or `solve_qp`, of this session returned, or of another session with the same package
+                    and weights
         y_bar:      array or nested lists of finite numbers, converted as `argmin` converts x
         adjoint:    "exact" (the derivative of the K-step algorithm) or "prop3" (the paper's, cheaper, right for
                     piecewise-linear energies); `icnnrt.adjoint` explains both
@@ -309,17 +367,24 @@ class Session:
         a constant part of the way from lower to upper, as its centre is. Skipped samples have x̄ = NaN and may have any
         ȳ, NaN too. If all are skipped, θ̄ is zero.
 
+        Of `solve_qp` the unsafe samples are all that are not SOLVED, and `adjoint` has no say.
+
         Raises `CertificateError` naming unsafe samples, `InputError` for a solution of other weights or a y_bar of the
         wrong shape or dtype.
         """
-        self._solver("vjp")
+        qp = self.manifest.kind == "qp"
+        if not qp:
+            self._solver("vjp")
         self._runner.check_open()
-        if isinstance(solution, Solution):
+        if isinstance(solution, Solution | QPAnswer):
             self._runner.check_weights(solution.weights_id)
 
         def run(feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-            return self._runner.run("adjoint", feeds, made_with=solution.weights_id)[0]
+            role = "solve_adjoint" if qp else "adjoint"
+            return self._runner.run(role, feeds, made_with=solution.weights_id)[0]
 
+        if qp:
+            return _adjoint.vjp_qp(run, self.manifest, solution, y_bar, on_unsafe=on_unsafe)
         return _adjoint.vjp(run, self.manifest, solution, y_bar, adjoint=adjoint, on_unsafe=on_unsafe)
 
     def prove_convexity(self, x: object = None, *, seed: int = 0) -> Convexity:
@@ -329,8 +394,8 @@ class Session:
         at where nothing is proven; random normal ones by default. A package of a gradient alone is refused with
         `InputError`: it has no value to look at.
         """
-        if self.manifest.kind == "gradient":
-            raise _no_value()
+        if self.manifest.kind != "energy":
+            raise _no_value(self.manifest)
         X = None if x is None else batch(x, "x", self._dtype, self._x_shape)
         return prove(self._package.graphs["value"], dict(self.weights), value=self.value, x_samples=X, seed=seed)
 
@@ -356,6 +421,8 @@ class Session:
         self._runner.update_weights(new)
 
     def _solver(self, what: str) -> SolverSpec:
+        if self.manifest.kind == "qp":
+            raise InputError(f"{what}: the package holds a network of quadratic programs, no energy; use `solve_qp`.")
         if self.manifest.solver is None:
             raise InputError(
                 f"{what}: the package {self.manifest.name} was exported without a solver, so it serves the energy and "
@@ -444,7 +511,9 @@ class Session:
         return nothing
 
 
-def _no_value() -> InputError:
+def _no_value(manifest: Manifest) -> InputError:
+    if manifest.kind == "qp":
+        return InputError("value: the package holds a network of quadratic programs, no energy; use `solve_qp`.")
     return InputError(
         "value: the package holds the gradient of an energy alone; use `gradient`, or export the energy itself."
     )

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from icnnrt import certificate
 from icnnrt.certificate import Tolerances
 from icnnrt.domains import MODELS
+from icnnrt.qp_reference import STEPS
+from icnnrt.qp_status import QPStatus
+from icnnrt.qp_status import advise as advise_qp
 from icnnrt.status import Status, advise
 
 Floats = NDArray[Any]  # float32 or float64: the package's dtype
@@ -158,6 +161,68 @@ class Solution(_Frozen):
                 # Written so that NaN is unsafe.
                 bad = bad | ~(self.complementarity_history <= bound[:, None]).all(1)
         return bad
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class QPAnswer(_Frozen):
+    """z of B samples, the answer of a network that goes through quadratic programs, with the certificate of each.
+
+    The length is B; `answer[i]`, a slice or a mask selects samples and gives a QPAnswer of them.
+    """
+
+    x: Floats
+    """[B, *x_shape] in the package's dtype, the inputs as they were run."""
+    z: Floats
+    """[B, n] in the package's dtype; NaN where a program has no solution."""
+    status: NDArray[np.int32]
+    """[B] int32, a `qp_status.QPStatus` each: the worst of all programs that the sample went through."""
+    residual: Array
+    """[B, 3] float64, relative stationarity, feasibility and duality gap, the worst of all programs; NaN with z."""
+    info: Mapping[str, Any]
+    """How it was computed: providers, native (whether compiled kernels ran), seconds."""
+    weights_id: str
+    """Which weights it was computed with; a session refuses to differentiate an answer of other weights."""
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    @property
+    def y(self) -> Floats:
+        """z, by the name that every answer has."""
+        return self.z
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """[B] bool: the status is SOLVED."""
+        return self.status == QPStatus.SOLVED
+
+    def __getitem__(self, index: Any) -> "QPAnswer":
+        """The samples at `index` (integer, slice, mask or integer array), always with a batch dimension."""
+        if not isinstance(index, slice | np.ndarray | list):
+            at = operator.index(index)
+            if not -len(self) <= at < len(self):
+                raise IndexError(f"index: expected a sample of {len(self)}, but got {at}.")
+            index = [at]
+        return QPAnswer(
+            self.x[index], self.z[index], self.status[index], self.residual[index], self.info, self.weights_id
+        )
+
+    def advice(self, i: int) -> str:
+        """One sentence with numbers: how sample `i` went and what would make it better."""
+        a, b, c = (float(r) for r in self.residual[i])
+        status = QPStatus(int(self.status[i]))
+        return f"sample {i}: " + advise_qp(status, residual=(a, b, c), steps=STEPS)
+
+    def summary(self) -> str:
+        """How many samples have which status, and the advice on the first of each kind that was not solved."""
+        counts = Counter(self.status.tolist())
+        head = ", ".join(f"{count} {QPStatus(code).name}" for code, count in sorted(counts.items())) or "no samples"
+        first = [int(np.argmax(self.status == code)) for code in sorted(counts) if code != QPStatus.SOLVED]
+        return "\n".join([head, *(self.advice(i) for i in first)])
+
+    def __repr__(self) -> str:
+        head = self.summary().partition("\n")[0] if len(self) else "no samples"
+        return f"<QPAnswer of {len(self)} x {self.z.shape[1]}: {head}>"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

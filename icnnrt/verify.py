@@ -40,8 +40,9 @@ from icnnrt.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, Coordinates, box_co
 from icnnrt.errors import InputError
 from icnnrt.manifest import Manifest
 from icnnrt.package import Package
+from icnnrt.qp_status import QPStatus
 from icnnrt.session import Session, load
-from icnnrt.solution import Solution
+from icnnrt.solution import QPAnswer, Solution
 from icnnrt.status import Status
 
 Array = NDArray[np.float64]
@@ -83,6 +84,11 @@ _FLOATING: Final = {
     "float64": _Floating((1e-2, 1e-4, 1e-6), 1e-6, 1e-9, (1e-5, 1e-6), 1e-3, 1e-12),
     "float32": _Floating((1e-1, 1e-2, 1e-3), 1e-3, 1e-4, (1e-2, 1e-3), 1e-1, 1e-7),
 }
+
+
+# z of a quadratic program, relative: to the root of a gap of 1e-12 where a constraint is weakly active; float32 data
+# move it by their rounding too.
+QP_Z: Final = {"float64": 1e-5, "float32": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -158,14 +164,14 @@ def verify(
     rng = np.random.default_rng(seed)
     X = contexts(manifest, x, samples, rng)
     with load(package, providers=providers, threads=threads, native=native) as session:
-        trial = _Trial(session, X, rng)
+        trial = _QPTrial(session, X, rng) if manifest.kind == "qp" else _Trial(session, X, rng)
         if manifest.kind == "energy":
             progress("gradient")
             checks.append(trial.gradient())
             progress("convexity")
             checks.append(_proof(session, X))
             checks.append(trial.convexity())
-        else:
+        elif manifest.kind == "gradient":
             progress("monotony")
             checks.append(trial.monotony())
         heads = (("hvp", trial.hvp), ("hessian", trial.hessian), ("gradient_x", trial.gradient_x))
@@ -192,6 +198,18 @@ def verify(
             checks.append(trial.adjoint_by_weights(solution))
             counts = Counter(Status(int(code)).name for code in solution.status)
             checks.append(_status(solution, counts))
+        if isinstance(trial, _QPTrial):
+            progress("solve")
+            answer = trial.argmin(X)
+            checks.append(trial.alone(answer))
+            progress("native kernels against portable bodies")
+            checks.append(trial.kernels(answer, providers, threads))
+            progress("adjoint by x")
+            checks.append(trial.adjoint_by_x(answer))
+            progress("adjoint by the weights")
+            checks.append(trial.adjoint_by_weights(answer))
+            counts = Counter(QPStatus(int(code)).name for code in answer.status)
+            checks.append(_qp_status(answer, counts))
     return VerifyReport(
         str(package.path),
         manifest.name,
@@ -265,6 +283,15 @@ def _worst(name: str, figure: Array, bound: Array, what: str) -> Check:
     return Check(name, float(figure[at]), float(bound[at]), "pass" if good else "fail", what)
 
 
+def _qp_status(answer: QPAnswer, counts: Counter[str]) -> Check:
+    """That some programs have no solution is what their status is for; that none has is no network to use."""
+    unsolved = int((~answer.ok).sum())
+    detail = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda c: QPStatus[c[0]]))
+    if unsolved:
+        detail += f"; {answer.advice(int(np.argmin(answer.ok)))}"
+    return Check("status", unsolved / len(answer), None, "fail" if unsolved == len(answer) else "pass", detail)
+
+
 class _Trial:
     """One session and the contexts it is tried on."""
 
@@ -286,7 +313,7 @@ class _Trial:
         elif domain and domain.mu is not None:
             self.at = space_coordinates(domain.mu)
 
-    def argmin(self, X: NDArray[Any], rows: Any = slice(None), **moved: NDArray[Any]) -> Solution:
+    def argmin(self, X: NDArray[Any], rows: Any = slice(None), **moved: NDArray[Any]) -> Any:
         """The argmin within this trial's bounds, or others, of the samples `rows`."""
         bounds = {name: bound[rows] for name, bound in {**self.bounds, **moved}.items()}
         return self.session.argmin(X, lower=bounds.get("lower"), upper=bounds.get("upper"))
@@ -570,7 +597,7 @@ class _Trial:
             f"lower bound above an energy: of y*, of the reference, of {DIRECTIONS} random points",
         )
 
-    def kernels(self, solution: Solution, providers: Sequence[Provider] | None, threads: int | None) -> Check:
+    def kernels(self, solution: Any, providers: Sequence[Provider] | None, threads: int | None) -> Check:
         """y* of this session against that of one that runs the portable bodies."""
         name = "kernels"
         if not self.session.native:
@@ -588,7 +615,7 @@ class _Trial:
 
     # --- The adjoint -----------------------------------------------------------------------------
 
-    def adjoint_by_x(self, solution: Solution) -> Check:
+    def adjoint_by_x(self, solution: Solution | QPAnswer) -> Check:
         """x̄'d against [ȳ'y*(x + h d) − ȳ'y*(x − h d)] / 2h."""
         name, T = "adjoint: x", self.session.dtype
         if not self.X[0].size:
@@ -638,7 +665,7 @@ class _Trial:
     def _allowed(self) -> str:
         return "√(g/2)" if self.domain is UNIT_BOX and not self.bounds else "√(g/2), √(2g) off boxes, in p"
 
-    def adjoint_by_weights(self, solution: Solution) -> Check:
+    def adjoint_by_weights(self, solution: Solution | QPAnswer) -> Check:
         """θ̄'d against differences, one sample at a time, all trainable weights moved together.
 
         The session's weights are changed in place and, whatever happens, put back.
@@ -702,6 +729,35 @@ class _Trial:
         if len(error) < len(size):
             detail += f"; {len(size) - len(error)} near zero"
         return Check(name, median, bound, "pass" if median <= bound else "fail", detail + unsafe)
+
+
+class _QPTrial(_Trial):
+    """A network of quadratic programs."""
+
+    def argmin(self, X: NDArray[Any], rows: Any = slice(None), **moved: NDArray[Any]) -> QPAnswer:
+        return self.session.solve_qp(X, strict=False)
+
+    def alone(self, answer: QPAnswer) -> Check:
+        """z of each sample in its batch, against z of it alone: neighbours without a solution must not matter."""
+        few = answer[:ADJOINT_SAMPLES]
+        parts = [self.argmin(few.x[i : i + 1]) for i in range(len(few))]
+        kept = np.logical_and(few.ok, np.concatenate([part.ok for part in parts]))
+        Δz = np.abs(few.z.astype(np.float64) - np.concatenate([part.z for part in parts]))[kept].max(1, initial=0.0)
+        scale = np.maximum(1.0, np.abs(few.z[kept]).max(1, initial=0.0))
+        return _worst("samples alone", Δz, QP_Z[self.session.manifest.dtype] * scale, "max |z in a batch − z alone|")
+
+    def kernels(self, solution: QPAnswer, providers: Sequence[Provider] | None, threads: int | None) -> Check:
+        """z of this session against that of one that runs the portable bodies."""
+        name = "kernels"
+        if not solution.info["native"]:
+            return Check(name, None, None, "skipped", "the operators run on their portable bodies")
+        with load(self.session._package, providers=providers, threads=threads, native=False) as other:
+            portable = other.solve_qp(self.X)
+        kept = solution.ok & portable.ok
+        Δz = np.abs(solution.z.astype(np.float64) - portable.z)[kept].max(1, initial=0.0)
+        scale = np.maximum(1.0, np.abs(portable.z[kept]).max(1, initial=0.0))
+        what = f"max |z of native kernels − z of portable bodies|, median {_median(Δz):.1e}"
+        return _worst(name, Δz, QP_Z[self.session.manifest.dtype] * scale, what)
 
 
 def _rows(products: Array) -> Array:

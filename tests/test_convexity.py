@@ -680,7 +680,7 @@ def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
     pytest.importorskip("onnxscript")
     from icnnrt import package
     from icnnrt_exporters.energy_graph import trace_energy
-    from icnnrt_exporters.exporter import _serialise, _stored, plain_graph
+    from icnnrt_exporters.exporter import plain_graph, serialise, stored
     from icnnrt_exporters.heads import Input, _theta, trace
     from icnnrt_exporters.onnx_head import quiet, to_onnx
 
@@ -696,10 +696,10 @@ def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
             return traced.value(theta, traced.prepare(theta, x), y)
 
         onnx_head = to_onnx(trace(head, [*_theta(traced), Input("x", x, 0), Input("y", y, 0)], ["f"]))
-    weights = {name: tensor.detach().numpy() for name, tensor in _stored(energy, traced.theta).items()}
+    weights = {name: tensor.detach().numpy() for name, tensor in stored(energy, traced.theta).items()}
     constants = {name: traced.theta[name] for name in traced.constants}
     layout = package.weight_layout(weights)[1]
-    return _serialise(plain_graph(onnx_head, "value"), weights, layout, constants), weights
+    return serialise(plain_graph(onnx_head, "value"), weights, layout, constants), weights
 
 
 def test_an_exported_network_is_proven_until_weights_of_two_layers_turn_negative() -> None:

@@ -102,7 +102,7 @@ class Traced(NamedTuple):
         data, layout = icnnrt.package.weight_layout(weights)
         (folder / "weights.safetensors").write_bytes(data)
         path = folder / "train.onnx"
-        path.write_bytes(exporter_module._serialise(graph, weights, layout, {}))
+        path.write_bytes(exporter_module.serialise(graph, weights, layout, {}))
         return path
 
 

@@ -5,6 +5,7 @@ pack("model.icnn", "argmin.onnx")                              package -> one se
 siblings("model.icnn", "folder")                               package -> f.onnx and adj_f.onnx, pairs for reverse mode
 export_torchscript(energy, solver, x, y, "model.pt")           torch module -> one file for libtorch alone
 export_program(energy, solver, x, y, "model.pt2")              torch module -> a torch.export program
+qp_translation_table(), add_bodies(program)                    a module with QPLayer -> torch.onnx.export, anywhere
 """
 
 import importlib
@@ -16,40 +17,48 @@ if TYPE_CHECKING:
     from icnnrt_exporters.optimizers import SGD, Adam, AdamW
     from icnnrt_exporters.packer import pack
     from icnnrt_exporters.program import export_program
+    from icnnrt_exporters.quadratic_program import add_bodies, qp_translation_table
     from icnnrt_exporters.torchscript import check_torchscript, export_torchscript
     from icnnrt_exporters.train_spec import TrainSpec
+    from icnnrt_models.quadratic_program import QPLayer
 
 __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "QPLayer",
     "TrainSpec",
+    "add_bodies",
     "check_torchscript",
     "export",
     "export_program",
     "export_torchscript",
     "pack",
+    "qp_translation_table",
     "siblings",
 ]
 
 # Imported when first used: torch takes seconds, and the command line lists these commands without it.
 _HOME = {
-    "SGD": "optimizers",
-    "Adam": "optimizers",
-    "AdamW": "optimizers",
-    "TrainSpec": "train_spec",
-    "check_torchscript": "torchscript",
-    "export": "exporter",
-    "export_program": "program",
-    "export_torchscript": "torchscript",
-    "pack": "packer",
-    "siblings": "derivative_siblings",
+    "SGD": "icnnrt_exporters.optimizers",
+    "Adam": "icnnrt_exporters.optimizers",
+    "AdamW": "icnnrt_exporters.optimizers",
+    "QPLayer": "icnnrt_models.quadratic_program",
+    "TrainSpec": "icnnrt_exporters.train_spec",
+    "add_bodies": "icnnrt_exporters.quadratic_program",
+    "check_torchscript": "icnnrt_exporters.torchscript",
+    "export": "icnnrt_exporters.exporter",
+    "export_program": "icnnrt_exporters.program",
+    "export_torchscript": "icnnrt_exporters.torchscript",
+    "pack": "icnnrt_exporters.packer",
+    "qp_translation_table": "icnnrt_exporters.quadratic_program",
+    "siblings": "icnnrt_exporters.derivative_siblings",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'icnnrt_exporters' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"icnnrt_exporters.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -212,20 +212,8 @@ def _trace(energy: nn.Module, x_example: Tensor, y_example: Tensor, kind: Kind) 
     B = example_batch(energy, x_example, y_example)
     x, y = (t[:1].detach().expand(B, *t.shape[1:]).clone() for t in (x_example, y_example))
     column, unsteady = _try(energy, x, y, kind)
-    dim = torch.export.Dim("batch")
-    try:
-        with quiet():
-            program = torch.export.export(energy, (x, y), dynamic_shapes=({0: dim}, {0: dim}), strict=False)
-            program = program.run_decompositions({**opened(), aten.copy.default: _copy})
-    except Exception as error:
-        raise _cannot_follow(energy, error) from error
-    _refuse_mutation(program)
-    with quiet():
-        module = program.module(check_guards=False)
-    assert isinstance(module, fx.GraphModule)
+    module = followed(energy, x, y)
     graph = module.graph
-    graph.eliminate_dead_code()
-    _refuse_nodes(graph)
     if unsteady:
         raise ExportError(f"energy: {unsteady}; make it a function of x, y and the weights alone")
     if column:
@@ -236,16 +224,43 @@ def _trace(energy: nn.Module, x_example: Tensor, y_example: Tensor, kind: Kind) 
     lower(module)
     graph.eliminate_dead_code()
 
-    read = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
-    state = energy.state_dict()
+    theta, constants = read_tensors(module, energy)
+    return EnergyGraph(graph, theta, constants, kind)
+
+
+def followed(module: nn.Module, *examples: Tensor) -> fx.GraphModule:
+    """The forward as one functional graph of aten operators, each example with one batch.
+
+    Raises ExportError for what cannot be followed: branches on values, state, a batch that is fixed, random numbers.
+    """
+    dim = torch.export.Dim("batch")
+    try:
+        with quiet():
+            shapes = tuple({0: dim} for _ in examples)
+            program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
+            program = program.run_decompositions({**opened(), aten.copy.default: _copy})
+    except Exception as error:
+        raise _cannot_follow(module, error) from error
+    _refuse_mutation(program)
+    with quiet():
+        graph = program.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    graph.graph.eliminate_dead_code()
+    _refuse_nodes(graph.graph)
+    return graph
+
+
+def read_tensors(graph: fx.GraphModule, module: nn.Module) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """Every tensor that a graph reads, by its name in the module's state_dict, and the names that are not there: of
+    tensors that the forward creates itself."""
+    state = module.state_dict()
     theta, constants = {}, set()
-    for name in read:
+    for name in dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "get_attr"):
         owner, _, attribute = name.rpartition(".")
-        tensor = getattr(module.get_submodule(owner), attribute)
-        theta[name] = tensor.detach()
+        theta[name] = getattr(graph.get_submodule(owner), attribute).detach()
         if name not in state:
             constants.add(name)
-    return EnergyGraph(graph, theta, frozenset(constants), kind)
+    return theta, frozenset(constants)
 
 
 def _try(energy: nn.Module, x: Tensor, y: Tensor, kind: Kind) -> tuple[bool, str]:

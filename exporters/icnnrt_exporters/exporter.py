@@ -25,7 +25,7 @@ from icnnrt.errors import ExportError
 from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import UNIT_BOX, argmin_graph
-from icnnrt_exporters.bodies import functions
+from icnnrt_exporters.bodies import functions, functions_qp
 from icnnrt_exporters.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
 from icnnrt_exporters.energy_graph import EnergyGraph, Kind, trace_energy, trace_gradient
 from icnnrt_exporters.heads import (
@@ -66,6 +66,7 @@ OPTIONAL_HEADS: Final = {"hvp": hessian_product, "hessian": hessian, "gradient_x
 DATA: Final = ("x", "y", "y_dot")
 GOLDEN_SAMPLES: Final = 4
 RUNS: Final = 10  # of a solver that is timed, of which the shortest counts
+QP_OPERATORS: Final = {(package.OP_DOMAIN, name, "") for name in ("QPSolve", "QPAdjoint")}
 
 # KKT residual up to which a model counts as solved, relative to max(1, |lower bound|).
 RESIDUAL_TOLERANCE = {"float32": 3e-5, "float64": 1e-8}
@@ -80,7 +81,7 @@ def export(
     *,
     name: str | None = None,
     heads: Collection[str] = (),
-    kind: Kind = "energy",
+    kind: Kind | Literal["qp"] = "energy",
     nonnegative: Sequence[str] | None = None,
     metadata: Mapping[str, str | int | float | bool | None] | None = None,
     train: TrainSpec | None = None,
@@ -103,7 +104,9 @@ def export(
         heads: further graphs: any of "hvp", "hessian" (dense, for small n) and "gradient_x". Value and gradient are
             always there, argmin and adjoint with a solver.
         kind: "gradient" for a module whose forward(x, y) -> [B, n] is the gradient itself; then there is no value, and
-            no solver.
+            no solver. "qp" for a module whose forward(x) -> z [B, n] goes through a `QPLayer`: then `energy` is that
+            network, y_example are answers or targets like them, solver is None, and the package has z, its adjoint
+            and, with `train`, one step of fine-tuning.
         nonnegative: state_dict names that must stay >= 0 for f to be convex in y; by default what the energy's own
             nonnegative_weights() says.
         metadata: free facts for the manifest (data, seed, metrics).
@@ -122,8 +125,23 @@ def export(
         ExportError: what cannot be exported, or a package that does not agree with torch; nothing is written then.
     """
     path = Path(path)
-    check_examples(x_example, y_example)
     check_heads(heads, kind, solver, train)
+    if kind == "qp":
+        from icnnrt_exporters.qp_package import export_qp
+
+        return export_qp(
+            energy,
+            x_example,
+            y_example,
+            path,
+            name=name,
+            nonnegative=tuple(nonnegative) if nonnegative is not None else _nonnegative(energy),
+            metadata=dict(metadata or {}),
+            train=train,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    check_examples(x_example, y_example)
     layer: Solver | None = None
     if isinstance(solver, nn.Module):
         layer = solver
@@ -161,7 +179,7 @@ def export(
                     trainable=traced.trainable,
                     opset=OPSET,
                     ir_version=IR_VERSION,
-                    producer=_producer(),
+                    producer=producer(),
                     **more,
                 )
 
@@ -266,7 +284,7 @@ class _Traced(NamedTuple):
 
     def serialised(self, graph: ir.Graph, domain: package.Domain = UNIT_BOX) -> bytes:
         constants = {name: self.energy.theta[name] for name in self.energy.constants}
-        return _serialise(graph, self.weights, self.layout, constants, domain)
+        return serialise(graph, self.weights, self.layout, constants, domain)
 
 
 def _trace(
@@ -287,9 +305,7 @@ def _trace(
     else:
         progress("gradient")
         role, head = "gradient", to_onnx(gradient(found, x, y))
-    weights = {
-        name: tensor.detach().cpu().contiguous().numpy() for name, tensor in _stored(energy, found.theta).items()
-    }
+    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in stored(energy, found.theta).items()}
     trainable = tuple(name for name in found.theta if name in learnable)
     traced = _Traced(found, x, y, head, loss, trainable, weights, package.weight_layout(weights)[1], {})
     return traced._replace(graphs={role: traced.serialised(plain_graph(head.clone(), role))})
@@ -416,7 +432,7 @@ def _solver_spec(solver: Solver, x_example: Tensor) -> package.SolverSpec:
     )
 
 
-def _stored(energy: nn.Module, read: Collection[str]) -> dict[str, Tensor]:
+def stored(energy: nn.Module, read: Collection[str]) -> dict[str, Tensor]:
     """The state_dict, less the second names of shared tensors: a shared weight is stored under the name graphs read."""
     state = energy.state_dict()
     places = {state[name].data_ptr(): name for name in read if name in state}
@@ -431,7 +447,7 @@ def plain_graph(head: ir.Model, name: str) -> ir.Graph:
     return ir.Graph([*data, *weights], outputs, nodes=nodes, initializers=numbered(constants), name=name)
 
 
-def _serialise(
+def serialise(
     graph: ir.Graph,
     weights: Mapping[str, np.ndarray],
     layout: Mapping[str, tuple[int, int]],
@@ -460,7 +476,8 @@ def _serialise(
     graph.opset_imports[""] = OPSET
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="icnnrt")
     used = {node.op_identifier() for node in graph.all_nodes()}
-    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, functions(domain.kind))}
+    protos = [*functions(domain.kind), *(functions_qp() if used & QP_OPERATORS else ())]
+    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, protos)}
     if used & bodies.keys():
         graph.opset_imports[package.OP_DOMAIN] = OP_VERSION
         model.functions.update(bodies)
@@ -505,7 +522,7 @@ def _golden_inputs(x_example: Tensor, y_example: Tensor, domain: package.Domain 
     return {"x": x.numpy()[few], "y": y.numpy()[few], "y_dot": v.astype(y.numpy().dtype), **bounds}
 
 
-def _producer() -> dict[str, str]:
+def producer() -> dict[str, str]:
     return {
         "icnnrt": importlib.metadata.version("icnnrt"),
         "torch": str(torch.__version__),

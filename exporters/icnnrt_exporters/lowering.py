@@ -6,6 +6,7 @@ A rewritten operator needs no backward rule of its own: its derivatives are thos
   derivative in torch fixes the batch); others stay Conv, with the rule of `convolution`;
 - pooling: mean, maximum, and their adaptive forms;
 - interpolation, and padding by reflection or replication: all linear, one matrix a dimension;
+- quadratic programs, whose operator torch.func cannot differentiate as it stands;
 - batch norm in its eval form, the absolute value, and steps (sign, floor, ...), whose second derivatives in torch fix
   the batch too;
 - softplus with torch's threshold of 20, see `smooth_softplus`: the step down at the threshold is not convex.
@@ -25,6 +26,7 @@ from icnnrt.errors import ExportError
 from icnnrt_exporters import windows
 from icnnrt_exporters.place import operator, place
 from icnnrt_exporters.smooth_softplus import smooth_threshold
+from icnnrt_models.quadratic_program import differentiable
 
 aten = torch.ops.aten
 
@@ -118,6 +120,8 @@ def lower(module: fx.GraphModule) -> None:
         elif node.target is aten.softplus.default:
             a = _arguments(node)
             node.args, node.kwargs = (*(a[name] for name in ("self", "beta")), smooth_threshold(a["threshold"])), {}
+        elif node.target is torch.ops.icnnrt.qp_solve.default:
+            _become(node, differentiable, node.args)  # under the transforms of torch.func too
         elif node.target in (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default):
             _batch_norm(node)
         elif node.target in AVERAGE_POOLS:

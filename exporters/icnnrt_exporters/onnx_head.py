@@ -9,6 +9,7 @@ from onnx_ir.passes import common as passes
 
 from icnnrt.errors import ExportError
 from icnnrt_exporters.heads import Head
+from icnnrt_exporters.quadratic_program import qp_translation_table
 from icnnrt_exporters.quiet import quiet
 from icnnrt_exporters.scalars import lift_float64_scalars
 from icnnrt_exporters.surgery import spread_scalars
@@ -80,6 +81,7 @@ def to_onnx(head: Head) -> ir.Model:
                 opset_version=OPSET,
                 optimize=True,
                 verbose=False,
+                custom_translation_table=qp_translation_table(),
             )
     except Exception as error:
         raise ExportError(f"energy: {_reason(error, head)}") from error
@@ -101,7 +103,8 @@ def _exported(head: Head, shapes: tuple[Any, ...]) -> torch.export.ExportedProgr
     """The head's graph as torch.export has it.
 
     torch.onnx decomposes what it is given once more, though `make_fx` has done so already: a third of the time of an
-    export. That is left out where the graph holds nothing that ONNX lacks or that works in place, as recurrent cells do.
+    export. That is left out where the graph holds nothing that ONNX lacks or that works in place, as recurrent cells
+    do.
     """
     # Clones: two inputs that are one tensor would become one input.
     examples = tuple(argument.example.clone() for argument in head.inputs)

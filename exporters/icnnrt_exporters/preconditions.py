@@ -96,8 +96,8 @@ def check_weights(energy: nn.Module, dtype: torch.dtype) -> None:
 
 def check_heads(heads: object, kind: str, solver: object, train: object) -> None:
     """Heads that there are, of a kind that there is, and a solver where something asks for one."""
-    if kind not in ("energy", "gradient"):
-        raise ExportError(f"kind: expected 'energy' or 'gradient', got {kind!r}")
+    if kind not in ("energy", "gradient", "qp"):
+        raise ExportError(f"kind: expected 'energy', 'gradient' or 'qp', got {kind!r}")
     if isinstance(heads, str) or not isinstance(heads, Collection):
         raise ExportError(f"heads: expected a list of {', '.join(HEADS)}, got {heads!r}")
     for head in heads:
@@ -108,6 +108,12 @@ def check_heads(heads: object, kind: str, solver: object, train: object) -> None
             raise ExportError("solver: a gradient alone has no value to minimise; pass solver=None, or the energy")
         if "gradient_x" in heads:
             raise ExportError("heads: a gradient alone has no value to differentiate by x; leave 'gradient_x' out")
+    if kind == "qp":
+        if solver is not None:
+            raise ExportError("solver: a network of quadratic programs needs none; pass solver=None")
+        if heads:
+            raise ExportError("heads: a network of quadratic programs has no energy to take them of; leave them out")
+        return
     if train is not None and solver is None:
         raise ExportError("train: a training graph needs the argmin, got solver=None; pass a solver")
 

@@ -1,7 +1,7 @@
 """The graph (x, target, weights, optimiser state) -> loss, new weights, new state: one step of fine-tuning."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import onnx_ir as ir
@@ -116,9 +116,40 @@ def train_graph(
     gradients = {v.name.removeprefix("theta_bar."): v for v in cotangents if v.name and v.name.startswith("theta_bar.")}
     gradients = {name: gradients[name] for name in updated}
 
+    theta = {v.name: v for v in weights}
+    outputs, inputs = update(
+        op,
+        loss_value,
+        safe,
+        [of_argmin[name] for name in ANSWER],
+        {name: theta[name] for name in updated},
+        gradients,
+        optimizer,
+        nonnegative,
+        clip_norm,
+    )
+    constants = numbered([*argmin_constants, *adjoint_constants, *loss_constants, *op.constants])
+    inputs = [x, *bounds, target, *inputs, *weights]
+    return ir.Graph(inputs, outputs, nodes=op.nodes, initializers=constants, name="train")
+
+
+def update(
+    op: Ops,
+    loss_value: ir.Value,
+    safe: ir.Value,
+    answer: Sequence[ir.Value],
+    theta: Mapping[str, ir.Value],
+    gradients: Mapping[str, ir.Value],
+    optimizer: Optimizer,
+    nonnegative: frozenset[str],
+    clip_norm: float | None,
+) -> tuple[list[ir.Value], list[ir.Value]]:
+    """From loss and gradients to the outputs of a step, in their order; and the inputs learning_rate and state."""
+    updated = list(theta)
+    T = next(iter(theta.values())).dtype
+    assert T is not None
     # One vector of all entries, so that the optimiser takes a dozen nodes and not a dozen for every weight.
     minus_one = op.constant([-1])
-    theta = {v.name: v for v in weights}
     g = _joined(op, [op("Reshape", v, minus_one) for v in gradients.values()])
     w = _joined(op, [op("Reshape", theta[name], minus_one) for name in updated])
     lengths = [math.prod(sizes(theta[name])) for name in updated]
@@ -164,7 +195,7 @@ def train_graph(
         describe(norm, "gradient_norm", DOUBLE, []),
         describe(accepted, "accepted", BOOL, []),
         describe(safe, "safe", BOOL, ["batch"]),
-        *(of_argmin[name] for name in ANSWER),
+        *answer,
         describe(op("Where", accepted, next_count, count), "new.state.step", INT64, []),
         *(
             describe(op("Where", accepted, new, old), f"new.{old.name}", T, [sum(lengths)])
@@ -172,9 +203,7 @@ def train_graph(
         ),
         *new_weights,
     ]
-    constants = numbered([*argmin_constants, *adjoint_constants, *loss_constants, *op.constants])
-    inputs = [x, *bounds, target, learning_rate, count, *slots, *weights]
-    return ir.Graph(inputs, outputs, nodes=op.nodes, initializers=constants, name="train")
+    return outputs, [learning_rate, count, *slots]
 
 
 def _joined(op: Ops, vectors: Sequence[ir.Value]) -> ir.Value:

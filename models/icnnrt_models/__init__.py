@@ -1,4 +1,4 @@
-"""Input-convex networks in torch: energies f(x, y; θ) -> [batch], convex in y."""
+"""Input-convex networks in torch: energies f(x, y; θ) -> [batch], convex in y; and quadratic programs as layers."""
 
 from icnnrt_models.activations import CELU, ConvexActivation, LeakyReLU, ReLU, Softplus
 from icnnrt_models.argmin import ArgminResult, BundleEntropyArgmin
@@ -7,6 +7,7 @@ from icnnrt_models.energy import ContextEnergy, Energy
 from icnnrt_models.ficnn import FICNN
 from icnnrt_models.nonnegative import NonNegativeLinear
 from icnnrt_models.picnn import PICNN
+from icnnrt_models.quadratic_program import QPLayer, QPResult
 
 __all__ = [
     "CELU",
@@ -21,6 +22,8 @@ __all__ = [
     "Energy",
     "LeakyReLU",
     "NonNegativeLinear",
+    "QPLayer",
+    "QPResult",
     "ReLU",
     "Softplus",
 ]

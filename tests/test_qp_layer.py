@@ -1,0 +1,305 @@
+"""Quadratic programs as a torch layer: held to the statement in numpy, to central differences, and to its sentences."""
+
+import re
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from quadratic_programs import KINDS, UNSOLVABLE, mixed, solvable, unsolvable
+
+from icnnrt.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
+from icnnrt.qp_status import QPStatus
+from icnnrt_models import QPLayer, QPResult
+from icnnrt_models import quadratic_program as home
+
+# Both are converged to 1e-12 in the gap, which moves z by its root times 1/√(curvature), and less where constraints
+# hold it.
+SAME = 1e-6
+FIELDS = ("z", "lam", "nu", "mu", "slack", "residual", "status")
+
+
+def tensors(qp, dtype=torch.float64, requires_grad=False):
+    return [torch.from_numpy(np.ascontiguousarray(a)).to(dtype).requires_grad_(requires_grad) for a in qp]
+
+
+def run(layer, Q, p, G, h_lower, h, A, b, lower, upper):
+    return layer(Q, p, G, h, A, b, h_lower=h_lower, lower=lower, upper=upper)
+
+
+class Everything(torch.nn.Module):
+    """All of an answer, from all data."""
+
+    def __init__(self, **keywords):
+        super().__init__()
+        self.qp = QPLayer(multipliers=True, **keywords)
+
+    def forward(self, *data):
+        return tuple(run(self.qp, *data))
+
+
+def traced(module, data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.trace(module, tuple(data), check_trace=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("box", [False, True], ids=["rows", "box"])
+def test_what_is_solvable_is_solved_as_stated(kind, box):
+    for size in ((10, 10, 3), (5, 0, 2), (4, 0, 0), (1, 1, 0)):
+        qp = solvable(0, 6, *size, kind, two_sided=box, box=box).qp
+        stated = qp_solve(qp)
+        found = run(QPLayer(multipliers=True), *tensors(qp))
+        assert (found.status.numpy() == stated.status).all()
+        good = stated.status == QPStatus.SOLVED
+        some = QP(*(a[good] for a in qp))
+        residual = kkt_residual(some, *(a.numpy()[good] for a in found[:4]))
+        assert residual.max(initial=0.0) <= 1e-9
+        if kind == "random" and size[0] > 1:
+            for field in ("z", "lam", "nu", "mu"):
+                assert np.abs(getattr(found, field).numpy() - getattr(stated, field)).max(initial=0.0) <= SAME
+
+
+@pytest.mark.parametrize("why", UNSOLVABLE)
+def test_what_is_not_solvable_says_why(why):
+    qp, wanted = unsolvable(1, 3, 10, 10, 3, why)
+    found = run(QPLayer(multipliers=True), *tensors(qp))
+    assert (found.status == int(wanted)).all(), found.status
+    assert found.z.isnan().all()
+    with pytest.raises(ValueError, match=f"sample 0 and 2 more ended with {wanted.name}: .*[a-z]"):
+        run(QPLayer(unsolved="raise"), *tensors(qp))
+
+
+@pytest.mark.parametrize("make", [lambda module, data: module, traced], ids=["eager", "traced"])
+def test_neighbours_do_not_matter_and_gradients_are_those_stated(make):
+    qp, wanted = mixed(7)
+    solved = wanted == QPStatus.SOLVED
+    stated = qp_solve(qp)
+    rng = np.random.default_rng(0)
+    bars = [rng.standard_normal(a.shape) for a in stated[:4]]
+    gradients = qp_gradients(stated, qp_adjoint(np.nan_to_num(qp.Q), qp.G, qp.A, stated, *bars))
+    example = tensors(solvable(1, 3, 12, 8, 3, two_sided=True).qp)
+    for unsolved in ("nan", "skip"):
+        module = make(Everything(unsolved=unsolved), example)
+        data = tensors(qp, requires_grad=True)
+        found = QPResult(*module(*data))
+        assert (found.status.numpy() == wanted).all()
+        for field in FIELDS[:6]:
+            np.testing.assert_allclose(getattr(found, field).detach(), getattr(stated, field), rtol=1e-6, atol=1e-9)
+        # The loss leaves out what was not solved, but NaN · 0 is NaN on its way back.
+        samples = sum((bar * a).sum(1) for bar, a in zip(map(torch.from_numpy, bars), found[:4], strict=True))
+        torch.where(found.status == 0, samples, 0.0).sum().backward()
+        for name, datum, gradient in zip(QP._fields, data, gradients, strict=True):
+            grad = datum.grad.numpy()
+            np.testing.assert_allclose(grad[solved], gradient[solved], rtol=1e-6, atol=1e-8, err_msg=name)
+            if unsolved == "skip":
+                assert (grad[~solved] == 0).all(), name
+            else:
+                # A bound that is not there has no gradient either way.
+                there = np.isfinite(getattr(qp, name)) | np.isnan(getattr(qp, name))
+                assert np.isnan(grad[~solved][there[~solved]]).all(), name
+
+
+def test_gradients_match_central_differences():
+    qp = solvable(2, 2, 5, 4, 2, two_sided=True, box=True).qp
+    layer = QPLayer(multipliers=True)
+
+    def answer(*data):
+        return tuple(run(layer, *data)[:4])
+
+    assert torch.autograd.gradcheck(answer, tensors(qp, requires_grad=True), eps=1e-6, atol=1e-5, rtol=1e-4)
+
+
+def test_shared_data_get_the_sum():
+    qp = solvable(3, 4, 6, 5, 2, two_sided=True, box=True).qp
+    p = torch.from_numpy(qp.p).requires_grad_()
+    shared = [torch.from_numpy(a[0].copy()).requires_grad_() for a in qp]
+    each = [a.detach()[None].repeat(4, *[1] * a.dim()).requires_grad_() for a in shared]
+    layer = QPLayer()
+    w = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for make in (lambda module, data: module, traced):
+        for data in (shared, each):
+            module = make(Everything(), [data[0], p, *data[2:]])
+            for datum in data:
+                datum.grad = None
+            (QPResult(*module(data[0], p, *data[2:])).z * w).sum().backward()
+        for a, b in zip(shared, each, strict=True):
+            if a is not shared[1]:
+                torch.testing.assert_close(a.grad, b.grad.sum(0), rtol=1e-9, atol=1e-10)
+    # Of nothing but shared data: one sample. An axis of size 1 is shared too.
+    assert run(layer, *shared).shape == (1, 6)
+    assert run(layer, shared[0][None], p, *(a[None] for a in shared[2:])).shape == (4, 6)
+
+
+@pytest.mark.parametrize("B", [1, 128])
+def test_float32(B):
+    qp = solvable(4, B, 8, 6, 2, two_sided=True).qp
+    narrow = tensors(qp, torch.float32, requires_grad=True)
+    wide = [a.detach().double().requires_grad_() for a in narrow]
+    found = run(QPLayer(multipliers=True), *narrow)
+    assert (found.status == 0).all()
+    assert found.z.dtype == torch.float32
+    assert found.residual.dtype == torch.float64
+    truth = run(QPLayer(), *wide)
+    torch.testing.assert_close(found.z, truth.float(), rtol=1e-5, atol=1e-5)
+    found.z.sin().sum().backward()
+    truth.sin().sum().backward()
+    for a, b in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(a.grad, b.grad.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_numbers_for_bounds_and_absent_parts():
+    g = torch.Generator().manual_seed(0)
+    p = torch.randn(5, 3, generator=g)
+    eye = torch.eye(3)
+    layer = QPLayer()
+    torch.testing.assert_close(layer(eye, p), -p)
+    torch.testing.assert_close(layer(eye, p, lower=0.0), (-p).clamp(min=0), rtol=1e-5, atol=1e-5)
+    projected = layer(eye, p, A=torch.ones(1, 3), b=torch.ones(1), lower=0.0)
+    torch.testing.assert_close(projected.sum(1), torch.ones(5))
+    above = layer(eye, p, G=torch.ones(1, 3), h_lower=2.0)
+    assert (above.sum(1) >= 2 - 1e-5).all()
+    level = torch.tensor(0.5, requires_grad=True)
+    layer(eye, p - 10, upper=level).sum().backward()
+    assert level.grad == 15
+    assert layer(eye, p[:0]).shape == (0, 3)
+
+
+def test_transforms_of_torch_func():
+    qp = tensors(solvable(5, 3, 4, 3, 1).qp)
+    layer = QPLayer()
+    gradient = torch.func.grad(lambda p: run(layer, qp[0], p, *qp[2:]).sin().sum())(qp[1])
+    p = qp[1].clone().requires_grad_()
+    run(layer, qp[0], p, *qp[2:]).sin().sum().backward()
+    torch.testing.assert_close(gradient, p.grad)
+
+
+def test_a_second_derivative_is_refused():
+    Q, p, *_ = tensors(solvable(6, 2, 3, 0, 0).qp, requires_grad=True)
+    (g,) = torch.autograd.grad(QPLayer()(Q, p).sin().sum(), p, create_graph=True)
+    with pytest.raises(RuntimeError, match="QPLayer can be differentiated once"):
+        g.sum().backward()
+
+
+def test_the_operators_pass_torchs_own_checks():
+    qp = tensors(solvable(7, 3, 4, 3, 1, two_sided=True).qp, requires_grad=True)
+    torch.library.opcheck(
+        torch.ops.icnnrt.qp_solve.default,
+        (*qp, torch.zeros(1, 0, dtype=torch.float64), 50, False),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+def test_a_kernel_can_take_over(monkeypatch):
+    """What `kernels` returns is asked, with the arguments of the operators."""
+    seen = []
+
+    def solve(arrays, steps):
+        seen.append([a.shape for a in arrays])
+        r = qp_solve(QP(*(np.broadcast_to(a, (2, *a.shape[1:])) for a in arrays[:9])), steps=steps)
+        return tuple(r)
+
+    def adjoint(arrays):
+        seen.append([a.shape for a in arrays])
+        return [np.ones_like(arrays[i]) for i in (8, 3)] + [np.ones((2, 1)), np.ones((2, 4))]
+
+    monkeypatch.setattr(home, "kernels", lambda: home.Kernels(solve, adjoint))
+    qp = tensors(solvable(8, 2, 4, 3, 1, two_sided=True, box=True).qp, requires_grad=True)
+    z = run(QPLayer(), *qp)
+    z.sum().backward()
+    assert seen[0] == [*(tuple(a.shape) for a in qp), (1, 0)]
+    assert seen[1][-3:] == [(1, 0), (1, 0), (1, 0)]
+    assert (qp[1].grad == 1).all()
+
+
+Q3, P3 = torch.eye(3), torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "sentence"),
+    [
+        ((torch.ones(2, 3), P3), {}, "Q must be square and fit p, shape [3, 3] or [B, 3, 3], got shape [2, 3]"),
+        ((torch.eye(4), P3), {}, "Q must be square and fit p"),
+        ((Q3, torch.zeros(1, 2, 3)), {}, "p must have shape [n] or [B, n], got shape [1, 2, 3]"),
+        ((Q3, P3.int()), {}, "p must be float32 or float64, got torch.int32"),
+        ((Q3.double(), P3), {}, "Q must be of the dtype and on the device of p, torch.float32 on cpu, got torch.fl"),
+        ((Q3, P3, torch.ones(4, 2), torch.ones(4)), {}, "G must have a row of 3 numbers for each constraint"),
+        ((Q3, P3, torch.ones(4, 3), torch.ones(5)), {}, "h must have 4 entries, as the rows of G has"),
+        ((Q3, P3, torch.ones(4, 3)), {}, "h or h_lower must be given with G, got None"),
+        ((Q3, P3, None, torch.ones(4)), {}, "G must be given with h or h_lower, got None"),
+        ((Q3, P3, None, None, torch.ones(1, 3)), {}, "b must be given with A, got None"),
+        ((Q3, P3), {"lower": torch.ones(2)}, "lower must have 3 entries, as p has"),
+        ((torch.eye(3).expand(3, 3, 3), P3), {}, "p must hold as many samples as Q, 3, or one for all, got 2"),
+        (([[1.0]], P3), {}, "Q must be a tensor, got list"),
+    ],
+)
+def test_errors_are_sentences(arguments, keywords, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        QPLayer()(*arguments, **keywords)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="unsolved must be 'nan', 'skip' or 'raise', got 'zero'"):
+        QPLayer(unsolved="zero")
+    with pytest.raises(ValueError, match="steps"):
+        QPLayer(steps=0)
+    assert "unsolved='skip'" in repr(QPLayer(unsolved="skip"))
+
+
+LONELY = """
+import sys, torch
+module = torch.jit.load(sys.argv[1])
+assert not [name for name in sys.modules if name.startswith("icnnrt")]
+for B in (1, 3, 128):
+    x = torch.randn(B, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(B))
+    module.zero_grad()
+    z = module(x)
+    z.sin().sum().backward()
+    torch.save((z.detach(), [p.grad for p in module.parameters()]), sys.argv[2] + str(B))
+"""
+
+
+class Controller(torch.nn.Module):
+    """x -> parameters of a quadratic program -> its answer."""
+
+    def __init__(self, **keywords):
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 6)
+        self.factor = torch.nn.Parameter(0.5 * torch.randn(6, 6))
+        self.G = torch.nn.Parameter(torch.randn(3, 6))
+        self.qp = QPLayer(**keywords)
+
+    def forward(self, x):
+        Q = self.factor @ self.factor.T + 0.1 * torch.eye(6, dtype=x.dtype)
+        return self.qp(Q, self.inner(x), self.G, torch.ones(3, dtype=x.dtype), lower=-1.0, upper=1.0)
+
+
+def test_a_trace_runs_in_a_process_without_us(tmp_path):
+    torch.manual_seed(0)
+    net = Controller().double()
+    module = traced(net, [torch.randn(5, 4, dtype=torch.float64)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(module, tmp_path / "net.pt")
+    subprocess.run(
+        [sys.executable, "-c", LONELY, str(tmp_path / "net.pt"), str(tmp_path / "out")], check=True, cwd=tmp_path
+    )
+    for B in (1, 3, 128):
+        x = torch.randn(B, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(B))
+        net.zero_grad()
+        z = net(x)
+        z.sin().sum().backward()
+        there, gradients = torch.load(tmp_path / f"out{B}")
+        torch.testing.assert_close(there, z.detach(), rtol=1e-9, atol=1e-9)
+        for a, b in zip(gradients, net.parameters(), strict=True):
+            torch.testing.assert_close(a, b.grad, rtol=1e-7, atol=1e-8)
+
+
+def test_a_trace_that_must_solve_raises():
+    net = Controller(unsolved="raise").double()
+    module = traced(net, [torch.randn(5, 4, dtype=torch.float64)])
+    with pytest.raises(Exception, match="unsolved: a quadratic program has no solution"):
+        module(torch.full((2, 4), torch.nan, dtype=torch.float64))
