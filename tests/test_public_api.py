@@ -11,7 +11,7 @@ import icnnrt
 # Classes and functions that each module defines under a name without an underscore. Modules whose own name begins
 # with an underscore are private throughout.
 PUBLIC = {
-    "adjoint": {"vjp"},
+    "adjoint": {"vjp", "vjp_qp"},
     "bregman": {"bregman_adjoint", "bregman_argmin"},
     "recommend": {"Recommendation", "prefixes", "recommend"},
     "cli": {
@@ -31,7 +31,7 @@ PUBLIC = {
     "federated": {"Local", "client_app", "from_record", "get_weights", "set_weights", "to_record", "weighted_average"},
     "finetune": {"EpochReport", "FineTuner", "FitReport", "StepReport"},
     "tabular": {"check_size", "check_target", "read_archive", "read_array", "write_answers"},
-    "verify": {"Check", "VerifyReport", "verify"},
+    "verify": {"Check", "VerifyReport", "contexts", "verify"},
     "certificate": {
         "Tolerances",
         "convexity_violation",
@@ -105,7 +105,7 @@ PUBLIC = {
     },
     "repair": {"RepairReport", "project"},
     "session": {"Session", "load"},
-    "solution": {"Cotangents", "Solution"},
+    "solution": {"Cotangents", "QPAnswer", "Solution"},
     "status": {"Status", "advise"},
 }
 TOP = {
@@ -142,6 +142,7 @@ SESSION = {
     "path",
     "prove_convexity",
     "providers",
+    "solve_qp",
     "gradient",
     "gradient_x",
     "hessian",
