@@ -1,7 +1,8 @@
 """Quadratic programs, forward and backward, beside the layers that people use.
 
-`icnnrt` is `icnnrt.qp` and `solution.vjp` as Python calls them, with all checks, and the gradients of all data read;
-`QPLayer` in the column `icnnrt torch` is our torch layer with autograd. What the others are is said in qp_peers.
+`icnnrt` is `icnnrt.QPSolver`, given all data anew in every call, and the gradients of all of them; `icnnrt.qp` is the
+function that takes any size, with all checks; `icnnrt torch` is our torch layer with autograd. What the others are is
+said in qp_peers.
 Problems are built backwards from their solutions, so that `difference` tells how far each z is from the truth.
 """
 
@@ -91,6 +92,7 @@ def _contenders(
 ) -> dict[str, Contender | Missing]:
     makers: dict[str, Callable[[Data, int], Callable[[], Answer]]] = {
         BASE: _icnnrt,
+        "icnnrt.qp": _icnnrt_qp,
         "icnnrt torch": _icnnrt_torch,
         **PEERS,
     }
@@ -113,6 +115,18 @@ def _contenders(
 
 
 def _icnnrt(data: Data, count: int) -> Callable[[], Answer]:
+    Q, p, G, h, A, b, z_bar = data
+    B, n = p.shape
+    solver = icnnrt.QPSolver(n, h.shape[1], b.shape[1], batch=B, threads=count)
+
+    def call() -> Answer:
+        z = solver.solve(Q, p, G, h, A, b)
+        return z, solver.vjp(z_bar)
+
+    return call
+
+
+def _icnnrt_qp(data: Data, count: int) -> Callable[[], Answer]:
     Q, p, G, h, A, b, z_bar = data
     equalities = (A, b) if b.size else (None, None)
 

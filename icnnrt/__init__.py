@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from icnnrt.finetune import EpochReport, FineTuner, FitReport, StepReport
     from icnnrt.package import Package
+    from icnnrt.qp_solver import QPData, QPSolver
     from icnnrt.qp_status import QPStatus
     from icnnrt.quadratic_program import QPGradients, QPSolution, qp
     from icnnrt.session import Session, load
@@ -46,8 +47,10 @@ __all__ = [
     "Package",
     "PackageError",
     "ProviderError",
+    "QPData",
     "QPGradients",
     "QPSolution",
+    "QPSolver",
     "QPStatus",
     "Session",
     "Solution",
@@ -66,8 +69,10 @@ _HOME = {
     "FineTuner": "finetune",
     "FitReport": "finetune",
     "Package": "package",
+    "QPData": "qp_solver",
     "QPGradients": "quadratic_program",
     "QPSolution": "quadratic_program",
+    "QPSolver": "qp_solver",
     "QPStatus": "qp_status",
     "Session": "session",
     "Solution": "solution",

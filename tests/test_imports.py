@@ -44,6 +44,7 @@ TIERS = {
     "adjoint": 2,
     "session": 2,
     "quadratic_program": 2,
+    "qp_solver": 2,
     "__init__": 3,
     "finetune": 3,
     "federated": 3,

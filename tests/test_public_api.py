@@ -85,6 +85,7 @@ PUBLIC = {
         "qp_gradients",
         "qp_solve",
     },
+    "qp_solver": {"QPData", "QPSolver"},
     "qp_status": {"QPStatus", "advise"},
     "quadratic_program": {"QPGradients", "QPSolution", "qp"},
     "reference": {
@@ -121,8 +122,10 @@ TOP = {
     "Package",
     "PackageError",
     "ProviderError",
+    "QPData",
     "QPGradients",
     "QPSolution",
+    "QPSolver",
     "QPStatus",
     "Session",
     "Solution",

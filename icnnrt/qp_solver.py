@@ -1,0 +1,310 @@
+"""Quadratic programs of one size over and over, as a control loop has them: memory and bindings are made once.
+
+    solver = icnnrt.QPSolver(n=10, m=5)
+    z = solver.solve(Q, p, G, h)             # a view of solver.z, written over by the next call
+    gradients = solver.vjp(z_bar)            # of every datum, written over by the next call too
+
+The problem, its signs and its statuses are those of `icnnrt.qp`, the better choice where sizes change, or where a
+microsecond does not matter: it checks more, copies nothing, and its answers last. A `QPSolver` is for one thread.
+"""
+
+import operator
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt._runner import onnxruntime
+from icnnrt.errors import IcnnrtError, InputError
+from icnnrt.qp_status import QPStatus
+from icnnrt.quadratic_program import ADJOINT, DTYPES, SHAPES, SOLUTION, _session
+
+__all__ = ["QPData", "QPSolver"]
+
+Floats = NDArray[Any]
+SIZES_MAX: Final = 1 << 20  # far more than memory holds of Q
+
+
+class QPData(NamedTuple):
+    """An array for every datum; those of bounds that the solver was made without have no columns."""
+
+    Q: Floats
+    p: Floats
+    G: Floats
+    h_lower: Floats
+    h: Floats
+    A: Floats
+    b: Floats
+    lower: Floats
+    upper: Floats
+
+
+class QPSolver:
+    """B problems of n variables, m rows of G and q equalities, one call after the other.
+
+    Everything that `solve` gets is copied into `data`, and what it does not get is still there from the call before:
+    `solver.solve(p=p)` solves for a new p. `data` may also be written in place. After a call `z`, `lam`, `nu`, `mu`,
+    `slack`, `box_slack`, `residual`, `status` and `ray` hold what `QPSolution` says of them.
+    """
+
+    z: Floats
+    lam: Floats
+    nu: Floats
+    mu: Floats
+    slack: Floats
+    box_slack: Floats
+    residual: NDArray[np.float64]
+    status: NDArray[np.int32]
+    ray: Floats
+
+    def __init__(
+        self,
+        n: int,
+        m: int = 0,
+        q: int = 0,
+        *,
+        batch: int = 1,
+        dtype: str = "float64",
+        box: bool = False,
+        two_sided: bool = False,
+        warm: bool = False,
+        native: bool | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """
+        n, m, q:    sizes of z, h and b; m and q may be 0
+        batch:      B, how many problems a call solves
+        dtype:      "float32" or "float64"
+        box:        there are `lower` and `upper`; until they are given they are infinite
+        two_sided:  there is `h_lower`
+        warm:       a call starts from the answer of the one before; samples without one start cold
+        native, threads:  as `icnnrt.load` takes them
+
+        Raises `InputError` for sizes that are none, and what `icnnrt.load` raises for the last two.
+        """
+        sizes = {"n": n, "m": m, "q": q, "batch": batch}
+        for name, size in sizes.items():
+            least = 1 if name in ("n", "batch") else 0
+            try:
+                sizes[name] = operator.index(size)
+            except TypeError:
+                sizes[name] = -1
+            if not least <= sizes[name] <= SIZES_MAX:
+                raise InputError(f"{name}: expected an integer from {least} to {SIZES_MAX}, but got {size!r}.")
+        if dtype not in DTYPES.values():
+            raise InputError(f"dtype: expected 'float32' or 'float64', but got {dtype!r}.")
+        n, m, q, B = sizes.values()
+        absent = {"h_lower": not two_sided, "lower": not box, "upper": not box}
+        empty = {"h_lower": -np.inf, "h": np.inf, "lower": -np.inf, "upper": np.inf}
+        length = {"n": n, "m": m, "q": q}
+
+        def array(name: str) -> Floats:
+            shape = (1, 0) if absent.get(name) else (B, *(length[letter] for letter in SHAPES[name]))
+            return np.full(shape, empty.get(name, 0.0), dtype)
+
+        self.data = QPData(*(array(name) for name in QPData._fields))
+        self._warm = warm
+        self._start = np.full((B, 2 * n + m + q) if warm else (1, 0), np.nan, dtype)
+        kinds = {"residual": np.float64, "status": np.int32}
+        shapes: dict[str, tuple[int, ...]] = {
+            "z": (n,),
+            "lam": (m,),
+            "nu": (q,),
+            "mu": (n,),
+            "slack": (m,),
+            "box_slack": (n,),
+            "residual": (3,),
+        }
+        shapes |= {"status": (), "ray": (2 * n + m + q,)}
+        answers = {name: np.zeros((B, *shapes[name]), kinds.get(name, dtype)) for name in SOLUTION}
+        for name, value in answers.items():
+            setattr(self, name, value)
+        self._bars = {"z_bar": np.zeros((B, n), dtype)}
+        self._bars |= {f"{name}_bar": np.zeros((B, *shapes[name]), dtype) for name in ("lam", "nu", "mu")}
+        self._d = [np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in ADJOINT]
+        self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
+        self._square = np.zeros_like(self.data.Q)
+        self._rows = np.zeros_like(self.data.G), np.zeros_like(self.data.A)
+        self._solve = _Bound(
+            _session("solve", dtype, native, None, threads)[0],
+            {**self.data._asdict(), "start": self._start},
+            answers,
+        )
+        read = {name: answers[name] for name in ("lam", "mu", "slack", "box_slack", "status")}
+        self._adjoint = _Bound(
+            _session("adjoint", dtype, native, None, threads)[0],
+            {**{name: getattr(self.data, name) for name in "QGA"}, **read, **self._bars},
+            dict(zip(ADJOINT, self._d, strict=True)),
+        )
+        self._sides = _Sides(self)
+
+    def solve(
+        self,
+        Q: Any = None,
+        p: Any = None,
+        G: Any = None,
+        h: Any = None,
+        A: Any = None,
+        b: Any = None,
+        *,
+        lower: Any = None,
+        upper: Any = None,
+        h_lower: Any = None,
+    ) -> Floats:
+        """z [B, n]. Data are [B, ...], or without the batch axis to be the same for all samples.
+
+        What became of each sample is in `status`, a `QPStatus` each; z is NaN where there is no answer.
+
+        Raises `InputError` for shapes that do not fit.
+        """
+        data = self.data
+        try:
+            if Q is not None:
+                data.Q[...] = Q
+            if p is not None:
+                data.p[...] = p
+            if G is not None:
+                data.G[...] = G
+            if h is not None:
+                data.h[...] = h
+            if A is not None:
+                data.A[...] = A
+            if b is not None:
+                data.b[...] = b
+        except (ValueError, TypeError) as error:
+            raise self._misfit({"Q": Q, "p": p, "G": G, "h": h, "A": A, "b": b}, error) from None
+        if lower is not None or upper is not None or h_lower is not None:
+            for name, value in (("lower", lower), ("upper", upper), ("h_lower", h_lower)):
+                if value is not None:
+                    self._bound(name, value)
+        if self._warm:
+            np.concatenate((self.z, self.lam, self.nu, self.mu), 1, out=self._start)
+            if not self._solve.calls:
+                self._start.fill(np.nan)  # cold
+        self._solve()
+        return self.z
+
+    def vjp(self, z_bar: Any, lam_bar: Any = None, nu_bar: Any = None, mu_bar: Any = None) -> QPData:
+        """∂ℓ/∂ of all data of the last `solve`, for a loss ℓ with ∂ℓ/∂z = z_bar and so on; None is zero.
+
+        Samples that are not SOLVED have NaN. Where the same datum was given to all samples, sum over the first axis.
+        """
+        if not self._solve.calls:
+            raise InputError("z_bar: expected a solved problem to differentiate; call solve before vjp.")
+        bars = self._bars
+        try:
+            bars["z_bar"][...] = z_bar
+            for name, bar in (("lam_bar", lam_bar), ("nu_bar", nu_bar), ("mu_bar", mu_bar)):
+                bars[name][...] = 0.0 if bar is None else bar
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"z_bar, lam_bar, nu_bar, mu_bar: expected the shapes of z {list(self.z.shape)}, lam "
+                f"{list(self.lam.shape)}, nu {list(self.nu.shape)} and mu {list(self.mu.shape)} ({error})."
+            ) from None
+        self._adjoint()
+        self._sides.write()
+        return self.gradients
+
+    @property
+    def ok(self) -> bool:
+        """Whether every sample is SOLVED."""
+        return not self.status.any()
+
+    def __repr__(self) -> str:
+        B, n = self.z.shape
+        counts = {QPStatus(code).name: int((self.status == code).sum()) for code in np.unique(self.status)}
+        state = ", ".join(f"{count} {name}" for name, count in counts.items()) if self._solve.calls else "not run"
+        return f"<QPSolver of {B} x (n {n}, m {self.lam.shape[1]}, q {self.nu.shape[1]}): {state}>"
+
+    def _bound(self, name: str, value: Any) -> None:
+        array: Floats = getattr(self.data, name)
+        if not array.shape[1]:
+            remedy = "two_sided=True" if name == "h_lower" else "box=True"
+            raise InputError(f"{name}: expected none, as the solver was made without; make it with {remedy}.")
+        try:
+            array[...] = value
+        except (ValueError, TypeError) as error:
+            raise self._misfit({name: value}, error) from None
+
+    def _misfit(self, given: dict[str, Any], error: Exception) -> InputError:
+        for name, value in given.items():
+            if value is None:
+                continue
+            wanted = getattr(self.data, name).shape
+            try:
+                np.broadcast_to(np.asarray(value, self.z.dtype), wanted)
+            except (ValueError, TypeError):
+                came = list(np.shape(value))
+                return InputError(
+                    f"{name}: expected shape {list(wanted)} or {list(wanted[1:])}, but got {came}; make a QPSolver of "
+                    "the sizes that the data have."
+                )
+        return InputError(f"{', '.join(name for name, value in given.items() if value is not None)}: {error}.")
+
+
+class _Bound:
+    """A graph whose inputs and outputs are arrays of numpy for good."""
+
+    def __init__(self, session: Any, inputs: dict[str, Floats], outputs: dict[str, Floats]) -> None:
+        ort = onnxruntime()
+        self._session = session
+        self._binding = session.io_binding()
+        self._kept = []  # the OrtValues, which do not own the arrays' memory
+        for arrays, bind in (
+            (inputs, self._binding.bind_ortvalue_input),
+            (outputs, self._binding.bind_ortvalue_output),
+        ):
+            for name, array in arrays.items():
+                value = ort.OrtValue.ortvalue_from_numpy(array)
+                bind(name, value)
+                self._kept.append((array, value))
+        self.calls = 0
+
+    def __call__(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise IcnnrtError(f"qp: onnxruntime failed ({error}); try smaller batches, or native=False.") from error
+        self.calls += 1
+
+
+class _Sides:
+    """The gradients of the data from (d_z, d_λ, d_ν, d_μ), into memory that is there: the head of `qp_reference`."""
+
+    def __init__(self, solver: QPSolver) -> None:
+        d_z, d_lam, d_nu, _ = solver._d
+        self.d = solver._d
+        self.solver = solver
+        self.column = d_z[:, :, None], solver.z[:, None]
+        self.over_G = solver.lam[:, :, None], d_z[:, None], d_lam[:, :, None], solver.z[:, None]
+        self.over_A = solver.nu[:, :, None], d_z[:, None], d_nu[:, :, None], solver.z[:, None]
+        self.transposed = solver._square.swapaxes(1, 2)
+
+    def write(self) -> None:
+        solver, out = self.solver, self.solver.gradients
+        d_z, d_lam, d_nu, d_mu = self.d
+        square = solver._square
+        np.multiply(*self.column, out=square)
+        np.add(square, self.transposed, out=out.Q)
+        np.multiply(out.Q, 0.5, out=out.Q)
+        out.p[...] = d_z
+        for (multiplier, d_row, d_multiplier, row), gradient, other in (
+            (self.over_G, out.G, solver._rows[0]),
+            (self.over_A, out.A, solver._rows[1]),
+        ):
+            if gradient.size:
+                np.multiply(multiplier, d_row, out=gradient)
+                np.multiply(d_multiplier, row, out=other)
+                np.add(gradient, other, out=gradient)
+        if d_nu.size:
+            np.negative(d_nu, out=out.b)
+        for d, multiplier, upper, lower in (
+            (d_lam, solver.lam, out.h, out.h_lower),
+            (d_mu, solver.mu, out.upper, out.lower),
+        ):
+            if upper.size:
+                np.multiply(d, multiplier > 0, out=upper)
+                np.negative(upper, out=upper)
+            if lower.size:
+                np.multiply(d, multiplier < 0, out=lower)
+                np.negative(lower, out=lower)

@@ -1,0 +1,103 @@
+"""`QPSolver`, which keeps its memory, beside `icnnrt.qp`, which does not."""
+
+import numpy as np
+import pytest
+from quadratic_programs import mixed, solvable
+
+import icnnrt
+from icnnrt.qp_reference import QP
+from icnnrt.qp_status import QPStatus
+
+
+def both(qp, dtype="float64", **keywords):
+    B, n = qp.p.shape
+    qp = QP(*(a.astype(dtype) for a in qp))
+    solver = icnnrt.QPSolver(
+        n, qp.h.shape[1], qp.b.shape[1], batch=B, dtype=dtype, box=True, two_sided=True, **keywords
+    )
+    return solver, qp
+
+
+@pytest.mark.parametrize("native", [None, False], ids=["native if there", "portable"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_answers_and_gradients_are_those_of_qp(native, dtype):
+    known = solvable(3, 5, 7, 4, 2, two_sided=True, box=True)
+    solver, qp = both(known.qp, dtype, native=native)
+    z = solver.solve(*(getattr(qp, name) for name in "QpGhAb"), lower=qp.lower, upper=qp.upper, h_lower=qp.h_lower)
+    solution = icnnrt.qp(
+        *(getattr(qp, name) for name in "QpGhAb"), lower=qp.lower, upper=qp.upper, h_lower=qp.h_lower, native=native
+    )
+    assert z is solver.z
+    assert solver.ok
+    for name in ("z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray"):
+        np.testing.assert_array_equal(getattr(solver, name), getattr(solution, name))
+    rng = np.random.default_rng(0)
+    bars = [rng.standard_normal(getattr(solver, name).shape).astype(dtype) for name in ("z", "lam", "nu", "mu")]
+    gradients, wanted = solver.vjp(*bars), solution.vjp(*bars)
+    for name in gradients._fields:
+        np.testing.assert_allclose(getattr(gradients, name), getattr(wanted, name), rtol=1e-6, atol=1e-12)
+    assert solver.vjp(bars[0]) is gradients
+    for name in gradients._fields:
+        np.testing.assert_allclose(
+            getattr(gradients, name), getattr(solution.vjp(bars[0]), name), rtol=1e-6, atol=1e-12
+        )
+
+
+def test_data_stay_until_they_are_given_anew():
+    qp = solvable(4, 1, 6, 3, 1).qp
+    solver = icnnrt.QPSolver(6, 3, 1)
+    solver.solve(qp.Q[0], qp.p[0], qp.G[0], qp.h[0], qp.A[0], qp.b[0])
+    p = qp.p + 0.1
+    z = solver.solve(p=p).copy()
+    np.testing.assert_array_equal(z, icnnrt.qp(qp.Q, p, qp.G, qp.h, qp.A, qp.b).z)
+    solver.data.p[...] = qp.p
+    np.testing.assert_array_equal(solver.solve(), icnnrt.qp(qp.Q, qp.p, qp.G, qp.h, qp.A, qp.b).z)
+
+
+def test_unsolved_samples_are_nan_alone_and_a_warm_start_forgets_them():
+    qp, wanted = mixed(11)
+    solver, qp = both(qp, warm=True)
+    bounds = {name: getattr(qp, name) for name in ("lower", "upper", "h_lower")}
+    for _ in range(2):
+        z = solver.solve(*(getattr(qp, name) for name in "QpGhAb"), **bounds)
+        np.testing.assert_array_equal(solver.status, wanted)
+        assert not solver.ok
+        unsolved = wanted != QPStatus.SOLVED
+        assert np.isnan(z[unsolved]).all()
+        assert np.isfinite(z[~unsolved]).all()
+        gradients = solver.vjp(np.ones_like(z))
+        assert np.isnan(gradients.p[unsolved]).all()
+        assert np.isfinite(gradients.p[~unsolved]).all()
+    assert "PRIMAL_INFEASIBLE" in repr(solver)
+
+
+def test_a_warm_start_solves_the_problem_that_is_given():
+    qp = solvable(5, 4, 10, 8, 2).qp
+    solver = icnnrt.QPSolver(10, 8, 2, batch=4, warm=True)
+    solver.solve(*(getattr(qp, name) for name in "QpGhAb"))
+    near = qp.p + 1e-2
+    np.testing.assert_allclose(solver.solve(p=near), icnnrt.qp(qp.Q, near, qp.G, qp.h, qp.A, qp.b).z, rtol=0, atol=1e-7)
+    assert solver.ok
+
+
+def test_bad_input_is_told_in_a_sentence_and_harms_nothing():
+    solver = icnnrt.QPSolver(3, 2)
+    with pytest.raises(icnnrt.InputError, match="z_bar: expected a solved problem"):
+        solver.vjp(np.ones(3))
+    with pytest.raises(icnnrt.InputError, match=r"G: expected shape \[1, 2, 3\] or \[2, 3\], but got \[2, 4\]"):
+        solver.solve(np.eye(3), np.ones(3), np.ones((2, 4)), np.ones(2))
+    with pytest.raises(icnnrt.InputError, match=r"lower: expected none.*box=True"):
+        solver.solve(np.eye(3), np.ones(3), np.ones((2, 3)), np.ones(2), lower=0.0)
+    np.testing.assert_allclose(solver.solve(np.eye(3), np.ones(3), np.ones((2, 3)), np.ones(2)), -np.ones((1, 3)))
+    with pytest.raises(icnnrt.InputError, match="z_bar"):
+        solver.vjp(np.ones(4))
+    for keywords, name in (
+        ({"n": 0}, "n"),
+        ({"n": 2, "m": -1}, "m"),
+        ({"n": 2.5}, "n"),
+        ({"n": 2, "batch": 0}, "batch"),
+    ):
+        with pytest.raises(icnnrt.InputError, match=f"^{name}: expected an integer"):
+            icnnrt.QPSolver(**keywords)
+    with pytest.raises(icnnrt.InputError, match="dtype"):
+        icnnrt.QPSolver(2, dtype="float16")
