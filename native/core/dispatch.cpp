@@ -70,19 +70,15 @@ ICNNRT_DEFINE_QP(float, kQpFloat)
 ICNNRT_DEFINE_QP(double, kQpDouble)
 
 std::size_t qp_workspace_bytes(const QpSizes& sizes) noexcept {
-  // Enough for `lay_out` in qp_solve.h, of a solve and of the search for a ray, which has the rows of Q among its
-  // equalities: 2 [size, ld] and 2 [m, ld] and 1 [q, ld], 15 [ld], 37 [N], with size < 2 n + q + 8, ld < size + 16,
-  // N < n + m + 24, each array rounded up to the alignment.
-  std::size_t size = 0, ld = 0, rows = 0, matrices = 0, N = 0, total = 0;
-  const bool overflow = __builtin_mul_overflow(sizes.n, 2, &size) || __builtin_add_overflow(size, sizes.q, &size) ||
-                        __builtin_add_overflow(size, 8, &size) || __builtin_add_overflow(size, 16, &ld) ||
-                        __builtin_mul_overflow(size, 3, &rows) || __builtin_add_overflow(rows, sizes.m, &rows) ||
-                        __builtin_add_overflow(rows, sizes.m, &rows) || __builtin_add_overflow(rows, 24, &rows) ||
-                        __builtin_mul_overflow(rows, ld, &matrices) || __builtin_add_overflow(sizes.n, sizes.m, &N) ||
-                        __builtin_add_overflow(N, 40, &N) || __builtin_mul_overflow(N, 40, &N) ||
-                        __builtin_add_overflow(matrices, N, &total) || __builtin_add_overflow(total, 1024, &total) ||
-                        __builtin_mul_overflow(total, sizeof(double), &total);
-  return overflow ? 0 : total;
+  // What `lay_out` in qp_solve.h takes for the search for a ray, which has the rows of Q among its equalities: K and U
+  // [size, ld], G and R [m, ld] and [m + q, ld], 12 [ld], 3 [size], 33 [N], and bytes. All but the bytes are whole
+  // vectors.
+  constexpr std::size_t kMost = std::size_t{1} << (sizeof(std::size_t) * 4 - 5);
+  if (sizes.n > kMost || sizes.m > kMost || sizes.q > kMost) return 0;
+  const auto up_to = [](std::size_t a, std::size_t multiple) { return (a + multiple - 1) / multiple * multiple; };
+  const std::size_t n = sizes.n, m = sizes.m, q = sizes.q + n;
+  const std::size_t size = up_to(n, 4) + up_to(q, 4), ld = up_to(size, 8) + 8, N = up_to(m, 8) + up_to(n, 8) + 8;
+  return ((2 * size + 2 * m + q + 12) * ld + 3 * ld + 35 * N + 32) * sizeof(double);
 }
 
 std::size_t workspace_bytes(const Sizes& sizes) noexcept {

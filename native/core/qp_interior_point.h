@@ -6,7 +6,7 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-// The constants of icnnrt/qp_reference.py.
+// The constants of icnnrt/qp_reference.py, and below them those of what is done beyond it.
 inline constexpr double kEnough = 1e-12;  // relative KKT residual at which a sample stops
 inline constexpr double kQpToBoundary = 0.995;
 inline constexpr double kSmallest = 1e-18;  // of slacks and multipliers, so that their quotients stay finite
@@ -24,11 +24,11 @@ inline constexpr double kHard = 1e8;    // weight of an active constraint in uni
 
 // The scratch of one solve, beside the problem.
 struct Iteration {
-  double *x, *best_x, *polished, *dx, *r, *rhs;       // [ld]
-  double *Kz, *G_lam, *A_nu;                          // [ld]
-  double *rows, *d_rows, *lam, *t, *total_W, *d_lam;  // [N]; λ of both sides, signed
-  unsigned char *active, *tried;                      // [N], [2 N]
-                                                      // [N] side that each constraint is thought to be held at: 0, 1, 2
+  double *x, *best_x, *polished, *dx, *r, *rhs;  // [ld]
+  double *Kz, *G_lam, *A_nu;                     // [ld]
+  double *rows, *d_rows, *lam, *t, *d_lam;       // [N]; λ of both sides, signed
+  unsigned char *active, *tried;                 // [N], [2 N]
+                                                 // [N] side that each constraint is thought to be held at: 0, 1, 2
   Newton newton;
 };
 
@@ -142,7 +142,7 @@ ICNNRT_NO_INLINE bool polish(const Problem& P, Iteration& it, std::size_t amendm
 
 namespace {
 
-// Slacks and multipliers of the weights λ / (s + soft λ), and right-hand sides.
+// The method on P, from it.x and the slacks and multipliers of P's sides; weights are λ / (s + soft λ).
 //
 // With soft > 0 a constraint may be violated by t at a price of ½ t² / soft; then λ = t / soft.
 struct InteriorPoint {

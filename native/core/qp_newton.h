@@ -27,7 +27,7 @@ struct Newton {
   double *e, *e_lam, *rows, *more_lam;  // [ld], [N], [N], [N] scratch of the refinement
 };
 
-// Of newton.W, rho and delta; `used` is the largest weight that may be left out of a row of unit size.
+// The factors for newton.W, rho and delta.
 ICNNRT_NO_INLINE void factor(const Problem& P, Newton& newton) {
   const Factors& f = newton.factors;
   const std::size_t ld = P.ld, n = P.n_blocks;

@@ -18,7 +18,7 @@ inline constexpr double kInaccurateResidual = sizeof(T) == sizeof(double) ? 1e-5
 template <typename T>
 inline constexpr double kUnitRoundoff = sizeof(T) == sizeof(double) ? 0x1p-52 : 0x1p-23;
 
-// What a solve or an adjoint needs with q equality rows; `qp_workspace_bytes` in dispatch.cpp allows for it.
+// What a solve or an adjoint with q equality rows needs; `qp_workspace_bytes` in dispatch.cpp allows for it.
 ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::size_t q, Problem& P, Iteration& it) {
   Layout layout{static_cast<unsigned char*>(memory)};
   P.n = n;

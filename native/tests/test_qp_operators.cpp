@@ -1,0 +1,145 @@
+// QPSolve and QPAdjoint as a runtime uses them: many threads, shared parameters, errors, shapes.
+#include <doctest/doctest.h>
+
+#include "library.h"
+#include "programs.h"
+
+namespace icnnrt_tests {
+namespace {
+
+template <typename T>
+std::vector<T> joined(const std::vector<Program<T>>& samples, std::vector<T> Program<T>::*part) {
+  std::vector<T> all;
+  for (const Program<T>& sample : samples) all.insert(all.end(), (sample.*part).begin(), (sample.*part).end());
+  return all;
+}
+
+TEST_CASE_TEMPLATE("programs on any number of threads, the bits of the core", T, float, double) {
+  Random random(101);
+  ProgramCaller caller;
+  for (const ProgramShape& shape : {ProgramShape{4, 3, 1}, {30, 20, 5}})
+    for (unsigned threads : {1u, 4u}) {
+      CAPTURE(shape.n);
+      CAPTURE(threads);
+      constexpr std::int64_t B = 9;
+      const auto n = static_cast<std::int64_t>(shape.n), m = static_cast<std::int64_t>(shape.m),
+                 q = static_cast<std::int64_t>(shape.q);
+      std::vector<Program<T>> samples;
+      for (std::int64_t b = 0; b < B; ++b) {
+        samples.push_back(random_program<T>(random, shape, true));
+        samples.back().Q = samples.front().Q;  // shared, so the answers are others than were chosen
+      }
+      samples[1].p[0] = std::numeric_limits<T>::quiet_NaN();  // and its neighbours never know
+      const Library library;
+      const Node solve(library.find<T>("QPSolve"), OrtKernelInfo{{{"steps", 50}}}),
+          adjoint(library.find<T>("QPAdjoint"), {});
+      const OrtValue Q = tensor<T>({1, n, n}, samples[0].Q), G = tensor<T>({B, m, n}, joined(samples, &Program<T>::G)),
+                     A = tensor<T>({B, q, n}, joined(samples, &Program<T>::A));
+      OrtKernelContext context{
+          {Q, tensor<T>({B, n}, joined(samples, &Program<T>::p)), G,
+           tensor<T>({B, m}, joined(samples, &Program<T>::h_lower)), tensor<T>({B, m}, joined(samples, &Program<T>::h)),
+           A, tensor<T>({B, q}, joined(samples, &Program<T>::b)),
+           tensor<T>({B, n}, joined(samples, &Program<T>::lower)),
+           tensor<T>({B, n}, joined(samples, &Program<T>::upper)), zeros<T>({1, 0})},
+          {},
+          {}};
+      context.threads = threads;
+      CHECK(solve.run(context) == "");
+      const std::vector<OrtValue> solved = context.outputs;
+      const std::vector<T> z_bar(shape.n, T{1});
+      context.inputs = {Q,
+                        G,
+                        A,
+                        solved[1],
+                        solved[3],
+                        solved[4],
+                        solved[5],
+                        solved[7],
+                        tensor<T>({1, n}, z_bar),
+                        zeros<T>({1, 0}),
+                        zeros<T>({1, 0}),
+                        zeros<T>({1, 0})};
+      CHECK(adjoint.run(context) == "");
+      for (std::size_t b = 0; b < samples.size(); ++b) {
+        const ProgramAnswer<T> answer = caller.solve(icnnrt::qp_kernels<T>(), samples[b]);
+        CHECK(same_bits(answer.z.data(), sample_of<T>(solved[0], b, shape.n)));
+        CHECK(same_bits(answer.slack.data(), sample_of<T>(solved[4], b, shape.m)));
+        CHECK(same_bits(answer.residual.data(), sample_of<double>(solved[6], b, 3)));
+        CHECK(sample_of<std::int32_t>(solved[7], b, 1)[0] == static_cast<std::int32_t>(answer.status));
+        CHECK((answer.status == icnnrt::QpStatus::kNotFiniteInput) == (b == 1));
+        const ProgramAdjoint<T> back = caller.adjoint(icnnrt::qp_kernels<T>(), samples[b], answer, z_bar);
+        CHECK(same_bits(back.d_z.data(), sample_of<T>(context.outputs[0], b, shape.n)));
+        CHECK(same_bits(back.d_lam.data(), sample_of<T>(context.outputs[1], b, shape.m)));
+      }
+      context.scarce = true;  // only large workspaces are asked for
+      if (shape.n > 20)
+        CHECK(adjoint.run(context).find("n = 30 variables, m = 20 inequalities and q = 5 equalities cannot") !=
+              std::string::npos);
+    }
+}
+
+TEST_CASE("programs that are malformed or too large are told") {
+  const Library library;
+  const Node solve(library.find<double>("QPSolve"), OrtKernelInfo{{{"steps", 50}}});
+  const auto refusal = [&](std::size_t index, std::vector<std::int64_t> sizes) {
+    OrtKernelContext context{
+        {zeros<double>({2, 3, 3}), zeros<double>({1, 3}), zeros<double>({2, 4, 3}), zeros<double>({1, 0}),
+         zeros<double>({2, 4}), zeros<double>({1, 0, 3}), zeros<double>({1, 0}), zeros<double>({1, 0}),
+         zeros<double>({2, 3}), zeros<double>({1, 0})},
+        {},
+        {}};
+    if (index < 10) context.inputs[index] = zeros<double>(std::move(sizes));
+    return solve.run(context);
+  };
+  CHECK(refusal(10, {}) == "");
+  for (std::size_t index = 0; index < 10; ++index)
+    for (const auto& sizes : {std::vector<std::int64_t>{}, {7}, {2, 7}, {7, 3, 3, 1}, {3, 3, 7}, {2, 1}})
+      CHECK(refusal(index, sizes).find("ai.icnnrt::QPSolve: ") == 0);
+  CHECK(refusal(1, {5, 3}).find("p: expected a leading axis of B = 2") != std::string::npos);
+  constexpr std::int64_t n = std::int64_t{1} << 30;
+  OrtKernelContext large{{OrtValue{{1, n, n}, {}}, OrtValue{{1, n}, {}}, OrtValue{{1, 0, n}, {}}, OrtValue{{1, 0}, {}},
+                          OrtValue{{1, 0}, {}}, OrtValue{{1, 0, n}, {}}, OrtValue{{1, 0}, {}}, OrtValue{{1, 0}, {}},
+                          OrtValue{{1, 0}, {}}, OrtValue{{1, 0}, {}}},
+                         {},
+                         {}};
+  large.counted_only = true;
+  CHECK(solve.run(large).find("workspace can be counted in bytes") != std::string::npos);
+  const Node refused(solve.op, OrtKernelInfo{{{"steps", -1}}});
+  CHECK(refused.refused.find("steps: expected an integer from 0 to 1000000") != std::string::npos);
+}
+
+TEST_CASE("shapes of programs are inferred: the batch is the largest leading axis known") {
+  const Library library;
+  const auto infer = [&](std::int64_t of_Q, const char* name_of_Q, std::int64_t of_p, const char* name_of_p) {
+    const icnnrt::ort::CustomOp* const op = library.find<double>("QPSolve");
+    OrtShapeInferContext context;
+    const auto input = [&](std::vector<std::int64_t> sizes, std::vector<std::string> names) {
+      context.inputs.push_back({icnnrt::ort::kFloat, std::move(sizes), std::move(names)});
+    };
+    input({of_Q, 4, 4}, {name_of_Q, "", ""});
+    input({of_p, 4}, {name_of_p, ""});
+    input({1, 3, 4}, {"", "", ""});
+    input({1, 0}, {"", ""});
+    input({1, 3}, {"", ""});
+    input({1, 2, 4}, {"", "", ""});
+    for (int i = 0; i < 4; ++i) input({1, 0}, {"", ""});
+    context.outputs.resize(9);
+    CHECK(op->InferOutputShapeFn(Library::as_given(op), &context) == nullptr);
+    return context.outputs;
+  };
+  using Sizes = std::vector<std::int64_t>;
+  CHECK(infer(1, "", 8, "")[0].sizes == Sizes{8, 4});
+  CHECK(infer(1, "", 8, "")[8].sizes == Sizes{8, 13});
+  CHECK(infer(8, "", 1, "")[7].sizes == Sizes{8});
+  CHECK(infer(1, "", 8, "")[7].type == icnnrt::ort::kInt32);
+  CHECK(infer(1, "", 8, "")[6].type == icnnrt::ort::kDouble);
+  CHECK(infer(1, "", 8, "")[8].type == icnnrt::ort::kFloat);  // also where the operator asked is the one for double
+  CHECK(infer(1, "", 1, "")[2].sizes == Sizes{1, 2});
+  CHECK(infer(1, "", -1, "B")[0].names[0] == "B");
+  CHECK(infer(-1, "B", 1, "")[0].names[0] == "B");
+  CHECK(infer(-1, "", 1, "")[0].sizes.empty());  // perhaps more than one
+  CHECK(infer(-1, "", 8, "")[0].sizes == Sizes{8, 4});
+}
+
+}  // namespace
+}  // namespace icnnrt_tests
