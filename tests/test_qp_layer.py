@@ -18,7 +18,6 @@ from icnnrt_models import quadratic_program as home
 # Both are converged to 1e-12 in the gap, which moves z by its root times 1/√(curvature), and less where constraints
 # hold it.
 SAME = 1e-6
-FIELDS = ("z", "lam", "nu", "mu", "slack", "residual", "status")
 
 
 def tensors(qp, dtype=torch.float64, requires_grad=False):
@@ -87,7 +86,10 @@ def test_neighbours_do_not_matter_and_gradients_are_those_stated(make):
         data = tensors(qp, requires_grad=True)
         found = QPResult(*module(*data))
         assert (found.status.numpy() == wanted).all()
-        for field in FIELDS[:6]:
+        # The slack of a multiplier of 0 may be that of either side.
+        pushing = np.abs(stated.lam) > 1e-6
+        assert np.abs(found.slack.detach().numpy() - stated.slack)[pushing].max() <= SAME
+        for field in ("z", "lam", "nu", "mu", "residual"):
             np.testing.assert_allclose(getattr(found, field).detach(), getattr(stated, field), rtol=1e-6, atol=1e-9)
         # The loss leaves out what was not solved, but NaN · 0 is NaN on its way back.
         samples = sum((bar * a).sum(1) for bar, a in zip(map(torch.from_numpy, bars), found[:4], strict=True))
@@ -197,16 +199,16 @@ def test_a_kernel_can_take_over(monkeypatch):
     """What `kernels` returns is asked, with the arguments of the operators."""
     seen = []
 
-    def solve(arrays, steps):
+    def solve(arrays):
         seen.append([a.shape for a in arrays])
-        r = qp_solve(QP(*(np.broadcast_to(a, (2, *a.shape[1:])) for a in arrays[:9])), steps=steps)
+        r = qp_solve(QP(*(np.broadcast_to(a, (2, *a.shape[1:])) for a in arrays[:9])))
         return tuple(r)
 
     def adjoint(arrays):
         seen.append([a.shape for a in arrays])
         return [np.ones_like(arrays[i]) for i in (8, 3)] + [np.ones((2, 1)), np.ones((2, 4))]
 
-    monkeypatch.setattr(home, "kernels", lambda: home.Kernels(solve, adjoint))
+    monkeypatch.setattr(home, "kernels", lambda dtype, steps: home.Kernels(solve, adjoint))
     qp = tensors(solvable(8, 2, 4, 3, 1, two_sided=True, box=True).qp, requires_grad=True)
     z = run(QPLayer(), *qp)
     z.sum().backward()

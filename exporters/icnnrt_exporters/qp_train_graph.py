@@ -44,6 +44,10 @@ def qp_train_graph(
     assert target.dtype is not None
     held = op("Compress", target, safe, axis=0)
     replace(loss_nodes, {z_loss: op("Compress", z, safe, axis=0), target: held})
+    for node in loss_nodes:  # onnxruntime takes equal names of sizes for equal sizes
+        for v in node.outputs:
+            if v.shape is not None:
+                v.shape = ir.Shape(["solved" if str(size) == "batch" else size for size in v.shape])
     op.extend(loss_nodes)
     # Back to their places: row i of the safe ones is that of the i-th safe sample; a row of 0 before them serves the
     # others.

@@ -23,6 +23,7 @@ from icnnrt.qp_reference import (
     PATIENCE,
     REFINEMENTS,
     REGULARISATION,
+    SHORT_STEP,
     SMALLEST,
     TO_BOUNDARY,
     WARM,
@@ -263,6 +264,7 @@ def interior_point(
     patience: tuple[int, int] = PATIENCE,
     regularisation: tuple[float, float] = REGULARISATION,
     to_boundary: float = TO_BOUNDARY,
+    short_step: float = SHORT_STEP,
 ) -> Iterate:
     """The best iterate met. With soft > 0 a constraint may be violated by t at a price of ½ t² / soft."""
     Q, p, G, A, b = qp.Q, qp.p, qp.G, qp.A, qp.b
@@ -322,9 +324,10 @@ def interior_point(
         ahead = (su + a * d.su) * (lu + a * d.lu) + (sl + a * d.sl) * (ll + a * d.ll)
         sigma = (ahead.sum(1, keepdim=True) / gap.clamp(min=1e-300)).clamp(0.0, 1.0) ** 3
         target = sigma * mu
-        # corrector
-        c_u = torch.where(has_upper, target - su * lu - d.su * d.lu, 0.0)
-        c_l = torch.where(has_lower, target - sl * ll - d.sl * d.ll, 0.0)
+        # corrector; where the predictor soon met a boundary, its second order is far off and makes the steps cycle
+        second = torch.where(a < short_step, 0.0, 1.0)
+        c_u = torch.where(has_upper, target - su * lu - second * d.su * d.lu, 0.0)
+        c_l = torch.where(has_lower, target - sl * ll - second * d.sl * d.ll, 0.0)
         d = _direction(N, at, Wu, Wl, r_d, r_nu, r_u, r_l, c_u, c_l, has_upper, has_lower, soft)
         alpha = (to_boundary * _to_boundary(at, d)).clamp(max=1.0)
         alpha = torch.where(going.unsqueeze(1) & torch.isfinite(d.z).all(1, keepdim=True), alpha, 0.0)

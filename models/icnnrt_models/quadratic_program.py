@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from icnnrt import quadratic_program as icnnrt_qp
+from icnnrt.errors import IcnnrtError
 from icnnrt.qp_reference import STEPS, TOLERANCE
 from icnnrt.qp_status import QPStatus, advise
 from icnnrt_models.energy import check_size
@@ -248,16 +250,37 @@ Arrays = Sequence[Any]
 class Kernels(NamedTuple):
     """The two operators on the CPU, numpy in and out, arguments and results in the order of ai.icnnrt's."""
 
-    solve: Callable[[Arrays, int], Arrays]  # 10 inputs, steps -> 9 outputs
+    solve: Callable[[Arrays], Arrays]  # 10 inputs -> 9 outputs
     adjoint: Callable[[Arrays], Arrays]  # 12 inputs -> 4 outputs
 
 
-def kernels() -> Kernels | None:
-    """What answers in eager mode on the CPU instead of torch: None where there is nothing faster.
+def kernels(dtype: torch.dtype, steps: int) -> Kernels | None:
+    """What answers in eager mode on the CPU instead of torch: icnnrt's native kernels, None where there are none.
 
-    One function to replace: `icnnrt_models.quadratic_program.kernels = lambda: None` takes torch's own solver.
+    One function to replace: `icnnrt_models.quadratic_program.kernels = lambda dtype, steps: None` takes torch's solver.
     """
-    return None
+    return _native_kernels(str(dtype).removeprefix("torch.")) if steps == STEPS else None
+
+
+@functools.cache
+def _native_kernels(dtype: str) -> Kernels | None:
+    """The sessions of `icnnrt.qp`, if native kernels run in them; tensors pass through them without a copy."""
+    try:
+        (solve_session, native), (adjoint_session, also) = (_session(role, dtype) for role in ("solve", "adjoint"))
+    except IcnnrtError:
+        return None
+    if not (native and also):
+        return None
+
+    def run(session: Any, arrays: Arrays) -> Arrays:
+        names = [node.name for node in session.get_inputs()]
+        return cast(Arrays, session.run(None, dict(zip(names, map(np.ascontiguousarray, arrays), strict=True))))
+
+    return Kernels(lambda arrays: run(solve_session, arrays), lambda arrays: run(adjoint_session, arrays))
+
+
+def _session(role: str, dtype: str) -> tuple[Any, bool]:
+    return icnnrt_qp._session(role, dtype, None, None, None)
 
 
 def _batch(data: Sequence[Tensor]) -> Any:
@@ -267,7 +290,10 @@ def _batch(data: Sequence[Tensor]) -> Any:
 
 @functools.cache
 def _compiled() -> tuple[Any, ...]:
-    """The solver, the system of the adjoint and its solution by TorchScript, which takes half the time of Python."""
+    """The solver, the system of the adjoint and its solution by TorchScript: half the time of Python where small.
+
+    Run without its optimiser, which takes a second at every new shape and gains nothing afterwards.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return tuple(torch.jit.script(f) for f in (solve, adjoint_system, adjoint))
@@ -305,9 +331,9 @@ def qp_solve(
     """As ai.icnnrt::QPSolve; every leading axis is B or 1, and what is absent has no columns. `skip` is of the
     gradient."""
     data = (Q, p, G, h_lower, h, A, b, lower, upper, start)
-    found = kernels() if p.device.type == "cpu" else None
+    found = kernels(p.dtype, steps) if p.device.type == "cpu" else None
     if found is not None:
-        outputs = found.solve([a.detach().numpy() for a in data], steps)
+        outputs = found.solve([a.detach().numpy() for a in data])
         return cast(Any, tuple(torch.from_numpy(a) for a in outputs))
     B, dtype = _batch(data), p.dtype
     if B == 0:
@@ -315,7 +341,7 @@ def qp_solve(
     Q, p, G, h_lower, h, A, b, lower, upper, start = _wide(data, B)
     inf = float("inf")
     whole = Data(Q, p, G, _or(h_lower, h, -inf), h, A, b, _or(lower, p, -inf), _or(upper, p, inf))
-    with torch.no_grad():
+    with torch.no_grad(), torch.jit.optimized_execution(False):
         solution = _compiled()[0](whole, start if start.shape[1] else None, steps, *_precision(dtype))
     floats = [a.to(dtype).contiguous() for a in solution[:6]]
     return cast(Any, (*floats, solution.residual, solution.status, solution.ray.to(dtype)))
@@ -351,7 +377,7 @@ def qp_adjoint(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ai.icnnrt::QPAdjoint: d_z, d_λ, d_ν, d_μ; a cotangent without columns is zero."""
     data = (Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar)
-    found = kernels() if z_bar.device.type == "cpu" else None
+    found = kernels(z_bar.dtype, STEPS) if z_bar.device.type == "cpu" else None
     if found is not None:
         return cast(Any, tuple(torch.from_numpy(a) for a in found.adjoint([a.detach().numpy() for a in data])))
     B, dtype = z_bar.shape[0], z_bar.dtype
@@ -361,7 +387,7 @@ def qp_adjoint(
     Q, G, A, lam, mu, slack, box_slack, _, z_bar, lam_bar, nu_bar, mu_bar = _wide(data, B)
     nu = A[:, :, 0]
     bars = (z_bar, _or(lam_bar, lam, 0.0), _or(nu_bar, nu, 0.0), _or(mu_bar, mu, 0.0))
-    with torch.no_grad():
+    with torch.no_grad(), torch.jit.optimized_execution(False):
         system = _compiled()[1](Q, G, A, lam, mu, slack, box_slack)
         d = _compiled()[2](system, good, *bars)
     return cast(Any, tuple(a.to(dtype).contiguous() for a in d))

@@ -1,0 +1,45 @@
+"""Energies whose context goes through a quadratic program, from torch to a package."""
+
+import numpy as np
+import torch
+from torch import nn
+
+import icnnrt
+from icnnrt_exporters import export
+from icnnrt_models import BundleEntropyArgmin, QPLayer
+
+
+class Planned(nn.Module):
+    """f(x, y) = ½ ‖y − z(x)‖², z the projection of Wx on a simplex."""
+
+    def __init__(self):
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+        self.qp = QPLayer()
+        self.y_dim = 5
+
+    def forward(self, x, y):
+        eye = torch.eye(5, dtype=x.dtype)
+        z = self.qp(eye, -x @ self.W.T, A=torch.ones_like(eye[:1]), b=torch.ones_like(eye[0, :1]), lower=0.0)
+        return 0.5 * (y - z).square().sum(1)
+
+
+def test_an_energy_with_a_program_on_its_x_path(tmp_path):
+    energy = Planned().double().eval()
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y = torch.rand(6, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    layer = BundleEntropyArgmin(energy, iterations=4)
+    export(energy, layer, x, y, tmp_path / "energy.icnn")
+    x.requires_grad_()
+    found = layer(x)
+    found.sin().sum().backward()
+    with icnnrt.load(tmp_path / "energy.icnn") as session:
+        assert "QPSolve" in session.manifest.ops["ai.icnnrt"].names
+        solution = session.argmin(x.detach().numpy())
+        np.testing.assert_allclose(solution.y, found.detach().numpy(), atol=1e-6)
+        bars = session.vjp(solution, np.cos(solution.y), on_unsafe="skip")
+        kept = ~bars.skipped
+        assert kept.any()
+        np.testing.assert_allclose(bars.x[kept], x.grad.numpy()[kept], rtol=1e-4, atol=1e-6)
+        if kept.all():
+            np.testing.assert_allclose(bars.weights["W"], energy.W.grad.numpy(), rtol=1e-4, atol=1e-6)

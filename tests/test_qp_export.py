@@ -1,0 +1,353 @@
+"""Networks with QPLayer outside torch: plain torch.onnx.export, packages, fine-tuning without torch."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from quadratic_programs import mixed
+from torch import nn
+
+import icnnrt
+from icnnrt import _native
+from icnnrt.errors import CertificateError, ExportError, InputError
+from icnnrt.finetune import FineTuner
+from icnnrt.qp_status import QPStatus
+from icnnrt.verify import verify
+from icnnrt_exporters import SGD, QPLayer, TrainSpec, add_bodies, export, qp_translation_table
+from icnnrt_exporters.onnx_head import quiet
+from icnnrt_models import BundleEntropyArgmin
+
+OLD = onnx.helper.make_opsetid("", 18)
+Z = {torch.float64: 1e-6, torch.float32: 1e-4}
+
+
+class Controller(nn.Module):
+    """x -> a program -> another one, which a budget below zero leaves without a z."""
+
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.inner = nn.Linear(4, 6)
+        self.factor = nn.Parameter(0.5 * torch.randn(6, 6, generator=g))
+        self.G = nn.Parameter(torch.randn(3, 6, generator=g))
+        self.budget = nn.Parameter(torch.tensor([3.0]))
+        self.scale = nn.Linear(6, 6)
+        self.qp = QPLayer()
+        self.simplex = QPLayer()
+        with torch.no_grad():
+            for p in (*self.inner.parameters(), *self.scale.parameters()):
+                p.copy_(0.5 * torch.randn(p.shape, generator=g))
+        self.to(dtype)
+
+    def forward(self, x):
+        eye = torch.eye(6, dtype=x.dtype)
+        ones = torch.ones(3, dtype=x.dtype)
+        Q = self.factor @ self.factor.T + 0.1 * eye
+        u = self.qp(Q, self.inner(x), self.G, ones, lower=-1.0, upper=1.0)
+        # Of three kinds: something to divide, given by x.
+        amount = self.budget + x[:, :1]
+        return self.simplex(eye, self.scale(u), A=torch.ones(1, 6, dtype=x.dtype), b=amount, lower=0.0)
+
+
+def inputs(B, dtype=torch.float64):
+    return torch.randn(B, 4, generator=torch.Generator().manual_seed(B), dtype=torch.float64).to(dtype)
+
+
+@pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def made(request, tmp_path_factory):
+    """Module and package."""
+    net = Controller(request.param).eval()
+    path = tmp_path_factory.mktemp("qp") / "controller.icnn"
+    x = inputs(16, request.param)
+    # SGD for what is told in float64, so that a step can be compared.
+    optimizer = SGD(momentum=0.0) if request.param == torch.float64 else "adam"
+    export(net, None, x, net(x).detach(), path, kind="qp", train=TrainSpec(optimizer=optimizer))
+    return net, path
+
+
+# ---------------------------------------------------------------- torch.onnx.export
+
+
+class Layer(nn.Module):
+    """All data given, all of the answer."""
+
+    def __init__(self):
+        super().__init__()
+        self.qp = QPLayer(multipliers=True)
+
+    def forward(self, Q, p, G, h_lower, h, A, b, lower, upper):
+        return tuple(self.qp(Q, p, G, h, A, b, h_lower=h_lower, lower=lower, upper=upper))
+
+
+def sessions(path):
+    """onnxruntime's own, without and with the native library."""
+    yield onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    if _native.build().library is not None:
+        options = onnxruntime.SessionOptions()
+        options.register_custom_ops_library(icnnrt.ops_library())
+        yield onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_program(module, arguments):
+    dim = torch.export.Dim("batch")
+    with quiet():
+        return torch.onnx.export(
+            module,
+            arguments,
+            dynamo=True,
+            dynamic_shapes=tuple({0: dim} for _ in arguments),
+            opset_version=21,
+            custom_translation_table=qp_translation_table(),
+            verbose=False,
+        )
+
+
+@pytest.mark.parametrize("dtype", Z, ids=str)
+def test_plain_onnx_with_and_without_native(dtype, tmp_path):
+    net = Controller(dtype).eval()
+    program = add_bodies(onnx_program(net, (inputs(5, dtype),)))
+    path = tmp_path / "net.onnx"
+    program.save(path)
+    onnx.checker.check_model(path, full_check=True)
+    model = onnx.load(path)
+    assert sum(node.domain == "ai.icnnrt" and node.op_type == "QPSolve" for node in model.graph.node) == 2
+    assert {f.name for f in model.functions} >= {"QPSolve"}
+    for session in sessions(path):
+        (name,) = (i.name for i in session.get_inputs())
+        for B in (1, 3, 128):
+            x = inputs(B, dtype)
+            (z,) = session.run(None, {name: x.numpy()})
+            torch.testing.assert_close(torch.from_numpy(z), net(x).detach(), rtol=Z[dtype], atol=Z[dtype])
+
+
+def test_every_status_in_onnx(tmp_path):
+    qp, wanted = mixed(3)
+    data = tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in qp)
+    proto = onnx_program(Layer(), data).model_proto
+    path = tmp_path / "layer.onnx"
+    onnx.save(add_bodies(proto), path)
+    true = Layer()(*data)
+    for session in sessions(path):
+        found = session.run(None, {i.name: a.numpy() for i, a in zip(session.get_inputs(), data, strict=True)})
+        assert (found[-1] == wanted).all()
+        for mine, torchs in zip(found[:4], true[:4], strict=True):
+            np.testing.assert_allclose(mine, torchs.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_bodies_need_their_opset():
+    with pytest.raises(ExportError, match="program: expected opset 21 or later"):
+        add_bodies(
+            onnx.helper.make_model(
+                onnx.helper.make_graph([], "g", [], []), opset_imports=[onnx.helper.make_opsetid("", 18)]
+            )
+        )
+
+
+# ---------------------------------------------------------------- packages
+
+
+def test_a_package_answers_as_torch(made):
+    net, path = made
+    T = net.G.dtype
+    for native in (False, None):
+        with icnnrt.load(path, native=native) as session:
+            for B in (1, 3, 128):
+                x = inputs(B, T)
+                x[:, 0].clamp_(min=-2.5)  # what remains to be divided
+                answer = session.solve_qp(x.numpy())
+                assert answer.ok.all(), answer
+                torch.testing.assert_close(torch.from_numpy(answer.z.copy()), net(x).detach(), rtol=Z[T], atol=Z[T])
+                assert answer.residual.max() <= 1e-6
+
+
+def test_its_adjoint_is_autograds(made):
+    net, path = made
+    T = net.G.dtype
+    x = inputs(9, T).requires_grad_()
+    bar = torch.randn(9, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(T)
+    net.zero_grad()
+    (net(x) * bar).sum().backward()
+    with icnnrt.load(path) as session:
+        answer = session.solve_qp(x.detach().numpy())
+        found = session.vjp(answer, bar.numpy())
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}[T]
+    torch.testing.assert_close(torch.from_numpy(found.x.copy()), x.grad, rtol=tolerance, atol=tolerance)
+    assert found.weights.keys() == dict(net.named_parameters()).keys()
+    for name, parameter in net.named_parameters():
+        mine = torch.from_numpy(found.weights[name].copy())
+        torch.testing.assert_close(mine, parameter.grad, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_what_has_no_solution_spoils_nothing(made):
+    """A budget below zero cannot be divided; NaN is not run."""
+    net, path = made
+    T = net.G.dtype
+    x = inputs(6, T)
+    x[1, 0], x[4, 2] = -10.0, torch.nan
+    good = np.array([0, 2, 3, 5])
+    with icnnrt.load(path) as session:
+        answer = session.solve_qp(x.numpy())
+        assert answer.status[[1, 4]].tolist() == [QPStatus.PRIMAL_INFEASIBLE, QPStatus.NOT_FINITE_INPUT]
+        assert np.isnan(answer.z[[1, 4]]).all()
+        assert answer.ok[good].all()
+        alone = session.solve_qp(x.numpy()[good])
+        np.testing.assert_allclose(answer.z[good], alone.z, rtol=Z[T], atol=Z[T])
+        bar = np.ones_like(answer.z)
+        bar[1] = np.nan
+        with pytest.raises(CertificateError, match=r"sample 1: no z meets the constraints.*sample 4"):
+            session.vjp(answer, bar)
+        found, expected = session.vjp(answer, bar, on_unsafe="skip"), session.vjp(alone, bar[good])
+        assert found.skipped.tolist() == [False, True, False, False, True, False]
+        assert np.isnan(found.x[[1, 4]]).all()
+        for name, theta_bar in expected.weights.items():
+            np.testing.assert_allclose(found.weights[name], theta_bar, rtol=1e-4, atol=1e-5)
+        none = session.vjp(answer[[1, 4]], bar[[1, 4]], on_unsafe="skip")
+        assert all((a == 0).all() for a in none.weights.values())
+        assert "1 PRIMAL_INFEASIBLE" in answer.summary()
+        assert len(session.solve_qp(x.numpy()[:0])) == 0
+        with pytest.raises(CertificateError, match="strict: 2 of 6 samples are not solved: sample 1: no z"):
+            session.solve_qp(x.numpy(), strict=True)
+
+
+def test_fine_tuning_without_torch(made, tmp_path):
+    """Towards another network's answers; a sample whose program has no solution is left out of loss and gradient."""
+    net, path = made
+    T = net.G.dtype
+    x = inputs(32, T)
+    x[:, 0].clamp_(min=-2.0)
+    with torch.no_grad():
+        other = Controller(T)
+        for p in other.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=T))
+        target = other(x)
+    assert torch.isfinite(target).all()
+    x[3, 0] = -10.0
+    with icnnrt.load(path) as session:
+        tuner = FineTuner(session, learning_rate=0.1 if torch.float64 == T else 1e-2)
+        first = tuner.step(x.numpy(), target.numpy())
+        assert first.accepted, first
+        assert (first.unsafe, first.samples) == (1, 32)
+        keep = [i for i in range(32) if i != 3]
+        true = (net(x[keep]) - target[keep]).square().mean()
+        assert first.loss == pytest.approx(float(true), rel=1e-4)
+        reports = [tuner.step(x.numpy(), target.numpy()) for _ in range(25)]
+        assert all(r.accepted for r in reports)
+        assert tuner.loss(x.numpy(), target.numpy()) < 0.7 * first.loss
+        weights = dict(session.weights)
+        tuner.write_package(tmp_path / "tuned.icnn")
+        tuner.save(tmp_path / "history")
+        # Nothing but what cannot be solved: nothing moves.
+        bad = tuner.step(x.numpy()[3:4], target.numpy()[3:4])
+        assert not bad.accepted
+        assert "no sample has a quadratic program with a solution" in bad.reason
+    with icnnrt.load(tmp_path / "tuned.icnn") as session:
+        assert all((session.weights[name] == a).all() for name, a in weights.items())
+        assert session.manifest.kind == "qp"
+        # The same numbers in torch.
+        with torch.no_grad():
+            tuned = Controller(T)
+            tuned.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in weights.items()})
+            z = tuned(x[keep])
+        found = session.solve_qp(x[keep].numpy())
+        np.testing.assert_allclose(found.z, z.numpy(), rtol=Z[T], atol=Z[T])
+
+
+def test_one_step_is_torchs(made):
+    """SGD without momentum: θ − rate·θ̄, and the norm of θ̄."""
+    net, path = made
+    if net.G.dtype != torch.float64:
+        pytest.skip("float64 tells")
+    x, target = inputs(8), torch.ones(8, 6, dtype=torch.float64)
+    net.zero_grad()
+    (net(x) - target).square().mean().backward()
+    with icnnrt.load(path) as session:
+        FineTuner(session, learning_rate=0.1).step(x.numpy(), target.numpy())
+        for name, p in net.named_parameters():
+            moved = p - 0.1 * p.grad
+            np.testing.assert_allclose(session.weights[name], moved.detach().numpy(), rtol=1e-6, atol=1e-8)
+
+
+def test_verify_checks_it(made):
+    net, path = made
+    x = inputs(24, net.G.dtype)
+    x[:, 0].clamp_(min=-2.0)
+    report = verify(path, x.numpy(), samples=24)
+    assert report.passed, report
+    checks = {check.name: check.verdict for check in report.checks}
+    assert checks["golden: solve.z"] == checks["adjoint: x"] == checks["adjoint: weights"] == "pass"
+    assert report.status == {"SOLVED": 24}
+
+
+def test_a_package_runs_without_torch(made):
+    _, path = made
+    code = (
+        "import sys, numpy as np, icnnrt; s = icnnrt.load(sys.argv[1]); a = s.solve_qp(np.zeros((2, 4)));"
+        "assert a.ok.all(); s.vjp(a, np.ones((2, 6)));"
+        "assert not {'torch', 'onnx', 'icnnrt_models', 'icnnrt_exporters'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+
+
+def test_what_does_not_belong_is_told(made, tmp_path, digits_like_package):
+    net, path = made
+    T = net.G.dtype
+    x = inputs(4, T)
+    z = net(x).detach()
+    with icnnrt.load(path) as session:
+        for call in (session.value, session.gradient):
+            with pytest.raises(InputError, match="network of quadratic programs, no energy; use `solve_qp`"):
+                call(x.numpy(), z.numpy())
+        with pytest.raises(InputError, match="argmin: the package holds a network of quadratic programs"):
+            session.argmin(x.numpy())
+        with pytest.raises(InputError, match="solution: expected what session"):
+            session.vjp(z.numpy(), z.numpy())
+        with pytest.raises(InputError, match="value: "):
+            session.prove_convexity()
+    with (
+        icnnrt.load(digits_like_package) as session,
+        pytest.raises(InputError, match="expected a package of kind 'qp'"),
+    ):
+        session.solve_qp(np.zeros((1, 4)))
+    wrong = [
+        (
+            net,
+            {"solver": BundleEntropyArgmin(nn.Linear(1, 1), y_dim=6)},
+            "solver: a network of quadratic",
+        ),
+        (net, {"heads": ["hvp"]}, "heads: a network of quadratic programs has no energy"),
+        (nn.Linear(4, 6, dtype=T), {}, "module: expected a network with a QPLayer"),
+        (net, {"train": TrainSpec(adjoint="prop3")}, "adjoint: a quadratic program has one adjoint"),
+        (Multipliers(T), {}, "module: forward returned QPResult for a batch"),
+        (Mixing(T), {}, "module: the answer of a sample depends on the others"),
+    ]
+    for module, keywords, sentence in wrong:
+        solver = keywords.pop("solver", None)
+        with pytest.raises(ExportError, match=sentence):
+            export(module, solver, x, z, tmp_path / "no.icnn", kind="qp", **keywords)
+    with pytest.raises(ExportError, match="y_example: expected answers of 6 columns"):
+        export(net, None, x, z[:, :2], tmp_path / "no.icnn", kind="qp")
+    assert not list(tmp_path.iterdir())
+
+
+class Multipliers(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(4, dtype=dtype))
+        self.qp = QPLayer(multipliers=True)
+
+    def forward(self, x):
+        return self.qp(torch.eye(4, dtype=x.dtype), self.w * x)
+
+
+class Mixing(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(4, dtype=dtype))
+        self.qp = QPLayer()
+
+    def forward(self, x):
+        return self.qp(torch.eye(4, dtype=x.dtype), self.w * (x - x.mean(0)), lower=-0.1)
