@@ -39,10 +39,14 @@ TIERS = {
     "golden": 0,
     "qp_status": 0,
     "qp_reference": 0,
+    "_piecewise": 0,
+    "lp_files": 0,
+    "bundle_qp": 0,
     "_native": 1,
     "_runner": 1,
     "adjoint": 2,
     "session": 2,
+    "epigraph": 3,
     "__init__": 3,
     "finetune": 3,
     "federated": 3,
@@ -52,6 +56,7 @@ TIERS = {
     "cli": 4,
     "cli_tune": 4,
     "cli_repair": 4,
+    "cli_epigraph": 4,
     "__main__": 4,
 }
 MAY_IMPORT_ONNXRUNTIME = 1

@@ -25,6 +25,7 @@ PUBLIC = {
         "run",
         "verify",
     },
+    "cli_epigraph": {"epigraph"},
     "cli_repair": {"repair"},
     "cli_tune": {"tune"},
     "checkpoints": {"Checkpoint", "History", "network_of"},
@@ -62,7 +63,9 @@ PUBLIC = {
         "softplus",
         "space_coordinates",
     },
+    "epigraph": {"EpigraphProblem", "EpigraphSolution", "epigraph"},
     "golden": {"Replayed", "compute", "replay"},
+    "lp_files": {"Coo", "Program", "write_program"},
     "manifest": {
         "Domain",
         "GraphFile",
