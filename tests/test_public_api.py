@@ -13,6 +13,15 @@ import icnnrt
 PUBLIC = {
     "adjoint": {"vjp"},
     "bregman": {"bregman_adjoint", "bregman_argmin"},
+    "bundle_qp": {
+        "Model",
+        "Polyhedron",
+        "PolyhedronCotangents",
+        "PolyhedronTrajectory",
+        "bundle_qp_adjoint",
+        "bundle_qp_argmin",
+        "bundle_qp_implicit",
+    },
     "recommend": {"Recommendation", "prefixes", "recommend"},
     "cli": {
         "as_command",
