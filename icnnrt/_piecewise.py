@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from icnnrt._convexity_rules import MOVERS
 from icnnrt._fields import show
-from icnnrt._onnx_graph import Graph, Node, ancestors
+from icnnrt._onnx_graph import Graph, Node, ancestors, read_graph
 from icnnrt._onnx_numpy import (
     Unsupported,
     convolve,
@@ -464,6 +464,15 @@ _LINEAR: Final = frozenset(
         "Trilu",
     )
 )
+
+
+def is_piecewise_linear(data: bytes, weights: Mapping[str, Tensor], x: Tensor, n: int) -> bool:
+    """Whether the value graph is affine maps and maxima in y, at this x."""
+    try:
+        Walk(read_graph(data, weights), x, n).run()
+    except InputError:
+        return False
+    return True
 
 
 def _refusal(node: Node, why: str) -> InputError:

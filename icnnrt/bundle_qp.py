@@ -21,7 +21,7 @@ Everything is batched: a leading dimension B, one independent problem a sample.
 """
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,12 +108,14 @@ def bundle_qp_argmin(
     tolerance: float = TOLERANCE,
     steps: int = STEPS,
     solver: Solver = qp_solve,
+    precision: Any = np.float64,
 ) -> PolyhedronTrajectory:
     """At most K = iterations >= 1 cuts of the bundle method over the polyhedron.
 
     value_and_gradient(y [B, n]) -> (f [B], ∇f [B, n]); rows of samples that are done or have no answer may be anything
     there and are not looked at. y_init [B, n], 0 by default. With μ = 0 the polyhedron has to be bounded. tolerance:
     the gap, relative to max(1, |lower_bound|), at which a sample is done; 0 never is. solver: of the programs.
+    precision: the dtype that f is computed in, whose rounding is no sign that f is not convex.
 
     The status of each sample: EMPTY_DOMAIN where P is empty, NOT_FINITE_INPUT where its data are not numbers,
     NOT_FINITE where f is not, NOT_CONVEX where f lies below its own cuts, SOLVER where the gap is above the tolerance
@@ -174,7 +176,7 @@ def bundle_qp_argmin(
     energy, lower_bound = (np.where(run, a, np.nan) for a in (energy, lower_bound))
     with np.errstate(invalid="ignore"):
         gap = energy - lower_bound
-        noise = certificate.rounding(energy, slopes, offsets, SPACE, cut_points)
+        noise = certificate.rounding(energy, slopes.astype(precision), offsets, SPACE, cut_points)
         violation = certificate.convexity_violation(slopes, offsets, cut_points, SPACE)
         status = np.zeros(B, np.int8)
         large = ~_small(gap, lower_bound, tolerance)
@@ -241,7 +243,8 @@ def bundle_qp_adjoint(
             s = np.where(moved, seed[:, k], 0.0)
             if s.any():
                 point_bar[:, k] += np.where(moved, hvp(np.where(moved, Y[:, k], 0.0), s), 0.0)
-        part, one = QPReference(*(a[on] for a in solution)), Polyhedron(*(a[at] for a in P))
+        part = QPReference(*(a[on] for a in solution))  # type: ignore[arg-type]
+        one = Polyhedron(*(a[at] for a in P))
         if k:
             qp = _model(trajectory.slopes[at, :k], trajectory.offsets[at, :k], one, mu)
             z_bar = np.concatenate([point_bar[at, k], np.zeros((len(at), 1))], 1)

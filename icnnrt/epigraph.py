@@ -26,6 +26,7 @@ from icnnrt._onnx_graph import read_graph
 from icnnrt.errors import InputError
 from icnnrt.lp_files import Coo
 from icnnrt.package import Package
+from icnnrt.polyhedron import given_rows
 from icnnrt.qp_reference import QP, QPReference, qp_solve
 from icnnrt.qp_status import QPStatus
 from icnnrt.session import Session
@@ -137,15 +138,7 @@ def epigraph(
         B = len(X)
         if not finite_rows(X).all():
             raise InputError(f"x: expected finite numbers, but sample {int(np.argmin(finite_rows(X)))} holds others.")
-    rows = {
-        "lower": _rows("lower", -np.inf if lower is None else lower, B, (n,), spread=True),
-        "upper": _rows("upper", np.inf if upper is None else upper, B, (n,), spread=True),
-    }
-    for (left, M), (right, v) in ((("G", G), ("h", h)), (("A", A), ("b", b))):
-        if (M is None) != (v is None):
-            raise InputError(f"{left}, {right}: expected both or neither, but got one of them.")
-        matrix = _rows(left, np.zeros((0, n)) if M is None else M, B, (None, n))
-        rows |= {left: matrix, right: _rows(right, np.zeros(0) if v is None else v, B, matrix.shape[1:2])}
+    rows = given_rows(B, n, G=G, h=h, A=A, b=b, lower=lower, upper=upper)._asdict()
     weights = dict(package.weights if session is None else session.weights)
     graph = read_graph(package.graphs["value"], weights)
     problems = []
@@ -154,25 +147,6 @@ def epigraph(
         f = walk.run()
         problems.append(_problem(f, walk.hidden, n, mu, {name: array[i] for name, array in rows.items()}))
     return problems
-
-
-def _rows(name: str, value: object, B: int, shape: tuple[int | None, ...], *, spread: bool = False) -> Array:
-    """[B, *shape] in float64, from that, from [*shape] for all samples, or, with `spread`, from one number."""
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: expected numbers, but got {type(value).__name__} ({error}).") from error
-    if spread and array.ndim == 0:
-        array = np.broadcast_to(array, (B, *(s or 0 for s in shape)))
-    if array.ndim == len(shape):
-        array = np.broadcast_to(array, (B, *array.shape))
-    fits = array.ndim == len(shape) + 1 and array.shape[0] == B
-    if not fits or any(s is not None and s != came for s, came in zip(shape, array.shape[1:], strict=True)):
-        wanted = ", ".join("rows" if s is None else str(s) for s in shape)
-        raise InputError(f"{name}: expected shape [{wanted}] or [{B}, {wanted}], but got {list(array.shape)}.")
-    if np.isnan(array).any() or (not spread and name != "h" and np.isinf(array).any()):
-        raise InputError(f"{name}: expected finite numbers, but it holds NaN or infinity; leave out what is no bound.")
-    return array
 
 
 def _problem(

@@ -42,6 +42,7 @@ TIERS = {
     "_piecewise": 0,
     "lp_files": 0,
     "bundle_qp": 0,
+    "polyhedron": 0,
     "_native": 1,
     "_runner": 1,
     "adjoint": 2,

@@ -52,6 +52,7 @@ PUBLIC = {
         "status_of",
         "unit",
     },
+    "polyhedron": {"ConstraintCotangents", "PolyhedronSolution", "argmin", "given_rows", "vjp"},
     "convexity": {"Convexity", "Evidence", "Witness", "prove"},
     "errors": {
         "CertificateError",
@@ -116,7 +117,7 @@ PUBLIC = {
     },
     "repair": {"RepairReport", "project"},
     "session": {"Session", "load"},
-    "solution": {"Cotangents", "Solution"},
+    "solution": {"Cotangents", "Pulled", "Solution"},
     "status": {"Status", "advise"},
 }
 TOP = {
@@ -142,6 +143,7 @@ TOP = {
 }
 SESSION = {
     "argmin",
+    "argmin_polyhedron",
     "close",
     "dtype",
     "manifest",
@@ -149,6 +151,7 @@ SESSION = {
     "path",
     "prove_convexity",
     "providers",
+    "pullback",
     "gradient",
     "gradient_x",
     "hessian",
@@ -157,6 +160,7 @@ SESSION = {
     "value_and_gradient",
     "value_gradient_hessian",
     "vjp",
+    "vjp_polyhedron",
     "weights",
     "weights_id",
 }

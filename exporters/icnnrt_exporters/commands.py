@@ -53,6 +53,7 @@ class HeadName(StrEnum):
     hvp = "hvp"
     hessian = "hessian"
     gradient_x = "gradient_x"
+    pullback = "pullback"
 
 
 class KindName(StrEnum):

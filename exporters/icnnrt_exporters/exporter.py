@@ -31,6 +31,7 @@ from icnnrt_exporters.heads import (
     hessian,
     hessian_product,
     hessian_vector_product,
+    pullback,
     value_and_gradient,
 )
 from icnnrt_exporters.losses import loss_graph, named
@@ -58,7 +59,7 @@ Progress = Callable[[str], None]
 # role -> how its head is traced; the solver's graphs are assembled from others
 OPTIONAL_HEADS: Final = {"hvp": hessian_product, "hessian": hessian, "gradient_x": gradient_x}
 # Inputs of heads that are data; what else a head takes are weights.
-DATA: Final = ("x", "y", "y_dot")
+DATA: Final = ("x", "y", "y_dot", "f_bar", "gradient_bar")
 GOLDEN_SAMPLES: Final = 4
 
 # KKT residual up to which a model counts as solved, relative to max(1, |lower bound|).
@@ -94,8 +95,8 @@ def export(
             give real data, so that the figures mean something.
         path: the folder to write, by custom `*.icnn`.
         name: what the package calls itself; the folder's stem by default.
-        heads: further graphs: any of "hvp", "hessian" (dense, for small n) and "gradient_x". Value and gradient are
-            always there, argmin and adjoint with a solver.
+        heads: further graphs: any of "hvp", "hessian" (dense, for small n), "gradient_x" and "pullback" (cotangents of
+            f and ∇_y f to y, x and the weights). Value and gradient are always there, argmin and adjoint with a solver.
         kind: "gradient" for a module whose forward(x, y) -> [B, n] is the gradient itself; then there is no value, and
             no solver.
         nonnegative: state_dict names that must stay >= 0 for f to be convex in y; by default what the energy's own
@@ -251,6 +252,9 @@ def _parts(
         if role in wanted:
             progress(role.replace("_", " by "))
             assembled[role] = plain_graph(to_onnx(make(traced, x, y)), role)
+    if "pullback" in wanted:
+        progress("pullback")
+        assembled["pullback"] = plain_graph(to_onnx(pullback(traced, x, y, trainable)), "pullback")
 
     weights = {
         name: tensor.detach().cpu().contiguous().numpy() for name, tensor in _stored(energy, traced.theta).items()
