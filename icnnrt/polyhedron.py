@@ -149,6 +149,8 @@ def argmin(
     n, dtype = session.manifest.y_shape[0], session.dtype
     X = batch(x, "x", dtype, session.manifest.x_shape)
     B = len(X)
+    if not B:
+        raise InputError("x: expected at least one sample, but got none; leave the call out.")
     if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1:
         raise InputError(f"iterations: expected an integer of at least 1, but got {iterations!r}.")
     if not np.isfinite(mu) or mu < 0:

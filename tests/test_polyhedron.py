@@ -143,7 +143,7 @@ def test_samples_that_fail_leave_the_others_alone(sessions: dict[str, icnnrt.Ses
     session, x, given = sessions["pieces"], contexts(), constraints()
     alone = session.argmin_polyhedron(x, **given, mu=MU)
     x[1, 0] = np.nan
-    given["lower"][2] = given["upper"][2] + 1.0
+    given["lower"][2], given["upper"][2] = 2.0, 1.0
     found = session.argmin_polyhedron(x, **given, mu=MU)
     assert found.status.tolist() == [Status.CONVERGED, Status.NOT_FINITE_INPUT, Status.EMPTY_DOMAIN]
     np.testing.assert_allclose(found.y[0], alone.y[0], atol=1e-6)
@@ -166,8 +166,8 @@ def test_samples_that_fail_leave_the_others_alone(sessions: dict[str, icnnrt.Ses
         np.testing.assert_allclose(bars.weights[name], array, atol=1e-6)
     with pytest.raises(icnnrt.CertificateError, match="strict: 2 of 3"):
         session.argmin_polyhedron(x, **given, mu=MU, strict=True)
-    empty = session.argmin_polyhedron(np.zeros((0, 3)), mu=MU)
-    assert len(empty) == 0
+    with pytest.raises(icnnrt.InputError, match="x: expected at least one sample"):
+        session.argmin_polyhedron(np.zeros((0, 3)), mu=MU)
 
 
 def test_a_float32_package(tmp_path: Path) -> None:
@@ -208,11 +208,11 @@ def test_wrong_cotangents(sessions: dict[str, icnnrt.Session]) -> None:
     found = session.argmin_polyhedron(contexts(), mu=MU)
     with pytest.raises(icnnrt.InputError, match="adjoint: expected one of 'auto'"):
         session.vjp_polyhedron(found, np.ones((B, N)), adjoint="best")
-    with pytest.raises(icnnrt.InputError, match="hessian: the package pieces has no hessian.onnx"):
+    with pytest.raises(icnnrt.InputError, match=r"hessian: the package pieces has no hessian\.onnx"):
         session.vjp_polyhedron(found, np.ones((B, N)), adjoint="implicit")
     with pytest.raises(icnnrt.InputError, match="y_bar: expected finite numbers, but sample 1"):
         session.vjp_polyhedron(found, [[0.0] * N, [np.nan] * N, [0.0] * N])
-    with pytest.raises(icnnrt.InputError, match="solution: expected what session.argmin_polyhedron"):
+    with pytest.raises(icnnrt.InputError, match=r"solution: expected what session\.argmin_polyhedron"):
         session.vjp_polyhedron("y", np.ones((B, N)))  # type: ignore[arg-type]
     with icnnrt.load(session.path) as other:
         other._update_weights(dict(other.weights))
