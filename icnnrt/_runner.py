@@ -35,13 +35,15 @@ THREADS: Final = 1
 # 3 = errors. The default, warnings, prints a line on stderr for every weight, because a session may override it.
 LOG_SEVERITY: Final = 3
 
-# role -> inputs and outputs that icnnrt feeds and reads; adjoint.onnx also gives theta_bar.<trainable weight>.
+# role -> inputs and outputs that icnnrt feeds and reads; adjoint.onnx and pullback.onnx also give
+# theta_bar.<trainable weight>.
 SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "value": (("x", "y"), ("f", "gradient")),
     "gradient": (("x", "y"), ("gradient",)),
     "hvp": (("x", "y", "y_dot"), ("hvp",)),
     "hessian": (("x", "y"), ("f", "gradient", "hessian")),
     "gradient_x": (("x", "y"), ("gradient_x",)),
+    "pullback": (("x", "y", "f_bar", "gradient_bar"), ("y_bar", "x_bar")),
     "argmin": (
         ("x", "y_init"),
         (
@@ -114,6 +116,8 @@ def arrays_of(manifest: Manifest) -> dict[str, tuple[str, Shape]]:
         "f": (T, (BATCH,)),
         "gradient": (T, (BATCH, n)),
         "y_dot": (T, (BATCH, n)),
+        "f_bar": (T, (BATCH,)),
+        "gradient_bar": (T, (BATCH, n)),
         "hvp": (T, (BATCH, n)),
         "hessian": (T, (BATCH, n, n)),
         "gradient_x": (T, (BATCH, *x)),
@@ -182,7 +186,7 @@ def signature_of(manifest: Manifest, role: str) -> tuple[tuple[str, ...], tuple[
     if role in SOLVER_ROLES and manifest.domain and manifest.domain.kind == "box":
         inputs = (*inputs, *BOUNDS)
         outputs = (*outputs, *BOUNDS_BAR) if role == "adjoint" else outputs
-    if role in ("adjoint", "solve_adjoint"):
+    if role in ("adjoint", "pullback", "solve_adjoint"):
         trainable = (name for name, spec in manifest.weights.tensors.items() if spec.trainable)
         outputs = (*outputs, *(THETA_BAR + name for name in trainable))
     return inputs, outputs

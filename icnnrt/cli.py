@@ -687,6 +687,7 @@ def _facts() -> dict[str, Any]:
     }
 
 
-# `repair` and `tune` use what is above, and add themselves to `app`.
+# These commands use what is above, and add themselves to `app`.
+import icnnrt.cli_epigraph  # noqa: E402
 import icnnrt.cli_repair  # noqa: E402
 import icnnrt.cli_tune  # noqa: E402, F401

@@ -13,6 +13,7 @@ A package is a folder, by custom named `<name>.icnn`, of plain files and nothing
     hvp.onnx               Hessian-vector product   (x, y, y_dot) -> hvp; optional
     hessian.onnx           dense Hessian            (x, y) -> f, gradient, hessian (no f of kind "gradient"); optional
     gradient_x.onnx        by the context           (x, y) -> gradient_x; optional
+    pullback.onnx          of value.onnx            (x, y, f_bar, gradient_bar) -> y_bar, x_bar, theta_bar; optional
     train.onnx             one step of fine-tuning  (x, target, state) -> loss, new weights, new state; optional
     <role>.onnx            any further graph; role matches [a-z][a-z0-9_]*
     golden.safetensors     inputs and outputs to replay; optional

@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 
 from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
+from icnnrt import polyhedron as _polyhedron
 from icnnrt._arguments import batch, finite_rows
-from icnnrt._runner import SIGNATURES, Provider, Runner, arrays_of, signature_of
+from icnnrt._runner import SIGNATURES, THETA_BAR, Provider, Runner, arrays_of, signature_of
 from icnnrt.certificate import Tolerances
 from icnnrt.convexity import Convexity, prove
 from icnnrt.domains import MODELS
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest, SolverSpec
 from icnnrt.package import Package
+from icnnrt.polyhedron import ConstraintCotangents, PolyhedronSolution
 from icnnrt.qp_status import QPStatus
-from icnnrt.solution import Cotangents, QPAnswer, Solution
+from icnnrt.solution import Cotangents, Pulled, QPAnswer, Solution
 from icnnrt.status import Status
 
 Floats = NDArray[Any]  # float32 or float64: the package's dtype
@@ -178,10 +180,33 @@ class Session:
         """∇_x f(x, y), [B, *x_shape]. Needs gradient_x.onnx, an optional head of the export."""
         return self._evaluate("gradient_x", x, y)["gradient_x"]
 
-    def _evaluate(
-        self, role: str, x: object, y: object, v: object = None, *, only: tuple[str, ...] | None = None
-    ) -> dict[str, NDArray[Any]]:
-        """Run a graph of the energy; a sample that holds NaN or infinity is left out, and NaN in every output."""
+    def pullback(self, x: object, y: object, f_bar: object, gradient_bar: object) -> Pulled:
+        """Cotangents of f and ∇_y f to y, x and the weights: the gradients of Σ_b f̄_b f(x_b, y_b) + ḡ_b'∇_y f.
+
+        f_bar [B], gradient_bar [B, n]. ȳ = f̄ ∇_y f + ∇²_y f ḡ; θ̄ is summed over the batch. A sample with NaN or
+        infinity in any of the four has NaN in ȳ and x̄ and no part in θ̄. Needs pullback.onnx, an optional head.
+        """
+        self._demand("pullback")
+        Y = batch(y, "y", self._dtype, (self._n,))
+        X = self._no_context(len(Y)) if x is None else batch(x, "x", self._dtype, self._x_shape)
+        feeds = {
+            "x": X,
+            "y": batch(Y, "y", self._dtype, (self._n,), length=len(X)),
+            "f_bar": batch(f_bar, "f_bar", self._dtype, (), length=len(X)),
+            "gradient_bar": batch(gradient_bar, "gradient_bar", self._dtype, (self._n,), length=len(X)),
+        }
+        self._runner.check_open()
+        finite = np.logical_and.reduce([finite_rows(a) for a in feeds.values()])
+        y_bar, x_bar = np.full_like(Y, np.nan), np.full_like(X, np.nan)
+        tensors = self.manifest.weights.tensors
+        weights = {name: np.zeros(spec.shape, spec.dtype) for name, spec in tensors.items() if spec.trainable}
+        if finite.any():
+            out, _ = self._runner.run("pullback", {name: a[finite] for name, a in feeds.items()})
+            y_bar[finite], x_bar[finite] = out["y_bar"], out["x_bar"]
+            weights = {name: out[THETA_BAR + name] for name in weights}
+        return Pulled(y_bar, x_bar, weights)
+
+    def _demand(self, role: str) -> None:
         if role not in self.manifest.graphs:
             if role == "value":
                 raise _no_value(self.manifest)
@@ -189,6 +214,12 @@ class Session:
                 f"{role}: the package {self.manifest.name} has no {role}.onnx; export it again with "
                 f"heads=[{role!r}], or on the command line with --head {role}."
             )
+
+    def _evaluate(
+        self, role: str, x: object, y: object, v: object = None, *, only: tuple[str, ...] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Run a graph of the energy; a sample that holds NaN or infinity is left out, and NaN in every output."""
+        self._demand(role)
         X = None if x is None else batch(x, "x", self._dtype, self._x_shape)
         Y = batch(y, "y", self._dtype, (self._n,), length=None if X is None else len(X))
         feeds = {"x": self._no_context(len(Y)) if X is None else X, "y": Y}
@@ -386,6 +417,66 @@ class Session:
         if qp:
             return _adjoint.vjp_qp(run, self.manifest, solution, y_bar, on_unsafe=on_unsafe)
         return _adjoint.vjp(run, self.manifest, solution, y_bar, adjoint=adjoint, on_unsafe=on_unsafe)
+
+    def argmin_polyhedron(
+        self,
+        x: object,
+        *,
+        G: object = None,
+        h: object = None,
+        A: object = None,
+        b: object = None,
+        lower: object = None,
+        upper: object = None,
+        mu: float = 1.0,
+        iterations: int = 100,
+        tolerance: float | None = None,
+        y_init: object = None,
+        strict: bool | None = None,
+    ) -> PolyhedronSolution:
+        """Solve y* = argmin of f(x, y) + (μ/2) ‖y‖² over {Gy <= h, Ay = b, lower <= y <= upper}, of any package.
+
+        The package's own domain and regulariser, if it has any, play no part. Everything is float64 but f itself.
+
+        x:             [B, *x_shape], converted to the package's dtype
+        G, h, A, b:    [m, n], [m], [q, n], [q] for all samples, or with B in front
+        lower, upper:  one number, [n] or [B, n]; infinite for none
+        mu:            of the regulariser; with 0 the constraints have to bound y
+        iterations:    the most cuts; a sample stops at its tolerance
+        tolerance:     of the gap relative to max(1, |lower_bound|); 1e-9 of a float64 package, 1e-5 of a float32 one
+        y_init:        [B, n], where to start; its nearest feasible point is the first cut's. 0 by default
+        strict:        raise `CertificateError` if any sample did not converge; by default what `load` was told
+
+        Returns a `PolyhedronSolution`: y*, gap and lower bound, multipliers of the constraints, a status per sample
+        (EMPTY_DOMAIN where no y meets the constraints). Raises `InputError` for wrong arguments.
+        """
+        if "value" not in self.manifest.graphs:
+            raise _no_value(self.manifest)
+        given = {"G": G, "h": h, "A": A, "b": b, "lower": lower, "upper": upper}
+        solution = _polyhedron.argmin(
+            self, x, **given, mu=mu, iterations=iterations, tolerance=tolerance, y_init=y_init
+        )
+        failed = np.flatnonzero(~solution.ok)
+        if failed.size and (self._strict if strict is None else strict):
+            raise CertificateError(
+                f"strict: {failed.size} of {len(solution)} samples did not converge: {solution.advice(int(failed[0]))}."
+            )
+        return solution
+
+    def vjp_polyhedron(
+        self, solution: PolyhedronSolution, y_bar: object, *, adjoint: str = "auto", on_unsafe: str = "raise"
+    ) -> ConstraintCotangents:
+        """The gradient of a loss on y* with ȳ = ∂ℓ/∂y* [B, n], by G, h, A, b, lower, upper, mu, x and the weights.
+
+        adjoint:    "prop3" for energies of pieces, "implicit" (needs hessian.onnx) for smooth ones, "exact" (needs
+                    pullback.onnx) for the derivative of the iterations; "auto" asks the graph which of the first two.
+                    `icnnrt.polyhedron` tells them apart
+        on_unsafe:  "raise", or "skip" to leave out samples without a trustworthy gradient: those of status SOLVER or
+                    worse, of "implicit" those of GAP too, and those with an inaccurate model on the way
+
+        x̄ and θ̄ need pullback.onnx, and are None without. Raises `CertificateError` naming unsafe samples.
+        """
+        return _polyhedron.vjp(self, solution, y_bar, adjoint=adjoint, on_unsafe=on_unsafe)
 
     def prove_convexity(self, x: object = None, *, seed: int = 0) -> Convexity:
         """Whether f is convex in y with the weights as they are now: proven, violated (with a witness) or unknown.

@@ -226,6 +226,18 @@ class QPAnswer(_Frozen):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Pulled(_Frozen):
+    """Cotangents that f and ∇_y f send back: `Session.pullback`."""
+
+    y: Floats
+    """[B, n] in the package's dtype."""
+    x: Floats
+    """[B, *x_shape] in the package's dtype."""
+    weights: Mapping[str, Floats]
+    """name -> array of the weight's shape and dtype, for every trainable weight; summed over the batch."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Cotangents(_Frozen):
     """θ̄ and x̄: the gradient of a loss on y* by the weights and by x."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn  # noqa: E402
 from icnnrt_exporters import export, siblings  # noqa: E402
 from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin  # noqa: E402
 
-HEADS = ("hvp", "hessian", "gradient_x")
+HEADS = ("hvp", "hessian", "gradient_x", "pullback")
 
 
 def energy64() -> PICNN:
@@ -51,6 +51,31 @@ def test_what_the_package_says(session: icnnrt.Session) -> None:
     assert (manifest.kind, manifest.solver, manifest.domain) == ("energy", None, None)
     assert set(manifest.parity) == {"value", "gradient", *HEADS}
     assert all(figure < 1e-12 for figure in manifest.parity.values() if isinstance(figure, float))
+
+
+def test_the_pullback_against_torch(session: icnnrt.Session) -> None:
+    energy, (x, y) = energy64(), examples(5, 3, 4)
+    f_bar, g_bar = torch.linspace(-1, 1, 5).double(), torch.cos(torch.arange(20.0)).double().reshape(5, 4)
+    X, Y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    f = energy(X, Y)
+    (g,) = torch.autograd.grad(f.sum(), Y, create_graph=True)
+    named = dict(energy.named_parameters())
+    bars = torch.autograd.grad((f_bar * f).sum() + (g_bar * g).sum(), [Y, X, *named.values()])
+    pulled = session.pullback(x.numpy(), y.numpy(), f_bar.numpy(), g_bar.numpy())
+    assert set(pulled.weights) == set(named)
+    for got, true in zip((pulled.y, pulled.x, *(pulled.weights[name] for name in named)), bars, strict=True):
+        np.testing.assert_allclose(got, true, rtol=1e-9, atol=1e-11)
+    # A sample that holds NaN has no part in θ̄.
+    broken = f_bar.numpy().copy()
+    broken[1] = np.nan
+    kept = [0, 2, 3, 4]
+    part = session.pullback(x.numpy(), y.numpy(), broken, g_bar.numpy())
+    alone = session.pullback(x.numpy()[kept], y.numpy()[kept], f_bar.numpy()[kept], g_bar.numpy()[kept])
+    assert np.isnan(part.y[1]).all()
+    assert np.isnan(part.x[1]).all()
+    np.testing.assert_allclose(part.y[kept], alone.y, rtol=1e-12)
+    for name in named:
+        np.testing.assert_allclose(part.weights[name], alone.weights[name], rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("B", [1, 3, 128])
@@ -120,7 +145,7 @@ def test_verify_judges_the_heads(package: Path) -> None:
     report = verify(package, samples=8)
     verdicts = {check.name: check.verdict for check in report.checks}
     assert report.passed, report
-    for name in (*HEADS, "gradient", "convexity", "golden: value.f", "golden: hessian.hessian", "golden: hvp.hvp"):
+    for name in (*HEADS[:3], "gradient", "convexity", "golden: value.f", "golden: hessian.hessian", "golden: hvp.hvp"):
         assert verdicts[name] == "pass", name
 
 
@@ -216,10 +241,11 @@ def test_the_gradient_map_of_an_energy_without_context(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"heads": ["hessians"]}, "heads: expected hvp, hessian, gradient_x, got 'hessians'"),
+        ({"heads": ["hessians"]}, "heads: expected hvp, hessian, gradient_x, pullback, got 'hessians'"),
         ({"heads": "hvp"}, "heads: expected a list"),
         ({"kind": "map"}, "kind: expected 'energy' or 'gradient'"),
         ({"kind": "gradient", "heads": ["gradient_x"]}, "no value to differentiate by x"),
+        ({"kind": "gradient", "heads": ["pullback"]}, "leave 'pullback' out"),
     ],
 )
 def test_wrong_settings(tmp_path: Path, settings: dict[str, object], sentence: str) -> None:

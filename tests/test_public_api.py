@@ -13,6 +13,15 @@ import icnnrt
 PUBLIC = {
     "adjoint": {"vjp", "vjp_qp"},
     "bregman": {"bregman_adjoint", "bregman_argmin"},
+    "bundle_qp": {
+        "Model",
+        "Polyhedron",
+        "PolyhedronCotangents",
+        "PolyhedronTrajectory",
+        "bundle_qp_adjoint",
+        "bundle_qp_argmin",
+        "bundle_qp_implicit",
+    },
     "recommend": {"Recommendation", "prefixes", "recommend"},
     "cli": {
         "as_command",
@@ -25,6 +34,7 @@ PUBLIC = {
         "run",
         "verify",
     },
+    "cli_epigraph": {"epigraph"},
     "cli_repair": {"repair"},
     "cli_tune": {"tune"},
     "checkpoints": {"Checkpoint", "History", "network_of"},
@@ -42,6 +52,7 @@ PUBLIC = {
         "status_of",
         "unit",
     },
+    "polyhedron": {"ConstraintCotangents", "PolyhedronSolution", "argmin", "given_rows", "vjp"},
     "convexity": {"Convexity", "Evidence", "Witness", "prove"},
     "errors": {
         "CertificateError",
@@ -62,7 +73,9 @@ PUBLIC = {
         "softplus",
         "space_coordinates",
     },
+    "epigraph": {"EpigraphProblem", "EpigraphSolution", "epigraph"},
     "golden": {"Replayed", "compute", "replay"},
+    "lp_files": {"Coo", "Program", "write_program"},
     "manifest": {
         "Domain",
         "GraphFile",
@@ -106,7 +119,7 @@ PUBLIC = {
     },
     "repair": {"RepairReport", "project"},
     "session": {"Session", "load"},
-    "solution": {"Cotangents", "QPAnswer", "Solution"},
+    "solution": {"Cotangents", "Pulled", "QPAnswer", "Solution"},
     "status": {"Status", "advise"},
 }
 TOP = {
@@ -138,6 +151,7 @@ TOP = {
 }
 SESSION = {
     "argmin",
+    "argmin_polyhedron",
     "close",
     "dtype",
     "manifest",
@@ -146,6 +160,7 @@ SESSION = {
     "prove_convexity",
     "providers",
     "solve_qp",
+    "pullback",
     "gradient",
     "gradient_x",
     "hessian",
@@ -154,6 +169,7 @@ SESSION = {
     "value_and_gradient",
     "value_gradient_hessian",
     "vjp",
+    "vjp_polyhedron",
     "weights",
     "weights_id",
 }

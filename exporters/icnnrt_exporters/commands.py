@@ -54,6 +54,7 @@ class HeadName(StrEnum):
     hvp = "hvp"
     hessian = "hessian"
     gradient_x = "gradient_x"
+    pullback = "pullback"
 
 
 class KindName(StrEnum):

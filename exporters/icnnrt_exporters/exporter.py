@@ -35,6 +35,7 @@ from icnnrt_exporters.heads import (
     hessian,
     hessian_product,
     hessian_vector_product,
+    pullback,
     value_and_gradient,
 )
 from icnnrt_exporters.losses import loss_graph, named
@@ -63,7 +64,7 @@ Progress = Callable[[str], None]
 # role -> how its head is traced; the solver's graphs are assembled from others
 OPTIONAL_HEADS: Final = {"hvp": hessian_product, "hessian": hessian, "gradient_x": gradient_x}
 # Inputs of heads that are data; what else a head takes are weights.
-DATA: Final = ("x", "y", "y_dot")
+DATA: Final = ("x", "y", "y_dot", "f_bar", "gradient_bar")
 GOLDEN_SAMPLES: Final = 4
 RUNS: Final = 10  # of a solver that is timed, of which the shortest counts
 QP_OPERATORS: Final = {(package.OP_DOMAIN, name, "") for name in ("QPSolve", "QPAdjoint")}
@@ -101,8 +102,8 @@ def export(
             give real data, so that the figures mean something.
         path: the folder to write, by custom `*.icnn`.
         name: what the package calls itself; the folder's stem by default.
-        heads: further graphs: any of "hvp", "hessian" (dense, for small n) and "gradient_x". Value and gradient are
-            always there, argmin and adjoint with a solver.
+        heads: further graphs: any of "hvp", "hessian" (dense, for small n), "gradient_x" and "pullback" (cotangents of
+            f and ∇_y f to y, x and the weights). Value and gradient are always there, argmin and adjoint with a solver.
         kind: "gradient" for a module whose forward(x, y) -> [B, n] is the gradient itself; then there is no value, and
             no solver. "qp" for a module whose forward(x) -> z [B, n] goes through a `QPLayer`: then `energy` is that
             network, y_example are answers or targets like them, solver is None, and the package has z, its adjoint
@@ -335,6 +336,10 @@ def _parts(
         if role in wanted:
             progress(role.replace("_", " by "))
             assembled[role] = plain_graph(to_onnx(make(traced.energy, traced.x, traced.y)), role)
+    if "pullback" in wanted:
+        progress("pullback")
+        made = pullback(traced.energy, traced.x, traced.y, traced.trainable)
+        assembled["pullback"] = plain_graph(to_onnx(made), "pullback")
     domain = UNIT_BOX if solver is None else domain_of(solver)
     more = {role: traced.serialised(graph, domain) for role, graph in assembled.items()}
     return _Parts({**traced.graphs, **more}, training)

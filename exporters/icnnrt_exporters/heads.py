@@ -190,6 +190,34 @@ def cut_vjp(
     return trace(head, inputs, [*outputs, "push/slopes_again", *crossing], energy)
 
 
+def pullback(energy: EnergyGraph, x: Tensor, y: Tensor, trainable: Sequence[str]) -> Head:
+    """θ, x [B, ...], y [B, n], f̄ [B], ḡ [B, n] -> ȳ [B, n], x̄ [B, ...], θ̄: of f̄ f + ḡ'∇_y f, θ̄ summed over B."""
+    _demand_energy(energy, "pullback")
+    names = list(energy.theta)
+
+    def head(*args: Tensor) -> tuple[Tensor, ...]:
+        theta, (x, y, f_bar, gradient_bar) = dict(zip(names, args, strict=False)), args[len(names) :]
+        frozen = {name: t for name, t in theta.items() if name not in trainable}
+
+        def paired(moving: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            theta = {**frozen, **moving}
+            f, gradient = _value_and_slope(energy, theta, energy.prepare(theta, x), y)
+            return (f_bar * f).sum() + (gradient_bar * gradient).sum()
+
+        moving = {name: theta[name] for name in trainable}
+        theta_bar, x_bar, y_bar = grad(paired, argnums=(0, 1, 2))(moving, x, y)
+        return (y_bar, x_bar, *(theta_bar[name] for name in trainable))
+
+    inputs = [
+        *_theta(energy),
+        Input("x", x, 0),
+        Input("y", y, 0),
+        Input("f_bar", y.new_zeros(y.shape[0]), 0),
+        Input("gradient_bar", y, 0),
+    ]
+    return trace(head, inputs, ["y_bar", "x_bar", *(f"theta_bar.{name}" for name in trainable)], energy)
+
+
 def _theta(energy: EnergyGraph) -> list[Input]:
     return [Input(name, tensor, None) for name, tensor in energy.theta.items()]
 

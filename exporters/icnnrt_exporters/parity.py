@@ -28,9 +28,9 @@ from icnnrt_exporters.preconditions import Solver
 # the nearly parallel cuts of a converged smooth energy it divides by their differences; the exact recursion does not.
 TOLERANCE = {
     "float64": {"value": 1e-12, "gradient": 1e-12, "energy": 1e-9, "y": 1e-6, "exact": 1e-7, "prop3": 1e-3}
-    | {"hvp": 1e-9, "hessian": 1e-9, "gradient_x": 1e-12},
+    | {"hvp": 1e-9, "hessian": 1e-9, "gradient_x": 1e-12, "pullback": 1e-9},
     "float32": {"value": 1e-5, "gradient": 1e-3, "energy": 1e-3, "y": 2e-2, "exact": 1e-2, "prop3": 1e-2}
-    | {"hvp": 1e-2, "hessian": 1e-2, "gradient_x": 1e-3},
+    | {"hvp": 1e-2, "hessian": 1e-2, "gradient_x": 1e-3, "pullback": 1e-2},
 }
 # Of an energy that goes through quadratic programs: a gap of 1e-12 leaves z open by its root.
 QP = {"float64": 1e-6, "float32": 1e-3}
@@ -120,6 +120,16 @@ def _check_heads(session: icnnrt.Session, judge: nn.Module, x: Tensor, y: Tensor
     if "gradient_x" in manifest.graphs and f is not None:
         (true,) = torch.autograd.grad(f.sum(), context, retain_graph=True, materialize_grads=True)
         _worst(figures, "gradient_x", session.gradient_x(x.numpy(), y.numpy()), true)
+    if "pullback" in manifest.graphs and f is not None:
+        v = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape).to(y.dtype)
+        paired = (torch.sin(f.detach()).to(y.dtype).double() * f).sum() + (v.double() * g).sum()
+        trainable = [name for name, spec in manifest.weights.tensors.items() if spec.trainable]
+        named = dict(judge.named_parameters(remove_duplicate=False))
+        inputs = [leaf, context, *(named[name] for name in trainable)]
+        bars = torch.autograd.grad(paired, inputs, retain_graph=True, materialize_grads=True)
+        got = session.pullback(x.numpy(), y.numpy(), torch.sin(f.detach()).to(y.dtype).numpy(), v.numpy())
+        for one, true in zip((got.y, got.x, *(got.weights[name] for name in trainable)), bars, strict=True):
+            _worst(figures, "pullback", one, true)
     if not {"hvp", "hessian"} & manifest.graphs.keys():
         return
     # Row i of sample b is ∂g_bi/∂y_b: samples do not meet, so each column of the batch is one backward pass.

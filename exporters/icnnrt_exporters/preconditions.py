@@ -28,7 +28,7 @@ STORABLE = (
     torch.uint8,
     torch.bool,
 )
-HEADS = ("hvp", "hessian", "gradient_x")  # that are there if they are asked for
+HEADS = ("hvp", "hessian", "gradient_x", "pullback")  # that are there if they are asked for
 # Largest |f(batch) − f(sample alone)| in float64, relative: sums in another order stay far below it.
 SAMPLES_APART = 1e-9
 
@@ -106,8 +106,9 @@ def check_heads(heads: object, kind: str, solver: object, train: object) -> None
     if kind == "gradient":
         if solver is not None:
             raise ExportError("solver: a gradient alone has no value to minimise; pass solver=None, or the energy")
-        if "gradient_x" in heads:
-            raise ExportError("heads: a gradient alone has no value to differentiate by x; leave 'gradient_x' out")
+        for head in ("gradient_x", "pullback"):
+            if head in heads:
+                raise ExportError(f"heads: a gradient alone has no value to differentiate by x; leave {head!r} out")
     if kind == "qp":
         if solver is not None:
             raise ExportError("solver: a network of quadratic programs needs none; pass solver=None")

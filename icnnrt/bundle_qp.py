@@ -1,0 +1,379 @@
+"""The bundle method over a polyhedron, and its exact adjoint, in float64 numpy, written to be read.
+
+    y* = argmin over y in P of  f(y) + (μ/2) ‖y‖²,      P = {Gy <= h,  Ay = b,  lower <= y <= upper}
+
+Every iteration solves one quadratic program with the cuts g_i'y + e_i, e_i = f(y_i) − g_i'y_i, and the constraints
+themselves, so every answer is feasible whatever their number::
+
+    y_k, t_k = argmin over y, t of  t + (μ/2) ‖y‖²   s.t.  g_i'y + e_i <= t for i < k,   y in P        k = 1 .. K
+
+from the first cut at y_0, the point of P that is nearest to y_init. The dual value of the last of them is a lower bound
+of the minimum if f is convex, for any multipliers::
+
+    lower_bound = λ'e − h'λ_G − b'ν − bounds'μ − (1/2μ) ‖g'λ + G'λ_G + A'ν + μ‖²,      1'λ = 1
+
+and what the best of y_0 .. y_K has above it is its gap. A sample is done once that is small: further cuts would be near
+duplicates. Source of the cuts: Kelley, *The cutting-plane method for solving convex programs*, 1960; of differentiating
+through them: Amos, Xu, Kolter, *Input Convex Neural Networks*, ICML 2017, Proposition 3, here with every cut point y_i
+taken as the variable it is.
+
+Everything is batched: a leading dimension B, one independent problem a sample.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt import certificate
+from icnnrt.domains import SPACE
+from icnnrt.qp_reference import BOUND_MAX, QP, STEPS, QPReference, qp_adjoint, qp_gradients, qp_solve
+from icnnrt.qp_reference import TOLERANCE as QP_TOLERANCE
+from icnnrt.qp_status import QPStatus
+from icnnrt.reference import CutCotangents
+from icnnrt.status import Status
+
+__all__ = [
+    "Model",
+    "Polyhedron",
+    "PolyhedronCotangents",
+    "PolyhedronTrajectory",
+    "bundle_qp_adjoint",
+    "bundle_qp_argmin",
+    "bundle_qp_implicit",
+]
+
+Array = NDArray[np.float64]
+Solver = Callable[..., QPReference]  # (QP, start or None, steps=) -> QPReference
+
+SAME: Final = 1e-11  # energies that differ by less, relative to 1 + |energy|, are the same
+TOLERANCE: Final = 1e-9  # of the gap, relative to max(1, |lower bound|), in float64
+
+
+class Polyhedron(NamedTuple):
+    """{y: Gy <= h, Ay = b, lower <= y <= upper}; infinite bounds are none."""
+
+    G: Array  # [B, m, n]
+    h: Array  # [B, m]
+    A: Array  # [B, q, n]
+    b: Array  # [B, q]
+    lower: Array  # [B, n]
+    upper: Array  # [B, n]
+
+
+class Model(NamedTuple):
+    """One quadratic program of some of the samples, solved."""
+
+    samples: NDArray[np.int64]  # which they are
+    solution: QPReference  # z = (y, t); rows are cuts, then those of G. Of the projection: z = y, rows of G alone
+
+
+class PolyhedronTrajectory(NamedTuple):
+    """All that the bundle method leaves behind, to differentiate through it. NaN in samples that were not run."""
+
+    y: Array  # [B, n] the best point met: of the least energy
+    energy: Array  # [B] f(y) + (μ/2) ‖y‖²
+    lower_bound: Array  # [B] no energy in P is below it, if f is convex; −∞ if no model was solved
+    gap: Array  # [B] energy − lower_bound
+    residual: Array  # [B, 3] relative stationarity, feasibility, duality gap of the last model
+    status: NDArray[np.int8]  # [B] Status
+    cuts: NDArray[np.int64]  # [B] how many models were solved, each with one cut more
+    best: NDArray[np.int64]  # [B] y is y_best: 0 is the projection, k the answer of the k-th model
+    slopes: Array  # [B, K, n] g_i; slots beyond `cuts` repeat the first
+    offsets: Array  # [B, K] e_i = f(y_i) − g_i'y_i
+    cut_points: Array  # [B, K, n] y_0 .. y_{K−1}
+    lam: Array  # [B, K] multipliers of the cuts in the last model
+    projection: Model
+    models: tuple[Model, ...]  # K of them, the k-th of the samples that were not done before
+    polyhedron: Polyhedron
+    mu: float
+
+
+class PolyhedronCotangents(NamedTuple):
+    """∂ℓ/∂ of all that the answer depends on; NaN in samples without a trustworthy gradient."""
+
+    points: Array  # [B, J, n] y_i: the cut points, or y alone
+    cuts: CutCotangents  # [B, J]: θ̄ = Σ_i ∇θ [ offset_bar_i f(y_i) + seed_i'∇f(y_i) ], x̄ likewise
+    polyhedron: Polyhedron  # of G, h, A, b, lower, upper
+    mu: Array  # [B]
+
+
+def bundle_qp_argmin(
+    value_and_gradient: Callable[[Array], tuple[Array, Array]],
+    polyhedron: Polyhedron,
+    iterations: int,
+    mu: float,
+    y_init: Array | None = None,
+    tolerance: float = TOLERANCE,
+    steps: int = STEPS,
+    solver: Solver = qp_solve,
+    precision: Any = np.float64,
+) -> PolyhedronTrajectory:
+    """At most K = iterations >= 1 cuts of the bundle method over the polyhedron.
+
+    value_and_gradient(y [B, n]) -> (f [B], ∇f [B, n]); rows of samples that are done or have no answer may be anything
+    there and are not looked at. y_init [B, n], 0 by default. With μ = 0 the polyhedron has to be bounded. tolerance:
+    the gap, relative to max(1, |lower_bound|), at which a sample is done; 0 never is. solver: of the programs.
+    precision: the dtype that f is computed in, whose rounding is no sign that f is not convex.
+
+    The status of each sample: EMPTY_DOMAIN where P is empty, NOT_FINITE_INPUT where its data are not numbers,
+    NOT_FINITE where f is not, NOT_CONVEX where f lies below its own cuts, SOLVER where the gap is above the tolerance
+    since a model could not be solved (or, with μ = 0, is not bounded), GAP where it is after K cuts, else CONVERGED; of
+    the last three y is feasible.
+    """
+    B, n = polyhedron.lower.shape
+    K = iterations
+    y_init = np.zeros((B, n)) if y_init is None else y_init
+    projection = Model(np.arange(B), solver(_projection(polyhedron, y_init), None, steps=steps))
+    first = projection.solution
+    y = np.array(first.z)
+
+    slopes, offsets, cut_points = np.full((B, K, n), np.nan), np.full((B, K), np.nan), np.full((B, K, n), np.nan)
+    lam, residual = np.zeros((B, K)), np.full((B, 3), np.nan)
+    best_y, best, cuts = np.full((B, n), np.nan), np.zeros(B, np.int64), np.zeros(B, np.int64)
+    energy, lower_bound = np.full(B, np.inf), np.full(B, -np.inf)
+    going = np.asarray(first.status <= QPStatus.INACCURATE)
+    finite, solved = np.ones(B, bool), np.ones(B, bool)
+    enough, _ = QP_TOLERANCE[np.dtype(np.float64)]
+    feasible = np.array(going)
+    models: list[Model] = []
+    f, g = _evaluate(value_and_gradient, y, going)
+    for k in range(K + 1):
+        # y_k, its energy and, if it was not the last, its cut
+        met = f + 0.5 * mu * (y * y).sum(1)
+        finite &= ~going | (np.isfinite(met) & np.isfinite(g).all(1))
+        going &= finite
+        # By more than a program is solved to, so that of points that are the same the first stays.
+        noise = np.where(np.isfinite(energy), SAME * (1 + np.abs(energy)), 0.0)
+        better = going & feasible & (met < energy - noise)
+        best_y, best = np.where(better[:, None], y, best_y), np.where(better, k, best)
+        energy = np.where(better, met, energy)
+        going &= ~_small(energy - lower_bound, lower_bound, tolerance)
+        if k == K or not going.any():
+            break
+        slopes[going, k], cut_points[going, k] = g[going], y[going]
+        offsets[going, k] = f[going] - (g[going] * y[going]).sum(1)
+        # the model of k + 1 cuts
+        at = np.flatnonzero(going)
+        qp = _model(slopes[at, : k + 1], offsets[at, : k + 1], Polyhedron(*(a[at] for a in polyhedron)), mu)
+        warm = _warm(models[-1], at, k) if models else None
+        solution = solver(qp, warm, steps=steps)
+        models.append(Model(at, solution))
+        good = solution.status <= QPStatus.INACCURATE
+        solved[at], going[at] = solution.status == QPStatus.SOLVED, good
+        kept = at[good]
+        cuts[kept] = k + 1
+        lower_bound[kept] = np.maximum(lower_bound[kept], _dual(qp, solution, k + 1, mu)[good])
+        lam[kept, : k + 1], residual[kept] = solution.lam[good, : k + 1], solution.residual[good]
+        y[at], feasible[at] = solution.z[:, :n], solution.residual[:, 1] <= enough
+        f, g = _evaluate(value_and_gradient, y, going)
+
+    unused = np.isnan(offsets)
+    slopes, cut_points = (np.where(unused[:, :, None], a[:, :1], a) for a in (slopes, cut_points))
+    offsets = np.where(unused, offsets[:, :1], offsets)
+    run = np.isfinite(best_y).all(1)
+    energy, lower_bound = (np.where(run, a, np.nan) for a in (energy, lower_bound))
+    with np.errstate(invalid="ignore"):
+        gap = energy - lower_bound
+        noise = certificate.rounding(energy, slopes.astype(precision), offsets, SPACE, cut_points)
+        violation = certificate.convexity_violation(slopes, offsets, cut_points, SPACE)
+        status = np.zeros(B, np.int8)
+        large = ~_small(gap, lower_bound, tolerance)
+        status[large] = Status.GAP
+        status[large & ~solved] = Status.SOLVER
+        # A model is solved to 1e-9 of its own numbers: less tells nothing of f.
+        status[np.maximum(-gap, violation) > noise + enough * certificate.unit(lower_bound)] = Status.NOT_CONVEX
+    status[~finite] = Status.NOT_FINITE
+    status[first.status > QPStatus.INACCURATE] = Status.SOLVER
+    status[first.status == QPStatus.PRIMAL_INFEASIBLE] = Status.EMPTY_DOMAIN
+    status[first.status == QPStatus.NOT_FINITE_INPUT] = Status.NOT_FINITE_INPUT
+    return PolyhedronTrajectory(
+        best_y,
+        energy,
+        lower_bound,
+        gap,
+        residual,
+        status,
+        cuts,
+        best,
+        slopes,
+        offsets,
+        cut_points,
+        lam,
+        projection,
+        tuple(models),
+        polyhedron,
+        mu,
+    )
+
+
+def bundle_qp_adjoint(
+    trajectory: PolyhedronTrajectory, y_bar: Array, hvp: Callable[[Array, Array], Array] | None
+) -> PolyhedronCotangents:
+    """Cotangents of cuts and constraints for a loss with ∂ℓ/∂y = ȳ [B, n].
+
+    From the model that gave y back to the projection: its KKT system, solved once, tells what its cuts and constraints
+    did to y_k; what the cuts at y_{k−1} did goes on to the model before, ȳ_{k−1} = ∇²f(y_{k−1}) s_{k−1}. `hvp(y, s)` is
+    ∇²f(y) s [B, n]; None holds the cut points fixed, which is Proposition 3, and exact for piecewise-linear f.
+
+    That is the derivative of the algorithm, and for piecewise-linear f of the argmin. For smooth f the iterates of a
+    cutting-plane method come near y*, but their derivatives do not come near that of y* (off by factors of 2 to 80 at
+    gaps of 1e-3 to 1e-9): take `bundle_qp_implicit` there.
+
+    A sample in which a model on the way was not SOLVED has NaN throughout. θ̄ is linear in what is returned, and so are
+    the gradients of constraints that samples share: their sum over the batch.
+    """
+    P, mu = trajectory.polyhedron, trajectory.mu
+    Y = trajectory.cut_points
+    B, K, n = Y.shape
+    bars = Polyhedron(*(np.zeros(a.shape) for a in P))
+    mu_bar, offset_bar, seed = np.zeros(B), np.zeros((B, K)), np.zeros((B, K, n))
+    point_bar = np.zeros((B, K + 1, n))
+    point_bar[np.arange(B), trajectory.best] = y_bar
+    for k in range(len(trajectory.models), -1, -1):
+        samples, solution = trajectory.models[k - 1] if k else trajectory.projection
+        # Those whose y does not come from a later model, nor from none.
+        on = trajectory.best[samples] >= k
+        at = samples[on]
+        if not len(at):
+            continue
+        if hvp is not None and k < K:  # y_k bears cut k, and all models that hold it are done
+            moved = (trajectory.best > k)[:, None]
+            s = np.where(moved, seed[:, k], 0.0)
+            if s.any():
+                point_bar[:, k] += np.where(moved, hvp(np.where(moved, Y[:, k], 0.0), s), 0.0)
+        part = QPReference(*(a[on] for a in solution))  # type: ignore[arg-type]
+        one = Polyhedron(*(a[at] for a in P))
+        if k:
+            qp = _model(trajectory.slopes[at, :k], trajectory.offsets[at, :k], one, mu)
+            z_bar = np.concatenate([point_bar[at, k], np.zeros((len(at), 1))], 1)
+        else:
+            qp, z_bar = _projection(one, np.zeros((len(at), n))), point_bar[at, 0]
+        d = qp_adjoint(qp.Q, qp.G, qp.A, part, z_bar)
+        found = qp_gradients(part, d)
+        bars.G[at] += found.G[:, k:, :n]
+        bars.h[at] += found.h[:, k:]
+        bars.A[at] += found.A[:, :, :n]
+        bars.b[at] += found.b
+        bars.lower[at] += found.lower[:, :n]
+        bars.upper[at] += found.upper[:, :n]
+        if k:
+            y_k, c_y, λ, c_λ = part.z[:, :n], d.d_z[:, :n], part.lam[:, :k], d.d_lam[:, :k]
+            mu_bar[at] += (c_y * y_k).sum(1)
+            offset_bar[at, :k] += c_λ
+            # ḡ_i − ē_i y_i with ḡ_i = λ_i c_y + c_λi y_k
+            seed[at, :k] += λ[:, :, None] * c_y[:, None] + c_λ[:, :, None] * (y_k[:, None] - Y[at, :k])
+    return _withheld(trajectory, PolyhedronCotangents(Y, CutCotangents(offset_bar, seed), bars, mu_bar))
+
+
+def bundle_qp_implicit(
+    trajectory: PolyhedronTrajectory,
+    y_bar: Array,
+    gradient: Array,
+    hessian: Array,
+    steps: int = STEPS,
+    solver: Solver = qp_solve,
+) -> PolyhedronCotangents:
+    """Cotangents by the optimality conditions at y, for a smooth f solved to convergence.
+
+    gradient [B, n] and hessian [B, n, n] are of f at y. The solution map of min over P of f + (μ/2) ‖·‖² has at y* the
+    derivative of that of Newton's program, min over z in P of ∇f'z + ½ (z − y)'∇²f (z − y) + (μ/2) ‖z‖²; it is solved
+    for its multipliers. θ̄ = ∇θ [ seed'∇f(y) ]. Blind to kinks: wrong for ReLU networks, whose ∇²f is 0.
+    """
+    P, mu = trajectory.polyhedron, trajectory.mu
+    B, n = trajectory.y.shape
+    on = np.isfinite(trajectory.y).all(1) & np.isfinite(gradient).all(1) & np.isfinite(hessian).all((1, 2))
+    y, H, g = (np.where(on.reshape(B, *[1] * (a.ndim - 1)), a, 0.0) for a in (trajectory.y, hessian, gradient))
+    projection = _projection(P, y)
+    qp = projection._replace(Q=H + mu * np.eye(n), p=g - (H @ y[..., None])[..., 0])
+    solution = solver(qp, None, steps=steps)
+    d = qp_adjoint(qp.Q, qp.G, qp.A, solution, y_bar)
+    found = qp_gradients(solution, d)
+    bars = Polyhedron(found.G, found.h, found.A, found.b, found.lower, found.upper)
+    cuts = CutCotangents(np.zeros((B, 1)), d.d_z[:, None])
+    mu_bar = (d.d_z * solution.z).sum(1)
+    return _withheld(trajectory, PolyhedronCotangents(trajectory.y[:, None], cuts, bars, mu_bar))
+
+
+def _withheld(trajectory: PolyhedronTrajectory, found: PolyhedronCotangents) -> PolyhedronCotangents:
+    """NaN throughout in samples that have one anywhere, or no y."""
+    arrays = [np.array(a) for a in (*found.cuts, *found.polyhedron, found.mu)]
+    bad = ~np.isfinite(trajectory.y).all(1)
+    for a in arrays:
+        bad |= ~np.isfinite(a).reshape(len(a), -1).all(1)
+    for a in arrays:
+        a[bad] = np.nan
+    return PolyhedronCotangents(found.points, CutCotangents(*arrays[:2]), Polyhedron(*arrays[2:8]), arrays[8])
+
+
+def _small(gap: Array, lower_bound: Array, tolerance: float) -> NDArray[np.bool_]:
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(lower_bound) & (gap <= tolerance * certificate.unit(lower_bound))
+
+
+def _evaluate(
+    value_and_gradient: Callable[[Array], tuple[Array, Array]], y: Array, going: NDArray[np.bool_]
+) -> tuple[Array, Array]:
+    """f and ∇f in float64; points of samples that are out are 0."""
+    f, g = value_and_gradient(np.where(going[:, None], y, 0.0))
+    return np.asarray(f, np.float64), np.asarray(g, np.float64)
+
+
+def _projection(P: Polyhedron, y_init: Array) -> QP:
+    """min ½ ‖y‖² − y_init'y over P."""
+    B, n = y_init.shape
+    return QP(np.broadcast_to(np.eye(n), (B, n, n)), -y_init, P.G, np.full(P.h.shape, -np.inf), *P[1:])
+
+
+def _model(slopes: Array, offsets: Array, P: Polyhedron, mu: float) -> QP:
+    """min over (y, t) of t + (μ/2) ‖y‖² s.t. [slopes −1] (y, t) <= −offsets, [G 0] (y, t) <= h, and so on."""
+    B, _, n = slopes.shape
+
+    def wide(M: Array, last: float) -> Array:
+        return np.concatenate([M, np.full((*M.shape[:2], 1), last)], 2)
+
+    Q = np.zeros((B, n + 1, n + 1))
+    Q[:, range(n), range(n)] = mu
+    p = np.zeros((B, n + 1))
+    p[:, n] = 1.0
+    h = np.concatenate([-offsets, P.h], 1)
+    free = np.full((B, 1), np.inf)
+    return QP(
+        Q,
+        p,
+        np.concatenate([wide(slopes, -1.0), wide(P.G, 0.0)], 1),
+        np.full(h.shape, -np.inf),
+        h,
+        wide(P.A, 0.0),
+        P.b,
+        np.concatenate([P.lower, -free], 1),
+        np.concatenate([P.upper, free], 1),
+    )
+
+
+def _warm(before: Model, at: NDArray[np.int64], k: int) -> tuple[Array, Array, Array, Array]:
+    """(z, λ, ν, μ) of the model with one cut less, the new cut's multiplier 0."""
+    rows = np.searchsorted(before.samples, at)
+    z, lam, nu, mu = (a[rows] for a in before.solution[:4])
+    return z, np.insert(lam, k, 0.0, axis=1), nu, mu
+
+
+def _dual(qp: QP, solution: QPReference, k: int, mu: float) -> Array:
+    """The dual value of the k-cut model at its multipliers, [B]: none of its feasible points is below.
+
+    With μ > 0 y is taken as −(g'λ + G'λ_G + A'ν + μ)/μ, not from the solution, so that any multipliers with 1'λ = 1 do.
+    """
+    n = qp.p.shape[1] - 1
+    cuts = np.maximum(solution.lam[:, :k], 0.0)
+    lam = np.concatenate([cuts / cuts.sum(1, keepdims=True), np.maximum(solution.lam[:, k:], 0.0)], 1)
+    value = -(solution.nu * qp.b).sum(1)
+    for m, low, high in ((lam, qp.h_lower, qp.h), (solution.mu, qp.lower, qp.upper)):
+        for bound, part in ((high, np.maximum(m, 0.0)), (low, np.minimum(m, 0.0))):
+            there = (np.abs(bound) < BOUND_MAX) & (part != 0)
+            value -= np.where(there, part * np.where(there, bound, 0.0), 0.0).sum(1)
+    along = (lam[:, None] @ qp.G + solution.nu[:, None] @ qp.A)[:, 0, :n] + solution.mu[:, :n]
+    if mu > 0:
+        return value - 0.5 / mu * (along * along).sum(1)
+    # Without curvature what is left of stationarity counts by the size of y.
+    return value - np.abs(along * solution.z[:, :n]).sum(1)

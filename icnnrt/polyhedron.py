@@ -1,0 +1,328 @@
+"""y* = argmin over a polyhedron of f(x, y) + (μ/2) ‖y‖², by a package's value and gradient alone; and gradients of it.
+
+`icnnrt.bundle_qp` has the method. It runs in Python and float64, one call of value.onnx and one quadratic program an
+iteration: made for exact and certified answers under constraints, not for speed. Three adjoints of y*:
+
+    prop3     the cuts of the model that gave y*, held fixed (Proposition 3): exact for energies of pieces (ReLU)
+    implicit  the optimality conditions at y*, by hessian.onnx: exact for smooth energies (softplus) at convergence
+    exact     the derivative of the iterations themselves, by pullback.onnx: for pieces the same as prop3, for smooth
+              energies true of the algorithm, but not near the derivative of the argmin
+
+Energies that have both kinks and curvature in y (ReLU plus squares) are served by none of them well.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt._arguments import batch, finite_rows
+from icnnrt._piecewise import is_piecewise_linear
+from icnnrt.bundle_qp import (
+    Polyhedron,
+    PolyhedronCotangents,
+    PolyhedronTrajectory,
+    bundle_qp_adjoint,
+    bundle_qp_argmin,
+    bundle_qp_implicit,
+)
+from icnnrt.errors import CertificateError, InputError
+from icnnrt.solution import _Frozen
+from icnnrt.status import Status
+
+if TYPE_CHECKING:
+    from icnnrt.session import Session
+
+__all__ = ["ConstraintCotangents", "PolyhedronSolution", "argmin", "given_rows", "vjp"]
+
+Array = NDArray[np.float64]
+Floats = NDArray[Any]
+
+ADJOINTS: Final = ("auto", "prop3", "implicit", "exact")
+# Of the gap, relative to max(1, |lower_bound|): what f's own rounding lets be told.
+TOLERANCE: Final = {"float64": 1e-9, "float32": 1e-5}
+NAMED: Final = 3  # how many samples an error names
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class PolyhedronSolution(_Frozen):
+    """y* = argmin of f(x, y) + (μ/2) ‖y‖² over {Gy <= h, Ay = b, lower <= y <= upper}; NaN where there is none."""
+
+    x: Floats
+    """[B, *x_shape], the contexts as they were run, in the package's dtype."""
+    y: Array
+    """[B, n], the best point met, feasible to 1e-9 of the size of the constraints."""
+    energy: Array
+    """[B], f(x, y) + (μ/2) ‖y‖²."""
+    lower_bound: Array
+    """[B]: no feasible energy is below it if f is convex in y, up to the rounding of f in the package's dtype."""
+    gap: Array
+    """[B], energy − lower_bound."""
+    residual: Array
+    """[B, 3], relative stationarity, feasibility and duality gap of the last model."""
+    status: NDArray[np.int8]
+    """[B], a `Status` each; EMPTY_DOMAIN where no y meets the constraints."""
+    cuts: NDArray[np.int64]
+    """[B], how many models were solved."""
+    lam: Array
+    """[B, m], multipliers of Gy <= h: by how much the optimum falls if h grows."""
+    nu: Array
+    """[B, q], multipliers of Ay = b."""
+    bounds: Array
+    """[B, n], multipliers of the bounds: > 0 at an upper, < 0 at a lower one."""
+    trajectory: PolyhedronTrajectory
+    """All cuts and models, for the adjoints."""
+    weights_id: str
+    """Which weights it was computed with."""
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """[B] bool: the status is CONVERGED."""
+        return self.status == Status.CONVERGED
+
+    def advice(self, i: int) -> str:
+        """One sentence with numbers: how sample `i` went and what would make it better."""
+        status, gap, cuts = Status(self.status[i]), float(self.gap[i]), int(self.cuts[i])
+        told = {
+            Status.CONVERGED: f"converged: a gap of {gap:.1e} after {cuts} cuts",
+            Status.GAP: f"{cuts} cuts left a gap of {gap:.1e}: give more iterations, a larger mu or a better y_init",
+            Status.SOLVER: f"a model of {cuts + 1} cuts was not solved, or falls without end: bound y, raise mu",
+            Status.NOT_CONVEX: "the energy lies below its own cuts, so it is not convex in y and no bound holds",
+            Status.NOT_FINITE_INPUT: "x or a constraint holds NaN, or an infinity that is no absent bound: clean it",
+            Status.NOT_FINITE: "the energy or its gradient is not finite: scale x, or export in float64",
+            Status.EMPTY_DOMAIN: "no y meets the constraints: loosen them",
+        }[status]
+        return f"sample {i}: {told}"
+
+    def __repr__(self) -> str:
+        names = [Status(code).name for code in sorted(set(self.status.tolist()))]
+        return f"<PolyhedronSolution of {len(self)} x {self.y.shape[1]}: {', '.join(names)}>"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ConstraintCotangents(_Frozen):
+    """The gradient of a loss on y* by everything that y* depends on."""
+
+    G: Array
+    """[B, m, n]; a datum that samples share has their sum. NaN where `skipped`, as all that follow."""
+    h: Array
+    """[B, m]"""
+    A: Array
+    """[B, q, n]"""
+    b: Array
+    """[B, q]"""
+    lower: Array
+    """[B, n]"""
+    upper: Array
+    """[B, n]"""
+    mu: Array
+    """[B]"""
+    skipped: NDArray[np.bool_]
+    """[B] bool: samples left out."""
+    x: Floats | None
+    """[B, *x_shape] in the package's dtype; None where the package has no pullback.onnx."""
+    weights: Mapping[str, Floats] | None
+    """name -> array for every trainable weight, summed over the batch; None where the package has no pullback.onnx."""
+
+
+def argmin(
+    session: "Session",
+    x: object,
+    *,
+    G: object = None,
+    h: object = None,
+    A: object = None,
+    b: object = None,
+    lower: object = None,
+    upper: object = None,
+    mu: float = 1.0,
+    iterations: int = 100,
+    tolerance: float | None = None,
+    y_init: object = None,
+) -> PolyhedronSolution:
+    """`Session.argmin_polyhedron` documents the arguments."""
+    n, dtype = session.manifest.y_shape[0], session.dtype
+    X = batch(x, "x", dtype, session.manifest.x_shape)
+    B = len(X)
+    if not B:
+        raise InputError("x: expected at least one sample, but got none; leave the call out.")
+    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1:
+        raise InputError(f"iterations: expected an integer of at least 1, but got {iterations!r}.")
+    if not np.isfinite(mu) or mu < 0:
+        raise InputError(f"mu: expected a finite number of at least 0, but got {mu}.")
+    tolerance = TOLERANCE[str(dtype)] if tolerance is None else tolerance
+    if not np.isfinite(tolerance) or tolerance < 0:
+        raise InputError(f"tolerance: expected a finite number of at least 0, but got {tolerance}.")
+    P = given_rows(B, n, G=G, h=h, A=A, b=b, lower=lower, upper=upper)
+    start = np.zeros((B, n)) if y_init is None else batch(y_init, "y_init", "float64", (n,), length=B)
+    if not finite_rows(start).all():
+        raise InputError("y_init: expected finite numbers, but it holds others; leave it out.")
+    finite = finite_rows(X)
+    weights_id = session.weights_id
+    run = np.where(finite.reshape(B, *[1] * (X.ndim - 1)), X, 0)
+    trajectory = bundle_qp_argmin(_at(session, run), P, iterations, float(mu), start, tolerance, precision=dtype)
+    if session.weights_id != weights_id:
+        raise InputError("weights: they changed while the argmin was computed; call it again.")
+    lam, nu, bounds = np.zeros(P.h.shape), np.zeros(P.b.shape), np.zeros((B, n))
+    for k, model in enumerate(trajectory.models, start=1):
+        on = trajectory.cuts[model.samples] == k
+        at, s = model.samples[on], model.solution
+        lam[at], nu[at], bounds[at] = s.lam[on, k:], s.nu[on], s.mu[on, :n]
+    bad = ~finite | ~np.isfinite(trajectory.y).all(1)
+    arrays = (
+        trajectory.y,
+        trajectory.energy,
+        trajectory.lower_bound,
+        trajectory.gap,
+        trajectory.residual,
+        lam,
+        nu,
+        bounds,
+    )
+    y, energy, lower_bound, gap, residual, lam, nu, bounds = (
+        np.where(bad.reshape(B, *[1] * (a.ndim - 1)), np.nan, a) for a in arrays
+    )
+    status = np.where(finite, trajectory.status, Status.NOT_FINITE_INPUT).astype(np.int8)
+    return PolyhedronSolution(
+        X,
+        y,
+        energy,
+        lower_bound,
+        gap,
+        residual,
+        status,
+        trajectory.cuts,
+        lam,
+        nu,
+        bounds,
+        trajectory._replace(y=y),
+        weights_id,
+    )
+
+
+def vjp(
+    session: "Session", solution: PolyhedronSolution, y_bar: object, *, adjoint: str, on_unsafe: str
+) -> ConstraintCotangents:
+    """`Session.vjp_polyhedron` documents the arguments."""
+    for argument, value, allowed in (("adjoint", adjoint, ADJOINTS), ("on_unsafe", on_unsafe, ("raise", "skip"))):
+        if value not in allowed:
+            raise InputError(f"{argument}: expected one of {', '.join(map(repr, allowed))}, but got {value!r}.")
+    if not isinstance(solution, PolyhedronSolution):
+        raise InputError(
+            f"solution: expected what session.argmin_polyhedron returned, but got {type(solution).__name__}."
+        )
+    if solution.weights_id != session.weights_id:
+        raise InputError("solution: it was computed with other weights; call argmin_polyhedron again.")
+    graphs, n = session.manifest.graphs, session.manifest.y_shape[0]
+    ȳ = batch(y_bar, "y_bar", "float64", (n,), length=len(solution))
+    if adjoint == "auto":
+        x0 = np.zeros(session.manifest.x_shape)
+        pieces = is_piecewise_linear(session._package.graphs["value"], dict(session.weights), x0, n)
+        adjoint = "prop3" if pieces else "implicit"
+    found = _cotangents(session, solution, np.where(np.isfinite(ȳ), ȳ, 0.0), adjoint)
+    worst = Status.CONVERGED if adjoint == "implicit" else Status.GAP
+    skipped = (solution.status > worst) | ~np.isfinite(found.cuts.seed).all((1, 2))
+    if on_unsafe == "raise" and skipped.any():
+        samples = np.flatnonzero(skipped)
+        named = "; ".join(
+            solution.advice(int(i)) if solution.status[i] > worst else f"sample {i}: a model on the way was inaccurate"
+            for i in samples[:NAMED]
+        )
+        raise CertificateError(
+            f"solution: no gradient can be trusted at {len(samples)} of {len(solution)} samples: {named}. "
+            "Pass on_unsafe='skip' to leave them out, or mend what they say."
+        )
+    bad = ~finite_rows(ȳ) & ~skipped
+    if bad.any():
+        raise InputError(
+            f"y_bar: expected finite numbers, but sample {int(np.argmax(bad))} holds NaN or infinity; leave it out."
+        )
+    constraints = [np.where(skipped.reshape(-1, *[1] * (a.ndim - 1)), np.nan, a) for a in found.polyhedron]
+    mu = np.where(skipped, np.nan, found.mu)
+    x_bar = weights = None
+    if "pullback" in graphs:
+        x_bar, weights = _pushed(session, solution.x, found, ~skipped)
+    G, h, A, b, lower, upper = constraints
+    return ConstraintCotangents(G, h, A, b, lower, upper, mu, skipped, x_bar, weights)
+
+
+def given_rows(B: int, n: int, **given: object) -> Polyhedron:
+    """G, h, A, b, lower and upper, any of them None, as a polyhedron of B samples in float64.
+
+    Each may be that of one sample, which then all share; bounds may be one number. Raises `InputError`.
+    """
+    arrays = {
+        "lower": _rows("lower", -np.inf if given["lower"] is None else given["lower"], B, (n,), bound=True),
+        "upper": _rows("upper", np.inf if given["upper"] is None else given["upper"], B, (n,), bound=True),
+    }
+    for left, right in (("G", "h"), ("A", "b")):
+        M, v = given[left], given[right]
+        if (M is None) != (v is None):
+            raise InputError(f"{left}, {right}: expected both or neither, but got one of them.")
+        matrix = _rows(left, np.zeros((0, n)) if M is None else M, B, (None, n))
+        arrays |= {left: matrix, right: _rows(right, np.zeros(0) if v is None else v, B, matrix.shape[1:2])}
+    return Polyhedron(**arrays)
+
+
+def _rows(name: str, value: object, B: int, shape: tuple[int | None, ...], *, bound: bool = False) -> Array:
+    """[B, *shape] in float64, from that, from [*shape] for all samples, or, of a bound, from one number."""
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: expected numbers, but got {type(value).__name__} ({error}).") from error
+    if bound and array.ndim == 0:
+        array = np.broadcast_to(array, (B, *(s or 0 for s in shape)))
+    if array.ndim == len(shape):
+        array = np.broadcast_to(array, (B, *array.shape))
+    fits = array.ndim == len(shape) + 1 and array.shape[0] == B
+    if not fits or any(s is not None and s != came for s, came in zip(shape, array.shape[1:], strict=True)):
+        wanted = ", ".join("rows" if s is None else str(s) for s in shape)
+        raise InputError(f"{name}: expected shape [{wanted}] or [{B}, {wanted}], but got {list(array.shape)}.")
+    if np.isnan(array).any() or (not bound and name != "h" and np.isinf(array).any()):
+        raise InputError(f"{name}: expected finite numbers, but it holds NaN or infinity; leave out what is no bound.")
+    return array
+
+
+def _at(session: "Session", X: Floats) -> Callable[[Array], tuple[Array, Array]]:
+    """f and ∇f of float64 points. The graph sees ŷ, y in its own dtype; f is told at y along the cut that touches at ŷ,
+    so that every cut is one of f."""
+
+    def value_and_gradient(y: Array) -> tuple[Array, Array]:
+        rounded = y.astype(session.dtype)
+        f, g = (a.astype(np.float64) for a in session.value_and_gradient(X, rounded))
+        return f + (g * (y - rounded)).sum(1), g
+
+    return value_and_gradient
+
+
+def _cotangents(session: "Session", solution: PolyhedronSolution, y_bar: Array, adjoint: str) -> PolyhedronCotangents:
+    T, X = solution.trajectory, solution.x
+    if adjoint == "prop3":
+        return bundle_qp_adjoint(T, y_bar, None)
+    if adjoint == "implicit":
+        _, gradient, hessian = session.value_gradient_hessian(X, np.nan_to_num(solution.y))
+        return bundle_qp_implicit(T, y_bar, gradient.astype(np.float64), hessian.astype(np.float64))
+
+    def hvp(y: Array, s: Array) -> Array:
+        return session.pullback(X, y, np.zeros(len(y)), s).y.astype(np.float64)
+
+    return bundle_qp_adjoint(T, y_bar, hvp)
+
+
+def _pushed(
+    session: "Session", X: Floats, found: PolyhedronCotangents, kept: NDArray[np.bool_]
+) -> tuple[Floats, dict[str, Floats]]:
+    """x̄ and θ̄ of all cuts in one call: those that count for nothing are left out."""
+    offset_bar, seed = found.cuts
+    counts = kept[:, None] & ((offset_bar != 0) | (seed != 0).any(2))
+    b, i = np.nonzero(counts)
+    pulled = session.pullback(X[b], found.points[b, i], offset_bar[b, i], seed[b, i])
+    x_bar = np.full(X.shape, np.nan, X.dtype)
+    x_bar[kept] = 0
+    np.add.at(x_bar, b, pulled.x)
+    return x_bar, dict(pulled.weights)

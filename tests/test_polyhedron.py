@@ -1,0 +1,220 @@
+"""argmin over a polyhedron by a session: against epigraphs, its certificate, differences of every gradient."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import icnnrt
+from icnnrt.epigraph import epigraph
+from icnnrt.polyhedron import PolyhedronSolution
+from icnnrt.status import Status
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from icnnrt_exporters import export  # noqa: E402
+from icnnrt_models import FICNN, PICNN  # noqa: E402
+
+MU = 0.5
+B, N = 3, 4
+# Central, h = 1e-5, of a y known to 1e-6 where f is smooth and to 1e-9 where it is of pieces.
+DIFFERENCES = {"smooth": 2e-3, "pieces": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, icnnrt.Session]:
+    folder, opened = tmp_path_factory.mktemp("polyhedron"), {}
+    generator = torch.Generator().manual_seed(0)
+    T = torch.float64
+    smooth = PICNN(3, N, hidden=(6, 5), activation="softplus", dtype=T, generator=generator)
+    pieces = FICNN(3, N, hidden=(9, 8), activation="relu", dtype=T, generator=generator)
+    x, y = torch.randn(4, 3, generator=generator, dtype=T), torch.rand(4, N, generator=generator, dtype=T)
+    for name, energy, heads in (("smooth", smooth, ("hessian", "pullback")), ("pieces", pieces, ("pullback",))):
+        export(energy, None, x, y, folder / f"{name}.icnn", heads=heads)
+        opened[name] = icnnrt.load(folder / f"{name}.icnn")
+    return opened
+
+
+def contexts() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((B, 3))
+
+
+def constraints() -> dict[str, np.ndarray]:
+    """Rows, an equality and a box, some of each active."""
+    rng = np.random.default_rng(5)
+    y = 0.2 * rng.standard_normal((B, N))
+    G, A = rng.standard_normal((B, 2, N)), rng.standard_normal((B, 1, N))
+    return {
+        "G": G,
+        "h": np.einsum("bmn,bn->bm", G, y) + 0.05,
+        "A": A,
+        "b": np.einsum("bmn,bn->bm", A, y),
+        "lower": y - 0.4,
+        "upper": y + np.where(rng.random((B, N)) < 0.5, 0.2, np.inf),
+    }
+
+
+@pytest.mark.parametrize("name", ["smooth", "pieces"])
+def test_the_answer_is_feasible_certified_and_optimal(sessions: dict[str, icnnrt.Session], name: str) -> None:
+    session, x, given = sessions[name], contexts(), constraints()
+    found = session.argmin_polyhedron(x, **given, mu=MU, strict=True)
+    assert found.ok.all()
+    y = found.y
+    np.testing.assert_allclose(found.energy, session.value(x, y) + 0.5 * MU * (y * y).sum(1), rtol=1e-12)
+    assert (found.gap <= 1e-9 * np.maximum(1, np.abs(found.lower_bound))).all()
+    for excess in (
+        np.einsum("bmn,bn->bm", given["G"], y) - given["h"],
+        np.abs(np.einsum("bmn,bn->bm", given["A"], y) - given["b"]),
+        given["lower"] - y,
+        y - given["upper"],
+    ):
+        assert excess.max() <= 1e-8
+    # KKT: ∇f + μ y + G'λ + A'ν + bounds = 0 where f is smooth, with the signs of the multipliers
+    assert found.lam.min() >= 0
+    if name == "smooth":
+        stationarity = session.gradient(x, y) + MU * y + found.bounds
+        stationarity += np.einsum("bmn,bm->bn", given["G"], found.lam) + np.einsum("bmn,bm->bn", given["A"], found.nu)
+        assert np.abs(stationarity).max() <= 1e-3
+    else:
+        optimum = [problem.solve().value for problem in epigraph(session, x, **given, mu=MU)]
+        np.testing.assert_allclose(found.energy, optimum, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["smooth", "pieces"])
+def test_every_gradient_against_differences(sessions: dict[str, icnnrt.Session], name: str) -> None:
+    session, x, given = sessions[name], contexts(), constraints()
+    rng = np.random.default_rng(6)
+    y_bar = rng.standard_normal((B, N))
+    e, bound = (1e-3 if name == "smooth" else 1e-5), DIFFERENCES[name]
+
+    def loss(session: icnnrt.Session, x: np.ndarray, given: dict[str, np.ndarray], mu: float = MU) -> np.ndarray:
+        tolerance = 1e-11 if name == "smooth" else 1e-9
+        found = session.argmin_polyhedron(x, **given, mu=mu, iterations=200, tolerance=tolerance)
+        assert (found.gap <= 1e-9).all()
+        return np.asarray((found.y * y_bar).sum(1))
+
+    found = session.argmin_polyhedron(x, **given, mu=MU)
+    bars = session.vjp_polyhedron(found, y_bar)
+    for key, value in given.items():
+        d = rng.standard_normal(value.shape)
+        numeric = (
+            loss(session, x, {**given, key: value + e * d}) - loss(session, x, {**given, key: value - e * d})
+        ) / (2 * e)
+        exact = (getattr(bars, key) * d).reshape(B, -1).sum(1)
+        np.testing.assert_allclose(numeric, exact, rtol=bound, atol=bound, err_msg=key)
+    numeric = (loss(session, x, given, MU + e) - loss(session, x, given, MU - e)) / (2 * e)
+    np.testing.assert_allclose(numeric, bars.mu, rtol=bound, atol=bound)
+    assert bars.x is not None
+    assert bars.weights is not None
+    d = rng.standard_normal(x.shape)
+    numeric = (loss(session, x + e * d, given) - loss(session, x - e * d, given)) / (2 * e)
+    np.testing.assert_allclose(numeric, (bars.x * d).sum(1), rtol=bound, atol=bound)
+    moves = {key: 0.1 * rng.standard_normal(a.shape) for key, a in session.weights.items()}
+    exact_total = sum((bars.weights[key] * moves[key]).sum() for key in bars.weights)
+    totals = []
+    with icnnrt.load(session.path) as other:
+        before = dict(other.weights)
+        for sign in (1, -1):
+            other._update_weights({key: a + sign * e * moves[key] for key, a in before.items()})
+            totals.append(loss(other, x, given).sum())
+    assert (totals[0] - totals[1]) / (2 * e) == pytest.approx(exact_total, rel=bound, abs=bound)
+
+
+def test_the_exact_adjoint_differentiates_the_iterations(sessions: dict[str, icnnrt.Session]) -> None:
+    session, x, given = sessions["smooth"], contexts(), constraints()
+    y_bar = np.random.default_rng(7).standard_normal((B, N))
+
+    def run(x: np.ndarray) -> PolyhedronSolution:
+        return session.argmin_polyhedron(x, **given, mu=MU, iterations=3, tolerance=0.0)
+
+    found = run(x)
+    bars = session.vjp_polyhedron(found, y_bar, adjoint="exact")
+    assert bars.x is not None
+    d, e = np.random.default_rng(8).standard_normal(x.shape), 1e-5
+    plus, minus = run(x + e * d), run(x - e * d)
+    same = (plus.trajectory.best == found.trajectory.best) & (minus.trajectory.best == found.trajectory.best)
+    assert same.any()
+    numeric = ((plus.y - minus.y) * y_bar).sum(1) / (2 * e)
+    np.testing.assert_allclose(numeric[same], (bars.x * d).sum(1)[same], rtol=1e-4, atol=1e-4)
+
+
+def test_samples_that_fail_leave_the_others_alone(sessions: dict[str, icnnrt.Session]) -> None:
+    session, x, given = sessions["pieces"], contexts(), constraints()
+    alone = session.argmin_polyhedron(x, **given, mu=MU)
+    x[1, 0] = np.nan
+    given["lower"][2], given["upper"][2] = 2.0, 1.0
+    found = session.argmin_polyhedron(x, **given, mu=MU)
+    assert found.status.tolist() == [Status.CONVERGED, Status.NOT_FINITE_INPUT, Status.EMPTY_DOMAIN]
+    np.testing.assert_allclose(found.y[0], alone.y[0], atol=1e-6)
+    for array in (found.y, found.energy, found.gap, found.lam, found.nu, found.bounds):
+        assert np.isnan(array[1:]).all()
+    with pytest.raises(
+        icnnrt.CertificateError, match=r"2 of 3 samples: sample 1: x or a constraint .*on_unsafe='skip'"
+    ):
+        session.vjp_polyhedron(found, np.ones((B, N)))
+    bars = session.vjp_polyhedron(found, np.ones((B, N)), on_unsafe="skip")
+    whole = session.vjp_polyhedron(alone, [[1.0] * N, [0.0] * N, [0.0] * N])
+    assert bars.skipped.tolist() == [False, True, True]
+    assert bars.x is not None
+    assert bars.weights is not None
+    assert whole.weights is not None
+    assert np.isnan(bars.h[1:]).all()
+    assert np.isnan(bars.x[1:]).all()
+    np.testing.assert_allclose(bars.h[0], whole.h[0], atol=1e-6)
+    for name, array in whole.weights.items():
+        np.testing.assert_allclose(bars.weights[name], array, atol=1e-6)
+    with pytest.raises(icnnrt.CertificateError, match="strict: 2 of 3"):
+        session.argmin_polyhedron(x, **given, mu=MU, strict=True)
+    with pytest.raises(icnnrt.InputError, match="x: expected at least one sample"):
+        session.argmin_polyhedron(np.zeros((0, 3)), mu=MU)
+
+
+def test_a_float32_package(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    energy = FICNN(3, N, hidden=(8, 8), activation="relu", generator=generator)
+    x, y = torch.randn(4, 3, generator=generator), torch.rand(4, N, generator=generator)
+    export(energy, None, x, y, tmp_path / "a.icnn")
+    with icnnrt.load(tmp_path / "a.icnn") as session:
+        found = session.argmin_polyhedron(contexts(), **constraints(), mu=MU)
+        assert found.ok.all()
+        optimum = [problem.solve().value for problem in epigraph(session, contexts(), **constraints(), mu=MU)]
+        np.testing.assert_allclose(found.energy, optimum, atol=2e-5)
+        bars = session.vjp_polyhedron(found, np.ones((B, N)))
+        assert bars.x is None
+        assert bars.weights is None
+        assert np.isfinite(bars.G).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mu": -1.0}, "mu: expected a finite number of at least 0"),
+        ({"iterations": 0}, "iterations: expected an integer of at least 1"),
+        ({"tolerance": np.nan}, "tolerance: expected a finite number"),
+        ({"h": [1.0]}, "G, h: expected both or neither"),
+        ({"A": np.ones((2, 3)), "b": [1.0, 1.0]}, r"A: expected shape \[rows, 4\] or \[3, rows, 4\]"),
+        ({"lower": np.nan}, "lower: expected finite numbers"),
+        ({"y_init": np.full((B, N), np.inf)}, "y_init: expected finite numbers"),
+    ],
+)
+def test_wrong_arguments(sessions: dict[str, icnnrt.Session], arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(icnnrt.InputError, match=message):
+        sessions["pieces"].argmin_polyhedron(contexts(), **arguments)
+
+
+def test_wrong_cotangents(sessions: dict[str, icnnrt.Session]) -> None:
+    session = sessions["pieces"]
+    found = session.argmin_polyhedron(contexts(), mu=MU)
+    with pytest.raises(icnnrt.InputError, match="adjoint: expected one of 'auto'"):
+        session.vjp_polyhedron(found, np.ones((B, N)), adjoint="best")
+    with pytest.raises(icnnrt.InputError, match=r"hessian: the package pieces has no hessian\.onnx"):
+        session.vjp_polyhedron(found, np.ones((B, N)), adjoint="implicit")
+    with pytest.raises(icnnrt.InputError, match="y_bar: expected finite numbers, but sample 1"):
+        session.vjp_polyhedron(found, [[0.0] * N, [np.nan] * N, [0.0] * N])
+    with pytest.raises(icnnrt.InputError, match=r"solution: expected what session\.argmin_polyhedron"):
+        session.vjp_polyhedron("y", np.ones((B, N)))  # type: ignore[arg-type]
+    with icnnrt.load(session.path) as other:
+        other._update_weights(dict(other.weights))
+        with pytest.raises(icnnrt.InputError, match="other weights"):
+            other.vjp_polyhedron(found, np.ones((B, N)))
