@@ -11,7 +11,7 @@ import icnnrt
 # Classes and functions that each module defines under a name without an underscore. Modules whose own name begins
 # with an underscore are private throughout.
 PUBLIC = {
-    "adjoint": {"vjp"},
+    "adjoint": {"vjp", "vjp_qp"},
     "bregman": {"bregman_adjoint", "bregman_argmin"},
     "recommend": {"Recommendation", "prefixes", "recommend"},
     "cli": {
@@ -105,7 +105,7 @@ PUBLIC = {
     },
     "repair": {"RepairReport", "project"},
     "session": {"Session", "load"},
-    "solution": {"Cotangents", "Solution"},
+    "solution": {"Cotangents", "QPAnswer", "Solution"},
     "status": {"Status", "advise"},
 }
 TOP = {
@@ -141,6 +141,7 @@ SESSION = {
     "native",
     "path",
     "prove_convexity",
+    "solve_qp",
     "providers",
     "gradient",
     "gradient_x",
