@@ -239,6 +239,11 @@ def run(
     suffix = tabular.check_target(out, source=source) if out else ""
     opened = Package.open(package)
     manifest = opened.manifest
+    if manifest.kind == "qp":
+        raise InputError(
+            f"package: {manifest.name} is a network of quadratic programs, which has no argmin to run; use "
+            "Session.solve_qp from Python."
+        )
     if manifest.solver is None:
         raise InputError(
             f"package: {manifest.name} was exported without a solver, so there is no argmin to run; use its heads from "
@@ -404,6 +409,8 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
     root.add(f"format {m['format']} {m['format_version']}, {m['dtype']}, opset {m['opset']}, IR {m['ir_version']}")
     if m["kind"] == "gradient":
         root.add("the gradient of an energy alone, without its value")
+    if m["kind"] == "qp":
+        root.add("a network of quadratic programs: x → z")
     root.add(escape(f"x {_shown(m['x_shape'])} → y {_shown(m['y_shape'])}{DOMAINS[domain['kind']] if domain else ''}"))
     if solver:
         mu = f", μ {number(domain['mu'])}" if "mu" in domain else ""
@@ -411,7 +418,7 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
             f"{solver['name']}: {solver['iterations']} cuts, {solver['steps']} steps each, {m['regulariser']}{mu}, "
             f"tolerances: gap {number(solver['gap_tolerance'])}, residual {number(solver['residual_tolerance'])}"
         )
-    else:
+    elif m["kind"] != "qp":
         root.add("solver: none, so no argmin; export with one for that")
     if "convexity" in m:
         found = Convexity.from_json(m["convexity"])

@@ -1,11 +1,14 @@
-"""Energies whose context goes through a quadratic program, from torch to a package."""
+"""Energies whose context goes through a quadratic program, and such a network in float32, from torch to packages."""
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import icnnrt
-from icnnrt_exporters import export
+from icnnrt.errors import InputError
+from icnnrt.finetune import FineTuner
+from icnnrt_exporters import TrainSpec, export
 from icnnrt_models import BundleEntropyArgmin, QPLayer
 
 
@@ -37,9 +40,41 @@ def test_an_energy_with_a_program_on_its_x_path(tmp_path):
         assert "QPSolve" in session.manifest.ops["ai.icnnrt"].names
         solution = session.argmin(x.detach().numpy())
         np.testing.assert_allclose(solution.y, found.detach().numpy(), atol=1e-6)
+        with pytest.raises(
+            InputError, match="solve_qp: expected a package of kind 'qp', but energy is"
+        ):
+            session.solve_qp(x.detach().numpy())
         bars = session.vjp(solution, np.cos(solution.y), on_unsafe="skip")
         kept = ~bars.skipped
         assert kept.any()
         np.testing.assert_allclose(bars.x[kept], x.grad.numpy()[kept], rtol=1e-4, atol=1e-6)
         if kept.all():
             np.testing.assert_allclose(bars.weights["W"], energy.W.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+class Projected(nn.Module):
+    """z(x), the projection of Wx on a simplex."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = Planned()
+
+    def forward(self, x):
+        eye = torch.eye(5, dtype=x.dtype)
+        return self.energy.qp(
+            eye, -x @ self.energy.W.T, A=torch.ones_like(eye[:1]), b=torch.ones_like(eye[0, :1]), lower=0.0
+        )
+
+
+def test_float32(tmp_path):
+    net = Projected().eval()
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    target = torch.full((8, 5), 0.2)
+    export(net, None, x, target, tmp_path / "net.icnn", kind="qp", train=TrainSpec())
+    with icnnrt.load(tmp_path / "net.icnn") as session:
+        answer = session.solve_qp(x.numpy())
+        assert answer.ok.all()
+        np.testing.assert_allclose(answer.z, net(x).detach().numpy(), atol=1e-5)
+        tuner = FineTuner(session, learning_rate=0.05)
+        losses = [tuner.step(x.numpy(), target.numpy()).loss for _ in range(10)]
+        assert losses[-1] < 0.7 * losses[0], losses

@@ -62,6 +62,7 @@ class KindName(StrEnum):
 
     energy = "energy"
     gradient = "gradient"
+    qp = "qp"
 
 
 class DomainName(StrEnum):
@@ -188,7 +189,11 @@ def export(
         typer.Option(metavar="FILE", help="Write a TorchScript file too, and say how far it is from the package."),
     ] = None,
     kind: Annotated[
-        KindName, typer.Option(help="What forward returns: the energy, or its gradient (then there is no solver).")
+        KindName,
+        typer.Option(
+            help="What forward returns: the energy, its gradient (then there is no solver), or, of x alone, the answer "
+            "of quadratic programs."
+        ),
     ] = KindName.energy,
     allow_not_convex: Annotated[
         bool, typer.Option("--allow-not-convex", help="Export an energy that was seen not to be convex in y.")
@@ -225,7 +230,7 @@ def export(
     1 an error; nothing is written
     2 wrong usage
     """
-    without = not solver or kind == KindName.gradient
+    without = not solver or kind != KindName.energy
     settings = {"iterations": iterations, "steps": steps, "gap-tolerance": gap_tolerance, "domain": domain, "mu": mu}
     for option, given in settings.items():
         if given is not None and (without or auto):

@@ -9,6 +9,8 @@ namespace ICNNRT_INSTRUCTION_SET {
 // The constants of icnnrt/qp_reference.py, and below them those of what is done beyond it.
 inline constexpr double kEnough = 1e-12;  // relative KKT residual at which a sample stops
 inline constexpr double kQpToBoundary = 0.995;
+inline constexpr double kShortStep = 0.2;   // a predictor below has a second order that makes the steps cycle
+inline constexpr std::size_t kStuck = 2;    // steps without progress, after which there is no second order either
 inline constexpr double kSmallest = 1e-18;  // of slacks and multipliers, so that their quotients stay finite
 inline constexpr double kMostRho = 1e-8, kLeastRho = 1e-12;
 inline constexpr double kNearly = 1e-9;
@@ -342,13 +344,14 @@ struct InteriorPoint {
       }
       double sigma = clip(ahead / max(gap, 1e-300), 0.0, 1.0);
       sigma = sigma * sigma * sigma;
-      const double target = sigma * mu;
+      const double target = sigma * mu, second = a < kShortStep || idle >= kStuck ? 0.0 : 1.0;
       for (Side& side : P.side) {
         if (!side.any) continue;
         for (std::size_t i = 0; i < P.N; i += W) {
           const Vec s = load(side.s + i), lam = load(side.lam + i);
-          store(side.e + i,
-                load(side.has + i) * (target - s * lam - load(side.d_s + i) * load(side.d_lam + i)) / (s + lam * soft));
+          store(side.e + i, load(side.has + i) *
+                                (target - s * lam - load(side.d_s + i) * load(side.d_lam + i) * second) /
+                                (s + lam * soft));
         }
       }
       direction(residual < kRefined || step >= kHardStep);  // corrector
