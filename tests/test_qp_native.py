@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, solvable, unsolvable
+from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, receding_horizon, solvable, unsolvable
 from test_qp_reference import check_rays
 
 import icnnrt
@@ -104,6 +104,15 @@ def test_the_statuses_and_the_answers_are_the_references(kind, size, box, dtype)
     if kind == "random" and size[0] > 1:
         for found, wanted in zip(solution[:4], reference[:4], strict=True):
             assert np.abs(found - wanted).max(initial=0.0) <= UNIQUE[dtype]
+
+
+@pytest.mark.parametrize("seed", [2, 22, 47, 62, 93, 101, 107, 110, 116])
+def test_steps_that_cycle_are_taken_anew_with_care(seed):
+    qp = receding_horizon(seed, 40, steps=8 + seed % 16)
+    solution = solve(qp)
+    assert (solution.status == QPStatus.SOLVED).all()
+    objective = [0.5 * np.einsum("bi,bij,bj->b", z, qp.Q, z) + (qp.p * z).sum(1) for z in (solution.z, qp_solve(qp).z)]
+    np.testing.assert_allclose(*objective, rtol=1e-8)
 
 
 @pytest.mark.parametrize("why", UNSOLVABLE)

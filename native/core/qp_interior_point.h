@@ -10,7 +10,7 @@ namespace ICNNRT_INSTRUCTION_SET {
 inline constexpr double kEnough = 1e-12;  // relative KKT residual at which a sample stops
 inline constexpr double kQpToBoundary = 0.995;
 inline constexpr double kShortStep = 0.2;   // a predictor below has a second order that makes the steps cycle
-inline constexpr std::size_t kStuck = 2;    // steps without progress, after which there is no second order either
+inline constexpr double kCentring = 0.2;    // of careful steps, at least
 inline constexpr double kSmallest = 1e-18;  // of slacks and multipliers, so that their quotients stay finite
 inline constexpr double kMostRho = 1e-8, kLeastRho = 1e-12;
 inline constexpr double kNearly = 1e-9;
@@ -245,8 +245,9 @@ struct InteriorPoint {
   }
 
   // From it.x and the sides' slacks and multipliers; leaves the best iterate in it.x and in them. True if the polish
-  // found the solution instead, with x in it.polished and λ in it.lam.
-  __attribute__((noinline)) bool run(std::size_t steps, double (&polished)[3]) {
+  // found the solution instead, with x in it.polished and λ in it.lam. Careful steps stay near the central path: they
+  // are more, and do not cycle.
+  __attribute__((noinline)) bool run(std::size_t steps, bool careful, double (&polished)[3]) {
     Newton& newton = it.newton;
     double count = 0.0, scale_nu = 0.0;
     for (const Side& side : P.side)
@@ -343,8 +344,8 @@ struct InteriorPoint {
         ahead += sum(total);
       }
       double sigma = clip(ahead / max(gap, 1e-300), 0.0, 1.0);
-      sigma = sigma * sigma * sigma;
-      const double target = sigma * mu, second = a < kShortStep || idle >= kStuck ? 0.0 : 1.0;
+      sigma = max(sigma * sigma * sigma, careful ? kCentring : 0.0);
+      const double target = sigma * mu, second = careful || a < kShortStep ? 0.0 : 1.0;
       for (Side& side : P.side) {
         if (!side.any) continue;
         for (std::size_t i = 0; i < P.N; i += W) {

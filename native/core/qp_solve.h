@@ -123,16 +123,20 @@ ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, bool warm, double
   InteriorPoint method{P, it, soft};
   if (warm) {
     warm_start(P, it);
-    if (polish(P, it, kMoreAmendments, residual) || method.run(steps, residual)) return true;
+    if (polish(P, it, kMoreAmendments, residual) || method.run(steps, false, residual)) return true;
     method.read_off();
     kkt_residual(P, it, it.polished, it.lam, residual);
     if (worst(residual) <= kNearly) return false;  // otherwise the start was misleading
   }
-  fill(it.x, P.ld, 0.0);
-  method.start();
-  if (method.run(steps, residual)) return true;
-  method.read_off();
-  if (soft == 0.0) kkt_residual(P, it, it.polished, it.lam, residual);
+  for (int careful = 0; careful < 2; ++careful) {
+    fill(it.x, P.ld, 0.0);
+    method.start();
+    if (method.run(steps, careful != 0, residual)) return true;
+    method.read_off();
+    if (soft != 0.0) break;
+    kkt_residual(P, it, it.polished, it.lam, residual);
+    if (worst(residual) <= kNearly) break;
+  }
   return false;
 }
 
