@@ -11,7 +11,7 @@ network V that says what is left to pay at the end,
 
 whose epigraph makes the whole a quadratic program. W, b and w are found by imitating the first input of the slow
 controller, with gradients through the program, at first in torch. Then the package runs with onnxruntime alone, and
-is tuned there for a plant that has changed: its input has lost a third of its effect, which the controller does not
+is tuned there for a plant that has changed: its input has lost three tenths of its effect, which the controller does not
 know and learns from what a slow controller of the true plant does.
 """
 
@@ -37,7 +37,7 @@ B = np.array([[0.0], [0.05], [0.2]])
 COST, EFFORT = np.diag([1.0, 0.1, 0.01]), 0.05
 SHORT, LONG = 3, 30
 HIDDEN = 24
-X_MOST = np.array([0.5, 0.5, 0.5])  # initial states are drawn from this box
+X_MOST = np.array([0.3, 0.3, 0.3])  # initial states are drawn from this box
 EPISODES, EPISODE = 64, 100  # how many, and their steps
 TRAIN, STEPS, BATCH_SIZE, LEARNING_RATE = 1024, 300, 32, 2e-2
 TUNING_STEPS, TUNING_RATE = 300, 1e-2
@@ -65,10 +65,10 @@ class Controller(nn.Module):
         Q = np.zeros((SHORT + HIDDEN, SHORT + HIDDEN))
         Q[:SHORT, :SHORT] = H
         c = 2.0 * sum(s.T @ COST @ f for s, f in zip(S, F, strict=True))  # p_u = c x_0
-        lower, upper = np.full((2, SHORT + HIDDEN), np.inf)
-        lower[:], upper[:SHORT] = 0.0, 1.0
-        lower[:SHORT] = -1.0
-        for name, value in {"Q": Q, "c": c, "F_N": F[-1], "S_N": S[-1], "lower": lower, "upper": upper}.items():
+        least, most = np.full((2, SHORT + HIDDEN), np.inf)
+        least[:], most[:SHORT] = 0.0, 1.0
+        least[:SHORT] = -1.0
+        for name, value in {"Q": Q, "c": c, "F_N": F[-1], "S_N": S[-1], "least": least, "most": most}.items():
             self.register_buffer(name, torch.from_numpy(value))
         self.W = nn.Parameter(torch.randn(HIDDEN, 3, generator=generator, dtype=torch.float64))
         self.b = nn.Parameter(-torch.rand(HIDDEN, generator=generator, dtype=torch.float64) * 0.3)
@@ -80,7 +80,7 @@ class Controller(nn.Module):
         G = torch.cat([self.W @ self.S_N, -torch.eye(HIDDEN, dtype=x.dtype)], 1)
         h = -(x @ (self.W @ self.F_N).T + self.b)
         p = torch.cat([x @ self.c.T, self.w.clamp(min=0.0).expand(x.shape[0], HIDDEN)], 1)
-        return self.layer(self.Q, p, G, h, lower=self.lower, upper=self.upper)[:, :1]
+        return self.layer(self.Q, p, G, h, lower=self.least, upper=self.most)[:, :1]
 
 
 def slow(x: Array, A: Array, B: Array) -> Array:
@@ -90,7 +90,7 @@ def slow(x: Array, A: Array, B: Array) -> Array:
     c = 2.0 * sum(s.T @ COST @ f for s, f in zip(S, F, strict=True))
     solution = icnnrt.qp(H, x @ c.T, lower=np.full(LONG, -1.0), upper=np.full(LONG, 1.0))
     assert not solution.status.any()
-    return solution.z[:, :1]
+    return solution.z[:, :1].copy()
 
 
 def states(count: int, rng: np.random.Generator) -> Array:
@@ -133,12 +133,13 @@ def main() -> None:
     torch.set_num_threads(1)
     rng = np.random.default_rng(SEED)
     x, x_test = states(TRAIN, rng), states(EPISODES, rng)
-    weak = B * (2.0 / 3.0)
+    weak = 0.7 * B
 
     blind = Controller(torch.Generator().manual_seed(SEED))
     with torch.no_grad():
         blind.w.zero_()
-    net = train(x, slow(x, A, B), tell)
+    u = slow(x, A, B)
+    net = train(x, u, tell)
 
     def by_torch(net: Controller) -> Any:
         @torch.no_grad()
@@ -151,7 +152,7 @@ def main() -> None:
         folder = arguments.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "controller.icnn"
-        export(net, None, torch.from_numpy(x[:4]), None, path, kind="qp", train=TrainSpec())
+        export(net, None, torch.from_numpy(x[:4]), torch.from_numpy(u[:4]), path, kind="qp", train=TrainSpec())
         # From here on nothing needs torch.
         session = icnnrt.load(path)
 
@@ -170,7 +171,7 @@ def main() -> None:
             "30 steps": closed_loop(lambda x: slow(x, A, B), x_test, A, B),
             "weak plant: 3 steps and V": closed_loop(quick, x_test, A, weak),
         }
-        tuner = icnnrt.FineTuner(session, lr=TUNING_RATE)
+        tuner = icnnrt.FineTuner(session, learning_rate=TUNING_RATE)
         wanted = slow(x, A, weak)
         for step in range(TUNING_STEPS):
             rows = rng.permutation(len(x))[:BATCH_SIZE]

@@ -1,6 +1,6 @@
 """A quadratic program that learns the rules of 4×4 Sudoku from examples (Amos, Kolter, OptNet, ICML 2017).
 
-    python examples/sudoku.py                # learn in torch, export, solve puzzles with onnxruntime alone: minutes
+    python examples/sudoku.py                # learn in torch, export, solve puzzles with onnxruntime alone: half a minute
     python examples/sudoku.py --json         # the same figures for machines
     python examples/sudoku.py --out FOLDER   # keep the package
 
@@ -44,13 +44,13 @@ class Sudoku(nn.Module):
         super().__init__()
         n = CELLS * DIGITS
         self.register_buffer("Q", 0.1 * torch.eye(n, dtype=torch.float64))
-        self.register_buffer("lower", torch.zeros(n, dtype=torch.float64))
+        self.register_buffer("least", torch.zeros(n, dtype=torch.float64))
         self.A = nn.Parameter(torch.rand(EQUALITIES, n, generator=generator, dtype=torch.float64))
         self.z_0 = nn.Parameter(torch.full((n,), 1.0 / DIGITS, dtype=torch.float64))  # feasible by construction
         self.layer = QPLayer()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.Q, -x, A=self.A, b=self.A @ self.z_0, lower=self.lower)
+        return self.layer(self.Q, -x, A=self.A, b=self.A @ self.z_0, lower=self.least)
 
 
 def grids() -> NDArray[np.int64]:
@@ -129,8 +129,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         path = (arguments.out or Path(folder)) / "sudoku.icnn"
         path.parent.mkdir(parents=True, exist_ok=True)
-        net.requires_grad_(True)
-        export(net, None, torch.from_numpy(x[:4]), None, path, kind="qp")
+        export(net, None, torch.from_numpy(x[:4]), torch.from_numpy(y[:4]), path, kind="qp")
         session = icnnrt.load(path)
         began = time.perf_counter()
         solution = session.solve_qp(x_test)
