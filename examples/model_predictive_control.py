@@ -11,8 +11,8 @@ network V that says what is left to pay at the end,
 
 whose epigraph makes the whole a quadratic program. W, b and w are found by imitating the first input of the slow
 controller, with gradients through the program, at first in torch. Then the package runs with onnxruntime alone, and
-is tuned there for a plant that has changed: its input has lost three tenths of its effect, which the controller does not
-know and learns from what a slow controller of the true plant does.
+is tuned there for a plant that has changed: its input has lost three tenths of its effect, which the controller does
+not know and learns from what a slow controller of the true plant does.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A quadratic program that learns the rules of 4×4 Sudoku from examples (Amos, Kolter, OptNet, ICML 2017).
 
-    python examples/sudoku.py                # learn in torch, export, solve puzzles with onnxruntime alone: half a minute
+    python examples/sudoku.py                # learn in torch, export, solve with onnxruntime alone: half a minute
     python examples/sudoku.py --json         # the same figures for machines
     python examples/sudoku.py --out FOLDER   # keep the package
 
