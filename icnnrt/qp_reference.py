@@ -80,6 +80,9 @@ REFINEMENTS = (
     3  # of the adjoint; each leaves about 1e-8 of the error, more where constraints nearly depend on each other
 )
 CERTIFICATE = 1e-7  # how well a certificate must hold: its residual against the amount it proves
+CANCELLED = 1e-6  # the same against the terms that cancel
+RAY = 1e-8  # how far a ray may leave what it should stay in, against the sizes of the row and of the ray
+FALLS = 1e-6  # how fast the objective has to fall along a ray, against the same
 CERTIFIED = 1e-9  # the least relative amount of infeasibility that is told from rounding
 
 
@@ -117,7 +120,9 @@ class QPReference(NamedTuple):
     mu: Array  # [B, n]
     slack: Array  # [B, m] of the side that λ points at, > 0
     box_slack: Array  # [B, n]
-    residual: Array  # [B, 3] relative stationarity, feasibility, duality gap
+    residual: (
+        Array  # [B, 3] relative stationarity, feasibility, duality gap, in the data's units or equilibrated: the larger
+    )
     status: NDArray[np.int32]  # [B] QPStatus
     ray: Array  # [B, n + m + q + n] certificate of infeasibility: a ray d of z, or (λ, ν, μ); else 0
 
@@ -358,6 +363,20 @@ class _Scaling(NamedTuple):
     c: Array  # [B, 1]
 
 
+def _size_of_z(Q: Array, p: Array, bounds: list[Array], b: Array) -> Array:
+    """A power of 2 near the size of z [B]: what b demands, else what curvature and the nearest kind of bound allow.
+
+    Every measure of the method has a floor of 1, so z is brought near it; 1 where it is there already.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.abs(p).max(1) / np.einsum("bii->bi", Q).mean(1)
+    t = np.where(np.isfinite(t) & (t > 0), t, np.inf)
+    held = np.max([np.where(_finite(a), np.abs(a), 0.0).max(1, initial=0.0) for a in bounds], axis=0)
+    size = np.maximum(_largest(b), np.minimum(t, np.where(held > 0, held, np.inf)))
+    there = ~np.isfinite(size) | (size == 0) | ((size >= 1 / 64) & (size <= 64))
+    return np.where(there, 1.0, 2.0 ** np.round(np.log2(np.clip(np.where(there, 1.0, size), 2.0**-60, 2.0**60))))
+
+
 def _equilibrated(qp: QP, scale_cost: bool = True) -> tuple[QP, _Scaling]:
     """Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), then the objective."""
     Q, p, G, h_lower, h, A, b, lower, upper = qp
@@ -372,8 +391,10 @@ def _equilibrated(qp: QP, scale_cost: bool = True) -> tuple[QP, _Scaling]:
         Q, G, A = Q * d[:, :, None] * d[:, None], G * e_G[:, :, None] * d[:, None], A * e_A[:, :, None] * d[:, None]
         D, E_G, E_A = D * d, E_G * e_G, E_A * e_A
     p = p * D
+    tau = _size_of_z(Q, p, [h_lower * E_G, h * E_G, lower / D, upper / D], b * E_A)[:, None]
+    Q, p, D, E_G, E_A = Q * tau[..., None] ** 2, p * tau, D * tau, E_G / tau, E_A / tau
     size = np.maximum(np.abs(Q).max(1).mean(1), np.abs(p).max(1))[:, None]
-    c = np.where(size > 0, 1.0 / np.clip(size, 1e-8, 1e8), 1.0) if scale_cost else np.ones_like(size)
+    c = np.where(size > 0, 1.0 / np.clip(size, 1e-30, 1e30), 1.0) if scale_cost else np.ones_like(size)
     scaled = QP(Q * c[..., None], p * c, G, h_lower * E_G, h * E_G, A, b * E_A, lower / D, upper / D)  # ±inf stays ±inf
     return scaled, _Scaling(D, E_G, E_A, c)
 
@@ -397,15 +418,17 @@ def _warm(scaled: QP, scaling: _Scaling, start: tuple[Array, ...]) -> QPIterate:
 
 def _solve(
     qp: QP, soft: float, steps: int, start: tuple[Array, ...] | None = None
-) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """z, λ, ν, μ, slack, box slack."""
+) -> tuple[tuple[Array, ...], Array, Array]:
+    """(z, λ, ν, μ, slack, box slack), the relative KKT residual of the equilibrated problem, and the size D of z."""
     m = qp.G.shape[1]
     scaled, scaling = _equilibrated(qp, scale_cost=soft == 0.0)
     D, E_G, E_A, c = scaling
     warm = None if start is None else _warm(scaled, scaling, start)
     (z, nu, lu, ll, su, sl), _ = interior_point(scaled, soft, steps, warm)
     lam, s = lu - ll, np.where(lu >= ll, su, sl)
-    return z * D, lam[:, :m] * E_G / c, nu * E_A / c, lam[:, m:] / D / c, s[:, :m] / E_G, s[:, m:] * D
+    residual = kkt_residual(scaled, z, lam[:, :m], nu, lam[:, m:])
+    answer = z * D, lam[:, :m] * E_G / c, nu * E_A / c, lam[:, m:] / D / c, s[:, :m] / E_G, s[:, m:] * D
+    return answer, residual, D
 
 
 def _pointed_at(multiplier: Array, upper: Array, lower: Array) -> Array:
@@ -446,12 +469,16 @@ def kkt_residual(qp: QP, z: Array, lam: Array, nu: Array, mu: Array) -> Array:
 def _farkas(qp: QP, steps: int) -> tuple[NDArray[np.bool_], Array]:
     """Whether no z is feasible, and a certificate: A'ν + G'λ + μ = 0 though its bounds sum to −1."""
     Q, p, G, h_lower, h, A, b, lower, upper = qp
-    _, lam, nu, mu, _, _ = _solve(qp._replace(Q=np.zeros_like(Q), p=np.zeros_like(p)), 1.0, steps)
+    (_, lam, nu, mu, _, _), _, D = _solve(qp._replace(Q=np.zeros_like(Q), p=np.zeros_like(p)), 1.0, steps)
     terms = np.concatenate([lam * _pointed_at(lam, h, h_lower), nu * b, mu * _pointed_at(mu, upper, lower)], 1)
     amount = -terms.sum(1)
-    off = _largest(_apply(_transposed(G), lam) + _apply(_transposed(A), nu) + mu)
     size = np.abs(terms).sum(1)
-    proven = (amount > CERTIFIED * size) & (off <= CERTIFICATE * amount)
+    # In units of z: no z of a reasonable size makes up for what is off.
+    off = _largest((_apply(_transposed(G), lam) + _apply(_transposed(A), nu) + mu) * D)
+    magnitude = _largest(
+        (_apply(np.abs(_transposed(G)), np.abs(lam)) + _apply(np.abs(_transposed(A)), np.abs(nu)) + np.abs(mu)) * D
+    )
+    proven = (amount > CERTIFIED * size) & (off <= CERTIFICATE * amount) & (off <= CANCELLED * magnitude)
     ray = np.concatenate([np.zeros_like(p), lam, nu, mu], 1) / np.where(amount > 0, amount, 1.0)[:, None]
     return proven, ray
 
@@ -477,12 +504,19 @@ def _unbounded(qp: QP, steps: int) -> tuple[NDArray[np.bool_], Array]:
         cone(lower),
         cone(upper),
     )
-    d, *_ = _solve(ray_qp, 0.0, steps)
+    (d, *_), _, D = _solve(ray_qp, 0.0, steps)
     amount = -(p * d).sum(1)
-    off = [_apply(flat, d)]
-    for r, low, high in ((_apply(G, d), h_lower, h), (d, lower, upper)):
-        off += [np.where(_finite(high), r, 0.0).clip(min=0.0), np.where(_finite(low), -r, 0.0).clip(min=0.0)]
-    proven = (amount > CERTIFIED * np.abs(p * d).sum(1)) & (_largest(*off) <= CERTIFICATE * amount)
+    # Each row against its own size and that of d, in units of z.
+    length = _largest(d / D)[:, None]
+
+    def reach(rows: Array) -> Array:
+        return np.abs(rows * D[:, None]).max(2, initial=0.0) * length
+
+    proven = (np.abs(_apply(flat, d)) <= RAY * reach(flat)).all(1)
+    for r, low, high, most in ((_apply(G, d), h_lower, h, reach(G)), (d, lower, upper, D * length)):
+        proven &= (np.where(_finite(high), r, 0.0) <= RAY * most).all(1)
+        proven &= (np.where(_finite(low), -r, 0.0) <= RAY * most).all(1)
+    proven &= (amount > 0) & (amount >= FALLS * _largest(p * D) * length[:, 0])
     ray = np.concatenate([d, np.zeros((B, G.shape[1] + A.shape[1] + n))], 1)
     return proven, ray / np.where(amount > 0, amount, 1.0)[:, None]
 
@@ -522,8 +556,9 @@ def qp_solve(
         lower=np.where(trivial[:, None], -np.inf, qp.lower),
     )
 
-    z, lam, nu, mu, slack, box_slack = _solve(qp, 0.0, steps, start)
-    residual = kkt_residual(qp, z, lam, nu, mu)
+    (z, lam, nu, mu, slack, box_slack), scaled, _ = _solve(qp, 0.0, steps, start)
+    # In both units: those of the data must not be so small that the 1 in a denominator lets everything pass.
+    residual = np.maximum(kkt_residual(qp, z, lam, nu, mu), scaled)
     solved, inaccurate = TOLERANCE[np.dtype(precision)]
     worst = residual.max(1)
     ray = np.zeros((B, 2 * n + m + q))
@@ -539,6 +574,9 @@ def qp_solve(
             QPStatus.FAILED,
         )
         ray[unsolved] = np.select([infeasible[:, None], falling[:, None]], [farkas, d], 0.0)
+    beyond = np.finfo(precision).max
+    for a in (z, lam, nu, mu):
+        status[(status <= QPStatus.INACCURATE) & ~(np.abs(a) <= beyond).all(1)] = QPStatus.FAILED
     status[crossed] = QPStatus.PRIMAL_INFEASIBLE
     status[~convex] = QPStatus.NOT_CONVEX
     status[~finite] = QPStatus.NOT_FINITE_INPUT
