@@ -77,7 +77,7 @@ std::size_t qp_workspace_bytes(const QpSizes& sizes) noexcept {
   if (sizes.n > kMost || sizes.m > kMost || sizes.q > kMost) return 0;
   const auto up_to = [](std::size_t a, std::size_t multiple) { return (a + multiple - 1) / multiple * multiple; };
   const std::size_t n = sizes.n, m = sizes.m, q = sizes.q + n;
-  const std::size_t size = up_to(n, 4) + up_to(q, 4), ld = up_to(size, 8) + 8, N = up_to(m, 8) + up_to(n, 8) + 8;
+  const std::size_t size = up_to(n, 4) + up_to(q, 4), ld = up_to(size + 4, 8) + 8, N = up_to(m, 8) + up_to(n, 8) + 8;
   return ((2 * size + 2 * m + q + 12) * ld + 3 * ld + 35 * N + 32) * sizeof(double);
 }
 

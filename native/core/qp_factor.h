@@ -14,7 +14,7 @@ ICNNRT_INLINE std::size_t in_blocks(std::size_t n) { return (n + kBlock - 1) / k
 // The factors of a matrix of `size` rows, the first `positive` of which belong to P. Both are multiples of kBlock.
 struct Factors {
   std::size_t size, positive;
-  std::size_t ld;   // at least size + 7; columns from `size` on are zero
+  std::size_t ld;   // at least size + 12; columns from `size` on are zero
   double* U;        // [size, ld]; what lies on and below the diagonal is void
   double* inverse;  // [size] of the diagonal of U
 };

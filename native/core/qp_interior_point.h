@@ -34,7 +34,8 @@ struct Iteration {
   Newton newton;
 };
 
-// Relative stationarity, feasibility and gap of (x, λ signed) in units of the operator's inputs.
+// Relative stationarity, feasibility and gap of (x, λ signed): the larger of those in the operator's units, which must
+// not be so small that the 1 in a denominator lets everything pass, and those in the equilibrated ones.
 // it.rows, Kz and G_lam are left at x.
 ICNNRT_NO_INLINE void kkt_residual(const Problem& P, Iteration& it, const double* x, const double* lam,
                                    double (&residual)[3]) {
@@ -45,41 +46,44 @@ ICNNRT_NO_INLINE void kkt_residual(const Problem& P, Iteration& it, const double
   add_Kz(P, x, it.Kz);
   add_Knu(P, x, it.A_nu);
   add_columns_times(P.G, P.ld, P.m, P.n_blocks, lam, it.G_lam);
-  const double per_cost = 1.0 / P.cost;
-  double off = 0.0, size = 0.0, objective = 0.0;
-  for (std::size_t j = 0; j < P.n; ++j) {
-    const double mu = P.N > P.box ? lam[P.box + j] : 0.0, per = per_cost / P.D[j];
-    off = larger(off, __builtin_fabs(it.Kz[j] + P.c[j] + it.G_lam[j] + it.A_nu[j] + mu) * per);
-    const double parts[] = {it.Kz[j], P.c[j], it.G_lam[j], it.A_nu[j], mu};
-    for (const double part : parts) size = larger(size, __builtin_fabs(part) * per);
-    objective += (0.5 * it.Kz[j] + P.c[j]) * x[j];
-  }
-  double violated = 0.0, reach = 0.0, gap = 0.0;
-  for (std::size_t j = 0; j < P.q; ++j) {
-    const double Az = it.Kz[P.n_blocks + j], b = -P.c[P.n_blocks + j], per = 1.0 / P.E_A[j];
-    violated = larger(violated, __builtin_fabs(Az - b) * per);
-    reach = larger(reach, larger(__builtin_fabs(Az), __builtin_fabs(b)) * per);
-  }
-  for (std::size_t i = 0; i < P.N; ++i) {
-    if (i >= P.m && i < P.box) continue;
-    const double per = i < P.m ? 1.0 / P.E_G[i] : P.D[i - P.box];
-    bool held = false;
-    for (const Side& side : P.side) {
-      const double multiplier = side.sign * lam[i] <= 0.0 ? 0.0 : side.sign * lam[i];
-      if (!side.any || side.has[i] == 0.0) {
-        gap += multiplier / per;  // of a side that is not there: as wrong as a gap of that size
-        continue;
-      }
-      held = true;
-      const double beyond = side.sign * (it.rows[i] - side.bound[i]);
-      violated = larger(violated, beyond <= 0.0 ? 0.0 : beyond * per);
-      gap += __builtin_fabs(multiplier * beyond);
+  residual[0] = residual[1] = residual[2] = 0.0;
+  for (unsigned given = 0; given < 2; ++given) {
+    const double per_cost = given ? 1.0 / P.cost : 1.0;
+    double off = 0.0, size = 0.0, objective = 0.0;
+    for (std::size_t j = 0; j < P.n; ++j) {
+      const double mu = P.N > P.box ? lam[P.box + j] : 0.0, per = given ? per_cost / P.D[j] : 1.0;
+      off = larger(off, __builtin_fabs(it.Kz[j] + P.c[j] + it.G_lam[j] + it.A_nu[j] + mu) * per);
+      const double parts[] = {it.Kz[j], P.c[j], it.G_lam[j], it.A_nu[j], mu};
+      for (const double part : parts) size = larger(size, __builtin_fabs(part) * per);
+      objective += (0.5 * it.Kz[j] + P.c[j]) * x[j];
     }
-    if (held) reach = larger(reach, __builtin_fabs(it.rows[i]) * per);
+    double violated = 0.0, reach = 0.0, gap = 0.0;
+    for (std::size_t j = 0; j < P.q; ++j) {
+      const double Az = it.Kz[P.n_blocks + j], b = -P.c[P.n_blocks + j], per = given ? 1.0 / P.E_A[j] : 1.0;
+      violated = larger(violated, __builtin_fabs(Az - b) * per);
+      reach = larger(reach, larger(__builtin_fabs(Az), __builtin_fabs(b)) * per);
+    }
+    for (std::size_t i = 0; i < P.N; ++i) {
+      if (i >= P.m && i < P.box) continue;
+      const double per = !given ? 1.0 : i < P.m ? 1.0 / P.E_G[i] : P.D[i - P.box];
+      bool held = false;
+      for (const Side& side : P.side) {
+        const double multiplier = side.sign * lam[i] <= 0.0 ? 0.0 : side.sign * lam[i];
+        if (!side.any || side.has[i] == 0.0) {
+          gap += multiplier / per;  // of a side that is not there: as wrong as a gap of that size
+          continue;
+        }
+        held = true;
+        const double beyond = side.sign * (it.rows[i] - side.bound[i]);
+        violated = larger(violated, beyond <= 0.0 ? 0.0 : beyond * per);
+        gap += __builtin_fabs(multiplier * beyond);
+      }
+      if (held) reach = larger(reach, __builtin_fabs(it.rows[i]) * per);
+    }
+    residual[0] = larger(residual[0], off / (1.0 + size));
+    residual[1] = larger(residual[1], violated / (1.0 + reach));
+    residual[2] = larger(residual[2], gap * per_cost / (1.0 + __builtin_fabs(objective) * per_cost));
   }
-  residual[0] = off / (1.0 + size);
-  residual[1] = violated / (1.0 + reach);
-  residual[2] = gap * per_cost / (1.0 + __builtin_fabs(objective) * per_cost);
 }
 
 ICNNRT_INLINE double worst(const double (&residual)[3]) {

@@ -85,10 +85,8 @@ ICNNRT_INLINE double largest(const double* a, std::size_t count, double so_far =
   return so_far;
 }
 
-// The power of 2 next to 1 / √size.
-ICNNRT_INLINE double root(double size) {
-  if (!(size > 0.0)) return 1.0;
-  const double wanted = 1.0 / __builtin_sqrt(clip(size, 1e-8, 1e8));
+// The power of 2 next to a positive number.
+ICNNRT_INLINE double power_near(double wanted) {
   std::uint64_t bits;
   __builtin_memcpy(&bits, &wanted, sizeof bits);
   bits = (bits + 0x0006a09e667f3bcdULL) & 0x7ff0000000000000ULL;
@@ -96,13 +94,30 @@ ICNNRT_INLINE double root(double size) {
   __builtin_memcpy(&power, &bits, sizeof power);
   return power;
 }
+ICNNRT_INLINE double root(double size) {  // next to 1 / √size
+  return size > 0.0 ? power_near(1.0 / __builtin_sqrt(clip(size, 1e-8, 1e8))) : 1.0;
+}
 
 inline constexpr std::size_t kEquilibrations = 4;
 // p counts this much less than Q in the size of the objective: z is what its curvature makes of it.
 inline constexpr double kLeverOfP = 16.0;
 inline constexpr double kLevel = 4.0;  // rows and columns within this factor of 1 are left alone
 
-// Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), then the objective.
+// The size of z: what b demands, else what curvature and the nearest kind of bound allow; 1 if it is near that.
+ICNNRT_NO_INLINE double size_of_z(const Problem& P) {
+  double curvature = 0.0, held = 0.0;
+  for (std::size_t i = 0; i < P.n; ++i) curvature += P.K[i * P.ld + i];
+  curvature /= static_cast<double>(P.n);
+  for (const Side& side : P.side)
+    if (side.any) held = largest(side.bound, P.N, held);
+  const double p = largest(P.c, P.n), b = largest(P.c + P.n_blocks, P.q);
+  const double size = max(b, min(p > 0.0 && curvature > 0.0 ? p / curvature : kInf, held > 0.0 ? held : kInf));
+  if (size == 0.0 || !(size < kInf) || (size >= 0x1p-6 && size <= 0x1p6)) return 1.0;
+  return power_near(clip(size, 0x1p-60, 0x1p60));
+}
+
+// Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), then z, since every measure of the method
+// has a floor of 1, then the objective.
 ICNNRT_NO_INLINE void equilibrate(Problem& P, bool scale_cost, double* column, double* row) {
   fill(P.D, P.ld, 1.0);  // D and E_A are one array of `ld`, as x is
   fill(P.E_G, P.box, 1.0);
@@ -160,15 +175,24 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, bool scale_cost, double* column, d
     }
   }
   P.E_A = P.D + P.n_blocks;
+  if (const double tau = size_of_z(P), per_tau = 1.0 / tau; tau != 1.0) {
+    for (std::size_t i = 0; i < P.n; ++i)
+      for (std::size_t j = 0; j < P.n; ++j) P.K[i * P.ld + j] *= tau * tau;
+    for (std::size_t j = 0; j < P.size; ++j) {
+      P.c[j] *= j < P.n_blocks ? tau : per_tau;
+      P.D[j] *= j < P.n_blocks ? tau : per_tau;
+    }
+    for (std::size_t i = 0; i < P.m; ++i) P.E_G[i] *= per_tau;
+    for (Side& side : P.side)
+      for (std::size_t i = 0; side.any && i < P.N; ++i) side.bound[i] *= per_tau;
+  }
   P.cost = 1.0;
   if (!scale_cost) return;
   double mean = 0.0;  // no entry of a semidefinite Q is larger than the largest of its diagonal
   for (std::size_t i = 0; i < P.n; ++i) mean += P.K[i * P.ld + i];
   const double size = max(mean / static_cast<double>(P.n), largest(P.c, P.n) / kLeverOfP);
   if (!(size > kLevel * kLevel || size < 1.0 / kLevel) || size == 0.0) return;
-  double scale = root(clip(size, 1e-8, 1e8));
-  scale *= scale;
-  if (scale == 1.0) return;
+  const double scale = power_near(1.0 / clip(size, 1e-30, 1e30));
   P.cost = scale;
   for (std::size_t i = 0; i < P.n; ++i)
     for (std::size_t j = 0; j < P.n; ++j) P.K[i * P.ld + j] *= scale;

@@ -6,9 +6,13 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
+inline constexpr double kEvenly = 1e-6;       // least entry of the diagonal against the largest, for no ray to be there
 inline constexpr double kCurved = 1e-4;       // least pivot of Q, in units of its diagonal, that makes it definite
 inline constexpr double kCertificate = 1e-7;  // how well a certificate must hold: its residual against what it proves
-inline constexpr double kCertified = 1e-9;    // the least relative amount of infeasibility that is told from rounding
+inline constexpr double kCancelled = 1e-6;    // the same against the terms that cancel
+inline constexpr double kRay = 1e-8;    // how far a ray may leave what it should stay in, against the row and the ray
+inline constexpr double kFalls = 1e-6;  // how fast the objective has to fall along a ray, against p and the ray
+inline constexpr double kCertified = 1e-9;  // the least relative amount of infeasibility that is told from rounding
 
 // The relative KKT residual that counts as solved, and as inaccurate, and the rounding unit of the data.
 template <typename T>
@@ -26,7 +30,7 @@ ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::s
   P.q = q;
   P.n_blocks = in_blocks(n);
   P.size = P.n_blocks + in_blocks(q);
-  P.ld = padded(P.size) + 8;
+  P.ld = padded(P.size + kBlock) + 8;
   P.curved = false;
   P.box = padded(m);
   P.N = P.box + padded(n);
@@ -128,14 +132,17 @@ ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, bool warm, double
     kkt_residual(P, it, it.polished, it.lam, residual);
     if (worst(residual) <= kNearly) return false;  // otherwise the start was misleading
   }
-  for (int careful = 0; careful < 2; ++careful) {
+  double quick = 0.0;
+  for (int run = 0; run < 3; ++run) {
     fill(it.x, P.ld, 0.0);
     method.start();
-    if (method.run(steps, careful != 0, residual)) return true;
+    if (method.run(steps, run == 1, residual)) return true;
     method.read_off();
     if (soft != 0.0) break;
     kkt_residual(P, it, it.polished, it.lam, residual);
     if (worst(residual) <= kNearly) break;
+    if (run == 0) quick = worst(residual);
+    if (run == 1 && worst(residual) <= quick) break;  // else the quick steps again, which came closer
   }
   return false;
 }
@@ -162,11 +169,18 @@ ICNNRT_NO_INLINE bool infeasible(Problem& P, Iteration& it, std::size_t steps, d
   fill(it.r, P.ld, 0.0);
   add_columns_times(P, it.lam, it.r);
   add_Knu(P, it.polished, it.r);
-  for (std::size_t j = 0; j < P.n; ++j) off = larger(off, __builtin_fabs(it.r[j] / P.D[j]));
+  fill(it.Kz, P.ld, 0.0);  // of the terms that cancel, their magnitudes
+  for (std::size_t i = 0; i < P.m; ++i)
+    for (std::size_t j = 0; j < P.n; ++j) it.Kz[j] += __builtin_fabs(P.G[i * P.ld + j] * it.lam[i]);
+  for (std::size_t i = P.n_blocks; i < P.size; ++i)
+    for (std::size_t j = 0; j < P.n; ++j) it.Kz[j] += __builtin_fabs(P.K[i * P.ld + j] * it.polished[i]);
+  for (std::size_t j = 0; P.N > P.box && j < P.n; ++j) it.Kz[j] += __builtin_fabs(it.lam[P.box + j]);
+  off = largest(it.r, P.n);  // in units of z: no z of a reasonable size makes up for it
+  const double magnitude = largest(it.Kz, P.n);
   for (std::size_t i = 0; i < P.m; ++i) it.lam[i] *= P.E_G[i];
   for (std::size_t i = P.box; i < P.N; ++i) it.lam[i] /= P.D[i - P.box];
   for (std::size_t i = P.n_blocks; i < P.size; ++i) it.polished[i] *= P.D[i];
-  return amount > kCertified * size && off <= kCertificate * amount;
+  return amount > kCertified * size && off <= kCertificate * amount && off <= kCancelled * magnitude;
 }
 
 // Whether the objective falls without end along the direction left in it.polished; over `amount`, p'd = −1. P is the
@@ -174,31 +188,32 @@ ICNNRT_NO_INLINE bool infeasible(Problem& P, Iteration& it, std::size_t steps, d
 ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, std::size_t steps, double p_size, double& amount) {
   double residual[3];
   solve_problem(P, it, false, 0.0, steps, residual);
-  double size = 0.0, off = 0.0;
+  // Each row against its own size and that of d, in units of z.
+  const double length = largest(it.polished, P.n);
   amount = 0.0;
-  for (std::size_t j = 0; j < P.n; ++j) {
-    const double term = P.c[j] * it.polished[j] / P.cost * p_size;
-    amount -= term;
-    size += __builtin_fabs(term);
-  }
+  for (std::size_t j = 0; j < P.n; ++j) amount -= P.c[j] * it.polished[j];
+  bool proven = amount > 0.0 && amount >= kFalls * largest(P.c, P.n) * length;
+  amount *= p_size / P.cost;
   rows_times(P, it.polished, it.rows);
   fill(it.Kz, P.ld, 0.0);
   add_Kz(P, it.polished, it.Kz);
-  for (std::size_t i = 0; i < P.q; ++i) off = larger(off, __builtin_fabs(it.Kz[P.n_blocks + i] / P.E_A[i]));
+  for (std::size_t i = P.n_blocks; i < P.n_blocks + P.q; ++i)
+    proven = proven && __builtin_fabs(it.Kz[i]) <= kRay * largest(P.K + i * P.ld, P.n) * length;
   for (const Side& side : P.side) {
     if (!side.any) continue;
     for (std::size_t i = 0; i < P.N; ++i) {
       if (side.has[i] == 0.0) continue;
-      off = larger(off, side.sign * it.rows[i] * (i < P.m ? 1.0 / P.E_G[i] : P.D[i - P.box]));
+      proven = proven && side.sign * it.rows[i] <= kRay * (i < P.m ? largest(P.G + i * P.ld, P.n) : 1.0) * length;
     }
   }
   for (std::size_t j = 0; j < P.n; ++j) it.polished[j] *= P.D[j];
-  return amount > kCertified * size && off <= kCertificate * amount;
+  return proven;
 }
 
 // What an unsolved problem is: a certificate is written to the ray, if there is one.
 template <typename T>
-static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void* memory, QpStatus otherwise) {
+static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void* memory, bool definite,
+                          QpStatus otherwise) {
   const std::size_t n = sizes.n, m = sizes.m, q = sizes.q;
   Problem P;
   Iteration it;
@@ -213,6 +228,7 @@ static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void
     for (std::size_t j = 0; P.N > P.box && j < n; ++j) mu[j] = static_cast<T>(it.lam[P.box + j] / amount);
     return QpStatus::kPrimalInfeasible;
   }
+  if (definite) return otherwise;
   lay_out(memory, n, m, q + n, P, it);
   read_problem(args, Purpose::kRay, P, crossed);
   P.curved = true;
@@ -232,6 +248,15 @@ static void write_nothing(const QpSizes& sizes, const QpArguments<T>& args) {
   for (std::size_t i = 0; i < sizes.m; ++i) args.lam[i] = args.slack[i] = nan;
   for (std::size_t i = 0; i < sizes.q; ++i) args.nu[i] = nan;
   for (std::size_t i = 0; i < 3; ++i) args.residual[i] = __builtin_nan("");
+}
+
+template <typename T>
+static bool finite(const QpSizes& sizes, const QpArguments<T>& args) {
+  double odd = 0.0;
+  for (std::size_t j = 0; j < sizes.n; ++j) odd += static_cast<double>(args.z[j] * 0 + args.mu[j] * 0);
+  for (std::size_t i = 0; i < sizes.m; ++i) odd += static_cast<double>(args.lam[i] * 0);
+  for (std::size_t i = 0; i < sizes.q; ++i) odd += static_cast<double>(args.nu[i] * 0);
+  return odd == 0.0;
 }
 
 template <typename T>
@@ -277,9 +302,18 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
       args.box_slack[j] = static_cast<T>(max(has ? slack_at(P.box + j) * P.D[j] : 1.0, least));
     }
     for (std::size_t i = 0; i < 3; ++i) args.residual[i] = residual[i];
-    if (!(off <= kSolvedResidual<T>))
-      status =
-          certified(sizes, args, memory, off <= kInaccurateResidual<T> ? QpStatus::kInaccurate : QpStatus::kFailed);
+    if (!(off <= kSolvedResidual<T>)) {
+      double least = kInf, most = 0.0;  // of the diagonal of Q; an entry of 0 passes for curved by its noise
+      for (std::size_t j = 0; j < P.n; ++j) {
+        const double curvature = P.K[j * P.ld + j] / (P.D[j] * P.D[j]);
+        least = min(least, curvature);
+        most = max(most, curvature);
+      }
+      const bool definite = P.curved && least >= kEvenly * most;
+      status = certified(sizes, args, memory, definite,
+                         off <= kInaccurateResidual<T> ? QpStatus::kInaccurate : QpStatus::kFailed);
+    }
+    if (status <= QpStatus::kInaccurate && !finite(sizes, args)) status = QpStatus::kFailed;  // beyond the range of T
   }
   if (status > QpStatus::kInaccurate) write_nothing(sizes, args);
   *args.status = status;
