@@ -203,6 +203,9 @@ class Package:
     weights: Mapping[str, np.ndarray]
     golden: Mapping[str, np.ndarray]
 
+    def __repr__(self) -> str:
+        return f"<Package {self.manifest.name} at {self.path}: {', '.join(self.graphs)}>"
+
     @classmethod
     def open(cls, path: StrPath) -> "Package":
         """Read the package at `path` and check everything the module docstring promises.

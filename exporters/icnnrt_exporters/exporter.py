@@ -251,7 +251,8 @@ def _convexity(plain: package.Package, x_example: Tensor, allow_not_convex: bool
     if found.verdict == "violated" and not allow_not_convex:
         raise ExportError(
             f"energy: {found.sentence().removesuffix('.')}; keep the weights that mix convex units non-negative, or "
-            "pass allow_not_convex=True and have the status of every answer say so"
+            "pass allow_not_convex=True (--allow-not-convex) and have the status of every answer say so until "
+            "`icnnrt repair --project` has clipped them"
         )
     return found
 

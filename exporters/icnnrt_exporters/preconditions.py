@@ -66,7 +66,9 @@ def check_examples(x_example: Tensor, y_example: Tensor) -> None:
 
 
 def check_solver(solver: Solver, n: int) -> None:
-    """The solver's n is the examples'."""
+    """The solver is one, and its n is the examples'."""
+    if not isinstance(solver, nn.Module):
+        raise ExportError(f"solver: expected a layer, got {solver!r}; pass BundleEntropyArgmin(energy)")
     if solver.y_dim != n:
         raise ExportError(
             f"solver: it was made for y_dim={solver.y_dim}, but y_example has {n} columns; make one fit the other"
