@@ -582,6 +582,9 @@ _sessions: dict[tuple[Any, ...], tuple[Any, bool]] = {}
 
 def _session(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
     """onnxruntime's session of a graph, made once, and whether native kernels run in it."""
+    # Before the look-up, where True would be found as 1.
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
     key = (role, dtype, native, threads, None if providers is None else repr(providers))
     found = _sessions.get(key)
     if found is None:
@@ -595,8 +598,6 @@ def _session(role: str, dtype: str, native: Any, providers: Any, threads: Any) -
 def _make(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
     ort = onnxruntime()
     wanted = [(name, dict(settings)) for name, settings in _check_providers(ort, providers)]
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
     operator = OPERATORS[role]
     has_kernel = operator in _native_operators(ort, native)
     if native and not has_kernel:
