@@ -158,7 +158,7 @@ def bundle_qp_argmin(
         at = np.flatnonzero(going)
         qp = _model(slopes[at, : k + 1], offsets[at, : k + 1], Polyhedron(*(a[at] for a in polyhedron)), mu)
         warm = _warm(models[-1], at, k) if models else None
-        solution = solver(qp, warm, steps=steps)
+        solution = _solved(solver, qp, warm, steps)
         models.append(Model(at, solution))
         good = solution.status <= QPStatus.INACCURATE
         solved[at], going[at] = solution.status == QPStatus.SOLVED, good
@@ -301,10 +301,26 @@ def _withheld(trajectory: PolyhedronTrajectory, found: PolyhedronCotangents) -> 
     arrays = [np.array(a) for a in (*found.cuts, *found.polyhedron, found.mu)]
     bad = ~np.isfinite(trajectory.y).all(1)
     for a in arrays:
-        bad |= ~np.isfinite(a).reshape(len(a), -1).all(1)
+        bad |= ~np.isfinite(a).all(tuple(range(1, a.ndim)))
     for a in arrays:
         a[bad] = np.nan
     return PolyhedronCotangents(found.points, CutCotangents(*arrays[:2]), Polyhedron(*arrays[2:8]), arrays[8])
+
+
+def _solved(solver: Solver, qp: QP, warm: tuple[Array, Array, Array, Array] | None, steps: int) -> QPReference:
+    """From the warm start; what is not SOLVED from there once more without, and the better of the two."""
+    solution = solver(qp, warm, steps=steps)
+    again = np.flatnonzero(solution.status != QPStatus.SOLVED)
+    if warm is None or not again.size:
+        return solution
+    cold = solver(QP(*(a[again] for a in qp)), None, steps=steps)
+    better = cold.status < solution.status[again]
+    merged = QPReference(*(np.array(a) for a in solution))  # type: ignore[arg-type]
+    a: NDArray[Any]
+    other: NDArray[Any]
+    for a, other in zip(merged, cold, strict=True):  # type: ignore[assignment]
+        a[again[better]] = other[better]
+    return merged
 
 
 def _small(gap: Array, lower_bound: Array, tolerance: float) -> NDArray[np.bool_]:

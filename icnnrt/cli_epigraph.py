@@ -62,7 +62,7 @@ def epigraph(
         for array in [_bound(given, name, manifest.y_shape, len(x))]
     }
     (problem,) = problems(opened, x[sample : sample + 1], mu=mu, **bounds)
-    problem.write(out, manifest.name.encode("ascii", "replace").decode().replace(" ", "_").replace("\n", "_"))
+    problem.write(out, manifest.name)
     found = problem.solve() if solve else None
     summary = {
         "package": str(opened.path),

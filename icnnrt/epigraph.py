@@ -139,6 +139,9 @@ def epigraph(
         if not finite_rows(X).all():
             raise InputError(f"x: expected finite numbers, but sample {int(np.argmin(finite_rows(X)))} holds others.")
     rows = given_rows(B, n, G=G, h=h, A=A, b=b, lower=lower, upper=upper)._asdict()
+    for name, absent in (("lower", -np.inf), ("upper", np.inf)):
+        if (rows[name] == -absent).any():
+            raise InputError(f"{name}: expected numbers, or {absent} for none, but it holds {-absent}.")
     weights = dict(package.weights if session is None else session.weights)
     graph = read_graph(package.graphs["value"], weights)
     problems = []

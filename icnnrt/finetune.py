@@ -653,9 +653,9 @@ class FineTuner:
     def _refusal(self, out: Arrays, status: NDArray[np.int8]) -> str:
         """Why these weights must not be used; empty if they may."""
         if self._qp and not out["safe"].any():
-            remedy = (
-                "lower the learning rate and start anew" if self.steps else "loosen the constraints that x asks for"
-            )
+            remedy = "loosen the constraints that x asks for, if they contradict each other"
+            if self.steps:
+                remedy += ", or lower the learning rate and start anew, if the steps led here"
             return f"no sample has a quadratic program with a solution, so there is no gradient; {remedy}"
         if not math.isfinite(out["loss"]):
             where = np.flatnonzero(status == Status.NOT_FINITE)

@@ -8,6 +8,7 @@ sum; in MPS it is the section QUADOBJ with the entries of one triangle, and the 
 objective's right-hand side.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,7 @@ Array = NDArray[np.float64]
 Lines = Iterator[str]
 
 SUFFIXES: Final = (".lp", ".mps")
+NOT_NAME: Final = re.compile(r"[^A-Za-z0-9_.-]")
 COLUMNS: Final = 200  # of a line: CPLEX takes no more than 560
 
 
@@ -60,7 +62,9 @@ class Program(NamedTuple):
 def write_program(path: Path, program: Program, name: str = "icnnrt") -> None:
     """Write a .lp or a .mps, atomically: a scratch file beside it, flushed to the disk, then renamed.
 
-    Raises `InputError` for another ending or numbers that are not finite.
+    Of `name` letters, digits and _ . - are kept, and what else it has becomes _: it stands in a line of the file.
+
+    Raises `InputError` for another ending, numbers that are not finite, a lower bound of +inf or an upper one of −inf.
     """
     writers = {".lp": _lp, ".mps": _mps}
     writer = writers.get(path.suffix.lower())
@@ -71,8 +75,13 @@ def write_program(path: Path, program: Program, name: str = "icnnrt") -> None:
     parts = (program.Q.values, program.p, program.G.values, program.h, program.A.values, program.b, program.constant)
     if not all(np.isfinite(a).all() for a in parts) or np.isnan([*program.lower, *program.upper]).any():
         raise InputError(f"{path}: expected finite numbers to write, but the program holds NaN or infinity.")
+    if (np.asarray(program.lower) == np.inf).any() or (np.asarray(program.upper) == -np.inf).any():
+        raise InputError(
+            f"{path}: expected bounds that leave something, but a lower one is +inf or an upper one −inf; where there "
+            "is none, lower is −inf and upper +inf."
+        )
     with atomic_file(path) as file:
-        for line in writer(program, name):
+        for line in writer(program, NOT_NAME.sub("_", name)):
             file.write(line.encode("ascii") + b"\n")
 
 

@@ -1,7 +1,8 @@
 """y* = argmin over a polyhedron of f(x, y) + (μ/2) ‖y‖², by a package's value and gradient alone; and gradients of it.
 
-`icnnrt.bundle_qp` has the method. It runs in Python and float64, one call of value.onnx and one quadratic program an
-iteration: made for exact and certified answers under constraints, not for speed. Three adjoints of y*:
+`icnnrt.bundle_qp` has the method. It runs in Python and float64, one call of value.onnx and one quadratic program, by
+the sessions of `icnnrt.qp`, an iteration: made for exact and certified answers under constraints, not for speed. Three
+adjoints of y*:
 
     prop3     the cuts of the model that gave y*, held fixed (Proposition 3): exact for energies of pieces (ReLU)
     implicit  the optimality conditions at y*, by hessian.onnx: exact for smooth energies (softplus) at convergence
@@ -29,6 +30,8 @@ from icnnrt.bundle_qp import (
     bundle_qp_implicit,
 )
 from icnnrt.errors import CertificateError, InputError
+from icnnrt.qp_reference import QPReference
+from icnnrt.quadratic_program import _array_solver
 from icnnrt.solution import _Frozen
 from icnnrt.status import Status
 
@@ -149,8 +152,6 @@ def argmin(
     n, dtype = session.manifest.y_shape[0], session.dtype
     X = batch(x, "x", dtype, session.manifest.x_shape)
     B = len(X)
-    if not B:
-        raise InputError("x: expected at least one sample, but got none; leave the call out.")
     if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1:
         raise InputError(f"iterations: expected an integer of at least 1, but got {iterations!r}.")
     if not np.isfinite(mu) or mu < 0:
@@ -165,7 +166,9 @@ def argmin(
     finite = finite_rows(X)
     weights_id = session.weights_id
     run = np.where(finite.reshape(B, *[1] * (X.ndim - 1)), X, 0)
-    trajectory = bundle_qp_argmin(_at(session, run), P, iterations, float(mu), start, tolerance, precision=dtype)
+    trajectory = bundle_qp_argmin(
+        _at(session, run), P, iterations, float(mu), start, tolerance, solver=_solver(session), precision=dtype
+    )
     if session.weights_id != weights_id:
         raise InputError("weights: they changed while the argmin was computed; call it again.")
     lam, nu, bounds = np.zeros(P.h.shape), np.zeros(P.b.shape), np.zeros((B, n))
@@ -288,6 +291,10 @@ def _rows(name: str, value: object, B: int, shape: tuple[int | None, ...], *, bo
     return array
 
 
+def _solver(session: "Session") -> Callable[..., QPReference]:
+    return _array_solver(False if session._native is False else None)
+
+
 def _at(session: "Session", X: Floats) -> Callable[[Array], tuple[Array, Array]]:
     """f and ∇f of float64 points. The graph sees ŷ, y in its own dtype; f is told at y along the cut that touches at ŷ,
     so that every cut is one of f."""
@@ -306,7 +313,9 @@ def _cotangents(session: "Session", solution: PolyhedronSolution, y_bar: Array, 
         return bundle_qp_adjoint(T, y_bar, None)
     if adjoint == "implicit":
         _, gradient, hessian = session.value_gradient_hessian(X, np.nan_to_num(solution.y))
-        return bundle_qp_implicit(T, y_bar, gradient.astype(np.float64), hessian.astype(np.float64))
+        return bundle_qp_implicit(
+            T, y_bar, gradient.astype(np.float64), hessian.astype(np.float64), solver=_solver(session)
+        )
 
     def hvp(y: Array, s: Array) -> Array:
         return session.pullback(X, y, np.zeros(len(y)), s).y.astype(np.float64)

@@ -18,7 +18,7 @@ stated in `icnnrt.qp_reference`.
 import functools
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,7 @@ from icnnrt import _native, _wire
 from icnnrt._runner import CPU, LOG_SEVERITY, THREADS, Provider, _check_providers, _native_operators, onnxruntime
 from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError, ProviderError
 from icnnrt.package import OP_DOMAIN
-from icnnrt.qp_reference import BOUND_MAX, STEPS
+from icnnrt.qp_reference import BOUND_MAX, QP, STEPS, QPReference
 from icnnrt.qp_status import QPStatus, advise
 
 __all__ = ["QPGradients", "QPSolution", "qp"]
@@ -139,6 +139,23 @@ def qp(
     session, ran_native = _session("solve", DTYPES[dtype], *where)
     out = _run(session, SOLUTION, feeds)
     return QPSolution._of(out, feeds, given, batched, ran_native, where)
+
+
+def _array_solver(
+    native: bool | None = None, providers: Sequence[Provider] | None = None, threads: int | None = None
+) -> Callable[..., QPReference]:
+    """`qp_reference.qp_solve` by the sessions of `qp`: (QP of float64, start or None) -> QPReference.
+
+    Its `steps` are those of the graphs, whatever it is told.
+    """
+
+    def solve(problem: QP, start: Sequence[Floats] | None = None, steps: int = STEPS) -> QPReference:
+        feeds = problem._asdict()
+        feeds["start"] = np.zeros((1, 0)) if start is None else np.concatenate(start, 1)
+        session, _ = _session("solve", "float64", native, providers, threads)
+        return QPReference(*_run(session, SOLUTION, feeds))
+
+    return solve
 
 
 class QPGradients:
@@ -565,6 +582,9 @@ _sessions: dict[tuple[Any, ...], tuple[Any, bool]] = {}
 
 def _session(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
     """onnxruntime's session of a graph, made once, and whether native kernels run in it."""
+    # Before the look-up, where True would be found as 1.
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
     key = (role, dtype, native, threads, None if providers is None else repr(providers))
     found = _sessions.get(key)
     if found is None:
@@ -578,8 +598,6 @@ def _session(role: str, dtype: str, native: Any, providers: Any, threads: Any) -
 def _make(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
     ort = onnxruntime()
     wanted = [(name, dict(settings)) for name, settings in _check_providers(ort, providers)]
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
     operator = OPERATORS[role]
     has_kernel = operator in _native_operators(ort, native)
     if native and not has_kernel:

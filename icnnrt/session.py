@@ -81,6 +81,7 @@ class Session:
     ) -> None:
         self._package = package
         self._runner = Runner(package, providers, threads, native)
+        self._native = native
         self._strict = strict
         manifest = package.manifest
         self._dtype = np.dtype(manifest.dtype)

@@ -175,7 +175,7 @@ class QPAnswer(_Frozen):
     z: Floats
     """[B, n] in the package's dtype; NaN where a program has no solution."""
     status: NDArray[np.int32]
-    """[B] int32, a `qp_status.QPStatus` each: the worst of all programs that the sample went through."""
+    """[B] int32, a `qp_status.QPStatus` each: of the first program on the sample's way that is not SOLVED, if any."""
     residual: Array
     """[B, 3] float64, relative stationarity, feasibility and duality gap, the worst of all programs; NaN with z."""
     info: Mapping[str, Any]

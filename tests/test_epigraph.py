@@ -340,6 +340,8 @@ def test_what_is_not_piecewise_linear_and_convex_is_refused(energy: nn.Module, m
         ({"lower": "low"}, "lower: expected numbers"),
         ({"lower": np.nan}, "lower: expected finite numbers"),
         ({"upper": np.ones(3)}, r"upper: expected shape \[4\]"),
+        ({"lower": np.inf}, "lower: expected numbers, or -inf for none, but it holds inf"),
+        ({"upper": [1.0, -np.inf, 1.0, 1.0]}, "upper: expected numbers, or inf for none, but it holds -inf"),
     ],
 )
 def test_wrong_arguments(sessions: dict[str, icnnrt.Session], arguments: dict[str, object], message: str) -> None:
@@ -363,7 +365,23 @@ def test_a_file_that_cannot_be_written_leaves_nothing(sessions: dict[str, icnnrt
     broken: EpigraphProblem = problem._replace(constant=np.nan)
     with pytest.raises(InputError, match="finite numbers"):
         broken.write(tmp_path / "a.lp")
+    for bad in (problem._replace(lower=-problem.lower), problem._replace(upper=-problem.upper)):
+        with pytest.raises(InputError, match="expected bounds that leave something"):
+            bad.write(tmp_path / "a.lp")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".lp", ".mps"])
+def test_a_name_adds_no_lines(sessions: dict[str, icnnrt.Session], tmp_path: Path, suffix: str) -> None:
+    problem = epigraph(sessions["FICNN"], contexts()[:1])[0]
+    plain, odd = tmp_path / f"plain{suffix}", tmp_path / f"odd{suffix}"
+    problem.write(plain, "a.b-c_d")
+    problem.write(odd, "a\nb\rc\vd é\u2028")
+    first, *rest = plain.read_text().splitlines()
+    assert first.endswith(" a.b-c_d")
+    odd_first, *odd_rest = odd.read_text().splitlines()
+    assert odd_first.endswith(" a_b_c_d___")
+    assert odd_rest == rest
 
 
 def test_the_command(sessions: dict[str, icnnrt.Session], tmp_path: Path) -> None:

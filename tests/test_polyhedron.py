@@ -166,8 +166,29 @@ def test_samples_that_fail_leave_the_others_alone(sessions: dict[str, icnnrt.Ses
         np.testing.assert_allclose(bars.weights[name], array, atol=1e-6)
     with pytest.raises(icnnrt.CertificateError, match="strict: 2 of 3"):
         session.argmin_polyhedron(x, **given, mu=MU, strict=True)
-    with pytest.raises(icnnrt.InputError, match="x: expected at least one sample"):
-        session.argmin_polyhedron(np.zeros((0, 3)), mu=MU)
+
+
+def test_no_samples(sessions: dict[str, icnnrt.Session]) -> None:
+    session = sessions["pieces"]
+    found = session.argmin_polyhedron(np.zeros((0, 3)), lower=-1.0, upper=1.0, mu=MU)
+    assert (len(found), found.y.shape, found.status.shape) == (0, (0, N), (0,))
+    bars = session.vjp_polyhedron(found, np.zeros((0, N)))
+    assert bars.lower.shape == (0, N)
+    assert bars.weights is not None
+    assert all((a == 0).all() for a in bars.weights.values())
+
+
+@pytest.mark.parametrize("native", [None, False])
+@pytest.mark.parametrize("mu", [0.1, 1.0])
+def test_every_sample_of_an_easy_batch_converges(tmp_path: Path, native: bool | None, mu: float) -> None:
+    """Where a model is not solved from the answer of the one before, it is without."""
+    generator = torch.Generator().manual_seed(0)
+    energy = FICNN(3, N, hidden=(16, 16), activation="relu", dtype=torch.float64, generator=generator)
+    x = torch.rand(4, 3, generator=generator, dtype=torch.float64)
+    export(energy, None, x, torch.rand(4, N, generator=generator, dtype=torch.float64), tmp_path / "a.icnn")
+    with icnnrt.load(tmp_path / "a.icnn", native=native) as session:
+        found = session.argmin_polyhedron(np.random.default_rng(0).random((32, 3)), lower=-1.0, upper=1.0, mu=mu)
+    assert (found.status == Status.CONVERGED).all()
 
 
 def test_a_float32_package(tmp_path: Path) -> None:

@@ -212,6 +212,31 @@ def test_what_has_no_solution_spoils_nothing(made):
             session.solve_qp(x.numpy(), strict=True)
 
 
+class Chain(nn.Module):
+    """A program that x makes infeasible, of whose answer another one is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scale = nn.Linear(2, 3).double(), nn.Linear(3, 3).double()
+        self.first, self.second = QPLayer(), QPLayer()
+
+    def forward(self, x):
+        eye, ones = torch.eye(3, dtype=x.dtype), torch.ones(1, 3, dtype=x.dtype)
+        z = self.first(eye, self.inner(x), lower=-1.0, upper=x[:, :1].expand(-1, 3))
+        return self.second(eye, self.scale(z), A=ones, b=ones[0, :1], lower=0.0)
+
+
+def test_the_first_program_that_fails_tells_why(tmp_path):
+    """Its NaN makes the second one NOT_FINITE_INPUT, which is not the cause."""
+    net, x = Chain(), torch.rand(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    export(net, None, x, net(x).detach(), tmp_path / "chain.icnn", kind="qp")
+    x[1, 0] = -3.0
+    x[2, 1] = torch.nan
+    with icnnrt.load(tmp_path / "chain.icnn") as session:
+        status = session.solve_qp(x.numpy()).status.tolist()
+    assert status == [QPStatus.SOLVED, QPStatus.PRIMAL_INFEASIBLE, QPStatus.NOT_FINITE_INPUT, QPStatus.SOLVED]
+
+
 def test_fine_tuning_without_torch(made, tmp_path):
     """Towards another network's answers; a sample whose program has no solution is left out of loss and gradient."""
     net, path = made
@@ -242,7 +267,9 @@ def test_fine_tuning_without_torch(made, tmp_path):
         # Nothing but what cannot be solved: nothing moves.
         bad = tuner.step(x.numpy()[3:4], target.numpy()[3:4])
         assert not bad.accepted
+        assert np.isnan(bad.loss)
         assert "no sample has a quadratic program with a solution" in bad.reason
+        assert bad.reason.index("loosen the constraints") < bad.reason.index("lower the learning rate")
     with icnnrt.load(tmp_path / "tuned.icnn") as session:
         assert all((session.weights[name] == a).all() for name, a in weights.items())
         assert session.manifest.kind == "qp"

@@ -177,6 +177,10 @@ def test_transforms_of_torch_func():
     p = qp[1].clone().requires_grad_()
     run(layer, qp[0], p, *qp[2:]).sin().sum().backward()
     torch.testing.assert_close(gradient, p.grad)
+    z, pull = torch.func.vjp(lambda p: run(layer, qp[0], p, *qp[2:]), qp[1])
+    torch.testing.assert_close(pull(z.cos())[0], p.grad)
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.func.vmap(lambda p: run(layer, qp[0][0], p, *(a[0] for a in qp[2:])))(qp[1])
 
 
 def test_a_second_derivative_is_refused():

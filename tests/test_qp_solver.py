@@ -89,8 +89,22 @@ def test_bad_input_is_told_in_a_sentence_and_harms_nothing():
     with pytest.raises(icnnrt.InputError, match=r"lower: expected none.*box=True"):
         solver.solve(np.eye(3), np.ones(3), np.ones((2, 3)), np.ones(2), lower=0.0)
     np.testing.assert_allclose(solver.solve(np.eye(3), np.ones(3), np.ones((2, 3)), np.ones(2)), -np.ones((1, 3)))
-    with pytest.raises(icnnrt.InputError, match="z_bar"):
+    with pytest.raises(icnnrt.InputError, match=r"z_bar: expected shape \[1, 3\] or \[3\], but got \[4\]"):
         solver.vjp(np.ones(4))
+    for bad, came in ((1j * np.ones(3), "complex128"), (["1", "2", "3"], "<U1"), ([None] * 3, "object")):
+        with pytest.raises(icnnrt.InputError, match=f"p: expected real numbers, but got {came}"):
+            solver.solve(2 * np.eye(3), bad)
+        with pytest.raises(icnnrt.InputError, match="z_bar: expected real numbers"):
+            solver.vjp(bad)
+    with pytest.raises(icnnrt.InputError, match="z_bar: expected real numbers"):
+        solver.vjp(None)
+    with pytest.raises(icnnrt.InputError, match="p: expected an array, but list does not convert"):
+        solver.solve(2 * np.eye(3), [[1.0], [1.0, 2.0]])
+    with pytest.raises(icnnrt.InputError, match="h: expected shape"):
+        solver.solve(2 * np.eye(3), np.zeros(3), h=np.ones(3))
+    # Nothing of a refused call was taken over, and whole numbers are real.
+    np.testing.assert_array_equal(solver.data.Q[0], np.eye(3))
+    np.testing.assert_allclose(solver.solve(p=[2, 2, 2]), -2 * np.ones((1, 3)))
     for keywords, name in (
         ({"n": 0}, "n"),
         ({"n": 2, "m": -1}, "m"),

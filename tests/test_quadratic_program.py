@@ -337,6 +337,13 @@ def test_bad_bars_are_named(native):
         solution.vjp("no")
 
 
+@pytest.mark.parametrize("threads", [True, 1.0, 0, [1]])
+def test_threads_are_a_count_whatever_is_cached(threads):
+    icnnrt.qp(EYE, ONES, threads=1)
+    with pytest.raises(InputError, match="threads: expected an integer of at least 1"):
+        icnnrt.qp(EYE, ONES, threads=threads)
+
+
 def test_what_is_missing_is_said():
     with pytest.raises(ProviderError, match="providers: NoSuchProvider is not in this onnxruntime"):
         icnnrt.qp(EYE, ONES, providers=["NoSuchProvider"])

@@ -1,6 +1,7 @@
 """A torch network whose forward(x) goes through quadratic programs, as one functional graph, and its heads.
 
-    z, status, residual = network(θ, x)                   status and residual are the worst of all its programs
+    z, status, residual = network(θ, x)                   status: of its first program that is not SOLVED, if any
+                                                          residual: the worst of all its programs
     θ̄, x̄ = ∂z/∂θ' z̄, ∂z/∂x' z̄                          by QPAdjoint where the graph has a QPSolve
 
 Of a sample that some program was not solved for, z is NaN or inaccurate, and no gradient is taken: on the way back all
@@ -79,7 +80,9 @@ class QPNetwork:
         B = x.shape[0]
         status, residual = found[0]
         for other_status, other_residual in found[1:]:
-            status, residual = torch.maximum(status, other_status), torch.maximum(residual, other_residual)
+            # What went wrong first is the cause: its NaN makes those that follow NOT_FINITE_INPUT.
+            status = torch.where(status > QPStatus.SOLVED, status, other_status)
+            residual = torch.maximum(residual, other_residual)
         return z, status.expand(B), residual.expand(B, 3)
 
     def _run(

@@ -61,6 +61,9 @@ def qp_train_graph(
     gradients = {v.name.removeprefix("theta_bar."): v for v in cotangents if v.name}
     theta = {v.name: v for v in weights}
     nan = op.constant(float("nan"), T)
+    # A sum over no samples is 0, which would read as a perfect fit.
+    some = op("Greater", op("ReduceSum", op("Cast", safe, to=INT64), keepdims=0), op.constant(0))
+    loss_value = op("Where", some, op("Cast", loss_value, to=T), nan)
     shown = op("Where", op("Unsqueeze", safe, op.constant([1])), z, nan)
     answer = [
         describe(shown, "z", T, ["batch", n]),

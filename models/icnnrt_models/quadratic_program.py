@@ -52,9 +52,9 @@ class QPLayer(nn.Module):
     A datum without the batch axis, or with one of size 1, is shared by all samples, and its gradient is the SUM over
     the batch. Of nothing but shared data the answer is [1, n].
 
-    Every sample has a status of its own, `icnnrt.qp_status.QPStatus`, and never depends on its neighbours: where no z
-    meets the constraints, the objective falls without end, or the data hold NaN, z is NaN. A gradient is
-    taken of SOLVED samples alone. `unsolved` says what becomes of the others:
+    Every sample has a status of its own, `icnnrt.qp_status.QPStatus`, and up to rounding never depends on its
+    neighbours: where no z meets the constraints, the objective falls without end, or the data hold NaN, z is NaN. A
+    gradient is taken of SOLVED samples alone. `unsolved` says what becomes of the others:
 
         "nan"    gradients are NaN, of shared data too: never silently those of fewer samples
         "skip"   they add 0 to every gradient, whatever the loss makes of their NaN; for a loss that leaves them out
