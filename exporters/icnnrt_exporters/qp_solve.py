@@ -15,7 +15,7 @@ from icnnrt.qp_reference import BOUND_MAX, CERTIFICATE, CERTIFIED, TOLERANCE
 from icnnrt.qp_status import QPStatus
 from icnnrt.reference import EPS
 from icnnrt_exporters.inverse_cholesky import TINY
-from icnnrt_exporters.qp_interior_point import BOUND_LARGEST, DOUBLE, QPInteriorPoint, QPLargest, QPResidual
+from icnnrt_exporters.qp_interior_point import BOUND_LARGEST, DOUBLE, INFINITY, QPInteriorPoint, QPLargest, QPResidual
 from icnnrt_exporters.qp_newton import HALF, ZERO
 from icnnrt_exporters.solve_spd import DOMAIN, ONE, double, op
 
@@ -189,12 +189,18 @@ def QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps: int):
         op.Cast(upper, to=DOUBLE), op.Concat([0, 0, 0], n - op.Shape(upper, start=1, end=2), axis=0), pad_upper
     )
     # fmt: on
-    low = op.Concat(op.Expand(op.Unsqueeze(h_low, [1]), m_row), op.Expand(op.Unsqueeze(box_low, [1]), n_row), axis=2)
-    high = op.Concat(
+    low_given = op.Concat(
+        op.Expand(op.Unsqueeze(h_low, [1]), m_row), op.Expand(op.Unsqueeze(box_low, [1]), n_row), axis=2
+    )
+    high_given = op.Concat(
         op.Expand(op.Unsqueeze(op.Cast(h, to=DOUBLE), [1]), m_row),
         op.Expand(op.Unsqueeze(box_high, [1]), n_row),
         axis=2,
     )
+    # Bounds that are none are made infinite, which no scaling brings within reach.
+    infinity, bound_most = op.Constant(value=INFINITY), op.Constant(value=BOUND_LARGEST)
+    low = op.Where(op.Abs(low_given) >= bound_most, low_given * infinity, low_given)
+    high = op.Where(op.Abs(high_given) >= bound_most, high_given * infinity, high_given)
     I = op.EyeLike(op.ConstantOfShape(op.Concat(n, n, axis=0)), dtype=DOUBLE)  # noqa: E741
     C = op.Concat(G_all, op.Expand(I, op.Concat(B, n, n, axis=0)), axis=1)
     start_columns = op.ReduceSum(all_columns, keepdims=1)

@@ -152,6 +152,11 @@ def _finite(bound: Tensor, most: float = BOUND_MAX) -> Tensor:
     return bound.abs() < most
 
 
+def _or_infinite(bound: Tensor, most: float = BOUND_MAX) -> Tensor:
+    """Bounds that are none made infinite, which no scaling brings within reach."""
+    return torch.where(bound.abs() >= most, bound * float("inf"), bound)
+
+
 def _rows(G: Tensor, z: Tensor) -> Tensor:
     """[G; I] z"""
     return torch.cat([_apply(G, z), z], 1)
@@ -621,12 +626,12 @@ def solve(
         torch.where(skipped.unsqueeze(2), eye, Q),
         torch.where(column, qp.p, 0.0),
         torch.where(matrix, qp.G, 0.0),
-        torch.where(skipped, -infinity, qp.h_lower),
-        torch.where(column, qp.h, 0.0),
+        _or_infinite(torch.where(skipped, -infinity, qp.h_lower)),
+        _or_infinite(torch.where(column, qp.h, 0.0)),
         torch.where(matrix, qp.A, 0.0),
         torch.where(column, qp.b, 0.0),
-        torch.where(skipped, -infinity, qp.lower),
-        torch.where(column, qp.upper, 0.0),
+        _or_infinite(torch.where(skipped, -infinity, qp.lower)),
+        _or_infinite(torch.where(column, qp.upper, 0.0)),
     )
 
     point = _solved(qp, 0.0, steps, start)
