@@ -62,6 +62,35 @@ def test_what_is_solvable_is_solved_as_stated(kind, box):
                 assert np.abs(getattr(found, field).numpy() - getattr(stated, field)).max(initial=0.0) <= SAME
 
 
+@pytest.mark.parametrize("by", [1e-8, 1e8])
+def test_units_do_not_matter(by, monkeypatch):
+    monkeypatch.setattr(home, "kernels", lambda dtype, steps: None)
+    qp = solvable(3, 4, 10, 10, 3, two_sided=True, box=True).qp
+    z = run(QPLayer(), *tensors(qp)).numpy()
+    for names, of_z in ((("p", "h_lower", "h", "b", "lower", "upper"), by), (("Q", "p"), 1.0)):
+        scaled = qp._replace(**{name: by * getattr(qp, name) for name in names})
+        np.testing.assert_allclose(run(QPLayer(unsolved="raise"), *tensors(scaled)) / of_z, z, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_far_away_is_not_infeasible_and_steep_not_unbounded(dtype, monkeypatch):
+    monkeypatch.setattr(home, "kernels", lambda dtype, steps: None)
+    rng = np.random.default_rng(0)
+    G, z = rng.standard_normal((4, 8, 10)), 1e7 * rng.standard_normal((4, 10))
+    free = solvable(0, 4, 10, 8, 0).qp._replace(G=G, h=np.full((4, 8), 1e30))
+    r = np.einsum("bij,bj->bi", G, z)
+    steep = free._replace(Q=np.broadcast_to(np.diag(np.linspace(0.1, 1, 10)), (4, 10, 10)), p=1e9 * free.p)
+    for qp in (free._replace(h_lower=r - 1, h=r + 1), steep):
+        assert run(QPLayer(unsolved="raise"), *tensors(qp, dtype)).isfinite().all()
+
+
+def test_what_float32_cannot_hold_is_no_answer(monkeypatch):
+    monkeypatch.setattr(home, "kernels", lambda dtype, steps: None)
+    qp = solvable(0, 1, 4, 0, 0).qp._replace(Q=1e-30 * np.eye(4)[None], p=np.full((1, 4), 1e15))
+    assert run(QPLayer(multipliers=True), *tensors(qp)).status == QPStatus.SOLVED
+    assert run(QPLayer(multipliers=True), *tensors(qp, torch.float32)).status == QPStatus.FAILED
+
+
 @pytest.mark.parametrize("why", UNSOLVABLE)
 def test_what_is_not_solvable_says_why(why):
     qp, wanted = unsolvable(1, 3, 10, 10, 3, why)

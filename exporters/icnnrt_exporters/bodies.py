@@ -20,10 +20,12 @@ from icnnrt_exporters.qp_interior_point import (
     QPEvaluated,
     QPInteriorPoint,
     QPLargest,
+    QPResidual,
     QPRoot,
+    QPSizeOfZ,
 )
 from icnnrt_exporters.qp_newton import QPCondensed, QPFactors, QPRefined
-from icnnrt_exporters.qp_solve import QPConvex, QPFarkas, QPRecession, QPResidual, QPSolve
+from icnnrt_exporters.qp_solve import QPConvex, QPFarkas, QPRecession, QPSolve
 from icnnrt_exporters.solve_spd import InverseSPD, SolveSPD
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
@@ -56,8 +58,17 @@ def functions_qp(*operators: str) -> list[onnx.FunctionProto]:
     solves = not operators or "QPSolve" in operators
     differentiates = not operators or "QPAdjoint" in operators
     newton = (InverseCholesky, QPFactors, QPCondensed, QPRefined)
-    interior_point = (QPLargest, QPRoot, QPEquilibrated, QPEvaluated, QPDirection, QPInteriorPoint)
-    solve = (*interior_point, QPConvex, QPResidual, QPFarkas, QPRecession, QPSolve)
+    interior_point = (
+        QPLargest,
+        QPRoot,
+        QPEquilibrated,
+        QPSizeOfZ,
+        QPResidual,
+        QPEvaluated,
+        QPDirection,
+        QPInteriorPoint,
+    )
+    solve = (*interior_point, QPConvex, QPFarkas, QPRecession, QPSolve)
     wanted = (*newton, *(solve if solves else ()), *((QPAdjoint,) if differentiates else ()))
     return _imported([f.to_function_proto() for f in wanted])
 

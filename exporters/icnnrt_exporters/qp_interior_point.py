@@ -12,6 +12,7 @@ Its symbols are the reference's, and these say the same with fewer nodes:
 Vectors are rows, [B, 1, n]; numbers of a sample are [B, 1, 1]; all is double. Samples that are done stand still.
 """
 
+import math
 from typing import Final
 
 import onnx
@@ -36,6 +37,10 @@ DOUBLE: Final = onnx.TensorProto.DOUBLE
 BOUND_LARGEST: Final = double(BOUND_MAX)
 INFINITY: Final = double(float("inf"))
 SCALE_LEAST, SCALE_MOST = double(1e-8), double(1e8)
+COST_LEAST, COST_MOST = double(1e-30), double(1e30)
+NEAR_LEAST, NEAR_MOST = double(1 / 64), double(64.0)
+TAU_LEAST, TAU_MOST = double(2.0**-60), double(2.0**60)
+TWO, LN_2 = double(2.0), double(math.log(2.0))
 LEAST_WARM: Final = double(WARM)
 LIFT_BELOW: Final = double(1e-3)
 GAP_LEAST: Final = double(1e-300)
@@ -88,6 +93,58 @@ def QPEquilibrated(K, n):
     E, K = op.Loop(op.Constant(value=ROUNDS), true, E, K, body=equilibrate)
     E_out = op.Identity(E)
     return E_out
+
+
+@script(DOMAIN, default_opset=op)
+def QPSizeOfZ(Q, p, bounds, b):
+    """τ = 2^round(log2 max(max|b|, min(max|p| / mean(diag Q), max|bounds|))) [B, 1, 1]; 1 if it is of that size already
+    or nothing says; bounds [B, 1, k], 0 for none."""
+    zero, one, infinity = op.Constant(value=ZERO), op.Constant(value=ONE), op.Constant(value=INFINITY)
+    n = op.Shape(Q, start=1, end=2)
+    I = op.EyeLike(op.ConstantOfShape(op.Concat(n, n, axis=0)), dtype=DOUBLE)  # noqa: E741
+    slope = QPLargest(p)
+    curvature = op.ReduceSum(Q * I, [1, 2], keepdims=1) / op.Cast(n, to=DOUBLE)
+    falls = op.And(slope > zero, curvature > zero)
+    reach = op.Where(falls, slope / op.Where(falls, curvature, one), infinity)
+    held = QPLargest(bounds)
+    size = op.Max(QPLargest(b), op.Min(reach, op.Where(held > zero, held, infinity)))
+    far = op.Or(size < op.Constant(value=NEAR_LEAST), size > op.Constant(value=NEAR_MOST))
+    known = op.And(far, op.And(size > zero, size < infinity))
+    clipped = op.Min(op.Max(op.Where(known, size, one), op.Constant(value=TAU_LEAST)), op.Constant(value=TAU_MOST))
+    tau = op.Pow(op.Constant(value=TWO), op.Round(op.Log(clipped) / op.Constant(value=LN_2)))
+    return tau
+
+
+@script(DOMAIN, default_opset=op)
+def QPResidual(Q, p, C, A, b, lower, upper, z, lam, nu):
+    """Relative stationarity, feasibility and duality gap [B, 1, 3] of z, λ of all rows and ν, in the units given."""
+    zero, one, half = op.Constant(value=ZERO), op.Constant(value=ONE), op.Constant(value=HALF)
+    n = op.Shape(Q, start=1, end=2)
+    m = op.Shape(C, start=1, end=2) - n
+    Qz = z @ Q
+    r = z @ -op.Transpose(-C, perm=[0, 2, 1])  # −, for the reason given in bundle_entropy_solve
+    Az = z @ -op.Transpose(-A, perm=[0, 2, 1])
+    A_nu = nu @ A
+    C_lam = lam @ C
+    _, mu = op.Split(lam, op.Concat(m, n, axis=0), axis=2)
+    terms = op.Concat(Qz, p, C_lam - mu, A_nu, mu, axis=1)
+    stationarity = QPLargest(Qz + p + C_lam + A_nu) / (one + QPLargest(terms))
+
+    sides = op.Concat(upper, -lower, axis=2)
+    is_bound = op.Abs(sides) < op.Constant(value=BOUND_LARGEST)
+    has = op.Cast(is_bound, to=DOUBLE)
+    above = has * (op.Concat(r, -r, axis=2) - op.Where(is_bound, sides, zero))
+    has_upper, has_lower = op.Split(has, axis=2, num_outputs=2)
+    held = r * op.Max(has_upper, has_lower)
+    violation = op.Max(op.ReduceMax(above, [2], keepdims=1), zero, QPLargest(Az - b))
+    feasibility = violation / (one + op.Max(QPLargest(b), QPLargest(Az), QPLargest(held)))
+
+    # A multiplier of a side that is not there is as wrong as a gap of that size.
+    push = op.Max(op.Concat(lam, -lam, axis=2), zero)
+    gap = op.ReduceSum(push * op.Where(is_bound, op.Abs(above), one), [2], keepdims=1)
+    objective = op.ReduceSum(z * (half * Qz + p), [2], keepdims=1)
+    residual = op.Concat(stationarity, feasibility, gap / (one + op.Abs(objective)), axis=2)
+    return residual
 
 
 @script(DOMAIN, default_opset=op)
@@ -149,7 +206,8 @@ def QPDirection(
 
 @script(DOMAIN, default_opset=op)
 def QPInteriorPoint(Q, p, G, A, b, lower, upper, soft, start, active, steps):
-    """z [B, 1, n], λ and its slack [B, 1, m + n], ν [B, 1, q]: the best iterate, in the units of the data.
+    """z [B, 1, n], λ and its slack [B, 1, m + n], ν [B, 1, q]: the best iterate, in the units of the data; its
+    residual [B, 1, 3] in those of the equilibrated problem, and D [B, 1, n], the units of z.
 
     Q [B, n, n] symmetric, p [B, 1, n], G [B, m, n], A [B, q, n] with q >= 1, b [B, 1, q], lower and upper
     [B, 1, m + n] of [Gz; z], soft [1] (a constraint may be violated by t at a price of ½ t² / soft), start
@@ -170,26 +228,36 @@ def QPInteriorPoint(Q, p, G, A, b, lower, upper, soft, start, active, steps):
     K = op.Concat(Q, G, A, axis=1)
     E = QPEquilibrated(K, n)
     E_row = op.Transpose(E, perm=[0, 2, 1])
-    D, E_G, E_A = op.Split(E_row, parts, axis=2)
-    F = op.Concat(E_G, op.Reciprocal(D), axis=2)
-    scaled = K * E * D
-    Q_unit, G_hat, A_hat = op.Split(scaled, parts, axis=1)
+    D_ruiz, E_G, E_A_ruiz = op.Split(E_row, parts, axis=2)
+    scaled = K * E * D_ruiz
+    Q_ruiz, G_hat, A_hat = op.Split(scaled, parts, axis=1)
     _, Gt_hat, At_hat = op.Split(op.Transpose(scaled, perm=[0, 2, 1]), parts, axis=2)
     I_batch = op.Expand(I, op.Concat(op.Shape(Q, start=0, end=1), n, n, axis=0))
     C = op.Concat(G_hat, I_batch, axis=1)
     Ct = op.Concat(Gt_hat, I_batch, axis=2)
     AtA = At_hat @ A_hat
-    p_unit = p * D
+    # Every measure of the method has a floor of 1: z is brought near it, so that an answer has no units.
+    F_ruiz = op.Concat(E_G, op.Reciprocal(D_ruiz), axis=2)
+    sides_ruiz = op.Concat(upper * F_ruiz, -(lower * F_ruiz), axis=2)
+    bounds_ruiz = op.Where(op.Abs(sides_ruiz) < bound_most, sides_ruiz, zero)
+    p_ruiz = p * D_ruiz
+    tau = QPSizeOfZ(Q_ruiz, p_ruiz, bounds_ruiz, b * E_A_ruiz)
+    D = D_ruiz * tau
+    E_A = E_A_ruiz / tau
+    F = F_ruiz / tau
+    Q_unit = Q_ruiz * (tau * tau)
+    p_unit = p_ruiz * tau
     size_Q = op.ReduceMean(op.ReduceMax(op.Abs(Q_unit), [1], keepdims=1), [2], keepdims=1)
     size = op.Max(size_Q, QPLargest(p_unit))
-    clipped = op.Min(op.Max(size, op.Constant(value=SCALE_LEAST)), op.Constant(value=SCALE_MOST))
+    clipped = op.Min(op.Max(size, op.Constant(value=COST_LEAST)), op.Constant(value=COST_MOST))
     scales_cost = op.And(size > zero, op.Equal(soft, zero))
     c = op.Where(scales_cost, op.Reciprocal(clipped), one)
     Q_hat = Q_unit * c
     p_hat = p_unit * c
     b_hat = b * E_A
 
-    sides = op.Concat(upper * F, -(lower * F), axis=2)
+    upper_hat, lower_hat = upper * F, lower * F
+    sides = op.Concat(upper_hat, -lower_hat, axis=2)
     is_bound = op.Abs(sides) < bound_most
     has = op.Cast(is_bound, to=DOUBLE)
     u = op.Where(is_bound, sides, zero)
@@ -324,7 +392,10 @@ def QPInteriorPoint(Q, p, G, A, b, lower, upper, soft, start, active, steps):
     l_high, l_low = op.Split(l_hat, axis=2, num_outputs=2)
     s_high, s_low = op.Split(s_hat, axis=2, num_outputs=2)
     z_out = z_hat * D
-    lam_out = (l_high - l_low) * F / c
+    lam_hat = l_high - l_low
+    lam_out = lam_hat * F / c
     nu_out = nu_hat * E_A / c
     slack_out = op.Where(l_high >= l_low, s_high, s_low) / F
-    return z_out, lam_out, nu_out, slack_out
+    residual_out = QPResidual(Q_hat, p_hat, C, A_hat, b_hat, lower_hat, upper_hat, z_hat, lam_hat, nu_hat)
+    D_out = op.Identity(D)
+    return z_out, lam_out, nu_out, slack_out, residual_out, D_out

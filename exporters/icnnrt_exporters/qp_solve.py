@@ -15,7 +15,7 @@ from icnnrt.qp_reference import BOUND_MAX, CERTIFICATE, CERTIFIED, TOLERANCE
 from icnnrt.qp_status import QPStatus
 from icnnrt.reference import EPS
 from icnnrt_exporters.inverse_cholesky import TINY
-from icnnrt_exporters.qp_interior_point import BOUND_LARGEST, DOUBLE, QPInteriorPoint, QPLargest
+from icnnrt_exporters.qp_interior_point import BOUND_LARGEST, DOUBLE, INFINITY, QPInteriorPoint, QPLargest, QPResidual
 from icnnrt_exporters.qp_newton import HALF, ZERO
 from icnnrt_exporters.solve_spd import DOMAIN, ONE, double, op
 
@@ -32,6 +32,9 @@ PAD_LOWER: Final = _scalar(-float("inf"))
 BOUND_LOWEST: Final = double(-BOUND_MAX)
 AMOUNT: Final = double(CERTIFIED)
 HOLDS: Final = double(CERTIFICATE)
+CANCEL: Final = double(1e-6)  # how well the terms of a certificate must cancel: its residual against them
+AWAY: Final = double(1e-8)  # how far a ray may leave what it should stay in, against the sizes of the row and the ray
+FALL: Final = double(1e-6)  # how fast the objective has to fall along a ray, against the same
 _DOUBLES, _FLOATS = TOLERANCE[np.dtype(np.float64)], TOLERANCE[np.dtype(np.float32)]
 SOLVED_DOUBLE, INACCURATE_DOUBLE = double(_DOUBLES[0]), double(_DOUBLES[1])
 SOLVED_FLOAT, INACCURATE_FLOAT = double(_FLOATS[0]), double(_FLOATS[1])
@@ -75,38 +78,6 @@ def QPConvex(Q, noise):
 
 
 @script(DOMAIN, default_opset=op)
-def QPResidual(Q, p, C, A, b, lower, upper, z, lam, nu):
-    """Relative stationarity, feasibility and duality gap [B, 1, 3] of z, λ of all rows and ν, in the data's units."""
-    zero, one, half = op.Constant(value=ZERO), op.Constant(value=ONE), op.Constant(value=HALF)
-    n = op.Shape(Q, start=1, end=2)
-    m = op.Shape(C, start=1, end=2) - n
-    Qz = z @ Q
-    r = z @ -op.Transpose(-C, perm=[0, 2, 1])  # −, for the reason given in bundle_entropy_solve
-    Az = z @ -op.Transpose(-A, perm=[0, 2, 1])
-    A_nu = nu @ A
-    C_lam = lam @ C
-    _, mu = op.Split(lam, op.Concat(m, n, axis=0), axis=2)
-    terms = op.Concat(Qz, p, C_lam - mu, A_nu, mu, axis=1)
-    stationarity = QPLargest(Qz + p + C_lam + A_nu) / (one + QPLargest(terms))
-
-    sides = op.Concat(upper, -lower, axis=2)
-    is_bound = op.Abs(sides) < op.Constant(value=BOUND_LARGEST)
-    has = op.Cast(is_bound, to=DOUBLE)
-    above = has * (op.Concat(r, -r, axis=2) - op.Where(is_bound, sides, zero))
-    has_upper, has_lower = op.Split(has, axis=2, num_outputs=2)
-    held = r * op.Max(has_upper, has_lower)
-    violation = op.Max(op.ReduceMax(above, [2], keepdims=1), zero, QPLargest(Az - b))
-    feasibility = violation / (one + op.Max(QPLargest(b), QPLargest(Az), QPLargest(held)))
-
-    # A multiplier of a side that is not there is as wrong as a gap of that size.
-    push = op.Max(op.Concat(lam, -lam, axis=2), zero)
-    gap = op.ReduceSum(push * op.Where(is_bound, op.Abs(above), one), [2], keepdims=1)
-    objective = op.ReduceSum(z * (half * Qz + p), [2], keepdims=1)
-    residual = op.Concat(stationarity, feasibility, gap / (one + op.Abs(objective)), axis=2)
-    return residual
-
-
-@script(DOMAIN, default_opset=op)
 def QPFarkas(G, C, A, b, lower, upper, soft, start, active, steps):
     """Whether no z is feasible [B, 1, 1] bool, and λ and ν of the certificate: A'ν + C'λ = 0, bounds of sum −1."""
     zero, one = op.Constant(value=ZERO), op.Constant(value=ONE)
@@ -114,15 +85,17 @@ def QPFarkas(G, C, A, b, lower, upper, soft, start, active, steps):
     B = op.Shape(G, start=0, end=1)
     no_p = op.Expand(zero, op.Concat(B, [1], n, axis=0))
     no_Q = op.Expand(zero, op.Concat(B, n, n, axis=0))
-    _, lam, nu, _ = QPInteriorPoint(no_Q, no_p, G, A, b, lower, upper, soft, start, active, steps)
+    _, lam, nu, _, _, D = QPInteriorPoint(no_Q, no_p, G, A, b, lower, upper, soft, start, active, steps)
     pointed = op.Where(lam >= zero, upper, lower)
     bound = op.Where(op.Abs(pointed) < op.Constant(value=BOUND_LARGEST), pointed, zero)
     terms = op.Concat(lam * bound, nu * b, axis=2)
     amount = -op.ReduceSum(terms, [2], keepdims=1)
-    off = QPLargest(lam @ C + nu @ A)
+    # In units of z: no z of a reasonable size makes up for what is off.
+    off = QPLargest((lam @ C + nu @ A) * D)
+    magnitude = QPLargest((op.Abs(lam) @ op.Abs(C) + op.Abs(nu) @ op.Abs(A)) * D)
     size = op.ReduceSum(op.Abs(terms), [2], keepdims=1)
-    holds = off <= op.Constant(value=HOLDS) * amount
-    proven = op.And(amount > op.Constant(value=AMOUNT) * size, holds)
+    most = op.Min(op.Constant(value=HOLDS) * amount, op.Constant(value=CANCEL) * magnitude)
+    proven = op.And(amount > op.Constant(value=AMOUNT) * size, off <= most)
     unit = op.Where(amount > zero, amount, one)
     farkas_lam = lam / unit
     farkas_nu = nu / unit
@@ -148,16 +121,21 @@ def QPRecession(Q, p, G, C, A, lower, upper, soft, start, active, steps):
         op.Constant(value=NOT_A_NUMBER),
         op.Concat(B, [1], op.Shape(start, start=2, end=3) + n, axis=0),
     )
-    d, _, _, _ = QPInteriorPoint(unit_Q, unit_p, G, flat, no_b, cone_lower, cone_upper, soft, cold, active, steps)
+    d, _, _, _, _, D = QPInteriorPoint(unit_Q, unit_p, G, flat, no_b, cone_lower, cone_upper, soft, cold, active, steps)
     pd = p * d
     amount = -op.ReduceSum(pd, [2], keepdims=1)
     r = d @ -op.Transpose(-C, perm=[0, 2, 1])
     flat_d = d @ -op.Transpose(-flat, perm=[0, 2, 1])
-    leaves_upper = op.ReduceMax(op.Where(has_upper, r, zero), [2], keepdims=1)
-    leaves_lower = op.ReduceMax(op.Where(has_lower, -r, zero), [2], keepdims=1)
-    off = op.Max(QPLargest(flat_d), leaves_upper, leaves_lower, zero)
-    least = op.Constant(value=AMOUNT) * op.ReduceSum(op.Abs(pd), [2], keepdims=1)
-    proven = op.And(amount > least, off <= op.Constant(value=HOLDS) * amount)
+    # Each row against its own size and that of d, in units of z.
+    length = QPLargest(d / D)
+    away = op.Constant(value=AWAY) * length
+    size_C = op.Transpose(op.ReduceMax(op.Abs(C * D), [2], keepdims=1), perm=[0, 2, 1])
+    size_flat = op.Transpose(op.ReduceMax(op.Abs(flat * D), [2], keepdims=1), perm=[0, 2, 1])
+    violation = op.Max(op.Where(has_upper, r, zero), op.Where(has_lower, -r, zero))
+    leaves = op.Not(op.Concat(violation, op.Abs(flat_d), axis=2) <= away * op.Concat(size_C, size_flat, axis=2))
+    stays = op.Equal(op.ReduceSum(op.Cast(leaves, to=DOUBLE), [2], keepdims=1), zero)
+    falls = op.And(amount > zero, amount >= op.Constant(value=FALL) * (QPLargest(p * D) * length))
+    proven = op.And(stays, falls)
     ray = d / op.Where(amount > zero, amount, one)
     return proven, ray
 
@@ -211,12 +189,18 @@ def QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps: int):
         op.Cast(upper, to=DOUBLE), op.Concat([0, 0, 0], n - op.Shape(upper, start=1, end=2), axis=0), pad_upper
     )
     # fmt: on
-    low = op.Concat(op.Expand(op.Unsqueeze(h_low, [1]), m_row), op.Expand(op.Unsqueeze(box_low, [1]), n_row), axis=2)
-    high = op.Concat(
+    low_given = op.Concat(
+        op.Expand(op.Unsqueeze(h_low, [1]), m_row), op.Expand(op.Unsqueeze(box_low, [1]), n_row), axis=2
+    )
+    high_given = op.Concat(
         op.Expand(op.Unsqueeze(op.Cast(h, to=DOUBLE), [1]), m_row),
         op.Expand(op.Unsqueeze(box_high, [1]), n_row),
         axis=2,
     )
+    # Bounds that are none are made infinite, which no scaling brings within reach.
+    infinity, bound_most = op.Constant(value=INFINITY), op.Constant(value=BOUND_LARGEST)
+    low = op.Where(op.Abs(low_given) >= bound_most, low_given * infinity, low_given)
+    high = op.Where(op.Abs(high_given) >= bound_most, high_given * infinity, high_given)
     I = op.EyeLike(op.ConstantOfShape(op.Concat(n, n, axis=0)), dtype=DOUBLE)  # noqa: E741
     C = op.Concat(G_all, op.Expand(I, op.Concat(B, n, n, axis=0)), axis=1)
     start_columns = op.ReduceSum(all_columns, keepdims=1)
@@ -251,10 +235,12 @@ def QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps: int):
     trivial = op.Or(op.Not(op.And(finite, convex)), crossed)
 
     steps_tensor = op.Constant(value_int=steps)
-    z_all, lam_all, nu_all, slack_all = QPInteriorPoint(
+    z_all, lam_all, nu_all, slack_all, residual_hat, _ = QPInteriorPoint(
         Q_all, p_all, G_all, A_all, b_all, low, high, zero, start_all, op.Not(trivial), steps_tensor
     )
-    residual_all = QPResidual(Q_all, p_all, C, A_all, b_all, low, high, z_all, lam_all, nu_all)
+    # In both units: those of the data must not be so small that the 1 in a denominator lets everything pass.
+    residual_data = QPResidual(Q_all, p_all, C, A_all, b_all, low, high, z_all, lam_all, nu_all)
+    residual_all = op.Max(residual_data, residual_hat)
     worst = op.ReduceMax(residual_all, [2], keepdims=1)
     unsolved = op.And(op.Not(trivial), op.Not(worst <= solved_at))
     ray_row = op.Concat(B, start_columns, axis=0)
@@ -302,10 +288,16 @@ def QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps: int):
         ray_found = op.Identity(no_ray)
         found_status = op.Identity(solved_status)
 
+    # What the type of the data cannot hold is no answer: a − a is NaN there.
+    answer = op.Cast(op.CastLike(op.Concat(z_all, lam_all, nu_all, axis=2), Q), to=DOUBLE)
+    overflows = op.Not(op.Equal(op.ReduceSum(answer - answer, [2], keepdims=1), zero))
+    answered = op.Not(found_status > op.Constant(value=INACCURATE))
+    held_status = op.Where(op.And(overflows, answered), op.Constant(value=FAILED), found_status)
+
     status_all = op.Where(
         finite,
         op.Where(
-            convex, op.Where(crossed, op.Constant(value=PRIMAL_INFEASIBLE), found_status), op.Constant(value=NOT_CONVEX)
+            convex, op.Where(crossed, op.Constant(value=PRIMAL_INFEASIBLE), held_status), op.Constant(value=NOT_CONVEX)
         ),
         op.Constant(value=NOT_FINITE_INPUT),
     )

@@ -33,6 +33,10 @@ from icnnrt.qp_status import QPStatus
 __all__ = ["Data", "Iterate", "Newton", "Solution", "adjoint", "adjoint_system", "newton_solve", "solve"]
 
 TINY = torch.finfo(torch.float64).tiny
+FLOAT_MOST, DOUBLE_MOST = torch.finfo(torch.float32).max, torch.finfo(torch.float64).max
+CANCELLED = 1e-6  # how well the terms of a certificate must cancel: its residual against them
+RAY = 1e-8  # how far a ray may leave what it should stay in, against the sizes of the row and of the ray
+FALLS = 1e-6  # how fast the objective has to fall along a ray, against the same
 
 
 class Data(NamedTuple):
@@ -75,7 +79,7 @@ class Solution(NamedTuple):
 
 
 class Point(NamedTuple):
-    """An answer in the units of the problem."""
+    """An answer in the units of the problem; its KKT residual in those of the equilibrated one, and the units of z."""
 
     z: Tensor
     lam: Tensor
@@ -83,6 +87,8 @@ class Point(NamedTuple):
     mu: Tensor
     slack: Tensor
     box_slack: Tensor
+    residual: Tensor
+    D: Tensor
 
 
 class Factors(NamedTuple):
@@ -144,6 +150,11 @@ def _most(M: Tensor, dim: int) -> Tensor:
 
 def _finite(bound: Tensor, most: float = BOUND_MAX) -> Tensor:
     return bound.abs() < most
+
+
+def _or_infinite(bound: Tensor, most: float = BOUND_MAX) -> Tensor:
+    """Bounds that are none made infinite, which no scaling brings within reach."""
+    return torch.where(bound.abs() >= most, bound * float("inf"), bound)
 
 
 def _rows(G: Tensor, z: Tensor) -> Tensor:
@@ -402,8 +413,26 @@ def _root(size: Tensor) -> Tensor:
     return torch.where(size > 0, size.clamp(1e-8, 1e8), 1.0).rsqrt()
 
 
+def _size_of_z(Q: Tensor, p: Tensor, bounds: Tensor, b: Tensor) -> Tensor:
+    """τ = 2^round(log2 max(max|b|, min(max|p| / mean(diag Q), max|bounds|))) [B, 1]; 1 if it is of that size already.
+
+    Every measure of the method has a floor of 1: z is brought near it, so that an answer has no units.
+    """
+    infinity = float("inf")
+    slope, curvature = _most(p, 1), Q.diagonal(0, 1, 2).mean(1)
+    has = (slope > 0) & (curvature > 0)
+    held = _largest([torch.where(_finite(bounds), bounds, 0.0)])
+    size = torch.minimum(
+        torch.where(has, slope / torch.where(has, curvature, 1.0), infinity), torch.where(held > 0, held, infinity)
+    )
+    size = torch.maximum(_largest([b]), size)
+    known = (size > 0) & torch.isfinite(size) & ~((size >= 1 / 64) & (size <= 64))
+    power = torch.where(known, size, 1.0).clamp(2.0**-60, 2.0**60).log2().round()
+    return torch.pow(2.0, power).unsqueeze(1)
+
+
 def _equilibrated(qp: Data, scale_cost: bool, rounds: int = EQUILIBRATIONS) -> tuple[Data, Scaling]:
-    """Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), then the objective."""
+    """Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), then z, then the objective."""
     Q, G, A = qp.Q, qp.G, qp.A
     D, E_G, E_A = torch.ones_like(qp.p), torch.ones_like(qp.h), torch.ones_like(qp.b)
     for _ in range(rounds):
@@ -414,10 +443,13 @@ def _equilibrated(qp: Data, scale_cost: bool, rounds: int = EQUILIBRATIONS) -> t
         A = A * e_A.unsqueeze(2) * d.unsqueeze(1)
         D, E_G, E_A = D * d, E_G * e_G, E_A * e_A
     p = qp.p * D
+    bounds = torch.cat([qp.h_lower * E_G, qp.h * E_G, qp.lower / D, qp.upper / D], 1)
+    tau = _size_of_z(Q, p, bounds, qp.b * E_A)
+    Q, p, D, E_G, E_A = Q * (tau * tau).unsqueeze(2), p * tau, D * tau, E_G / tau, E_A / tau
     c = torch.ones_like(p[:, :1])
     if scale_cost:
         size = torch.maximum(_most(Q, 1).mean(1), _most(p, 1)).unsqueeze(1)
-        c = torch.where(size > 0, 1.0 / size.clamp(1e-8, 1e8), 1.0)
+        c = torch.where(size > 0, 1.0 / size.clamp(1e-30, 1e30), 1.0)
     scaled = Data(Q * c.unsqueeze(2), p * c, G, qp.h_lower * E_G, qp.h * E_G, A, qp.b * E_A, qp.lower / D, qp.upper / D)
     return scaled, Scaling(D, E_G, E_A, c)
 
@@ -431,7 +463,9 @@ def _solved(qp: Data, soft: float, steps: int, start: Tensor | None) -> Point:
         first = _warm(scaled, scaling, start, first)
     z, nu, lu, ll, su, sl = interior_point(scaled, soft, steps, first)
     lam, s = lu - ll, torch.where(lu >= ll, su, sl)
-    return Point(z * D, lam[:, :m] * E_G / c, nu * E_A / c, lam[:, m:] / D / c, s[:, :m] / E_G, s[:, m:] * D)
+    lam, mu = lam[:, :m], lam[:, m:]
+    residual = kkt_residual(scaled, z, lam, nu, mu)
+    return Point(z * D, lam * E_G / c, nu * E_A / c, mu / D / c, s[:, :m] / E_G, s[:, m:] * D, residual, D)
 
 
 def kkt_residual(qp: Data, z: Tensor, lam: Tensor, nu: Tensor, mu: Tensor) -> Tensor:
@@ -459,7 +493,9 @@ def _pointed_at(multiplier: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
     return torch.where(_finite(bound), bound, 0.0)
 
 
-def _farkas(qp: Data, steps: int, least: float = CERTIFIED, holds: float = CERTIFICATE) -> tuple[Tensor, Tensor]:
+def _farkas(
+    qp: Data, steps: int, least: float = CERTIFIED, holds: float = CERTIFICATE, cancelled: float = CANCELLED
+) -> tuple[Tensor, Tensor]:
     """Whether no z is feasible, and a certificate: A'ν + G'λ + μ = 0 though its bounds sum to −1."""
     violations = Data(
         torch.zeros_like(qp.Q), torch.zeros_like(qp.p), qp.G, qp.h_lower, qp.h, qp.A, qp.b, qp.lower, qp.upper
@@ -470,8 +506,11 @@ def _farkas(qp: Data, steps: int, least: float = CERTIFIED, holds: float = CERTI
         [lam * _pointed_at(lam, qp.h, qp.h_lower), nu * qp.b, mu * _pointed_at(mu, qp.upper, qp.lower)], 1
     )
     amount = -terms.sum(1)
-    off = _largest([_apply(qp.G.mT, lam) + _apply(qp.A.mT, nu) + mu])
+    # In units of z: no z of a reasonable size makes up for what is off.
+    off = _largest([(_apply(qp.G.mT, lam) + _apply(qp.A.mT, nu) + mu) * point.D])
+    each = _apply(qp.G.mT.abs(), lam.abs()) + _apply(qp.A.mT.abs(), nu.abs()) + mu.abs()
     proven = (amount > least * terms.abs().sum(1)) & (off <= holds * amount)
+    proven = proven & (off <= cancelled * _largest([each * point.D]))
     size = torch.where(amount > 0, amount, 1.0).unsqueeze(1)
     return proven, torch.cat([torch.zeros_like(qp.p), lam, nu, mu], 1) / size
 
@@ -481,7 +520,7 @@ def _cone(bound: Tensor) -> Tensor:
 
 
 def _unbounded(
-    qp: Data, steps: int, least: float = CERTIFIED, holds: float = CERTIFICATE, tiny: float = TINY
+    qp: Data, steps: int, least: float = FALLS, leaves: float = RAY, tiny: float = TINY
 ) -> tuple[Tensor, Tensor]:
     """Whether the objective falls without end along some d, and that d, p'd = −1."""
     B, n = qp.p.size(0), qp.p.size(1)
@@ -497,14 +536,19 @@ def _unbounded(
         _cone(qp.lower),
         _cone(qp.upper),
     )
-    d = _solved(ray, 0.0, steps, None).z
+    point = _solved(ray, 0.0, steps, None)
+    d, D = point.z, point.D
     amount = -(qp.p * d).sum(1)
     r = _rows(qp.G, d)
     upper, lower = torch.cat([qp.h, qp.upper], 1), torch.cat([qp.h_lower, qp.lower], 1)
     above = torch.where(_finite(upper), r, 0.0).clamp(min=0.0)
     below = torch.where(_finite(lower), -r, 0.0).clamp(min=0.0)
-    off = _largest([_apply(flat, d), above, below])
-    proven = (amount > least * (qp.p * d).abs().sum(1)) & (off <= holds * amount)
+    # Each row against its own size and that of d, in units of z.
+    length = _largest([d / D]).unsqueeze(1)
+    most = torch.cat([_most(qp.G * D.unsqueeze(1), 2), D], 1) * length
+    stays = _apply(flat, d).abs() <= leaves * _most(flat * D.unsqueeze(1), 2) * length
+    proven = stays.all(1) & (torch.maximum(above, below) <= leaves * most).all(1)
+    proven = proven & (amount > 0) & (amount >= least * _largest([qp.p * D]) * length[:, 0])
     size = torch.where(amount > 0, amount, 1.0).unsqueeze(1)
     return proven, torch.cat([d, torch.zeros_like(qp.h), torch.zeros_like(qp.b), torch.zeros_like(d)], 1) / size
 
@@ -555,6 +599,9 @@ def solve(
     failed: int = int(QPStatus.FAILED),
     not_finite: int = int(QPStatus.NOT_FINITE_INPUT),
     not_convex: int = int(QPStatus.NOT_CONVEX),
+    eps: float = EPS,
+    float_most: float = FLOAT_MOST,
+    double_most: float = DOUBLE_MOST,
 ) -> Solution:
     """As `icnnrt.qp_reference.qp_solve`: `precision` is the rounding of the data, `tolerance` what counts as solved and
     as inaccurate, start [B, n + m + q + n] is (z, λ, ν, μ) of problems nearby."""
@@ -579,16 +626,17 @@ def solve(
         torch.where(skipped.unsqueeze(2), eye, Q),
         torch.where(column, qp.p, 0.0),
         torch.where(matrix, qp.G, 0.0),
-        torch.where(skipped, -infinity, qp.h_lower),
-        torch.where(column, qp.h, 0.0),
+        _or_infinite(torch.where(skipped, -infinity, qp.h_lower)),
+        _or_infinite(torch.where(column, qp.h, 0.0)),
         torch.where(matrix, qp.A, 0.0),
         torch.where(column, qp.b, 0.0),
-        torch.where(skipped, -infinity, qp.lower),
-        torch.where(column, qp.upper, 0.0),
+        _or_infinite(torch.where(skipped, -infinity, qp.lower)),
+        _or_infinite(torch.where(column, qp.upper, 0.0)),
     )
 
     point = _solved(qp, 0.0, steps, start)
-    residual = kkt_residual(qp, point.z, point.lam, point.nu, point.mu)
+    # In both units: those of the data must not be so small that the 1 in a denominator lets everything pass.
+    residual = torch.maximum(kkt_residual(qp, point.z, point.lam, point.nu, point.mu), point.residual)
     worst = residual.amax(1)
     status = torch.zeros([B], dtype=torch.int32, device=Q.device)
     ray = torch.zeros([B, 2 * n + m + q], dtype=Q.dtype, device=Q.device)
@@ -605,6 +653,11 @@ def solve(
         status = status.index_copy(0, rows, found)
         proof = torch.where(infeasible.unsqueeze(1), farkas, torch.where(falling.unsqueeze(1), d, 0.0))
         ray = ray.index_copy(0, rows, proof)
+    # What the type of the data cannot hold is no answer.
+    beyond = float_most if precision > eps else double_most
+    largest = _largest([point.z, point.lam, point.nu, point.mu])
+    overflows = (status <= inaccurate) & ~(largest <= beyond)
+    status = torch.where(overflows, torch.full_like(status, failed), status)
     status = torch.where(crossed, torch.full_like(status, primal_infeasible), status)
     status = torch.where(convex, status, torch.full_like(status, not_convex))
     status = torch.where(finite, status, torch.full_like(status, not_finite))
