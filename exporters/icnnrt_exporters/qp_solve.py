@@ -283,10 +283,13 @@ def QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps: int):
         along = op.Pad(d, op.Concat([0, 0, 0, 0, 0], start_columns - n, axis=0))
         proof = op.Where(infeasible, farkas, op.Where(falling, along, zero))
         ray_found = op.ScatterND(no_ray, at, op.Squeeze(proof, [1]))
-        found_status = op.ScatterND(solved_status, at, verdict)
+        status_found = op.Squeeze(op.ScatterND(solved_status, at, verdict), [2])
+        # One output: onnxscript would give two in an order that changes from run to run.
+        found = op.Concat(op.Cast(status_found, to=DOUBLE), ray_found, axis=1)
     else:
-        ray_found = op.Identity(no_ray)
-        found_status = op.Identity(solved_status)
+        found = op.Concat(op.Cast(op.Squeeze(solved_status, [2]), to=DOUBLE), no_ray, axis=1)
+    status_column, ray_all = op.Split(found, op.Concat([1], start_columns, axis=0), axis=1)
+    found_status = op.Cast(op.Unsqueeze(status_column, [2]), to=onnx.TensorProto.INT64)
 
     # What the type of the data cannot hold is no answer: a − a is NaN there.
     answer = op.Cast(op.CastLike(op.Concat(z_all, lam_all, nu_all, axis=2), Q), to=DOUBLE)
@@ -314,5 +317,5 @@ def QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps: int):
     box_slack = op.CastLike(op.Squeeze(box_row, [1]), Q)
     residual = op.Squeeze(op.Where(lost, not_a_number, residual_all), [1])
     status = op.Cast(op.Squeeze(status_all, [1, 2]), to=onnx.TensorProto.INT32)
-    ray = op.CastLike(ray_found, Q)
+    ray = op.CastLike(ray_all, Q)
     return z, lam, nu, mu, slack, box_slack, residual, status, ray
