@@ -81,7 +81,10 @@ REFINEMENTS = (
 )
 CERTIFICATE = 1e-7  # how well a certificate must hold: its residual against the amount it proves
 CANCELLED = 1e-6  # the same against the terms that cancel
-RAY = 1e-8  # how far a ray may leave what it should stay in, against the sizes of the row and of the ray
+# How far a ray may leave what it should stay in, against the sizes of the row and of the ray, by the precision of the
+# data: float32 data are flat only up to their rounding.
+RAY = 1e-8
+RAY_FLOAT32 = 1e-6
 FALLS = 1e-6  # how fast the objective has to fall along a ray, against the same
 CERTIFIED = 1e-9  # the least relative amount of infeasibility that is told from rounding
 
@@ -364,15 +367,22 @@ class _Scaling(NamedTuple):
 
 
 def _size_of_z(Q: Array, p: Array, bounds: list[Array], b: Array) -> Array:
-    """A power of 2 near the size of z [B]: what b demands, else what curvature and the nearest kind of bound allow.
+    """A power of 2 near the size of z [B]: what b and bounds away from 0 demand, else what curvature and bounds allow.
 
     Every measure of the method has a floor of 1, so z is brought near it; 1 where it is there already.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.abs(p).max(1) / np.einsum("bii->bi", Q).mean(1)
-    t = np.where(np.isfinite(t) & (t > 0), t, np.inf)
+    curvature = np.einsum("bii->bi", Q).mean(1)
+    t = np.where(curvature > 0, np.abs(p).max(1) / np.where(curvature > 0, curvature, 1.0), np.inf)
+    # What keeps z from 0: lower bounds above it, upper ones below.
+    away = np.max(
+        [
+            np.where(_finite(a), side * a, 0.0).max(1, initial=0.0)
+            for a, side in zip(bounds, (1, -1, 1, -1), strict=True)
+        ],
+        axis=0,
+    )
     held = np.max([np.where(_finite(a), np.abs(a), 0.0).max(1, initial=0.0) for a in bounds], axis=0)
-    size = np.maximum(_largest(b), np.minimum(t, np.where(held > 0, held, np.inf)))
+    size = np.max([_largest(b), away, np.minimum(t, np.where(held > 0, held, np.inf))], axis=0)
     there = ~np.isfinite(size) | (size == 0) | ((size >= 1 / 64) & (size <= 64))
     return np.where(there, 1.0, 2.0 ** np.round(np.log2(np.clip(np.where(there, 1.0, size), 2.0**-60, 2.0**60))))
 
@@ -487,7 +497,7 @@ def _farkas(qp: QP, steps: int) -> tuple[NDArray[np.bool_], Array]:
     return proven, ray
 
 
-def _unbounded(qp: QP, steps: int) -> tuple[NDArray[np.bool_], Array]:
+def _unbounded(qp: QP, steps: int, precision: type[np.floating]) -> tuple[NDArray[np.bool_], Array]:
     """Whether the objective falls without end along some d, and that d, p'd = −1."""
     Q, p, G, h_lower, h, A, _, lower, upper = qp
     B, n = p.shape
@@ -509,6 +519,7 @@ def _unbounded(qp: QP, steps: int) -> tuple[NDArray[np.bool_], Array]:
         cone(upper),
     )
     (d, *_), _, D = _solve(ray_qp, 0.0, steps)
+    ray_tolerance = RAY if np.dtype(precision) == np.float64 else RAY_FLOAT32
     amount = -(p * d).sum(1)
     # Each row against its own size and that of d, in units of z.
     length = _largest(d / D)[:, None]
@@ -516,10 +527,10 @@ def _unbounded(qp: QP, steps: int) -> tuple[NDArray[np.bool_], Array]:
     def reach(rows: Array) -> Array:
         return np.abs(rows * D[:, None]).max(2, initial=0.0) * length
 
-    proven = (np.abs(_apply(flat, d)) <= RAY * reach(flat)).all(1)
+    proven = (np.abs(_apply(flat, d)) <= ray_tolerance * reach(flat)).all(1)
     for r, low, high, most in ((_apply(G, d), h_lower, h, reach(G)), (d, lower, upper, D * length)):
-        proven &= (np.where(_finite(high), r, 0.0) <= RAY * most).all(1)
-        proven &= (np.where(_finite(low), -r, 0.0) <= RAY * most).all(1)
+        proven &= (np.where(_finite(high), r, 0.0) <= ray_tolerance * most).all(1)
+        proven &= (np.where(_finite(low), -r, 0.0) <= ray_tolerance * most).all(1)
     proven &= (amount > 0) & (amount >= FALLS * _largest(p * D) * length[:, 0])
     ray = np.concatenate([d, np.zeros((B, G.shape[1] + A.shape[1] + n))], 1)
     return proven, ray / np.where(amount > 0, amount, 1.0)[:, None]
@@ -570,7 +581,7 @@ def qp_solve(
     if len(unsolved):
         rest = QP(*(a[unsolved] for a in qp))
         infeasible, farkas = _farkas(rest, steps)
-        falling, d = _unbounded(rest, steps)
+        falling, d = _unbounded(rest, steps, precision)
         accurate = worst[unsolved] <= inaccurate
         status[unsolved] = np.select(
             [infeasible, falling, accurate],

@@ -243,7 +243,7 @@ def test_the_gradient_map_of_an_energy_without_context(tmp_path: Path) -> None:
     [
         ({"heads": ["hessians"]}, "heads: expected hvp, hessian, gradient_x, pullback, got 'hessians'"),
         ({"heads": "hvp"}, "heads: expected a list"),
-        ({"kind": "map"}, "kind: expected 'energy' or 'gradient'"),
+        ({"kind": "map"}, "kind: expected 'energy', 'gradient' or 'qp'"),
         ({"kind": "gradient", "heads": ["gradient_x"]}, "no value to differentiate by x"),
         ({"kind": "gradient", "heads": ["pullback"]}, "leave 'pullback' out"),
     ],

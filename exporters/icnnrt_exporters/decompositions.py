@@ -243,9 +243,11 @@ def searchsorted(
     return bucketize(x, rows, out_int32=out_int32, right=right or side == "right")
 
 
-def rsub(a: Tensor, b: Any, alpha: float = 1) -> Tensor:
-    """b − alpha a, of operators that ONNX has: torch.onnx would decompose the whole graph for it."""
-    return -a + b if alpha == 1 else -alpha * a + b
+def rsub(b: Tensor, a: Any, alpha: float = 1) -> Tensor:
+    """a − alpha b, by the operator that ONNX has: torch.onnx would decompose the whole graph for this one."""
+    if not isinstance(a, Tensor):
+        a = torch.full((), a, dtype=b.dtype, device=b.device)
+    return torch.sub(a, b, alpha=alpha)
 
 
 @cache

@@ -97,17 +97,17 @@ def QPEquilibrated(K, n):
 
 @script(DOMAIN, default_opset=op)
 def QPSizeOfZ(Q, p, bounds, b):
-    """τ = 2^round(log2 max(max|b|, min(max|p| / mean(diag Q), max|bounds|))) [B, 1, 1]; 1 if it is of that size already
-    or nothing says; bounds [B, 1, k], 0 for none."""
+    """τ = 2^round(log2 max(max|b|, max(−u), min(max|p| / mean(diag Q), max|u|))) [B, 1, 1], u = bounds [B, 1, k] as
+    upper ones, 0 for none: those below 0 exclude z = 0. 1 if it is of that size already or nothing says."""
     zero, one, infinity = op.Constant(value=ZERO), op.Constant(value=ONE), op.Constant(value=INFINITY)
     n = op.Shape(Q, start=1, end=2)
     I = op.EyeLike(op.ConstantOfShape(op.Concat(n, n, axis=0)), dtype=DOUBLE)  # noqa: E741
     slope = QPLargest(p)
     curvature = op.ReduceSum(Q * I, [1, 2], keepdims=1) / op.Cast(n, to=DOUBLE)
-    falls = op.And(slope > zero, curvature > zero)
+    falls = curvature > zero
     reach = op.Where(falls, slope / op.Where(falls, curvature, one), infinity)
     held = QPLargest(bounds)
-    size = op.Max(QPLargest(b), op.Min(reach, op.Where(held > zero, held, infinity)))
+    size = op.Max(QPLargest(b), QPLargest(op.Min(bounds, zero)), op.Min(reach, op.Where(held > zero, held, infinity)))
     far = op.Or(size < op.Constant(value=NEAR_LEAST), size > op.Constant(value=NEAR_MOST))
     known = op.And(far, op.And(size > zero, size < infinity))
     clipped = op.Min(op.Max(op.Where(known, size, one), op.Constant(value=TAU_LEAST)), op.Constant(value=TAU_MOST))

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnxscript import script
 
-from icnnrt.qp_reference import BOUND_MAX, CERTIFICATE, CERTIFIED, TOLERANCE
+from icnnrt.qp_reference import BOUND_MAX, CANCELLED, CERTIFICATE, CERTIFIED, FALLS, RAY, RAY_FLOAT32, TOLERANCE
 from icnnrt.qp_status import QPStatus
 from icnnrt.reference import EPS
 from icnnrt_exporters.inverse_cholesky import TINY
@@ -32,9 +32,9 @@ PAD_LOWER: Final = _scalar(-float("inf"))
 BOUND_LOWEST: Final = double(-BOUND_MAX)
 AMOUNT: Final = double(CERTIFIED)
 HOLDS: Final = double(CERTIFICATE)
-CANCEL: Final = double(1e-6)  # how well the terms of a certificate must cancel: its residual against them
-AWAY: Final = double(1e-8)  # how far a ray may leave what it should stay in, against the sizes of the row and the ray
-FALL: Final = double(1e-6)  # how fast the objective has to fall along a ray, against the same
+CANCEL: Final = double(CANCELLED)
+AWAY_DOUBLE, AWAY_FLOAT = double(RAY), double(RAY_FLOAT32)
+FALL: Final = double(FALLS)
 _DOUBLES, _FLOATS = TOLERANCE[np.dtype(np.float64)], TOLERANCE[np.dtype(np.float32)]
 SOLVED_DOUBLE, INACCURATE_DOUBLE = double(_DOUBLES[0]), double(_DOUBLES[1])
 SOLVED_FLOAT, INACCURATE_FLOAT = double(_FLOATS[0]), double(_FLOATS[1])
@@ -103,7 +103,7 @@ def QPFarkas(G, C, A, b, lower, upper, soft, start, active, steps):
 
 
 @script(DOMAIN, default_opset=op)
-def QPRecession(Q, p, G, C, A, lower, upper, soft, start, active, steps):
+def QPRecession(Q, p, G, C, A, lower, upper, soft, start, active, leaves, steps):
     """Whether the objective falls without end along some d [B, 1, 1] bool, and that d [B, 1, n], p'd = −1."""
     zero, one = op.Constant(value=ZERO), op.Constant(value=ONE)
     tiny, bound_most = op.Constant(value=TINY), op.Constant(value=BOUND_LARGEST)
@@ -128,7 +128,7 @@ def QPRecession(Q, p, G, C, A, lower, upper, soft, start, active, steps):
     flat_d = d @ -op.Transpose(-flat, perm=[0, 2, 1])
     # Each row against its own size and that of d, in units of z.
     length = QPLargest(d / D)
-    away = op.Constant(value=AWAY) * length
+    away = leaves * length
     size_C = op.Transpose(op.ReduceMax(op.Abs(C * D), [2], keepdims=1), perm=[0, 2, 1])
     size_flat = op.Transpose(op.ReduceMax(op.Abs(flat * D), [2], keepdims=1), perm=[0, 2, 1])
     violation = op.Max(op.Where(has_upper, r, zero), op.Where(has_lower, -r, zero))
@@ -217,6 +217,7 @@ def QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps: int):
     is_float = op.Equal(op.Cast(op.CastLike(op.Constant(value=NEARLY_ONE), Q), to=DOUBLE), one)
     solved_at = op.Where(is_float, op.Constant(value=SOLVED_FLOAT), op.Constant(value=SOLVED_DOUBLE))
     inaccurate_at = op.Where(is_float, op.Constant(value=INACCURATE_FLOAT), op.Constant(value=INACCURATE_DOUBLE))
+    leaves = op.Where(is_float, op.Constant(value=AWAY_FLOAT), op.Constant(value=AWAY_DOUBLE))
     eps = op.Where(is_float, op.Constant(value=NOISE_FLOAT), op.Constant(value=NOISE_DOUBLE))
 
     # a − a is NaN where a is NaN or infinite; an upper bound of −inf, or a lower one of +inf, is no bound
@@ -264,7 +265,7 @@ def QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps: int):
             G_few, C_few, A_few, b_few, low_few, high_few, one, start_few, active_few, steps_tensor
         )
         falling, d = QPRecession(
-            Q_few, p_few, G_few, C_few, A_few, low_few, high_few, zero, start_few, active_few, steps_tensor
+            Q_few, p_few, G_few, C_few, A_few, low_few, high_few, zero, start_few, active_few, leaves, steps_tensor
         )
         accurate = op.Compress(worst, which, axis=0) <= inaccurate_at
         verdict = op.Where(

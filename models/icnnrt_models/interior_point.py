@@ -13,14 +13,18 @@ from torch import Tensor
 
 from icnnrt.qp_reference import (
     BOUND_MAX,
+    CANCELLED,
     CERTIFICATE,
     CERTIFIED,
     ENOUGH,
     EPS,
     EQUILIBRATIONS,
+    FALLS,
     HARD,
     NEARLY,
     PATIENCE,
+    RAY,
+    RAY_FLOAT32,
     REFINEMENTS,
     REGULARISATION,
     SHORT_STEP,
@@ -34,9 +38,6 @@ __all__ = ["Data", "Iterate", "Newton", "Solution", "adjoint", "adjoint_system",
 
 TINY = torch.finfo(torch.float64).tiny
 FLOAT_MOST, DOUBLE_MOST = torch.finfo(torch.float32).max, torch.finfo(torch.float64).max
-CANCELLED = 1e-6  # how well the terms of a certificate must cancel: its residual against them
-RAY = 1e-8  # how far a ray may leave what it should stay in, against the sizes of the row and of the ray
-FALLS = 1e-6  # how fast the objective has to fall along a ray, against the same
 
 
 class Data(NamedTuple):
@@ -414,18 +415,20 @@ def _root(size: Tensor) -> Tensor:
 
 
 def _size_of_z(Q: Tensor, p: Tensor, bounds: Tensor, b: Tensor) -> Tensor:
-    """τ = 2^round(log2 max(max|b|, min(max|p| / mean(diag Q), max|bounds|))) [B, 1]; 1 if it is of that size already.
+    """τ = 2^round(log2 max(max|b|, max(−u), min(max|p| / mean(diag Q), max|u|))) [B, 1], u = [h; upper;
+    −h_lower; −lower]: those below 0 exclude z = 0, and so demand that size. 1 if it is of that size already.
 
     Every measure of the method has a floor of 1: z is brought near it, so that an answer has no units.
     """
     infinity = float("inf")
     slope, curvature = _most(p, 1), Q.diagonal(0, 1, 2).mean(1)
-    has = (slope > 0) & (curvature > 0)
-    held = _largest([torch.where(_finite(bounds), bounds, 0.0)])
+    u = torch.where(_finite(bounds), bounds, 0.0)
+    held = _largest([u])
+    has = curvature > 0
     size = torch.minimum(
         torch.where(has, slope / torch.where(has, curvature, 1.0), infinity), torch.where(held > 0, held, infinity)
     )
-    size = torch.maximum(_largest([b]), size)
+    size = torch.maximum(_largest([b, u.clamp(max=0.0)]), size)
     known = (size > 0) & torch.isfinite(size) & ~((size >= 1 / 64) & (size <= 64))
     power = torch.where(known, size, 1.0).clamp(2.0**-60, 2.0**60).log2().round()
     return torch.pow(2.0, power).unsqueeze(1)
@@ -443,7 +446,7 @@ def _equilibrated(qp: Data, scale_cost: bool, rounds: int = EQUILIBRATIONS) -> t
         A = A * e_A.unsqueeze(2) * d.unsqueeze(1)
         D, E_G, E_A = D * d, E_G * e_G, E_A * e_A
     p = qp.p * D
-    bounds = torch.cat([qp.h_lower * E_G, qp.h * E_G, qp.lower / D, qp.upper / D], 1)
+    bounds = torch.cat([qp.h * E_G, qp.upper / D, -qp.h_lower * E_G, -qp.lower / D], 1)
     tau = _size_of_z(Q, p, bounds, qp.b * E_A)
     Q, p, D, E_G, E_A = Q * (tau * tau).unsqueeze(2), p * tau, D * tau, E_G / tau, E_A / tau
     c = torch.ones_like(p[:, :1])
@@ -520,9 +523,17 @@ def _cone(bound: Tensor) -> Tensor:
 
 
 def _unbounded(
-    qp: Data, steps: int, least: float = FALLS, leaves: float = RAY, tiny: float = TINY
+    qp: Data,
+    steps: int,
+    precision: float,
+    least: float = FALLS,
+    double_leaves: float = RAY,
+    float_leaves: float = RAY_FLOAT32,
+    tiny: float = TINY,
+    eps: float = EPS,
 ) -> tuple[Tensor, Tensor]:
     """Whether the objective falls without end along some d, and that d, p'd = −1."""
+    leaves = float_leaves if precision > eps else double_leaves
     B, n = qp.p.size(0), qp.p.size(1)
     flat = torch.cat([qp.A, qp.Q], 1)
     ray = Data(
@@ -645,7 +656,7 @@ def solve(
         rows = torch.nonzero(unsolved).squeeze(1)
         rest = _select(qp, rows)
         infeasible, farkas = _farkas(rest, steps)
-        falling, d = _unbounded(rest, steps)
+        falling, d = _unbounded(rest, steps, precision)
         found = torch.full_like(rows, failed, dtype=torch.int32)
         found = torch.where(worst.index_select(0, rows) <= tolerance[1], torch.full_like(found, inaccurate), found)
         found = torch.where(falling, torch.full_like(found, dual_infeasible), found)

@@ -103,15 +103,19 @@ inline constexpr std::size_t kEquilibrations = 4;
 inline constexpr double kLeverOfP = 16.0;
 inline constexpr double kLevel = 4.0;  // rows and columns within this factor of 1 are left alone
 
-// The size of z: what b demands, else what curvature and the nearest kind of bound allow; 1 if it is near that.
+// The size of z: what b and bounds away from 0 demand, else what curvature and bounds allow; 1 if it is near that.
 ICNNRT_NO_INLINE double size_of_z(const Problem& P) {
   double curvature = 0.0, held = 0.0;
   for (std::size_t i = 0; i < P.n; ++i) curvature += P.K[i * P.ld + i];
   curvature /= static_cast<double>(P.n);
-  for (const Side& side : P.side)
-    if (side.any) held = largest(side.bound, P.N, held);
-  const double p = largest(P.c, P.n), b = largest(P.c + P.n_blocks, P.q);
-  const double size = max(b, min(p > 0.0 && curvature > 0.0 ? p / curvature : kInf, held > 0.0 ? held : kInf));
+  double away = largest(P.c + P.n_blocks, P.q);
+  for (const Side& side : P.side) {
+    if (!side.any) continue;
+    held = largest(side.bound, P.N, held);
+    for (std::size_t i = 0; i < P.N; ++i) away = max(away, -side.sign * side.bound[i]);
+  }
+  const double t = curvature > 0.0 ? largest(P.c, P.n) / curvature : kInf;
+  const double size = max(away, min(t, held > 0.0 ? held : kInf));
   if (size == 0.0 || !(size < kInf) || (size >= 0x1p-6 && size <= 0x1p6)) return 1.0;
   return power_near(clip(size, 0x1p-60, 0x1p60));
 }

@@ -10,15 +10,17 @@ inline constexpr double kEvenly = 1e-6;       // least entry of the diagonal aga
 inline constexpr double kCurved = 1e-4;       // least pivot of Q, in units of its diagonal, that makes it definite
 inline constexpr double kCertificate = 1e-7;  // how well a certificate must hold: its residual against what it proves
 inline constexpr double kCancelled = 1e-6;    // the same against the terms that cancel
-inline constexpr double kRay = 1e-8;    // how far a ray may leave what it should stay in, against the row and the ray
-inline constexpr double kFalls = 1e-6;  // how fast the objective has to fall along a ray, against p and the ray
-inline constexpr double kCertified = 1e-9;  // the least relative amount of infeasibility that is told from rounding
+inline constexpr double kFalls = 1e-6;        // how fast the objective has to fall along a ray, against p and the ray
+inline constexpr double kCertified = 1e-9;    // the least relative amount of infeasibility that is told from rounding
 
 // The relative KKT residual that counts as solved, and as inaccurate, and the rounding unit of the data.
 template <typename T>
 inline constexpr double kSolvedResidual = sizeof(T) == sizeof(double) ? 1e-9 : 1e-6;
 template <typename T>
 inline constexpr double kInaccurateResidual = sizeof(T) == sizeof(double) ? 1e-5 : 1e-4;
+// How far a ray may leave what it should stay in, against the row and the ray: float is flat only up to rounding.
+template <typename T>
+inline constexpr double kRay = sizeof(T) == sizeof(double) ? 1e-8 : 1e-6;
 template <typename T>
 inline constexpr double kUnitRoundoff = sizeof(T) == sizeof(double) ? 0x1p-52 : 0x1p-23;
 
@@ -185,7 +187,8 @@ ICNNRT_NO_INLINE bool infeasible(Problem& P, Iteration& it, std::size_t steps, d
 
 // Whether the objective falls without end along the direction left in it.polished; over `amount`, p'd = −1. P is the
 // problem of kRay, and p_size what its p was divided by.
-ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, std::size_t steps, double p_size, double& amount) {
+ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, std::size_t steps, double p_size, double tolerance,
+                                double& amount) {
   double residual[3];
   solve_problem(P, it, false, 0.0, steps, residual);
   // Each row against its own size and that of d, in units of z.
@@ -198,12 +201,12 @@ ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, std::size_t steps, do
   fill(it.Kz, P.ld, 0.0);
   add_Kz(P, it.polished, it.Kz);
   for (std::size_t i = P.n_blocks; i < P.n_blocks + P.q; ++i)
-    proven = proven && __builtin_fabs(it.Kz[i]) <= kRay * largest(P.K + i * P.ld, P.n) * length;
+    proven = proven && __builtin_fabs(it.Kz[i]) <= tolerance * largest(P.K + i * P.ld, P.n) * length;
   for (const Side& side : P.side) {
     if (!side.any) continue;
     for (std::size_t i = 0; i < P.N; ++i) {
       if (side.has[i] == 0.0) continue;
-      proven = proven && side.sign * it.rows[i] <= kRay * (i < P.m ? largest(P.G + i * P.ld, P.n) : 1.0) * length;
+      proven = proven && side.sign * it.rows[i] <= tolerance * (i < P.m ? largest(P.G + i * P.ld, P.n) : 1.0) * length;
     }
   }
   for (std::size_t j = 0; j < P.n; ++j) it.polished[j] *= P.D[j];
@@ -234,7 +237,7 @@ static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void
   P.curved = true;
   double p_size = 0x1p-1022;
   for (std::size_t j = 0; j < n; ++j) p_size = max(p_size, __builtin_fabs(static_cast<double>(args.p[j])));
-  if (unbounded(P, it, sizes.steps, p_size, amount)) {
+  if (unbounded(P, it, sizes.steps, p_size, kRay<T>, amount)) {
     for (std::size_t j = 0; j < n; ++j) args.ray[j] = static_cast<T>(it.polished[j] / amount);
     return QpStatus::kDualInfeasible;
   }
