@@ -15,7 +15,7 @@ KKT = 1e-9  # relative, as the solver promises
 # where constraints hold it.
 UNIQUE = 1e-6
 # Central, h = 1e-5: 1e-12 of the solver over h, and h² of truncation. Where Q is ill-conditioned z is known to 1e-10.
-FINITE_DIFFERENCES = {"random": 1e-6, "scaled rows": 1e-6, "ill-conditioned": 1e-4}
+FINITE_DIFFERENCES = {"random": 1e-6, "scaled rows": 3e-6, "ill-conditioned": 1e-4}
 
 
 @each_kind
