@@ -1,6 +1,7 @@
 """Arguments that users hand over, made into arrays of the package's dtype or refused with one sentence."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -8,6 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 from icnnrt.errors import InputError
 
 Floats = NDArray[Any]
+NAMED: Final = 3  # how many samples an error names
 
 
 def batch(value: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], *, length: int | None = None) -> Floats:
@@ -81,3 +83,24 @@ def check_shape(
 def finite_rows(array: Floats) -> NDArray[np.bool_]:
     """[B] bool: which samples hold finite numbers only."""
     return np.asarray(np.isfinite(array).all(axis=tuple(range(1, array.ndim))))
+
+
+def check_finite_bar(y_bar: Floats, skipped: NDArray[np.bool_]) -> None:
+    """Refuse a cotangent y_bar with NaN or infinity in a sample that is not skipped."""
+    bad = ~finite_rows(y_bar) & ~skipped
+    if bad.any():
+        raise InputError(
+            f"y_bar: expected finite numbers, but sample {int(np.argmax(bad))} holds NaN or infinity; "
+            "the loss diverged there, so leave the sample out."
+        )
+
+
+def untrusted(unsafe: NDArray[np.bool_], reason: Callable[[int], str], skip: str) -> str:
+    """What is said of samples whose gradient cannot be trusted: a reason for the first of them, and how to `skip`."""
+    samples = np.flatnonzero(unsafe)
+    named = "; ".join(reason(int(i)) for i in samples[:NAMED])
+    more = f"; and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
+    return (
+        f"solution: no gradient can be trusted at {len(samples)} of {len(unsafe)} samples: {named}{more}. "
+        f"Pass {skip}, or mend what they say."
+    )

@@ -14,7 +14,7 @@ import re
 import secrets
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -207,6 +207,56 @@ def onnxruntime() -> ModuleType:
     return onnxruntime
 
 
+def checked_threads(threads: object) -> int:
+    """How many threads a session gets; `InputError` for what is no number of them."""
+    if threads is None:
+        return THREADS
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
+    return threads
+
+
+def session_options(ort: ModuleType, threads: int) -> Any:
+    """What every session is made with."""
+    options = ort.SessionOptions()
+    options.log_severity_level = LOG_SEVERITY
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    return options
+
+
+def open_session(
+    ort: ModuleType,
+    data: bytes,
+    options: Any,
+    providers: Sequence[tuple[str, Mapping[str, Any]]],
+    file: str,
+    refused: Callable[[str], IcnnrtError],
+) -> Any:
+    """A session of the graph `data`, which `file` holds, on these providers and no others.
+
+    Raises `ProviderError` where a provider is at fault, and `refused(why)` where the graph or onnxruntime is.
+    """
+    wanted = [(name, dict(settings)) for name, settings in providers]
+    try:
+        session = ort.InferenceSession(data, options, providers=wanted, enable_fallback=0)
+    except Exception as error:
+        if any(name != CPU for name, _ in wanted):
+            raise ProviderError(
+                f"providers: onnxruntime cannot run {file} on {[name for name, _ in wanted]} "
+                f"({_first_line(error)}); check the drivers and options, or use {CPU}."
+            ) from error
+        raise refused(_first_line(error)) from error
+    missing = [name for name, _ in wanted if name not in session.get_providers()]
+    if missing:
+        raise ProviderError(
+            f"providers: {missing[0]} was asked for, but onnxruntime fell back to {session.get_providers()}; "
+            "its libraries or its device are missing on this machine, so install them (onnxruntime prints which) "
+            f"or use {CPU}."
+        )
+    return session
+
+
 class _Graph:
     """One ONNX file as a session, with its idle bindings and the weights they bind."""
 
@@ -251,9 +301,7 @@ class Runner:
         self.package = package
         self._providers = _check_providers(self._ort, providers)
         self._kernels = _native_operators(self._ort, native)
-        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-            raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
-        self._threads = THREADS if threads is None else threads
+        self._threads = checked_threads(threads)
         # Copies, as the package's arrays are read-only views of its file and updates are made in place.
         self.weights: dict[str, Any] = {
             name: self._ort.OrtValue.ortvalue_from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
@@ -471,10 +519,7 @@ class Runner:
                 f"{file}: tensors kept in {self.package.manifest.weights.file} should bear the names of weights, each "
                 "once; export the package again."
             )
-        options = self._ort.SessionOptions()
-        options.log_severity_level = LOG_SEVERITY
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
+        options = session_options(self._ort, self._threads)
         options.add_session_config_entry("session.load_model_format", "ONNX")
         options.add_external_initializers(names, [self.weights[name] for name in names])
         native = not self._kernels.isdisjoint(name for domain, name in found.operators if domain == OP_DOMAIN)
@@ -483,27 +528,14 @@ class Runner:
             # Kernels win over bodies, but which of them ran could not be told. Without the bodies a session that can
             # be made at all runs the kernels.
             data = _wire.without_functions(data, OP_DOMAIN, self._kernels, file)
-        wanted = [(name, dict(settings)) for name, settings in self._providers]
-        accelerated = any(name != CPU for name, _ in wanted)
-        try:
-            session = self._ort.InferenceSession(data, options, providers=wanted, enable_fallback=0)
-        except Exception as error:
-            if accelerated:
-                raise ProviderError(
-                    f"providers: onnxruntime cannot run {file} on {[name for name, _ in wanted]} "
-                    f"({_first_line(error)}); check the drivers and options, or use {CPU}."
-                ) from error
-            raise PackageError(
-                f"{self.package.path}: {file}: onnxruntime cannot load it ({_first_line(error)}); "
+
+        def refused(why: str) -> IcnnrtError:
+            return PackageError(
+                f"{self.package.path}: {file}: onnxruntime cannot load it ({why}); "
                 f"upgrade onnxruntime, {'try native=False, ' if native else ''}or export the package again."
-            ) from error
-        missing = [name for name, _ in wanted if name not in session.get_providers()]
-        if missing:
-            raise ProviderError(
-                f"providers: {missing[0]} was asked for, but onnxruntime fell back to {session.get_providers()}; "
-                "its libraries or its device are missing on this machine, so install them (onnxruntime prints which) "
-                f"or use {CPU}."
             )
+
+        session = open_session(self._ort, data, options, self._providers, file, refused)
         overridable = {node.name for node in session.get_overridable_initializers()}
         outputs = self._check_signature(role, session, overridable)
         bound = {name: value for name, value in self.weights.items() if name in overridable}

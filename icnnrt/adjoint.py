@@ -9,21 +9,20 @@
 """
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt._arguments import batch, finite_rows
-from icnnrt._runner import BOUNDS, BOUNDS_BAR
+from icnnrt._arguments import batch, check_finite_bar, untrusted
+from icnnrt._runner import BOUNDS, BOUNDS_BAR, THETA_BAR
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest
 from icnnrt.solution import Cotangents, QPAnswer, Solution
 
 ADJOINTS: Final = ("exact", "prop3")
 ON_UNSAFE: Final = ("raise", "skip")
-NAMED: Final = 3  # how many samples an error names
+SKIP: Final = "on_unsafe='skip' to leave them out of the sum"
 
 Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
@@ -46,21 +45,13 @@ def vjp(run: Run, manifest: Manifest, solution: object, y_bar: object, *, adjoin
     skipped = solution.unsafe(every_model=adjoint == "exact")
     if on_unsafe == "raise" and skipped.any():
         raise CertificateError(_unsafe(solution, skipped))
-    bad = ~finite_rows(ȳ) & ~skipped
-    if bad.any():
-        raise InputError(
-            f"y_bar: expected finite numbers, but sample {int(np.argmax(bad))} holds NaN or infinity; "
-            "the loss diverged there, so leave the sample out."
-        )
+    check_finite_bar(ȳ, skipped)
     kept = ~skipped
     x̄ = np.full_like(solution.x, np.nan)
     box = manifest.domain is not None and manifest.domain.kind == "box"
     bounds_bar = {name: np.full_like(solution.y, np.nan) for name in (BOUNDS_BAR if box else ())}
     if not kept.any():
-        zeros = {
-            name: np.zeros(spec.shape, spec.dtype) for name, spec in manifest.weights.tensors.items() if spec.trainable
-        }
-        return Cotangents(MappingProxyType(zeros), x̄, skipped, np.zeros_like(skipped), *bounds_bar.values())
+        return Cotangents(no_weights_bar(manifest), x̄, skipped, np.zeros_like(skipped), *bounds_bar.values())
     part = solution if kept.all() else solution[kept]
     depth = solution.lam.shape[1] if adjoint == "exact" else 1
     outputs = run(
@@ -79,13 +70,11 @@ def vjp(run: Run, manifest: Manifest, solution: object, y_bar: object, *, adjoin
     x̄[kept] = outputs["x_bar"]
     for name, bar in bounds_bar.items():
         bar[kept] = outputs[name]
-    prefix = "theta_bar."
-    weights = {name.removeprefix(prefix): a for name, a in outputs.items() if name.startswith(prefix)}
     at_kink = np.zeros_like(skipped)
     # Rounding moves a slope by some eps; another face moves it by much more than the root of eps.
     scale = np.maximum(1.0, np.abs(part.slopes).max((1, 2)))
     at_kink[kept] = outputs["slope_mismatch"] > np.sqrt(np.finfo(part.slopes.dtype).eps) * scale
-    return Cotangents(weights, x̄, skipped, at_kink, *bounds_bar.values())
+    return Cotangents(weights_bar(outputs), x̄, skipped, at_kink, *bounds_bar.values())
 
 
 def vjp_qp(run: Run, manifest: Manifest, answer: object, z_bar: object, *, on_unsafe: str) -> Cotangents:
@@ -99,43 +88,32 @@ def vjp_qp(run: Run, manifest: Manifest, answer: object, z_bar: object, *, on_un
     z̄ = batch(z_bar, "y_bar", manifest.dtype, manifest.y_shape, length=len(answer))
     skipped = ~answer.ok
     if on_unsafe == "raise" and skipped.any():
-        samples = np.flatnonzero(skipped)
-        more = f"; and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
-        raise CertificateError(
-            f"solution: no gradient can be trusted at {len(samples)} of {len(answer)} samples: "
-            f"{'; '.join(answer.advice(int(i)) for i in samples[:NAMED])}{more}. "
-            "Pass on_unsafe='skip' to leave them out of the sum, or mend what they say."
-        )
-    bad = ~finite_rows(z̄) & ~skipped
-    if bad.any():
-        raise InputError(
-            f"y_bar: expected finite numbers, but sample {int(np.argmax(bad))} holds NaN or infinity; "
-            "the loss diverged there, so leave the sample out."
-        )
-    kept, x̄ = ~skipped, np.full_like(answer.x, np.nan)
+        raise CertificateError(untrusted(skipped, answer.advice, SKIP))
+    check_finite_bar(z̄, skipped)
+    kept, x̄, weights = ~skipped, np.full_like(answer.x, np.nan), no_weights_bar(manifest)
     if kept.any():
         outputs = run({"x": answer.x[kept], "z_bar": z̄[kept]})
-        x̄[kept] = outputs["x_bar"]
-        prefix = "theta_bar."
-        weights = {name.removeprefix(prefix): a for name, a in outputs.items() if name.startswith(prefix)}
-    else:
-        tensors = manifest.weights.tensors
-        weights = {name: np.zeros(spec.shape, spec.dtype) for name, spec in tensors.items() if spec.trainable}
-    return Cotangents(MappingProxyType(weights), x̄, skipped, np.zeros_like(skipped))
+        x̄[kept], weights = outputs["x_bar"], weights_bar(outputs)
+    return Cotangents(weights, x̄, skipped, np.zeros_like(skipped))
 
 
 def _unsafe(solution: Solution, unsafe: NDArray[np.bool_]) -> str:
-    samples = np.flatnonzero(unsafe)
-    reasons = []
-    for i in samples[:NAMED]:
-        if solution.status[i] in (0, 1):  # CONVERGED or GAP, so an earlier model is at fault
-            worst = float(np.nanmax(solution.complementarity_history[i], initial=0.0))
-            reasons.append(f"sample {i}: a model before the last was left with a complementarity of {worst:.1e}")
-        else:
-            reasons.append(solution.advice(int(i)))
-    more = f"; and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
-    return (
-        f"solution: no gradient can be trusted at {len(samples)} of {len(solution)} samples: "
-        f"{'; '.join(reasons)}{more}. "
-        "Pass on_unsafe='skip' to leave them out of the sum, or mend what they say."
-    )
+    def reason(i: int) -> str:
+        if solution.status[i] not in (0, 1):
+            return solution.advice(i)
+        # CONVERGED or GAP, so an earlier model is at fault.
+        worst = float(np.nanmax(solution.complementarity_history[i], initial=0.0))
+        return f"sample {i}: a model before the last was left with a complementarity of {worst:.1e}"
+
+    return untrusted(unsafe, reason, SKIP)
+
+
+def weights_bar(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """θ̄ by the names of the weights."""
+    return {name.removeprefix(THETA_BAR): a for name, a in outputs.items() if name.startswith(THETA_BAR)}
+
+
+def no_weights_bar(manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """θ̄ of a batch without a sample: 0."""
+    tensors = manifest.weights.tensors.items()
+    return {name: np.zeros(spec.shape, spec.dtype) for name, spec in tensors if spec.trainable}

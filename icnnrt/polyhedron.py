@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt._arguments import batch, finite_rows
+from icnnrt._arguments import batch, check_finite_bar, finite_rows, untrusted
 from icnnrt._piecewise import is_piecewise_linear
 from icnnrt.bundle_qp import (
     Polyhedron,
@@ -46,7 +46,6 @@ Floats = NDArray[Any]
 ADJOINTS: Final = ("auto", "prop3", "implicit", "exact")
 # Of the gap, relative to max(1, |lower_bound|): what f's own rounding lets be told.
 TOLERANCE: Final = {"float64": 1e-9, "float32": 1e-5}
-NAMED: Final = 3  # how many samples an error names
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -231,20 +230,14 @@ def vjp(
     worst = Status.CONVERGED if adjoint == "implicit" else Status.GAP
     skipped = (solution.status > worst) | ~np.isfinite(found.cuts.seed).all((1, 2))
     if on_unsafe == "raise" and skipped.any():
-        samples = np.flatnonzero(skipped)
-        named = "; ".join(
-            solution.advice(int(i)) if solution.status[i] > worst else f"sample {i}: a model on the way was inaccurate"
-            for i in samples[:NAMED]
-        )
-        raise CertificateError(
-            f"solution: no gradient can be trusted at {len(samples)} of {len(solution)} samples: {named}. "
-            "Pass on_unsafe='skip' to leave them out, or mend what they say."
-        )
-    bad = ~finite_rows(ȳ) & ~skipped
-    if bad.any():
-        raise InputError(
-            f"y_bar: expected finite numbers, but sample {int(np.argmax(bad))} holds NaN or infinity; leave it out."
-        )
+
+        def reason(i: int) -> str:
+            if solution.status[i] > worst:
+                return solution.advice(i)
+            return f"sample {i}: a model on the way was inaccurate"
+
+        raise CertificateError(untrusted(skipped, reason, "on_unsafe='skip' to leave them out"))
+    check_finite_bar(ȳ, skipped)
     constraints = [np.where(skipped.reshape(-1, *[1] * (a.ndim - 1)), np.nan, a) for a in found.polyhedron]
     mu = np.where(skipped, np.nan, found.mu)
     x_bar = weights = None

@@ -388,9 +388,8 @@ def _size_of_z(Q: Array, p: Array, bounds: list[Array], b: Array) -> Array:
 
 
 def _equilibrated(qp: QP, scale_cost: bool = True) -> tuple[QP, _Scaling]:
-    """Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), then the objective."""
+    """Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), then z, then the objective."""
     Q, p, G, h_lower, h, A, b, lower, upper = qp
-
     # Before anything is scaled: what is no bound stays none.
     h, upper = (np.where(_finite(a), a, np.inf) for a in (h, upper))
     h_lower, lower = (np.where(_finite(a), a, -np.inf) for a in (h_lower, lower))

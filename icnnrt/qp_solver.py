@@ -8,6 +8,7 @@ The problem, its signs and its statuses are those of `icnnrt.qp`, the better cho
 microsecond does not matter: it checks more, copies nothing, and its answers last. A `QPSolver` is for one thread.
 """
 
+import functools
 import operator
 from typing import Any, Final, NamedTuple
 
@@ -113,20 +114,13 @@ class QPSolver:
         self._start = np.full((B, 2 * n + m + q) if warm else (1, 0), np.nan, dtype)
         kinds = {"residual": np.float64, "status": np.int32}
         shapes: dict[str, tuple[int, ...]] = {
-            "z": (n,),
-            "lam": (m,),
-            "nu": (q,),
-            "mu": (n,),
-            "slack": (m,),
-            "box_slack": (n,),
-            "residual": (3,),
+            **{"z": (n,), "lam": (m,), "nu": (q,), "mu": (n,), "slack": (m,), "box_slack": (n,)},
+            **{"residual": (3,), "status": (), "ray": (2 * n + m + q,)},
         }
-        shapes |= {"status": (), "ray": (2 * n + m + q,)}
         answers = {name: np.zeros((B, *shapes[name]), kinds.get(name, dtype)) for name in SOLUTION}
         for name, value in answers.items():
             setattr(self, name, value)
-        self._bars = {"z_bar": np.zeros((B, n), dtype)}
-        self._bars |= {f"{name}_bar": np.zeros((B, *shapes[name]), dtype) for name in ("lam", "nu", "mu")}
+        self._bars = {f"{name}_bar": np.zeros((B, *shapes[name]), dtype) for name in ("z", "lam", "nu", "mu")}
         self._d = [np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in ADJOINT]
         self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
         self._square = np.zeros_like(self.data.Q)
@@ -136,12 +130,7 @@ class QPSolver:
             {**self.data._asdict(), "start": self._start},
             answers,
         )
-        read = {name: answers[name] for name in ("lam", "mu", "slack", "box_slack", "status")}
-        self._adjoint = _Bound(
-            _session("adjoint", dtype, native, None, threads)[0],
-            {**{name: getattr(self.data, name) for name in "QGA"}, **read, **self._bars},
-            dict(zip(ADJOINT, self._d, strict=True)),
-        )
+        self._where = dtype, native, threads
         self._sides = _Sides(self)
 
     def solve(
@@ -198,6 +187,17 @@ class QPSolver:
         self._adjoint()
         self._sides.write()
         return self.gradients
+
+    @functools.cached_property
+    def _adjoint(self) -> "_Bound":
+        """Made with the first `vjp`: who only solves needs no session for it."""
+        dtype, native, threads = self._where
+        read = {name: getattr(self, name) for name in ("lam", "mu", "slack", "box_slack", "status")}
+        return _Bound(
+            _session("adjoint", dtype, native, None, threads)[0],
+            {**{name: getattr(self.data, name) for name in "QGA"}, **read, **self._bars},
+            dict(zip(ADJOINT, self._d, strict=True)),
+        )
 
     @property
     def ok(self) -> bool:

@@ -27,8 +27,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import _native, _wire
-from icnnrt._runner import CPU, LOG_SEVERITY, THREADS, Provider, _check_providers, _native_operators, onnxruntime
-from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError, ProviderError
+from icnnrt._arguments import untrusted
+from icnnrt._runner import (
+    Provider,
+    _check_providers,
+    _native_operators,
+    checked_threads,
+    onnxruntime,
+    open_session,
+    session_options,
+)
+from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError
 from icnnrt.package import OP_DOMAIN
 from icnnrt.qp_reference import BOUND_MAX, QP, STEPS, QPReference
 from icnnrt.qp_status import QPStatus, advise
@@ -43,7 +52,6 @@ SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "st
 ADJOINT: Final = ["d_z", "d_lam", "d_nu", "d_mu"]
 GRAPHS: Final = Path(__file__).parent / "graphs"
 UNSOLVED: Final = ("nan", "raise", "skip")
-NAMED: Final = 3  # how many samples an error names
 # Shapes of the data, the batch axis aside.
 SHAPES: Final = {
     "Q": "nn",
@@ -444,13 +452,11 @@ class QPSolution:
 
 
 def _unsolved(solution: QPSolution, failed: NDArray[np.bool_]) -> str:
-    at = np.flatnonzero(failed)
-    named = "; ".join(f"{QPStatus(int(solution._rows[7][i])).name}, {solution.advice(int(i))}" for i in at[:NAMED])
-    more = f"; and {len(at) - NAMED} more" if len(at) > NAMED else ""
-    return (
-        f"solution: no gradient can be trusted at {len(at)} of {len(solution)} samples: {named}{more}. "
-        "Pass unsolved='skip' to leave them out of the sums, or mend what they say."
-    )
+
+    def reason(i: int) -> str:
+        return f"{QPStatus(int(solution._rows[7][i])).name}, {solution.advice(i)}"
+
+    return untrusted(failed, reason, "unsolved='skip' to leave them out of the sums")
 
 
 # --- Arguments ---------------------------------------------------------------------------------------------------
@@ -582,9 +588,7 @@ _sessions: dict[tuple[Any, ...], tuple[Any, bool]] = {}
 
 def _session(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
     """onnxruntime's session of a graph, made once, and whether native kernels run in it."""
-    # Before the look-up, where True would be found as 1.
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
+    threads = checked_threads(threads)  # before the look-up, where True would be found as 1
     key = (role, dtype, native, threads, None if providers is None else repr(providers))
     found = _sessions.get(key)
     if found is None:
@@ -597,7 +601,7 @@ def _session(role: str, dtype: str, native: Any, providers: Any, threads: Any) -
 
 def _make(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
     ort = onnxruntime()
-    wanted = [(name, dict(settings)) for name, settings in _check_providers(ort, providers)]
+    wanted = _check_providers(ort, providers)
     operator = OPERATORS[role]
     has_kernel = operator in _native_operators(ort, native)
     if native and not has_kernel:
@@ -607,32 +611,19 @@ def _make(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> t
         )
     file = f"qp_{role}_{dtype}.onnx"
     data = (GRAPHS / file).read_bytes()
-    options = ort.SessionOptions()
-    options.log_severity_level = LOG_SEVERITY
-    options.intra_op_num_threads = THREADS if threads is None else threads
-    options.inter_op_num_threads = 1
+    options = session_options(ort, threads)
     if has_kernel:
         _native.register(options)
         # Without the bodies a session that can be made at all runs the kernels.
         names = frozenset(name for domain, name in _wire.survey(data, file).functions if domain == OP_DOMAIN)
         data = _wire.without_functions(data, OP_DOMAIN, names, file)
-    try:
-        session = ort.InferenceSession(data, options, providers=wanted, enable_fallback=0)
-    except Exception as error:
-        if any(name != CPU for name, _ in wanted):
-            raise ProviderError(
-                f"providers: onnxruntime cannot run {file} on {[name for name, _ in wanted]} ({error}); check the "
-                f"drivers and options, or use {CPU}."
-            ) from error
-        raise IcnnrtError(
-            f"{file}: onnxruntime cannot load it ({error}); upgrade onnxruntime{' or try native=False' * has_kernel}."
-        ) from error
-    missing = [name for name, _ in wanted if name not in session.get_providers()]
-    if missing:
-        raise ProviderError(
-            f"providers: {missing[0]} was asked for, but onnxruntime fell back to {session.get_providers()}; its "
-            f"libraries or its device are missing on this machine, so install them or use {CPU}."
+
+    def refused(why: str) -> IcnnrtError:
+        return IcnnrtError(
+            f"{file}: onnxruntime cannot load it ({why}); upgrade onnxruntime{' or try native=False' * has_kernel}."
         )
+
+    session = open_session(ort, data, options, wanted, file, refused)
     return session, has_kernel
 
 

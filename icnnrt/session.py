@@ -15,7 +15,7 @@ from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt import polyhedron as _polyhedron
 from icnnrt._arguments import batch, finite_rows
-from icnnrt._runner import SIGNATURES, THETA_BAR, Provider, Runner, arrays_of, signature_of
+from icnnrt._runner import SIGNATURES, Provider, Runner, arrays_of, signature_of
 from icnnrt.certificate import Tolerances
 from icnnrt.convexity import Convexity, prove
 from icnnrt.domains import MODELS
@@ -199,12 +199,11 @@ class Session:
         self._runner.check_open()
         finite = np.logical_and.reduce([finite_rows(a) for a in feeds.values()])
         y_bar, x_bar = np.full_like(Y, np.nan), np.full_like(X, np.nan)
-        tensors = self.manifest.weights.tensors
-        weights = {name: np.zeros(spec.shape, spec.dtype) for name, spec in tensors.items() if spec.trainable}
+        weights = _adjoint.no_weights_bar(self.manifest)
         if finite.any():
             out, _ = self._runner.run("pullback", {name: a[finite] for name, a in feeds.items()})
             y_bar[finite], x_bar[finite] = out["y_bar"], out["x_bar"]
-            weights = {name: out[THETA_BAR + name] for name in weights}
+            weights = _adjoint.weights_bar(out)
         return Pulled(y_bar, x_bar, weights)
 
     def _demand(self, role: str) -> None:

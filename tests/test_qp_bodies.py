@@ -12,12 +12,13 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto
+from onnx_functions import all_nodes, check_portable
 from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, receding_horizon, solvable, unsolvable
 
 import icnnrt
 from icnnrt.qp_reference import QP, QPCotangents, QPReference, kkt_residual, qp_adjoint, qp_solve
 from icnnrt.qp_status import QPStatus
-from icnnrt_exporters.bodies import OP_DOMAIN, OP_VERSION, OPSET, functions_qp
+from icnnrt_exporters.bodies import functions_qp
 from icnnrt_exporters.qp_graphs import qp_graphs, qp_model
 
 TYPES = (np.float64, np.float32)
@@ -286,31 +287,11 @@ def test_the_graphs_of_the_package_are_made_of_these_bodies():
         assert (folder / name).read_bytes() == data, name
 
 
-def all_nodes(nodes):
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            yield from all_nodes(attribute.g.node)
-
-
 def test_functions_are_portable():
-    names = {f.name for f in functions()}
     assert [f.name for f in functions()][-2:] == ["QPSolve", "QPAdjoint"]
+    check_portable(functions(), banned=("Softplus", "Mean", "NonZero", "OneHot"))  # no float64 kernel for CPUs
     for function in functions():
-        assert function.domain == OP_DOMAIN
-        assert {(o.domain, o.version) for o in function.opset_import} == {("", OPSET), (OP_DOMAIN, OP_VERSION)}
-        assert not onnx.defs.has(function.name), "derivative tools tell operators apart by name alone"
-        assert function.doc_string
         for node in all_nodes(function.node):
-            if node.domain == OP_DOMAIN:
-                assert node.op_type in names
-            else:
-                assert node.domain == ""
-                assert onnx.defs.has(node.op_type, max_inclusive_version=OPSET)
-            # No float64 kernel for CPUs.
-            assert node.op_type not in ("Softplus", "Mean", "NonZero", "OneHot")
-            for v in (*node.input, *node.output):
-                assert v.isascii()
             if node.op_type == "Constant":
                 (attribute,) = node.attribute
                 assert attribute.name in ("value", "value_int", "value_ints")
