@@ -696,7 +696,7 @@ def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
             return traced.value(theta, traced.prepare(theta, x), y)
 
         onnx_head = to_onnx(trace(head, [*_theta(traced), Input("x", x, 0), Input("y", y, 0)], ["f"]))
-    weights = {name: tensor.detach().numpy() for name, tensor in stored(energy, traced.theta).items()}
+    weights, _ = stored(energy, traced.theta)
     constants = {name: traced.theta[name] for name in traced.constants}
     layout = package.weight_layout(weights)[1]
     return serialise(plain_graph(onnx_head, "value"), weights, layout, constants), weights

@@ -295,8 +295,6 @@ def _trace(
     progress("tracing the energy")
     found = (trace_energy if kind == "energy" else trace_gradient)(energy, x_example, y_example)
     x, y = (t[:1].detach().expand(11, *t.shape[1:]).contiguous() for t in (x_example, y_example))
-    # All names of a shared parameter: the graph reads it under any one of them.
-    learnable = {name for name, p in energy.named_parameters(remove_duplicate=False) if p.requires_grad}
     loss = None
     if kind == "energy":
         progress("value and gradient")
@@ -307,8 +305,7 @@ def _trace(
     else:
         progress("gradient")
         role, head = "gradient", to_onnx(gradient(found, x, y))
-    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in stored(energy, found.theta).items()}
-    trainable = tuple(name for name in found.theta if name in learnable)
+    weights, trainable = stored(energy, found.theta)
     traced = _Traced(found, x, y, head, loss, trainable, weights, package.weight_layout(weights)[1], {})
     return traced._replace(graphs={role: traced.serialised(plain_graph(head.clone(), role))})
 
@@ -438,11 +435,16 @@ def _solver_spec(solver: Solver, x_example: Tensor) -> package.SolverSpec:
     )
 
 
-def stored(energy: nn.Module, read: Collection[str]) -> dict[str, Tensor]:
-    """The state_dict, less the second names of shared tensors: a shared weight is stored under the name graphs read."""
-    state = energy.state_dict()
+def stored(module: nn.Module, read: Collection[str]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The weights of a package, and which of them can be trained: the state_dict, less the second names of shared
+    tensors, since a shared weight is stored under the name graphs read."""
+    state = module.state_dict()
     places = {state[name].data_ptr(): name for name in read if name in state}
-    return {name: t for name, t in state.items() if name in read or t.data_ptr() not in places}
+    kept = {name: t for name, t in state.items() if name in read or t.data_ptr() not in places}
+    # All names of a shared parameter: the graph reads it under any one of them.
+    learnable = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in kept.items()}
+    return weights, tuple(name for name in read if name in learnable)
 
 
 def plain_graph(head: ir.Model, name: str) -> ir.Graph:

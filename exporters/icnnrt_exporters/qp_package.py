@@ -158,8 +158,7 @@ def _parts(
 ) -> tuple[dict[str, bytes], dict[str, np.ndarray], tuple[str, ...], package.TrainingSpec | None]:
     """Graphs, weights, the trainable ones, and what the training graph does."""
     x = x_example[:1].detach().expand(11, *x_example.shape[1:]).contiguous()
-    learnable = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-    trainable = tuple(name for name in network.theta if name in learnable)
+    weights, trainable = stored(module, network.theta)
     loss = None
     if train:  # before anything that takes longer, so that a choice that does not fit is told at once
         train.check_names(network.theta)
@@ -189,9 +188,6 @@ def _parts(
         initializers=numbered(constants),
         name="solve_adjoint",
     )
-    weights = {
-        name: tensor.detach().cpu().contiguous().numpy() for name, tensor in stored(module, network.theta).items()
-    }
     made = {name: network.theta[name] for name in network.constants}
     _, layout = package.weight_layout(weights)
     graphs = {role: serialise(graph, weights, layout, made) for role, graph in assembled.items()}
