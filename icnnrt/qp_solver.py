@@ -121,6 +121,7 @@ class QPSolver:
         for name, value in answers.items():
             setattr(self, name, value)
         self._bars = {f"{name}_bar": np.zeros((B, *shapes[name]), dtype) for name in ("z", "lam", "nu", "mu")}
+        self._only_z_bar = True  # the other three are zero, and need not be written again
         self._d = [np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in ADJOINT]
         self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
         self._square = np.zeros_like(self.data.Q)
@@ -176,14 +177,20 @@ class QPSolver:
         """
         if not self._solve.calls:
             raise InputError("z_bar: expected a solved problem to differentiate; call solve before vjp.")
-        bars = self._bars
-        given = zip(bars, (z_bar, lam_bar, nu_bar, mu_bar), strict=True)
-        parts = [
-            (bars[name], 0.0 if value is None and name != "z_bar" else _fitted(name, value, bars[name]))
-            for name, value in given
-        ]
-        for into, array in parts:
-            into[...] = array
+        given = {"z_bar": z_bar}
+        if lam_bar is not None or nu_bar is not None or mu_bar is not None or not self._only_z_bar:
+            given |= {"lam_bar": lam_bar, "nu_bar": nu_bar, "mu_bar": mu_bar}
+        parts = []
+        for name, value in given.items():
+            into = self._bars[name]
+            if value is None and name != "z_bar":
+                value = 0.0
+            elif type(value) is not np.ndarray or value.dtype != into.dtype or value.shape != into.shape:
+                value = _fitted(name, value, into)
+            parts.append((into, value))
+        for into, value in parts:
+            into[...] = value
+        self._only_z_bar = lam_bar is None and nu_bar is None and mu_bar is None
         self._adjoint()
         self._sides.write()
         return self.gradients
