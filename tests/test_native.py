@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import os
 import re
 import subprocess
 import sys
@@ -411,40 +410,6 @@ def test_one_session_serves_many_threads() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_memory_does_not_grow() -> None:
-    """Over calls of all kinds, errors among them, and over sessions."""
-    small, large = solve_feeds(1, 5, 10), solve_feeds(3, 20, 300)
-    adjoint = adjoint_feeds(2, 5, 10)
-    wrong = {**small, "offsets": np.zeros((1, 6))}
-    solver, back = (
-        native_session("BundleEntropySolve", np.float64, steps=60),
-        fuzzed("BundleEntropyAdjoint", np.float64),
-    )
-    refused = fuzzed("BundleEntropySolve", np.float64)
-
-    def calls(count: int) -> None:
-        for i in range(count):
-            solver.run(None, small)
-            back.run(None, adjoint)
-            if i % 50 == 0:
-                solver.run(None, large)
-                with pytest.raises(Exception, match="offsets"):
-                    refused.run(None, wrong)
-            if i % 500 == 0:
-                loose_session("BundleEntropySolve", np.float32, steps=3)
-
-    calls(5000)
-    before = resident()
-    calls(50_000)
-    assert resident() - before < 4_000_000  # one leaked shape a call would be six megabytes
 
 
 # --- The library ---------------------------------------------------------------------------------

@@ -1,0 +1,104 @@
+"""Long runs take no memory. Each has a process of its own: one that ran other tests grows and shrinks by what they
+left to the allocators."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+STATM = Path("/proc/self/statm")
+STEPS, CHECKED_EVERY = 10_000, 500
+CALLS = 50_000
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def steps_of_a_tuner(package: str) -> None:
+    """The weights are looked at after every step, at a rate that keeps many of them on their bound."""
+    from test_finetune import X_DIM, N, check_convex
+
+    import icnnrt
+    from icnnrt.finetune import FineTuner
+
+    session = icnnrt.load(package)
+    tuner = FineTuner(session, learning_rate=0.02)
+    rng = np.random.default_rng(0)
+    held = [name for name, spec in session.manifest.weights.tensors.items() if spec.nonnegative]
+    measured, on_bound = [], 0
+    for step in range(STEPS):
+        assert tuner.step(rng.standard_normal((4, X_DIM)), rng.random((4, N))).accepted
+        smallest = [float(session.weights[name].min()) for name in held]
+        assert min(smallest) >= 0.0
+        on_bound += smallest.count(0.0)
+        if step % CHECKED_EVERY == 0:
+            check_convex(session, seed=step)
+            measured.append(resident())
+    assert on_bound > STEPS // 2
+    settled = measured[2:]
+    growth = max(settled) - settled[0]
+    assert growth < 4 << 20, f"{growth} bytes in {STEPS} steps"  # a leak of 420 bytes a step
+
+
+def calls_of_kernels() -> None:
+    """Calls of all kinds, errors among them, and sessions."""
+    from test_native import adjoint_feeds, fuzzed, loose_session, native_session, solve_feeds
+
+    small, large = solve_feeds(1, 5, 10), solve_feeds(3, 20, 300)
+    adjoint = adjoint_feeds(2, 5, 10)
+    wrong = {**small, "offsets": np.zeros((1, 6))}
+    solver, back = (
+        native_session("BundleEntropySolve", np.float64, steps=60),
+        fuzzed("BundleEntropyAdjoint", np.float64),
+    )
+    refused = fuzzed("BundleEntropySolve", np.float64)
+
+    def calls(count: int) -> None:
+        for i in range(count):
+            solver.run(None, small)
+            back.run(None, adjoint)
+            if i % 50 == 0:
+                solver.run(None, large)
+                with pytest.raises(Exception, match="offsets"):
+                    refused.run(None, wrong)
+            if i % 500 == 0:
+                loose_session("BundleEntropySolve", np.float32, steps=3)
+
+    calls(CALLS // 10)
+    before = resident()
+    calls(CALLS)
+    growth = resident() - before
+    assert growth < 4_000_000, f"{growth} bytes in {CALLS} calls"  # one leaked shape a call would be six megabytes
+
+
+PROGRAMS = {"steps": steps_of_a_tuner, "calls": calls_of_kernels}
+
+
+def alone(program: str, *arguments: object) -> None:
+    if not STATM.exists():
+        pytest.skip("resident memory is read from /proc")
+    command = [sys.executable, __file__, program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_ten_thousand_steps_stay_convex_and_take_no_memory(train_package: Path) -> None:
+    alone("steps", train_package)
+
+
+def test_calls_of_the_kernels_take_no_memory() -> None:
+    pytest.importorskip("onnxruntime")
+    from icnnrt import _native
+
+    if _native.build().library is None:
+        pytest.skip("the native kernels are not built")
+    alone("calls")
+
+
+if __name__ == "__main__":
+    PROGRAMS[sys.argv[1]](*sys.argv[2:])
