@@ -208,8 +208,110 @@ def test_transforms_of_torch_func():
     torch.testing.assert_close(gradient, p.grad)
     z, pull = torch.func.vjp(lambda p: run(layer, qp[0], p, *qp[2:]), qp[1])
     torch.testing.assert_close(pull(z.cos())[0], p.grad)
-    with pytest.raises(RuntimeError, match="vmap"):
-        torch.func.vmap(lambda p: run(layer, qp[0][0], p, *(a[0] for a in qp[2:])))(qp[1])
+
+
+# How many samples a problem has, and which data get a dimension more.
+VMAPPED = [(3, ("p",)), (3, QP._fields), (1, ("p", "A", "b")), (1, ("Q", "h")), (3, ("lower", "upper"))]
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "torch"])
+@pytest.mark.parametrize(("samples", "over"), VMAPPED)
+def test_vmap_is_a_loop(samples, over, kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr(home, "kernels", lambda dtype, steps: None)
+    E = 4
+    base = QP(*tensors(solvable(9, samples, 5, 4, 2, two_sided=True, box=True).qp))
+    by = torch.linspace(1.0, 1.3, E, dtype=torch.float64)
+    rows = dict.fromkeys(("Q", "p", "G", "A", "b"), by) | dict.fromkeys(("h", "upper"), 0.1 * by)
+    rows |= dict.fromkeys(("h_lower", "lower"), -0.1 * by)
+    # Bounds become looser, the others are scaled, so that there is a solution yet.
+    many = [
+        torch.stack([a + step if name in ("h", "upper", "h_lower", "lower") else a * step for step in rows[name]])
+        for name, a in base._asdict().items()
+    ]
+    # One dimension is last, one datum without it is shared by all samples.
+    data = [a if name in over else a[0] for name, a in zip(QP._fields, many, strict=True)]
+    data = [a.movedim(0, -1) if name == "p" and "p" in over else a for name, a in zip(QP._fields, data, strict=True)]
+    data[0] = data[0] if "Q" in over else data[0][:1]
+    dims = tuple((-1 if name == "p" else 0) if name in over else None for name in QP._fields)
+
+    def one(e):
+        return [a if d is None else a.movedim(d, 0)[e] for a, d in zip(data, dims, strict=True)]
+
+    module = Everything()
+    found = QPResult(*torch.func.vmap(module, dims)(*data))
+    loop = [QPResult(*module(*one(e))) for e in range(E)]
+    for field in QPResult._fields:
+        stacked = torch.stack([getattr(r, field) for r in loop])
+        torch.testing.assert_close(getattr(found, field), stacked, rtol=1e-9, atol=1e-9, msg=field)
+
+    def loss(*data):
+        z, lam, nu, mu, *_ = module(*data)
+        return z.sin().sum() + (lam * lam).sum() + nu.sum() + mu.sum()
+
+    every = tuple(range(9))
+    each = torch.func.vmap(torch.func.grad(loss, every), dims)(*data)
+    for e in range(E):
+        for name, a, b in zip(QP._fields, each, torch.func.grad(loss, every)(*one(e)), strict=True):
+            torch.testing.assert_close(a[e], b, rtol=1e-7, atol=1e-8, msg=name)
+    # The other way round: what all of them share gets the sum.
+    total = torch.func.grad(lambda *data: torch.func.vmap(loss, dims)(*data).sum(), every)(*data)
+    for name, dim, a, b in zip(QP._fields, dims, total, each, strict=True):
+        torch.testing.assert_close(a, b.sum(0) if dim is None else b.movedim(0, dim), rtol=1e-7, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_jacrev_is_a_loop_of_vjps(B):
+    qp = tensors(solvable(10, B, 4, 3, 1, two_sided=True).qp)
+    qp[2] = qp[2][:1]
+    layer = QPLayer()
+    every = tuple(range(9))
+    jacobian = torch.func.jacrev(lambda *data: run(layer, *data), every)(*qp)
+    z, pull = torch.func.vjp(lambda *data: run(layer, *data), *qp)
+    for b in range(B):
+        for j in range(4):
+            e = torch.zeros_like(z)
+            e[b, j] = 1.0
+            for name, J, row in zip(QP._fields, jacobian, pull(e), strict=True):
+                torch.testing.assert_close(J[b, j], row, rtol=1e-8, atol=1e-9, msg=name)
+    # Of each sample alone: the blocks of the diagonal.
+    alone = torch.func.jacrev(lambda Q, p, *rest: run(layer, Q, p, qp[2][0], *rest)[0], 1)
+    blocks = torch.func.vmap(alone)(*qp[:2], *qp[3:])
+    diagonal = torch.stack([jacobian[1][b, :, b] for b in range(B)])
+    torch.testing.assert_close(blocks, diagonal, rtol=1e-8, atol=1e-9)
+
+
+def test_the_operators_themselves_are_vmapped():
+    qp = tensors(solvable(11, 6, 4, 3, 1).qp)
+    start, steps = torch.zeros(1, 0, dtype=torch.float64), 50
+    found = torch.ops.icnnrt.qp_solve(*qp, start, steps, False)
+    E = [a.reshape(2, 3, *a.shape[1:]) for a in qp]
+    vmapped = torch.func.vmap(lambda *data: torch.ops.icnnrt.qp_solve(*data, start, steps, False))(*E)
+    for a, b in zip(vmapped, found, strict=True):
+        torch.testing.assert_close(a.flatten(0, 1), b)
+    _, lam, _, mu, slack, box_slack, _, status, _ = found
+    fixed = (qp[0], qp[2], qp[5], lam, mu, slack, box_slack, status)
+    bars = torch.eye(4, dtype=torch.float64)[:, None].expand(4, 6, 4)
+    d = torch.func.vmap(lambda z_bar: torch.ops.icnnrt.qp_adjoint(*fixed, z_bar, start, start, start))(bars)
+    for j in range(4):
+        for a, b in zip(d, torch.ops.icnnrt.qp_adjoint(*fixed, bars[j], start, start, start), strict=True):
+            torch.testing.assert_close(a[j], b)
+
+
+def test_vmap_over_samples_without_an_answer():
+    qp, wanted = mixed(7)
+    data = [a[:, None] for a in tensors(qp)]
+    found = torch.func.vmap(Everything())(*data)
+    assert (found[6][:, 0].numpy() == wanted).all()
+    with pytest.raises(ValueError, match=r"unsolved: sample \[\d, 0\] and \d+ more ended with"):
+        torch.func.vmap(Everything(unsolved="raise"))(*data)
+    solved = torch.from_numpy(wanted == QPStatus.SOLVED)
+    for unsolved, lost in (("nan", lambda g: g.isnan().all()), ("skip", lambda g: (g == 0).all())):
+        layer = QPLayer(unsolved=unsolved)
+        loss = lambda *data, layer=layer: run(layer, *data).nan_to_num().sum()  # noqa: E731
+        gradient = torch.func.vmap(torch.func.grad(loss, 1))(*data)
+        assert lost(gradient[~solved])
+        assert gradient[solved].isfinite().all()
 
 
 def test_a_second_derivative_is_refused():
@@ -263,6 +365,7 @@ Q3, P3 = torch.eye(3), torch.zeros(2, 3)
         ((Q3.double(), P3), {}, "Q must be of the dtype and on the device of p, torch.float32 on cpu, got torch.fl"),
         ((Q3, P3, torch.ones(4, 2), torch.ones(4)), {}, "G must have a row of 3 numbers for each constraint"),
         ((Q3, P3, torch.ones(4, 3), torch.ones(5)), {}, "h must have 4 entries, as the rows of G has"),
+        ((Q3, P3, torch.ones(4, 3), [1.0]), {}, "h must be a tensor, [4] or [B, 4], or one number, got list: pass"),
         ((Q3, P3, torch.ones(4, 3)), {}, "h or h_lower must be given with G, got None"),
         ((Q3, P3, None, torch.ones(4)), {}, "G must be given with h or h_lower, got None"),
         ((Q3, P3, None, None, torch.ones(1, 3)), {}, "b must be given with A, got None"),

@@ -61,8 +61,9 @@ class QPLayer(nn.Module):
         "raise"  forward raises, with the status and the remedy
 
     Gradients are those of the KKT conditions (Amos, Kolter, *OptNet*, ICML 2017), of the multipliers too if a loss uses
-    them; once, not twice. Where a multiplier and its slack are both 0 there is a kink, and the gradient is one-sided or
-    between.
+    them; once, not twice, and in reverse: `torch.func.grad`, `vjp` and `jacrev`, alone or with `torch.func.vmap`, whose
+    dimension becomes part of the batch of one call. Where a multiplier and its slack are both 0 there is a kink, and
+    the gradient is one-sided or between.
 
     The layer has no weights. In eager mode it is the operator icnnrt::qp_solve, which torch.export and
     `icnnrt_exporters` turn into ai.icnnrt::QPSolve; under torch.jit.trace it is the solver itself, so that libtorch
@@ -179,6 +180,11 @@ def _checked(
         if v is None:
             return p.new_zeros((1, 0))
         if not isinstance(v, Tensor):
+            if not isinstance(v, (int, float)):
+                raise ValueError(
+                    f"{name} must be a tensor, [{size}] or [B, {size}], or one number, got {type(v).__name__}: pass "
+                    "torch.as_tensor of it."
+                )
             return p.new_full((1, size), float(v))
         if v.dim() == 0:
             return v.expand(1, size)
@@ -231,11 +237,14 @@ def _check_batches(data: Data) -> None:
 
 
 def _demand_solved(found: Solution, steps: int) -> None:
-    bad = torch.nonzero(found.status).flatten().tolist()
+    # Under vmap all of its samples are asked, so the index of one has more than one number.
+    statuses, residual = (torch.func.debug_unwrap(a, recurse=True) for a in (found.status, found.residual))
+    bad = torch.nonzero(statuses).tolist()
     if bad:
-        i = bad[0]
-        status = QPStatus(int(found.status[i]))
-        a, b, c = found.residual[i].tolist()
+        at = bad[0]
+        status = QPStatus(int(statuses[tuple(at)]))
+        a, b, c = residual[tuple(at)].tolist()
+        i = at[0] if len(at) == 1 else at
         raise ValueError(
             f"unsolved: sample {i}{f' and {len(bad) - 1} more' if len(bad) > 1 else ''} ended with {status.name}: "
             f"{advise(status, residual=(a, b, c), steps=steps)}."
@@ -464,6 +473,56 @@ qp_solve.register_autograd(_backward, setup_context=_setup)
 qp_adjoint.register_autograd(_refuse_second)
 
 
+# ---------------------------------------------------------------- vmap: its dimension E is folded into the batch
+
+
+def _folded(arguments: Sequence[Any], in_dims: Sequence[int | None], E: int, B: int, each: Sequence[int]) -> list[Any]:
+    """[E, B, ...] -> [E·B, ...] for every tensor.
+
+    What has no E and a leading axis of 1 stays shared, but for the arguments `each`, which the operator does not share.
+    """
+    folded: list[Any] = []
+    for i, (a, dim) in enumerate(zip(arguments, in_dims, strict=True)):
+        if not isinstance(a, Tensor) or (dim is None and a.shape[0] == 1 and i not in each):
+            folded.append(a)
+            continue
+        a = a.unsqueeze(0) if dim is None else a.movedim(dim, 0)
+        folded.append(a.expand(E, B, *a.shape[2:]).reshape(E * B, *a.shape[2:]))
+    return folded
+
+
+def _unfolded(outputs: Sequence[Tensor], E: int, B: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    return tuple(a.reshape(E, B, *a.shape[1:]) for a in outputs), (0,) * len(outputs)
+
+
+def _solve_under(
+    operator: Callable[..., Any], info: Any, in_dims: Sequence[int | None], arguments: Sequence[Any]
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    E = info.batch_size
+    B = _batch([a if d is None else a.select(d, 0) for a, d in zip(arguments[:10], in_dims, strict=False)])
+    return _unfolded(operator(*_folded(arguments, in_dims, E, B, ())), E, B)
+
+
+def _adjoint_under(
+    operator: Callable[..., Any], info: Any, in_dims: Sequence[int | None], arguments: Sequence[Any]
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    E, z_bar = info.batch_size, arguments[8]
+    B = z_bar.shape[0] if in_dims[8] is None else z_bar.movedim(in_dims[8], 0).shape[1]
+    # All but Q, G, A, and cotangents without columns, have a row for each sample.
+    each = [i for i, a in enumerate(arguments) if i in range(3, 9) or (i > 8 and a.shape[-1] > 0)]
+    return _unfolded(operator(*_folded(arguments, in_dims, E, B, each)), E, B)
+
+
+@qp_solve.register_vmap
+def _(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+    return _solve_under(torch.ops.icnnrt.qp_solve, info, in_dims, arguments)
+
+
+@qp_adjoint.register_vmap
+def _(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+    return _adjoint_under(torch.ops.icnnrt.qp_adjoint, info, in_dims, arguments)
+
+
 class _Adjoint(torch.autograd.Function):
     """The operator of the way back for the same; a derivative of it is refused."""
 
@@ -478,6 +537,10 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         return _refuse_second(ctx, *bars)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+        return _adjoint_under(_Adjoint.apply, info, in_dims, arguments)
 
 
 class _Solve(torch.autograd.Function):
@@ -495,6 +558,10 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         return _backward(ctx, *bars)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+        return _solve_under(_Solve.apply, info, in_dims, arguments)
 
 
 def differentiable(*arguments: Any) -> tuple[Tensor, ...]:
