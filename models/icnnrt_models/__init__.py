@@ -7,6 +7,7 @@ from icnnrt_models.energy import ContextEnergy, Energy
 from icnnrt_models.ficnn import FICNN
 from icnnrt_models.nonnegative import NonNegativeLinear
 from icnnrt_models.picnn import PICNN
+from icnnrt_models.polyhedron import PolyhedronArgmin, PolyhedronResult
 from icnnrt_models.quadratic_program import QPLayer, QPResult
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "Energy",
     "LeakyReLU",
     "NonNegativeLinear",
+    "PolyhedronArgmin",
+    "PolyhedronResult",
     "QPLayer",
     "QPResult",
     "ReLU",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from icnnrt.reference import STEPS
 from icnnrt_models.bundle_entropy import ArgminResult, argmin_adjoint, bundle_entropy_argmin, implicit_adjoint
 from icnnrt_models.domains import MODELS, Domain
 from icnnrt_models.energy import check_size
+from icnnrt_models.energy_at import EnergyAt, OnceDifferentiable, Point, has_context, hvp, place, plain
 
 __all__ = ["Adjoint", "ArgminResult", "BundleEntropyArgmin", "DomainName"]
 
@@ -151,7 +152,7 @@ class BundleEntropyArgmin(nn.Module):
             weights = {name: p for name, p in self.energy.named_parameters() if p.requires_grad}
         inputs = (*context, *bounds, *weights.values())
         p = cast(Tensor, _Argmin.apply(self, tuple(weights), len(context), len(bounds), p_init, *inputs))
-        return _place(p, bounds, self.mu)
+        return place(p, bounds, self.mu)
 
     @torch.no_grad()
     def solve(
@@ -163,10 +164,10 @@ class BundleEntropyArgmin(nn.Module):
         upper: Tensor | float | None = None,
     ) -> ArgminResult:
         """The y of `forward` with its certificates and all cuts, without gradient."""
-        bounds = tuple(_plain(b) for b in self._bounds(x, lower, upper))
-        energy = _EnergyAt(self.energy, tuple(_plain(c) for c in self._context(x)), bounds, self.mu)
+        bounds = tuple(plain(b) for b in self._bounds(x, lower, upper))
+        energy = EnergyAt(self.energy, tuple(plain(c) for c in self._context(x)), bounds, self.mu)
         result = self._solve(energy, self._start(x, y_init, bounds))
-        return result._replace(y=_place(result.y, bounds, self.mu))
+        return result._replace(y=place(result.y, bounds, self.mu))
 
     def extra_repr(self) -> str:
         tolerance = "" if self.residual_tolerance is None else f", residual_tolerance={self.residual_tolerance}"
@@ -180,7 +181,7 @@ class BundleEntropyArgmin(nn.Module):
 
     def _context(self, x: Tensor) -> tuple[Tensor, ...]:
         """What `_value` needs of x."""
-        if _has_context(self.energy):
+        if has_context(self.energy):
             return tuple(cast(Any, self.energy).context(x))
         return (x,)
 
@@ -274,113 +275,19 @@ class BundleEntropyArgmin(nn.Module):
                 )
         return y_init
 
-    def _solve(self, energy: "_EnergyAt", p_init: Tensor) -> ArgminResult:
+    def _solve(self, energy: EnergyAt, p_init: Tensor) -> ArgminResult:
         with torch.inference_mode(False):
             domain = MODELS[self.domain]
-            return bundle_entropy_argmin(energy.value_and_gradient, _plain(p_init), self.iterations, self.steps, domain)
+            return bundle_entropy_argmin(energy.value_and_gradient, plain(p_init), self.iterations, self.steps, domain)
 
 
 _MIDDLE = {"unit_box": "0.5", "box": "the middle", "simplex": "1/n", "space": "0"}
-
-
-def _place(p: Tensor, bounds: tuple[Tensor, ...], mu: float) -> Tensor:
-    """y = l + (u − l)∘p, or p/√μ; never beyond a bound by rounding."""
-    if bounds:
-        l, u = bounds  # noqa: E741
-        return torch.lerp(l, u, p)
-    return p if mu == 1.0 else p / math.sqrt(mu)
 
 
 def check_tolerance(name: str, tolerance: float) -> None:
     """Refuse a tolerance that is not a finite number > 0."""
     if not (isinstance(tolerance, (int, float)) and math.isfinite(tolerance) and tolerance > 0):
         raise ValueError(f"{name} must be a finite number > 0, got {tolerance!r}: 1e-3 suits a gap in float32.")
-
-
-def _has_context(energy: nn.Module) -> bool:
-    return callable(getattr(energy, "context", None)) and callable(getattr(energy, "value", None))
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The tensor without its history, usable by autograd even if it was made under inference_mode."""
-    if tensor.is_inference():
-        with torch.inference_mode(False):
-            return tensor.clone()
-    return tensor.detach()
-
-
-class _Point(NamedTuple):
-    """The energy at one p per sample, still attached to its graph: p, which is y but for `_place`, is a leaf of it."""
-
-    y: Tensor  # [B, n], p
-    f: Tensor  # [B]
-    g: Tensor  # [B, n], ∇_p f
-
-
-class _EnergyAt(nn.Module):
-    """p -> f(x, y), y placed by p, at one fixed context. `weights` overrides the energy's own; `record` keeps that many
-    points."""
-
-    def __init__(
-        self,
-        energy: nn.Module,
-        context: tuple[Tensor, ...],
-        bounds: tuple[Tensor, ...],
-        mu: float,
-        weights: dict[str, Tensor] | None = None,
-        record: int = 0,
-    ) -> None:
-        super().__init__()
-        self.energy = energy
-        self.context = context
-        self.bounds = bounds
-        self.mu = mu
-        self.weights = weights
-        self.record = record
-        self.points: list[_Point] = []
-
-    def forward(self, p: Tensor) -> Tensor:
-        energy = cast(Any, self.energy)
-        y = _place(p, self.bounds, self.mu)
-        f = energy.value(self.context, y) if _has_context(self.energy) else energy(*self.context, y)
-        if f.shape != y.shape[:1]:
-            raise ValueError(
-                f"energy must return one number per row, shape {[y.shape[0]]}, got {list(f.shape)}: "
-                "sum or squeeze its output to [batch]."
-            )
-        return cast(Tensor, f)
-
-    def at(self, y: Tensor, create_graph: bool) -> _Point:
-        """f and ∇_y f at y, under a graph that reaches the context and the weights."""
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            if self.weights is None:
-                f = self(y)
-            else:
-                named = {f"energy.{name}": weight for name, weight in self.weights.items()}
-                f = torch.func.functional_call(self, named, (y,))
-            if not f.requires_grad:
-                raise ValueError(
-                    "energy must be differentiable in y, got an output that autograd does not follow: remove "
-                    "detach() and no_grad() from its forward."
-                )
-            (g,) = torch.autograd.grad(f.sum(), y, create_graph=create_graph, materialize_grads=True)
-        return _Point(y, f, g)
-
-    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        record = len(self.points) < self.record
-        point = self.at(y, create_graph=record)
-        if record:
-            self.points.append(point)
-        return point.f.detach(), point.g.detach()
-
-
-def _hvp(point: _Point, s: Tensor) -> Tensor:
-    """∇²f(y) s; zero where ∇f does not depend on y, as for a piecewise-linear f."""
-    if not point.g.requires_grad:
-        return torch.zeros_like(s)
-    (h,) = torch.autograd.grad(point.g, point.y, s.to(point.g.dtype), retain_graph=True, materialize_grads=True)
-    return h
 
 
 class _Argmin(torch.autograd.Function):
@@ -405,7 +312,7 @@ class _Argmin(torch.autograd.Function):
         needed = ctx.needs_input_grad[5:]
         n_given = n_context + n_bounds
         # Fresh leaves: a context tensor's own history holds the x path, which ordinary autograd runs later.
-        given = tuple(_plain(c).requires_grad_(need) for c, need in zip(inputs, needed[:n_given], strict=False))
+        given = tuple(plain(c).requires_grad_(need) for c, need in zip(inputs, needed[:n_given], strict=False))
         context, bounds = given[:n_context], given[n_context:]
         weights = inputs[n_given:]
         overrides: dict[str, Tensor] | None = None
@@ -416,7 +323,7 @@ class _Argmin(torch.autograd.Function):
         recorded = any(needed)
         implicit = layer.adjoint == "implicit"
         record = layer.iterations if recorded and not implicit else 0
-        energy = _EnergyAt(layer.energy, context, bounds, layer.mu, overrides, record)
+        energy = EnergyAt(layer.energy, context, bounds, layer.mu, overrides, record)
         result = layer._solve(energy, p_init)
         if recorded:
             points = [energy.at(result.y, create_graph=True)] if implicit else energy.points
@@ -432,11 +339,11 @@ class _Argmin(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         result = ArgminResult(*islice(saved, len(ArgminResult._fields)))
         wanted = [t for t, need in zip(islice(saved, len(needed)), needed, strict=True) if need]
-        points = [_Point(*point) for point in zip(saved, saved, saved, strict=True)]
+        points = [Point(*point) for point in zip(saved, saved, saved, strict=True)]
         with torch.no_grad():
             found = _pull_back(ctx.adjoint, ctx.domain, result, points, y_bar, wanted)
         if torch.is_grad_enabled():  # create_graph=True
-            found = _OnceDifferentiable.apply(torch.zeros((), requires_grad=True), *found)
+            found = OnceDifferentiable.apply("BundleEntropyArgmin", torch.zeros((), requires_grad=True), *found)
         gradients = iter(found)
         return None, None, None, None, None, *(next(gradients) if need else None for need in needed)
 
@@ -445,18 +352,18 @@ def _pull_back(
     adjoint: Adjoint,
     domain: Domain,
     result: ArgminResult,
-    points: list[_Point],
+    points: list[Point],
     y_bar: Tensor,
     wanted: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Σ_i ∇[ē_i f(x, y_i) + seed_i' ∇_y f(x, y_i)] with respect to `wanted`; zeros for what f does not depend on."""
     if adjoint == "implicit":
         tolerance = CG_TOLERANCE.get(result.y.dtype, CG_TOLERANCE_DEFAULT)
-        seed = implicit_adjoint(result, y_bar, lambda s: _hvp(points[0], s), tolerance, domain)[:, None]
+        seed = implicit_adjoint(result, y_bar, lambda s: hvp(points[0], s), tolerance, domain)[:, None]
         offset_bar = None
     else:
         depth = 1 if adjoint == "prop3" else None
-        offset_bar, seed = argmin_adjoint(result, y_bar, lambda i, s: _hvp(points[i], s), depth, domain)
+        offset_bar, seed = argmin_adjoint(result, y_bar, lambda i, s: hvp(points[i], s), depth, domain)
     outputs, seeds = [], []
     for i, (_, f, g) in enumerate(points):
         if offset_bar is not None:
@@ -469,21 +376,3 @@ def _pull_back(
         return tuple(torch.zeros_like(w) for w in wanted)
     # The graph stays: whether backward may be called again is decided by who holds it.
     return torch.autograd.grad(outputs, wanted, seeds, retain_graph=True, materialize_grads=True)
-
-
-class _OnceDifferentiable(torch.autograd.Function):
-    """The identity, with an error for a derivative.
-
-    torch's own once_differentiable lets a second derivative pass, wrong, when ȳ itself needs no gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(g.view_as(g) for g in gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "BundleEntropyArgmin can be differentiated once, got a request for a second derivative: take the penalty "
-            "or Hessian of something else, or detach its gradient."
-        )

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from icnnrt.domains import NAMES
-from icnnrt_models.argmin import _has_context, check_tolerance
+from icnnrt_models.argmin import check_tolerance
 from icnnrt_models.energy import check_size
+from icnnrt_models.energy_at import has_context
 
 __all__ = ["BregmanProximalGradient", "BregmanResult"]
 
@@ -128,7 +129,7 @@ class BregmanProximalGradient(nn.Module):
         """y, its p, f(x, y), and the lower bound."""
         shift, scale, like = self._coordinates(x, lower, upper)
         energy = cast(Any, self.energy)
-        context = energy.context(x) if _has_context(self.energy) else None
+        context = energy.context(x) if has_context(self.energy) else None
         recorded = torch.is_grad_enabled()
 
         def f(y: Tensor) -> Tensor:
