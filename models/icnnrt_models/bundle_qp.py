@@ -113,7 +113,6 @@ def bundle_qp_argmin(
     best, cuts = torch.zeros_like(everyone), torch.zeros_like(everyone)
     going = first.status <= QPStatus.INACCURATE
     feasible, finite, solved = going, torch.ones_like(going), torch.ones_like(going)
-    falls = torch.zeros_like(going)
     slopes, offsets, cut_points = y.new_empty((B, 0, n)), y.new_empty((B, 0)), y.new_empty((B, 0, n))
     models: list[Model] = []
     f, g = value_and_gradient(torch.where(going[:, None], y, 0.0))
@@ -144,7 +143,6 @@ def bundle_qp_argmin(
         good = solution.status <= QPStatus.INACCURATE
         solved, going = solved.clone(), going.clone()
         solved[at], going[at] = solution.status == QPStatus.SOLVED, good
-        falls = falls.index_put((at,), solution.status == QPStatus.DUAL_INFEASIBLE)
         cuts = torch.where(going, k + 1, cuts)
         dual = torch.fmax(lower_bound[at], _dual(qp, solution, k + 1, mu))
         lower_bound = lower_bound.index_put((at,), torch.where(good, dual, lower_bound[at]))
@@ -153,8 +151,8 @@ def bundle_qp_argmin(
         feasible = feasible.index_put((at,), solution.residual[:, 1] <= ENOUGH)
         f, g = value_and_gradient(torch.where(going[:, None], y, 0.0))
 
-    # Where a model falls without end, f may too: no point is an answer.
-    best_y = torch.where(falls[:, None], torch.nan, best_y)
+    # Without a bound a y tells nothing: of an objective that falls without end it is no optimum, however feasible.
+    best_y = torch.where(lower_bound.isneginf()[:, None], torch.nan, best_y)
     run = best_y.isfinite().all(1)
     energy, lower_bound = (torch.where(run, a, torch.nan) for a in (energy, lower_bound))
     gap = energy - lower_bound

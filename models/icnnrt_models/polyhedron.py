@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -48,9 +49,20 @@ class PolyhedronResult(NamedTuple):
 
     def advice(self, i: int) -> str:
         """One sentence with numbers: how sample `i` went and what would make it better."""
-        told = (a.tolist() for a in (self.status, self.gap, self.cuts))
-        status, gap, cuts = cast(Any, told)
-        return PolyhedronSolution.advice(cast(Any, self._replace(status=status, gap=gap, cuts=cuts)), i)
+        told = _Told(*(a.tolist() for a in (self.status, self.gap, self.cuts)))
+        return PolyhedronSolution.advice(cast(Any, told), i)
+
+
+@dataclass
+class _Told:
+    """What the runtime's advice reads of a solution: its length is the number of samples."""
+
+    status: list[int]
+    gap: list[float]
+    cuts: list[int]
+
+    def __len__(self) -> int:
+        return len(self.status)
 
 
 class PolyhedronArgmin(nn.Module):
