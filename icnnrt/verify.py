@@ -256,7 +256,8 @@ def _nonnegative(package: Package) -> Check:
     marked = [name for name, spec in package.manifest.weights.tensors.items() if spec.nonnegative]
     entries = [float(package.weights[name].min()) for name in marked if package.weights[name].size]
     if not entries:
-        return Check("nonnegative", None, 0.0, "skipped", "no weight is marked nonnegative; convexity is tried instead")
+        instead = "" if package.manifest.kind == "qp" else "; convexity is tried instead"
+        return Check("nonnegative", None, 0.0, "skipped", f"no weight is marked nonnegative{instead}")
     detail = f"the smallest entry of {len(marked)} weights marked nonnegative"
     return Check("nonnegative", min(entries), 0.0, "pass" if min(entries) >= 0 else "fail", detail)
 
