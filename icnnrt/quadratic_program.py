@@ -52,7 +52,7 @@ OPERATORS: Final = {"solve": "QPSolve", "adjoint": "QPAdjoint"}
 SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray"]
 ADJOINT: Final = ["d_z", "d_lam", "d_nu", "d_mu"]
 GRAPHS: Final = Path(__file__).parent / "graphs"
-UNSOLVED: Final = ("nan", "raise", "skip")
+ON_UNSAFE: Final = ("nan", "raise", "skip")
 # Shapes of the data, the batch axis aside.
 SHAPES: Final = {
     "Q": "nn",
@@ -347,25 +347,26 @@ class QPSolution:
         nu_bar: object = None,
         mu_bar: object = None,
         *,
-        unsolved: str = "nan",
+        on_unsafe: str = "nan",
     ) -> QPGradients:
         """∂ℓ/∂ of all data for a loss ℓ with ∂ℓ/∂z = z_bar and, where it depends on them, ∂ℓ/∂lam = lam_bar and so on.
 
         z_bar ... mu_bar:  in the shapes of z ... mu; floats of another width are converted. None is zero
-        unsolved:          what becomes of samples that are not SOLVED: "nan" makes their gradients NaN, and so the sums
-                           that shared data get; "raise" raises `CertificateError`; "skip" leaves them out of the sums
+        on_unsafe:         what becomes of samples that are not SOLVED: "nan" makes their gradients NaN, and so the sums
+                           that shared data get; "raise", the default of `Session.vjp`, raises `CertificateError`;
+                           "skip" leaves them out of the sums
 
         Where a multiplier and its slack are both 0 the answer has a kink, and the gradient is that of one side.
         """
-        if unsolved not in UNSOLVED:
-            raise InputError(f"unsolved: expected one of {', '.join(map(repr, UNSOLVED))}, but got {unsolved!r}.")
+        if on_unsafe not in ON_UNSAFE:
+            raise InputError(f"on_unsafe: expected one of {', '.join(map(repr, ON_UNSAFE))}, but got {on_unsafe!r}.")
         z, lam, nu, mu, slack, box_slack, _, status, _ = self._rows
         dtype = z.dtype
         skipped = None
-        if unsolved != "nan":
+        if on_unsafe != "nan":
             failed = status != QPStatus.SOLVED
             if failed.any():
-                if unsolved == "raise":
+                if on_unsafe == "raise":
                     raise CertificateError(_unsolved(self, failed))
                 skipped = failed
         none = _nothing(dtype, z.shape[1])["lower"]
@@ -418,7 +419,7 @@ def _unsolved(solution: QPSolution, failed: NDArray[np.bool_]) -> str:
     def reason(i: int) -> str:
         return f"{QPStatus(int(solution._rows[7][i])).name}, {solution.advice(i)}"
 
-    return untrusted(failed, reason, "unsolved='skip' to leave them out of the sums")
+    return untrusted(failed, reason, "on_unsafe='skip' to leave them out of the sums")
 
 
 # --- Arguments ---------------------------------------------------------------------------------------------------
