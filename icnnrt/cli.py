@@ -642,8 +642,12 @@ def doctor(as_json: JsonFlag = False) -> None:
     else:
         screen = console()
         table = Table(box=None, show_header=False)
-        for name, version in facts["versions"].items():
-            table.add_row(name, version or "[dim]not installed[/]")
+        versions = facts["versions"]
+        for name, version in versions.items():
+            # Two builds of one thing: that the other one is not there is how it should be.
+            other = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-gpu": "onnxruntime"}.get(name)
+            if version or not (other and versions[other]):
+                table.add_row(name, version or "[dim]not installed[/]")
         table.add_row("platform", escape(facts["platform"]))
         table.add_row("threads", f"{facts['cores']} cores; a session uses {facts['threads']} unless told otherwise")
         table.add_row("providers", ", ".join(facts["providers"]) or "none")
