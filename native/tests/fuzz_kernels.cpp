@@ -1,4 +1,5 @@
-// Any sizes, any numbers, of the kernels here and those of fuzz_programs.h: no call crashes, touches what is not its own, or says what is not true.
+// Any sizes, any numbers, of the kernels here and of those in fuzz_programs.h: no call crashes, touches what is not its
+// own, or says what is not true.
 //
 // With libFuzzer, which Clang brings, this is a fuzzer:
 //     cmake --preset fuzz && cmake --build --preset fuzz
