@@ -118,16 +118,18 @@ def proxqp(data: Data, threads: int) -> Callable[[], Answer]:
         return np.array([a[0] for a in answers]), answers
 
     def parallel() -> Answer:
-        qps = dense.BatchQP()
-        made_ones = [made(i, qps) for i in range(B)]
-        dense.solve_in_parallel(qps, threads or None)
+        # Room for all beforehand: a batch that grows moves what it holds, and leaves the references to it dangling.
+        qps = dense.BatchQP(B)
+        for i in range(B):
+            made(i, qps)
+        dense.solve_in_parallel(num_threads=threads or None, qps=qps)
         losses = dense.VectorLossDerivatives()
         for each in loss:
             losses.append(each)
         dense.solve_backward_in_parallel(
             num_threads=threads or None, qps=qps, loss_derivatives=losses, eps=EPS, rho_backward=1e-6, mu_backward=1e-6
         )
-        answers = [gradients(qp) for qp in made_ones]
+        answers = [gradients(qps.get(i)) for i in range(B)]
         return np.array([a[0] for a in answers]), answers
 
     return serial if threads == 1 or B == 1 else parallel

@@ -120,7 +120,7 @@ def bundle_qp_argmin(
     The status of each sample: EMPTY_DOMAIN where P is empty, NOT_FINITE_INPUT where its data are not numbers,
     NOT_FINITE where f is not, NOT_CONVEX where f lies below its own cuts, SOLVER where the gap is above the tolerance
     since a model could not be solved (or, with μ = 0, is not bounded), GAP where it is after K cuts, else CONVERGED; of
-    the last three y is feasible.
+    the last three y is feasible, and NaN where not even one model was solved, which leaves no lower bound.
     """
     B, n = polyhedron.lower.shape
     K = iterations
@@ -172,6 +172,8 @@ def bundle_qp_argmin(
     unused = np.isnan(offsets)
     slopes, cut_points = (np.where(unused[:, :, None], a[:, :1], a) for a in (slopes, cut_points))
     offsets = np.where(unused, offsets[:, :1], offsets)
+    # Without a bound a y tells nothing: of an objective that falls without end it is no optimum, however feasible.
+    best_y[np.isneginf(lower_bound)] = np.nan
     run = np.isfinite(best_y).all(1)
     energy, lower_bound = (np.where(run, a, np.nan) for a in (energy, lower_bound))
     with np.errstate(invalid="ignore"):

@@ -198,7 +198,7 @@ def run(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Where to write: .npz for every field of the solution, .npy or .csv for y alone."),
+        typer.Option(help="Where to write: .npz for every field of the answer, .npy or .csv for y (or z) alone."),
     ] = None,
     y_init: Annotated[
         Path | None,
@@ -222,29 +222,36 @@ def run(
 ) -> None:
     """Solve y* = argmin of energy and regulariser over the package's domain for every sample of INPUT.
 
+    Of a network of quadratic programs that is its answer z, for which there are neither bounds nor a start.
+
     Exit codes:
-    0 every sample converged
+    0 every sample converged, or is solved
     1 an error, told in one sentence on stderr
     2 wrong usage
-    3 some sample did not converge; the result is written all the same, except with --strict
+    3 some sample did not, or is not; the result is written all the same, except with --strict
     """
     import numpy as np
 
     from icnnrt import tabular
     from icnnrt._arguments import check_shape
     from icnnrt.package import Package
+    from icnnrt.qp_status import QPStatus
     from icnnrt.session import load
     from icnnrt.status import Status
 
     suffix = tabular.check_target(out, source=source) if out else ""
     opened = Package.open(package)
     manifest = opened.manifest
-    if manifest.kind == "qp":
-        raise InputError(
-            f"package: {manifest.name} is a network of quadratic programs, which has no argmin to run; use "
-            "Session.solve_qp from Python."
-        )
-    if manifest.solver is None:
+    qp = manifest.kind == "qp"
+    verdicts = QPStatus if qp else Status  # 0 is good in both
+    if qp:
+        for name, option in (("y_init", y_init), ("lower", lower), ("upper", upper)):
+            if option is not None:
+                raise InputError(
+                    f"{name}: expected none, as {manifest.name} is a network of quadratic programs, but got {option}; "
+                    "leave it out."
+                )
+    elif manifest.solver is None:
         raise InputError(
             f"package: {manifest.name} was exported without a solver, so there is no argmin to run; use its heads from "
             "Python, or export it again with a solver."
@@ -259,45 +266,52 @@ def run(
         for name, given in (("lower", lower), ("upper", upper))
         if given is not None
     }
-    tabular.check_size(len(x), manifest.solver.iterations, manifest.y_shape[0], np.dtype(manifest.dtype), suffix)
+    cuts = manifest.solver.iterations if manifest.solver else 0
+    tabular.check_size(len(x), cuts, manifest.y_shape[0], np.dtype(manifest.dtype), suffix)
 
     began = time.perf_counter()
     with load(opened, providers=provider, threads=threads, native=native) as session:
+
+        def answered(rows: Any, y_init: Any = None) -> Any:
+            return session.solve_qp(x[rows]) if qp else session.argmin(x[rows], y_init=y_init, **_rows(bounds, rows))
+
         # The first run makes the session, which is no time per sample.
-        warm_up = np.flatnonzero(np.isfinite(x.reshape(len(x), math.prod(x.shape[1:]))).all(1))[:1]
-        session.argmin(x[warm_up], **_rows(bounds, warm_up))
+        answered(np.flatnonzero(np.isfinite(x.reshape(len(x), math.prod(x.shape[1:]))).all(1))[:1])
         ready, began = time.perf_counter() - began, time.perf_counter()
         parts = []
         for first in range(0, max(len(x), 1), BATCH):
             rows = slice(first, first + BATCH)
-            part = session.argmin(x[rows], y_init=None if start is None else start[rows], **_rows(bounds, rows))
-            parts.append(part)
+            parts.append(answered(rows, None if start is None else start[rows]))
         seconds = time.perf_counter() - began
-    y = np.concatenate([part.y for part in parts])
-    energy, gap, status = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("energy", "gap", "status")
-    )
-    failed = np.flatnonzero(status != Status.CONVERGED)
+
+    def column(name: str) -> Any:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    y, status = column("y"), column("status")
+    # What the answer is, and the figures of each sample that tell how good it is.
+    figures = {"residual": column("residual")} if qp else {"energy": column("energy"), "gap": column("gap")}
+    failed = np.flatnonzero(status != 0)
     advice = ""
     if failed.size:
         part, at = parts[failed[0] // BATCH], int(failed[0] % BATCH)
         advice = part.advice(at).replace(f"sample {at}:", f"sample {failed[0]}:", 1)
     if strict and failed.size:
-        typer.echo(
-            f"icnnrt: {failed.size} of {len(y)} samples did not converge, nothing is written: {advice}.", err=True
-        )
+        verb = "are not solved" if qp else "did not converge"
+        typer.echo(f"icnnrt: {failed.size} of {len(y)} samples {verb}, nothing is written: {advice}.", err=True)
         raise typer.Exit(NOT_CONVERGED)
     info = {**parts[0].info, "seconds": seconds, "package": str(opened.path), "input": str(source)}
     if out:
         tabular.write_answers(out, y, parts, info)
 
-    finite = gap[np.isfinite(gap)]
+    name, told = ("residual", figures["residual"].max(1)) if qp else ("gap", figures["gap"])
+    finite = told[np.isfinite(told)]
+    names = [verdicts(code).name for code in status]
     summary = {
         "package": str(opened.path),
         "samples": len(y),
-        "status": {Status(code).name: count for code, count in sorted(Counter(status.tolist()).items())},
-        "gap_median": float(np.median(finite)) if finite.size else None,
-        "gap_max": float(finite.max()) if finite.size else None,
+        "status": {verdicts(code).name: count for code, count in sorted(Counter(status.tolist()).items())},
+        f"{name}_median": float(np.median(finite)) if finite.size else None,
+        f"{name}_max": float(finite.max()) if finite.size else None,
         "milliseconds_per_sample": 1e3 * seconds / len(y) if len(y) else None,
         "ready_seconds": ready,
         "providers": list(session.providers),
@@ -306,15 +320,10 @@ def run(
         "out": str(out) if out else None,
     }
     if as_json:
-        answers = {
-            "y": y,
-            "energy": energy,
-            "gap": gap,
-            "sample_status": [Status(code).name for code in status],
-        }
+        answers = {"z" if qp else "y": y, **figures, "sample_status": names}
         print_json(summary if out else {**summary, **answers})
     else:
-        _show_answers(summary, y, energy, gap, [Status(code).name for code in status])
+        _show_answers(summary, "z" if qp else "y", y, {**figures, name: told}, names)
     if failed.size:
         raise typer.Exit(NOT_CONVERGED)
 
@@ -336,24 +345,27 @@ def _rows(bounds: Mapping[str, Any], rows: Any) -> dict[str, Any]:
     return {name: bound if isinstance(bound, float) else bound[rows] for name, bound in bounds.items()}
 
 
-def _show_answers(summary: Mapping[str, Any], y: Any, energy: Any, gap: Any, status: list[str]) -> None:
+def _show_answers(
+    summary: Mapping[str, Any], letter: str, y: Any, figures: Mapping[str, Any], status: list[str]
+) -> None:
+    """`figures` name -> [B]; the last of them is the one that the summary tells of."""
     screen = console()
     if summary["out"] is None and len(y):
-        table = Table("sample", "status", "energy", "gap", "y")
+        table = Table("sample", "status", *figures, letter)
         for i, row in enumerate(y[:ROWS_SHOWN]):
             entries = " ".join(f"{value:.4f}" for value in row[:ENTRIES_SHOWN])
             more = f" … {len(row)} entries" if len(row) > ENTRIES_SHOWN else ""
-            good = "green" if status[i] == "CONVERGED" else "yellow"
-            table.add_row(
-                str(i), f"[{good}]{status[i]}[/]", number(energy[i], 6), number(gap[i]), escape(entries + more)
-            )
+            good = "green" if status[i] in ("CONVERGED", "SOLVED") else "yellow"
+            told = (number(figure[i], 6 if name == "energy" else 3) for name, figure in figures.items())
+            table.add_row(str(i), f"[{good}]{status[i]}[/]", *told, escape(entries + more))
         screen.print(table)
         if len(y) > ROWS_SHOWN:
             screen.print(f"… and {len(y) - ROWS_SHOWN} more; --out FILE writes them all")
     counts = ", ".join(f"{count} {name}" for name, count in summary["status"].items())
     if summary["samples"]:
+        *_, name = figures
         screen.print(f"samples   {summary['samples']}: {counts}")
-        screen.print(f"gap       median {number(summary['gap_median'])}, max {number(summary['gap_max'])}")
+        screen.print(f"{name:<9} median {number(summary[f'{name}_median'])}, max {number(summary[f'{name}_max'])}")
         screen.print(
             f"time      {number(summary['milliseconds_per_sample'])} ms a sample on {summary['providers'][0]}"
             f"{', native operators' if summary['native'] else ', portable operators'}, "
@@ -411,7 +423,9 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
         root.add("the gradient of an energy alone, without its value")
     if m["kind"] == "qp":
         root.add("a network of quadratic programs: x → z")
-    root.add(escape(f"x {_shown(m['x_shape'])} → y {_shown(m['y_shape'])}{DOMAINS[domain['kind']] if domain else ''}"))
+    answer = "z" if m["kind"] == "qp" else "y"
+    where = DOMAINS[domain["kind"]] if domain else ""
+    root.add(escape(f"x {_shown(m['x_shape'])} → {answer} {_shown(m['y_shape'])}{where}"))
     if solver:
         mu = f", μ {number(domain['mu'])}" if "mu" in domain else ""
         root.add(
@@ -427,7 +441,7 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
         for name, bound in (("strong convexity", found.strong_convexity), ("Lipschitz bound", found.lipschitz)):
             if bound is not None:
                 branch.add(f"{name}  {number(bound)}")
-    else:
+    elif m["kind"] != "qp":
         root.add("convexity: not examined")
     root.add("golden data: " + ("there, `verify` replays it" if "golden" in m else "none"))
     ops = ", ".join(f"{d}::{name}" for d, o in m["ops"].items() for name in o["names"]) or "none"
@@ -628,8 +642,12 @@ def doctor(as_json: JsonFlag = False) -> None:
     else:
         screen = console()
         table = Table(box=None, show_header=False)
-        for name, version in facts["versions"].items():
-            table.add_row(name, version or "[dim]not installed[/]")
+        versions = facts["versions"]
+        for name, version in versions.items():
+            # Two builds of one thing: that the other one is not there is how it should be.
+            other = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-gpu": "onnxruntime"}.get(name)
+            if version or not (other and versions[other]):
+                table.add_row(name, version or "[dim]not installed[/]")
         table.add_row("platform", escape(facts["platform"]))
         table.add_row("threads", f"{facts['cores']} cores; a session uses {facts['threads']} unless told otherwise")
         table.add_row("providers", ", ".join(facts["providers"]) or "none")

@@ -87,4 +87,6 @@ def epigraph(
     )
     if found:
         screen.print(f"optimum   {number(found.value, 9)}, {found.status.name}")
+        if not found.ok:
+            screen.print(f"[yellow]advice[/]    {escape(found.advice())}")
     screen.print(f"written   {escape(str(out))}")

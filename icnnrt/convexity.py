@@ -7,7 +7,8 @@
                 more than rounding, in the graph's own arithmetic and in float64: by far, or about as much wherever the
                 segment is moved a little, as rounding, which large numbers that cancel can make of any size, changes
                 sign there
-    unknown     neither: the rules stop at a node that is named, and no violation was found among the segments tried
+    unknown     neither: the rules stop at a node that is named, and no violation was found among the segments tried,
+                which lie where the evidence says, [0, 1]^n by default
 
 Nothing is ever proven by sampling. onnxruntime may fuse operators; that changes rounding, not the function.
 """
@@ -58,10 +59,24 @@ class Witness:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What sampling saw where nothing was proven: `excess` is the worst, relative to max(1, |f|)."""
+    """What sampling saw where nothing was proven, and where it looked.
+
+    Attributes:
+        segments: how many were tried.
+        excess: the worst, relative to max(1, |f|).
+        box: all segments lie in [box[0], box[1]]^n; what f does elsewhere was not asked.
+        contexts: for how many samples of x.
+    """
 
     segments: int
     excess: float
+    box: tuple[float, float]
+    contexts: int
+
+    def region(self) -> str:
+        """Where the segments lie, in words."""
+        x = "x" if self.contexts == 1 else f"{self.contexts} samples of x"
+        return f"y in [{self.box[0]:g}, {self.box[1]:g}]^n and {x}"
 
 
 @dataclass(frozen=True)
@@ -124,13 +139,15 @@ class Convexity:
             return f"f is proven convex in y{least}."
         if self.verdict == "violated":
             assert self.witness is not None
+            where = f" (tried: {self.evidence.region()})" if self.evidence else ""
             return (
                 f"f is not convex in y: between two points it lies {self.witness.excess:.3g} above its chord, "
-                f"where rounding allows {self.witness.rounding:.1g}{blame}."
+                f"where rounding allows {self.witness.rounding:.1g}{where}{blame}."
             )
         seen = ""
         if self.evidence:
-            seen = f", though none of {self.evidence.segments} segments showed that it is not"
+            tried = f"{self.evidence.segments} segments with {self.evidence.region()}"
+            seen = f", though none of {tried} showed that it is not"
         return f"f is not proven convex in y{place}: {self.reason}{seen}{blame}."
 
 
@@ -272,8 +289,8 @@ def _search(
                 p, q = ((box[0] + (box[1] - box[0]) * end).astype(dtype) for end in (p, q))
                 witness = _confirmed(energy, magnitude, value, x_samples[k], p, q, shape, eps)
                 if witness:
-                    return witness, Evidence(segments, worst)
-    return None, Evidence(segments, float(worst) if np.isfinite(worst) else 0.0)
+                    return witness, Evidence(segments, worst, box, len(x_samples))
+    return None, Evidence(segments, float(worst) if np.isfinite(worst) else 0.0, box, len(x_samples))
 
 
 def _chords(
@@ -372,6 +389,11 @@ def _node(value: object, place: str) -> tuple[str, str]:
     return text(operator, place), _sentence(output, place)
 
 
+def _box(value: object, place: str) -> tuple[float, float]:
+    low, high = _pair(value, place)
+    return real(low, f"{place}[0]"), real(high, f"{place}[1]")
+
+
 def _weight(value: object, place: str) -> tuple[str, float]:
     names, least = _pair(value, place)
     return _sentence(names, place), real(least, place)
@@ -394,7 +416,12 @@ def _witness(value: object, place: str) -> Witness:
 
 def _evidence(value: object, place: str) -> Evidence:
     fields = JsonObject(value, f"{place}.")
-    evidence = Evidence(fields.take("segments", integer(0, 1 << 62)), fields.take("excess", real))
+    evidence = Evidence(
+        fields.take("segments", integer(0, 1 << 62)),
+        fields.take("excess", real),
+        fields.take("box", _box),
+        fields.take("contexts", integer(1, MAX_X)),
+    )
     fields.close()
     return evidence
 

@@ -27,8 +27,8 @@ from icnnrt.errors import InputError
 from icnnrt.lp_files import Coo
 from icnnrt.package import Package
 from icnnrt.polyhedron import given_rows
-from icnnrt.qp_reference import QP, QPReference, qp_solve
-from icnnrt.qp_status import QPStatus
+from icnnrt.qp_reference import QP, STEPS, QPReference, qp_solve
+from icnnrt.qp_status import QPStatus, advise
 from icnnrt.session import Session
 
 __all__ = ["EpigraphProblem", "EpigraphSolution", "epigraph"]
@@ -47,6 +47,20 @@ class EpigraphSolution(NamedTuple):
     mu: Array  # [N], of the bounds
     residual: Array  # [3] relative stationarity, feasibility, duality gap
     status: QPStatus
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status is SOLVED."""
+        return self.status == QPStatus.SOLVED
+
+    def advice(self) -> str:
+        """One sentence with numbers: how it went, and what would make it better."""
+        a, b, c = (float(r) for r in self.residual)
+        return advise(self.status, residual=(a, b, c), steps=STEPS, ray=False)
+
+    def summary(self) -> str:
+        """The status and, unless it is SOLVED, the advice."""
+        return self.status.name if self.ok else f"{self.status.name}\n{self.advice()}"
 
 
 class EpigraphProblem(NamedTuple):
@@ -126,6 +140,8 @@ def epigraph(
     manifest = package.manifest
     if manifest.kind == "gradient":
         raise InputError("source: the package holds the gradient of an energy alone; export the energy itself.")
+    if manifest.kind == "qp":
+        raise InputError("source: expected a package of an energy, but it holds a network of quadratic programs.")
     if not np.isfinite(mu) or mu < 0:
         raise InputError(f"mu: expected a finite number of at least 0, but got {mu}.")
     (n,) = manifest.y_shape

@@ -47,6 +47,10 @@ def compute(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
             found = session._evaluate(role, x, y)
         elif role == "hvp":
             found = session._evaluate(role, x, y, v)
+        elif role == "pullback":
+            # Of f + ∇f'y_dot. θ̄ is left out: it would be as large as the weights.
+            pulled = session.pullback(x, y, np.ones(len(y)), v)
+            found = {"y_bar": pulled.y, "x_bar": pulled.x}
         elif role == "argmin":
             found = _argmin(session, inputs)
         else:  # the adjoint is replayed with the argmin; a step of training, and graphs of others, are not

@@ -33,7 +33,7 @@ from icnnrt.errors import CertificateError, InputError
 from icnnrt.qp_reference import QPReference
 from icnnrt.quadratic_program import _array_solver
 from icnnrt.solution import _Frozen
-from icnnrt.status import Status
+from icnnrt.status import Status, summarise
 
 if TYPE_CHECKING:
     from icnnrt.session import Session
@@ -65,7 +65,8 @@ class PolyhedronSolution(_Frozen):
     residual: Array
     """[B, 3], relative stationarity, feasibility and duality gap of the last model."""
     status: NDArray[np.int8]
-    """[B], a `Status` each; EMPTY_DOMAIN where no y meets the constraints."""
+    """[B], a `Status` each; EMPTY_DOMAIN where no y meets the constraints, SOLVER where the objective falls without end
+    among those that do, or a model could not be solved. Without any lower bound there is no answer: y is NaN."""
     cuts: NDArray[np.int64]
     """[B], how many models were solved."""
     lam: Array
@@ -89,11 +90,16 @@ class PolyhedronSolution(_Frozen):
 
     def advice(self, i: int) -> str:
         """One sentence with numbers: how sample `i` went and what would make it better."""
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)} samples")
+        i %= len(self)
         status, gap, cuts = Status(self.status[i]), float(self.gap[i]), int(self.cuts[i])
+        unbounded = f"the model of {cuts + 1} cuts was not solved, or falls without end"
         told = {
             Status.CONVERGED: f"converged: a gap of {gap:.1e} after {cuts} cuts",
             Status.GAP: f"{cuts} cuts left a gap of {gap:.1e}: give more iterations, a larger mu or a better y_init",
-            Status.SOLVER: f"a model of {cuts + 1} cuts was not solved, or falls without end: bound y, raise mu",
+            Status.SOLVER: f"{unbounded}, and left {f'a gap of {gap:.1e}' if np.isfinite(gap) else 'no answer'}: "
+            "bound y, or raise mu",
             Status.NOT_CONVEX: "the energy lies below its own cuts, so it is not convex in y and no bound holds",
             Status.NOT_FINITE_INPUT: "x or a constraint holds NaN, or an infinity that is no absent bound: clean it",
             Status.NOT_FINITE: "the energy or its gradient is not finite: scale x, or export in float64",
@@ -101,9 +107,13 @@ class PolyhedronSolution(_Frozen):
         }[status]
         return f"sample {i}: {told}"
 
+    def summary(self) -> str:
+        """How many samples have which status, and the advice on the first of each kind that did not converge."""
+        return summarise(self.status.tolist(), Status, self.advice)
+
     def __repr__(self) -> str:
-        names = [Status(code).name for code in sorted(set(self.status.tolist()))]
-        return f"<PolyhedronSolution of {len(self)} x {self.y.shape[1]}: {', '.join(names)}>"
+        head = self.summary().partition("\n")[0]
+        return f"<PolyhedronSolution of {len(self)} x {self.y.shape[1]}: {head}>"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -269,6 +279,7 @@ def _rows(name: str, value: object, B: int, shape: tuple[int | None, ...], *, bo
     """[B, *shape] in float64, from that, from [*shape] for all samples, or, of a bound, from one number."""
     try:
         array = np.asarray(value, np.float64)
+        came = list(array.shape)  # before it is made to fit
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: expected numbers, but got {type(value).__name__} ({error}).") from error
     if bound and array.ndim == 0:
@@ -278,7 +289,7 @@ def _rows(name: str, value: object, B: int, shape: tuple[int | None, ...], *, bo
     fits = array.ndim == len(shape) + 1 and array.shape[0] == B
     if not fits or any(s is not None and s != came for s, came in zip(shape, array.shape[1:], strict=True)):
         wanted = ", ".join("rows" if s is None else str(s) for s in shape)
-        raise InputError(f"{name}: expected shape [{wanted}] or [{B}, {wanted}], but got {list(array.shape)}.")
+        raise InputError(f"{name}: expected shape [{wanted}] or [{B}, {wanted}], but got {came}.")
     if np.isnan(array).any() or (not bound and name != "h" and np.isinf(array).any()):
         raise InputError(f"{name}: expected finite numbers, but it holds NaN or infinity; leave out what is no bound.")
     return array

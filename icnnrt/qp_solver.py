@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from icnnrt._runner import onnxruntime
 from icnnrt.errors import IcnnrtError, InputError
+from icnnrt.qp_advice import qp_advice
 from icnnrt.qp_status import QPStatus
 from icnnrt.quadratic_program import ADJOINT, DTYPES, SHAPES, SOLUTION, _session
+from icnnrt.status import summarise
 
 __all__ = ["QPData", "QPSolver"]
 
@@ -46,7 +48,8 @@ class QPSolver:
 
     Everything that `solve` gets is copied into `data`, and what it does not get is still there from the call before:
     `solver.solve(p=p)` solves for a new p. `data` may also be written in place. After a call `z`, `lam`, `nu`, `mu`,
-    `slack`, `box_slack`, `residual`, `status` and `ray` hold what `QPSolution` says of them.
+    `slack`, `box_slack`, `residual`, `status` and `ray` hold what `QPSolution` says of them, and `advice` and `summary`
+    tell how it went.
     """
 
     z: Floats
@@ -211,10 +214,24 @@ class QPSolver:
         """Whether every sample is SOLVED."""
         return not self.status.any()
 
+    def advice(self, i: int = 0) -> str:
+        """One sentence with numbers: how sample `i` of the last `solve` went, and what would make it better."""
+        if not self._solve.calls:
+            raise InputError("advice: expected a solved problem to tell of; call solve first.")
+        B = len(self.status)
+        if not -B <= i < B:
+            raise IndexError(f"sample {i} of {B} samples")
+        i %= B
+        data = {name: a[i if len(a) > 1 else 0] for name, a in self.data._asdict().items()}
+        return qp_advice(i, int(self.status[i]), self.residual[i], data)
+
+    def summary(self) -> str:
+        """How many samples have which status, and the advice on the first of each kind that was not solved."""
+        return summarise(self.status.tolist(), QPStatus, self.advice) if self._solve.calls else "not run"
+
     def __repr__(self) -> str:
         B, n = self.z.shape
-        counts = {QPStatus(code).name: int((self.status == code).sum()) for code in np.unique(self.status)}
-        state = ", ".join(f"{count} {name}" for name, count in counts.items()) if self._solve.calls else "not run"
+        state = self.summary().partition("\n")[0]
         return f"<QPSolver of {B} x (n {n}, m {self.lam.shape[1]}, q {self.nu.shape[1]}): {state}>"
 
 

@@ -26,8 +26,8 @@ class QPStatus(IntEnum):
     """Q has a negative eigenvalue. The sample was not run; its answer is NaN."""
 
 
-def advise(status: QPStatus, *, residual: tuple[float, float, float], steps: int) -> str:
-    """One sentence of advice with the numbers of one sample."""
+def advise(status: QPStatus, *, residual: tuple[float, float, float], steps: int, ray: bool = True) -> str:
+    """One sentence of advice with the numbers of one sample; `ray`: whether who reads it has that to look at."""
     stationarity, feasibility, gap = residual
     numbers = f"stationarity {stationarity:.1e}, feasibility {feasibility:.1e}, duality gap {gap:.1e}"
     match status:
@@ -39,9 +39,12 @@ def advise(status: QPStatus, *, residual: tuple[float, float, float], steps: int
                 "sizes, or solve in float64; gradients are withheld"
             )
         case QPStatus.PRIMAL_INFEASIBLE:
+            if not ray:
+                return "no z meets the constraints: loosen them"
             return "no z meets the constraints, as `ray` proves: loosen those with the largest entries there"
         case QPStatus.DUAL_INFEASIBLE:
-            return "the objective falls without end along `ray`: bound z, or add a multiple of the identity to Q"
+            along = " along `ray`" if ray else ""
+            return f"the objective falls without end{along}: bound z, or add a multiple of the identity to Q"
         case QPStatus.FAILED:
             return f"{steps} steps found neither an answer nor a certificate: rescale the data, or solve in float64"
         case QPStatus.NOT_FINITE_INPUT:

@@ -17,7 +17,6 @@ stated in `icnnrt.qp_reference`.
 
 import functools
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +38,10 @@ from icnnrt._runner import (
 )
 from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError
 from icnnrt.package import OP_DOMAIN
-from icnnrt.qp_reference import BOUND_MAX, QP, STEPS, QPReference
-from icnnrt.qp_status import QPStatus, advise
+from icnnrt.qp_advice import qp_advice
+from icnnrt.qp_reference import QP, STEPS, QPReference
+from icnnrt.qp_status import QPStatus
+from icnnrt.status import summarise
 
 __all__ = ["QPGradients", "QPSolution", "qp"]
 
@@ -51,7 +52,7 @@ OPERATORS: Final = {"solve": "QPSolve", "adjoint": "QPAdjoint"}
 SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray"]
 ADJOINT: Final = ["d_z", "d_lam", "d_nu", "d_mu"]
 GRAPHS: Final = Path(__file__).parent / "graphs"
-UNSOLVED: Final = ("nan", "raise", "skip")
+ON_UNSAFE: Final = ("nan", "raise", "skip")
 # Shapes of the data, the batch axis aside.
 SHAPES: Final = {
     "Q": "nn",
@@ -346,25 +347,26 @@ class QPSolution:
         nu_bar: object = None,
         mu_bar: object = None,
         *,
-        unsolved: str = "nan",
+        on_unsafe: str = "nan",
     ) -> QPGradients:
         """∂ℓ/∂ of all data for a loss ℓ with ∂ℓ/∂z = z_bar and, where it depends on them, ∂ℓ/∂lam = lam_bar and so on.
 
         z_bar ... mu_bar:  in the shapes of z ... mu; floats of another width are converted. None is zero
-        unsolved:          what becomes of samples that are not SOLVED: "nan" makes their gradients NaN, and so the sums
-                           that shared data get; "raise" raises `CertificateError`; "skip" leaves them out of the sums
+        on_unsafe:         what becomes of samples that are not SOLVED: "nan" makes their gradients NaN, and so the sums
+                           that shared data get; "raise", the default of `Session.vjp`, raises `CertificateError`;
+                           "skip" leaves them out of the sums
 
         Where a multiplier and its slack are both 0 the answer has a kink, and the gradient is that of one side.
         """
-        if unsolved not in UNSOLVED:
-            raise InputError(f"unsolved: expected one of {', '.join(map(repr, UNSOLVED))}, but got {unsolved!r}.")
+        if on_unsafe not in ON_UNSAFE:
+            raise InputError(f"on_unsafe: expected one of {', '.join(map(repr, ON_UNSAFE))}, but got {on_unsafe!r}.")
         z, lam, nu, mu, slack, box_slack, _, status, _ = self._rows
         dtype = z.dtype
         skipped = None
-        if unsolved != "nan":
+        if on_unsafe != "nan":
             failed = status != QPStatus.SOLVED
             if failed.any():
-                if unsolved == "raise":
+                if on_unsafe == "raise":
                     raise CertificateError(_unsolved(self, failed))
                 skipped = failed
         none = _nothing(dtype, z.shape[1])["lower"]
@@ -401,51 +403,12 @@ class QPSolution:
         if not -len(self) <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)} samples")
         i %= len(self)
-        status, residual = QPStatus(int(self._rows[7][i])), self._rows[6][i]
-        text = advise(status, residual=(float(residual[0]), float(residual[1]), float(residual[2])), steps=STEPS)
-        return f"sample {i}: {self._cause(i, status) or text}"
-
-    def _cause(self, i: int, status: QPStatus) -> str:
-        """What can be said with the data at hand; "" if that is no more than `advise` says."""
-        data = {
-            name: a[i if len(a) > 1 else 0].astype(np.float64) for name, a in self._feeds.items() if name != "start"
-        }
-        match status:
-            case QPStatus.NOT_CONVEX:
-                least = float(np.linalg.eigvalsh(0.5 * (data["Q"] + data["Q"].T))[0])
-                return (
-                    f"Q has the eigenvalue {least:.1e}, so the problem is not convex: pass F F' + ε I with a factor F, "
-                    f"or add {-least:.1e} to the diagonal"
-                )
-            case QPStatus.NOT_FINITE_INPUT:
-                sides = {"h": -1.0, "upper": -1.0, "h_lower": 1.0, "lower": 1.0}
-                bad = [
-                    name
-                    for name, a in data.items()
-                    if (
-                        (np.isnan(a) | (sides[name] * a >= BOUND_MAX)).any()
-                        if name in sides
-                        else not np.isfinite(a).all()
-                    )
-                ]
-                return f"NaN, or an infinity that is no absent bound, in {', '.join(bad)}: clean it" if bad else ""
-            case QPStatus.PRIMAL_INFEASIBLE:
-                for low, high in (("h_lower", "h"), ("lower", "upper")):
-                    if data[low].size and data[high].size and (data[low] > data[high]).any():
-                        entry = int(np.argmax(data[low] > data[high]))
-                        return (
-                            f"{low}[{entry}] = {data[low][entry]:.3g} exceeds {high}[{entry}] = "
-                            f"{data[high][entry]:.3g}: exchange or widen them"
-                        )
-        return ""
+        data = {name: a[i if len(a) > 1 else 0] for name, a in self._feeds.items() if name != "start"}
+        return qp_advice(i, int(self._rows[7][i]), self._rows[6][i], data)
 
     def summary(self) -> str:
         """How many samples have which status, and the advice on the first of each kind that was not solved."""
-        status = self._rows[7]
-        counts = Counter(status.tolist())
-        head = ", ".join(f"{count} {QPStatus(code).name}" for code, count in sorted(counts.items())) or "no samples"
-        first = [int(np.argmax(status == code)) for code in sorted(counts) if code != QPStatus.SOLVED]
-        return "\n".join([head, *(self.advice(i) for i in first)])
+        return summarise(self._rows[7].tolist(), QPStatus, self.advice)
 
     def __repr__(self) -> str:
         return f"<QPSolution of {len(self)} x {self._rows[0].shape[1]}: {self.summary().partition(chr(10))[0]}>"
@@ -456,7 +419,7 @@ def _unsolved(solution: QPSolution, failed: NDArray[np.bool_]) -> str:
     def reason(i: int) -> str:
         return f"{QPStatus(int(solution._rows[7][i])).name}, {solution.advice(i)}"
 
-    return untrusted(failed, reason, "unsolved='skip' to leave them out of the sums")
+    return untrusted(failed, reason, "on_unsafe='skip' to leave them out of the sums")
 
 
 # --- Arguments ---------------------------------------------------------------------------------------------------

@@ -61,6 +61,8 @@ def project(
     package = Package.open(source)
     if package.manifest.kind == "gradient":
         raise InputError("package: it holds a gradient alone, whose weights cannot be judged; export the energy.")
+    if package.manifest.kind == "qp":
+        raise InputError("package: expected one of an energy, but it holds a network of quadratic programs.")
     weights: dict[str, NDArray[Any]] = dict(package.weights)
     before = after = prove(package.graphs["value"], weights, seed=seed)
     clipped: dict[str, int] = {}

@@ -441,7 +441,7 @@ class Session:
         x:             [B, *x_shape], converted to the package's dtype
         G, h, A, b:    [m, n], [m], [q, n], [q] for all samples, or with B in front
         lower, upper:  one number, [n] or [B, n]; infinite for none
-        mu:            of the regulariser; with 0 the constraints have to bound y
+        mu:            of the regulariser; with 0 the constraints have to bound y, or y is NaN and the status SOLVER
         iterations:    the most cuts; a sample stops at its tolerance
         tolerance:     of the gap relative to max(1, |lower_bound|); 1e-9 of a float64 package, 1e-5 of a float32 one
         y_init:        [B, n], where to start; its nearest feasible point is the first cut's. 0 by default

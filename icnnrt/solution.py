@@ -1,7 +1,6 @@
 """What a session hands out: solutions with their certificates, and cotangents. All arrays are read-only."""
 
 import operator
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
@@ -16,7 +15,7 @@ from icnnrt.domains import MODELS
 from icnnrt.qp_reference import STEPS
 from icnnrt.qp_status import QPStatus
 from icnnrt.qp_status import advise as advise_qp
-from icnnrt.status import Status, advise
+from icnnrt.status import Status, advise, summarise
 
 Floats = NDArray[Any]  # float32 or float64: the package's dtype
 Array = NDArray[np.float64]
@@ -137,10 +136,7 @@ class Solution(_Frozen):
 
     def summary(self) -> str:
         """How many samples have which status, and the advice on the first of each kind that did not converge."""
-        counts = Counter(self.status.tolist())
-        head = ", ".join(f"{count} {Status(code).name}" for code, count in sorted(counts.items())) or "no samples"
-        first = [int(np.argmax(self.status == code)) for code in sorted(counts) if code != Status.CONVERGED]
-        return "\n".join([head, *(self.advice(i) for i in first)])
+        return summarise(self.status.tolist(), Status, self.advice)
 
     def __repr__(self) -> str:
         head = self.summary().partition("\n")[0] if len(self) else "no samples"
@@ -209,16 +205,13 @@ class QPAnswer(_Frozen):
 
     def advice(self, i: int) -> str:
         """One sentence with numbers: how sample `i` went and what would make it better."""
-        a, b, c = (float(r) for r in self.residual[i])
-        status = QPStatus(int(self.status[i]))
-        return f"sample {i}: " + advise_qp(status, residual=(a, b, c), steps=STEPS)
+        one = self[i]  # which refuses an i that is none
+        a, b, c = (float(r) for r in one.residual[0])
+        return f"sample {i}: " + advise_qp(QPStatus(int(one.status[0])), residual=(a, b, c), steps=STEPS, ray=False)
 
     def summary(self) -> str:
         """How many samples have which status, and the advice on the first of each kind that was not solved."""
-        counts = Counter(self.status.tolist())
-        head = ", ".join(f"{count} {QPStatus(code).name}" for code, count in sorted(counts.items())) or "no samples"
-        first = [int(np.argmax(self.status == code)) for code in sorted(counts) if code != QPStatus.SOLVED]
-        return "\n".join([head, *(self.advice(i) for i in first)])
+        return summarise(self.status.tolist(), QPStatus, self.advice)
 
     def __repr__(self) -> str:
         head = self.summary().partition("\n")[0] if len(self) else "no samples"

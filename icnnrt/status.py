@@ -1,5 +1,6 @@
 """What the certificate says about one sample, and what to do about it."""
 
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 
@@ -70,3 +71,14 @@ def advise(
             return f"x holds NaN or infinity (or a number beyond {dtype}), or a bound does: clean it"
         case Status.EMPTY_DOMAIN:
             return "a lower bound exceeds its upper one, so no y is allowed: exchange or widen them"
+
+
+def summarise(codes: Sequence[int], verdicts: type[IntEnum], advice: Callable[[int], str]) -> str:
+    """How many samples have which status, and the advice on the first of each kind that is not good, a line each."""
+    first: dict[int, int] = {}
+    counts: dict[int, int] = {}
+    for i, code in enumerate(codes):
+        first.setdefault(code, i)
+        counts[code] = counts.get(code, 0) + 1
+    head = ", ".join(f"{counts[code]} {verdicts(code).name}" for code in sorted(counts)) or "no samples"
+    return "\n".join([head, *(advice(first[code]) for code in sorted(counts) if code)])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from icnnrt._files import atomic_file
 from icnnrt.errors import InputError
-from icnnrt.solution import Solution
+from icnnrt.solution import QPAnswer, Solution
 
 SUFFIXES: Final = (".npz", ".npy", ".csv")
 MAX_BYTES: Final = 8 << 30  # of one array in memory; beyond it a machine swaps before anything is computed
@@ -218,8 +218,9 @@ def check_size(samples: int, iterations: int, n: int, dtype: np.dtype[Any], suff
         )
 
 
-def write_answers(path: Path, y: Array, parts: Sequence[Solution], info: Mapping[str, Any]) -> None:
-    """Write y to a .npy or .csv, or every field of the solutions, one after the other, to a .npz; atomically."""
+def write_answers(path: Path, y: Array, parts: Sequence[Solution | QPAnswer], info: Mapping[str, Any]) -> None:
+    """Write y (z of quadratic programs) to a .npy or .csv, or every field of the answers, one after the other, to a
+    .npz; atomically."""
     with atomic_file(path) as file:
         match path.suffix.lower():
             case ".npy":
@@ -227,14 +228,15 @@ def write_answers(path: Path, y: Array, parts: Sequence[Solution], info: Mapping
             case ".csv":
                 # Enough digits to read the very same numbers back.
                 digits = "%.9g" if y.dtype == np.float32 else "%.17g"
-                names = ",".join(f"y{j}" for j in range(y.shape[1]))
+                letter = "z" if isinstance(parts[0], QPAnswer) else "y"
+                names = ",".join(f"{letter}{j}" for j in range(y.shape[1]))
                 np.savetxt(file, y, fmt=digits, delimiter=",", header=names, comments="")
             case _:
                 np.savez(file, allow_pickle=False, **_columns(parts, info))
 
 
-def _columns(parts: Sequence[Solution], info: Mapping[str, Any]) -> dict[str, Array]:
-    names = [field.name for field in fields(Solution) if isinstance(getattr(parts[0], field.name), np.ndarray)]
+def _columns(parts: Sequence[Solution | QPAnswer], info: Mapping[str, Any]) -> dict[str, Array]:
+    names = [field.name for field in fields(parts[0]) if isinstance(getattr(parts[0], field.name), np.ndarray)]
     columns: dict[str, Array] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     columns["info"] = np.array(json.dumps(dict(info), default=str))
     columns["weights_id"] = np.array(parts[0].weights_id)

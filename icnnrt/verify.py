@@ -5,7 +5,8 @@
     convexity proof  disciplined rules on the value graph (`icnnrt.convexity`)
     gradient      g = ∇_y f against differences, by the subgradient inequality, which holds at kinks too
     convexity     f at the middle of a segment against the mean of its ends; of a gradient alone, its monotony
-    hvp, hessian  against differences of the gradient; gradient_x against differences of f; each if it is there
+    hvp, hessian  against differences of the gradient; gradient_x against differences of f; pullback, by y, x and the
+                  weights, against differences of f̄ f + ḡ'∇f; each if it is there
     golden        outputs stored at the export, against the same computed here
     argmin        y* and its energy against `icnnrt.reference`, run in float64 around the package's own value graph
     certificate   energy, gap and KKT residuals, recomputed
@@ -179,6 +180,9 @@ def verify(
             if role in manifest.graphs:
                 progress(role)
                 checks.append(of_head())
+        if "pullback" in manifest.graphs:
+            progress("pullback")
+            checks += trial.pullback()
         if package.golden:
             progress("golden data")
             checks += _golden(session, package)
@@ -256,7 +260,8 @@ def _nonnegative(package: Package) -> Check:
     marked = [name for name, spec in package.manifest.weights.tensors.items() if spec.nonnegative]
     entries = [float(package.weights[name].min()) for name in marked if package.weights[name].size]
     if not entries:
-        return Check("nonnegative", None, 0.0, "skipped", "no weight is marked nonnegative; convexity is tried instead")
+        instead = "" if package.manifest.kind == "qp" else "; convexity is tried instead"
+        return Check("nonnegative", None, 0.0, "skipped", f"no weight is marked nonnegative{instead}")
     detail = f"the smallest entry of {len(marked)} weights marked nonnegative"
     return Check("nonnegative", min(entries), 0.0, "pass" if min(entries) >= 0 else "fail", detail)
 
@@ -506,6 +511,59 @@ class _Trial:
             return self.session.value((self.X + t * d).astype(T), y).astype(np.float64)[:, None]
 
         return self._against_differences("gradient_x", told, along, "f along a direction of x")
+
+    def pullback(self) -> Iterator[Check]:
+        """ȳ'd, x̄'d and θ̄'d of each sample against differences of φ = f̄ f + ḡ'∇_y f."""
+        (y, v), T, session = self._interior(), self.session.dtype, self.session
+        f_bar = self.rng.standard_normal(len(y)).astype(T)
+        gradient_bar = self.rng.standard_normal(y.shape).astype(T)
+        pulled = session.pullback(self.X, y, f_bar, gradient_bar)
+        what = "φ = f̄ f + ḡ'∇f"
+
+        def φ(y: Array, X: NDArray[Any] | None = None) -> Array:
+            f, g = self.f(y, X)
+            return (f_bar * f + (gradient_bar * g).sum(1))[:, None]
+
+        told = (pulled.y * v).sum(1)[:, None]
+        yield self._against_differences("pullback: y", told, lambda t: φ(y + t * v), f"{what} along a direction of y")
+        if self.X[0].size:
+            size = math.sqrt(float(np.mean(np.square(self.X, dtype=np.float64)))) or 1.0
+            d = self.rng.standard_normal(self.X.shape) * (size / math.sqrt(self.X[0].size))
+            told = _rows(pulled.x.astype(np.float64) * d)[:, None]
+            yield self._against_differences(
+                "pullback: x", told, lambda t: φ(y, (self.X + t * d).astype(T)), f"{what} along a direction of x"
+            )
+        yield self._pullback_by_weights(y, f_bar, gradient_bar, what)
+
+    def _pullback_by_weights(self, y: Array, f_bar: NDArray[Any], gradient_bar: NDArray[Any], what: str) -> Check:
+        """θ̄'d of one sample at a time, as a kink that one of them straddles would spoil the sum of all.
+
+        The session's weights are changed in place and, whatever happens, put back.
+        """
+        name, session, few = "pullback: weights", self.session, slice(ADJOINT_SAMPLES)
+        X, y, f_bar, gradient_bar = self.X[few], y[few], f_bar[few], gradient_bar[few]
+        alone = [slice(i, i + 1) for i in range(len(y))]
+        bars = [session.pullback(X[i], y[i], f_bar[i], gradient_bar[i]).weights for i in alone]
+        old = {key: session.weights[key] for key in bars[0]}
+        if not old:
+            return Check(name, None, None, "skipped", "no weight is trainable")
+        directions = [{key: self._direction(a) for key, a in old.items()} for _ in range(WEIGHT_DIRECTIONS)]
+        told = [sum(float((bar[key] * d[key]).sum()) for key in old) for d in directions for bar in bars]
+
+        def along(t: float) -> Array:
+            rows = []
+            for d in directions:
+                session._update_weights({key: (a + t * d[key]).astype(a.dtype) for key, a in old.items()})
+                f, g = self.f(y, X)
+                rows.append(f_bar * f + (gradient_bar * g).sum(1))
+            return np.concatenate(rows)[:, None]
+
+        try:
+            return self._against_differences(name, np.array(told)[:, None], along, f"{what} along a direction of θ")
+        except InputError as error:  # a frozen export: its weights are constants of the graphs
+            return Check(name, None, None, "skipped", f"the weights cannot be changed in memory: {error}")
+        finally:
+            session._update_weights(old)
 
     def _interior(self) -> tuple[Array, Array]:
         """Points y of the domain, and directions with room for every step of `_against_differences`."""

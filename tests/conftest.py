@@ -1,8 +1,9 @@
 """Settings and packages that several test files share. Exports take seconds, so each is made once and never changed."""
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def _once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The package of that name, made by the first worker that asks for it."""
+    filelock = pytest.importorskip("filelock")  # torch brings it
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    path = root / "shared_packages" / f"{name}.icnn"
+    path.parent.mkdir(exist_ok=True)
+    with filelock.FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            make(path)
+    return path
+
+
 def _export(path: Path, energy: Any, x_dim: int, n: int, iterations: int, **keywords: Any) -> Path:
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
@@ -47,9 +62,8 @@ def digits_like_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from icnnrt_models import PICNN
 
     energy = PICNN(4, 5, hidden=(8, 8), activation="softplus", generator=torch.Generator().manual_seed(0))
-    return _export(
-        tmp_path_factory.mktemp("packages") / "digits_like.icnn", energy, 4, 5, 8, metadata={"note": "[a] test"}
-    )
+    note = {"note": "[a] test"}
+    return _once(tmp_path_factory, "digits_like", lambda path: _export(path, energy, 4, 5, 8, metadata=note))
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +74,7 @@ def relu_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     generator = torch.Generator().manual_seed(0)
     energy = FICNN(3, 4, hidden=(8, 8), activation="relu", dtype=torch.float64, generator=generator)
-    return _export(tmp_path_factory.mktemp("packages") / "relu.icnn", energy, 3, 4, 12)
+    return _once(tmp_path_factory, "relu", lambda path: _export(path, energy, 3, 4, 12))
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +87,7 @@ def train_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     generator = torch.Generator().manual_seed(0)
     energy = PICNN(3, 4, hidden=(6, 6), activation="softplus", dtype=torch.float64, generator=generator)
-    return _export(tmp_path_factory.mktemp("packages") / "train.icnn", energy, 3, 4, 8, train=TrainSpec())
+    return _once(tmp_path_factory, "train", lambda path: _export(path, energy, 3, 4, 8, train=TrainSpec()))
 
 
 @pytest.fixture(scope="session")
@@ -86,13 +100,9 @@ def nonconvex_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for i in (1, 2):
             energy.get_parameter(f"layers.{i}.W_z.weight")[:, :3] = -3.0
-    with pytest.warns(UserWarning, match="not convex in y"):
-        return _export(
-            tmp_path_factory.mktemp("packages") / "nonconvex.icnn",
-            energy,
-            4,
-            5,
-            8,
-            nonnegative=(),
-            allow_not_convex=True,
-        )
+
+    def make(path: Path) -> None:
+        with pytest.warns(UserWarning, match="not convex in y"):
+            _export(path, energy, 4, 5, 8, nonnegative=(), allow_not_convex=True)
+
+    return _once(tmp_path_factory, "nonconvex", make)

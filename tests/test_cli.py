@@ -543,6 +543,17 @@ def test_doctor_finds_both_builds_of_onnxruntime(monkeypatch: pytest.MonkeyPatch
     assert len(content["problems"]) == 1
 
 
+@pytest.mark.parametrize(("there", "other"), [("onnxruntime", "onnxruntime-gpu"), ("onnxruntime-gpu", "onnxruntime")])
+def test_doctor_does_not_miss_the_other_build_of_onnxruntime(
+    monkeypatch: pytest.MonkeyPatch, there: str, other: str
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", versions({there: "1.31", other: ""}))
+    names = {line.split()[0]: line for line in icnnrt("doctor").stdout.splitlines() if line.strip()}
+    assert "1.31" in names[there]
+    assert other not in names
+    assert json.loads(icnnrt("doctor", "--json").stdout)["versions"][other] == ""
+
+
 def test_doctor_without_onnxruntime() -> None:
     done = python("import sys\nsys.modules['onnxruntime'] = None\n" + RUN_MAIN, "doctor", "--json")
     assert done.returncode == 1

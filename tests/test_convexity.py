@@ -1022,6 +1022,15 @@ def test_what_the_reader_does_not_know_is_not_proven() -> None:
     assert prove(own.SerializeToString(), {}).verdict == "unknown"
 
 
+def test_where_was_looked_is_told() -> None:
+    unknown = prove(model(UNPROVEN["silu"], with_rows(UNPROVEN["silu"])), {}, box=(-2.0, 3.0))
+    violated = prove(model(UNPROVEN["negative weights"], with_rows(UNPROVEN["negative weights"])), {})
+    for verdict, box, interval in ((unknown, (-2.0, 3.0), "y in [-2, 3]^n"), (violated, (0.0, 1.0), "y in [0, 1]^n")):
+        assert verdict.evidence is not None
+        assert (verdict.evidence.box, verdict.evidence.contexts) == (box, 16)
+        assert f"{interval} and 16 samples of x" in verdict.sentence()
+
+
 def test_verdicts_survive_json() -> None:
     for nodes in (PROVEN["relu"], UNPROVEN["silu"], UNPROVEN["negative weights"]):
         verdict = prove(model(nodes, with_rows(nodes)), {})
@@ -1045,6 +1054,12 @@ for _ in range(900):
         ({"min_weight": ["a"]}, "convexity.min_weight should be a list of two"),
         ({"blame": "abc"}, "convexity.blame should be a list"),
         ({"evidence": {"segments": -1, "excess": 0.0}}, "convexity.evidence.segments should be"),
+        ({"evidence": {"segments": 1, "excess": 0.0}}, "convexity.evidence.box is missing"),
+        ({"evidence": {"segments": 1, "excess": 0.0, "box": [0.0]}}, "convexity.evidence.box should be a list of two"),
+        (
+            {"evidence": {"segments": 1, "excess": 0.0, "box": [0.0, 1.0], "contexts": 0}},
+            "convexity.evidence.contexts should be an integer from 1",
+        ),
         ({"witness": {"x": DEEP, "y_a": [], "y_b": [], "excess": 1.0, "rounding": 0.1}}, "witness.x should be a list"),
         ({"witness": {"x": [], "y_a": [], "y_b": [], "excess": "a", "rounding": 0.1}}, "witness.excess should be"),
         ({"more": 1}, "more is not a key"),

@@ -283,7 +283,11 @@ def test_what_presses_on_nothing_is_left_out(tmp_path: Path) -> None:
 
 def test_bad_problems_get_a_status(sessions: dict[str, icnnrt.Session]) -> None:
     session, x = sessions["FICNN"], contexts()[:1]
-    assert epigraph(session, x, lower=1.0, upper=0.0)[0].solve().status == QPStatus.PRIMAL_INFEASIBLE
+    none = epigraph(session, x, lower=1.0, upper=0.0)[0].solve()
+    assert none.status == QPStatus.PRIMAL_INFEASIBLE
+    assert not none.ok
+    assert none.advice() == "no z meets the constraints: loosen them"  # without a word of a ray, which is not there
+    assert none.summary() == f"PRIMAL_INFEASIBLE\n{none.advice()}"
     rows = {"G": [[1.0, 0, 0, 0], [-1.0, 0, 0, 0]], "h": [-1.0, -1.0]}
     assert epigraph(session, x, mu=1.0, **rows)[0].solve().status == QPStatus.PRIMAL_INFEASIBLE
     # The last layer is affine in y besides, so that it falls without end somewhere or has a minimum; told either way.

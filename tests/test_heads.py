@@ -145,8 +145,26 @@ def test_verify_judges_the_heads(package: Path) -> None:
     report = verify(package, samples=8)
     verdicts = {check.name: check.verdict for check in report.checks}
     assert report.passed, report
-    for name in (*HEADS[:3], "gradient", "convexity", "golden: value.f", "golden: hessian.hessian", "golden: hvp.hvp"):
+    of_pullback = [f"pullback: {what}" for what in ("y", "x", "weights")]
+    replayed = ["value.f", "hessian.hessian", "hvp.hvp", "pullback.y_bar", "pullback.x_bar"]
+    for name in (*HEADS[:3], *of_pullback, "gradient", "convexity", *(f"golden: {output}" for output in replayed)):
         assert verdicts[name] == "pass", name
+
+
+@pytest.mark.parametrize("part", ["y", "x", "weights"])
+def test_verify_finds_a_pullback_that_is_wrong(package: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """Twice what it should be, in one of the three."""
+    true = icnnrt.Session.pullback
+
+    def wrong(self: icnnrt.Session, *arguments: object) -> object:
+        pulled = true(self, *arguments)  # type: ignore[arg-type]
+        found = {"y": pulled.y, "x": pulled.x, "weights": pulled.weights}
+        off = {name: 2.0 * a for name, a in pulled.weights.items()} if part == "weights" else 2.0 * found[part]
+        return type(pulled)(**{**found, part: off})
+
+    monkeypatch.setattr(icnnrt.Session, "pullback", wrong)
+    bad = [check.name for check in verify(package, samples=8).checks if check.verdict == "fail"]
+    assert [name for name in bad if not name.startswith("golden")] == [f"pullback: {part}"]
 
 
 def test_golden_data_tells_a_changed_graph(package: Path, tmp_path: Path) -> None:

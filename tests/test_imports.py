@@ -38,6 +38,7 @@ TIERS = {
     "convexity": 0,
     "golden": 0,
     "qp_status": 0,
+    "qp_advice": 0,
     "qp_reference": 0,
     "_piecewise": 0,
     "lp_files": 0,

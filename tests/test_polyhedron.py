@@ -168,6 +168,29 @@ def test_samples_that_fail_leave_the_others_alone(sessions: dict[str, icnnrt.Ses
         session.argmin_polyhedron(x, **given, mu=MU, strict=True)
 
 
+def test_what_falls_without_end_has_no_answer(sessions: dict[str, icnnrt.Session]) -> None:
+    """Without μ and bounds a feasible point is there, but no lower bound: NaN, beside a sample that is bounded."""
+    session, x = sessions["pieces"], contexts()
+    lower, upper = np.full((B, N), -np.inf), np.full((B, N), np.inf)
+    lower[1], upper[1] = -1.0, 1.0
+    found = session.argmin_polyhedron(x, lower=lower, upper=upper, mu=0.0)
+    assert found.status.tolist() == [Status.SOLVER, Status.CONVERGED, Status.SOLVER]
+    for array in (found.y, found.energy, found.lower_bound, found.gap, found.bounds):
+        assert np.isnan(array[[0, 2]]).all()
+        assert np.isfinite(array[1]).all()
+    alone = session.argmin_polyhedron(x[1:2], lower=-1.0, upper=1.0, mu=0.0)
+    np.testing.assert_allclose(found.energy[1], alone.energy[0], atol=1e-9)
+    assert found.advice(-1).startswith(
+        "sample 2: the model of 1 cuts was not solved, or falls without end, and left no"
+    )
+    assert found.summary().splitlines() == ["1 CONVERGED, 2 SOLVER", found.advice(0)]
+    assert repr(found) == f"<PolyhedronSolution of 3 x {N}: 1 CONVERGED, 2 SOLVER>"
+    with pytest.raises(IndexError, match="sample 3 of 3 samples"):
+        found.advice(3)
+    bars = session.vjp_polyhedron(found, np.ones((B, N)), on_unsafe="skip")
+    assert bars.skipped.tolist() == [True, False, True]
+
+
 def test_no_samples(sessions: dict[str, icnnrt.Session]) -> None:
     session = sessions["pieces"]
     found = session.argmin_polyhedron(np.zeros((0, 3)), lower=-1.0, upper=1.0, mu=MU)
@@ -215,6 +238,7 @@ def test_a_float32_package(tmp_path: Path) -> None:
         ({"tolerance": np.nan}, "tolerance: expected a finite number"),
         ({"h": [1.0]}, "G, h: expected both or neither"),
         ({"A": np.ones((2, 3)), "b": [1.0, 1.0]}, r"A: expected shape \[rows, 4\] or \[3, rows, 4\]"),
+        ({"G": np.ones((2, 4)), "h": [1.0]}, r"h: expected shape \[2\] or \[3, 2\], but got \[1\]\."),
         ({"lower": np.nan}, "lower: expected finite numbers"),
         ({"y_init": np.full((B, N), np.inf)}, "y_init: expected finite numbers"),
     ],

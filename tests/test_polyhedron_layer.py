@@ -203,7 +203,7 @@ def test_gradients_are_those_of_the_algorithm(adjoint, activation, K):
 def test_gradients_of_a_smooth_energy_are_those_of_its_argmin():
     """Of Newton's method: sequential quadratic programs."""
     energy = Units(softplus, 1)
-    layer = PolyhedronArgmin(energy, 200, MU, tolerance=1e-10, unsolved="raise", y_dim=N)
+    layer = PolyhedronArgmin(energy, 200, MU, tolerance=1e-10, on_unsafe="raise", y_dim=N)
     x, given = contexts(), constraints()
     y_star = layer(x, **given).detach()
 
@@ -264,11 +264,11 @@ def test_samples_that_fail_leave_the_others_alone(activation):
     bad["b"][2] = np.nan
     bad_x = x.clone()
     bad_x[3] = np.inf
-    sentence = "unsolved: sample 1 and 2 more ended with EMPTY_DOMAIN: no y meets the constraints"
+    sentence = "on_unsafe: sample 1 and 2 more ended with EMPTY_DOMAIN: no y meets the constraints"
     with pytest.raises(ValueError, match=sentence):
-        PolyhedronArgmin(energy, 100, MU, unsolved="raise", y_dim=N)(bad_x, **bad)
-    for unsolved in ("nan", "skip"):
-        layer = PolyhedronArgmin(energy, 100, MU, unsolved=unsolved, y_dim=N)
+        PolyhedronArgmin(energy, 100, MU, on_unsafe="raise", y_dim=N)(bad_x, **bad)
+    for on_unsafe in ("nan", "skip"):
+        layer = PolyhedronArgmin(energy, 100, MU, on_unsafe=on_unsafe, y_dim=N)
         y, found = gradients(layer, bad_x, bad, w)
         wanted = [Status.CONVERGED, Status.EMPTY_DOMAIN, Status.NOT_FINITE_INPUT, Status.NOT_FINITE_INPUT]
         assert layer.last.status.tolist() == wanted
@@ -276,11 +276,11 @@ def test_samples_that_fail_leave_the_others_alone(activation):
         torch.testing.assert_close(y[0], alone[0], rtol=1e-9, atol=1e-5)
         for name, a in found.items():
             whole = name in dict(energy.named_parameters())
-            if unsolved == "nan":
+            if on_unsafe == "nan":
                 assert a.isnan().all() if whole else a[1:].isnan().all(), name
             elif not whole:
                 assert (a[1:] == 0).all(), name
-            if whole and unsolved == "skip":
+            if whole and on_unsafe == "skip":
                 torch.testing.assert_close(a, first[name], rtol=1e-4, atol=1e-4, msg=name)
             elif not whole:
                 torch.testing.assert_close(a[0], truth[name][0], rtol=1e-4, atol=1e-4, msg=name)
@@ -294,11 +294,16 @@ def test_a_sample_without_an_end_is_none():
     lower[1] = -np.inf
     upper = -lower
     upper[1, 0] = 1.0
-    layer = PolyhedronArgmin(energy, 200, 0.0, unsolved="skip", y_dim=N)
+    layer = PolyhedronArgmin(energy, 200, 0.0, on_unsafe="skip", y_dim=N)
     y = layer(x, lower=lower, upper=upper)
     assert layer.last.status.tolist() == [Status.CONVERGED, Status.SOLVER]
     assert y[0].isfinite().all()
     assert y[1].isnan().all()
+    none = torch.zeros(2, 0, N, dtype=T)
+    P = polyhedron({"G": none, "h": none[:, :, 0], "A": none, "b": none[:, :, 0], "lower": lower, "upper": upper})
+    stated = bundle_qp_argmin(of(energy, x), P, 200, 0.0)
+    assert (layer.last.status.numpy() == stated.status).all()
+    np.testing.assert_allclose(layer.last.energy, stated.energy, atol=1e-8)
     assert layer.last.energy[1].isnan()
     assert layer.last.lower_bound[1].isnan()
     assert "falls without end" in layer.last.advice(1)
@@ -360,7 +365,7 @@ def test_without_constraints_and_for_any_batch(samples):
 @pytest.mark.parametrize("activation", ["relu", "softplus"])
 def test_training_in_float32_lowers_a_loss(activation):
     energy = network(activation, torch.float32)
-    layer = PolyhedronArgmin(energy, 60, 0.5, unsolved="raise", tolerance=1e-4)
+    layer = PolyhedronArgmin(energy, 60, 0.5, on_unsafe="raise", tolerance=1e-4)
     x = contexts(16).float()
     target = torch.softmax(2 * x @ torch.randn(X, N, generator=generator(4)), 1)
     budget = {"A": torch.ones(1, N), "b": torch.ones(1), "lower": 0.0}
@@ -414,14 +419,14 @@ def test_a_context_that_holds_nan():
     layer = PolyhedronArgmin(network("softplus"), 100, MU)
     x = contexts()
     x[1, 0] = torch.nan
-    for unsolved in ("nan", "skip"):
-        layer.unsolved = unsolved
+    for on_unsafe in ("nan", "skip"):
+        layer.on_unsafe = on_unsafe
         layer.zero_grad()
         leaf = x.clone().requires_grad_()
         layer(leaf, **constraints()).nan_to_num().sum().backward()
         assert leaf.grad[[0, 2, 3]].isfinite().all()
-        assert leaf.grad[1].isnan().all() if unsolved == "nan" else (leaf.grad[1] == 0).all()
-        assert all(p.grad.isnan().all() == (unsolved == "nan") for p in layer.parameters())
+        assert leaf.grad[1].isnan().all() if on_unsafe == "nan" else (leaf.grad[1] == 0).all()
+        assert all(p.grad.isnan().all() == (on_unsafe == "nan") for p in layer.parameters())
 
 
 class Written(torch.nn.Module):
@@ -534,7 +539,7 @@ def test_what_was_answered_is_not_copied():
     other = copy.deepcopy(layer)
     assert other.last is None
     assert layer.state_dict().keys() == other.state_dict().keys()
-    assert "iterations=50, mu=0.2, adjoint='auto', unsolved='nan'" in repr(layer)
+    assert "iterations=50, mu=0.2, adjoint='auto', on_unsafe='nan'" in repr(layer)
 
 
 ONES: Any = torch.ones
@@ -572,7 +577,7 @@ def test_settings_are_checked():
         ({"mu": -1.0}, "mu must be a finite number >= 0, got -1.0"),
         ({"adjoint": "best"}, "adjoint must be 'auto', 'prop3', 'implicit' or 'exact', got 'best'"),
         ({"tolerance": np.nan}, "tolerance must be a finite number >= 0, got nan"),
-        ({"unsolved": "zero"}, "unsolved must be 'nan', 'skip' or 'raise', got 'zero'"),
+        ({"on_unsafe": "zero"}, "on_unsafe must be 'nan', 'skip' or 'raise', got 'zero'"),
         ({"y_dim": None}, "y_dim must be given, got None: Units has no attribute y_dim"),
     ):
         with pytest.raises(ValueError, match=re.escape(sentence)):

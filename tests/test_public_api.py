@@ -98,6 +98,7 @@ PUBLIC = {
         "qp_gradients",
         "qp_solve",
     },
+    "qp_advice": {"qp_advice", "qp_cause"},
     "qp_solver": {"QPData", "QPSolver"},
     "qp_status": {"QPStatus", "advise"},
     "quadratic_program": {"QPGradients", "QPSolution", "qp"},
@@ -120,7 +121,7 @@ PUBLIC = {
     "repair": {"RepairReport", "project"},
     "session": {"Session", "load"},
     "solution": {"Cotangents", "Pulled", "QPAnswer", "Solution"},
-    "status": {"Status", "advise"},
+    "status": {"Status", "advise", "summarise"},
 }
 TOP = {
     "CertificateError",

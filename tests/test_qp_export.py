@@ -1,5 +1,6 @@
 """Networks with QPLayer outside torch: plain torch.onnx.export, packages, fine-tuning without torch."""
 
+import json
 import subprocess
 import sys
 
@@ -304,6 +305,60 @@ def test_verify_checks_it(made):
     checks = {check.name: check.verdict for check in report.checks}
     assert checks["golden: solve.z"] == checks["adjoint: x"] == checks["adjoint: weights"] == "pass"
     assert report.status == {"SOLVED": 24}
+
+
+def test_the_command_line_serves_it(made, tmp_path):
+    """run, inspect and tune; what needs an energy says so."""
+    from typer.testing import CliRunner
+
+    from icnnrt.cli import app
+
+    def icnnrt_(*arguments):
+        return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+    _, path = made
+    x = inputs(6).numpy()
+    x[:, 0] = np.maximum(x[:, 0], -2.0)
+    np.save(tmp_path / "good.npy", x)
+    x[2, 0], x[4, 1] = -10.0, np.nan
+    np.save(tmp_path / "x.npy", x)
+    with icnnrt.load(path) as session:
+        answer = session.solve_qp(x)
+    names = [QPStatus(code).name for code in answer.status]
+    done = icnnrt_("run", path, tmp_path / "x.npy", "--json")
+    assert done.exit_code == 3, done.output
+    told = json.loads(done.stdout)
+    assert told["status"] == {"SOLVED": 4, "PRIMAL_INFEASIBLE": 1, "NOT_FINITE_INPUT": 1}
+    assert told["sample_status"] == names
+    assert told["z"][2] == [None] * 6
+    np.testing.assert_array_equal(told["z"][0], answer.z[0])
+    assert told["advice"] == "sample 2: no z meets the constraints: loosen them"
+    shown = icnnrt_("run", path, tmp_path / "good.npy")
+    assert shown.exit_code == 0, shown.output
+    assert "6 SOLVED" in shown.stdout
+    for suffix in ("npz", "npy", "csv"):
+        out = tmp_path / f"z.{suffix}"
+        assert icnnrt_("run", path, tmp_path / "x.npy", "--out", out).exit_code == 3
+        if suffix == "csv":
+            assert out.read_text().startswith("z0,z1,")
+            z = np.loadtxt(out, delimiter=",", skiprows=1)
+        else:
+            z = np.load(out) if suffix == "npy" else np.load(out)["z"]
+        np.testing.assert_array_equal(z, answer.z)
+    np.testing.assert_array_equal(np.load(tmp_path / "z.npz")["status"], answer.status)
+    strict = icnnrt_("run", path, tmp_path / "x.npy", "--strict", "--out", tmp_path / "none.npy")
+    assert strict.exit_code == 3
+    assert "2 of 6 samples are not solved, nothing is written: sample 2: no z" in strict.stderr
+    assert not (tmp_path / "none.npy").exists()
+    assert "x [4] → z [6]" in icnnrt_("inspect", path).stdout
+    for arguments, sentence in (
+        (("run", path, tmp_path / "x.npy", "--lower", "0"), "lower: expected none, as controller is a network of quad"),
+        (("epigraph", path, tmp_path / "x.npy", tmp_path / "a.lp"), "source: expected a package of an energy"),
+        (("repair", path, "--project", "--out", tmp_path / "r.icnn"), "package: expected one of an energy"),
+    ):
+        refused = icnnrt_(*arguments)
+        assert refused.exit_code == 1
+        assert sentence in refused.stderr
 
 
 def test_a_package_runs_without_torch(made):

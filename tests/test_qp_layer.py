@@ -69,7 +69,7 @@ def test_units_do_not_matter(by, monkeypatch):
     z = run(QPLayer(), *tensors(qp)).numpy()
     for names, of_z in ((("p", "h_lower", "h", "b", "lower", "upper"), by), (("Q", "p"), 1.0)):
         scaled = qp._replace(**{name: by * getattr(qp, name) for name in names})
-        np.testing.assert_allclose(run(QPLayer(unsolved="raise"), *tensors(scaled)) / of_z, z, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(run(QPLayer(on_unsafe="raise"), *tensors(scaled)) / of_z, z, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -81,7 +81,7 @@ def test_far_away_is_not_infeasible_and_steep_not_unbounded(dtype, monkeypatch):
     r = np.einsum("bij,bj->bi", G, z)
     steep = free._replace(Q=np.broadcast_to(np.diag(np.linspace(0.1, 1, 10)), (4, 10, 10)), p=1e9 * free.p)
     for qp in (free._replace(h_lower=r - 1, h=r + 1), steep):
-        assert run(QPLayer(unsolved="raise"), *tensors(qp, dtype)).isfinite().all()
+        assert run(QPLayer(on_unsafe="raise"), *tensors(qp, dtype)).isfinite().all()
 
 
 def test_what_float32_cannot_hold_is_no_answer(monkeypatch):
@@ -98,7 +98,22 @@ def test_what_is_not_solvable_says_why(why):
     assert (found.status == int(wanted)).all(), found.status
     assert found.z.isnan().all()
     with pytest.raises(ValueError, match=f"sample 0 and 2 more ended with {wanted.name}: .*[a-z]"):
-        run(QPLayer(unsolved="raise"), *tensors(qp))
+        run(QPLayer(on_unsafe="raise"), *tensors(qp))
+
+
+def test_what_is_not_convex_is_told_with_sample_and_eigenvalue():
+    """Of Q shared by all samples too."""
+    Q = torch.eye(3, dtype=torch.float64).repeat(4, 1, 1)
+    Q[2, 1, 1] = -0.25
+    p = torch.ones(4, 3, dtype=torch.float64)
+    layer = QPLayer(on_unsafe="raise")
+    wanted = (
+        r"on_unsafe: sample 2 ended with NOT_CONVEX: Q has the eigenvalue -2\.5e-01, .*add 2\.5e-01 to the diagonal"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        layer(Q, p, lower=-1.0, upper=1.0)
+    with pytest.raises(ValueError, match=r"sample 0 and 3 more ended with NOT_CONVEX: Q has the eigenvalue -2\.5e-01"):
+        layer(Q[2].requires_grad_(), p, lower=-1.0, upper=1.0)
 
 
 @pytest.mark.parametrize("make", [lambda module, data: module, traced], ids=["eager", "traced"])
@@ -110,8 +125,8 @@ def test_neighbours_do_not_matter_and_gradients_are_those_stated(make):
     bars = [rng.standard_normal(a.shape) for a in stated[:4]]
     gradients = qp_gradients(stated, qp_adjoint(np.nan_to_num(qp.Q), qp.G, qp.A, stated, *bars))
     example = tensors(solvable(1, 3, 12, 8, 3, two_sided=True).qp)
-    for unsolved in ("nan", "skip"):
-        module = make(Everything(unsolved=unsolved), example)
+    for on_unsafe in ("nan", "skip"):
+        module = make(Everything(on_unsafe=on_unsafe), example)
         data = tensors(qp, requires_grad=True)
         found = QPResult(*module(*data))
         assert (found.status.numpy() == wanted).all()
@@ -126,7 +141,7 @@ def test_neighbours_do_not_matter_and_gradients_are_those_stated(make):
         for name, datum, gradient in zip(QP._fields, data, gradients, strict=True):
             grad = datum.grad.numpy()
             np.testing.assert_allclose(grad[solved], gradient[solved], rtol=1e-6, atol=1e-8, err_msg=name)
-            if unsolved == "skip":
+            if on_unsafe == "skip":
                 assert (grad[~solved] == 0).all(), name
             else:
                 # A bound that is not there has no gradient either way.
@@ -303,11 +318,11 @@ def test_vmap_over_samples_without_an_answer():
     data = [a[:, None] for a in tensors(qp)]
     found = torch.func.vmap(Everything())(*data)
     assert (found[6][:, 0].numpy() == wanted).all()
-    with pytest.raises(ValueError, match=r"unsolved: sample \[\d, 0\] and \d+ more ended with"):
-        torch.func.vmap(Everything(unsolved="raise"))(*data)
+    with pytest.raises(ValueError, match=r"on_unsafe: sample \[\d, 0\] and \d+ more ended with"):
+        torch.func.vmap(Everything(on_unsafe="raise"))(*data)
     solved = torch.from_numpy(wanted == QPStatus.SOLVED)
-    for unsolved, lost in (("nan", lambda g: g.isnan().all()), ("skip", lambda g: (g == 0).all())):
-        layer = QPLayer(unsolved=unsolved)
+    for on_unsafe, lost in (("nan", lambda g: g.isnan().all()), ("skip", lambda g: (g == 0).all())):
+        layer = QPLayer(on_unsafe=on_unsafe)
         loss = lambda *data, layer=layer: run(layer, *data).nan_to_num().sum()  # noqa: E731
         gradient = torch.func.vmap(torch.func.grad(loss, 1))(*data)
         assert lost(gradient[~solved])
@@ -380,11 +395,11 @@ def test_errors_are_sentences(arguments, keywords, sentence):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="unsolved must be 'nan', 'skip' or 'raise', got 'zero'"):
-        QPLayer(unsolved="zero")
+    with pytest.raises(ValueError, match="on_unsafe must be 'nan', 'skip' or 'raise', got 'zero'"):
+        QPLayer(on_unsafe="zero")
     with pytest.raises(ValueError, match="steps"):
         QPLayer(steps=0)
-    assert "unsolved='skip'" in repr(QPLayer(unsolved="skip"))
+    assert "on_unsafe='skip'" in repr(QPLayer(on_unsafe="skip"))
 
 
 LONELY = """
@@ -437,7 +452,7 @@ def test_a_trace_runs_in_a_process_without_us(tmp_path):
 
 
 def test_a_trace_that_must_solve_raises():
-    net = Controller(unsolved="raise").double()
+    net = Controller(on_unsafe="raise").double()
     module = traced(net, [torch.randn(5, 4, dtype=torch.float64)])
-    with pytest.raises(Exception, match="unsolved: a quadratic program has no solution"):
+    with pytest.raises(Exception, match="on_unsafe: a quadratic program has no solution"):
         module(torch.full((2, 4), torch.nan, dtype=torch.float64))

@@ -5,6 +5,7 @@ import pytest
 from quadratic_programs import mixed, solvable
 
 import icnnrt
+from icnnrt.errors import InputError
 from icnnrt.qp_reference import QP
 from icnnrt.qp_status import QPStatus
 
@@ -115,3 +116,19 @@ def test_bad_input_is_told_in_a_sentence_and_harms_nothing():
             icnnrt.QPSolver(**keywords)
     with pytest.raises(icnnrt.InputError, match="dtype"):
         icnnrt.QPSolver(2, dtype="float16")
+
+
+def test_what_became_of_the_samples_is_told_as_qp_tells_it():
+    qp, _ = mixed(11)
+    solver, qp = both(qp)
+    with pytest.raises(InputError, match="advice: expected a solved problem"):
+        solver.advice(0)
+    assert solver.summary() == "not run"
+    bounds = {name: getattr(qp, name) for name in ("lower", "upper", "h_lower")}
+    solver.solve(*(getattr(qp, name) for name in "QpGhAb"), **bounds)
+    solution = icnnrt.qp(*(getattr(qp, name) for name in "QpGhAb"), **bounds)
+    assert [solver.advice(i) for i in range(len(solution))] == [solution.advice(i) for i in range(len(solution))]
+    assert solver.summary() == solution.summary()
+    assert solver.summary().partition("\n")[0] in repr(solver)
+    with pytest.raises(IndexError, match="samples"):
+        solver.advice(len(solution))

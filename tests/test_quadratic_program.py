@@ -181,12 +181,12 @@ def test_samples_that_are_not_solved(native, dtype):
         assert np.isfinite(rows[good]).all()
     assert not gradients.skipped.any()
 
-    with pytest.raises(CertificateError, match=r"sample 2: .*; and \d+ more\. Pass unsolved='skip'"):
-        solution.vjp(z_bar, unsolved="raise")
-    skipped = solution.vjp(z_bar, unsolved="skip")
+    with pytest.raises(CertificateError, match=r"sample 2: .*; and \d+ more\. Pass on_unsafe='skip'"):
+        solution.vjp(z_bar, on_unsafe="raise")
+    skipped = solution.vjp(z_bar, on_unsafe="skip")
     np.testing.assert_array_equal(skipped.skipped, ~good)
-    with pytest.raises(InputError, match="unsolved: expected one of 'nan', 'raise', 'skip', but got 'no'"):
-        solution.vjp(z_bar, unsolved="no")
+    with pytest.raises(InputError, match="on_unsafe: expected one of 'nan', 'raise', 'skip', but got 'no'"):
+        solution.vjp(z_bar, on_unsafe="no")
 
     # Sharing Q, which all but one of the samples with a broken Q have as good as any other
     one = {**arguments, "Q": np.eye(12, dtype=dtype)}
@@ -194,7 +194,7 @@ def test_samples_that_are_not_solved(native, dtype):
     bars = np.where(solution.ok[:, None], np.ones_like(solution.z), np.nan)
     rows = icnnrt.qp(**{**one, "Q": np.repeat(one["Q"][None], len(good), 0)}, native=native).vjp(bars).Q
     assert np.isnan(solution.vjp(bars).Q).all()
-    kept = solution.vjp(bars, unsolved="skip").Q
+    kept = solution.vjp(bars, on_unsafe="skip").Q
     np.testing.assert_allclose(kept, rows[solution.ok].sum(0), rtol=1e-4, atol=1e-5)
 
 
@@ -202,13 +202,13 @@ def test_one_problem_that_is_not_solved(native):
     infeasible = icnnrt.qp(EYE, ONES, np.array([[1.0, 0.0], [-1.0, 0.0]]), -ONES, lower=-5.0, native=native)
     assert infeasible.status is QPStatus.PRIMAL_INFEASIBLE
     assert np.isnan(infeasible.z).all()
-    nan, zero = infeasible.vjp(ONES), infeasible.vjp(ONES, unsolved="skip")
+    nan, zero = infeasible.vjp(ONES), infeasible.vjp(ONES, on_unsafe="skip")
     for name, shape in (("Q", (2, 2)), ("p", (2,)), ("G", (2, 2)), ("h", (2,)), ("lower", ())):
         assert getattr(nan, name).shape == getattr(zero, name).shape == shape
         assert np.isnan(getattr(nan, name)).all()
         assert not np.any(getattr(zero, name))
     with pytest.raises(CertificateError, match="at 1 of 1 samples: PRIMAL_INFEASIBLE, sample 0: no z meets"):
-        infeasible.vjp(ONES, unsolved="raise")
+        infeasible.vjp(ONES, on_unsafe="raise")
 
 
 def test_a_start_is_taken_where_it_is_one(native):
@@ -255,7 +255,7 @@ def test_advice_has_what_the_data_say(native):
     assert head.startswith("13 SOLVED, ")
     assert len(rest) == len(set(solution.status.tolist())) - 1
     assert repr(solution).startswith("<QPSolution of 24 x 12: 13 SOLVED, ")
-    assert repr(solution.vjp(0 * solution.z, unsolved="skip")).endswith("and 24 samples, 11 skipped>")
+    assert repr(solution.vjp(0 * solution.z, on_unsafe="skip")).endswith("and 24 samples, 11 skipped>")
 
 
 def test_rays_prove(native):

@@ -13,6 +13,7 @@ from icnnrt_exporters.quadratic_program import qp_translation_table
 from icnnrt_exporters.quiet import quiet
 from icnnrt_exporters.scalars import lift_float64_scalars
 from icnnrt_exporters.surgery import spread_scalars
+from icnnrt_exporters.torch_onnx import sped_up
 from icnnrt_exporters.versions import OPSET
 
 # Operators for which ONNX Runtime's CPU provider has a float32 kernel and no float64 kernel (found by loading each one,
@@ -74,7 +75,7 @@ def to_onnx(head: Head) -> ir.Model:
     dim = torch.export.Dim("batch")
     shapes = tuple(None if argument.batch_dim is None else {argument.batch_dim: dim} for argument in head.inputs)
     try:
-        with quiet():
+        with quiet(), sped_up():
             program = torch.onnx.export(
                 _exported(head, (shapes,) if _takes_varargs(head.graph) else shapes),
                 dynamo=True,

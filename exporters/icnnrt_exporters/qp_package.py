@@ -133,7 +133,7 @@ def _check_samples(judge: nn.Module, x: Tensor) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:240].rstrip(".")
         raise ExportError(
             f"module: its forward must work for a batch of any size, and in float64 too, but fails on samples like "
-            f"x_example ({reason}); register plain tensor attributes with register_buffer, and leave unsolved='raise' "
+            f"x_example ({reason}); register plain tensor attributes with register_buffer, and leave on_unsafe='raise' "
             "out"
         ) from error
     if together.shape != alone.shape:

@@ -23,7 +23,7 @@ from icnnrt_models.bundle_qp import (
 from icnnrt_models.energy import check_size
 from icnnrt_models.energy_at import EnergyAt, OnceDifferentiable, Point, has_context, hvp, plain
 from icnnrt_models.pieces import is_piecewise_linear
-from icnnrt_models.quadratic_program import Unsolved
+from icnnrt_models.quadratic_program import OnUnsafe
 
 __all__ = ["PolyhedronAdjoint", "PolyhedronArgmin", "PolyhedronResult"]
 
@@ -104,7 +104,7 @@ class PolyhedronArgmin(nn.Module):
     Energies that have both kinks and curvature in y are served by none of them well.
 
     A gradient is taken of samples that are CONVERGED or, unless by "implicit", GAP, and whose programs were all solved.
-    `unsolved` says what becomes of the others:
+    `on_unsafe` says what becomes of the others:
 
         "nan"    gradients are NaN, of weights and shared constraints too: never silently those of fewer samples
         "skip"   they add 0 to every gradient, whatever the loss makes of their NaN; but f must be finite at finite x
@@ -118,7 +118,7 @@ class PolyhedronArgmin(nn.Module):
         adjoint: "auto", "prop3", "implicit" or "exact", see above.
         tolerance: the gap, relative to max(1, |lower_bound|), at which a sample is done; None for 1e-9 in float64 and
             1e-5 in float32.
-        unsolved: "nan", "skip" or "raise", see above.
+        on_unsafe: "nan", "skip" or "raise", see above.
         y_dim: n, needed only for an energy without an attribute `y_dim`.
 
     Raises:
@@ -135,7 +135,7 @@ class PolyhedronArgmin(nn.Module):
         adjoint: PolyhedronAdjoint = "auto",
         tolerance: float | None = None,
         *,
-        unsolved: Unsolved = "nan",
+        on_unsafe: OnUnsafe = "nan",
         y_dim: int | None = None,
     ) -> None:
         super().__init__()
@@ -152,9 +152,9 @@ class PolyhedronArgmin(nn.Module):
                 f"tolerance must be a finite number >= 0, got {tolerance!r}: leave it out for 1e-9 in float64 and 1e-5 "
                 "in float32."
             )
-        if unsolved not in get_args(Unsolved):
+        if on_unsafe not in get_args(OnUnsafe):
             raise ValueError(
-                f"unsolved must be 'nan', 'skip' or 'raise', got {unsolved!r}: choose 'skip' if your loss leaves out "
+                f"on_unsafe must be 'nan', 'skip' or 'raise', got {on_unsafe!r}: choose 'skip' if your loss leaves out "
                 "samples whose y is NaN."
             )
         if y_dim is None:
@@ -171,7 +171,7 @@ class PolyhedronArgmin(nn.Module):
         self.mu = float(mu)
         self.adjoint: PolyhedronAdjoint = adjoint
         self.tolerance = tolerance
-        self.unsolved: Unsolved = unsolved
+        self.on_unsafe: OnUnsafe = on_unsafe
         self.last = None
 
     def forward(
@@ -225,7 +225,7 @@ class PolyhedronArgmin(nn.Module):
         tolerance = "" if self.tolerance is None else f", tolerance={self.tolerance}"
         return (
             f"y_dim={self.y_dim}, iterations={self.iterations}, mu={self.mu}, adjoint={self.adjoint!r}{tolerance}, "
-            f"unsolved={self.unsolved!r}"
+            f"on_unsafe={self.on_unsafe!r}"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -410,7 +410,7 @@ def _demand_trusted(result: PolyhedronResult, trusted: Tensor, adjoint: Polyhedr
         if status == Status.CONVERGED or (status == Status.GAP and adjoint != "implicit"):
             why = "a program on the way was inaccurate: scale the constraints, or raise mu"
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise ValueError(f"unsolved: sample {i}{more} ended with {status.name}: {why}.")
+        raise ValueError(f"on_unsafe: sample {i}{more} ended with {status.name}: {why}.")
 
 
 class _Argmin(torch.autograd.Function):
@@ -442,20 +442,20 @@ class _Argmin(torch.autograd.Function):
             weights = tuple(p.detach().requires_grad_() for p in weights)
             overrides = dict(zip(names, weights, strict=True))
         # What is chosen by "auto" is asked for only where it matters.
-        adjoint = layer.adjoint if recorded or layer.unsolved == "raise" else "exact"
+        adjoint = layer.adjoint if recorded or layer.on_unsafe == "raise" else "exact"
         cuts = _Cuts(EnergyAt(layer.energy, context, (), 1.0, overrides), like.dtype, adjoint, recorded)
         T = _run(layer, cuts, P, y_init)
         result = _result(T, x)
         kept.append(result)
         trusted = _trusted(T, result, cuts.adjoint)
-        if layer.unsolved == "raise":
+        if layer.on_unsafe == "raise":
             _demand_trusted(result, trusted, cuts.adjoint)
         if recorded:
             points = cuts.points
             if cuts.adjoint == "implicit":
                 with torch.inference_mode(False):
                     points = [cuts.energy.at(result.y.nan_to_num().to(like.dtype), create_graph=True)]
-            ctx.adjoint, ctx.unsolved, ctx.trajectory, ctx.needed = cuts.adjoint, layer.unsolved, T, needed
+            ctx.adjoint, ctx.on_unsafe, ctx.trajectory, ctx.needed = cuts.adjoint, layer.on_unsafe, T, needed
             ctx.n_context = n_context
             # Saved this way, not as attributes, they are freed with the rest of the graph.
             flat = [tensor for point in points for tensor in point]
@@ -475,19 +475,19 @@ class _Argmin(torch.autograd.Function):
             y_bar = torch.where(trusted[:, None], y_bar, 0.0)
             cotangents, solved = _cotangents(ctx.adjoint, ctx.trajectory, points, y_bar)
             trusted = trusted & solved
-            if ctx.unsolved == "raise" and not bool(trusted.all()):
+            if ctx.on_unsafe == "raise" and not bool(trusted.all()):
                 raise ValueError(
-                    f"unsolved: Newton's program at y* of sample {int((~trusted).nonzero()[0])} was not solved: give a "
-                    "larger mu, or scale the constraints."
+                    f"on_unsafe: Newton's program at y* of sample {int((~trusted).nonzero()[0])} was not solved: raise "
+                    "mu, or scale the constraints."
                 )
             pulled = iter(_pull_back(points, cotangents, trusted, wanted))
-            lost = math.nan if ctx.unsolved == "nan" else 0.0
+            lost = math.nan if ctx.on_unsafe == "nan" else 0.0
 
             def rows(a: Tensor) -> Tensor:
                 return torch.where(trusted.view(-1, *[1] * (a.dim() - 1)), a, lost)
 
             def total(a: Tensor) -> Tensor:
-                return torch.where(trusted.all(), a, lost) if ctx.unsolved == "nan" else a
+                return torch.where(trusted.all(), a, lost) if ctx.on_unsafe == "nan" else a
 
             found: list[Tensor] = []
             for i, need in enumerate(needed):

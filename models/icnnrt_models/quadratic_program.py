@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from icnnrt import quadratic_program as icnnrt_qp
 from icnnrt.errors import IcnnrtError
+from icnnrt.qp_advice import qp_advice
 from icnnrt.qp_reference import STEPS, TOLERANCE
 from icnnrt.qp_status import QPStatus, advise
 from icnnrt_models.energy import check_size
 from icnnrt_models.interior_point import Data, Solution, adjoint, adjoint_system, newton_solve, solve
 
-__all__ = ["QPLayer", "QPResult", "Unsolved"]
+__all__ = ["OnUnsafe", "QPLayer", "QPResult"]
 
-Unsolved = Literal["nan", "skip", "raise"]
+OnUnsafe = Literal["nan", "skip", "raise"]
 
 
 class QPResult(NamedTuple):
@@ -54,7 +55,7 @@ class QPLayer(nn.Module):
 
     Every sample has a status of its own, `icnnrt.qp_status.QPStatus`, and up to rounding never depends on its
     neighbours: where no z meets the constraints, the objective falls without end, or the data hold NaN, z is NaN. A
-    gradient is taken of SOLVED samples alone. `unsolved` says what becomes of the others:
+    gradient is taken of SOLVED samples alone. `on_unsafe` says what becomes of the others:
 
         "nan"    gradients are NaN, of shared data too: never silently those of fewer samples
         "skip"   they add 0 to every gradient, whatever the loss makes of their NaN; for a loss that leaves them out
@@ -71,23 +72,23 @@ class QPLayer(nn.Module):
 
     Args:
         multipliers: return a `QPResult` instead of z.
-        unsolved: "nan", "skip" or "raise", see above.
+        on_unsafe: "nan", "skip" or "raise", see above.
         steps: the most interior-point steps; 8 to 14 are usual.
 
     Raises:
         ValueError: a sentence with the argument, what was expected, what came, and the remedy.
     """
 
-    def __init__(self, *, multipliers: bool = False, unsolved: Unsolved = "nan", steps: int = STEPS) -> None:
+    def __init__(self, *, multipliers: bool = False, on_unsafe: OnUnsafe = "nan", steps: int = STEPS) -> None:
         super().__init__()
-        if unsolved not in get_args(Unsolved):
+        if on_unsafe not in get_args(OnUnsafe):
             raise ValueError(
-                f"unsolved must be 'nan', 'skip' or 'raise', got {unsolved!r}: choose 'skip' if your loss leaves out "
+                f"on_unsafe must be 'nan', 'skip' or 'raise', got {on_unsafe!r}: choose 'skip' if your loss leaves out "
                 "samples whose z is NaN."
             )
         check_size("steps", steps, 1, f"give the most interior-point steps, {STEPS} is usual")
         self.multipliers = bool(multipliers)
-        self.unsolved: Unsolved = unsolved
+        self.on_unsafe: OnUnsafe = on_unsafe
         self.steps = steps
 
     def forward(
@@ -110,18 +111,18 @@ class QPLayer(nn.Module):
             data = _checked(Q, p, G, h, A, b, lower, upper, h_lower)
         start = data.p.new_zeros((1, 0))
         if torch.jit.is_tracing():
-            found = Solution(*_scripted()(*data, self.steps, self.unsolved == "skip", self.unsolved == "raise"))
+            found = Solution(*_scripted()(*data, self.steps, self.on_unsafe == "skip", self.on_unsafe == "raise"))
         else:
-            found = Solution(*differentiable(*data, start, self.steps, self.unsolved == "skip"))
-            if self.unsolved == "raise" and not torch.compiler.is_compiling():
-                _demand_solved(found, self.steps)
+            found = Solution(*differentiable(*data, start, self.steps, self.on_unsafe == "skip"))
+            if self.on_unsafe == "raise" and not torch.compiler.is_compiling():
+                _demand_solved(found, data, self.steps)
         if not self.multipliers:
             return found.z
         slack, residual = found.slack.detach(), found.residual.detach()
         return QPResult(found.z, found.lam, found.nu, found.mu, slack, residual, found.status)
 
     def extra_repr(self) -> str:
-        return f"multipliers={self.multipliers}, unsolved={self.unsolved!r}, steps={self.steps}"
+        return f"multipliers={self.multipliers}, on_unsafe={self.on_unsafe!r}, steps={self.steps}"
 
 
 # ---------------------------------------------------------------- arguments
@@ -236,19 +237,23 @@ def _check_batches(data: Data) -> None:
             )
 
 
-def _demand_solved(found: Solution, steps: int) -> None:
+def _demand_solved(found: Solution, data: Data, steps: int) -> None:
     # Under vmap all of its samples are asked, so the index of one has more than one number.
-    statuses, residual = (torch.func.debug_unwrap(a, recurse=True) for a in (found.status, found.residual))
+    statuses, residuals = (torch.func.debug_unwrap(a, recurse=True) for a in (found.status, found.residual))
     bad = torch.nonzero(statuses).tolist()
     if bad:
-        at = bad[0]
-        status = QPStatus(int(statuses[tuple(at)]))
-        a, b, c = residual[tuple(at)].tolist()
-        i = at[0] if len(at) == 1 else at
-        raise ValueError(
-            f"unsolved: sample {i}{f' and {len(bad) - 1} more' if len(bad) > 1 else ''} ended with {status.name}: "
-            f"{advise(status, residual=(a, b, c), steps=steps)}."
-        )
+        at = tuple(bad[0])
+        status, residual = QPStatus(int(statuses[at])), residuals[at].detach().numpy(force=True)
+        if len(at) == 1:
+            (i,) = at
+            own = {n: a[i if len(a) > 1 else 0].numpy(force=True) for n, a in zip(data._fields, data, strict=True)}
+            why = qp_advice(i, status, residual, own, steps=steps, ray=False).partition(": ")[2]
+        else:
+            a, b, c = residual.tolist()
+            why = advise(status, residual=(a, b, c), steps=steps, ray=False)
+        sample = at[0] if len(at) == 1 else list(at)
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(f"on_unsafe: sample {sample}{more} ended with {status.name}: {why}.")
 
 
 # ---------------------------------------------------------------- the operators
@@ -640,7 +645,7 @@ def _traced(
     with torch.no_grad():
         found = solve(fixed, None, steps, precision, tolerance)
     if demand:
-        assert bool((found.status == 0).all()), "unsolved: a quadratic program has no solution that could be found"
+        assert bool((found.status == 0).all()), "on_unsafe: a quadratic program has no solution that could be found"
     z, lam, nu, mu = found.z, found.lam, found.nu, found.mu
     if torch.is_grad_enabled():
         good = found.status == 0

@@ -127,7 +127,7 @@ ICNNRT_INLINE Vec centred(Vec g, double centre) {
 }
 
 // Rows and columns a tile of the Gram matrix keeps in registers: 16 accumulators where there are 32 registers.
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(ICNNRT_EIGHT_LANES) || defined(__aarch64__)
 inline constexpr std::size_t kTile = 4;
 #else
 inline constexpr std::size_t kTile = 3;

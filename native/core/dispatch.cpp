@@ -3,7 +3,11 @@
 #include "qp.h"
 
 // The instruction sets this library was compiled for, best first.
-#if defined(ICNNRT_X86_64)
+#if defined(ICNNRT_X86_64) && defined(ICNNRT_EIGHT_LANES)  // of a test: what stands for AVX-512 is compiled for AVX2
+#define ICNNRT_INSTRUCTION_SETS(X)                                                                                \
+  X(x86_64_v3, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma")) \
+  X(x86_64_v2, true)
+#elif defined(ICNNRT_X86_64)
 #define ICNNRT_INSTRUCTION_SETS(X)                                                                                \
   X(x86_64_v4, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&                         \
                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&                    \

@@ -66,6 +66,12 @@ ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::s
   it.tried = layout.take<unsigned char>(2 * N);
   double* const cleared[] = {it.x, it.best_x, it.polished, it.dx, it.r, it.rhs, it.newton.e};
   for (double* const x : cleared) fill(x, ld, 0.0);
+  if constexpr (W > kBlock) {
+    // Vectors of eight lanes read beyond blocks of four, where the workspace holds anything.
+    for (double** const vector : vectors) fill(*vector, ld, 0.0);
+    fill(P.K, P.size * ld, 0.0);
+    fill(it.newton.factors.U, P.size * ld, 0.0);
+  }
 }
 
 // Whether Q + noise has a factor: that is, whether its least eigenvalue is at least -noise up to rounding.

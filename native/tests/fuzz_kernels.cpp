@@ -1,4 +1,5 @@
-// Any sizes, any numbers: no call crashes, touches what is not its own, or says what is not true.
+// Any sizes, any numbers, of the kernels here and of those in fuzz_programs.h: no call crashes, touches what is not its
+// own, or says what is not true.
 //
 // With libFuzzer, which Clang brings, this is a fuzzer:
 //     cmake --preset fuzz && cmake --build --preset fuzz
@@ -9,11 +10,12 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
 
 #include "certificate.h"
+#include "fuzz_bytes.h"
+#include "fuzz_programs.h"
 
 namespace icnnrt_tests {
 namespace {
@@ -24,65 +26,6 @@ namespace {
                sizes.k_prev, sizes.steps, instruction_set, is_double ? "double" : "float");
   std::abort();
 }
-
-// The input's bytes, and after them pseudo-random ones that the input decides.
-class Bytes {
- public:
-  Bytes(const std::uint8_t* data, std::size_t size) : data_(data), size_(size), rest_(size) {
-    for (std::size_t i = 0; i < size; ++i) rest_ = Random(rest_.bits() ^ data[i]);
-  }
-
-  std::uint8_t byte() {
-    if (next_ < size_) return data_[next_++];
-    return static_cast<std::uint8_t>(rest_.bits());
-  }
-  std::size_t below(std::size_t bound) { return (byte() + std::size_t{256} * byte()) % bound; }
-  template <typename T>
-  T any_bits() {
-    unsigned char bytes[sizeof(T)];
-    for (unsigned char& one : bytes) one = byte();
-    T value;
-    std::memcpy(&value, bytes, sizeof value);
-    return value;
-  }
-  // -8 to 8 in sixteenths: few values, so that equal ones are frequent
-  double coarse() { return (static_cast<int>(byte()) - 128) / 16.0; }
-  double fine() { return coarse() + coarse() / 256.0 + coarse() / 65536.0; }
-
- private:
-  const std::uint8_t* data_;
-  std::size_t size_;
-  std::size_t next_ = 0;
-  Random rest_;
-};
-
-// How the numbers of one array come about.
-template <typename T>
-struct Numbers {
-  Bytes& bytes;
-  std::size_t kind;
-  int exponent;
-
-  explicit Numbers(Bytes& source) : bytes(source), kind(source.below(6)), exponent(0) {
-    // most often near 1, but anywhere that squares do not overflow, and now and then beyond
-    const int range = bytes.below(4) != 0 ? 14 : bytes.below(4) != 0 ? 60 : 1100;
-    exponent = static_cast<int>(bytes.below(static_cast<std::size_t>(2 * range + 1))) - range;
-  }
-  T next() {
-    switch (kind) {
-      case 0:
-        return bytes.any_bits<T>();
-      case 1:
-        return static_cast<T>(std::ldexp(bytes.coarse(), exponent));
-      case 2:
-        return static_cast<T>(std::ldexp(1.0 + bytes.coarse() * 0x1p-30, exponent));  // nearly parallel
-      case 3:
-        return static_cast<T>(std::ldexp(bytes.fine(), exponent + static_cast<int>(bytes.below(40)) - 20));
-      default:
-        return static_cast<T>(std::ldexp(bytes.fine(), exponent));
-    }
-  }
-};
 
 template <typename T>
 void try_kernels(Bytes& bytes) {
@@ -149,10 +92,18 @@ void try_kernels(Bytes& bytes) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   icnnrt_tests::Bytes bytes(data, size);
-  if (bytes.byte() % 2) {
-    icnnrt_tests::try_kernels<double>(bytes);
-  } else {
-    icnnrt_tests::try_kernels<float>(bytes);
+  switch (bytes.byte() % 4) {
+    case 0:
+      icnnrt_tests::try_kernels<float>(bytes);
+      break;
+    case 1:
+      icnnrt_tests::try_kernels<double>(bytes);
+      break;
+    case 2:
+      icnnrt_tests::try_programs<float>(bytes);
+      break;
+    default:
+      icnnrt_tests::try_programs<double>(bytes);
   }
   return 0;
 }

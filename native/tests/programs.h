@@ -188,16 +188,6 @@ class ProgramCaller {
   GuardedMemory memory_[19];
 };
 
-template <typename T, typename Body>
-void each_program_kernel(const Body& body) {
-  for (std::size_t i = 0; i < icnnrt::kInstructionSets; ++i)
-    if (const icnnrt::QpKernels<T>* kernels = icnnrt::qp_kernels_for<T>(i)) {
-      const std::string instruction_set = kernels->instruction_set;
-      CAPTURE(instruction_set);
-      body(*kernels);
-    }
-}
-
 // The largest absolute KKT residual of an answer: stationarity, violation, gap.
 template <typename T>
 double kkt_residual_of(const Program<T>& of, const ProgramAnswer<T>& answer) {
