@@ -44,6 +44,7 @@ Array = NDArray[np.float64]
 Floats = NDArray[Any]
 
 ADJOINTS: Final = ("auto", "prop3", "implicit", "exact")
+ITERATIONS: Final = 100
 # Of the gap, relative to max(1, |lower_bound|): what f's own rounding lets be told.
 TOLERANCE: Final = {"float64": 1e-9, "float32": 1e-5}
 
@@ -143,7 +144,7 @@ def argmin(
     lower: object = None,
     upper: object = None,
     mu: float = 1.0,
-    iterations: int = 100,
+    iterations: int = ITERATIONS,
     tolerance: float | None = None,
     y_init: object = None,
 ) -> PolyhedronSolution:

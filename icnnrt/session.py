@@ -429,7 +429,7 @@ class Session:
         lower: object = None,
         upper: object = None,
         mu: float = 1.0,
-        iterations: int = 100,
+        iterations: int = _polyhedron.ITERATIONS,
         tolerance: float | None = None,
         y_init: object = None,
         strict: bool | None = None,

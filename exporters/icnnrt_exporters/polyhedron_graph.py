@@ -1,0 +1,356 @@
+"""The graph x, G, h, A, b, bounds -> y*: cuts of the bundle method around the operator that solves each model."""
+
+import onnx_ir as ir
+
+from icnnrt import certificate
+from icnnrt.bundle_qp import SAME
+from icnnrt.manifest import PolyhedronSpec
+from icnnrt.package import OP_DOMAIN
+from icnnrt.qp_reference import BOUND_MAX, STEPS, TOLERANCE
+from icnnrt.qp_status import QPStatus
+from icnnrt.status import Status
+from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, shapes_from, split, static, value
+
+INT32, INT64, DOUBLE, BOOL = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
+NAN, INFINITY = float("nan"), float("inf")
+ENOUGH = TOLERANCE[DOUBLE.numpy()][0]  # the residual up to which a quadratic program is solved
+LOWEST = -1e308  # no lower bound is below it, but for none, −∞
+
+
+class Constraints:
+    """The inputs that say where y lies, for one graph: float64, each with a leading axis of B or, shared, of 1."""
+
+    def __init__(self, n: int) -> None:
+        self.G, self.h = value("G", DOUBLE, ["B_G", "m", n]), value("h", DOUBLE, ["B_h", "m"])
+        self.A, self.b = value("A", DOUBLE, ["B_A", "q", n]), value("b", DOUBLE, ["B_b", "q"])
+        self.lower, self.upper = value("lower", DOUBLE, ["B_lower", n]), value("upper", DOUBLE, ["B_upper", n])
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        return [self.G, self.h, self.A, self.b, self.lower, self.upper]
+
+
+def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
+    """From value and gradient (θ, x, y -> f, gradient) to the whole of `icnnrt.bundle_qp.bundle_qp_argmin`.
+
+        y = argmin over z in P of ½ ‖z‖² − y_init'z
+        repeat:   f, g = f(x, y), ∇_y f(x, y);   keep y if f + (μ/2) ‖y‖² is the least met
+                  done where that is near the lower bound, or after `iterations` cuts
+                  rows = [rows; g' −1],  bounds = [bounds; g'y − f]
+                  y, t, λ, ν, μ = QPSolve(t + (μ/2) ‖y‖², rows, bounds);   lower bound = its dual value
+
+    Inputs: x, y_init [B, n], G, h, A, b, lower, upper, and as initialisers that can be overridden `iterations`, `mu` and
+    `tolerance`; all but x is float64 whatever the package is. The cut of a sample that is done, or out, has a bound of
+    NaN: the operator then leaves that sample out, so that it costs nothing and disturbs no other. The loop ends with
+    the last sample, so the trajectory has as many slots as cuts were needed, and one more.
+
+    Every model starts cold: from the answer of the one before it saves a step or two of ten (measured), and where that
+    leads astray it would have to be solved again.
+    """
+    (*weights, x, y), (f, gradient), nodes, initializers = dismantle(head.graph, "energy")
+    assert y.dtype is not None
+    T, n = y.dtype, static(y, 1)
+    y_init, P = value("y_init", DOUBLE, ["batch", n]), Constraints(n)
+    settings = [
+        _setting("iterations", spec.iterations, INT64),
+        _setting("mu", spec.mu, DOUBLE),
+        _setting("tolerance", spec.tolerance, DOUBLE),
+    ]
+    iterations, mu, tolerance = settings
+    shapes_from(nodes, y, y_init)
+    before, body_nodes = split(nodes, [y])
+
+    op = Ops("argmin")
+    op.extend(before)
+    zero, one, last_axis = op.constant([0]), op.constant([1]), op.constant([-1])
+    n_size, nan, none = op.constant([n]), op.constant(NAN, DOUBLE), op.constant(0.0, DOUBLE)
+    absent = _filled(op, op.constant([1, 0]), 0.0)  # of h_lower and start
+    B = op("Shape", y_init, start=0, end=1)
+    m, q = op("Shape", P.G, start=1, end=2), op("Shape", P.A, start=1, end=2)
+    column = op("Concat", B, one, axis=0)
+
+    # y_0
+    projection = op.many(
+        "QPSolve",
+        op.constant([[[float(i == j) for j in range(n)] for i in range(n)]], DOUBLE),
+        op("Neg", y_init),
+        P.G,
+        absent,
+        *(P.h, P.A, P.b, P.lower, P.upper),
+        absent,
+        outputs=9,
+        domain=OP_DOMAIN,
+        steps=STEPS,
+    )
+    start_status = op("Unsqueeze", op("Cast", projection[7], to=INT64), one)
+    assert x.shape is not None
+    numbers = _all_finite(op, op("Flatten", x) if len(x.shape) > 1 else op("Unsqueeze", x, one), one)
+    started = op("And", numbers, op("Less", start_status, op.constant(int(QPStatus.INACCURATE) + 1)))
+    y_0 = op("Where", started, projection[0], none)
+
+    # What all models have: the rows of P with a column for t, and bounds that are none as numbers to be multiplied by 0.
+    bound_max = op.constant(BOUND_MAX, DOUBLE)
+
+    def wide(rows: ir.Value, size: ir.Value) -> ir.Value:
+        every = op("Expand", rows, op("Concat", B, size, n_size, axis=0))
+        return op("Concat", every, _filled(op, op("Concat", B, size, one, axis=0), 0.0), axis=2)
+
+    def all_samples(bounds: ir.Value, size: ir.Value) -> ir.Value:
+        every = op("Expand", bounds, op("Concat", B, size, axis=0))
+        below = op("Where", op("Less", every, bound_max), every, op("Where", op("IsNaN", every), every, bound_max))
+        return op("Where", op("LessOrEqual", below, op("Neg", bound_max)), op("Neg", bound_max), below)
+
+    G, h, A, b = wide(P.G, m), all_samples(P.h, m), wide(P.A, q), op("Expand", P.b, op("Concat", B, q, axis=0))
+    lower, upper = all_samples(P.lower, n_size), all_samples(P.upper, n_size)
+    lower_t = op("Concat", lower, _filled(op, column, -INFINITY), axis=1)
+    upper_t = op("Concat", upper, _filled(op, column, INFINITY), axis=1)
+    flat = op.constant([[[float(i == j < n) for j in range(n + 1)] for i in range(n + 1)]], DOUBLE)
+    Q, p = op("Mul", flat, mu), op.constant([[float(j == n) for j in range(n + 1)]], DOUBLE)
+    curved = op("Greater", mu, none)
+    half_mu = op("Mul", op.constant(0.5, DOUBLE), mu)
+    inverse_2mu = op("Where", curved, op("Div", op.constant(0.5, DOUBLE), mu), none)
+
+    # --- One trip: y_k is met, cut, and the model of k + 1 cuts is solved.
+    k, going_on = value("cut/k", INT64, []), value("cut/going_on", BOOL, [])
+    state: dict[str, tuple[ir.DataType, list[int | str | None], ir.Value]] = {
+        "y": (DOUBLE, ["batch", n], y_0),
+        "going": (BOOL, ["batch", 1], started),
+        "finite": (BOOL, ["batch", 1], op("Expand", op.constant([[True]], BOOL), column)),
+        "feasible": (BOOL, ["batch", 1], started),
+        "solved": (BOOL, ["batch", 1], op("Expand", op.constant([[True]], BOOL), column)),
+        "falls": (BOOL, ["batch", 1], op("Expand", op.constant([[False]], BOOL), column)),
+        "best_y": (DOUBLE, ["batch", n], _filled(op, op("Concat", B, n_size, axis=0), NAN)),
+        "best": (INT64, ["batch", 1], op("Expand", op.constant([[0]]), column)),
+        "energy": (DOUBLE, ["batch", 1], _filled(op, column, INFINITY)),
+        "beaten_by": (DOUBLE, ["batch", 1], _filled(op, column, INFINITY)),
+        "lower_bound": (DOUBLE, ["batch", 1], _filled(op, column, -INFINITY)),
+        "cuts": (INT64, ["batch", 1], op("Expand", op.constant([[0]]), column)),
+        "lam": (DOUBLE, ["batch", None], _filled(op, op("Concat", B, m, axis=0), 0.0)),
+        "nu": (DOUBLE, ["batch", None], _filled(op, op("Concat", B, q, axis=0), 0.0)),
+        "bounds": (DOUBLE, ["batch", n], _filled(op, op("Concat", B, n_size, axis=0), 0.0)),
+        "residual": (DOUBLE, ["batch", 3], _filled(op, op("Concat", B, op.constant([3]), axis=0), NAN)),
+        "rows": (DOUBLE, ["batch", None, n + 1], G),
+        "heights": (DOUBLE, ["batch", None], h),
+    }
+    s = {name: value(f"cut/{name}_in", dtype, shape) for name, (dtype, shape, _) in state.items()}
+    body = Ops("cut")
+    rounded = s["y"] if T == DOUBLE else body("Cast", s["y"], to=T)
+    replace(body_nodes, {y: rounded})
+    body.extend(body_nodes)
+    g = gradient if T == DOUBLE else body("Cast", gradient, to=DOUBLE)
+    f_k = body("Unsqueeze", f if T == DOUBLE else body("Cast", f, to=DOUBLE), one)
+    if T != DOUBLE:
+        # f is told at y along the cut that touches at ŷ, so that every cut is one of f.
+        off = body("Sub", s["y"], body("Cast", rounded, to=DOUBLE))
+        f_k = body("Add", f_k, body("ReduceSum", body("Mul", g, off), last_axis, keepdims=1))
+    met = body("Add", f_k, body("Mul", half_mu, body("ReduceSumSquare", s["y"], last_axis, keepdims=1)))
+    is_finite = _all_finite(body, body("Concat", met, g, axis=1), last_axis)
+    live = body("And", s["going"], is_finite)
+    finite = body("And", s["finite"], body("Equal", live, s["going"]))
+    better = body("And", body("And", live, s["feasible"]), body("Less", met, s["beaten_by"]))
+    energy = body("Where", better, met, s["energy"])
+    size = body("Add", op.constant(1.0, DOUBLE), body("Abs", met))
+    # By more than a program is solved to, so that of points that are the same the first stays.
+    less = body("Sub", met, body("Mul", op.constant(SAME, DOUBLE), size))
+    near = _near(body, op, body("Sub", energy, s["lower_bound"]), s["lower_bound"], tolerance)
+    more = body("And", body("And", live, body("Not", near)), body("Less", k, iterations))
+
+    falls_short = body("ReduceSum", body("Mul", g, s["y"]), last_axis, keepdims=1)
+    height = body("Where", more, body("Sub", falls_short, f_k), nan)
+    row = body("Unsqueeze", body("Concat", g, body("Expand", op.constant([[-1.0]], DOUBLE), column), axis=1), one)
+    rows = body("Concat", s["rows"], row, axis=1)
+    heights = body("Concat", s["heights"], height, axis=1)
+    solution = body.many(
+        "QPSolve", Q, p, rows, absent, heights, A, b, lower_t, upper_t, absent, outputs=9, domain=OP_DOMAIN, steps=STEPS
+    )
+    z, lam, nu, mu_all, _, _, residual, qp_status, _ = solution
+    code = body("Unsqueeze", body("Cast", qp_status, to=INT64), one)
+    good = body("And", more, body("Less", code, op.constant(int(QPStatus.INACCURATE) + 1)))
+    solved = body("Equal", code, op.constant(int(QPStatus.SOLVED)))
+    y_k = body("Slice", z, zero, n_size, one)
+    bounds = body("Slice", mu_all, zero, n_size, one)
+    next_k = body("Add", k, op.constant(1))
+
+    # The dual value of the model, for any multipliers of the cuts with sum 1.
+    of_rows, of_cuts = body.many(
+        "Split", lam, body("Concat", m, body("Unsqueeze", next_k, zero), axis=0), outputs=2, axis=1
+    )
+    cuts_lam = body("Relu", of_cuts)
+    cuts_lam = body("Div", cuts_lam, body("ReduceSum", cuts_lam, last_axis, keepdims=1))
+    multipliers = body("Concat", body("Relu", of_rows), cuts_lam, nu, axis=1)
+    sides = body("Where", body("Greater", bounds, none), upper, lower)
+    terms = body(
+        "Concat", body("Mul", multipliers, body("Concat", heights, b, axis=1)), body("Mul", bounds, sides), axis=1
+    )
+    along = body("MatMul", body("Unsqueeze", multipliers, one), body("Concat", rows, A, axis=1))
+    along = body("Add", body("Slice", body("Squeeze", along, one), zero, n_size, one), bounds)
+    # Without curvature what is left of stationarity counts by the size of y.
+    left = body(
+        "Where", curved, body("Mul", body("Mul", along, along), inverse_2mu), body("Abs", body("Mul", along, y_k))
+    )
+    dual = body("Neg", body("ReduceSum", body("Concat", terms, left, axis=1), last_axis, keepdims=1))
+
+    after = {
+        "y": body("Where", good, y_k, none),
+        "going": good,
+        "finite": finite,
+        "feasible": body(
+            "LessOrEqual", body("Slice", residual, one, op.constant([2]), one), op.constant(ENOUGH, DOUBLE)
+        ),
+        "solved": body("Or", body("And", more, solved), body("And", body("Not", more), s["solved"])),
+        "falls": body(
+            "Or",
+            s["falls"],
+            body("And", more, body("Equal", code, op.constant(int(QPStatus.DUAL_INFEASIBLE)))),
+        ),
+        "best_y": body("Where", better, s["y"], s["best_y"]),
+        "best": body("Where", better, k, s["best"]),
+        "energy": energy,
+        "beaten_by": body("Where", better, less, s["beaten_by"]),
+        "lower_bound": body("Where", good, body("Max", s["lower_bound"], dual), s["lower_bound"]),
+        "cuts": body("Where", good, next_k, s["cuts"]),
+        "lam": body("Where", good, lam, body("Concat", s["lam"], _filled(body, column, 0.0), axis=1)),
+        "nu": body("Where", good, nu, s["nu"]),
+        "bounds": body("Where", good, bounds, s["bounds"]),
+        "residual": body("Where", good, residual, s["residual"]),
+        "rows": rows,
+        "heights": heights,
+    }
+    any_good = body("Cast", body("ReduceSum", body("Cast", good, to=INT64), keepdims=0), to=BOOL)
+    outputs = [
+        describe(any_good, "cut/next_going_on", BOOL, []),
+        *(
+            describe(body("Identity", after[name]), f"cut/next_{name}", dtype, shape)
+            for name, (dtype, shape, _) in state.items()
+        ),
+        describe(body("Identity", s["y"]), "cut/point", DOUBLE, ["batch", n]),
+    ]
+    trip = ir.Graph([k, going_on, *s.values()], outputs, nodes=body.nodes, name="cut_and_solve")
+    *ends, points = op.many(
+        "Loop",
+        op("Add", iterations, op.constant(1)),
+        op.constant(True, BOOL),
+        *(start for *_, start in state.values()),
+        outputs=len(state) + 1,
+        body=trip,
+    )
+    end = dict(zip(state, ends, strict=True))
+
+    # --- The answer and its status.
+    far = op.constant([2**62])
+    slopes = op("Slice", op("Slice", end["rows"], m, far, one), zero, n_size, op.constant([2]))
+    offsets = op("Neg", op("Slice", end["heights"], m, far, one))
+    cut_points = op("Transpose", points, perm=[1, 0, 2])
+    unused, first = op("IsNaN", offsets), (zero, one, one)
+    offsets = op("Where", unused, op("Slice", offsets, *first), offsets)
+    unused = op("Unsqueeze", unused, op.constant([2]))
+    slopes, cut_points = (op("Where", unused, op("Slice", a, *first), a) for a in (slopes, cut_points))
+
+    run = op("And", op("Not", op("IsNaN", op("Slice", end["best_y"], *first))), op("Not", end["falls"]))
+    energy, lower_bound = (op("Where", run, end[name], nan) for name in ("energy", "lower_bound"))
+    gap = op("Sub", energy, lower_bound)
+    large = op("Not", _near(op, op, gap, lower_bound, tolerance))
+    status = op("Where", large, op.constant(int(Status.GAP)), op.constant(int(Status.CONVERGED)))
+    of_solver = op("And", large, op("Not", end["solved"]))
+    status = op("Where", of_solver, op.constant(int(Status.SOLVER)), status)
+    noise = _rounding(op, T, energy, slopes, offsets, cut_points)
+    noise = op("Add", noise, op("Mul", op.constant(ENOUGH, DOUBLE), _unit(op, op, lower_bound)))
+    most = op("Max", op("Neg", gap), _violation(op, slopes, offsets, cut_points))
+    status = op("Where", op("Greater", most, noise), op.constant(int(Status.NOT_CONVEX)), status)
+    status = op("Where", end["finite"], status, op.constant(int(Status.NOT_FINITE)))
+    for code_of_start, verdict in (
+        (QPStatus.PRIMAL_INFEASIBLE, Status.EMPTY_DOMAIN),
+        (QPStatus.DUAL_INFEASIBLE, Status.SOLVER),
+        (QPStatus.FAILED, Status.SOLVER),
+        (QPStatus.NOT_FINITE_INPUT, Status.NOT_FINITE_INPUT),
+        (QPStatus.NOT_CONVEX, Status.SOLVER),
+    ):
+        is_it = op("Equal", start_status, op.constant(int(code_of_start)))
+        status = op("Where", is_it, op.constant(int(verdict)), status)
+    status = op("Where", numbers, status, op.constant(int(Status.NOT_FINITE_INPUT)))
+    lam_rows, lam_cuts = op.many(
+        "Split", end["lam"], op("Concat", m, op("Shape", offsets, start=1, end=2), axis=0), outputs=2, axis=1
+    )
+
+    def flat_column(v: ir.Value) -> ir.Value:
+        return op("Squeeze", v, one)
+
+    def shown(v: ir.Value) -> ir.Value:
+        return op("Where", run, v, nan)
+
+    final = [
+        describe(shown(end["best_y"]), "y", DOUBLE, ["batch", n]),
+        describe(flat_column(energy), "energy", DOUBLE, ["batch"]),
+        describe(flat_column(lower_bound), "lower_bound", DOUBLE, ["batch"]),
+        describe(flat_column(gap), "gap", DOUBLE, ["batch"]),
+        describe(shown(end["residual"]), "residual", DOUBLE, ["batch", 3]),
+        describe(op("Cast", flat_column(status), to=INT32), "status", INT32, ["batch"]),
+        describe(flat_column(end["cuts"]), "cuts", INT64, ["batch"]),
+        describe(shown(lam_rows), "lam", DOUBLE, ["batch", "m"]),
+        describe(shown(end["nu"]), "nu", DOUBLE, ["batch", "q"]),
+        describe(shown(end["bounds"]), "bounds", DOUBLE, ["batch", n]),
+        describe(flat_column(end["best"]), "best", INT64, ["batch"]),
+        describe(slopes, "slopes", DOUBLE, ["batch", "slots", n]),
+        describe(offsets, "offsets", DOUBLE, ["batch", "slots"]),
+        describe(cut_points, "cut_points", DOUBLE, ["batch", "slots", n]),
+        describe(lam_cuts, "cut_lam", DOUBLE, ["batch", "slots"]),
+    ]
+    return ir.Graph(
+        [x, y_init, *P.inputs, *settings, *weights],
+        final,
+        nodes=op.nodes,
+        initializers=[*numbered([*initializers, *op.constants]), *settings],
+        name="argmin_polyhedron",
+    )
+
+
+def _setting(name: str, number: float, dtype: ir.DataType) -> ir.Value:
+    """An input that has a default."""
+    setting = value(name, dtype, [])
+    setting.const_value = ir.tensor(number, dtype=dtype, name=name)
+    return setting
+
+
+def _filled(op: Ops, shape: ir.Value, number: float) -> ir.Value:
+    return op("ConstantOfShape", shape, value=ir.tensor([number], dtype=DOUBLE))
+
+
+def _all_finite(op: Ops, a: ir.Value, axis: ir.Value) -> ir.Value:
+    """[B, 1] bool of [B, .]: a − a is NaN where a is NaN or infinite."""
+    off = op("ReduceSum", op("Sub", a, a), axis, keepdims=1)
+    return op("Equal", off, off)
+
+
+def _unit(op: Ops, outside: Ops, lower_bound: ir.Value) -> ir.Value:
+    return op("Max", outside.constant(1.0, DOUBLE), op("Abs", lower_bound))
+
+
+def _near(op: Ops, outside: Ops, gap: ir.Value, lower_bound: ir.Value, tolerance: ir.Value) -> ir.Value:
+    """There is a lower bound, and the gap is within the tolerance."""
+    there = op("Greater", lower_bound, outside.constant(LOWEST, DOUBLE))
+    return op("And", there, op("LessOrEqual", gap, op("Mul", tolerance, _unit(op, outside, lower_bound))))
+
+
+def _rounding(
+    op: Ops, T: ir.DataType, energy: ir.Value, slopes: ir.Value, offsets: ir.Value, points: ir.Value
+) -> ir.Value:
+    """`certificate.rounding` of R^n, in the dtype of the energy: [B, 1]."""
+    eps = {ir.DataType.FLOAT: 2.0**-23}.get(T, 2.0**-52)
+    one, two = op.constant([1]), op.constant([2])
+    length, far = (op("Sqrt", op("ReduceSumSquare", a, two, keepdims=0)) for a in (slopes, points))
+    most = op("Max", *(op("ReduceMax", a, one, keepdims=1) for a in (length, far)))
+    scale = op("ReduceMax", op("Add", op("Abs", offsets), op("Mul", length, most)), one, keepdims=1)
+    size = op("Max", op.constant(1.0, DOUBLE), op("Abs", energy), scale)
+    return op("Mul", op.constant(certificate.ROUNDING * eps, DOUBLE), size)
+
+
+def _violation(op: Ops, slopes: ir.Value, offsets: ir.Value, points: ir.Value) -> ir.Value:
+    """`certificate.convexity_violation`: max_ij [v_j(y_i) − f(y_i)], [B, 1], with f(y_i) = v_i(y_i)."""
+    one = op.constant([1])
+    # −S', as ONNX Runtime up to 1.21 fuses a bare transpose and a product of doubles into what it has no kernel for.
+    product = op("MatMul", points, op("Neg", op("Transpose", slopes, perm=[0, 2, 1])))
+    v = op("Sub", op("Unsqueeze", offsets, one), product)
+    touches = op("ReduceSum", op("Mul", slopes, points), op.constant([2]), keepdims=0)
+    f = op("Add", offsets, touches)
+    above = op("Sub", op("ReduceMax", v, op.constant([2]), keepdims=0), f)
+    return op("ReduceMax", above, one, keepdims=1)
