@@ -48,7 +48,7 @@ SOLVER_ROLES: Final = ("argmin", "adjoint")
 QP_ROLES: Final = ("solve", "solve_adjoint")
 TRAIN_ROLE: Final = "train"
 # And these, the argmin over a polyhedron.
-POLYHEDRON_ROLES: Final = ("argmin_polyhedron",)
+POLYHEDRON_ROLES: Final = ("argmin_polyhedron", "adjoint_polyhedron")
 # kind of domain -> its regulariser
 REGULARISERS: Final = {"unit_box": "entropy", "box": "entropy", "simplex": "entropy", "space": "quadratic"}
 

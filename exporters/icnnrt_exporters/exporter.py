@@ -43,6 +43,7 @@ from icnnrt_exporters.heads import (
 from icnnrt_exporters.losses import loss_graph, named
 from icnnrt_exporters.onnx_head import quiet, to_onnx
 from icnnrt_exporters.optimizers import resolve
+from icnnrt_exporters.polyhedron_adjoint_graph import polyhedron_adjoint_graph
 from icnnrt_exporters.polyhedron_graph import polyhedron_graph
 from icnnrt_exporters.preconditions import (
     Solver,
@@ -342,19 +343,28 @@ def _parts(
     training: package.TrainingSpec | None = None
     if solver is not None:
         assembled, training = _solver_graphs(traced, solver, y_example, train, nonnegative, progress)
+    of_hessian: ir.Model | None = None
     for role, make in OPTIONAL_HEADS.items():
         if role in wanted:
             progress(role.replace("_", " by "))
-            assembled[role] = plain_graph(to_onnx(make(traced.energy, traced.x, traced.y)), role)
-    if "pullback" in wanted:
+            made = to_onnx(make(traced.energy, traced.x, traced.y))
+            of_hessian = made.clone() if role == "hessian" else of_hessian
+            assembled[role] = plain_graph(made, role)
+    push = None
+    if not {"pullback", "polyhedron"}.isdisjoint(wanted):
         progress("pullback")
-        made = pullback(traced.energy, traced.x, traced.y, traced.trainable)
-        assembled["pullback"] = plain_graph(to_onnx(made), "pullback")
+        push = to_onnx(pullback(traced.energy, traced.x, traced.y, traced.trainable))
+        if "pullback" in wanted:
+            assembled["pullback"] = plain_graph(push.clone(), "pullback")
     of_polyhedron = None
-    if "polyhedron" in wanted:
+    if push is not None and "polyhedron" in wanted:
         progress("argmin over a polyhedron")
         of_polyhedron = _polyhedron_spec(traced, polyhedron or {})
         assembled["argmin_polyhedron"] = polyhedron_graph(traced.head.clone(), of_polyhedron)
+        curvature = None
+        if of_polyhedron.adjoint == "implicit":
+            curvature = of_hessian or to_onnx(hessian(traced.energy, traced.x, traced.y))
+        assembled["adjoint_polyhedron"] = polyhedron_adjoint_graph(push, curvature, of_polyhedron)
     domain = UNIT_BOX if solver is None else domain_of(solver)
     more = {role: traced.serialised(graph, domain) for role, graph in assembled.items()}
     return _Parts({**traced.graphs, **more}, training, of_polyhedron)

@@ -52,9 +52,9 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     T, n = y.dtype, static(y, 1)
     y_init, P = value("y_init", DOUBLE, ["batch", n]), Constraints(n)
     settings = [
-        _setting("iterations", spec.iterations, INT64),
-        _setting("mu", spec.mu, DOUBLE),
-        _setting("tolerance", spec.tolerance, DOUBLE),
+        setting("iterations", spec.iterations, INT64),
+        setting("mu", spec.mu, DOUBLE),
+        setting("tolerance", spec.tolerance, DOUBLE),
     ]
     iterations, mu, tolerance = settings
     shapes_from(nodes, y, y_init)
@@ -64,7 +64,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     op.extend(before)
     zero, one, last_axis = op.constant([0]), op.constant([1]), op.constant([-1])
     n_size, nan, none = op.constant([n]), op.constant(NAN, DOUBLE), op.constant(0.0, DOUBLE)
-    absent = _filled(op, op.constant([1, 0]), 0.0)  # of h_lower and start
+    absent = filled(op, op.constant([1, 0]), 0.0)  # of h_lower and start
     B = op("Shape", y_init, start=0, end=1)
     m, q = op("Shape", P.G, start=1, end=2), op("Shape", P.A, start=1, end=2)
     column = op("Concat", B, one, axis=0)
@@ -84,7 +84,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     )
     start_status = op("Unsqueeze", op("Cast", projection[7], to=INT64), one)
     assert x.shape is not None
-    numbers = _all_finite(op, op("Flatten", x) if len(x.shape) > 1 else op("Unsqueeze", x, one), one)
+    numbers = all_finite(op, op("Flatten", x) if len(x.shape) > 1 else op("Unsqueeze", x, one), one)
     started = op("And", numbers, op("Less", start_status, op.constant(int(QPStatus.INACCURATE) + 1)))
     y_0 = op("Where", started, projection[0], none)
 
@@ -93,7 +93,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
 
     def wide(rows: ir.Value, size: ir.Value) -> ir.Value:
         every = op("Expand", rows, op("Concat", B, size, n_size, axis=0))
-        return op("Concat", every, _filled(op, op("Concat", B, size, one, axis=0), 0.0), axis=2)
+        return op("Concat", every, filled(op, op("Concat", B, size, one, axis=0), 0.0), axis=2)
 
     def all_samples(bounds: ir.Value, size: ir.Value) -> ir.Value:
         every = op("Expand", bounds, op("Concat", B, size, axis=0))
@@ -102,8 +102,8 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
 
     G, h, A, b = wide(P.G, m), all_samples(P.h, m), wide(P.A, q), op("Expand", P.b, op("Concat", B, q, axis=0))
     lower, upper = all_samples(P.lower, n_size), all_samples(P.upper, n_size)
-    lower_t = op("Concat", lower, _filled(op, column, -INFINITY), axis=1)
-    upper_t = op("Concat", upper, _filled(op, column, INFINITY), axis=1)
+    lower_t = op("Concat", lower, filled(op, column, -INFINITY), axis=1)
+    upper_t = op("Concat", upper, filled(op, column, INFINITY), axis=1)
     flat = op.constant([[[float(i == j < n) for j in range(n + 1)] for i in range(n + 1)]], DOUBLE)
     Q, p = op("Mul", flat, mu), op.constant([[float(j == n) for j in range(n + 1)]], DOUBLE)
     curved = op("Greater", mu, none)
@@ -117,18 +117,17 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
         "going": (BOOL, ["batch", 1], started),
         "finite": (BOOL, ["batch", 1], op("Expand", op.constant([[True]], BOOL), column)),
         "feasible": (BOOL, ["batch", 1], started),
-        "solved": (BOOL, ["batch", 1], op("Expand", op.constant([[True]], BOOL), column)),
-        "falls": (BOOL, ["batch", 1], op("Expand", op.constant([[False]], BOOL), column)),
-        "best_y": (DOUBLE, ["batch", n], _filled(op, op("Concat", B, n_size, axis=0), NAN)),
+        "code": (INT64, ["batch", 1], op("Expand", op.constant([[int(QPStatus.SOLVED)]]), column)),
+        "best_y": (DOUBLE, ["batch", n], filled(op, op("Concat", B, n_size, axis=0), NAN)),
         "best": (INT64, ["batch", 1], op("Expand", op.constant([[0]]), column)),
-        "energy": (DOUBLE, ["batch", 1], _filled(op, column, INFINITY)),
-        "beaten_by": (DOUBLE, ["batch", 1], _filled(op, column, INFINITY)),
-        "lower_bound": (DOUBLE, ["batch", 1], _filled(op, column, -INFINITY)),
+        "energy": (DOUBLE, ["batch", 1], filled(op, column, INFINITY)),
+        "beaten_by": (DOUBLE, ["batch", 1], filled(op, column, INFINITY)),
+        "lower_bound": (DOUBLE, ["batch", 1], filled(op, column, -INFINITY)),
         "cuts": (INT64, ["batch", 1], op("Expand", op.constant([[0]]), column)),
-        "lam": (DOUBLE, ["batch", None], _filled(op, op("Concat", B, m, axis=0), 0.0)),
-        "nu": (DOUBLE, ["batch", None], _filled(op, op("Concat", B, q, axis=0), 0.0)),
-        "bounds": (DOUBLE, ["batch", n], _filled(op, op("Concat", B, n_size, axis=0), 0.0)),
-        "residual": (DOUBLE, ["batch", 3], _filled(op, op("Concat", B, op.constant([3]), axis=0), NAN)),
+        "lam": (DOUBLE, ["batch", None], filled(op, op("Concat", B, m, axis=0), 0.0)),
+        "nu": (DOUBLE, ["batch", None], filled(op, op("Concat", B, q, axis=0), 0.0)),
+        "bounds": (DOUBLE, ["batch", n], filled(op, op("Concat", B, n_size, axis=0), 0.0)),
+        "residual": (DOUBLE, ["batch", 3], filled(op, op("Concat", B, op.constant([3]), axis=0), NAN)),
         "rows": (DOUBLE, ["batch", None, n + 1], G),
         "heights": (DOUBLE, ["batch", None], h),
     }
@@ -144,7 +143,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
         off = body("Sub", s["y"], body("Cast", rounded, to=DOUBLE))
         f_k = body("Add", f_k, body("ReduceSum", body("Mul", g, off), last_axis, keepdims=1))
     met = body("Add", f_k, body("Mul", half_mu, body("ReduceSumSquare", s["y"], last_axis, keepdims=1)))
-    is_finite = _all_finite(body, body("Concat", met, g, axis=1), last_axis)
+    is_finite = all_finite(body, body("Concat", met, g, axis=1), last_axis)
     live = body("And", s["going"], is_finite)
     finite = body("And", s["finite"], body("Equal", live, s["going"]))
     better = body("And", body("And", live, s["feasible"]), body("Less", met, s["beaten_by"]))
@@ -166,7 +165,6 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     z, lam, nu, mu_all, _, _, residual, qp_status, _ = solution
     code = body("Unsqueeze", body("Cast", qp_status, to=INT64), one)
     good = body("And", more, body("Less", code, op.constant(int(QPStatus.INACCURATE) + 1)))
-    solved = body("Equal", code, op.constant(int(QPStatus.SOLVED)))
     y_k = body("Slice", z, zero, n_size, one)
     bounds = body("Slice", mu_all, zero, n_size, one)
     next_k = body("Add", k, op.constant(1))
@@ -197,19 +195,14 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
         "feasible": body(
             "LessOrEqual", body("Slice", residual, one, op.constant([2]), one), op.constant(ENOUGH, DOUBLE)
         ),
-        "solved": body("Or", body("And", more, solved), body("And", body("Not", more), s["solved"])),
-        "falls": body(
-            "Or",
-            s["falls"],
-            body("And", more, body("Equal", code, op.constant(int(QPStatus.DUAL_INFEASIBLE)))),
-        ),
+        "code": body("Where", more, code, s["code"]),
         "best_y": body("Where", better, s["y"], s["best_y"]),
         "best": body("Where", better, k, s["best"]),
         "energy": energy,
         "beaten_by": body("Where", better, less, s["beaten_by"]),
         "lower_bound": body("Where", good, body("Max", s["lower_bound"], dual), s["lower_bound"]),
         "cuts": body("Where", good, next_k, s["cuts"]),
-        "lam": body("Where", good, lam, body("Concat", s["lam"], _filled(body, column, 0.0), axis=1)),
+        "lam": body("Where", good, lam, body("Concat", s["lam"], filled(body, column, 0.0), axis=1)),
         "nu": body("Where", good, nu, s["nu"]),
         "bounds": body("Where", good, bounds, s["bounds"]),
         "residual": body("Where", good, residual, s["residual"]),
@@ -220,7 +213,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     outputs = [
         describe(any_good, "cut/next_going_on", BOOL, []),
         *(
-            describe(body("Identity", after[name]), f"cut/next_{name}", dtype, shape)
+            describe(after[name], f"cut/next_{name}", dtype, shape)
             for name, (dtype, shape, _) in state.items()
         ),
         describe(body("Identity", s["y"]), "cut/point", DOUBLE, ["batch", n]),
@@ -246,12 +239,14 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     unused = op("Unsqueeze", unused, op.constant([2]))
     slopes, cut_points = (op("Where", unused, op("Slice", a, *first), a) for a in (slopes, cut_points))
 
-    run = op("And", op("Not", op("IsNaN", op("Slice", end["best_y"], *first))), op("Not", end["falls"]))
+    falls = op("Equal", end["code"], op.constant(int(QPStatus.DUAL_INFEASIBLE)))
+    run = op("And", op("Not", op("IsNaN", op("Slice", end["best_y"], *first))), op("Not", falls))
     energy, lower_bound = (op("Where", run, end[name], nan) for name in ("energy", "lower_bound"))
     gap = op("Sub", energy, lower_bound)
     large = op("Not", _near(op, op, gap, lower_bound, tolerance))
     status = op("Where", large, op.constant(int(Status.GAP)), op.constant(int(Status.CONVERGED)))
-    of_solver = op("And", large, op("Not", end["solved"]))
+    unsolved = op("Greater", end["code"], op.constant(int(QPStatus.SOLVED)))
+    of_solver = op("And", large, unsolved)
     status = op("Where", of_solver, op.constant(int(Status.SOLVER)), status)
     noise = _rounding(op, T, energy, slopes, offsets, cut_points)
     noise = op("Add", noise, op("Mul", op.constant(ENOUGH, DOUBLE), _unit(op, op, lower_bound)))
@@ -304,18 +299,18 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     )
 
 
-def _setting(name: str, number: float, dtype: ir.DataType) -> ir.Value:
+def setting(name: str, number: float, dtype: ir.DataType) -> ir.Value:
     """An input that has a default."""
     setting = value(name, dtype, [])
     setting.const_value = ir.tensor(number, dtype=dtype, name=name)
     return setting
 
 
-def _filled(op: Ops, shape: ir.Value, number: float) -> ir.Value:
+def filled(op: Ops, shape: ir.Value, number: float) -> ir.Value:
     return op("ConstantOfShape", shape, value=ir.tensor([number], dtype=DOUBLE))
 
 
-def _all_finite(op: Ops, a: ir.Value, axis: ir.Value) -> ir.Value:
+def all_finite(op: Ops, a: ir.Value, axis: ir.Value) -> ir.Value:
     """[B, 1] bool of [B, .]: a − a is NaN where a is NaN or infinite."""
     off = op("ReduceSum", op("Sub", a, a), axis, keepdims=1)
     return op("Equal", off, off)
