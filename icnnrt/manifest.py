@@ -186,7 +186,7 @@ class TrainingSpec:
 
 @dataclass(frozen=True)
 class PolyhedronSpec:
-    """What argmin_polyhedron.onnx does unless it is fed otherwise, and how adjoint_polyhedron.onnx differentiates it."""
+    """What argmin_polyhedron.onnx does unless it is told otherwise, and what adjoint_polyhedron.onnx is."""
 
     iterations: int
     """The most cuts."""

@@ -21,6 +21,7 @@ PUBLIC = {
         "bundle_qp_adjoint",
         "bundle_qp_argmin",
         "bundle_qp_implicit",
+        "bundle_qp_models",
     },
     "recommend": {"Recommendation", "prefixes", "recommend"},
     "cli": {
@@ -81,6 +82,7 @@ PUBLIC = {
         "GraphFile",
         "Manifest",
         "OpSet",
+        "PolyhedronSpec",
         "SolverSpec",
         "TrainingSpec",
         "WeightSpec",

@@ -35,7 +35,9 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
     (*weights, x_in, y_in, f_bar, gradient_bar), results, nodes, initializers = dismantle(push.graph, "push")
     assert y_in.dtype is not None
     T, n = y_in.dtype, static(y_in, 1)
-    x = value("x", T, ["batch", *(list(x_in.shape or ())[1:])])
+    assert x_in.shape is not None
+    shape_of_x: list[int | str | None] = ["batch", *(static(x_in, axis) for axis in range(1, len(x_in.shape)))]
+    x = value("x", T, shape_of_x)
     y, y_bar = value("y", DOUBLE, ["batch", n]), value("y_bar", DOUBLE, ["batch", n])
     status, P, mu = value("status", INT32, ["batch"]), Constraints(n), setting("mu", spec.mu, DOUBLE)
 
@@ -107,8 +109,7 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
         return op("Where", where, v, nothing)
 
     nothing = none if T == DOUBLE else op.constant(0.0, T)
-    rank = 1 if x.shape is None else len(x.shape)
-    like_x = op("Reshape", safe, op.constant([-1, *([1] * (rank - 1))]))
+    like_x = op("Reshape", safe, op.constant([-1, *([1] * (len(shape_of_x) - 1))]))
     x_safe = held(x, like_x, nothing)
     if implicit:
         points, seeds = y_safe, held(c_y)
@@ -141,7 +142,7 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
         x_bar = op("ReduceSum", summed, one, keepdims=0)
     x_bar = op("Where", like_x, x_bar, op.constant(float("nan"), T))
     cotangents = [v for name, v in by_name.items() if name and name.startswith("theta_bar.")]
-    describe(x_bar, "x_bar", T, ["batch", *(list(x.shape or ())[1:])])
+    describe(x_bar, "x_bar", T, shape_of_x)
     final = [
         *(*of_P, mu_bar, x_bar),
         describe(op("Squeeze", safe, one), "safe", BOOL, ["batch"]),

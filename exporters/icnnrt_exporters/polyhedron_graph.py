@@ -39,10 +39,10 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
                   rows = [rows; g' −1],  bounds = [bounds; g'y − f]
                   y, t, λ, ν, μ = QPSolve(t + (μ/2) ‖y‖², rows, bounds);   lower bound = its dual value
 
-    Inputs: x, y_init [B, n], G, h, A, b, lower, upper, and as initialisers that can be overridden `iterations`, `mu` and
-    `tolerance`; all but x is float64 whatever the package is. The cut of a sample that is done, or out, has a bound of
-    NaN: the operator then leaves that sample out, so that it costs nothing and disturbs no other. The loop ends with
-    the last sample, so the trajectory has as many slots as cuts were needed, and one more.
+    Inputs: x, y_init [B, n], G, h, A, b, lower, upper, and, with defaults, `iterations`, `mu` and `tolerance`; all but
+    x is float64 whatever the package is. The cut of a sample that is done, or out, has a bound of NaN: the operator then
+    leaves that sample out, so that it costs nothing and disturbs no other. The loop ends with the last sample, so the
+    trajectory has as many slots as cuts were needed, and one more.
 
     Every model starts cold: from the answer of the one before it saves a step or two of ten (measured), and where that
     leads astray it would have to be solved again.
@@ -88,7 +88,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     started = op("And", numbers, op("Less", start_status, op.constant(int(QPStatus.INACCURATE) + 1)))
     y_0 = op("Where", started, projection[0], none)
 
-    # What all models have: the rows of P with a column for t, and bounds that are none as numbers to be multiplied by 0.
+    # What all models have: the rows of P with a column for t, and bounds that are none as numbers, to be taken 0 times.
     bound_max = op.constant(BOUND_MAX, DOUBLE)
 
     def wide(rows: ir.Value, size: ir.Value) -> ir.Value:
@@ -212,10 +212,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     any_good = body("Cast", body("ReduceSum", body("Cast", good, to=INT64), keepdims=0), to=BOOL)
     outputs = [
         describe(any_good, "cut/next_going_on", BOOL, []),
-        *(
-            describe(after[name], f"cut/next_{name}", dtype, shape)
-            for name, (dtype, shape, _) in state.items()
-        ),
+        *(describe(after[name], f"cut/next_{name}", dtype, shape) for name, (dtype, shape, _) in state.items()),
         describe(body("Identity", s["y"]), "cut/point", DOUBLE, ["batch", n]),
     ]
     trip = ir.Graph([k, going_on, *s.values()], outputs, nodes=body.nodes, name="cut_and_solve")
