@@ -40,9 +40,9 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
                   y, t, λ, ν, μ = QPSolve(t + (μ/2) ‖y‖², rows, bounds);   lower bound = its dual value
 
     Inputs: x, y_init [B, n], G, h, A, b, lower, upper, and, with defaults, `iterations`, `mu` and `tolerance`; all but
-    x is float64 whatever the package is. The cut of a sample that is done, or out, has a bound of NaN: the operator then
-    leaves that sample out, so that it costs nothing and disturbs no other. The loop ends with the last sample, so the
-    trajectory has as many slots as cuts were needed, and one more.
+    x is float64 whatever the package is. The cut of a sample that is done, or out, has a bound of NaN: the operator
+    then leaves that sample out, so that it costs nothing and disturbs no other. The loop ends with the last sample, so
+    the trajectory has as many slots as cuts were needed, and one more.
 
     Every model starts cold: from the answer of the one before it saves a step or two of ten (measured), and where that
     leads astray it would have to be solved again.
