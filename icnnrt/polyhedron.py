@@ -42,7 +42,7 @@ from icnnrt.status import Status
 if TYPE_CHECKING:
     from icnnrt.session import Session
 
-__all__ = ["ConstraintCotangents", "PolyhedronSolution", "argmin", "given_rows", "vjp"]
+__all__ = ["ConstraintCotangents", "PolyhedronSolution", "argmin", "evaluated", "given_rows", "vjp"]
 
 Array = NDArray[np.float64]
 Floats = NDArray[Any]
@@ -175,7 +175,7 @@ def argmin(
     weights_id = session.weights_id
     run = np.where(finite.reshape(B, *[1] * (X.ndim - 1)), X, 0)
     trajectory = bundle_qp_argmin(
-        _at(session, run), P, iterations, float(mu), start, tolerance, solver=_solver(session), precision=dtype
+        evaluated(session, run), P, iterations, float(mu), start, tolerance, solver=_solver(session), precision=dtype
     )
     if session.weights_id != weights_id:
         raise InputError("weights: they changed while the argmin was computed; call it again.")
@@ -339,9 +339,9 @@ def _solver(session: "Session") -> Callable[..., QPReference]:
     return _array_solver(False if session._native is False else None)
 
 
-def _at(session: "Session", X: Floats) -> Callable[[Array], tuple[Array, Array]]:
-    """f and ∇f of float64 points. The graph sees ŷ, y in its own dtype; f is told at y along the cut that touches at ŷ,
-    so that every cut is one of f."""
+def evaluated(session: "Session", X: Floats) -> Callable[[Array], tuple[Array, Array]]:
+    """y -> f(X, y), ∇f of float64 points, by value.onnx. The graph sees ŷ, y in its own dtype; f is told at y along the
+    cut that touches at ŷ, so that every cut is one of f."""
 
     def value_and_gradient(y: Array) -> tuple[Array, Array]:
         rounded = y.astype(session.dtype)

@@ -53,7 +53,7 @@ PUBLIC = {
         "status_of",
         "unit",
     },
-    "polyhedron": {"ConstraintCotangents", "PolyhedronSolution", "argmin", "given_rows", "vjp"},
+    "polyhedron": {"ConstraintCotangents", "PolyhedronSolution", "argmin", "evaluated", "given_rows", "vjp"},
     "convexity": {"Convexity", "Evidence", "Witness", "prove"},
     "errors": {
         "CertificateError",
