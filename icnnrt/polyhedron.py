@@ -319,7 +319,7 @@ def given_rows(B: int, n: int, **given: object) -> Polyhedron:
 def _rows(name: str, value: object, B: int, shape: tuple[int | None, ...], *, bound: bool = False) -> Array:
     """[B, *shape] in float64, from that, from [*shape] for all samples, or, of a bound, from one number."""
     try:
-        array = np.asarray(value, np.float64)
+        array = np.array(value, np.float64)  # a copy: a solution keeps it, and callers write in theirs
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: expected numbers, but got {type(value).__name__} ({error}).") from error
     if bound and array.ndim == 0:
