@@ -323,9 +323,11 @@ def _rows(name: str, value: object, B: int, shape: tuple[int | None, ...], *, bo
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: expected numbers, but got {type(value).__name__} ({error}).") from error
     if bound and array.ndim == 0:
-        array = np.broadcast_to(array, (B, *(s or 0 for s in shape)))
-    if array.ndim == len(shape):
-        array = np.broadcast_to(array, (B, *array.shape))
+        array = np.full((1, *(s or 0 for s in shape)), array)
+    elif array.ndim == len(shape):
+        array = array[None]
+    if array.shape[:1] == (1,) != (B,):
+        array = np.broadcast_to(array, (B, *array.shape[1:]))
     fits = array.ndim == len(shape) + 1 and array.shape[0] == B
     if not fits or any(s is not None and s != came for s, came in zip(shape, array.shape[1:], strict=True)):
         wanted = ", ".join("rows" if s is None else str(s) for s in shape)
