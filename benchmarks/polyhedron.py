@@ -1,9 +1,9 @@
 """The argmin over a polyhedron at batch 1: its graph beside the same method in Python.
 
 Networks of x [3] and y [4] on the simplex {1'y = 1, y >= 0}, float64, μ = 0.1, of ReLU and of softplus units. `graph`
-is argmin_polyhedron.onnx by io-binding with native kernels, `portable` on portable bodies, `session` and `vjp` the calls
-as Python makes them; `python` and `python vjp` are the same calls of a package without the head: one call of value.onnx
-and one quadratic program a cut.
+is argmin_polyhedron.onnx by io-binding with native kernels, `portable` on portable bodies, `session` and `vjp` the
+calls as Python makes them; `python` and `python vjp` are the same calls of a package without the head: one call of
+value.onnx and one quadratic program a cut.
 """
 
 from dataclasses import replace
