@@ -35,6 +35,7 @@ class Part(StrEnum):
     tune = "tune"
     heads = "heads"
     qp = "qp"
+    polyhedron = "polyhedron"
 
 
 class Precision(StrEnum):
@@ -137,6 +138,7 @@ def _measurements(chosen: list[Part], settings: Settings) -> Iterator[tuple[str,
     from benchmarks.environment import environment
     from benchmarks.heads import heads
     from benchmarks.inner import inner
+    from benchmarks.polyhedron import polyhedron
     from benchmarks.qp import qp
     from benchmarks.scaling import scaling
     from benchmarks.tune import tune
@@ -150,7 +152,8 @@ def _measurements(chosen: list[Part], settings: Settings) -> Iterator[tuple[str,
     if Part.scaling in chosen:
         growth = scaling(settings)
         yield Part.scaling.value, growth, partial(tables.show_scaling, growth)
-    for part, measure in ((Part.tune, tune), (Part.heads, heads), (Part.qp, qp)):
+    of_packages = ((Part.tune, tune), (Part.heads, heads), (Part.qp, qp), (Part.polyhedron, polyhedron))
+    for part, measure in of_packages:
         if part in chosen:
             rows = measure(settings)
             yield part.value, [row.as_dict() for row in rows], partial(tables.show_rows, part.value, rows)

@@ -108,6 +108,29 @@ def gradient_map(network: Map, progress: Callable[[str], None]) -> Path:
     return path
 
 
+def on_polyhedron(activation: str, mu: float, progress: Callable[[str], None]) -> Path:
+    """A package with the head polyhedron, x [3] and y [4], float64; kept as `package` keeps its own."""
+    path = _folder() / f"polyhedron-{activation}-{mu}-{_sources()}.icnn"
+    if path.exists():
+        return path
+    import torch
+
+    from icnnrt_exporters.exporter import export
+    from icnnrt_models import FICNN
+
+    generator, T = torch.Generator().manual_seed(0), torch.float64
+    energy = FICNN(3, 4, (16, 16), activation=activation, dtype=T, generator=generator)
+    x, y = (torch.rand(4, size, generator=generator, dtype=T) for size in (3, 4))
+    heads = ("pullback", "polyhedron") if activation == "relu" else ("pullback", "hessian", "polyhedron")
+    export(
+        *(energy, None, x, y, path),
+        heads=heads,
+        polyhedron={"mu": mu},
+        progress=lambda stage: progress(f"exporting {activation}, once: {stage}"),
+    )
+    return path
+
+
 def only(graph: bytes, output: str) -> bytes:
     """The part of a graph that one output needs."""
     import onnx_ir as ir

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from icnnrt import _native, _wire
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, PackageError, ProviderError
-from icnnrt.manifest import SOLVER_ROLES, TRAIN_ROLE, Manifest, TrainingSpec
+from icnnrt.manifest import POLYHEDRON_ROLES, SOLVER_ROLES, TRAIN_ROLE, Manifest, TrainingSpec
 from icnnrt.package import OP_DOMAIN, Package
 
 Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
@@ -64,7 +64,40 @@ SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("x", "y", "slopes", "offsets", "cut_points", "lam_history", "y_bar", "depth"),
         ("x_bar", "slope_mismatch"),
     ),
+    "argmin_polyhedron": (
+        ("x", "y_init", "G", "h", "A", "b", "lower", "upper", "iterations", "mu", "tolerance"),
+        (
+            "y",
+            "energy",
+            "lower_bound",
+            "gap",
+            "residual",
+            "status",
+            "cuts",
+            "lam",
+            "nu",
+            "bounds",
+            "best",
+            "slopes",
+            "offsets",
+            "cut_points",
+            "cut_lam",
+        ),
+    ),
+    # Of adjoint "prop3"; "implicit" takes no part of the trajectory.
+    "adjoint_polyhedron": (
+        (
+            *("x", "y", "status", "G", "h", "A", "b", "lower", "upper", "mu", "y_bar"),
+            *("y_init", "best", "slopes", "offsets", "cut_points"),
+        ),
+        ("G_bar", "h_bar", "A_bar", "b_bar", "lower_bar", "upper_bar", "mu_bar", "x_bar", "safe"),
+    ),
 }
+OF_TRAJECTORY: Final = ("y_init", "best", "slopes", "offsets", "cut_points")
+# Names that the graphs of a polyhedron take or give.
+OF_POLYHEDRON: Final = tuple(
+    dict.fromkeys(name for role in POLYHEDRON_ROLES for names in SIGNATURES[role] for name in names)
+)
 # The same of kind "qp"; solve_adjoint.onnx also gives theta_bar.<trainable weight>.
 QP_SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "solve": (("x",), ("z", "status", "residual")),
@@ -104,9 +137,11 @@ DTYPES: Final = {
 }
 
 
-def arrays_of(manifest: Manifest) -> dict[str, tuple[str, Shape]]:
+def arrays_of(manifest: Manifest, role: str = "") -> dict[str, tuple[str, Shape]]:
     """name -> dtype and shape of everything that graphs of such a package take and give. A name means the same in all
-    of them."""
+    of them but those of a polyhedron, `role`, where y and what belongs to it is float64."""
+    if role in POLYHEDRON_ROLES:
+        return _arrays_of_polyhedron(manifest)
     T, D, x, (n,) = manifest.dtype, "float64", manifest.x_shape, manifest.y_shape
     K = manifest.solver.iterations if manifest.solver else 0
     arrays: dict[str, tuple[str, Shape]] = {
@@ -148,6 +183,50 @@ def arrays_of(manifest: Manifest) -> dict[str, tuple[str, Shape]]:
     return arrays
 
 
+def _arrays_of_polyhedron(manifest: Manifest) -> dict[str, tuple[str, Shape]]:
+    D, x, (n,) = "float64", manifest.x_shape, manifest.y_shape
+    rows = {
+        "G": ("m", n),
+        "h": ("m",),
+        "A": ("q", n),
+        "b": ("q",),
+        "lower": (n,),
+        "upper": (n,),
+        "y_init": (n,),
+        "y": (n,),
+        "y_bar": (n,),
+        "lam": ("m",),
+        "nu": ("q",),
+        "bounds": (n,),
+        "energy": (),
+        "lower_bound": (),
+        "gap": (),
+        "residual": (3,),
+        "slopes": ("slots", n),
+        "offsets": ("slots",),
+        "cut_points": ("slots", n),
+        "cut_lam": ("slots",),
+        "mu_bar": (),
+    }
+    rows |= {f"{name}_bar": rows[name] for name in ("G", "h", "A", "b", "lower", "upper")}
+    arrays: dict[str, tuple[str, Shape]] = {name: (D, (BATCH, *shape)) for name, shape in rows.items()}
+    arrays |= {
+        "x": (manifest.dtype, (BATCH, *x)),
+        "x_bar": (manifest.dtype, (BATCH, *x)),
+        "iterations": ("int64", ()),
+        "mu": (D, ()),
+        "tolerance": (D, ()),
+        "status": ("int32", (BATCH,)),
+        "cuts": ("int64", (BATCH,)),
+        "best": ("int64", (BATCH,)),
+        "safe": ("bool", (BATCH,)),
+    }
+    for name, spec in manifest.weights.tensors.items():
+        if spec.trainable:
+            arrays[THETA_BAR + name] = (spec.dtype, spec.shape)
+    return arrays
+
+
 def _arrays_of_training(manifest: Manifest, train: TrainingSpec) -> dict[str, tuple[str, Shape]]:
     arrays: dict[str, tuple[str, Shape]] = {
         "target": (train.target_dtype, (BATCH, *train.target_shape)),
@@ -183,10 +262,12 @@ def signature_of(manifest: Manifest, role: str) -> tuple[tuple[str, ...], tuple[
     inputs, outputs = (QP_SIGNATURES if manifest.kind == "qp" else SIGNATURES)[role]
     if role == "hessian" and manifest.kind == "gradient":
         outputs = tuple(name for name in outputs if name != "f")
+    if role == "adjoint_polyhedron" and manifest.polyhedron and manifest.polyhedron.adjoint == "implicit":
+        inputs = tuple(name for name in inputs if name not in OF_TRAJECTORY)
     if role in SOLVER_ROLES and manifest.domain and manifest.domain.kind == "box":
         inputs = (*inputs, *BOUNDS)
         outputs = (*outputs, *BOUNDS_BAR) if role == "adjoint" else outputs
-    if role in ("adjoint", "pullback", "solve_adjoint"):
+    if role in ("adjoint", "pullback", "solve_adjoint", "adjoint_polyhedron"):
         trainable = (name for name, spec in manifest.weights.tensors.items() if spec.trainable)
         outputs = (*outputs, *(THETA_BAR + name for name in trainable))
     return inputs, outputs
@@ -390,7 +471,7 @@ class Runner:
             expected = [shapes[name] for name in wanted]
         if [value.shape for value in values] != expected:
             for name, value, shape in zip(wanted, values, expected, strict=True):
-                if value.shape != shape:
+                if value.shape != shape and not _is_of(value.shape, shape):
                     self._disagree(role, name, _shown(shape), _shown(value.shape))
         return dict(zip(wanted, values, strict=True)), weights_id
 
@@ -556,7 +637,7 @@ class Runner:
                 f"{self.package.path}: {role}.onnx should take {', '.join(inputs)} and give {', '.join(outputs)}, "
                 f"but {wrong[0]}; export the package again."
             )
-        arrays = arrays_of(manifest)
+        arrays = arrays_of(manifest, role)
         for name, node in [*((name, taken[name]) for name in inputs), *((name, given[name]) for name in outputs)]:
             dtype, shape = arrays[name]
             came = DTYPES.get(node.type, node.type)
@@ -580,6 +661,13 @@ def _fits(declared: Sequence[object], shape: Shape) -> bool:
         return True
     return len(declared) == len(shape) and all(
         not isinstance(size, int) or size < 0 or size == wanted for size, wanted in zip(declared, shape, strict=True)
+    )
+
+
+def _is_of(came: tuple[int, ...], shape: Shape) -> bool:
+    """Whether an output has this shape, in which a size that is a name may be any."""
+    return len(came) == len(shape) and all(
+        isinstance(wanted, str) or size == wanted for size, wanted in zip(came, shape, strict=True)
     )
 
 

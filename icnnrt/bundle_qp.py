@@ -42,6 +42,7 @@ __all__ = [
     "bundle_qp_adjoint",
     "bundle_qp_argmin",
     "bundle_qp_implicit",
+    "bundle_qp_models",
 ]
 
 Array = NDArray[np.float64]
@@ -84,7 +85,7 @@ class PolyhedronTrajectory(NamedTuple):
     offsets: Array  # [B, K] e_i = f(y_i) − g_i'y_i
     cut_points: Array  # [B, K, n] y_0 .. y_{K−1}
     lam: Array  # [B, K] multipliers of the cuts in the last model
-    projection: Model
+    projection: Model | None  # None where the models were not kept: `bundle_qp_models`
     models: tuple[Model, ...]  # K of them, the k-th of the samples that were not done before
     polyhedron: Polyhedron
     mu: float
@@ -226,6 +227,7 @@ def bundle_qp_adjoint(
     A sample in which a model on the way was not SOLVED has NaN throughout. θ̄ is linear in what is returned, and so are
     the gradients of constraints that samples share: their sum over the batch.
     """
+    assert trajectory.projection is not None, "bundle_qp_models solves the models that were not kept"
     P, mu = trajectory.polyhedron, trajectory.mu
     Y = trajectory.cut_points
     B, K, n = Y.shape
@@ -296,6 +298,20 @@ def bundle_qp_implicit(
     cuts = CutCotangents(np.zeros((B, 1)), d.d_z[:, None])
     mu_bar = (d.d_z * solution.z).sum(1)
     return _withheld(trajectory, PolyhedronCotangents(trajectory.y[:, None], cuts, bars, mu_bar))
+
+
+def bundle_qp_models(
+    trajectory: PolyhedronTrajectory, y_init: Array, steps: int = STEPS, solver: Solver = qp_solve
+) -> PolyhedronTrajectory:
+    """The trajectory with its projection and models, which a graph does not keep: solved once more, from the cuts."""
+    P, mu = trajectory.polyhedron, trajectory.mu
+    projection = Model(np.arange(len(y_init)), solver(_projection(P, y_init), None, steps=steps))
+    models = []
+    for k in range(1, int(trajectory.cuts.max(initial=0)) + 1):
+        at = np.flatnonzero(trajectory.cuts >= k)
+        qp = _model(trajectory.slopes[at, :k], trajectory.offsets[at, :k], Polyhedron(*(a[at] for a in P)), mu)
+        models.append(Model(at, solver(qp, None, steps=steps)))
+    return trajectory._replace(projection=projection, models=tuple(models))
 
 
 def _withheld(trajectory: PolyhedronTrajectory, found: PolyhedronCotangents) -> PolyhedronCotangents:

@@ -434,6 +434,12 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
         )
     elif m["kind"] != "qp":
         root.add("solver: none, so no argmin; export with one for that")
+    if "polyhedron" in m:
+        head = m["polyhedron"]
+        root.add(
+            f"over a polyhedron: at most {head['iterations']} cuts, μ {number(head['mu'])}, tolerance "
+            f"{number(head['tolerance'])}, adjoint {head['adjoint']}"
+        )
     if "convexity" in m:
         found = Convexity.from_json(m["convexity"])
         colour = {"proven": "green", "violated": "red"}.get(found.verdict, "yellow")

@@ -53,7 +53,9 @@ def compute(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
             found = {"y_bar": pulled.y, "x_bar": pulled.x}
         elif role == "argmin":
             found = _argmin(session, inputs)
-        else:  # the adjoint is replayed with the argmin; a step of training, and graphs of others, are not
+        elif role == "argmin_polyhedron":
+            found = _polyhedron(session, x, y)
+        else:  # an adjoint is replayed with the argmin; a step of training, and graphs of others, are not
             continue
         out |= {f"{role}.{name}": np.array(array) for name, array in found.items()}
     return out
@@ -63,6 +65,13 @@ def _argmin(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     solution = session.argmin(inputs["x"], lower=inputs.get("lower"), upper=inputs.get("upper"))
     cotangents = session.vjp(solution, solution.y, on_unsafe="skip")
     return {"y": solution.y, "energy": solution.energy, "gap": solution.gap, "x_bar": cotangents.x}
+
+
+def _polyhedron(session: "Session", x: NDArray[Any], y: NDArray[Any]) -> Arrays:
+    """In a box around y, at the sum of y."""
+    Y = y.astype(np.float64)
+    A, b = np.ones((len(Y), 1, Y.shape[1])), Y.sum(1, keepdims=True)
+    return {"energy": session.argmin_polyhedron(x, A=A, b=b, lower=Y - 0.5, upper=Y + 0.5, strict=False).energy}
 
 
 def _qp(session: "Session", x: NDArray[Any]) -> Arrays:
@@ -100,7 +109,8 @@ def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Repla
             replayed.append(Replayed(name, np.inf, 0.0))
             continue
         scale = max(1.0, float(np.abs(then[np.isfinite(then)]).max(initial=0.0)))
-        relative = {"argmin.x_bar": COTANGENT, "solve.x_bar": COTANGENT, "solve.z": ANSWER}.get(name, HEADS)[T]
+        special = {"argmin.x_bar": COTANGENT, "solve.x_bar": COTANGENT, "solve.z": ANSWER}
+        relative = (special | {"argmin_polyhedron.energy": ANSWER}).get(name, HEADS)[T]
         bound: Any = relative * scale
         if name in ("argmin.y", "argmin.energy", "argmin.gap"):
             gaps = [np.nan_to_num(np.maximum(found["argmin.gap"], 0.0)) for found in (golden, now)]

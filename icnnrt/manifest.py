@@ -47,6 +47,8 @@ SOLVER_ROLES: Final = ("argmin", "adjoint")
 # And these, of a network of quadratic programs.
 QP_ROLES: Final = ("solve", "solve_adjoint")
 TRAIN_ROLE: Final = "train"
+# And these, the argmin over a polyhedron.
+POLYHEDRON_ROLES: Final = ("argmin_polyhedron", "adjoint_polyhedron")
 # kind of domain -> its regulariser
 REGULARISERS: Final = {"unit_box": "entropy", "box": "entropy", "simplex": "entropy", "space": "quadratic"}
 
@@ -183,6 +185,20 @@ class TrainingSpec:
 
 
 @dataclass(frozen=True)
+class PolyhedronSpec:
+    """What argmin_polyhedron.onnx does unless it is told otherwise, and what adjoint_polyhedron.onnx is."""
+
+    iterations: int
+    """The most cuts."""
+    mu: float
+    """μ of the regulariser (μ/2) ‖y‖²."""
+    tolerance: float
+    """Of the gap, relative to max(1, |lower bound|), at which a sample is done."""
+    adjoint: str
+    """ "prop3" or "implicit": `icnnrt.polyhedron` tells them apart."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contents of manifest.json; the module docstring explains every field.
 
@@ -206,6 +222,7 @@ class Manifest:
     metadata: Mapping[str, Scalar]
     kind: str = "energy"
     train: TrainingSpec | None = None
+    polyhedron: PolyhedronSpec | None = None
     convexity: Convexity | None = None
     golden: GraphFile | None = None
     format: str = FORMAT
@@ -259,6 +276,8 @@ class Manifest:
                 "weights": list(self.train.weights),
                 "target_shape": list(self.train.target_shape),
             }
+        if self.polyhedron is not None:
+            content["polyhedron"] = vars(self.polyhedron)
         if self.convexity is not None:
             content["convexity"] = self.convexity.to_json()
         if self.golden is not None:
@@ -436,6 +455,20 @@ def _check_train(manifest: Manifest, place: str) -> None:
             wrong(f"{place}train.{field}", "names that occur once", list(names))
 
 
+def _check_polyhedron(manifest: Manifest, place: str) -> None:
+    """The two graphs and what the manifest says of them come together, in a package of an energy."""
+    there = [role for role in POLYHEDRON_ROLES if role in manifest.graphs]
+    if manifest.polyhedron is None and there:
+        raise PackageError(f"{place}graphs.{there[0]} is there but polyhedron is missing; {AGAIN}.")
+    if manifest.polyhedron is None:
+        return
+    for role in POLYHEDRON_ROLES:
+        if role not in there:
+            raise PackageError(f"{place}polyhedron is there but graphs.{role} is missing; {AGAIN}.")
+    if manifest.kind != "energy":
+        wrong(f"{place}polyhedron", f"absent of kind {show(manifest.kind)}", "there")
+
+
 def _check_roles(manifest: Manifest, regulariser: str | None, place: str) -> None:
     """The graphs that kind and solver ask for are there; a solver has a domain and the other way round."""
     solver, domain = manifest.solver, manifest.domain
@@ -457,6 +490,25 @@ def _check_roles(manifest: Manifest, regulariser: str | None, place: str) -> Non
         wrong(f"{place}domain", "null without a solver, and there with one", domain and domain.kind)
     if regulariser != (domain.regulariser if domain else None):
         wrong(f"{place}regulariser", f"{show(domain.regulariser if domain else None)}, as domain has it", regulariser)
+
+
+def _not_negative(value: object, place: str) -> float:
+    number = real(value, place)
+    if not number >= 0:
+        wrong(place, "a number of at least 0", value)
+    return number
+
+
+def _polyhedron(value: object, place: str) -> PolyhedronSpec:
+    fields = JsonObject(value, f"{place}.")
+    spec = PolyhedronSpec(
+        iterations=fields.take("iterations", integer(1, MAX_ITERATIONS)),
+        mu=fields.take("mu", _not_negative),
+        tolerance=fields.take("tolerance", _not_negative),
+        adjoint=fields.take("adjoint", exactly("prop3", "implicit")),
+    )
+    fields.close()
+    return spec
 
 
 def _clip_norm(value: object, place: str) -> float | None:
@@ -510,6 +562,7 @@ def _read_manifest(value: object) -> Manifest:
         parity=fields.take("parity", table(measure, 1024)),
         metadata=fields.take("metadata", table(scalar, 1024)),
         train=fields.take("train", _train) if "train" in fields.left else None,
+        polyhedron=fields.take("polyhedron", _polyhedron) if "polyhedron" in fields.left else None,
         convexity=fields.take("convexity", _convexity) if "convexity" in fields.left else None,
         golden=fields.take("golden", _golden) if "golden" in fields.left else None,
     )
@@ -517,6 +570,7 @@ def _read_manifest(value: object) -> Manifest:
     fields.close()
     _check_roles(manifest, regulariser, place)
     _check_train(manifest, place)
+    _check_polyhedron(manifest, place)
     tensors = manifest.weights.tensors.values()
     elements = sum(math.prod(tensor.shape) for tensor in tensors)
     size = sum(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in tensors)

@@ -14,6 +14,8 @@ A package is a folder, by custom named `<name>.icnn`, of plain files and nothing
     hessian.onnx           dense Hessian            (x, y) -> f, gradient, hessian (no f of kind "gradient"); optional
     gradient_x.onnx        by the context           (x, y) -> gradient_x; optional
     pullback.onnx          of value.onnx            (x, y, f_bar, gradient_bar) -> y_bar, x_bar, theta_bar; optional
+    argmin_polyhedron.onnx   over {Gy <= h, ...}    (x, y_init, G, h, A, b, lower, upper) -> y and its certificate
+    adjoint_polyhedron.onnx  with it                its solution, y_bar -> G_bar, ..., theta_bar, x_bar; optional, both
     train.onnx             one step of fine-tuning  (x, target, state) -> loss, new weights, new state; optional
     <role>.onnx            any further graph; role matches [a-z][a-z0-9_]*
     golden.safetensors     inputs and outputs to replay; optional
@@ -21,7 +23,7 @@ A package is a folder, by custom named `<name>.icnn`, of plain files and nothing
 Subfolders, symbolic links, hidden files and files the manifest does not list are refused.
 
 manifest.json is UTF-8 JSON of at most 1 MiB: one object, no key twice, no NaN or Infinity, with
-exactly these keys, the last three where they apply:
+exactly these keys, the last four where they apply:
 
     format           "icnnrt"
     format_version   1
@@ -55,6 +57,8 @@ exactly these keys, the last three where they apply:
                       "adjoint": "exact" or "prop3", "clip_norm": float > 0 or null,
                       "target_shape": [int, ...], "target_dtype": "float32", "float64" or "int64"};
                       the weights it updates are trainable and of the package's dtype
+    polyhedron       only with argmin_polyhedron.onnx: {"iterations": int >= 1, "mu": float >= 0, "tolerance":
+                      float >= 0, "adjoint": "prop3" or "implicit"}, see `manifest.PolyhedronSpec`
     convexity        of the value graph with the weights beside it: {"verdict": "proven", "violated" or "unknown",
                      ...}, all that `convexity.Convexity` holds
     golden           only with golden.safetensors: {"file": "golden.safetensors", "sha256": hex, "bytes": int}
@@ -138,6 +142,7 @@ from icnnrt.manifest import (
     GraphFile,
     Manifest,
     OpSet,
+    PolyhedronSpec,
     Scalar,
     SolverSpec,
     TrainingSpec,
@@ -164,6 +169,7 @@ __all__ = [
     "Manifest",
     "OpSet",
     "Package",
+    "PolyhedronSpec",
     "Scalar",
     "SolverSpec",
     "TrainingSpec",
@@ -282,6 +288,7 @@ def write(
     parity: Mapping[str, float | Mapping[str, float]] | None = None,
     metadata: Mapping[str, Scalar] | None = None,
     train: TrainingSpec | None = None,
+    polyhedron: PolyhedronSpec | None = None,
     convexity: Convexity | None = None,
     golden: Mapping[str, np.ndarray] | None = None,
     overwrite: bool = False,
@@ -294,6 +301,7 @@ def write(
     trainable:    names of the weights that fine-tuning may change
     domain:       where y* lies; with a solver [0, 1]^n by default
     train:        what train.onnx does, if `graphs` has the role train
+    polyhedron:   what argmin_polyhedron.onnx and adjoint_polyhedron.onnx do, if `graphs` has them
     golden:       inputs and outputs to replay, as golden.safetensors holds them
     overwrite:    replace the package at `path`; anything there that is not a package is refused
 
@@ -339,6 +347,7 @@ def write(
         parity=parity or {},
         metadata=metadata or {},
         train=train,
+        polyhedron=polyhedron,
         convexity=convexity,
     )
     return _write(path, manifest, graphs, weights, golden or {}, overwrite)

@@ -1,13 +1,15 @@
 """y* = argmin over a polyhedron of f(x, y) + (μ/2) ‖y‖², by a package's value and gradient alone; and gradients of it.
 
-`icnnrt.bundle_qp` has the method. It runs in Python and float64, one call of value.onnx and one quadratic program, by
-the sessions of `icnnrt.qp`, an iteration: made for exact and certified answers under constraints, not for speed. Three
-adjoints of y*:
+`icnnrt.bundle_qp` has the method. A package with the head "polyhedron" has it as one graph, argmin_polyhedron.onnx,
+and its adjoint as another. Elsewhere it runs in Python and float64, one call of value.onnx and one quadratic program by
+the sessions of `icnnrt.qp` an iteration: slower by several times, and with the same answers. Three adjoints of y*:
 
     prop3     the cuts of the model that gave y*, held fixed (Proposition 3): exact for energies of pieces (ReLU)
     implicit  the optimality conditions at y*, by hessian.onnx: exact for smooth energies (softplus) at convergence
     exact     the derivative of the iterations themselves, by pullback.onnx: for pieces the same as prop3, for smooth
               energies true of the algorithm, but not near the derivative of the argmin
+
+adjoint_polyhedron.onnx is one of the first two, which the manifest names; the others are put together in Python.
 
 Energies that have both kinks and curvature in y (ReLU plus squares) are served by none of them well.
 """
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt import adjoint as _adjoint
 from icnnrt._arguments import batch, check_finite_bar, finite_rows, untrusted
 from icnnrt._piecewise import is_piecewise_linear
 from icnnrt.bundle_qp import (
@@ -28,6 +31,7 @@ from icnnrt.bundle_qp import (
     bundle_qp_adjoint,
     bundle_qp_argmin,
     bundle_qp_implicit,
+    bundle_qp_models,
 )
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.qp_reference import QPReference
@@ -38,12 +42,13 @@ from icnnrt.status import Status, summarise
 if TYPE_CHECKING:
     from icnnrt.session import Session
 
-__all__ = ["ConstraintCotangents", "PolyhedronSolution", "argmin", "given_rows", "vjp"]
+__all__ = ["ConstraintCotangents", "PolyhedronSolution", "argmin", "evaluated", "given_rows", "vjp"]
 
 Array = NDArray[np.float64]
 Floats = NDArray[Any]
 
 ADJOINTS: Final = ("auto", "prop3", "implicit", "exact")
+ITERATIONS: Final = 100
 # Of the gap, relative to max(1, |lower_bound|): what f's own rounding lets be told.
 TOLERANCE: Final = {"float64": 1e-9, "float32": 1e-5}
 
@@ -76,7 +81,9 @@ class PolyhedronSolution(_Frozen):
     bounds: Array
     """[B, n], multipliers of the bounds: > 0 at an upper, < 0 at a lower one."""
     trajectory: PolyhedronTrajectory
-    """All cuts and models, for the adjoints."""
+    """All cuts, for the adjoints; of a graph without the models that they made."""
+    y_init: Array
+    """[B, n], where it started."""
     weights_id: str
     """Which weights it was computed with."""
 
@@ -137,9 +144,9 @@ class ConstraintCotangents(_Frozen):
     skipped: NDArray[np.bool_]
     """[B] bool: samples left out."""
     x: Floats | None
-    """[B, *x_shape] in the package's dtype; None where the package has no pullback.onnx."""
+    """[B, *x_shape] in the package's dtype; None where the package has no graph for it."""
     weights: Mapping[str, Floats] | None
-    """name -> array for every trainable weight, summed over the batch; None where the package has no pullback.onnx."""
+    """name -> array for every trainable weight, summed over the batch; None where the package has no graph for it."""
 
 
 def argmin(
@@ -153,7 +160,7 @@ def argmin(
     lower: object = None,
     upper: object = None,
     mu: float = 1.0,
-    iterations: int = 100,
+    iterations: int = ITERATIONS,
     tolerance: float | None = None,
     y_init: object = None,
 ) -> PolyhedronSolution:
@@ -172,11 +179,13 @@ def argmin(
     start = np.zeros((B, n)) if y_init is None else batch(y_init, "y_init", "float64", (n,), length=B)
     if not finite_rows(start).all():
         raise InputError("y_init: expected finite numbers, but it holds others; leave it out.")
+    if B and session.manifest.polyhedron is not None:
+        return _by_graph(session, X, P, start, iterations, float(mu), float(tolerance))
     finite = finite_rows(X)
     weights_id = session.weights_id
     run = np.where(finite.reshape(B, *[1] * (X.ndim - 1)), X, 0)
     trajectory = bundle_qp_argmin(
-        _at(session, run), P, iterations, float(mu), start, tolerance, solver=_solver(session), precision=dtype
+        evaluated(session, run), P, iterations, float(mu), start, tolerance, solver=_solver(session), precision=dtype
     )
     if session.weights_id != weights_id:
         raise InputError("weights: they changed while the argmin was computed; call it again.")
@@ -213,8 +222,39 @@ def argmin(
         nu,
         bounds,
         trajectory._replace(y=y),
+        start,
         weights_id,
     )
+
+
+def _by_graph(
+    session: "Session", X: Floats, P: Polyhedron, start: Array, iterations: int, mu: float, tolerance: float
+) -> PolyhedronSolution:
+    """The same by argmin_polyhedron.onnx, which looks after samples that are not finite itself."""
+    settings = {"iterations": np.array(iterations), "mu": np.array(mu), "tolerance": np.array(tolerance)}
+    feeds = {"x": X, "y_init": start, **_fed(P), **settings}
+    out, weights_id = session._runner.run("argmin_polyhedron", feeds)
+    y, energy, lower_bound, gap, residual, cuts = (
+        out[name] for name in ("y", "energy", "lower_bound", "gap", "residual", "cuts")
+    )
+    status = out["status"].astype(np.int8)
+    best, slopes, offsets, points, lam = (out[name] for name in ("best", "slopes", "offsets", "cut_points", "cut_lam"))
+    trajectory = PolyhedronTrajectory(
+        *(y, energy, lower_bound, gap, residual, status, cuts, best, slopes, offsets, points, lam),
+        projection=None,
+        models=(),
+        polyhedron=P,
+        mu=mu,
+    )
+    return PolyhedronSolution(
+        *(X, y, energy, lower_bound, gap, residual, status, cuts, out["lam"], out["nu"], out["bounds"]),
+        *(trajectory, start, weights_id),
+    )
+
+
+def _fed(P: Polyhedron) -> dict[str, Array]:
+    """What a graph is fed of P: of data that all samples share, [B, ...] without a stride, one row."""
+    return {name: a[:1] if a.strides[0] == 0 else a for name, a in P._asdict().items()}
 
 
 def vjp(
@@ -232,13 +272,22 @@ def vjp(
         raise InputError("solution: it was computed with other weights; call argmin_polyhedron again.")
     graphs, n = session.manifest.graphs, session.manifest.y_shape[0]
     ȳ = batch(y_bar, "y_bar", "float64", (n,), length=len(solution))
-    if adjoint == "auto":
+    spec = session.manifest.polyhedron
+    if adjoint == "auto" and spec is not None:
+        adjoint = spec.adjoint
+    elif adjoint == "auto":
         x0 = np.zeros(session.manifest.x_shape)
         pieces = is_piecewise_linear(session._package.graphs["value"], dict(session.weights), x0, n)
         adjoint = "prop3" if pieces else "implicit"
-    found = _cotangents(session, solution, np.where(np.isfinite(ȳ), ȳ, 0.0), adjoint)
     worst = Status.CONVERGED if adjoint == "implicit" else Status.GAP
-    skipped = (solution.status > worst) | ~np.isfinite(found.cuts.seed).all((1, 2))
+    given = np.where(np.isfinite(ȳ), ȳ, 0.0)
+    by_graph = spec is not None and adjoint == spec.adjoint and len(solution) > 0
+    if by_graph:
+        told = _cotangents_by_graph(session, solution, given)
+        skipped = told.skipped
+    else:
+        found = _cotangents(session, solution, given, adjoint)
+        skipped = (solution.status > worst) | ~np.isfinite(found.cuts.seed).all((1, 2))
     if on_unsafe == "raise" and skipped.any():
 
         def reason(i: int) -> str:
@@ -248,6 +297,8 @@ def vjp(
 
         raise CertificateError(untrusted(skipped, reason, "on_unsafe='skip' to leave them out"))
     check_finite_bar(ȳ, skipped)
+    if by_graph:
+        return told
     constraints = [np.where(skipped.reshape(-1, *[1] * (a.ndim - 1)), np.nan, a) for a in found.polyhedron]
     mu = np.where(skipped, np.nan, found.mu)
     x_bar = weights = None
@@ -278,14 +329,16 @@ def given_rows(B: int, n: int, **given: object) -> Polyhedron:
 def _rows(name: str, value: object, B: int, shape: tuple[int | None, ...], *, bound: bool = False) -> Array:
     """[B, *shape] in float64, from that, from [*shape] for all samples, or, of a bound, from one number."""
     try:
-        array = np.asarray(value, np.float64)
+        array = np.array(value, np.float64)  # a copy: a solution keeps it, and callers write in theirs
         came = list(array.shape)  # before it is made to fit
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: expected numbers, but got {type(value).__name__} ({error}).") from error
     if bound and array.ndim == 0:
-        array = np.broadcast_to(array, (B, *(s or 0 for s in shape)))
-    if array.ndim == len(shape):
-        array = np.broadcast_to(array, (B, *array.shape))
+        array = np.full((1, *(s or 0 for s in shape)), array)
+    elif array.ndim == len(shape):
+        array = array[None]
+    if array.shape[:1] == (1,) != (B,):
+        array = np.broadcast_to(array, (B, *array.shape[1:]))
     fits = array.ndim == len(shape) + 1 and array.shape[0] == B
     if not fits or any(s is not None and s != came for s, came in zip(shape, array.shape[1:], strict=True)):
         wanted = ", ".join("rows" if s is None else str(s) for s in shape)
@@ -299,9 +352,9 @@ def _solver(session: "Session") -> Callable[..., QPReference]:
     return _array_solver(False if session._native is False else None)
 
 
-def _at(session: "Session", X: Floats) -> Callable[[Array], tuple[Array, Array]]:
-    """f and ∇f of float64 points. The graph sees ŷ, y in its own dtype; f is told at y along the cut that touches at ŷ,
-    so that every cut is one of f."""
+def evaluated(session: "Session", X: Floats) -> Callable[[Array], tuple[Array, Array]]:
+    """y -> f(X, y), ∇f of float64 points, by value.onnx. The graph sees ŷ, y in its own dtype; f is told at y along the
+    cut that touches at ŷ, so that every cut is one of f."""
 
     def value_and_gradient(y: Array) -> tuple[Array, Array]:
         rounded = y.astype(session.dtype)
@@ -313,6 +366,8 @@ def _at(session: "Session", X: Floats) -> Callable[[Array], tuple[Array, Array]]
 
 def _cotangents(session: "Session", solution: PolyhedronSolution, y_bar: Array, adjoint: str) -> PolyhedronCotangents:
     T, X = solution.trajectory, solution.x
+    if T.projection is None and adjoint != "implicit":
+        T = bundle_qp_models(T, solution.y_init, solver=_solver(session))
     if adjoint == "prop3":
         return bundle_qp_adjoint(T, y_bar, None)
     if adjoint == "implicit":
@@ -325,6 +380,23 @@ def _cotangents(session: "Session", solution: PolyhedronSolution, y_bar: Array, 
         return session.pullback(X, y, np.zeros(len(y)), s).y.astype(np.float64)
 
     return bundle_qp_adjoint(T, y_bar, hvp)
+
+
+def _cotangents_by_graph(session: "Session", solution: PolyhedronSolution, y_bar: Array) -> ConstraintCotangents:
+    T = solution.trajectory
+    feeds = {
+        **{"x": solution.x, "y": solution.y, "status": solution.status.astype(np.int32), "y_bar": y_bar},
+        **_fed(T.polyhedron),
+        **{"mu": np.array(T.mu)},
+    }
+    assert session.manifest.polyhedron is not None
+    if session.manifest.polyhedron.adjoint == "prop3":
+        feeds |= {"y_init": solution.y_init, "best": T.best}
+        feeds |= {"slopes": T.slopes, "offsets": T.offsets, "cut_points": T.cut_points}
+    out, _ = session._runner.run("adjoint_polyhedron", feeds, made_with=solution.weights_id)
+    G, h, A, b, lower, upper, mu = (out[f"{name}_bar"] for name in (*Polyhedron._fields, "mu"))
+    weights = _adjoint.weights_bar(out)
+    return ConstraintCotangents(G, h, A, b, lower, upper, mu, ~out["safe"], out["x_bar"], weights)
 
 
 def _pushed(

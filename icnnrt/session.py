@@ -429,14 +429,16 @@ class Session:
         lower: object = None,
         upper: object = None,
         mu: float = 1.0,
-        iterations: int = 100,
+        iterations: int = _polyhedron.ITERATIONS,
         tolerance: float | None = None,
         y_init: object = None,
         strict: bool | None = None,
     ) -> PolyhedronSolution:
         """Solve y* = argmin of f(x, y) + (μ/2) ‖y‖² over {Gy <= h, Ay = b, lower <= y <= upper}, of any package.
 
-        The package's own domain and regulariser, if it has any, play no part. Everything is float64 but f itself.
+        The package's own domain and regulariser, if it has any, play no part. Everything is float64 but f itself. A
+        package that was exported with the head "polyhedron" runs one graph; others run the same method in Python, which
+        takes several times as long.
 
         x:             [B, *x_shape], converted to the package's dtype
         G, h, A, b:    [m, n], [m], [q, n], [q] for all samples, or with B in front
@@ -474,7 +476,9 @@ class Session:
         on_unsafe:  "raise", or "skip" to leave out samples without a trustworthy gradient: those of status SOLVER or
                     worse, of "implicit" those of GAP too, and those with an inaccurate model on the way
 
-        x̄ and θ̄ need pullback.onnx, and are None without. Raises `CertificateError` naming unsafe samples.
+        x̄ and θ̄ need the head "polyhedron" or "pullback", and are None without. With the head "polyhedron" the adjoint
+        that the manifest names, `manifest.polyhedron.adjoint`, is one graph, and "auto" takes it; the other two run in
+        Python and need what is said above. Raises `CertificateError` naming unsafe samples.
         """
         return _polyhedron.vjp(self, solution, y_bar, adjoint=adjoint, on_unsafe=on_unsafe)
 

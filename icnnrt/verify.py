@@ -7,6 +7,8 @@
     convexity     f at the middle of a segment against the mean of its ends; of a gradient alone, its monotony
     hvp, hessian  against differences of the gradient; gradient_x against differences of f; pullback, by y, x and the
                   weights, against differences of f̄ f + ḡ'∇f; each if it is there
+    polyhedron    y* under random linear constraints against `icnnrt.bundle_qp`, run around the package's own value
+                  graph, and its adjoint by x and the constraints against differences; if the head is there
     golden        outputs stored at the export, against the same computed here
     argmin        y* and its energy against `icnnrt.reference`, run in float64 around the package's own value graph
     certificate   energy, gap and KKT residuals, recomputed
@@ -28,15 +30,16 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt import bregman, certificate, golden, reference
+from icnnrt import bregman, certificate, golden, polyhedron, reference
 from icnnrt._arguments import batch, finite_rows
 from icnnrt._runner import Provider
+from icnnrt.bundle_qp import Polyhedron, bundle_qp_argmin
 from icnnrt.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import InputError
 from icnnrt.manifest import Manifest
@@ -90,6 +93,14 @@ _FLOATING: Final = {
 # z of a quadratic program, relative: to the root of a gap of 1e-12 where a constraint is weakly active; float32 data
 # move it by their rounding too.
 QP_Z: Final = {"float64": 1e-5, "float32": 1e-3}
+
+
+POLYHEDRON_SAMPLES: Final = 8  # the reference takes one quadratic program in numpy a cut
+POLYHEDRON_CUTS: Final = 200
+# Of a gap, for differences of y: y is open by its root. In float32 rounding ends the descent before.
+FINE: Final = {"float64": 1e-12, "float32": 1e-7}
+# Steps along x and the constraints: the longest that few samples cross a kink with.
+POLYHEDRON_STEPS: Final = {"float64": (1e-2, 1e-3), "float32": (1e-1, 1e-2)}
 
 
 @dataclass(frozen=True)
@@ -183,6 +194,9 @@ def verify(
         if "pullback" in manifest.graphs:
             progress("pullback")
             checks += trial.pullback()
+        if manifest.polyhedron is not None:
+            progress("argmin over a polyhedron")
+            checks += trial.polyhedron()
         if package.golden:
             progress("golden data")
             checks += _golden(session, package)
@@ -585,6 +599,59 @@ class _Trial:
         median = float(np.median(error))
         detail = f"median relative error against differences of {what}, worst {error.max():.1e}"
         return Check(name, median, relative, "pass" if median <= relative else "fail", detail)
+
+    # --- The argmin over a polyhedron ------------------------------------------------------------
+
+    def polyhedron(self) -> Iterator[Check]:
+        """y* of the graphs, and their adjoint, under constraints that a random point meets."""
+        X, n, T = self.X[:POLYHEDRON_SAMPLES], self.n, self.session.manifest.dtype
+        rng, B = self.rng, len(X)
+        inside = rng.standard_normal((B, n)) / math.sqrt(n)
+        # Few enough that f has a say.
+        G, A = rng.standard_normal((B, 1, n)), rng.standard_normal((B, min(1, n - 1), n))
+        given: dict[str, Any] = {
+            "G": G,
+            "h": np.einsum("bmn,bn->bm", G, inside) + 0.05,
+            "A": A,
+            "b": np.einsum("bmn,bn->bm", A, inside),
+            "lower": inside - 1.0,
+            "upper": inside + np.where(rng.random((B, n)) < 0.5, 1.0, np.inf),
+        }
+        settings: dict[str, Any] = {"mu": 1.0, "iterations": POLYHEDRON_CUTS}
+        found = self.session.argmin_polyhedron(X, **given, **settings, strict=False)
+        told_at = polyhedron.evaluated(self.session, X)
+        tolerance = polyhedron.TOLERANCE[T]
+        true = bundle_qp_argmin(told_at, Polyhedron(**given), POLYHEDRON_CUTS, 1.0, tolerance=tolerance)
+        kept = (found.status <= Status.GAP) & (true.status <= Status.GAP)
+        gaps = [np.maximum(a.gap, 0.0)[kept] + 4 * np.finfo(T).eps for a in (found, true)]
+        Δy = np.abs(found.y - true.y)[kept].max(1, initial=0.0)
+        what = f"max |y − y of the reference|, median {_median(Δy):.1e}; a gap g allows √(2g)"
+        near = sum(np.sqrt(2 * gap) for gap in gaps)
+        yield _worst("polyhedron: y", Δy, np.maximum(self.floating.y, near), what)
+        scale = np.maximum(1.0, np.abs(true.energy[kept]))
+        ΔE = np.abs(found.energy - true.energy)[kept]
+        what = f"|energy − energy of the reference|, median {_median(ΔE):.1e}; the gap is allowed"
+        yield _worst("polyhedron: energy", ΔE, np.maximum(self.floating.energy * scale, np.maximum(*gaps)), what)
+
+        # To a gap as small as can be, as y is open by its root.
+        settings["tolerance"] = FINE[T]
+        y_bar = rng.standard_normal((B, n))
+        moves = {"x": rng.standard_normal(X.shape) / math.sqrt(max(X[0].size, 1))}
+        moves |= {key: rng.standard_normal(given[key].shape) for key in ("h", "b", "lower", "upper")}
+
+        def y(t: float) -> Array:
+            moved = given | {key: given[key] + t * d for key, d in moves.items() if key != "x"}
+            ahead = (X + t * moves["x"]).astype(T)
+            return self.session.argmin_polyhedron(ahead, **moved, **settings, strict=False).y
+
+        exact = self.session.argmin_polyhedron(X, **given, **settings, strict=False)
+        # At a gap that is as small as rounding lets it be, GAP is no reason to leave a sample out.
+        exact = replace(exact, status=np.where(exact.status == Status.GAP, np.int8(0), exact.status))
+        bars = self.session.vjp_polyhedron(exact, y_bar, on_unsafe="skip")
+        told = sum(_rows(getattr(bars, key) * d) for key, d in moves.items())
+        steps = POLYHEDRON_STEPS[T]
+        differences = np.array([_rows((y(h) - y(-h)) * y_bar) / (2 * h) for h in steps])
+        yield self._adjoint_check("polyhedron: adjoint", np.array([told] * len(steps)), differences, y_bar)
 
     # --- The argmin ------------------------------------------------------------------------------
 

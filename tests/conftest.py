@@ -78,6 +78,25 @@ def relu_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def polyhedron_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """float64, x [3] to y [4], with the head polyhedron: "smooth" of softplus units, "pieces" of ReLU units."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    from icnnrt_exporters import export
+    from icnnrt_models import FICNN, PICNN
+
+    folder, made = tmp_path_factory.mktemp("polyhedron"), {}
+    generator, T = torch.Generator().manual_seed(0), torch.float64
+    smooth = PICNN(3, 4, hidden=(6, 5), activation="softplus", dtype=T, generator=generator)
+    pieces = FICNN(3, 4, hidden=(9, 8), activation="relu", dtype=T, generator=generator)
+    x, y = torch.randn(4, 3, generator=generator, dtype=T), torch.rand(4, 4, generator=generator, dtype=T)
+    for name, energy, heads in (("smooth", smooth, ("hessian",)), ("pieces", pieces, ())):
+        made[name] = folder / f"{name}.icnn"
+        export(energy, None, x, y, made[name], heads=("pullback", "polyhedron", *heads))
+    return made
+
+
+@pytest.fixture(scope="session")
 def train_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """float64, x [3] to y [4], a PICNN of softplus units, tuned by squared error and Adam."""
     torch = pytest.importorskip("torch")

@@ -102,6 +102,11 @@ def test_a_quick_run_measures_every_part(tmp_path):
         for name in ("bound", "bound value", "gradient", "value", "torch eager"):
             assert row["contenders"][name]["missing"] is None
         assert row["difference"] <= 1e-5
+    (row,) = found["polyhedron"]
+    check_row(row)
+    assert row["energy_session"] == pytest.approx(row["energy_python"], abs=1e-8)
+    for name in ("session", "python", "vjp", "python vjp", "portable"):
+        assert row["contenders"][name]["missing"] is None
     assert found["scaling"]["series"].keys() == {"k", "n", "batch"}
     for series in found["scaling"]["series"].values():
         assert all(point["seconds_per_step"] is not None for point in series["points"])

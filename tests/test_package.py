@@ -462,7 +462,8 @@ def test_a_package_that_can_be_tuned_reads_back_as_written(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "key", [f.name for f in dataclasses.fields(Manifest) if f.name not in ("train", "convexity", "golden")]
+    "key",
+    [f.name for f in dataclasses.fields(Manifest) if f.name not in ("train", "polyhedron", "convexity", "golden")],
 )
 def test_a_missing_key_in_the_manifest(good: Path, key: str) -> None:
     attacks.edit_manifest(good, lambda m: m.pop(key))

@@ -1,5 +1,6 @@
 """argmin over a polyhedron by a session: against epigraphs, its certificate, differences of every gradient."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 import icnnrt
 from icnnrt.epigraph import epigraph
+from icnnrt.manifest import POLYHEDRON_ROLES
 from icnnrt.polyhedron import PolyhedronSolution
 from icnnrt.status import Status
 
@@ -14,7 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
 from icnnrt_exporters import export  # noqa: E402
-from icnnrt_models import FICNN, PICNN  # noqa: E402
+from icnnrt_models import FICNN  # noqa: E402
 
 MU = 0.5
 B, N = 3, 4
@@ -23,17 +25,20 @@ DIFFERENCES = {"smooth": 2e-3, "pieces": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def sessions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, icnnrt.Session]:
-    folder, opened = tmp_path_factory.mktemp("polyhedron"), {}
-    generator = torch.Generator().manual_seed(0)
-    T = torch.float64
-    smooth = PICNN(3, N, hidden=(6, 5), activation="softplus", dtype=T, generator=generator)
-    pieces = FICNN(3, N, hidden=(9, 8), activation="relu", dtype=T, generator=generator)
-    x, y = torch.randn(4, 3, generator=generator, dtype=T), torch.rand(4, N, generator=generator, dtype=T)
-    for name, energy, heads in (("smooth", smooth, ("hessian", "pullback")), ("pieces", pieces, ("pullback",))):
-        export(energy, None, x, y, folder / f"{name}.icnn", heads=heads)
-        opened[name] = icnnrt.load(folder / f"{name}.icnn")
+def sessions(polyhedron_packages: dict[str, Path]) -> dict[str, icnnrt.Session]:
+    """By kind, of the method in Python; with " graph" behind it, of the package's graphs."""
+    opened = {}
+    for name, path in polyhedron_packages.items():
+        opened[f"{name} graph"] = icnnrt.load(path)
+        opened[name] = icnnrt.load(without_graphs(icnnrt.Package.open(path)))
     return opened
+
+
+def without_graphs(package: icnnrt.Package) -> icnnrt.Package:
+    """The package as if it had been exported without the head polyhedron."""
+    kept = {role: graph for role, graph in package.graphs.items() if role not in POLYHEDRON_ROLES}
+    graphs = {role: file for role, file in package.manifest.graphs.items() if role in kept}
+    return replace(package, manifest=replace(package.manifest, graphs=graphs, polyhedron=None), graphs=kept)
 
 
 def contexts() -> np.ndarray:
@@ -55,7 +60,7 @@ def constraints() -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("name", ["smooth", "pieces"])
+@pytest.mark.parametrize("name", ["smooth", "pieces", "smooth graph", "pieces graph"])
 def test_the_answer_is_feasible_certified_and_optimal(sessions: dict[str, icnnrt.Session], name: str) -> None:
     session, x, given = sessions[name], contexts(), constraints()
     found = session.argmin_polyhedron(x, **given, mu=MU, strict=True)
@@ -72,7 +77,7 @@ def test_the_answer_is_feasible_certified_and_optimal(sessions: dict[str, icnnrt
         assert excess.max() <= 1e-8
     # KKT: ∇f + μ y + G'λ + A'ν + bounds = 0 where f is smooth, with the signs of the multipliers
     assert found.lam.min() >= 0
-    if name == "smooth":
+    if name.startswith("smooth"):
         stationarity = session.gradient(x, y) + MU * y + found.bounds
         stationarity += np.einsum("bmn,bm->bn", given["G"], found.lam) + np.einsum("bmn,bm->bn", given["A"], found.nu)
         assert np.abs(stationarity).max() <= 1e-3
@@ -81,15 +86,16 @@ def test_the_answer_is_feasible_certified_and_optimal(sessions: dict[str, icnnrt
         np.testing.assert_allclose(found.energy, optimum, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["smooth", "pieces"])
+@pytest.mark.parametrize("name", ["smooth", "pieces", "smooth graph", "pieces graph"])
 def test_every_gradient_against_differences(sessions: dict[str, icnnrt.Session], name: str) -> None:
     session, x, given = sessions[name], contexts(), constraints()
     rng = np.random.default_rng(6)
     y_bar = rng.standard_normal((B, N))
-    e, bound = (1e-3 if name == "smooth" else 1e-5), DIFFERENCES[name]
+    smooth = name.startswith("smooth")
+    e, bound = (1e-3 if smooth else 1e-5), DIFFERENCES[name.split()[0]]
 
     def loss(session: icnnrt.Session, x: np.ndarray, given: dict[str, np.ndarray], mu: float = MU) -> np.ndarray:
-        tolerance = 1e-11 if name == "smooth" else 1e-9
+        tolerance = 1e-11 if smooth else 1e-9
         found = session.argmin_polyhedron(x, **given, mu=mu, iterations=200, tolerance=tolerance)
         assert (found.gap <= 1e-9).all()
         return np.asarray((found.y * y_bar).sum(1))
@@ -113,7 +119,7 @@ def test_every_gradient_against_differences(sessions: dict[str, icnnrt.Session],
     moves = {key: 0.1 * rng.standard_normal(a.shape) for key, a in session.weights.items()}
     exact_total = sum((bars.weights[key] * moves[key]).sum() for key in bars.weights)
     totals = []
-    with icnnrt.load(session.path) as other:
+    with icnnrt.load(session._package) as other:
         before = dict(other.weights)
         for sign in (1, -1):
             other._update_weights({key: a + sign * e * moves[key] for key, a in before.items()})
@@ -139,8 +145,9 @@ def test_the_exact_adjoint_differentiates_the_iterations(sessions: dict[str, icn
     np.testing.assert_allclose(numeric[same], (bars.x * d).sum(1)[same], rtol=1e-4, atol=1e-4)
 
 
-def test_samples_that_fail_leave_the_others_alone(sessions: dict[str, icnnrt.Session]) -> None:
-    session, x, given = sessions["pieces"], contexts(), constraints()
+@pytest.mark.parametrize("name", ["pieces", "pieces graph"])
+def test_samples_that_fail_leave_the_others_alone(sessions: dict[str, icnnrt.Session], name: str) -> None:
+    session, x, given = sessions[name], contexts(), constraints()
     alone = session.argmin_polyhedron(x, **given, mu=MU)
     x[1, 0] = np.nan
     given["lower"][2], given["upper"][2] = 2.0, 1.0
@@ -218,8 +225,11 @@ def test_a_float32_package(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     energy = FICNN(3, N, hidden=(8, 8), activation="relu", generator=generator)
     x, y = torch.randn(4, 3, generator=generator), torch.rand(4, N, generator=generator)
-    export(energy, None, x, y, tmp_path / "a.icnn")
-    with icnnrt.load(tmp_path / "a.icnn") as session:
+    export(energy, None, x, y, tmp_path / "a.icnn", heads=["polyhedron"])
+    with icnnrt.load(tmp_path / "a.icnn") as graph:
+        by_graph = graph.argmin_polyhedron(contexts(), **constraints(), mu=MU)
+        told = graph.vjp_polyhedron(by_graph, np.ones((B, N)))
+    with icnnrt.load(without_graphs(icnnrt.Package.open(tmp_path / "a.icnn"))) as session:
         found = session.argmin_polyhedron(contexts(), **constraints(), mu=MU)
         assert found.ok.all()
         optimum = [problem.solve().value for problem in epigraph(session, contexts(), **constraints(), mu=MU)]
@@ -228,6 +238,13 @@ def test_a_float32_package(tmp_path: Path) -> None:
         assert bars.x is None
         assert bars.weights is None
         assert np.isfinite(bars.G).all()
+        # The same cuts but for the rounding of float32.
+        assert by_graph.ok.all()
+        np.testing.assert_allclose(by_graph.energy, found.energy, atol=2e-5)
+        np.testing.assert_allclose(told.b, bars.b, atol=1e-3)
+        assert told.x is not None
+        assert (told.x.dtype, told.G.dtype, by_graph.y.dtype) == (np.float32, np.float64, np.float64)
+        assert by_graph.x.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -259,7 +276,7 @@ def test_wrong_cotangents(sessions: dict[str, icnnrt.Session]) -> None:
         session.vjp_polyhedron(found, [[0.0] * N, [np.nan] * N, [0.0] * N])
     with pytest.raises(icnnrt.InputError, match=r"solution: expected what session\.argmin_polyhedron"):
         session.vjp_polyhedron("y", np.ones((B, N)))  # type: ignore[arg-type]
-    with icnnrt.load(session.path) as other:
+    with icnnrt.load(session._package) as other:
         other._update_weights(dict(other.weights))
         with pytest.raises(icnnrt.InputError, match="other weights"):
             other.vjp_polyhedron(found, np.ones((B, N)))

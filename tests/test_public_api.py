@@ -21,6 +21,7 @@ PUBLIC = {
         "bundle_qp_adjoint",
         "bundle_qp_argmin",
         "bundle_qp_implicit",
+        "bundle_qp_models",
     },
     "recommend": {"Recommendation", "prefixes", "recommend"},
     "cli": {
@@ -52,7 +53,7 @@ PUBLIC = {
         "status_of",
         "unit",
     },
-    "polyhedron": {"ConstraintCotangents", "PolyhedronSolution", "argmin", "given_rows", "vjp"},
+    "polyhedron": {"ConstraintCotangents", "PolyhedronSolution", "argmin", "evaluated", "given_rows", "vjp"},
     "convexity": {"Convexity", "Evidence", "Witness", "prove"},
     "errors": {
         "CertificateError",
@@ -81,6 +82,7 @@ PUBLIC = {
         "GraphFile",
         "Manifest",
         "OpSet",
+        "PolyhedronSpec",
         "SolverSpec",
         "TrainingSpec",
         "WeightSpec",

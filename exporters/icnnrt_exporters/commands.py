@@ -55,6 +55,7 @@ class HeadName(StrEnum):
     hessian = "hessian"
     gradient_x = "gradient_x"
     pullback = "pullback"
+    polyhedron = "polyhedron"
 
 
 class KindName(StrEnum):

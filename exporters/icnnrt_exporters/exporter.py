@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 import icnnrt
 from icnnrt import golden, package
+from icnnrt._piecewise import is_piecewise_linear
 from icnnrt.convexity import Convexity
 from icnnrt.errors import ExportError
+from icnnrt.polyhedron import ITERATIONS, TOLERANCE
 from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import UNIT_BOX, argmin_graph
@@ -41,11 +43,14 @@ from icnnrt_exporters.heads import (
 from icnnrt_exporters.losses import loss_graph, named
 from icnnrt_exporters.onnx_head import quiet, to_onnx
 from icnnrt_exporters.optimizers import resolve
+from icnnrt_exporters.polyhedron_adjoint_graph import polyhedron_adjoint_graph
+from icnnrt_exporters.polyhedron_graph import polyhedron_graph
 from icnnrt_exporters.preconditions import (
     Solver,
     check_energy,
     check_examples,
     check_heads,
+    check_polyhedron,
     check_solver,
     check_target,
     check_weights,
@@ -86,6 +91,7 @@ def export(
     nonnegative: Sequence[str] | None = None,
     metadata: Mapping[str, str | int | float | bool | None] | None = None,
     train: TrainSpec | None = None,
+    polyhedron: Mapping[str, float] | None = None,
     allow_not_convex: bool = False,
     overwrite: bool = False,
     progress: Progress = lambda stage: None,
@@ -102,8 +108,9 @@ def export(
             give real data, so that the figures mean something.
         path: the folder to write, by custom `*.icnn`.
         name: what the package calls itself; the folder's stem by default.
-        heads: further graphs: any of "hvp", "hessian" (dense, for small n), "gradient_x" and "pullback" (cotangents of
-            f and ∇_y f to y, x and the weights). Value and gradient are always there, argmin and adjoint with a solver.
+        heads: further graphs: any of "hvp", "hessian" (dense, for small n), "gradient_x", "pullback" (cotangents of
+            f and ∇_y f to y, x and the weights) and "polyhedron" (the argmin under linear constraints given with the
+            call, and its adjoint). Value and gradient are always there, argmin and adjoint with a solver.
         kind: "gradient" for a module whose forward(x, y) -> [B, n] is the gradient itself; then there is no value, and
             no solver. "qp" for a module whose forward(x) -> z [B, n] goes through a `QPLayer`: then `energy` is that
             network, y_example are answers or targets like them, solver is None, and the package has z, its adjoint
@@ -112,6 +119,8 @@ def export(
             nonnegative_weights() says.
         metadata: free facts for the manifest (data, seed, metrics).
         train: put train.onnx into the package too, one step of fine-tuning on the device; see `TrainSpec`.
+        polyhedron: what the head "polyhedron" does unless a call says otherwise: any of "iterations" (100), "mu" (1.0)
+            and "tolerance" (1e-9, of float32 1e-5), as `Session.argmin_polyhedron` has them.
         allow_not_convex: export an energy that was seen not to be convex in y all the same; the manifest says so, and
             the status of every answer.
         overwrite: replace a package that is there.
@@ -127,6 +136,7 @@ def export(
     """
     path = Path(path)
     check_heads(heads, kind, solver, train)
+    check_polyhedron(polyhedron, heads)
     if kind == "qp":
         from icnnrt_exporters.qp_package import export_qp
 
@@ -150,7 +160,7 @@ def export(
         check_adjoint(train, layer)
     elif solver not in (None, "auto"):
         raise ExportError(f"solver: expected a layer, 'auto' or None, got {solver!r}; pass BundleEntropyArgmin(energy)")
-    check_weights(energy, x_example.dtype)
+    check_weights(energy, x_example.dtype, heads)
     check_target(path, overwrite)
     modes = [(module, module.training) for module in energy.modules()]
     energy.eval()
@@ -198,7 +208,7 @@ def export(
 
                     layer, facts["solver_choice"] = choose_solver(energy, judge, x_example, y_example.shape[1], seconds)
                     check_adjoint(train, layer)
-            parts = _parts(traced, layer, y_example, heads, train, must_not_be_negative, progress)
+            parts = _parts(traced, layer, y_example, heads, train, polyhedron, must_not_be_negative, progress)
 
             def write(target: Path, **more: Any) -> package.Package:
                 written: package.Package = described(
@@ -207,6 +217,7 @@ def export(
                     parts.graphs,
                     metadata=facts,
                     train=parts.train,
+                    polyhedron=parts.polyhedron,
                     overwrite=overwrite and target == path,
                     **more,
                 )
@@ -315,6 +326,7 @@ class _Parts(NamedTuple):
 
     graphs: dict[str, bytes]
     train: package.TrainingSpec | None
+    polyhedron: package.PolyhedronSpec | None
 
 
 def _parts(
@@ -323,6 +335,7 @@ def _parts(
     y_example: Tensor,
     wanted: Collection[str],
     train: TrainSpec | None,
+    polyhedron: Mapping[str, float] | None,
     nonnegative: Sequence[str],
     progress: Progress,
 ) -> _Parts:
@@ -330,17 +343,44 @@ def _parts(
     training: package.TrainingSpec | None = None
     if solver is not None:
         assembled, training = _solver_graphs(traced, solver, y_example, train, nonnegative, progress)
+    of_hessian: ir.Model | None = None
     for role, make in OPTIONAL_HEADS.items():
         if role in wanted:
             progress(role.replace("_", " by "))
-            assembled[role] = plain_graph(to_onnx(make(traced.energy, traced.x, traced.y)), role)
-    if "pullback" in wanted:
+            made = to_onnx(make(traced.energy, traced.x, traced.y))
+            of_hessian = made.clone() if role == "hessian" else of_hessian
+            assembled[role] = plain_graph(made, role)
+    push = None
+    if not {"pullback", "polyhedron"}.isdisjoint(wanted):
         progress("pullback")
-        made = pullback(traced.energy, traced.x, traced.y, traced.trainable)
-        assembled["pullback"] = plain_graph(to_onnx(made), "pullback")
+        push = to_onnx(pullback(traced.energy, traced.x, traced.y, traced.trainable))
+        if "pullback" in wanted:
+            assembled["pullback"] = plain_graph(push.clone(), "pullback")
+    of_polyhedron = None
+    if push is not None and "polyhedron" in wanted:
+        progress("argmin over a polyhedron")
+        of_polyhedron = _polyhedron_spec(traced, polyhedron or {})
+        assembled["argmin_polyhedron"] = polyhedron_graph(traced.head.clone(), of_polyhedron)
+        curvature = None
+        if of_polyhedron.adjoint == "implicit":
+            curvature = of_hessian or to_onnx(hessian(traced.energy, traced.x, traced.y))
+        assembled["adjoint_polyhedron"] = polyhedron_adjoint_graph(push, curvature, of_polyhedron)
     domain = UNIT_BOX if solver is None else domain_of(solver)
     more = {role: traced.serialised(graph, domain) for role, graph in assembled.items()}
-    return _Parts({**traced.graphs, **more}, training)
+    return _Parts({**traced.graphs, **more}, training, of_polyhedron)
+
+
+def _polyhedron_spec(traced: _Traced, given: Mapping[str, float]) -> package.PolyhedronSpec:
+    """Proposition 3 where the energy is of pieces at x = 0, else the optimality conditions."""
+    n = traced.y.shape[1]
+    pieces = is_piecewise_linear(traced.graphs["value"], traced.weights, np.zeros(tuple(traced.x.shape[1:])), n)
+    settings = {"iterations": ITERATIONS, "mu": 1.0, "tolerance": TOLERANCE[dtype_name(traced.y)], **given}
+    return package.PolyhedronSpec(
+        int(settings["iterations"]),
+        float(settings["mu"]),
+        float(settings["tolerance"]),
+        "prop3" if pieces else "implicit",
+    )
 
 
 def _argmin_graph(head: ir.Model, solver: Solver) -> ir.Graph:

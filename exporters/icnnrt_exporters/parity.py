@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import icnnrt
-from icnnrt import bregman, reference
+from icnnrt import _wire, bregman, reference
 from icnnrt.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import ExportError
-from icnnrt.manifest import OP_DOMAIN, Domain, Manifest
+from icnnrt.manifest import ENERGY_ROLES, OP_DOMAIN, Domain, Manifest
+from icnnrt_exporters import parity_polyhedron
 from icnnrt_exporters.preconditions import Solver
 
 # What an export may differ by. float64 differs by the order of sums alone, which the K steps of a solver can magnify.
@@ -28,13 +29,16 @@ from icnnrt_exporters.preconditions import Solver
 # the nearly parallel cuts of a converged smooth energy it divides by their differences; the exact recursion does not.
 TOLERANCE = {
     "float64": {"value": 1e-12, "gradient": 1e-12, "energy": 1e-9, "y": 1e-6, "exact": 1e-7, "prop3": 1e-3}
-    | {"hvp": 1e-9, "hessian": 1e-9, "gradient_x": 1e-12, "pullback": 1e-9},
+    | {"hvp": 1e-9, "hessian": 1e-9, "gradient_x": 1e-12, "pullback": 1e-9}
+    | {"polyhedron": 1e-8, "polyhedron_adjoint": 1e-5},
     "float32": {"value": 1e-5, "gradient": 1e-3, "energy": 1e-3, "y": 2e-2, "exact": 1e-2, "prop3": 1e-2}
-    | {"hvp": 1e-2, "hessian": 1e-2, "gradient_x": 1e-3, "pullback": 1e-2},
+    | {"hvp": 1e-2, "hessian": 1e-2, "gradient_x": 1e-3, "pullback": 1e-2}
+    | {"polyhedron": 1e-3, "polyhedron_adjoint": 1e-2},
 }
 # Of an energy that goes through quadratic programs: a gap of 1e-12 leaves z open by its root.
 QP = {"float64": 1e-6, "float32": 1e-3}
 UNIT_BOX = Domain()
+SAMPLES = 6  # that are tried under constraints: each takes some quadratic programs in numpy
 BATCHES = (1, 3, 16, 129)  # the last because ONNX Runtime takes other kernels for large products
 
 
@@ -77,11 +81,16 @@ def check(
     figures: dict[str, float] = {}
     for x, y in inputs(x_example, y_example):
         _check_heads(session, judge, x, y, figures)
+    if session.manifest.polyhedron is not None:
+        few = (t[:SAMPLES] for t in inputs(x_example, y_example)[2])
+        for name, got, true in parity_polyhedron.figures(session, judge, *few):
+            _worst(figures, name, got, true)
     facts = _check_argmin(session, judge, solver, x_example, y_example, figures) if solver else {}
+    energy = session._package.graphs[ENERGY_ROLES[session.manifest.kind]]
+    through_programs = (OP_DOMAIN, "QPSolve") in _wire.survey(energy, "energy").operators
     for name, figure in figures.items():
         bound = TOLERANCE[session.manifest.dtype][name]
-        ops = session.manifest.ops.get(OP_DOMAIN)
-        if ops is not None and "QPSolve" in ops.names:
+        if through_programs:
             bound = max(bound, QP[session.manifest.dtype])
         if not figure <= bound:
             raise ExportError(

@@ -1,21 +1,26 @@
 """What must hold before an export begins: told at once, in one sentence, and not after the tracing."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icnnrt._runner import BOUNDS, BOUNDS_BAR, SIGNATURES, THETA_BAR
+from icnnrt._runner import BOUNDS, BOUNDS_BAR, OF_POLYHEDRON, SIGNATURES, THETA_BAR
 from icnnrt.errors import ExportError
+from icnnrt.manifest import MAX_ITERATIONS, POLYHEDRON_ROLES
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
 
 Solver = BundleEntropyArgmin | BregmanProximalGradient
 
 # Names of the graphs' inputs and outputs, which no weight may bear.
 RESERVED = frozenset(
-    name for named in (*SIGNATURES.values(), (BOUNDS, BOUNDS_BAR)) for names in named for name in names
+    name
+    for named in (*(s for role, s in SIGNATURES.items() if role not in POLYHEDRON_ROLES), (BOUNDS, BOUNDS_BAR))
+    for names in named
+    for name in names
 )
 STORABLE = (
     torch.float64,
@@ -28,7 +33,7 @@ STORABLE = (
     torch.uint8,
     torch.bool,
 )
-HEADS = ("hvp", "hessian", "gradient_x", "pullback")  # that are there if they are asked for
+HEADS = ("hvp", "hessian", "gradient_x", "pullback", "polyhedron")  # that are there if they are asked for
 # Largest |f(batch) − f(sample alone)| in float64, relative: sums in another order stay far below it.
 SAMPLES_APART = 1e-9
 
@@ -75,7 +80,7 @@ def check_solver(solver: Solver, n: int) -> None:
         )
 
 
-def check_weights(energy: nn.Module, dtype: torch.dtype) -> None:
+def check_weights(energy: nn.Module, dtype: torch.dtype, heads: Collection[str] = ()) -> None:
     """Names, dtypes and sizes of the state_dict are such that graphs and files can hold them."""
     for name, parameter in energy.named_parameters():
         if parameter.dtype != dtype:
@@ -83,8 +88,9 @@ def check_weights(energy: nn.Module, dtype: torch.dtype) -> None:
                 f"energy: {name} is {parameter.dtype}, but x_example {dtype}; convert the model with .float() or "
                 ".double(), or the examples"
             )
+    reserved = RESERVED | (frozenset(OF_POLYHEDRON) if "polyhedron" in heads else frozenset())
     for name, tensor in energy.state_dict().items():
-        if name in RESERVED or name.startswith(THETA_BAR):
+        if name in reserved or name.startswith(THETA_BAR):
             raise ExportError(
                 f"energy: a weight is called {name!r}, as an input or output of the graphs is; rename it in the module"
             )
@@ -111,6 +117,8 @@ def check_heads(heads: object, kind: str, solver: object, train: object) -> None
         for head in ("gradient_x", "pullback"):
             if head in heads:
                 raise ExportError(f"heads: a gradient alone has no value to differentiate by x; leave {head!r} out")
+        if "polyhedron" in heads:
+            raise ExportError("heads: a gradient alone has no value to minimise; leave 'polyhedron' out")
     if kind == "qp":
         if solver is not None:
             raise ExportError("solver: a network of quadratic programs needs none; pass solver=None")
@@ -119,6 +127,23 @@ def check_heads(heads: object, kind: str, solver: object, train: object) -> None
         return
     if train is not None and solver is None:
         raise ExportError("train: a training graph needs the argmin, got solver=None; pass a solver")
+
+
+def check_polyhedron(settings: Mapping[str, float] | None, heads: Collection[str]) -> None:
+    """Settings of the head polyhedron that there are, within their bounds."""
+    if settings is None:
+        return
+    if "polyhedron" not in heads:
+        raise ExportError("polyhedron: the settings belong to a head that was not asked for; add it to heads")
+    for name, number in settings.items():
+        if name not in ("iterations", "mu", "tolerance"):
+            raise ExportError(f"polyhedron: expected iterations, mu or tolerance, got {name!r}; leave it out")
+        whole = name == "iterations"
+        if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)):
+            raise ExportError(f"polyhedron: expected a number as {name}, got {number!r}")
+        if not (1 <= number <= MAX_ITERATIONS if whole else 0 <= number < np.inf):
+            least = f"an integer from 1 to {MAX_ITERATIONS}" if whole else "a finite number of at least 0"
+            raise ExportError(f"polyhedron: expected {least} as {name}, got {number!r}")
 
 
 def float64_judge(energy: nn.Module, kind: str = "energy") -> nn.Module:

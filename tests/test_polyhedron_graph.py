@@ -1,0 +1,289 @@
+"""The graphs of the argmin over a polyhedron: against the numpy method, in plain onnxruntime, on hard samples."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_polyhedron import without_graphs
+from typer.testing import CliRunner
+
+import icnnrt
+from icnnrt import cli
+from icnnrt.errors import ExportError
+from icnnrt.manifest import Manifest, PolyhedronSpec
+from icnnrt.status import Status
+from icnnrt.verify import verify
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from icnnrt_exporters import export, pack  # noqa: E402
+from icnnrt_models import FICNN  # noqa: E402
+
+N = 4
+MU = 0.5
+FIELDS = ("y", "energy", "lower_bound", "gap", "lam", "nu", "bounds")
+
+
+@pytest.fixture(scope="module", params=["native", "portable"])
+def pair(request: pytest.FixtureRequest, polyhedron_packages: dict[str, Path]) -> list[icnnrt.Session]:
+    """pieces by its graphs, and by the method in Python; both on kernels or both on portable bodies."""
+    package = icnnrt.Package.open(polyhedron_packages["pieces"])
+    native = False if request.param == "portable" else None
+    return [icnnrt.load(each, native=native) for each in (package, without_graphs(package))]
+
+
+@pytest.fixture(scope="module")
+def smooth(polyhedron_packages: dict[str, Path]) -> list[icnnrt.Session]:
+    package = icnnrt.Package.open(polyhedron_packages["smooth"])
+    return [icnnrt.load(each) for each in (package, without_graphs(package))]
+
+
+def contexts(B: int) -> np.ndarray:
+    return np.random.default_rng(B).standard_normal((B, 3))
+
+
+def constraints(kind: str, B: int) -> dict[str, Any]:
+    rng = np.random.default_rng(B)
+    if kind == "none":
+        return {}
+    if kind == "shared":
+        return {"G": rng.standard_normal((2, N)), "h": [1.0, np.inf], "A": np.ones((1, N)), "b": [1.0], "lower": 0.0}
+    y = 0.2 * rng.standard_normal((B, N))
+    G, A = rng.standard_normal((B, 3, N)), rng.standard_normal((B, 1, N))
+    G[:, 2] = G[:, 0]  # the same row twice
+    return {
+        "G": G,
+        "h": np.einsum("bmn,bn->bm", G, y) + 0.05,
+        "A": A,
+        "b": np.einsum("bmn,bn->bm", A, y),
+        "lower": y - 0.4,
+        "upper": y + np.where(rng.random((B, N)) < 0.5, 0.2, np.inf),
+    }
+
+
+def close(found: Any, true: Any, fields: tuple[str, ...], atol: float) -> None:
+    for field in fields:
+        np.testing.assert_allclose(getattr(found, field), getattr(true, field), atol=atol, rtol=atol, err_msg=field)
+
+
+@pytest.mark.parametrize(("kind", "B"), [("own", 1), ("own", 3), ("own", 128), ("none", 3), ("shared", 3)])
+def test_the_graph_does_what_the_numpy_method_does(pair: list[icnnrt.Session], kind: str, B: int) -> None:
+    given = constraints(kind, B)
+    found, true = (session.argmin_polyhedron(contexts(B), **given, mu=MU) for session in pair)
+    assert found.ok.mean() > 0.95
+    np.testing.assert_array_equal(found.status, true.status)
+    same = found.cuts == true.cuts  # a gap beside the tolerance may go either way
+    assert same.mean() > 0.95
+    for name in FIELDS:
+        if kind == "own" and name == "lam":  # what two equal rows share between them is anyone's
+            continue
+        atol = 1e-6 if name in ("lam", "nu", "bounds") else 1e-8  # a program is solved to 1e-9, in y to its root
+        np.testing.assert_allclose(getattr(found, name)[same], getattr(true, name)[same], atol=atol, err_msg=name)
+    if kind == "own":
+        np.testing.assert_allclose(found.lam[:, [0, 1]].sum(1) + found.lam[:, 2], true.lam.sum(1), atol=1e-6)
+    y_bar = np.cos(np.arange(B * N)).reshape(B, N)
+    bars, expected = (
+        session.vjp_polyhedron(answer, y_bar, on_unsafe="skip")
+        for session, answer in zip(pair, (found, true), strict=True)
+    )
+    np.testing.assert_array_equal(bars.skipped, expected.skipped)
+    if kind != "own":
+        close(bars, expected, ("G", "h", "A", "b", "lower", "upper", "mu", "x"), 1e-6)
+        assert bars.weights is not None
+        assert expected.weights is not None
+        for name, array in bars.weights.items():
+            np.testing.assert_allclose(array, expected.weights[name], atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("kind", "B"), [("own", 1), ("own", 128), ("shared", 3), ("none", 3)])
+def test_a_smooth_energy(smooth: list[icnnrt.Session], kind: str, B: int) -> None:
+    given = constraints(kind, B)
+    # A few cuts first: near the optimum they are nearly the same, and any of many multipliers does.
+    found, true = (s.argmin_polyhedron(contexts(B), **given, mu=MU, iterations=3, tolerance=0.0) for s in smooth)
+    close(found, true, ("y", "energy", "lower_bound", "gap"), 1e-8)
+    np.testing.assert_array_equal(found.trajectory.best, true.trajectory.best)
+    found, true = (session.argmin_polyhedron(contexts(B), **given, mu=MU) for session in smooth)
+    np.testing.assert_array_equal(found.status, true.status)
+    assert found.ok.all()
+    apart = np.linalg.norm(found.y - true.y, axis=1)
+    assert (apart <= sum(np.sqrt(2 * np.maximum(a.gap, 0) / MU) for a in (found, true)) + 1e-8).all()
+    y_bar = np.sin(np.arange(B * N)).reshape(B, N)
+    bars, told = (
+        smooth[0].vjp_polyhedron(found, y_bar),
+        smooth[1].vjp_polyhedron(replace_answer(found, smooth[1]), y_bar),
+    )
+    close(bars, told, ("b", "lower", "upper", "mu", "x"), 1e-7)
+    np.testing.assert_allclose(bars.G.sum(1), told.G.sum(1), atol=1e-6)
+    assert bars.weights is not None
+    assert told.weights is not None
+    for name, array in bars.weights.items():
+        np.testing.assert_allclose(array, told.weights[name], atol=1e-6, err_msg=name)
+
+
+def replace_answer(found: Any, session: icnnrt.Session) -> Any:
+    """The same answer as one of another session's."""
+    return replace(found, weights_id=session.weights_id)
+
+
+@pytest.mark.parametrize("adjoint", ["prop3", "implicit", "exact"])
+def test_every_adjoint_is_there(smooth: list[icnnrt.Session], adjoint: str) -> None:
+    """Those that are no graph are put together in Python, from models solved once more."""
+    given, y_bar = constraints("shared", 3), np.sin(np.arange(12)).reshape(3, N)
+    settings: dict[str, Any] = {"mu": MU, "iterations": 4, "tolerance": 1.0 if adjoint == "implicit" else 0.0}
+    bars = []
+    for session in smooth:
+        found = session.argmin_polyhedron(contexts(3), **given, **settings)
+        bars.append(session.vjp_polyhedron(found, y_bar, adjoint=adjoint))
+    close(bars[0], bars[1], ("b", "lower", "mu", "x"), 1e-5)
+
+
+def test_the_projection_may_be_the_answer(pair: list[icnnrt.Session]) -> None:
+    """One feasible point: y_0 is the best met, and its model is the projection."""
+    b = np.linspace(-1, 1, 2 * N).reshape(2, N)
+    found = pair[0].argmin_polyhedron(contexts(2), A=np.eye(N), b=b, mu=MU)
+    assert found.ok.all()
+    assert (found.trajectory.best == 0).all()
+    np.testing.assert_allclose(found.y, b, atol=1e-9)
+    y_bar = np.cos(np.arange(2 * N)).reshape(2, N)
+    bars = pair[0].vjp_polyhedron(found, y_bar)
+    np.testing.assert_allclose(bars.b, y_bar, atol=1e-6)
+    np.testing.assert_allclose(bars.mu, 0.0, atol=1e-9)
+    assert bars.x is not None
+    np.testing.assert_allclose(bars.x, 0.0, atol=1e-9)
+
+
+def test_hard_samples_among_good_ones(pair: list[icnnrt.Session]) -> None:
+    x, given = contexts(5), constraints("own", 5)
+    given = {name: np.array(a) for name, a in given.items()}
+    alone = pair[0].argmin_polyhedron(x, **given, mu=MU)
+    given["lower"][0, 1], given["upper"][0, 1] = 1.0, 0.0  # crossed
+    given["A"] = np.concatenate([given["A"], given["A"]], 1)  # twice the same equality
+    given["b"] = np.concatenate([given["b"], given["b"]], 1)
+    given["b"][1, 1] += 1.0  # and here a contradiction
+    x[2, 0] = np.inf
+    found = pair[0].argmin_polyhedron(x, **given, mu=MU)
+    bad = [Status.EMPTY_DOMAIN, Status.EMPTY_DOMAIN, Status.NOT_FINITE_INPUT]
+    assert found.status.tolist() == [*bad, Status.CONVERGED, Status.CONVERGED]
+    for name in FIELDS:
+        assert np.isnan(getattr(found, name)[:3]).all(), name
+    np.testing.assert_allclose(found.y[3:], alone.y[3:], atol=1e-6)
+    bars = pair[0].vjp_polyhedron(found, np.ones((5, N)), on_unsafe="skip")
+    assert bars.skipped.tolist() == [True, True, True, False, False]
+    for array in (bars.G, bars.h, bars.A, bars.lower, bars.mu, bars.x):
+        assert array is not None
+        assert np.isnan(array[:3]).all()
+        assert np.isfinite(array[3:]).all()
+    assert bars.weights is not None
+    assert all(np.isfinite(a).all() for a in bars.weights.values())
+    with pytest.raises(icnnrt.CertificateError, match="3 of 5 samples"):
+        pair[0].vjp_polyhedron(found, np.ones((5, N)))
+
+
+def test_without_curvature(pair: list[icnnrt.Session]) -> None:
+    box: dict[str, Any] = {"lower": -1.0, "upper": 1.0}
+    found, true = (session.argmin_polyhedron(contexts(3), **box, mu=0.0) for session in pair)
+    assert found.ok.all()
+    np.testing.assert_allclose(found.energy, true.energy, atol=1e-8)
+    # y_0 of the first sample is bounded by nothing but one side: its model falls without end.
+    lower = np.full((3, N), -1.0)
+    upper = np.full((3, N), 1.0)
+    lower[0], upper[0] = -np.inf, np.inf
+    fallen = pair[0].argmin_polyhedron(contexts(3), lower=lower, upper=upper, mu=0.0)
+    assert fallen.status.tolist() == [Status.SOLVER, Status.CONVERGED, Status.CONVERGED]
+    assert np.isnan(fallen.y[0]).all()
+    np.testing.assert_allclose(fallen.energy[1:], found.energy[1:], atol=1e-8)
+
+
+def test_the_loop_ends_with_the_last_sample(pair: list[icnnrt.Session]) -> None:
+    found = pair[0].argmin_polyhedron(contexts(3), **constraints("shared", 3), mu=MU, iterations=100)
+    slots = found.trajectory.offsets.shape[1]
+    assert slots == found.cuts.max() < 20
+    short = pair[0].argmin_polyhedron(contexts(3), **constraints("shared", 3), mu=MU, iterations=1, tolerance=0.0)
+    assert (short.cuts == 1).all()
+    assert (short.gap >= found.gap - 1e-12).all()
+
+
+def test_weights_that_were_updated_are_seen(pair: list[icnnrt.Session]) -> None:
+    given = constraints("shared", 2)
+    with icnnrt.load(pair[0]._package) as session:
+        before = session.argmin_polyhedron(contexts(2), **given, mu=MU)
+        session._update_weights({name: 1.5 * a for name, a in session.weights.items()})
+        after = session.argmin_polyhedron(contexts(2), **given, mu=MU)
+        np.testing.assert_allclose(
+            after.energy, session.value(contexts(2), after.y) + 0.5 * MU * (after.y**2).sum(1), rtol=1e-12
+        )
+        assert np.abs(after.energy - before.energy).min() > 1e-3
+        with pytest.raises(icnnrt.InputError, match="other weights"):
+            session.vjp_polyhedron(before, np.ones((2, N)))
+
+
+def test_plain_onnxruntime(polyhedron_packages: dict[str, Path], pair: list[icnnrt.Session], tmp_path: Path) -> None:
+    """Two files that need nothing of icnnrt; what is left unsaid is as it was exported."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if pair[0].native:
+        options.register_custom_ops_library(icnnrt.ops_library())
+    x, budget = contexts(2), {"A": np.ones((1, 1, N)), "b": np.ones((1, 1)), "lower": np.zeros((1, N))}
+    feeds = {
+        **{"x": x, "y_init": np.zeros((2, N)), "G": np.zeros((1, 0, N)), "h": np.zeros((1, 0))},
+        **{"upper": np.full((1, N), np.inf), **budget},
+    }
+    answers = []
+    for role in ("argmin_polyhedron", "adjoint_polyhedron"):
+        file = pack(polyhedron_packages["pieces"], tmp_path / f"{role}.onnx", role)
+        session = onnxruntime.InferenceSession(str(file), options)
+        if answers:
+            names = [node.name for node in session.get_inputs()]
+            feeds = {name: {**feeds, **answers[0], "y_bar": np.ones((2, N))}[name] for name in names}
+        outputs = [node.name for node in session.get_outputs()]
+        answers.append(dict(zip(outputs, session.run(None, feeds), strict=True)))
+    found = pair[0].argmin_polyhedron(x, A=np.ones((1, N)), b=[1.0], lower=0.0)
+    bars = pair[0].vjp_polyhedron(found, np.ones((2, N)))
+    np.testing.assert_allclose(answers[0]["y"], found.y, atol=1e-8)
+    np.testing.assert_array_equal(answers[0]["status"], found.status)
+    np.testing.assert_allclose(answers[1]["b_bar"], bars.b, atol=1e-6)
+    np.testing.assert_allclose(answers[1]["x_bar"], bars.x, atol=1e-6)
+
+
+def test_what_the_package_says(polyhedron_packages: dict[str, Path]) -> None:
+    manifest = icnnrt.Package.open(polyhedron_packages["pieces"]).manifest
+    assert manifest.polyhedron == PolyhedronSpec(100, 1.0, 1e-9, "prop3")
+    assert icnnrt.Package.open(polyhedron_packages["smooth"]).manifest.polyhedron.adjoint == "implicit"  # type: ignore[union-attr]
+    assert {"polyhedron", "polyhedron_adjoint"} <= set(manifest.parity)
+    shown = CliRunner().invoke(cli.app, ["inspect", str(polyhedron_packages["pieces"])], env={"COLUMNS": "200"})
+    assert "over a polyhedron: at most 100 cuts" in shown.stdout
+    assert "adjoint prop3" in shown.stdout
+    report = verify(polyhedron_packages["pieces"], samples=4)
+    verdicts = {check.name: check.verdict for check in report.checks}
+    assert report.passed, report
+    for name in ("polyhedron: y", "polyhedron: energy", "golden: argmin_polyhedron.energy"):
+        assert verdicts[name] == "pass", name
+    assert verdicts["polyhedron: adjoint"] in ("pass", "skipped")
+    for wrong, message in (
+        (replace(manifest, polyhedron=None), "graphs.argmin_polyhedron is there but polyhedron is missing"),
+        (replace(manifest, polyhedron=PolyhedronSpec(0, 1.0, 1e-9, "prop3")), "polyhedron.iterations"),
+        (replace(manifest, polyhedron=PolyhedronSpec(1, -1.0, 1e-9, "prop3")), "polyhedron.mu"),
+        (replace(manifest, polyhedron=PolyhedronSpec(1, 1.0, 1e-9, "exact")), "polyhedron.adjoint"),
+    ):
+        with pytest.raises(icnnrt.PackageError, match=message):
+            Manifest.from_json(wrong.to_json())
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    energy, x, y = FICNN(3, N, hidden=(4,), dtype=torch.float64), torch.zeros(2, 3).double(), torch.zeros(2, N).double()
+    for arguments, message in (
+        ({"polyhedron": {"mu": 1.0}}, "the settings belong to a head that was not asked for"),
+        ({"heads": ["polyhedron"], "polyhedron": {"steps": 3}}, "expected iterations, mu or tolerance, got 'steps'"),
+        ({"heads": ["polyhedron"], "polyhedron": {"iterations": 0}}, "expected an integer from 1"),
+        ({"heads": ["polyhedron"], "polyhedron": {"mu": -1.0}}, "expected a finite number of at least 0 as mu"),
+        ({"heads": ["polyhedron"], "kind": "gradient"}, "a gradient alone has no value to minimise"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            export(energy, None, x, y, tmp_path / "a.icnn", **arguments)  # type: ignore[arg-type]
+    energy.register_buffer("G", torch.zeros(1).double())
+    with pytest.raises(ExportError, match="a weight is called 'G', as an input or output of the graphs is"):
+        export(energy, None, x, y, tmp_path / "a.icnn", heads=["polyhedron"])
