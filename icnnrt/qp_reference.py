@@ -67,6 +67,10 @@ WARM = 1e-2  # the least slack and multiplier of a warm start, in units of the e
 ENOUGH = 1e-12  # relative KKT residual at which a sample stops
 TO_BOUNDARY = 0.995
 SHORT_STEP = 0.2
+CYCLES = (
+    3,
+    0.3,
+)  # steps without progress, far from the solution, after which a step has no second order, and the least σ
 SMALLEST = 1e-18  # of slacks and multipliers, so that their quotients stay finite
 REGULARISATION = 1e-8, 1e-12  # ρ = δ: the most, and the least, in units of the equilibrated problem
 PATIENCE = 6, 15  # steps without progress that end a sample: when it is nearly solved, and when it is not
@@ -312,9 +316,11 @@ def interior_point(
         a = np.minimum(1.0, to_boundary(d))
         ahead = ((su + a * d.s_upper) * (lu + a * d.lam_upper) + (sl + a * d.s_lower) * (ll + a * d.lam_lower)).sum(1)
         sigma = np.clip(ahead / np.maximum(gap, 1e-300), 0.0, 1.0) ** 3
-        target = (sigma * mu)[:, None]
-        # corrector; where the predictor soon met a boundary, its second order is far off and makes the steps cycle
-        second = np.where(a < SHORT_STEP, 0.0, 1.0)
+        # corrector; where the predictor soon met a boundary, its second order is far off and makes the steps cycle;
+        # where they do, they are taken back to the central path
+        cycles = (idle >= CYCLES[0]) & (best_residual >= NEARLY)
+        target = (np.where(cycles, np.maximum(sigma, CYCLES[1]), sigma) * mu)[:, None]
+        second = np.where(cycles[:, None] | (a < SHORT_STEP), 0.0, 1.0)
         c_u = np.where(has_upper, target - su * lu - second * d.s_upper * d.lam_upper, 0.0)
         c_l = np.where(has_lower, target - sl * ll - second * d.s_lower * d.lam_lower, 0.0)
         d = direction(c_u, c_l)

@@ -184,3 +184,24 @@ def mixed(seed, n=12, m=8, q=3):
         parts.append((solvable(seed + 100 + i, 1, n, m, q, two_sided=True).qp, QPStatus.SOLVED))
     status = np.concatenate([np.full(len(qp.p), wanted) for qp, wanted in parts])
     return QP(*(np.concatenate(arrays) for arrays in zip(*(qp for qp, _ in parts), strict=True))), status
+
+
+def bundle_models(seed, B, n=4, cuts=2, m=1):
+    """min of t + ½ ‖y‖² over (y, t) under cuts g'y − t <= −e, rows, 1'y = b and a box: one in a thousand has
+    predictor-corrector steps that cycle."""
+    rng = np.random.default_rng(seed)
+    Q, p = np.zeros((B, n + 1, n + 1)), np.zeros((B, n + 1))
+    Q[:, range(n), range(n)] = 1.0
+    p[:, n] = 1.0
+    slopes = rng.standard_normal((B, cuts, n)) * 10 ** rng.uniform(-1, 1, (B, 1, 1))
+    rows, y = rng.standard_normal((B, m, n)), rng.uniform(-0.2, 0.2, (B, n))
+    h = np.concatenate([rng.standard_normal((B, cuts)), _apply(rows, y) + rng.exponential(0.2, (B, m))], 1)
+    t = np.concatenate([-np.ones((B, cuts, 1)), np.zeros((B, m, 1))], 1)
+    G = np.concatenate([np.concatenate([slopes, rows], 1), t], 2)
+    A = np.concatenate([np.ones((B, 1, n)), np.zeros((B, 1, 1))], 2)
+    free = np.full((B, 1), np.inf)
+    lower, upper = np.full((B, n), -0.3), np.full((B, n), 0.5)
+    return QP(
+        Q, p, G, np.full_like(h, -np.inf), h, A, y.sum(1, keepdims=True),
+        np.concatenate([lower, -free], 1), np.concatenate([upper, free], 1),
+    )  # fmt: skip

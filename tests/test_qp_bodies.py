@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 from onnx_functions import all_nodes, check_portable
-from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, receding_horizon, solvable, unsolvable
+from quadratic_programs import KINDS, SIZES, UNSOLVABLE, bundle_models, mixed, receding_horizon, solvable, unsolvable
 
 import icnnrt
 from icnnrt.qp_reference import QP, QPCotangents, QPReference, kkt_residual, qp_adjoint, qp_solve
@@ -28,7 +28,7 @@ KKT = {np.float64: 1e-9, np.float32: 1e-6}  # relative, what SOLVED promises
 UNIQUE = {np.float64: 1e-6, np.float32: 1e-5}
 ADJOINT = {np.float64: 1e-7, np.float32: 1e-5}
 # Nodes in the bodies of the Loops, constants aside: one step, calls of functions counted as one; one pivot.
-STEP_NODES, PIVOT_NODES = 86, 13
+STEP_NODES, PIVOT_NODES = 92, 13
 
 each_dtype = pytest.mark.parametrize("dtype", TYPES)
 functions = functools.cache(functions_qp)
@@ -144,6 +144,10 @@ def test_what_float32_cannot_hold_is_no_answer():
 
 def test_controllers_of_unstable_systems():
     check(receding_horizon(0, 10))
+
+
+def test_steps_that_would_cycle():
+    check(bundle_models(1, 40, cuts=1))
 
 
 @pytest.mark.parametrize("why", UNSOLVABLE)

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from quadratic_programs import KINDS, UNSOLVABLE, mixed, solvable, unsolvable
+from quadratic_programs import KINDS, UNSOLVABLE, bundle_models, mixed, solvable, unsolvable
 
 from icnnrt.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
 from icnnrt.qp_status import QPStatus
@@ -60,6 +60,11 @@ def test_what_is_solvable_is_solved_as_stated(kind, box):
         if kind == "random" and size[0] > 1:
             for field in ("z", "lam", "nu", "mu"):
                 assert np.abs(getattr(found, field).numpy() - getattr(stated, field)).max(initial=0.0) <= SAME
+
+
+def test_steps_that_would_cycle(monkeypatch):
+    monkeypatch.setattr(home, "kernels", lambda dtype, steps: None)
+    assert (run(QPLayer(multipliers=True), *tensors(bundle_models(1, 40, cuts=1))).status == QPStatus.SOLVED).all()
 
 
 @pytest.mark.parametrize("by", [1e-8, 1e8])

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, receding_horizon, solvable, unsolvable
+from quadratic_programs import KINDS, SIZES, UNSOLVABLE, bundle_models, mixed, receding_horizon, solvable, unsolvable
 from test_qp_reference import check_rays
 
 import icnnrt
@@ -113,6 +113,14 @@ def test_steps_that_cycle_are_taken_anew_with_care(seed):
     assert (solution.status == QPStatus.SOLVED).all()
     objective = [0.5 * np.einsum("bi,bij,bj->b", z, qp.Q, z) + (qp.p * z).sum(1) for z in (solution.z, qp_solve(qp).z)]
     np.testing.assert_allclose(*objective, rtol=1e-8)
+
+
+def test_steps_that_would_cycle():
+    qp = bundle_models(1, 5000, cuts=1)
+    solution = solve(qp)
+    assert (solution.status == QPStatus.SOLVED).all()
+    objective = [0.5 * np.einsum("bi,bij,bj->b", z, qp.Q, z) + (qp.p * z).sum(1) for z in (solution.z, qp_solve(qp).z)]
+    np.testing.assert_allclose(*objective, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("why", UNSOLVABLE)

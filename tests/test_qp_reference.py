@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from quadratic_programs import KINDS, SIZES, UNSOLVABLE, mixed, receding_horizon, solvable, unsolvable
+from quadratic_programs import KINDS, SIZES, UNSOLVABLE, bundle_models, mixed, receding_horizon, solvable, unsolvable
 
 from icnnrt.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
 from icnnrt.qp_status import QPStatus, advise
@@ -47,6 +47,12 @@ def test_what_is_solvable_is_solved(kind, size, box):
 def test_controllers_of_unstable_systems(seed):
     solution = qp_solve(receding_horizon(seed, 40))
     assert (solution.status == QPStatus.SOLVED).all()
+
+
+@pytest.mark.parametrize("cuts", [1, 2])
+def test_steps_that_cycle_are_taken_back_to_the_central_path(cuts):
+    """Nine and six of these cycled for ever."""
+    assert (qp_solve(bundle_models(1, 5000, cuts=cuts)).status == QPStatus.SOLVED).all()
 
 
 @pytest.mark.parametrize("why", UNSOLVABLE)

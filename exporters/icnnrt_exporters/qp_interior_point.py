@@ -20,6 +20,7 @@ from onnxscript import BOOL, INT64, graph, script
 
 from icnnrt.qp_reference import (
     BOUND_MAX,
+    CYCLES,
     ENOUGH,
     EQUILIBRATIONS,
     NEARLY,
@@ -51,6 +52,7 @@ RESIDUAL_ENOUGH, RESIDUAL_NEARLY = double(ENOUGH), double(NEARLY)
 PATIENCE_NEARLY, PATIENCE_FAR = double(float(PATIENCE[0])), double(float(PATIENCE[1]))
 FRACTION: Final = double(TO_BOUNDARY)
 SHORT: Final = double(SHORT_STEP)
+CYCLE, CYCLE_SIGMA = double(float(CYCLES[0])), double(CYCLES[1])
 LEAST: Final = double(SMALLEST)
 ROUNDS: Final = onnx.helper.make_tensor("value", onnx.TensorProto.INT64, [], [EQUILIBRATIONS])
 
@@ -324,6 +326,7 @@ def QPInteriorPoint(Q, p, G, A, b, lower, upper, soft, start, active, steps):
     enough, nearly = op.Constant(value=RESIDUAL_ENOUGH), op.Constant(value=RESIDUAL_NEARLY)
     patience_nearly, patience_far = op.Constant(value=PATIENCE_NEARLY), op.Constant(value=PATIENCE_FAR)
     fraction, short = op.Constant(value=FRACTION), op.Constant(value=SHORT)
+    cycle, cycle_sigma = op.Constant(value=CYCLE), op.Constant(value=CYCLE_SIGMA)
     least = op.Constant(value=LEAST)
     least_l_row = least * has
 
@@ -354,9 +357,12 @@ def QPInteriorPoint(Q, p, G, A, b, lower, upper, soft, start, active, steps):
         a = op.Reciprocal(op.Max(-to_p, one))
         ahead = op.ReduceSum((s + a * ds_p) * (l + a * dl_p), [2], keepdims=1)
         ratio = op.Min(op.Max(ahead / op.Max(gap, gap_least), zero), one)
-        target = ratio * ratio * ratio * mu
-        # corrector, without second order where the predictor soon met a boundary
-        second = op.Where(a < short, zero, has)
+        sigma = ratio * ratio * ratio
+        # corrector, without second order where the predictor soon met a boundary or the steps cycle; those are taken
+        # back to the central path
+        cycles = op.And(idle >= cycle, best_residual >= nearly)
+        target = op.Where(cycles, op.Max(sigma, cycle_sigma), sigma) * mu
+        second = op.Where(op.Or(cycles, a < short), zero, has)
         c_c = has * target - second * (ds_p * dl_p) - sl
         dz, dnu, dl, ds = QPDirection(
             Q_hat, C, Ct, A_hat, At_hat, has, soft, any_has, W_safe, W_capped, rho, delta, V, Vt, Y, Yt, V_q, Vt_q,

@@ -16,6 +16,7 @@ from icnnrt.qp_reference import (
     CANCELLED,
     CERTIFICATE,
     CERTIFIED,
+    CYCLES,
     ENOUGH,
     EPS,
     EQUILIBRATIONS,
@@ -277,6 +278,7 @@ def interior_point(
     regularisation: tuple[float, float] = REGULARISATION,
     to_boundary: float = TO_BOUNDARY,
     short_step: float = SHORT_STEP,
+    cycles: tuple[int, float] = CYCLES,
 ) -> Iterate:
     """The best iterate met. With soft > 0 a constraint may be violated by t at a price of ½ t² / soft."""
     Q, p, G, A, b = qp.Q, qp.p, qp.G, qp.A, qp.b
@@ -335,9 +337,11 @@ def interior_point(
         a = _to_boundary(at, d).clamp(max=1.0)
         ahead = (su + a * d.su) * (lu + a * d.lu) + (sl + a * d.sl) * (ll + a * d.ll)
         sigma = (ahead.sum(1, keepdim=True) / gap.clamp(min=1e-300)).clamp(0.0, 1.0) ** 3
-        target = sigma * mu
-        # corrector; where the predictor soon met a boundary, its second order is far off and makes the steps cycle
-        second = torch.where(a < short_step, 0.0, 1.0)
+        # corrector; where the predictor soon met a boundary, its second order is far off and makes the steps cycle;
+        # where they do, they are taken back to the central path
+        cycling = ((idle >= float(cycles[0])) & (best_residual >= nearly)).unsqueeze(1)
+        target = torch.where(cycling, sigma.clamp(min=cycles[1]), sigma) * mu
+        second = torch.where(cycling | (a < short_step), 0.0, 1.0)
         c_u = torch.where(has_upper, target - su * lu - second * d.su * d.lu, 0.0)
         c_l = torch.where(has_lower, target - sl * ll - second * d.sl * d.ll, 0.0)
         d = _direction(N, at, Wu, Wl, r_d, r_nu, r_u, r_l, c_u, c_l, has_upper, has_lower, soft)

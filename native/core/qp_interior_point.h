@@ -10,7 +10,8 @@ namespace ICNNRT_INSTRUCTION_SET {
 inline constexpr double kEnough = 1e-12;  // relative KKT residual at which a sample stops
 inline constexpr double kQpToBoundary = 0.995;
 inline constexpr double kShortStep = 0.2;   // a predictor below has a second order that makes the steps cycle
-inline constexpr double kCentring = 0.2;    // of careful steps, at least
+inline constexpr std::size_t kCycle = 3;    // steps without progress, far from the solution, that make one careful
+inline constexpr double kCentring = 0.3;    // of careful steps, at least
 inline constexpr double kSmallest = 1e-18;  // of slacks and multipliers, so that their quotients stay finite
 inline constexpr double kMostRho = 1e-8, kLeastRho = 1e-12;
 inline constexpr double kNearly = 1e-9;
@@ -348,8 +349,9 @@ struct InteriorPoint {
         ahead += sum(total);
       }
       double sigma = clip(ahead / max(gap, 1e-300), 0.0, 1.0);
-      sigma = max(sigma * sigma * sigma, careful ? kCentring : 0.0);
-      const double target = sigma * mu, second = careful || a < kShortStep ? 0.0 : 1.0;
+      const bool held = careful || (idle >= kCycle && best >= kNearly);
+      sigma = max(sigma * sigma * sigma, held ? kCentring : 0.0);
+      const double target = sigma * mu, second = held || a < kShortStep ? 0.0 : 1.0;
       for (Side& side : P.side) {
         if (!side.any) continue;
         for (std::size_t i = 0; i < P.N; i += W) {
