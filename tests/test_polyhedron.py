@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
 from icnnrt_exporters import export  # noqa: E402
-from icnnrt_models import FICNN  # noqa: E402
+from icnnrt_models import FICNN, PolyhedronArgmin  # noqa: E402
 
 MU = 0.5
 B, N = 3, 4
@@ -225,8 +225,12 @@ def test_a_float32_package(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     energy = FICNN(3, N, hidden=(8, 8), activation="relu", generator=generator)
     x, y = torch.randn(4, 3, generator=generator), torch.rand(4, N, generator=generator)
-    export(energy, None, x, y, tmp_path / "a.icnn", heads=["polyhedron"])
-    with icnnrt.load(tmp_path / "a.icnn") as graph:
+    layer = PolyhedronArgmin(energy, iterations=60, mu=MU)
+    package = export(energy, layer, x, y, tmp_path / "a.icnn")
+    spec = package.manifest.polyhedron
+    assert spec is not None
+    assert (spec.iterations, spec.mu, package.manifest.solver) == (60, MU, None)
+    with icnnrt.load(package) as graph:
         by_graph = graph.argmin_polyhedron(contexts(), **constraints(), mu=MU)
         told = graph.vjp_polyhedron(by_graph, np.ones((B, N)))
     with icnnrt.load(without_graphs(icnnrt.Package.open(tmp_path / "a.icnn"))) as session:

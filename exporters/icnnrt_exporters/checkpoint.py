@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from icnnrt.errors import ExportError, InputError
-from icnnrt_exporters.preconditions import Solver
-from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
+from icnnrt_exporters.preconditions import SOLVER, Solver
+from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
 NAMED: Final = 5  # how many names a sentence lists
 # Where training scripts keep the state dict within a larger dictionary.
 NESTED: Final = ("state_dict", "model_state_dict", "model")
-# What `export` reads of a solver, of whatever class.
-SOLVER: Final = ("energy", "y_dim", "iterations", "steps", "gap_tolerance", "residual_tolerance")
 
 
 def make(factory: str) -> nn.Module:
@@ -69,6 +67,8 @@ def make(factory: str) -> nn.Module:
 
 def is_solver(module: nn.Module) -> bool:
     """It is a layer that `export` takes as its solver, and no energy."""
+    if isinstance(module, PolyhedronArgmin):
+        return True
     return all(hasattr(module, name) for name in SOLVER) and isinstance(module.energy, nn.Module)
 
 
@@ -147,7 +147,7 @@ def settings(
     gap_tolerance: float | None,
     domain: str | None = None,
     mu: float | None = None,
-) -> Solver:
+) -> Solver | PolyhedronArgmin:
     """The layer to export: what is given here, else what the factory's solver was made with, else the defaults.
 
     The class is that of the factory's solver, the bundle method for an energy. Raises `InputError` for a setting that
@@ -172,6 +172,8 @@ def settings(
             names.append("step_size")
         elif isinstance(made, BundleEntropyArgmin):
             names += ["steps", "residual_tolerance", "adjoint"]
+        elif isinstance(made, PolyhedronArgmin):
+            kind, names = PolyhedronArgmin, ["iterations", "mu", "y_dim", "tolerance", "adjoint", "on_unsafe"]
         else:
             names = []
         unknown = sorted(key for key in given.keys() - set(names) if given[key] != getattr(made, key, None))

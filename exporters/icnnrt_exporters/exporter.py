@@ -55,6 +55,7 @@ from icnnrt_exporters.preconditions import (
     check_target,
     check_weights,
     float64_judge,
+    of_layer,
 )
 from icnnrt_exporters.smooth_softplus import smoothed
 from icnnrt_exporters.solver_choice import choose_solver
@@ -62,7 +63,7 @@ from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
 from icnnrt_exporters.train_graph import train_graph
 from icnnrt_exporters.train_spec import TrainSpec
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
-from icnnrt_models import BregmanProximalGradient
+from icnnrt_models import BregmanProximalGradient, PolyhedronArgmin
 
 Progress = Callable[[str], None]
 
@@ -80,7 +81,7 @@ RESIDUAL_TOLERANCE = {"float32": 3e-5, "float64": 1e-8}
 
 def export(
     energy: nn.Module,
-    solver: Solver | Literal["auto"] | None,
+    solver: Solver | PolyhedronArgmin | Literal["auto"] | None,
     x_example: Tensor,
     y_example: Tensor,
     path: str | Path,
@@ -103,7 +104,8 @@ def export(
             eval mode, as it is; nothing of it need come from icnnrt_models.
         solver: the layer whose domain, iterations, steps and tolerances the package takes over; None for a package of
             the energy and its derivatives alone; "auto" for the better of both solvers over [0, 1]^n on the examples,
-            see `solver_choice`, and the reason in the metadata.
+            see `solver_choice`, and the reason in the metadata; a `PolyhedronArgmin` for the head "polyhedron" with
+            its iterations, mu and tolerance.
         x_example, y_example: one batch of inputs of the right shape and dtype, for tracing and for the parity check;
             give real data, so that the figures mean something.
         path: the folder to write, by custom `*.icnn`.
@@ -135,6 +137,9 @@ def export(
         ExportError: what cannot be exported, or a package that does not agree with torch; nothing is written then.
     """
     path = Path(path)
+    if isinstance(solver, PolyhedronArgmin):
+        heads, polyhedron = (*heads, "polyhedron"), {**of_layer(solver, y_example), **(polyhedron or {})}
+        solver = None
     check_heads(heads, kind, solver, train)
     check_polyhedron(polyhedron, heads)
     if kind == "qp":

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from icnnrt._runner import BOUNDS, BOUNDS_BAR, OF_POLYHEDRON, SIGNATURES, THETA_BAR
 from icnnrt.errors import ExportError
 from icnnrt.manifest import MAX_ITERATIONS, POLYHEDRON_ROLES
-from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
+from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
 Solver = BundleEntropyArgmin | BregmanProximalGradient
+# What `export` reads of a solver, of whatever class.
+SOLVER: Final = ("energy", "y_dim", "iterations", "steps", "gap_tolerance", "residual_tolerance")
 
 # Names of the graphs' inputs and outputs, which no weight may bear.
 RESERVED = frozenset(
@@ -74,6 +77,16 @@ def check_solver(solver: Solver, n: int) -> None:
     """The solver is one, and its n is the examples'."""
     if not isinstance(solver, nn.Module):
         raise ExportError(f"solver: expected a layer, got {solver!r}; pass BundleEntropyArgmin(energy)")
+    missing = [name for name in SOLVER if not hasattr(solver, name)]
+    if missing:
+        raise ExportError(
+            f"solver: {type(solver).__name__} is none that can be exported, it has no {missing[0]}; pass "
+            "BundleEntropyArgmin(energy), or what has its attributes"
+        )
+    _check_y_dim(solver, n)
+
+
+def _check_y_dim(solver: Solver | PolyhedronArgmin, n: int) -> None:
     if solver.y_dim != n:
         raise ExportError(
             f"solver: it was made for y_dim={solver.y_dim}, but y_example has {n} columns; make one fit the other"
@@ -127,6 +140,14 @@ def check_heads(heads: object, kind: str, solver: object, train: object) -> None
         return
     if train is not None and solver is None:
         raise ExportError("train: a training graph needs the argmin, got solver=None; pass a solver")
+
+
+def of_layer(solver: PolyhedronArgmin, y_example: torch.Tensor) -> dict[str, float]:
+    """What the head polyhedron takes over from the layer."""
+    if y_example.ndim == 2:
+        _check_y_dim(solver, y_example.shape[1])
+    settings: dict[str, float] = {"iterations": solver.iterations, "mu": solver.mu}
+    return settings if solver.tolerance is None else {**settings, "tolerance": solver.tolerance}
 
 
 def check_polyhedron(settings: Mapping[str, float] | None, heads: Collection[str]) -> None:
