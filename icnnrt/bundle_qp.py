@@ -48,6 +48,7 @@ __all__ = [
 Array = NDArray[np.float64]
 Solver = Callable[..., QPReference]  # (QP, start or None, steps=) -> QPReference
 
+GROWTH: Final = 1e12  # of cotangents, from y to a point on the way: what has grown by more has no digit left
 SAME: Final = 1e-11  # energies that differ by less, relative to 1 + |energy|, are the same
 TOLERANCE: Final = 1e-9  # of the gap, relative to max(1, |lower bound|), in float64
 
@@ -224,7 +225,8 @@ def bundle_qp_adjoint(
     cutting-plane method come near y*, but their derivatives do not come near that of y* (off by factors of 2 to 80 at
     gaps of 1e-3 to 1e-9): take `bundle_qp_implicit` there.
 
-    A sample in which a model on the way was not SOLVED has NaN throughout. θ̄ is linear in what is returned, and so are
+    A sample in which a model on the way was not SOLVED, or whose cotangents grew beyond all digits on the way, has NaN
+    throughout. θ̄ is linear in what is returned, and so are
     the gradients of constraints that samples share: their sum over the batch.
     """
     assert trajectory.projection is not None, "bundle_qp_models solves the models that were not kept"
@@ -235,6 +237,7 @@ def bundle_qp_adjoint(
     mu_bar, offset_bar, seed = np.zeros(B), np.zeros((B, K)), np.zeros((B, K, n))
     point_bar = np.zeros((B, K + 1, n))
     point_bar[np.arange(B), trajectory.best] = y_bar
+    most, grown = GROWTH * np.abs(y_bar).max(1, initial=0.0), np.zeros(B, bool)
     for k in range(len(trajectory.models), -1, -1):
         samples, solution = trajectory.models[k - 1] if k else trajectory.projection
         # Those whose y does not come from a later model, nor from none.
@@ -254,6 +257,7 @@ def bundle_qp_adjoint(
             z_bar = np.concatenate([point_bar[at, k], np.zeros((len(at), 1))], 1)
         else:
             qp, z_bar = _projection(one, np.zeros((len(at), n))), point_bar[at, 0]
+        grown[at] |= np.abs(z_bar).max(1) > most[at]
         d = qp_adjoint(qp.Q, qp.G, qp.A, part, z_bar)
         found = qp_gradients(part, d)
         bars.G[at] += found.G[:, k:, :n]
@@ -268,6 +272,7 @@ def bundle_qp_adjoint(
             offset_bar[at, :k] += c_λ
             # ḡ_i − ē_i y_i with ḡ_i = λ_i c_y + c_λi y_k
             seed[at, :k] += λ[:, :, None] * c_y[:, None] + c_λ[:, :, None] * (y_k[:, None] - Y[at, :k])
+    offset_bar[grown] = np.nan
     return _withheld(trajectory, PolyhedronCotangents(Y, CutCotangents(offset_bar, seed), bars, mu_bar))
 
 

@@ -391,7 +391,10 @@ def _node(value: object, place: str) -> tuple[str, str]:
 
 def _box(value: object, place: str) -> tuple[float, float]:
     low, high = _pair(value, place)
-    return real(low, f"{place}[0]"), real(high, f"{place}[1]")
+    box = real(low, f"{place}[0]"), real(high, f"{place}[1]")
+    if not box[0] < box[1]:
+        wrong(place, "a low number and a higher one", value)
+    return box
 
 
 def _weight(value: object, place: str) -> tuple[str, float]:

@@ -33,7 +33,8 @@ from icnnrt.bundle_qp import (
     bundle_qp_implicit,
     bundle_qp_models,
 )
-from icnnrt.errors import CertificateError, InputError
+from icnnrt.errors import CertificateError, InputError, PackageError
+from icnnrt.manifest import MAX_ITERATIONS, PolyhedronSpec
 from icnnrt.qp_reference import QPReference
 from icnnrt.quadratic_program import _array_solver
 from icnnrt.solution import _Frozen
@@ -101,10 +102,11 @@ class PolyhedronSolution(_Frozen):
             raise IndexError(f"sample {i} of {len(self)} samples")
         i %= len(self)
         status, gap, cuts = Status(self.status[i]), float(self.gap[i]), int(self.cuts[i])
-        unbounded = f"the model of {cuts + 1} cuts was not solved, or falls without end"
+        held = f"{cuts} cut{'s' * (cuts != 1)}"
+        unbounded = f"the model of {cuts + 1} cut{'s' * (cuts > 0)} was not solved, or falls without end"
         told = {
-            Status.CONVERGED: f"converged: a gap of {gap:.1e} after {cuts} cuts",
-            Status.GAP: f"{cuts} cuts left a gap of {gap:.1e}: give more iterations, a larger mu or a better y_init",
+            Status.CONVERGED: f"converged: a gap of {gap:.1e} after {held}",
+            Status.GAP: f"{held} left a gap of {gap:.1e}: give more iterations, a larger mu or a better y_init",
             Status.SOLVER: f"{unbounded}, and left {f'a gap of {gap:.1e}' if np.isfinite(gap) else 'no answer'}: "
             "bound y, or raise mu",
             Status.NOT_CONVEX: "the energy lies below its own cuts, so it is not convex in y and no bound holds",
@@ -159,8 +161,8 @@ def argmin(
     b: object = None,
     lower: object = None,
     upper: object = None,
-    mu: float = 1.0,
-    iterations: int = ITERATIONS,
+    mu: float | None = None,
+    iterations: int | None = None,
     tolerance: float | None = None,
     y_init: object = None,
 ) -> PolyhedronSolution:
@@ -168,24 +170,21 @@ def argmin(
     n, dtype = session.manifest.y_shape[0], session.dtype
     X = batch(x, "x", dtype, session.manifest.x_shape)
     B = len(X)
-    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1:
-        raise InputError(f"iterations: expected an integer of at least 1, but got {iterations!r}.")
-    if not np.isfinite(mu) or mu < 0:
-        raise InputError(f"mu: expected a finite number of at least 0, but got {mu}.")
-    tolerance = TOLERANCE[str(dtype)] if tolerance is None else tolerance
-    if not np.isfinite(tolerance) or tolerance < 0:
-        raise InputError(f"tolerance: expected a finite number of at least 0, but got {tolerance}.")
+    spec = session.manifest.polyhedron or PolyhedronSpec(ITERATIONS, 1.0, TOLERANCE[str(dtype)], "implicit")
+    K = _iterations(spec.iterations if iterations is None else iterations)
+    μ = _not_negative("mu", spec.mu if mu is None else mu)
+    small = _not_negative("tolerance", spec.tolerance if tolerance is None else tolerance)
     P = given_rows(B, n, G=G, h=h, A=A, b=b, lower=lower, upper=upper)
     start = np.zeros((B, n)) if y_init is None else batch(y_init, "y_init", "float64", (n,), length=B)
     if not finite_rows(start).all():
         raise InputError("y_init: expected finite numbers, but it holds others; leave it out.")
     if B and session.manifest.polyhedron is not None:
-        return _by_graph(session, X, P, start, iterations, float(mu), float(tolerance))
+        return _by_graph(session, X, P, start, K, μ, small)
     finite = finite_rows(X)
     weights_id = session.weights_id
     run = np.where(finite.reshape(B, *[1] * (X.ndim - 1)), X, 0)
     trajectory = bundle_qp_argmin(
-        evaluated(session, run), P, iterations, float(mu), start, tolerance, solver=_solver(session), precision=dtype
+        evaluated(session, run), P, K, μ, start, small, solver=_solver(session), precision=dtype
     )
     if session.weights_id != weights_id:
         raise InputError("weights: they changed while the argmin was computed; call it again.")
@@ -217,7 +216,7 @@ def argmin(
         gap,
         residual,
         status,
-        trajectory.cuts,
+        np.where(finite, trajectory.cuts, 0),
         lam,
         nu,
         bounds,
@@ -237,7 +236,13 @@ def _by_graph(
     y, energy, lower_bound, gap, residual, cuts = (
         out[name] for name in ("y", "energy", "lower_bound", "gap", "residual", "cuts")
     )
-    status = out["status"].astype(np.int8)
+    K, codes = out["slopes"].shape[1], out["status"]
+    slots = {out[name].shape[1] for name in ("offsets", "cut_points", "cut_lam")}
+    if slots != {K} or not np.isin(codes, [s.value for s in Status]).all() or (out["best"] > K).any():
+        raise PackageError(
+            f"{session.path}: argmin_polyhedron.onnx: its outputs do not fit each other; export the package again."
+        )
+    status = codes.astype(np.int8)
     best, slopes, offsets, points, lam = (out[name] for name in ("best", "slopes", "offsets", "cut_points", "cut_lam"))
     trajectory = PolyhedronTrajectory(
         *(y, energy, lower_bound, gap, residual, status, cuts, best, slopes, offsets, points, lam),
@@ -306,6 +311,20 @@ def vjp(
         x_bar, weights = _pushed(session, solution.x, found, ~skipped)
     G, h, A, b, lower, upper = constraints
     return ConstraintCotangents(G, h, A, b, lower, upper, mu, skipped, x_bar, weights)
+
+
+def _iterations(value: object) -> int:
+    whole = not isinstance(value, bool | np.bool_) and isinstance(value, int | np.integer)
+    if not whole or not 1 <= int(value) <= MAX_ITERATIONS:  # type: ignore[call-overload]
+        raise InputError(f"iterations: expected an integer from 1 to {MAX_ITERATIONS}, but got {value!r}.")
+    return int(value)  # type: ignore[call-overload]
+
+
+def _not_negative(name: str, value: object) -> float:
+    number = not isinstance(value, bool | np.bool_) and isinstance(value, int | float | np.integer | np.floating)
+    if not number or not 0 <= float(value) < np.inf:  # type: ignore[arg-type]
+        raise InputError(f"{name}: expected a finite number of at least 0, but got {value!r}.")
+    return float(value)  # type: ignore[arg-type]
 
 
 def given_rows(B: int, n: int, **given: object) -> Polyhedron:

@@ -428,8 +428,8 @@ class Session:
         b: object = None,
         lower: object = None,
         upper: object = None,
-        mu: float = 1.0,
-        iterations: int = _polyhedron.ITERATIONS,
+        mu: float | None = None,
+        iterations: int | None = None,
         tolerance: float | None = None,
         y_init: object = None,
         strict: bool | None = None,
@@ -438,16 +438,20 @@ class Session:
 
         The package's own domain and regulariser, if it has any, play no part. Everything is float64 but f itself. A
         package that was exported with the head "polyhedron" runs one graph; others run the same method in Python, which
-        takes several times as long.
+        takes several times as long, but starts each quadratic program from the last, and so may solve some more of
+        badly scaled ones.
 
         x:             [B, *x_shape], converted to the package's dtype
         G, h, A, b:    [m, n], [m], [q, n], [q] for all samples, or with B in front
         lower, upper:  one number, [n] or [B, n]; infinite for none
         mu:            of the regulariser; with 0 the constraints have to bound y, or y is NaN and the status SOLVER
         iterations:    the most cuts; a sample stops at its tolerance
-        tolerance:     of the gap relative to max(1, |lower_bound|); 1e-9 of a float64 package, 1e-5 of a float32 one
+        tolerance:     of the gap relative to max(1, |lower_bound|)
         y_init:        [B, n], where to start; its nearest feasible point is the first cut's. 0 by default
         strict:        raise `CertificateError` if any sample did not converge; by default what `load` was told
+
+        What is left out of mu, iterations and tolerance is as the package was exported (`manifest.polyhedron`), else
+        1, 100, and 1e-9 of a float64 package, 1e-5 of a float32 one.
 
         Returns a `PolyhedronSolution`: y*, gap and lower bound, multipliers of the constraints, a status per sample
         (EMPTY_DOMAIN where no y meets the constraints). Raises `InputError` for wrong arguments.

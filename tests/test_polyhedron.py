@@ -188,7 +188,7 @@ def test_what_falls_without_end_has_no_answer(sessions: dict[str, icnnrt.Session
     alone = session.argmin_polyhedron(x[1:2], lower=-1.0, upper=1.0, mu=0.0)
     np.testing.assert_allclose(found.energy[1], alone.energy[0], atol=1e-9)
     assert found.advice(-1).startswith(
-        "sample 2: the model of 1 cuts was not solved, or falls without end, and left no"
+        "sample 2: the model of 1 cut was not solved, or falls without end, and left no"
     )
     assert found.summary().splitlines() == ["1 CONVERGED, 2 SOLVER", found.advice(0)]
     assert repr(found) == f"<PolyhedronSolution of 3 x {N}: 1 CONVERGED, 2 SOLVER>"
@@ -229,9 +229,9 @@ def test_a_float32_package(tmp_path: Path) -> None:
     package = export(energy, layer, x, y, tmp_path / "a.icnn")
     spec = package.manifest.polyhedron
     assert spec is not None
-    assert (spec.iterations, spec.mu, package.manifest.solver) == (60, MU, None)
+    assert (spec.iterations, spec.mu, spec.adjoint, package.manifest.solver) == (60, MU, "prop3", None)
     with icnnrt.load(package) as graph:
-        by_graph = graph.argmin_polyhedron(contexts(), **constraints(), mu=MU)
+        by_graph = graph.argmin_polyhedron(contexts(), **constraints())  # μ as it was exported
         told = graph.vjp_polyhedron(by_graph, np.ones((B, N)))
     with icnnrt.load(without_graphs(icnnrt.Package.open(tmp_path / "a.icnn"))) as session:
         found = session.argmin_polyhedron(contexts(), **constraints(), mu=MU)
@@ -255,7 +255,10 @@ def test_a_float32_package(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"mu": -1.0}, "mu: expected a finite number of at least 0"),
-        ({"iterations": 0}, "iterations: expected an integer of at least 1"),
+        ({"mu": np.ones(3)}, "mu: expected a finite number of at least 0"),
+        ({"mu": "1"}, "mu: expected a finite number of at least 0"),
+        ({"tolerance": None, "iterations": 2**70}, "iterations: expected an integer from 1 to 4096"),
+        ({"iterations": 0}, "iterations: expected an integer from 1 to 4096"),
         ({"tolerance": np.nan}, "tolerance: expected a finite number"),
         ({"h": [1.0]}, "G, h: expected both or neither"),
         ({"A": np.ones((2, 3)), "b": [1.0, 1.0]}, r"A: expected shape \[rows, 4\] or \[3, rows, 4\]"),

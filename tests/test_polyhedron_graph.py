@@ -21,7 +21,8 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from icnnrt_exporters import export, pack  # noqa: E402
-from icnnrt_models import FICNN  # noqa: E402
+from icnnrt_exporters.preconditions import of_layer  # noqa: E402
+from icnnrt_models import FICNN, PolyhedronArgmin  # noqa: E402
 
 N = 4
 MU = 0.5
@@ -277,13 +278,22 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     energy, x, y = FICNN(3, N, hidden=(4,), dtype=torch.float64), torch.zeros(2, 3).double(), torch.zeros(2, N).double()
     for arguments, message in (
         ({"polyhedron": {"mu": 1.0}}, "the settings belong to a head that was not asked for"),
-        ({"heads": ["polyhedron"], "polyhedron": {"steps": 3}}, "expected iterations, mu or tolerance, got 'steps'"),
+        ({"heads": ["polyhedron"], "polyhedron": {"steps": 3}}, "expected .*, tolerance or adjoint, got 'steps'"),
         ({"heads": ["polyhedron"], "polyhedron": {"iterations": 0}}, "expected an integer from 1"),
-        ({"heads": ["polyhedron"], "polyhedron": {"mu": -1.0}}, "expected a finite number of at least 0 as mu"),
+        ({"heads": ["polyhedron"], "polyhedron": {"mu": -1.0}}, "expected a number from 0 to 1e\\+300 as mu"),
+        ({"heads": ["polyhedron"], "polyhedron": {"adjoint": "exact"}}, "expected 'prop3' or 'implicit' as adjoint"),
         ({"heads": ["polyhedron"], "kind": "gradient"}, "a gradient alone has no value to minimise"),
     ):
         with pytest.raises(ExportError, match=message):
             export(energy, None, x, y, tmp_path / "a.icnn", **arguments)  # type: ignore[arg-type]
+    assert of_layer(PolyhedronArgmin(energy, adjoint="implicit"), energy, y)["adjoint"] == "implicit"
+    other = FICNN(3, N, hidden=(4,), dtype=torch.float64)
+    for layer, message in (
+        (PolyhedronArgmin(energy, adjoint="exact"), "adjoint: there is no graph for 'exact'"),
+        (PolyhedronArgmin(other), "solver: PolyhedronArgmin was made around another energy"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            export(energy, layer, x, y, tmp_path / "a.icnn")
     energy.register_buffer("G", torch.zeros(1).double())
     with pytest.raises(ExportError, match="a weight is called 'G', as an input or output of the graphs is"):
         export(energy, None, x, y, tmp_path / "a.icnn", heads=["polyhedron"])

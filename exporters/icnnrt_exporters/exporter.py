@@ -92,7 +92,7 @@ def export(
     nonnegative: Sequence[str] | None = None,
     metadata: Mapping[str, str | int | float | bool | None] | None = None,
     train: TrainSpec | None = None,
-    polyhedron: Mapping[str, float] | None = None,
+    polyhedron: Mapping[str, float | str] | None = None,
     allow_not_convex: bool = False,
     overwrite: bool = False,
     progress: Progress = lambda stage: None,
@@ -105,7 +105,7 @@ def export(
         solver: the layer whose domain, iterations, steps and tolerances the package takes over; None for a package of
             the energy and its derivatives alone; "auto" for the better of both solvers over [0, 1]^n on the examples,
             see `solver_choice`, and the reason in the metadata; a `PolyhedronArgmin` for the head "polyhedron" with
-            its iterations, mu and tolerance.
+            its iterations, mu, tolerance and adjoint.
         x_example, y_example: one batch of inputs of the right shape and dtype, for tracing and for the parity check;
             give real data, so that the figures mean something.
         path: the folder to write, by custom `*.icnn`.
@@ -122,7 +122,8 @@ def export(
         metadata: free facts for the manifest (data, seed, metrics).
         train: put train.onnx into the package too, one step of fine-tuning on the device; see `TrainSpec`.
         polyhedron: what the head "polyhedron" does unless a call says otherwise: any of "iterations" (100), "mu" (1.0)
-            and "tolerance" (1e-9, of float32 1e-5), as `Session.argmin_polyhedron` has them.
+            and "tolerance" (1e-9, of float32 1e-5), as `Session.argmin_polyhedron` has them; and "adjoint", "prop3" for
+            energies of pieces or "implicit" for smooth ones, by default what f's graph is.
         allow_not_convex: export an energy that was seen not to be convex in y all the same; the manifest says so, and
             the status of every answer.
         overwrite: replace a package that is there.
@@ -138,7 +139,7 @@ def export(
     """
     path = Path(path)
     if isinstance(solver, PolyhedronArgmin):
-        heads, polyhedron = (*heads, "polyhedron"), {**of_layer(solver, y_example), **(polyhedron or {})}
+        heads, polyhedron = (*heads, "polyhedron"), {**of_layer(solver, energy, y_example), **(polyhedron or {})}
         solver = None
     check_heads(heads, kind, solver, train)
     check_polyhedron(polyhedron, heads)
@@ -340,7 +341,7 @@ def _parts(
     y_example: Tensor,
     wanted: Collection[str],
     train: TrainSpec | None,
-    polyhedron: Mapping[str, float] | None,
+    polyhedron: Mapping[str, float | str] | None,
     nonnegative: Sequence[str],
     progress: Progress,
 ) -> _Parts:
@@ -375,7 +376,7 @@ def _parts(
     return _Parts({**traced.graphs, **more}, training, of_polyhedron)
 
 
-def _polyhedron_spec(traced: _Traced, given: Mapping[str, float]) -> package.PolyhedronSpec:
+def _polyhedron_spec(traced: _Traced, given: Mapping[str, float | str]) -> package.PolyhedronSpec:
     """Proposition 3 where the energy is of pieces at x = 0, else the optimality conditions."""
     n = traced.y.shape[1]
     pieces = is_piecewise_linear(traced.graphs["value"], traced.weights, np.zeros(tuple(traced.x.shape[1:])), n)
@@ -384,7 +385,7 @@ def _polyhedron_spec(traced: _Traced, given: Mapping[str, float]) -> package.Pol
         int(settings["iterations"]),
         float(settings["mu"]),
         float(settings["tolerance"]),
-        "prop3" if pieces else "implicit",
+        str(given.get("adjoint", "prop3" if pieces else "implicit")),
     )
 
 

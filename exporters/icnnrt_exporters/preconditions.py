@@ -15,6 +15,7 @@ from icnnrt.manifest import MAX_ITERATIONS, POLYHEDRON_ROLES
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
 Solver = BundleEntropyArgmin | BregmanProximalGradient
+MAX_NUMBER: Final = 1e300  # of a setting
 # What `export` reads of a solver, of whatever class.
 SOLVER: Final = ("energy", "y_dim", "iterations", "steps", "gap_tolerance", "residual_tolerance")
 
@@ -142,29 +143,43 @@ def check_heads(heads: object, kind: str, solver: object, train: object) -> None
         raise ExportError("train: a training graph needs the argmin, got solver=None; pass a solver")
 
 
-def of_layer(solver: PolyhedronArgmin, y_example: torch.Tensor) -> dict[str, float]:
+def of_layer(solver: PolyhedronArgmin, energy: nn.Module, y_example: torch.Tensor) -> dict[str, float | str]:
     """What the head polyhedron takes over from the layer."""
+    if solver.energy is not energy:
+        raise ExportError(
+            f"solver: {type(solver).__name__} was made around another energy than the one to export; pass solver.energy"
+        )
     if y_example.ndim == 2:
         _check_y_dim(solver, y_example.shape[1])
-    settings: dict[str, float] = {"iterations": solver.iterations, "mu": solver.mu}
-    return settings if solver.tolerance is None else {**settings, "tolerance": solver.tolerance}
+    if solver.adjoint == "exact":
+        raise ExportError("adjoint: there is no graph for 'exact'; make the layer with 'auto', 'prop3' or 'implicit'")
+    settings: dict[str, float | str] = {"iterations": solver.iterations, "mu": solver.mu}
+    if solver.tolerance is not None:
+        settings["tolerance"] = solver.tolerance
+    if solver.adjoint != "auto":
+        settings["adjoint"] = solver.adjoint
+    return settings
 
 
-def check_polyhedron(settings: Mapping[str, float] | None, heads: Collection[str]) -> None:
+def check_polyhedron(settings: Mapping[str, float | str] | None, heads: Collection[str]) -> None:
     """Settings of the head polyhedron that there are, within their bounds."""
     if settings is None:
         return
     if "polyhedron" not in heads:
         raise ExportError("polyhedron: the settings belong to a head that was not asked for; add it to heads")
     for name, number in settings.items():
+        if name == "adjoint":
+            if number not in ("prop3", "implicit"):
+                raise ExportError(f"polyhedron: expected 'prop3' or 'implicit' as adjoint, got {number!r}; pass one")
+            continue
         if name not in ("iterations", "mu", "tolerance"):
-            raise ExportError(f"polyhedron: expected iterations, mu or tolerance, got {name!r}; leave it out")
+            raise ExportError(f"polyhedron: expected iterations, mu, tolerance or adjoint, got {name!r}; leave it out")
         whole = name == "iterations"
-        if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)):
-            raise ExportError(f"polyhedron: expected a number as {name}, got {number!r}")
-        if not (1 <= number <= MAX_ITERATIONS if whole else 0 <= number < np.inf):
-            least = f"an integer from 1 to {MAX_ITERATIONS}" if whole else "a finite number of at least 0"
-            raise ExportError(f"polyhedron: expected {least} as {name}, got {number!r}")
+        kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+        low, high = (1, MAX_ITERATIONS) if whole else (0, MAX_NUMBER)
+        if isinstance(number, bool) or not isinstance(number, kinds) or not low <= float(number) <= high:
+            least = f"an integer from 1 to {MAX_ITERATIONS}" if whole else f"a number from 0 to {MAX_NUMBER:g}"
+            raise ExportError(f"polyhedron: expected {least} as {name}, got {number!r}; pass one")
 
 
 def float64_judge(energy: nn.Module, kind: str = "energy") -> nn.Module:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icnnrt.bundle_qp import SAME
+from icnnrt.bundle_qp import GROWTH, SAME
 from icnnrt.certificate import ROUNDING
 from icnnrt.qp_reference import BOUND_MAX, STEPS
 from icnnrt.qp_reference import TOLERANCE as QP_TOLERANCE
@@ -203,6 +203,7 @@ def bundle_qp_adjoint(
     offset_bar, seed = Y.new_zeros((B, J)), Y.new_zeros((B, J, n))
     point_bar = Y.new_zeros((B, len(T.models) + 1, n))
     point_bar[torch.arange(B, device=Y.device), T.best] = y_bar
+    most, grown = GROWTH * y_bar.abs().amax(1), torch.zeros_like(T.best, dtype=torch.bool)
     for k in range(len(T.models), -1, -1):
         samples, solution = T.models[k - 1] if k else T.projection
         # Those whose y does not come from a later model, nor from none.
@@ -222,6 +223,7 @@ def bundle_qp_adjoint(
             z_bar = torch.cat([point_bar[at, k], Y.new_zeros((len(at), 1))], 1)
         else:
             (Q, _, G, _, A, *_), z_bar = _projection(one, torch.zeros_like(one.lower)), point_bar[at, 0]
+        grown[at] |= z_bar.abs().amax(1) > most[at]
         d_z, d_lam, *_, found = _gradients(Q, G, A, part, z_bar)
         whole = (found.G[:, k:, :n], found.h[:, k:], found.A[:, :, :n], found.b, found.lower[:, :n], found.upper[:, :n])
         for bar, a in zip(bars, whole, strict=True):
@@ -231,6 +233,8 @@ def bundle_qp_adjoint(
             offset_bar[at, :k] += c_λ
             # ḡ_i − ē_i y_i with ḡ_i = λ_i c_y + c_λi y_k
             seed[at, :k] += λ[:, :, None] * c_y[:, None] + c_λ[:, :, None] * (y_k[:, None] - Y[at, :k])
+    for a in (offset_bar, seed, *bars):
+        a[grown] = torch.nan
     return PolyhedronCotangents(offset_bar, seed, bars)
 
 

@@ -85,7 +85,7 @@ class PolyhedronArgmin(nn.Module):
 
     `icnnrt.bundle_qp` states the method: cuts and constraints in one quadratic program an iteration, so that every
     answer is feasible; the same as `icnnrt.Session.argmin_polyhedron`, on the device of the data. A sample is done once
-    its gap is within the tolerance, and never depends on its neighbours.
+    its gap is within the tolerance, and depends on its neighbours by rounding alone.
 
     `solve`, of the same arguments, gives a `PolyhedronResult`: y with certificate, multipliers and a status for each
     sample; nothing is recorded for autograd. `last` is that of the last call of `forward`.
@@ -101,7 +101,8 @@ class PolyhedronArgmin(nn.Module):
     - "auto", the default: "prop3" if the operators that autograd records between y and f are affine maps and maxima,
       "implicit" if one of them is smooth; an error where it cannot be told.
 
-    Energies that have both kinks and curvature in y are served by none of them well.
+    Energies that have both kinks and curvature in y are served by none of them well. autograd alone goes through the
+    layer, neither torch.func's transforms nor forward mode.
 
     A gradient is taken of samples that are CONVERGED or, unless by "implicit", GAP, and whose programs were all solved.
     `on_unsafe` says what becomes of the others:
@@ -258,6 +259,8 @@ class PolyhedronArgmin(nn.Module):
                 f"y_init must have shape {list(shape)}, got {_shape(y_init)}: give one row of {self.y_dim} numbers for "
                 "each row of x, or leave it out to start from 0."
             )
+        if not bool(torch.isfinite(y_init).all()):
+            raise ValueError("y_init must be finite, got NaN or infinity: leave it out to start from 0.")
         return plain(y_init).double()
 
     def _polyhedron(
