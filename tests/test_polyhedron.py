@@ -187,9 +187,7 @@ def test_what_falls_without_end_has_no_answer(sessions: dict[str, icnnrt.Session
         assert np.isfinite(array[1]).all()
     alone = session.argmin_polyhedron(x[1:2], lower=-1.0, upper=1.0, mu=0.0)
     np.testing.assert_allclose(found.energy[1], alone.energy[0], atol=1e-9)
-    assert found.advice(-1).startswith(
-        "sample 2: the model of 1 cut was not solved, or falls without end, and left no"
-    )
+    assert found.advice(-1).startswith("sample 2: the model of 1 cut was not solved, or falls without end, and left no")
     assert found.summary().splitlines() == ["1 CONVERGED, 2 SOLVER", found.advice(0)]
     assert repr(found) == f"<PolyhedronSolution of 3 x {N}: 1 CONVERGED, 2 SOLVER>"
     with pytest.raises(IndexError, match="sample 3 of 3 samples"):
