@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -462,6 +463,9 @@ class Session:
         solution = _polyhedron.argmin(
             self, x, **given, mu=mu, iterations=iterations, tolerance=tolerance, y_init=y_init
         )
+        if solution.weights_id == self._not_convex:  # whether or not its cuts show it
+            status = np.where(solution.status < Status.NOT_CONVEX, Status.NOT_CONVEX, solution.status).astype(np.int8)
+            solution = replace(solution, status=status, trajectory=solution.trajectory._replace(status=status))
         failed = np.flatnonzero(~solution.ok)
         if failed.size and (self._strict if strict is None else strict):
             raise CertificateError(

@@ -285,3 +285,26 @@ def test_wrong_cotangents(sessions: dict[str, icnnrt.Session]) -> None:
         other._update_weights(dict(other.weights))
         with pytest.raises(icnnrt.InputError, match="other weights"):
             other.vjp_polyhedron(found, np.ones((B, N)))
+
+
+class NotConvex(torch.nn.Module):
+    """Falls to both sides of y = 0, where its cuts are flat and show nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(3, N, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ self.w * y).sum(1) - (y**2).sum(1)
+
+
+@pytest.mark.parametrize("heads", [["polyhedron"], []])
+def test_an_energy_that_was_exported_as_not_convex(heads: list[str], tmp_path: Path) -> None:
+    x, y = torch.rand(4, 3, dtype=torch.float64), torch.rand(4, N, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="not convex in y"):
+        export(NotConvex(), None, x, y, tmp_path / "a.icnn", heads=heads, allow_not_convex=True)
+    with icnnrt.load(tmp_path / "a.icnn") as session:
+        found = session.argmin_polyhedron(x.numpy(), lower=-1.0, upper=1.0)
+        assert (found.status == Status.NOT_CONVEX).all()
+        with pytest.raises(icnnrt.CertificateError):
+            session.argmin_polyhedron(x.numpy(), lower=-1.0, upper=1.0, strict=True)
