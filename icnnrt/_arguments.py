@@ -85,6 +85,14 @@ def finite_rows(array: Floats) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(array).all(axis=tuple(range(1, array.ndim))))
 
 
+def not_negative(value: object, name: str) -> float:
+    """A finite number of at least 0 as a float, or the `InputError`."""
+    number = not isinstance(value, bool | np.bool_) and isinstance(value, int | float | np.integer | np.floating)
+    if not number or not 0 <= float(value) < np.inf:  # type: ignore[arg-type]
+        raise InputError(f"{name}: expected a finite number of at least 0, but got {value!r}.")
+    return float(value)  # type: ignore[arg-type]
+
+
 def check_finite_bar(y_bar: Floats, skipped: NDArray[np.bool_]) -> None:
     """Refuse a cotangent y_bar with NaN or infinity in a sample that is not skipped."""
     bad = ~finite_rows(y_bar) & ~skipped

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import adjoint as _adjoint
-from icnnrt._arguments import batch, check_finite_bar, finite_rows, untrusted
+from icnnrt._arguments import batch, check_finite_bar, finite_rows, not_negative, untrusted
 from icnnrt._piecewise import is_piecewise_linear
 from icnnrt.bundle_qp import (
     Polyhedron,
@@ -34,7 +34,7 @@ from icnnrt.bundle_qp import (
     bundle_qp_models,
 )
 from icnnrt.errors import CertificateError, InputError, PackageError
-from icnnrt.manifest import MAX_ITERATIONS, PolyhedronSpec
+from icnnrt.manifest import MAX_ITERATIONS
 from icnnrt.qp_reference import QPReference
 from icnnrt.quadratic_program import _array_solver
 from icnnrt.solution import _Frozen
@@ -52,6 +52,11 @@ ADJOINTS: Final = ("auto", "prop3", "implicit", "exact")
 ITERATIONS: Final = 100
 # Of the gap, relative to max(1, |lower_bound|): what f's own rounding lets be told.
 TOLERANCE: Final = {"float64": 1e-9, "float32": 1e-5}
+
+
+def _usual(dtype: str) -> dict[str, Any]:
+    """What `argmin` does where neither the call nor the package says otherwise."""
+    return {"iterations": ITERATIONS, "mu": 1.0, "tolerance": TOLERANCE[dtype]}
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -170,10 +175,11 @@ def argmin(
     n, dtype = session.manifest.y_shape[0], session.dtype
     X = batch(x, "x", dtype, session.manifest.x_shape)
     B = len(X)
-    spec = session.manifest.polyhedron or PolyhedronSpec(ITERATIONS, 1.0, TOLERANCE[str(dtype)], "implicit")
-    K = _iterations(spec.iterations if iterations is None else iterations)
-    μ = _not_negative("mu", spec.mu if mu is None else mu)
-    small = _not_negative("tolerance", spec.tolerance if tolerance is None else tolerance)
+    spec = session.manifest.polyhedron
+    usual = _usual(str(dtype)) if spec is None else vars(spec)
+    K = _iterations(usual["iterations"] if iterations is None else iterations)
+    μ = not_negative(usual["mu"] if mu is None else mu, "mu")
+    small = not_negative(usual["tolerance"] if tolerance is None else tolerance, "tolerance")
     P = given_rows(B, n, G=G, h=h, A=A, b=b, lower=lower, upper=upper)
     start = np.zeros((B, n)) if y_init is None else batch(y_init, "y_init", "float64", (n,), length=B)
     if not finite_rows(start).all():
@@ -238,7 +244,7 @@ def _by_graph(
     )
     K, codes = out["slopes"].shape[1], out["status"]
     slots = {out[name].shape[1] for name in ("offsets", "cut_points", "cut_lam")}
-    if slots != {K} or not np.isin(codes, [s.value for s in Status]).all() or (out["best"] > K).any():
+    if slots != {K} or codes.min() < 0 or codes.max() > max(Status) or out["best"].max() > K:
         raise PackageError(
             f"{session.path}: argmin_polyhedron.onnx: its outputs do not fit each other; export the package again."
         )
@@ -318,13 +324,6 @@ def _iterations(value: object) -> int:
     if not whole or not 1 <= int(value) <= MAX_ITERATIONS:  # type: ignore[call-overload]
         raise InputError(f"iterations: expected an integer from 1 to {MAX_ITERATIONS}, but got {value!r}.")
     return int(value)  # type: ignore[call-overload]
-
-
-def _not_negative(name: str, value: object) -> float:
-    number = not isinstance(value, bool | np.bool_) and isinstance(value, int | float | np.integer | np.floating)
-    if not number or not 0 <= float(value) < np.inf:  # type: ignore[arg-type]
-        raise InputError(f"{name}: expected a finite number of at least 0, but got {value!r}.")
-    return float(value)  # type: ignore[arg-type]
 
 
 def given_rows(B: int, n: int, **given: object) -> Polyhedron:

@@ -85,15 +85,16 @@ def polyhedron_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     from icnnrt_exporters import export
     from icnnrt_models import FICNN, PICNN
 
-    folder, made = tmp_path_factory.mktemp("polyhedron"), {}
     generator, T = torch.Generator().manual_seed(0), torch.float64
     smooth = PICNN(3, 4, hidden=(6, 5), activation="softplus", dtype=T, generator=generator)
     pieces = FICNN(3, 4, hidden=(9, 8), activation="relu", dtype=T, generator=generator)
     x, y = torch.randn(4, 3, generator=generator, dtype=T), torch.rand(4, 4, generator=generator, dtype=T)
-    for name, energy, heads in (("smooth", smooth, ("hessian",)), ("pieces", pieces, ())):
-        made[name] = folder / f"{name}.icnn"
-        export(energy, None, x, y, made[name], heads=("pullback", "polyhedron", *heads))
-    return made
+
+    def make(energy: Any, *heads: str) -> Callable[[Path], object]:
+        return lambda path: export(energy, None, x, y, path, heads=("pullback", "polyhedron", *heads))
+
+    made = {"smooth": make(smooth, "hessian"), "pieces": make(pieces)}
+    return {name: _once(tmp_path_factory, name, each) for name, each in made.items()}
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from test_argmin_layer import numpy_value_and_gradient  # noqa: E402
+
 from icnnrt.bundle_qp import (  # noqa: E402
     Polyhedron,
     bundle_qp_adjoint,
@@ -78,18 +80,6 @@ def polyhedron(given):
     return Polyhedron(*(given[name].detach().numpy() for name in Polyhedron._fields))
 
 
-def of(energy, x):
-    """f and ∇f in numpy."""
-
-    def value_and_gradient(y):
-        y = torch.from_numpy(y).requires_grad_()
-        f = energy(x, y)
-        (g,) = torch.autograd.grad(f.sum(), y)
-        return f.detach().numpy(), g.numpy()
-
-    return value_and_gradient
-
-
 @torch.enable_grad()
 def curvature(energy, x, y):
     """∇f [B, n] and ∇²f [B, n, n]."""
@@ -112,7 +102,7 @@ def test_answers_are_those_stated(activation, K):
     given["lower"][1], given["upper"][1] = 1.0, 0.0
     given["G"][2, 1], given["h"][2, 1] = -given["G"][2, 0], -given["h"][2, 0] - 1.0
     given["b"][3] = np.nan
-    stated = bundle_qp_argmin(of(energy, x), polyhedron(given), K, MU)
+    stated = bundle_qp_argmin(numpy_value_and_gradient(energy, x), polyhedron(given), K, MU)
     layer = PolyhedronArgmin(energy, K, MU, y_dim=N)
     found = layer.solve(x, **given)
     wanted = [Status.EMPTY_DOMAIN, Status.EMPTY_DOMAIN, Status.NOT_FINITE_INPUT]
@@ -137,7 +127,7 @@ def test_answers_are_those_stated(activation, K):
 def test_a_y_init_and_the_certificate():
     energy, x, given = Units(softplus), contexts(), constraints()
     start = torch.randn(B, N, generator=generator(5), dtype=T)
-    stated = bundle_qp_argmin(of(energy, x), polyhedron(given), 3, MU, start.numpy())
+    stated = bundle_qp_argmin(numpy_value_and_gradient(energy, x), polyhedron(given), 3, MU, start.numpy())
     found = PolyhedronArgmin(energy, 3, MU, y_dim=N).solve(x, **given, y_init=start)
     np.testing.assert_allclose(found.y, stated.y, atol=1e-8)
     np.testing.assert_allclose(found.gap, stated.gap, atol=1e-8)
@@ -226,7 +216,7 @@ def test_gradients_are_those_stated(adjoint):
     w = torch.randn(B, N, generator=generator(3), dtype=T)
     layer = PolyhedronArgmin(energy, K, MU, adjoint, y_dim=N)
     y, found = gradients(layer, x, given, w)
-    stated = bundle_qp_argmin(of(energy, x), polyhedron(given), K, MU)
+    stated = bundle_qp_argmin(numpy_value_and_gradient(energy, x), polyhedron(given), K, MU)
     if adjoint == "implicit":
         stated = stated._replace(y=y.numpy())
         bars = bundle_qp_implicit(stated, w.numpy(), *(a.numpy() for a in curvature(energy, x, y)))
@@ -301,7 +291,7 @@ def test_a_sample_without_an_end_is_none():
     assert y[1].isnan().all()
     none = torch.zeros(2, 0, N, dtype=T)
     P = polyhedron({"G": none, "h": none[:, :, 0], "A": none, "b": none[:, :, 0], "lower": lower, "upper": upper})
-    stated = bundle_qp_argmin(of(energy, x), P, 200, 0.0)
+    stated = bundle_qp_argmin(numpy_value_and_gradient(energy, x), P, 200, 0.0)
     assert (layer.last.status.numpy() == stated.status).all()
     np.testing.assert_allclose(layer.last.energy, stated.energy, atol=1e-8)
     assert layer.last.energy[1].isnan()

@@ -23,7 +23,7 @@ from icnnrt import golden, package
 from icnnrt._piecewise import is_piecewise_linear
 from icnnrt.convexity import Convexity
 from icnnrt.errors import ExportError
-from icnnrt.polyhedron import ITERATIONS, TOLERANCE
+from icnnrt.polyhedron import _usual
 from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import UNIT_BOX, argmin_graph
@@ -380,12 +380,9 @@ def _polyhedron_spec(traced: _Traced, given: Mapping[str, float | str]) -> packa
     """Proposition 3 where the energy is of pieces at x = 0, else the optimality conditions."""
     n = traced.y.shape[1]
     pieces = is_piecewise_linear(traced.graphs["value"], traced.weights, np.zeros(tuple(traced.x.shape[1:])), n)
-    settings = {"iterations": ITERATIONS, "mu": 1.0, "tolerance": TOLERANCE[dtype_name(traced.y)], **given}
+    settings = {**_usual(dtype_name(traced.y)), "adjoint": "prop3" if pieces else "implicit", **given}
     return package.PolyhedronSpec(
-        int(settings["iterations"]),
-        float(settings["mu"]),
-        float(settings["tolerance"]),
-        str(given.get("adjoint", "prop3" if pieces else "implicit")),
+        int(settings["iterations"]), float(settings["mu"]), float(settings["tolerance"]), str(settings["adjoint"])
     )
 
 

@@ -22,6 +22,7 @@ from icnnrt.errors import ExportError
 from icnnrt.manifest import ENERGY_ROLES, OP_DOMAIN, Domain, Manifest
 from icnnrt_exporters import parity_polyhedron
 from icnnrt_exporters.preconditions import Solver
+from icnnrt_exporters.true_hessian import true_hessian
 
 # What an export may differ by. float64 differs by the order of sums alone, which the K steps of a solver can magnify.
 # In float32 a cut near a kink of a ReLU can fall on either side, and then one entry of the slope is that of the other
@@ -141,14 +142,7 @@ def _check_heads(session: icnnrt.Session, judge: nn.Module, x: Tensor, y: Tensor
             _worst(figures, "pullback", one, true)
     if not {"hvp", "hessian"} & manifest.graphs.keys():
         return
-    # Row i of sample b is ∂g_bi/∂y_b: samples do not meet, so each column of the batch is one backward pass.
-    rows = [torch.zeros_like(leaf)] * Y.shape[1]
-    if g.requires_grad:
-        rows = [
-            torch.autograd.grad(g[:, i].sum(), leaf, retain_graph=True, materialize_grads=True)[0]
-            for i in range(Y.shape[1])
-        ]
-    H = torch.stack(rows, dim=1)
+    H = true_hessian(g, leaf)
     if "hvp" in manifest.graphs:
         v = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape).to(y.dtype)
         product = torch.einsum("bij,bj->bi", H, v.double())

@@ -18,6 +18,7 @@ from icnnrt.bundle_qp import (
 )
 from icnnrt.polyhedron import PolyhedronSolution
 from icnnrt.status import Status
+from icnnrt_exporters.true_hessian import true_hessian
 
 Array = NDArray[np.float64]
 
@@ -96,14 +97,7 @@ def _reference(
         return bundle_qp_adjoint(T, y_bar, None)
     leaf = torch.from_numpy(np.nan_to_num(solution.y)).requires_grad_()
     g = _slope(judge, X, leaf)[1]
-    zero = torch.zeros_like(leaf)
-    rows = [
-        torch.autograd.grad(g[:, i].sum(), leaf, retain_graph=True, materialize_grads=True)[0]
-        if g.requires_grad
-        else zero
-        for i in range(leaf.shape[1])
-    ]
-    return bundle_qp_implicit(T, y_bar, g.detach().numpy(), torch.stack(rows, 1).numpy())
+    return bundle_qp_implicit(T, y_bar, g.detach().numpy(), true_hessian(g, leaf).numpy())
 
 
 def _pushed(

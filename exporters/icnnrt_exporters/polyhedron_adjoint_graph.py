@@ -181,7 +181,7 @@ def _last_model(
     A cut that has no part has a bound of +∞, which is none.
     """
     one = op.constant([1])
-    B, m, q = (op("Shape", v, start=axis, end=axis + 1) for v, axis in ((y, 0), (P.G, 1), (P.A, 1)))
+    B, m = (op("Shape", v, start=axis, end=axis + 1) for v, axis in ((y, 0), (P.G, 1)))
     slots, n_size = op("Shape", offsets, start=1, end=2), op.constant([n])
     column = op("Concat", B, one, axis=0)
     known = op("Unsqueeze", best, one)
@@ -198,17 +198,14 @@ def _last_model(
     used = op("Less", op("Range", op.constant(0), op("Squeeze", slots), op.constant(1)), known)
     used_3 = op("Unsqueeze", used, op.constant([2]))
 
-    def wide(rows: ir.Value, size: ir.Value) -> ir.Value:
-        every = op("Expand", rows, op("Concat", B, size, n_size, axis=0))
-        return op("Concat", every, filled(op, op("Concat", B, size, one, axis=0), 0.0), axis=2)
-
     cuts = op(
         "Concat",
         op("Where", used_3, slopes, none),
         filled(op, op("Concat", B, slots, one, axis=0), -1.0),
         axis=2,
     )
-    rows = op("Concat", wide(P.G, m), cuts, axis=1)
+    G, A = P.wide(op, B)
+    rows = op("Concat", G, cuts, axis=1)
     heights = op("Where", used, op("Neg", offsets), op.constant(float("inf"), DOUBLE))
     h = op("Concat", op("Expand", P.h, op("Concat", B, m, axis=0)), heights, axis=1)
     bounds = op("Concat", B, n_size, axis=0)
@@ -217,7 +214,7 @@ def _last_model(
         for v, infinite in ((P.lower, -float("inf")), (P.upper, float("inf")))
     )
     absent = filled(op, op.constant([1, 0]), 0.0)
-    return _Program([Q, p, rows, absent, h, wide(P.A, q), P.b, lower, upper, absent], model)
+    return _Program([Q, p, rows, absent, h, A, P.b, lower, upper, absent], model)
 
 
 def _newton(

@@ -42,6 +42,17 @@ class Constraints:
     def inputs(self) -> list[ir.Value]:
         return [self.G, self.h, self.A, self.b, self.lower, self.upper]
 
+    def wide(self, op: Ops, B: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """G and A for every sample, with a column of zeros for t."""
+        one = op.constant([1])
+
+        def widened(rows: ir.Value) -> ir.Value:
+            size, n = (op("Shape", rows, start=axis, end=axis + 1) for axis in (1, 2))
+            every = op("Expand", rows, op("Concat", B, size, n, axis=0))
+            return op("Concat", every, filled(op, op("Concat", B, size, one, axis=0), 0.0), axis=2)
+
+        return widened(self.G), widened(self.A)
+
 
 class _Met(NamedTuple):
     """What is found at a point, [B, 1] but g."""
@@ -115,12 +126,8 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     y_0 = op("Where", started, projection[0], none)
 
     # What all models have: the rows of P with a column for t, and bounds that are none as numbers, to be taken 0 times.
-    def wide(rows: ir.Value, size: ir.Value) -> ir.Value:
-        every = op("Expand", rows, op("Concat", B, size, n_size, axis=0))
-        return op("Concat", every, filled(op, op("Concat", B, size, one, axis=0), 0.0), axis=2)
-
     limits = op.constant(-BOUND_MAX, DOUBLE), op.constant(BOUND_MAX, DOUBLE)
-    G, A = wide(P.G, m), wide(P.A, q)
+    G, A = P.wide(op, B)
     h = op("Clip", op("Expand", P.h, op("Concat", B, m, axis=0)), *limits)
     b = op("Expand", P.b, op("Concat", B, q, axis=0))
     lower, upper = (op("Clip", op("Expand", v, sizes), *limits) for v in (P.lower, P.upper))

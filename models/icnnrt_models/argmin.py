@@ -14,7 +14,18 @@ from icnnrt.reference import STEPS
 from icnnrt_models.bundle_entropy import ArgminResult, argmin_adjoint, bundle_entropy_argmin, implicit_adjoint
 from icnnrt_models.domains import MODELS, Domain
 from icnnrt_models.energy import check_size
-from icnnrt_models.energy_at import EnergyAt, OnceDifferentiable, Point, has_context, hvp, place, plain
+from icnnrt_models.energy_at import (
+    EnergyAt,
+    OnceDifferentiable,
+    Point,
+    context_of,
+    differentiated,
+    float_of,
+    hvp,
+    place,
+    plain,
+    y_dim_of,
+)
 
 __all__ = ["Adjoint", "ArgminResult", "BundleEntropyArgmin", "DomainName"]
 
@@ -116,16 +127,8 @@ class BundleEntropyArgmin(nn.Module):
         check_tolerance("gap_tolerance", gap_tolerance)
         if residual_tolerance is not None:
             check_tolerance("residual_tolerance", residual_tolerance)
-        if y_dim is None:
-            y_dim = getattr(energy, "y_dim", None)
-            if y_dim is None:
-                raise ValueError(
-                    f"y_dim must be given, got None: {type(energy).__name__} has no attribute y_dim to take it from, "
-                    "so pass y_dim=, the number of columns of y."
-                )
-        check_size("y_dim", y_dim, 1, "give the number of columns of y")
         self.energy = energy
-        self.y_dim = y_dim
+        self.y_dim = y_dim_of(energy, y_dim)
         self.iterations = iterations
         self.steps = steps
         self.adjoint: Adjoint = adjoint
@@ -145,11 +148,8 @@ class BundleEntropyArgmin(nn.Module):
         """y, the K-step argmin for each row of x."""
         bounds = self._bounds(x, lower, upper)
         p_init = self._start(x, y_init, bounds)
-        context = self._context(x)
-        weights = {}
-        if torch.is_grad_enabled():
-            # Frozen weights stay out, and so cost nothing.
-            weights = {name: p for name, p in self.energy.named_parameters() if p.requires_grad}
+        context = context_of(self.energy, x)
+        weights = differentiated(self.energy)
         inputs = (*context, *bounds, *weights.values())
         p = cast(Tensor, _Argmin.apply(self, tuple(weights), len(context), len(bounds), p_init, *inputs))
         return place(p, bounds, self.mu)
@@ -165,7 +165,7 @@ class BundleEntropyArgmin(nn.Module):
     ) -> ArgminResult:
         """The y of `forward` with its certificates and all cuts, without gradient."""
         bounds = tuple(plain(b) for b in self._bounds(x, lower, upper))
-        energy = EnergyAt(self.energy, tuple(plain(c) for c in self._context(x)), bounds, self.mu)
+        energy = EnergyAt(self.energy, tuple(plain(c) for c in context_of(self.energy, x)), bounds, self.mu)
         result = self._solve(energy, self._start(x, y_init, bounds))
         return result._replace(y=place(result.y, bounds, self.mu))
 
@@ -179,17 +179,6 @@ class BundleEntropyArgmin(nn.Module):
             f"gap_tolerance={self.gap_tolerance}{tolerance}{domain}"
         )
 
-    def _context(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What `_value` needs of x."""
-        if has_context(self.energy):
-            return tuple(cast(Any, self.energy).context(x))
-        return (x,)
-
-    def _like(self, x: Tensor) -> Tensor:
-        """Some tensor of the energy's dtype, on x's device."""
-        floats = (p for p in (*self.energy.parameters(), *self.energy.buffers(), x) if p.is_floating_point())
-        return next(floats, x)
-
     def _bounds(self, x: Tensor, lower: Tensor | float | None, upper: Tensor | float | None) -> tuple[Tensor, ...]:
         """lower and upper, [batch, n] each in the energy's dtype; nothing in a domain without bounds."""
         if self.domain != "box":
@@ -200,7 +189,7 @@ class BundleEntropyArgmin(nn.Module):
                     "domain='box' for bounds of your own."
                 )
             return ()
-        like, shape = self._like(x), (x.shape[0], self.y_dim)
+        like, shape = float_of(self.energy, x), (x.shape[0], self.y_dim)
         found = []
         for name, bound in (("lower", lower), ("upper", upper)):
             if bound is None:
@@ -230,7 +219,7 @@ class BundleEntropyArgmin(nn.Module):
 
     def _start(self, x: Tensor, y_init: Tensor | None, bounds: tuple[Tensor, ...]) -> Tensor:
         """The p of y_init, [batch, n] in the energy's dtype; where not given, the middle of the domain."""
-        like, shape = self._like(x), (x.shape[0], self.y_dim)
+        like, shape = float_of(self.energy, x), (x.shape[0], self.y_dim)
         if y_init is None:
             middle = MODELS[self.domain].centre(self.y_dim)
             return torch.full(shape, middle, dtype=like.dtype, device=x.device)

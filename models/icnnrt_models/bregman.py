@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from icnnrt.domains import NAMES
 from icnnrt_models.argmin import check_tolerance
 from icnnrt_models.energy import check_size
-from icnnrt_models.energy_at import has_context
+from icnnrt_models.energy_at import float_of, has_context, y_dim_of
 
 __all__ = ["BregmanProximalGradient", "BregmanResult"]
 
@@ -77,15 +77,8 @@ class BregmanProximalGradient(nn.Module):
         check_tolerance("gap_tolerance", gap_tolerance)
         if domain not in NAMES:
             raise ValueError(f"domain must be one of {', '.join(NAMES)}, got {domain!r}: name one of them.")
-        y_dim = getattr(energy, "y_dim", None) if y_dim is None else y_dim
-        if y_dim is None:
-            raise ValueError(
-                f"y_dim must be given, got None: {type(energy).__name__} has no attribute y_dim to take it from, so "
-                "pass y_dim=, the number of columns of y."
-            )
-        check_size("y_dim", y_dim, 1, "give the number of columns of y")
         self.energy = energy
-        self.y_dim: int = y_dim
+        self.y_dim = y_dim_of(energy, y_dim)
         self.iterations = iterations
         self.step_size = float(step_size)
         self.gap_tolerance = gap_tolerance
@@ -156,8 +149,7 @@ class BregmanProximalGradient(nn.Module):
 
     def _coordinates(self, x: Tensor, lower: Tensor | None, upper: Tensor | None) -> tuple[Any, Any, Tensor]:
         """shift, scale and a tensor of the energy's dtype."""
-        floats = (p for p in (*self.energy.parameters(), *self.energy.buffers(), x) if p.is_floating_point())
-        like = next(floats, x)
+        like = float_of(self.energy, x)
         if (self.domain == "box") != (lower is not None) or (self.domain == "box") != (upper is not None):
             raise ValueError(
                 f"lower, upper must be given for domain 'box' and for no other, got domain {self.domain!r} with "

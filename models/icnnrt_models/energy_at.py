@@ -6,7 +6,21 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EnergyAt", "OnceDifferentiable", "Point", "has_context", "hvp", "place", "plain"]
+from icnnrt_models.energy import check_size
+
+__all__ = [
+    "EnergyAt",
+    "OnceDifferentiable",
+    "Point",
+    "context_of",
+    "differentiated",
+    "float_of",
+    "has_context",
+    "hvp",
+    "place",
+    "plain",
+    "y_dim_of",
+]
 
 
 def place(p: Tensor, bounds: tuple[Tensor, ...], mu: float) -> Tensor:
@@ -19,6 +33,38 @@ def place(p: Tensor, bounds: tuple[Tensor, ...], mu: float) -> Tensor:
 
 def has_context(energy: nn.Module) -> bool:
     return callable(getattr(energy, "context", None)) and callable(getattr(energy, "value", None))
+
+
+def context_of(energy: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """What the energy needs of x."""
+    if has_context(energy):
+        return tuple(cast(Any, energy).context(x))
+    return (x,)
+
+
+def float_of(energy: nn.Module, x: Tensor) -> Tensor:
+    """Some tensor of the energy's dtype; x's own where it has none."""
+    floats = (p for p in (*energy.parameters(), *energy.buffers(), x) if p.is_floating_point())
+    return next(floats, x)
+
+
+def differentiated(energy: nn.Module) -> dict[str, Tensor]:
+    """The weights that autograd asks for now, by name: frozen ones stay out, and so cost nothing."""
+    if not torch.is_grad_enabled():
+        return {}
+    return {name: p for name, p in energy.named_parameters() if p.requires_grad}
+
+
+def y_dim_of(energy: nn.Module, given: int | None) -> int:
+    """The number of columns of y: as given, else the energy's own."""
+    y_dim = getattr(energy, "y_dim", None) if given is None else given
+    if y_dim is None:
+        raise ValueError(
+            f"y_dim must be given, got None: {type(energy).__name__} has no attribute y_dim to take it from, so pass "
+            "y_dim=, the number of columns of y."
+        )
+    check_size("y_dim", y_dim, 1, "give the number of columns of y")
+    return cast(int, y_dim)
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -21,9 +21,19 @@ from icnnrt_models.bundle_qp import (
     bundle_qp_implicit,
 )
 from icnnrt_models.energy import check_size
-from icnnrt_models.energy_at import EnergyAt, OnceDifferentiable, Point, has_context, hvp, plain
+from icnnrt_models.energy_at import (
+    EnergyAt,
+    OnceDifferentiable,
+    Point,
+    context_of,
+    differentiated,
+    float_of,
+    hvp,
+    plain,
+    y_dim_of,
+)
 from icnnrt_models.pieces import is_piecewise_linear
-from icnnrt_models.quadratic_program import OnUnsafe
+from icnnrt_models.quadratic_program import OnUnsafe, check_on_unsafe
 
 __all__ = ["PolyhedronAdjoint", "PolyhedronArgmin", "PolyhedronResult"]
 
@@ -153,21 +163,9 @@ class PolyhedronArgmin(nn.Module):
                 f"tolerance must be a finite number >= 0, got {tolerance!r}: leave it out for 1e-9 in float64 and 1e-5 "
                 "in float32."
             )
-        if on_unsafe not in get_args(OnUnsafe):
-            raise ValueError(
-                f"on_unsafe must be 'nan', 'skip' or 'raise', got {on_unsafe!r}: choose 'skip' if your loss leaves out "
-                "samples whose y is NaN."
-            )
-        if y_dim is None:
-            y_dim = getattr(energy, "y_dim", None)
-            if y_dim is None:
-                raise ValueError(
-                    f"y_dim must be given, got None: {type(energy).__name__} has no attribute y_dim to take it from, "
-                    "so pass y_dim=, the number of columns of y."
-                )
-        check_size("y_dim", y_dim, 1, "give the number of columns of y")
+        check_on_unsafe(on_unsafe, "y")
         self.energy = energy
-        self.y_dim = y_dim
+        self.y_dim = y_dim_of(energy, y_dim)
         self.iterations = iterations
         self.mu = float(mu)
         self.adjoint: PolyhedronAdjoint = adjoint
@@ -191,11 +189,8 @@ class PolyhedronArgmin(nn.Module):
         like = self._like(x)
         P = self._polyhedron(x, G, h, A, b, lower, upper)
         start = self._start(x, y_init)
-        context = self._context(_cleaned(x))
-        weights = {}
-        if torch.is_grad_enabled():
-            # Frozen weights stay out, and so cost nothing.
-            weights = {name: p for name, p in self.energy.named_parameters() if p.requires_grad}
+        context = context_of(self.energy, _cleaned(x))
+        weights = differentiated(self.energy)
         inputs = (x, *context, *P, *weights.values())
         kept: list[PolyhedronResult] = []
         y = cast(Tensor, _Argmin.apply(self, kept, tuple(weights), len(context), like, start, *inputs))
@@ -217,7 +212,7 @@ class PolyhedronArgmin(nn.Module):
     ) -> PolyhedronResult:
         """y* with its certificate and multipliers, without gradient."""
         P = Polyhedron(*map(plain, self._polyhedron(x, G, h, A, b, lower, upper)))
-        context = tuple(map(plain, self._context(_cleaned(x))))
+        context = tuple(map(plain, context_of(self.energy, _cleaned(x))))
         cuts = _Cuts(EnergyAt(self.energy, context, (), 1.0), self._like(x).dtype, "exact", record=False)
         start = self._start(x, y_init)
         return _result(_run(self, cuts, P, start), x)
@@ -233,16 +228,9 @@ class PolyhedronArgmin(nn.Module):
         # The last answer is no part of what is copied or written.
         return {**self.__dict__, "last": None}
 
-    def _context(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What the energy needs of x."""
-        if has_context(self.energy):
-            return tuple(cast(Any, self.energy).context(x))
-        return (x,)
-
     def _like(self, x: Tensor) -> Tensor:
         """Some tensor of the energy's dtype, on x's device."""
-        floats = (p for p in (*self.energy.parameters(), *self.energy.buffers(), x) if p.is_floating_point())
-        like = next(floats, x)
+        like = float_of(self.energy, x)
         if like.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"energy must have weights in float32 or float64, got {like.dtype}: convert it with .float() or "

@@ -81,11 +81,7 @@ class QPLayer(nn.Module):
 
     def __init__(self, *, multipliers: bool = False, on_unsafe: OnUnsafe = "nan", steps: int = STEPS) -> None:
         super().__init__()
-        if on_unsafe not in get_args(OnUnsafe):
-            raise ValueError(
-                f"on_unsafe must be 'nan', 'skip' or 'raise', got {on_unsafe!r}: choose 'skip' if your loss leaves out "
-                "samples whose z is NaN."
-            )
+        check_on_unsafe(on_unsafe, "z")
         check_size("steps", steps, 1, f"give the most interior-point steps, {STEPS} is usual")
         self.multipliers = bool(multipliers)
         self.on_unsafe: OnUnsafe = on_unsafe
@@ -126,6 +122,14 @@ class QPLayer(nn.Module):
 
 
 # ---------------------------------------------------------------- arguments
+
+
+def check_on_unsafe(on_unsafe: str, answer: str) -> None:
+    if on_unsafe not in get_args(OnUnsafe):
+        raise ValueError(
+            f"on_unsafe must be 'nan', 'skip' or 'raise', got {on_unsafe!r}: choose 'skip' if your loss leaves out "
+            f"samples whose {answer} is NaN."
+        )
 
 
 def _checked(

@@ -1,0 +1,16 @@
+"""∇²f by torch, as what a package gives is held against."""
+
+import torch
+from torch import Tensor
+
+
+def true_hessian(g: Tensor, y: Tensor) -> Tensor:
+    """[B, n, n], of g = ∇f(y) [B, n], which autograd followed from the leaf y.
+
+    Row i of sample b is ∂g_bi/∂y_b: samples do not meet, so each column of the batch is one backward pass.
+    """
+    n = y.shape[1]
+    if not g.requires_grad:
+        return y.new_zeros((len(y), n, n))
+    rows = [torch.autograd.grad(g[:, i].sum(), y, retain_graph=True, materialize_grads=True)[0] for i in range(n)]
+    return torch.stack(rows, 1)
