@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt._arguments import batch, check_finite_bar, untrusted
-from icnnrt._runner import BOUNDS, BOUNDS_BAR, THETA_BAR
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest
+from icnnrt.signatures import BOUNDS, BOUNDS_BAR, THETA_BAR
 from icnnrt.solution import Cotangents, QPAnswer, Solution
 
 ADJOINTS: Final = ("exact", "prop3")

@@ -16,15 +16,18 @@ from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt import polyhedron as _polyhedron
 from icnnrt._arguments import batch, finite_rows
-from icnnrt._runner import SIGNATURES, Provider, Runner, arrays_of, signature_of
+from icnnrt._runner import Runner
+from icnnrt._weight_sets import WeightSet
 from icnnrt.certificate import Tolerances
 from icnnrt.convexity import Convexity, prove
 from icnnrt.domains import MODELS
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest, SolverSpec
+from icnnrt.ort import Provider
 from icnnrt.package import Package
 from icnnrt.polyhedron import ConstraintCotangents, PolyhedronSolution
 from icnnrt.qp_status import QPStatus
+from icnnrt.signatures import NAMES, arrays_of, outputs_of
 from icnnrt.solution import Cotangents, Pulled, QPAnswer, Solution
 from icnnrt.status import Status
 
@@ -87,10 +90,9 @@ class Session:
         manifest = package.manifest
         self._dtype = np.dtype(manifest.dtype)
         self._x_shape, (self._n,) = manifest.x_shape, manifest.y_shape
-        self._weights = _Weights(self._runner)
         # The manifest's verdict is on the weights beside it, not on what they may become.
         found = manifest.convexity
-        self._not_convex = self._runner.weights_id if found and found.verdict == "violated" else None
+        self._not_convex = self._runner.weights.id if found and found.verdict == "violated" else None
 
     # --- What it is ------------------------------------------------------------------------------
 
@@ -121,13 +123,14 @@ class Session:
 
     @property
     def weights(self) -> Mapping[str, NDArray[Any]]:
-        """name -> the weight as it is now: a read-only copy at every access."""
-        return self._weights
+        """name -> weight: the weights as they are now, all of one time, read-only; later updates do not reach them."""
+        self._runner.check_open()
+        return _Weights(self._runner.weights)
 
     @property
     def weights_id(self) -> str:
         """Changes whenever the weights do; a `Solution` bears the one it was computed with."""
-        return self._runner.weights_id
+        return self._runner.weights.id
 
     def __repr__(self) -> str:
         m = self.manifest
@@ -230,7 +233,7 @@ class Session:
         finite = np.logical_and.reduce([finite_rows(a) for a in feeds.values()])
         if len(Y) and finite.all():
             return self._runner.run(role, feeds, only=only)[0]
-        out = self._nothing(only or signature_of(self.manifest, role)[1], len(Y))
+        out = self._nothing(only or outputs_of(self.manifest, role), len(Y))
         if finite.any():
             some, _ = self._runner.run(role, {name: a[finite] for name, a in feeds.items()}, only=only)
             for name, array in some.items():
@@ -289,7 +292,7 @@ class Session:
         if B and run.all():
             out, weights_id = self._runner.run("argmin", feeds)
         else:
-            out, weights_id = self._nothing(SIGNATURES["argmin"][1], B), self._runner.weights_id
+            out, weights_id = self._nothing(NAMES["argmin"][1], B), self._runner.weights.id
             if run.any():
                 some, weights_id = self._runner.run("argmin", {name: a[run] for name, a in feeds.items()})
                 for name, array in some.items():
@@ -344,7 +347,7 @@ class Session:
         if len(X) and finite.all():
             out, weights_id = self._runner.run("solve", {"x": X})
         else:
-            out, weights_id = self._unsolved(len(X)), self._runner.weights_id
+            out, weights_id = self._unsolved(len(X)), self._runner.weights.id
             if finite.any():
                 some, weights_id = self._runner.run("solve", {"x": X[finite]})
                 for name, array in some.items():
@@ -521,7 +524,7 @@ class Session:
 
         Shapes and dtypes are checked, signs are not: keeping the energy convex is the caller's.
         """
-        self._runner.update_weights(new)
+        self._runner.update_weights({name: np.array(a) if isinstance(a, np.ndarray) else a for name, a in new.items()})
 
     def _solver(self, what: str) -> SolverSpec:
         if self.manifest.kind == "qp":
@@ -623,19 +626,19 @@ def _no_value(manifest: Manifest) -> InputError:
 
 
 class _Weights(Mapping[str, NDArray[Any]]):
-    """The weights of a session as a read-only mapping of copies."""
+    """One set of weights, read-only."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, weights: WeightSet) -> None:
+        self._arrays = weights.arrays
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._runner.read_weights(name)
+        return self._arrays[name].view()  # a view of what is read-only cannot be made writeable
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._runner.weights)
+        return iter(self._arrays)
 
     def __len__(self) -> int:
-        return len(self._runner.weights)
+        return len(self._arrays)
 
     def __repr__(self) -> str:
         return f"<{len(self)} weights: {', '.join(self)}>"

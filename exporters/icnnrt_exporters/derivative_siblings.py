@@ -22,10 +22,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from icnnrt import package
-from icnnrt._runner import BOUNDS, BOUNDS_BAR
 from icnnrt.certificate import ROUNDING
 from icnnrt.domains import MODELS, SIMPLEX, SPACE, Domain
 from icnnrt.errors import ExportError
+from icnnrt.signatures import BOUNDS, BOUNDS_BAR
 from icnnrt_exporters.inlining import inlined
 from icnnrt_exporters.packer import check_absent, embedded, write
 from icnnrt_exporters.surgery import Ops, Parts, describe, dismantle, numbered, replace, sizes, static, value
