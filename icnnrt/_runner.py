@@ -89,7 +89,7 @@ class Runner:
             hashlib.sha256("".join(hashes).encode()).hexdigest()[:16],
         )
         self._link = Link(self._first)
-        self._constants: dict[str, frozenset[str]] = {}
+        self._constants: frozenset[str] | None = None
         self._graphs: Once[_Graph] = Once()
         self._closed = False
 
@@ -109,6 +109,11 @@ class Runner:
         """Whether native kernels served the runs of this graph; False if there were none."""
         graph = self._graphs.find(role)
         return graph is not None and graph.native
+
+    @property
+    def first_id(self) -> str:
+        """The id of the weights of the package."""
+        return self._first.id
 
     @property
     def weights(self) -> WeightSet:
@@ -202,7 +207,7 @@ class Runner:
             if not isinstance(array, np.ndarray) or array.dtype != spec.dtype or array.shape != spec.shape:
                 came = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
                 raise InputError(f"weights: expected {spec.dtype}{list(spec.shape)} for {name!r}, but got {came}.")
-            if any(name in self._frozen(role) for role in self.package.graphs):
+            if name in self._frozen():
                 raise InputError(f"weights: {name!r} was exported as a constant; export it as an overridable weight.")
         kept = {name: in_native_order(array) for name, array in new.items()}
         while True:
@@ -269,15 +274,15 @@ class Runner:
         bound = tuple(name for name in values if name in overridable)
         return _Graph(session, outputs, bound, overridable, native, values)
 
-    def _frozen(self, role: str) -> frozenset[str]:
-        """Weights that are constants of a graph, so that an update would not reach it."""
-        found = self._constants.get(role)
-        if found is None:
-            data, file = self.package.graphs[role], f"{role}.onnx"
-            inputs = {v.name for v in read_interface(data, file).inputs}
-            found = frozenset(tensor.tensor for tensor in _wire.survey(data, file).external) - inputs
-            self._constants[role] = found
-        return found
+    def _frozen(self) -> frozenset[str]:
+        """Weights that are constants of some graph, so that an update would not reach it."""
+        if self._constants is None:
+            found: set[str] = set()
+            for role, data in self.package.graphs.items():
+                inputs = {v.name for v in read_interface(data, f"{role}.onnx").inputs}
+                found |= {tensor.tensor for tensor in _wire.survey(data, f"{role}.onnx").external} - inputs
+            self._constants = frozenset(found)
+        return self._constants
 
     def _check_signature(self, role: str) -> dict[str, Shape]:
         """Return the outputs to read and their shapes, after checking that icnnrt can feed and read this graph."""

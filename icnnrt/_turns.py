@@ -8,7 +8,8 @@ interpreter, the `setdefault` of a dict, which two threads cannot both be the fi
     first <- second <- third            each link was put behind the one before it by setdefault; the last one is who
                                         has the turn, if it still lives
 
-A traceback keeps frames alive, and so turns; therefore they also end when told to, which is the usual way:
+A traceback keeps frames alive, and so turns; therefore they also end when told to, which is the usual way, and when
+the frame that took them is found not to be running:
 
     turn = turns.take()
     try:
@@ -20,6 +21,7 @@ A traceback keeps frames alive, and so turns; therefore they also end when told 
 after it.
 """
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -73,17 +75,25 @@ _NOTHING: Final[Callable[[], object]] = ().__len__
 class _Taken:
     """A turn as others see it."""
 
-    __slots__ = ("generation", "lock", "thread", "turn")
+    __slots__ = ("frame", "generation", "lock", "thread", "turn")
 
-    def __init__(self, turn: Turn, lock: threading.Lock) -> None:
+    def __init__(self, turn: Turn, lock: threading.Lock, frame: int) -> None:
         self.turn = weakref.ref(turn)
         self.lock = lock
+        self.frame = frame  # the id of the one that holds the turn, and so no other's while the turn lives
         self.thread = threading.get_ident()
         self.generation = generation()
 
     def over(self) -> bool:
         # Of a process that this one was forked from nobody is left to end it.
         return not self.lock.locked() or self.turn() is None or self.generation != generation()
+
+    def abandoned(self) -> bool:
+        """Whether the frame that took it is running no more; costs a walk through that thread's frames."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None and id(frame) != self.frame:
+            frame = frame.f_back
+        return frame is None
 
 
 class Turns:
@@ -99,15 +109,18 @@ class Turns:
         lock = threading.Lock()
         lock.acquire()
         turn = Turn(lock.release)
-        mine: Link[_Taken | None] = Link(_Taken(turn, lock))
+        mine: Link[_Taken | None] = Link(_Taken(turn, lock, id(sys._getframe(1))))
+        abandoned: Link[_Taken | None] | None = None
         while True:
             link = self._link = self._link.last()
             taken = link.value
-            if taken is None or taken.over():
+            if taken is None or taken.over() or link is abandoned:
                 if link.follow(mine):
                     self._link = mine
                     return turn
-            elif taken.thread == threading.get_ident():
+            elif taken.thread == threading.get_ident() and not taken.abandoned():
                 return Turn(_NOTHING)
             elif taken.lock.acquire(timeout=LOOK):  # it ended; let others who wait for it see so too
                 taken.lock.release()
+            elif taken.abandoned():
+                abandoned = link

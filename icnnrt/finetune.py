@@ -235,6 +235,12 @@ class FineTuner:
         """The optimiser's state by name: copies."""
         return {name: array.copy() for name, array in self._known().state.items()}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InputError(
+            "tuner: expected what can be pickled, but a FineTuner belongs to the session it tunes; save a checkpoint, "
+            "and resume from it in a new one."
+        )
+
     def __repr__(self) -> str:
         return f"<FineTuner of {self.session.manifest.name}: {self._spec.optimizer}, {self.steps} steps>"
 

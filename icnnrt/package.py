@@ -221,6 +221,12 @@ class Package:
     weights: Mapping[str, np.ndarray]
     golden: Mapping[str, np.ndarray]
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the manifest, which holds those of all other files, in hexadecimal: equal packages have equal
+        ones."""
+        return hashlib.sha256(self.manifest.to_json()).hexdigest()
+
     def __repr__(self) -> str:
         return f"<Package {self.manifest.name} at {self.path}: {', '.join(self.graphs)}>"
 

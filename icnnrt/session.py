@@ -21,7 +21,7 @@ from icnnrt._weight_sets import WeightSet
 from icnnrt.certificate import Tolerances
 from icnnrt.convexity import Convexity, prove
 from icnnrt.domains import MODELS
-from icnnrt.errors import CertificateError, InputError
+from icnnrt.errors import CertificateError, InputError, PackageError
 from icnnrt.manifest import Manifest, SolverSpec
 from icnnrt.ort import Provider
 from icnnrt.package import Package
@@ -84,6 +84,7 @@ class Session:
         strict: bool = False,
     ) -> None:
         self._package = package
+        self._options = {"providers": providers, "threads": threads, "native": native, "strict": strict}
         self._runner = Runner(package, providers, threads, native)
         self._native = native
         self._strict = strict
@@ -220,7 +221,14 @@ class Session:
             )
 
     def _evaluate(
-        self, role: str, x: object, y: object, v: object = None, *, only: tuple[str, ...] | None = None
+        self,
+        role: str,
+        x: object,
+        y: object,
+        v: object = None,
+        *,
+        only: tuple[str, ...] | None = None,
+        weights: WeightSet | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Run a graph of the energy; a sample that holds NaN or infinity is left out, and NaN in every output."""
         self._demand(role)
@@ -232,10 +240,10 @@ class Session:
         self._runner.check_open()
         finite = np.logical_and.reduce([finite_rows(a) for a in feeds.values()])
         if len(Y) and finite.all():
-            return self._runner.run(role, feeds, only=only)[0]
+            return self._runner.run(role, feeds, only=only, weights=weights)[0]
         out = self._nothing(only or outputs_of(self.manifest, role), len(Y))
         if finite.any():
-            some, _ = self._runner.run(role, {name: a[finite] for name, a in feeds.items()}, only=only)
+            some, _ = self._runner.run(role, {name: a[finite] for name, a in feeds.items()}, only=only, weights=weights)
             for name, array in some.items():
                 out[name][finite] = array
         return out
@@ -503,11 +511,32 @@ class Session:
         if self.manifest.kind != "energy":
             raise _no_value(self.manifest)
         X = None if x is None else batch(x, "x", self._dtype, self._x_shape)
-        return prove(self._package.graphs["value"], dict(self.weights), value=self.value, x_samples=X, seed=seed)
+        self._runner.check_open()
+        weights = self._runner.weights  # one set for all, whatever is updated meanwhile
+
+        def value(x: Floats, y: Floats) -> Floats:
+            return self._evaluate("value", x, y, only=("f",), weights=weights)["f"]
+
+        return prove(self._package.graphs["value"], weights.arrays, value=value, x_samples=X, seed=seed)
 
     def close(self) -> None:
         """Free the sessions. Calls under way in other threads end well; later ones raise `IcnnrtError`."""
         self._runner.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A session is pickled as the place of its package, a hash of it, and what it was opened with.
+
+        It opens anew where it is unpickled, from the same place, and refuses another package there with `PackageError`.
+        So Ray, Dask and multiprocessing take it. Raises `InputError` if the weights are no longer those of the package,
+        which no other process can know.
+        """
+        self._runner.check_open()
+        if self._runner.weights.id != self._runner.first_id:
+            raise InputError(
+                "session: expected the weights of the package, to be pickled, but they have been updated since; write "
+                "them by FineTuner.write_package, and pickle a session of that package."
+            )
+        return _reopen, (str(self.path), self._package.identity, self._options)
 
     def __enter__(self) -> Self:
         return self
@@ -615,6 +644,17 @@ class Session:
             dtype, (_, *shape) = arrays[name]
             nothing[name] = np.full((B, *map(int, shape)), math.nan, dtype)
         return nothing
+
+
+def _reopen(path: str, identity: str, options: dict[str, Any]) -> Session:
+    """What a pickled session becomes."""
+    package = Package.open(path)
+    if package.identity != identity:
+        raise PackageError(
+            f"{path}: expected the package of the session that was pickled, but this is another one, or it was changed "
+            "since; pickle a session of this one, or put that one back."
+        )
+    return Session(package, **options)
 
 
 def _no_value(manifest: Manifest) -> InputError:
