@@ -71,9 +71,6 @@ def test_their_graphs_tell_what_they_take_and_give(path: Path) -> None:
         assert graph.signature is not None
         assert graph.signature.inputs == wanted.inputs, role
         assert graph.signature.outputs == wanted.outputs, role
-        assert all(
-            t.shape[:1] != () or t.dtype in ("int64", "float64", "bool", manifest.dtype) for t in wanted.inputs.values()
-        )
     some = manifest.graphs[next(iter(manifest.graphs))].signature
     assert some is not None
     assert some.inputs["x"].shape[0] == BATCH
