@@ -9,7 +9,8 @@ was walked through then holds for every other.
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -109,20 +110,30 @@ def probe(graph: Graph, batch: int, seed: int) -> dict[str, Tensor]:
 class Walk:
     """Facts of every value that f is made from, for `batch` samples; `names` are the weights to be named.
 
+    Weights in `loose` may be any numbers within the intervals given there, entry by entry, as x may: what the walk
+    finds then holds for all of them, and not only for the numbers in the graph.
+
     After `run`: facts["f"], and
     least: (number, names), the smallest weight that had to be >= 0 and was, and where it comes from
     broken: names of the weights of a wrong sign, node by node
     """
 
-    def __init__(self, graph: Graph, names: Collection[str], batch: int, other: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        names: Collection[str],
+        batch: int,
+        other: int,
+        loose: Mapping[str, Fact] = MappingProxyType({}),
+    ) -> None:
         self.graph = graph
         self.nodes = tuple(ancestors(graph, "f"))
         self.batch = batch
         self.values = probe(graph, batch, 1)
         self.others = probe(graph, other, 2)
-        self.known = set(graph.initializers)
-        self.facts: dict[str, Fact] = {}
-        self.kinds: dict[str, int] = {}
+        self.known = set(graph.initializers) - loose.keys()
+        self.facts: dict[str, Fact] = dict(loose)
+        self.kinds: dict[str, int] = dict.fromkeys(loose, _NONE)
         self.bases: dict[str, tuple[str, ...]] = {}
         self.makers: dict[str, Node] = {}
         self.order: dict[str, int] = {}
@@ -138,12 +149,34 @@ class Walk:
     def run(self) -> Fact:
         with np.errstate(all="ignore"):
             for node in self.nodes:
-                try:
-                    self.step(node)
-                except Unsupported as error:
-                    raise Stop(node, str(error)) from error
-                except (ArithmeticError, IndexError, KeyError, LookupError, TypeError, ValueError) as error:
-                    raise Stop(node, f"it cannot be followed ({str(error)[:120]})") from error
+                self.stepped(node)
+        return self.fact("f")
+
+    def stepped(self, node: Node) -> None:
+        try:
+            self.step(node)
+        except Unsupported as error:
+            raise Stop(node, str(error)) from error
+        except (ArithmeticError, IndexError, KeyError, LookupError, TypeError, ValueError) as error:
+            raise Stop(node, f"it cannot be followed ({str(error)[:120]})") from error
+
+    def again(self, changed: Mapping[str, Tensor]) -> Fact:
+        """The fact of f with other numbers for some weights, of the same shapes: of a walk that has been run, what
+        depends on them is walked through once more."""
+        self.least, self.broken = None, {}
+        dirty = set(changed)
+        for environment in (self.values, self.others):
+            environment.update(changed)
+        for name in changed:
+            self.facts.pop(name, None)
+        with np.errstate(all="ignore"):
+            for node in self.nodes:
+                if dirty.isdisjoint(node.inputs):
+                    continue
+                dirty.update(name for name in node.outputs if name)
+                for name in node.outputs:
+                    self.facts.pop(name, None)
+                self.stepped(node)
         return self.fact("f")
 
     def fact(self, name: str) -> Fact:
@@ -195,7 +228,7 @@ class Walk:
                 self.facts[name] = one.planes(lambda p, s=shape: np.broadcast_to(p, s))  # type: ignore[misc]
                 self.kinds[name] = self.kind(node)
                 self.improve(name, node)
-        if node.op_type in _WEIGHED:
+        if node.op_type in WEIGHED:
             self.weigh(node)
 
     def check_finite(self, node: Node) -> None:
@@ -619,7 +652,7 @@ class Walk:
         j, k = np.triu_indices(n)
         eye = np.eye(n)
         points = np.concatenate([np.zeros((1, n)), eye, eye[j] + eye[k]])
-        environment: dict[str, Tensor] = dict(self.graph.initializers)
+        environment: dict[str, Tensor] = {one: self.values[one] for one in self.graph.initializers}
         environment["y"] = points.reshape(rows, *y.shape[1:])
         if "x" in self.values:
             environment["x"] = np.repeat(self.values["x"][:1], rows, 0)
@@ -676,7 +709,7 @@ class Walk:
                     sign * met
                     for strict, sign in ((bent, 1), (code == CONCAVE, -1))
                     if strict.any() and wanted.any()
-                    for met in [_WEIGHED[node.op_type](node, promote(self.values[known]), strict, wanted, here)]
+                    for met in [WEIGHED[node.op_type](node, promote(self.values[known]), strict, wanted, here)]
                     if met.size
                 ]
                 if not margins or not names:
@@ -762,13 +795,27 @@ def _matrix(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) 
 
 
 def _kernels(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) -> Tensor:
-    if here != 1 or node.attributes.get("group", 1) != 1:
+    if here != 1:
         return known[:0]
     away = (0, *range(2, strict.ndim))
-    return known[np.ix_(wanted.any(away), strict.any(away))]
+    groups = node.attributes.get("group", 1)
+    met = [
+        kernels[np.ix_(made, read)].reshape(-1)
+        for kernels, made, read in zip(
+            np.split(known, groups), np.split(wanted.any(away), groups), np.split(strict.any(away), groups), strict=True
+        )
+    ]
+    return np.concatenate(met)
 
 
-_WEIGHED: Final = {"Mul": _scaling, "MatMul": _matrix, "Gemm": _matrix, "Conv": _kernels}
+# (node, factor, which entries of the other operand, which of the product, index of the factor) -> the entries of the
+# factor that stand between the two
+WEIGHED: Final[Mapping[str, Callable[[Node, Tensor, _Mask, _Mask, int], Tensor]]] = {
+    "Mul": _scaling,
+    "MatMul": _matrix,
+    "Gemm": _matrix,
+    "Conv": _kernels,
+}
 
 
 def _worked_axes(node: Node, inputs: Sequence[Tensor | None]) -> list[tuple[int, Iterable[int]]]:

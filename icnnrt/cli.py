@@ -447,6 +447,11 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
         for name, bound in (("strong convexity", found.strong_convexity), ("Lipschitz bound", found.lipschitz)):
             if bound is not None:
                 branch.add(f"{name}  {number(bound)}")
+        if found.rests_on is not None:
+            needed = [name for name, t in m["weights"]["tensors"].items() if t.get("sign")]
+            for what, names in (("signs", needed), ("values", found.rests_on)):
+                if names:
+                    branch.add(escape(f"it rests on the {what} of {', '.join(names)}"))
     elif m["kind"] != "qp":
         root.add("convexity: not examined")
     root.add("golden data: " + ("there, `verify` replays it" if "golden" in m else "none"))

@@ -14,20 +14,24 @@ Nothing is ever proven by sampling. onnxruntime may fuse operators; that changes
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt._convexity_bounds import lipschitz, strong_convexity
+from icnnrt._convexity_grounds import Grounds, RepeatedProof
+from icnnrt._convexity_grounds import grounds as find_grounds
 from icnnrt._convexity_rules import Stop, Walk
 from icnnrt._fields import JsonObject, exactly, integer, listing, positive, real, show, surrogate, text, wrong
 from icnnrt._onnx_graph import Graph, ancestors, read_graph
 from icnnrt._onnx_numpy import Unsupported, evaluate
 from icnnrt.certificate import ROUNDING
 from icnnrt.errors import PackageError
+from icnnrt.signs import Sign
 
 Array: TypeAlias = NDArray[Any]
 Value: TypeAlias = Callable[[Array, Array], Array]  # (x [B, ...], y [B, n]) -> f [B]
@@ -153,6 +157,38 @@ class Convexity:
             tried = f"{self.evidence.segments} segments with {self.evidence.region()}"
             seen = f", though none of {tried} showed that it is not"
         return f"f is not proven convex in y{place}: {self.reason}{seen}{blame}."
+
+
+class Repeated:
+    """The proof again and again while weights change: of those that `found` needs the values of, for each new ones; of
+    the others it needs no more than their signs, which are not looked at.
+
+    Only what depends on the former is walked through again. Raises `PackageError` as `prove` does.
+    """
+
+    def __init__(
+        self, graph_bytes: bytes, weights: Mapping[str, Array], found: Grounds, trainable: Collection[str]
+    ) -> None:
+        self._proof = RepeatedProof(read_graph(graph_bytes, weights), weights, found, trainable)
+
+    def failure(self, weights: Mapping[str, Array]) -> str:
+        """Why f is not proven convex with these values of the weights that there are; empty if it is."""
+        return self._proof.failure(weights)
+
+
+def grounds(
+    graph_bytes: bytes,
+    weights: Mapping[str, Array],
+    trainable: Collection[str],
+    given: Mapping[str, Sign] = MappingProxyType({}),
+) -> Grounds | None:
+    """What a proof that f is convex needs of the trainable weights: signs of some, of others their very values.
+
+    The proof holds for every network whose weights have these signs and agree in the weights of which it needs the
+    values. `given` are signs that weights have anyway; they are among those returned. None where there is no proof.
+    Raises `PackageError` as `prove` does.
+    """
+    return find_grounds(read_graph(graph_bytes, weights), weights, trainable, given)
 
 
 def prove(

@@ -56,7 +56,7 @@ def set_weights(target: Session | FineTuner, weights: Weights) -> None:
     shape or dtype, for NaN or infinity, and for entries below zero where the energy would cease to be convex.
     """
     session = _session(target)
-    checked = _checked(session.manifest, weights)
+    checked = _checked(session, weights)
     if isinstance(target, FineTuner):
         target._take(checked)
     else:
@@ -236,7 +236,8 @@ def _copies(session: Session) -> Arrays:
     return {name: np.array(weights[name]) for name in _exchanged(session.manifest)}
 
 
-def _checked(manifest: Manifest, weights: Weights) -> Arrays:
+def _checked(session: Session, weights: Weights) -> Arrays:
+    manifest = session.manifest
     if not isinstance(weights, Mapping):
         raise InputError(f"weights: expected arrays by name, but got {type(weights).__name__}; see get_weights.")
     known = set(_exchanged(manifest))
@@ -258,10 +259,10 @@ def _checked(manifest: Manifest, weights: Weights) -> Arrays:
             array = np.array(array, spec.dtype, order="C")
         if not np.isfinite(array).all():
             raise InputError(f"weights: {name} holds NaN or infinity; leave out the device that it comes from.")
-        if spec.sign and (fault := spec.sign.fault(array)):
-            raise InputError(
-                f"weights: {name} should be {fault}, and the energy would not be convex; average, and add no noise to "
-                "it, or project it."
-            )
         checked[name] = array
+    if fault := session._kept_convex.fault(checked):
+        raise InputError(
+            f"weights: {fault}, and the energy would not be convex; average, and add no noise, or project what comes "
+            "of it."
+        )
     return checked

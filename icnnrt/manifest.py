@@ -645,6 +645,9 @@ def _read_manifest(value: object) -> Manifest:
     regulariser = fields.take("regulariser", _regulariser)
     fields.close()
     _check_roles(manifest, regulariser, place)
+    for name in (manifest.convexity and manifest.convexity.rests_on) or ():
+        if name not in manifest.weights.tensors:
+            wrong(f"{place}convexity.rests_on", "names of weights", name)
     _check_train(manifest, place)
     _check_polyhedron(manifest, place)
     tensors = manifest.weights.tensors.values()

@@ -65,7 +65,8 @@ exactly these keys, the last four where they apply:
     polyhedron       only with argmin_polyhedron.onnx: {"iterations": int >= 1, "mu": float >= 0, "tolerance":
                       float >= 0, "adjoint": "prop3" or "implicit"}, see `manifest.PolyhedronSpec`
     convexity        of the value graph with the weights beside it: {"verdict": "proven", "violated" or "unknown",
-                     ...}, all that `convexity.Convexity` holds
+                     ...}, all that `convexity.Convexity` holds; of a proof, "rests_on": [name, ...] are the weights
+                     whose values it needs, of the others it needs no more than their signs
     golden           only with golden.safetensors: {"file": "golden.safetensors", "sha256": hex, "bytes": int}
 
 Bounds, checked before anything is allocated: K <= 4096, steps <= 1000, K n <= 2^28, at most 2^31

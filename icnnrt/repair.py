@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt._arguments import batch, finite_rows
-from icnnrt.convexity import Convexity, prove
+from icnnrt.convexity import Convexity, grounds, prove
 from icnnrt.errors import InputError
 from icnnrt.package import Package
 from icnnrt.session import load
@@ -81,10 +81,17 @@ def project(
             "change the network, or train it with the constraint."
         )
     value_moved, y_moved = _moves(package, weights, x, seed)
-    tensors = {
-        name: replace(spec, sign=united(spec.sign, Sign(NONNEGATIVE) if name in clipped else None, spec.shape))
-        for name, spec in package.manifest.weights.tensors.items()
+    tensors = package.manifest.weights.tensors
+    trainable = [name for name, spec in tensors.items() if spec.trainable]
+    given = {
+        name: united(spec.sign, Sign(NONNEGATIVE) if name in clipped else None, spec.shape)
+        for name, spec in tensors.items()
     }
+    signs: Mapping[str, Sign] = {name: sign for name, sign in given.items() if sign}
+    found = grounds(package.graphs["value"], weights, trainable, signs)
+    assert found is not None, "what is proven has grounds"
+    signs, after = {**signs, **found.signs}, replace(after, rests_on=found.values)
+    tensors = {name: replace(spec, sign=signs.get(name)) for name, spec in tensors.items()}
     manifest = replace(package.manifest, weights=replace(package.manifest.weights, tensors=tensors))
     metadata = {**manifest.metadata, "clipped_entries": sum(clipped.values())}
     draft = replace(package, manifest=manifest)

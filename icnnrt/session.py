@@ -1,5 +1,6 @@
 """A package in use: energies, their argmin with a certificate on every sample, and gradients through it."""
 
+import functools
 import math
 import os
 import time
@@ -16,6 +17,7 @@ from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt import polyhedron as _polyhedron
 from icnnrt._arguments import batch, finite_rows
+from icnnrt._kept_convex import KeptConvex
 from icnnrt._runner import Runner
 from icnnrt._weight_sets import WeightSet
 from icnnrt.certificate import Tolerances
@@ -91,9 +93,9 @@ class Session:
         manifest = package.manifest
         self._dtype = np.dtype(manifest.dtype)
         self._x_shape, (self._n,) = manifest.x_shape, manifest.y_shape
-        # The manifest's verdict is on the weights beside it, not on what they may become.
         found = manifest.convexity
-        self._not_convex = self._runner.weights.id if found and found.verdict == "violated" else None
+        # What was last seen of the energy: by the export, or by `prove_convexity` with the weights of then.
+        self._not_convex = found is not None and found.verdict == "violated"
 
     # --- What it is ------------------------------------------------------------------------------
 
@@ -319,7 +321,7 @@ class Session:
             rounding=certificate.rounding(out["energy"], out["slopes"], out["offsets"], model, out["cut_points"]),
             violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"], model),
         )
-        if weights_id == self._not_convex:  # whether or not these cuts show it
+        if self._not_convex:  # whether or not these cuts show it
             status[status < Status.NOT_CONVEX] = Status.NOT_CONVEX
         status[finite & ~run] = Status.EMPTY_DOMAIN
         info = {
@@ -474,7 +476,7 @@ class Session:
         solution = _polyhedron.argmin(
             self, x, **given, mu=mu, iterations=iterations, tolerance=tolerance, y_init=y_init
         )
-        if solution.weights_id == self._not_convex:  # whether or not its cuts show it
+        if self._not_convex:  # whether or not its cuts show it
             status = np.where(solution.status < Status.NOT_CONVEX, Status.NOT_CONVEX, solution.status).astype(np.int8)
             solution = replace(solution, status=status, trajectory=solution.trajectory._replace(status=status))
         failed = np.flatnonzero(~solution.ok)
@@ -505,8 +507,9 @@ class Session:
         """Whether f is convex in y with the weights as they are now: proven, violated (with a witness) or unknown.
 
         The value graph itself is followed, see `icnnrt.convexity`. x [B, *x_shape] are contexts to look for violations
-        at where nothing is proven; random normal ones by default. A package of a gradient alone is refused with
-        `InputError`: it has no value to look at.
+        at where nothing is proven; random normal ones by default. From then on, every answer of an energy that is
+        violated is NOT_CONVEX, until another look finds otherwise: as it would be of a package written now. A package
+        of a gradient alone is refused with `InputError`: it has no value to look at.
         """
         if self.manifest.kind != "energy":
             raise _no_value(self.manifest)
@@ -517,7 +520,14 @@ class Session:
         def value(x: Floats, y: Floats) -> Floats:
             return self._evaluate("value", x, y, only=("f",), weights=weights)["f"]
 
-        return prove(self._package.graphs["value"], weights.arrays, value=value, x_samples=X, seed=seed)
+        found = prove(self._package.graphs["value"], weights.arrays, value=value, x_samples=X, seed=seed)
+        stated = self.manifest.convexity
+        if found.verdict == "proven" and stated is not None:
+            # It was repeated with other numbers for the same weights, so it rests on the same.
+            found = replace(found, rests_on=stated.rests_on)
+        if weights is self._runner.weights:
+            self._not_convex = found.verdict == "violated"
+        return found
 
     def close(self) -> None:
         """Free the sessions. Calls under way in other threads end well; later ones raise `IcnnrtError`."""
@@ -547,6 +557,14 @@ class Session:
         self.close()
 
     # --- How -------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _kept_convex(self) -> KeptConvex:
+        """What weights have to be that take the place of these, made by whoever changes them first."""
+        manifest, train = self.manifest, self.manifest.train
+        trainable = [name for name, spec in manifest.weights.tensors.items() if spec.trainable]
+        moved = train.weights if train else trainable
+        return KeptConvex(manifest, self._package.graphs, self._runner.weights.arrays, moved)
 
     def _update_weights(self, new: Mapping[str, NDArray[Any]]) -> None:
         """Write new weights in place, for every graph at once; solutions from before become stale.

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from icnnrt import bregman, certificate, golden, polyhedron, reference
 from icnnrt._arguments import batch, finite_rows
 from icnnrt.bundle_qp import Polyhedron, bundle_qp_argmin
+from icnnrt.convexity import Grounds, Repeated
 from icnnrt.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import InputError
 from icnnrt.manifest import Manifest
@@ -267,7 +268,18 @@ def _proof(session: Session, X: NDArray[Any]) -> Check:
     found = session.prove_convexity(X)
     verdicts: dict[str, Verdict] = {"proven": "pass", "violated": "fail", "unknown": "skipped"}
     excess = found.witness.excess if found.witness else None
-    return Check("convexity proof", excess, None, verdicts[found.verdict], found.sentence().removesuffix("."))
+    told = found.sentence().removesuffix(".")
+    if found.verdict == "proven" and found.rests_on is not None:
+        package = session._package
+        tensors = package.manifest.weights.tensors
+        signs = {name: spec.sign for name, spec in tensors.items() if spec.sign}
+        trainable = [name for name, spec in tensors.items() if spec.trainable]
+        noted = Grounds(signs, found.rests_on)
+        if lost := Repeated(package.graphs["value"], package.weights, noted, trainable).failure(package.weights):
+            told += f", but not for all weights with the signs that the manifest notes: {lost}"
+            return Check("convexity proof", excess, None, "fail", told)
+        told += ", and with all weights of the signs that the manifest notes" if signs else ""
+    return Check("convexity proof", excess, None, verdicts[found.verdict], told)
 
 
 def _signs(package: Package) -> Check:

@@ -416,14 +416,14 @@ def test_inspect_shows_everything(digits_like_package: Path) -> None:
     assert result.exit_code == 0, result.output
     for text in (
         "digits_like",
-        "icnnrt 1, float32, opset 21",
+        "icnnrt 2, float32, opset 21",
         "x [4] → y [5] in [0, 1]",
         "BundleEntropy: 8 cuts",
         "adjoint",
         "ai.icnnrt::BundleEntropySolve",
         "layers.1.W_z.weight",
         "[8, 8]",
-        "non-negative",
+        "nonnegative",
         "gap_median",
         "torch",
         "note  [a] test",

@@ -42,6 +42,8 @@ TIERS = {
     "_univariate": 0,
     "_convexity_rules": 0,
     "_convexity_bounds": 0,
+    "_convexity_grounds": 0,
+    "_kept_convex": 0,
     "convexity": 0,
     "golden": 0,
     "qp_status": 0,

@@ -54,7 +54,7 @@ PUBLIC = {
         "unit",
     },
     "polyhedron": {"ConstraintCotangents", "PolyhedronSolution", "argmin", "evaluated", "given_rows", "vjp"},
-    "convexity": {"Convexity", "Evidence", "Witness", "prove"},
+    "convexity": {"Convexity", "Evidence", "Repeated", "Witness", "grounds", "prove"},
     "errors": {
         "CertificateError",
         "ExportError",
