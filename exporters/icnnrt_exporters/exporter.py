@@ -23,7 +23,9 @@ from icnnrt import golden, package
 from icnnrt._piecewise import is_piecewise_linear
 from icnnrt.convexity import Convexity, grounds
 from icnnrt.errors import ExportError
+from icnnrt.manifest import GraphFile
 from icnnrt.polyhedron import _usual
+from icnnrt.signatures import listed
 from icnnrt.signs import NONNEGATIVE, Sign
 from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
@@ -216,10 +218,7 @@ def export(
                     progress("choosing the solver")
 
                     def seconds(layer: Solver) -> float:
-                        argmin = traced.serialised(_argmin_graph(traced.head, layer), domain_of(layer))
-                        with tempfile.TemporaryDirectory(prefix="icnnrt-export-") as scratch:
-                            timed = described(Path(scratch) / "argmin.icnn", layer, {**traced.graphs, "argmin": argmin})
-                        return _seconds(timed, x_example)
+                        return _seconds(plain, traced, layer, x_example)
 
                     layer, facts["solver_choice"] = choose_solver(energy, judge, x_example, y_example.shape[1], seconds)
                     check_adjoint(train, layer)
@@ -294,10 +293,15 @@ def _grounded(plain: package.Package, proven: Convexity) -> tuple[Mapping[str, S
     return found.signs, replace(proven, rests_on=found.values)
 
 
-def _seconds(timed: package.Package, x: Tensor) -> float:
-    """The shortest of some runs of a package's argmin on x as it will be served: by onnxruntime."""
+def _seconds(plain: package.Package, traced: "_Traced", layer: Solver, x: Tensor) -> float:
+    """The shortest of some runs of a solver on x as it will be served: its graph in onnxruntime."""
+    graph = traced.serialised(_argmin_graph(traced.head, layer), domain_of(layer))
+    # Made in memory alone: without an adjoint it is no package that a folder could hold.
+    manifest = replace(plain.manifest, solver=_solver_spec(layer, x), domain=domain_of(layer))
+    told = GraphFile("argmin.onnx", "", len(graph), listed(manifest, "argmin", graph))
+    manifest = replace(manifest, graphs={**manifest.graphs, "argmin": told})
     X, shortest = x.detach().cpu().numpy(), math.inf
-    with icnnrt.load(timed) as session:
+    with icnnrt.load(replace(plain, manifest=manifest, graphs={**plain.graphs, "argmin": graph})) as session:
         session.argmin(X)  # the first run makes the session
         for _ in range(RUNS):
             began = time.perf_counter()
