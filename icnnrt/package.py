@@ -412,8 +412,9 @@ def _check_files(
         dtype = np.dtype(spec.dtype).newbyteorder("<")
         weights[name] = np.ndarray(spec.shape, dtype, buffer=files[WEIGHTS_FILE], offset=extents[name][0])
         _check_values(name, spec, weights[name])
+    steps, there = _wire.MAX_STEPS, frozenset(extents.values())
     for graph in manifest.graphs.values():
-        _check_graph(manifest, graph.file, files[graph.file], frozenset(extents.values()))
+        steps -= _check_graph(manifest, graph.file, files[graph.file], there, steps)
     graphs = {role: files[graph.file] for role, graph in manifest.graphs.items()}
     golden = _read_golden(files[GOLDEN_FILE]) if manifest.golden else {}
     return MappingProxyType(graphs), MappingProxyType(weights), MappingProxyType(golden)
@@ -506,9 +507,9 @@ def _survey(data: bytes, file: str) -> _wire.Survey:
         raise InputError(f"graphs: {error}") from error
 
 
-def _check_graph(manifest: Manifest, file: str, data: bytes, extents: Collection[tuple[int, int]]) -> None:
-    """Refuse a graph that reads other files, or uses operators from elsewhere."""
-    found = _wire.survey(data, file)
+def _check_graph(manifest: Manifest, file: str, data: bytes, extents: Collection[tuple[int, int]], steps: int) -> int:
+    """Refuse a graph that reads other files, or uses operators from elsewhere; of `steps`, how many that took."""
+    found = _wire.survey(data, file, steps)
     if not found.graphs:
         raise PackageError(f"{file}: expected an ONNX model, but it holds no graph; {AGAIN}.")
     for tensor in found.external:
@@ -544,13 +545,14 @@ def _check_graph(manifest: Manifest, file: str, data: bytes, extents: Collection
                 f"{file}: functions should be defined in {OP_DOMAIN}, but {show(function)} is defined in "
                 f"{show(domain)}; {AGAIN}."
             )
-    if found.ir_versions != {manifest.ir_version}:
-        wrong(f"{file}: ir_version", f"{manifest.ir_version} as in {MANIFEST_FILE}", sorted(found.ir_versions))
+    if found.ir_version != manifest.ir_version:
+        wrong(f"{file}: ir_version", f"{manifest.ir_version} as in {MANIFEST_FILE}", found.ir_version)
     versions = {"": manifest.opset, "ai.onnx": manifest.opset, OP_DOMAIN: 1}
     for domain, version in sorted(found.opset_imports):
         # Imports from other domains are harmless, as none of their operators is used.
         if version != versions.get(domain, version):
             wrong(f"{file}: the imported opset of {show(domain)}", f"{versions[domain]}", version)
+    return found.steps
 
 
 # --- Reading from the disk -----------------------------------------------------------------------
