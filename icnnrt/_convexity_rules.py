@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from icnnrt import _curvature as rules
 from icnnrt._curvature import AFFINE, CONCAVE, CONVEX, FALLING, FREE, LOG_CONCAVE, RISING, Fact
+from icnnrt._fields import named
 from icnnrt._onnx_graph import Graph, Node, ancestors
 from icnnrt._onnx_numpy import (
     Unsupported,
@@ -209,7 +210,7 @@ class Walk:
             if self.idle(node, i):
                 continue
             if name in self.known and self.values[name].dtype.kind == "f" and not np.isfinite(self.values[name]).all():
-                raise Stop(None, f"the weight {name[:200]} holds numbers that are not finite")
+                raise Stop(None, f"the weight {named(name)} holds numbers that are not finite")
 
     def idle(self, node: Node, i: int) -> bool:
         """Whether this operand of a maximum or minimum, infinite throughout, never is the result."""
@@ -731,7 +732,7 @@ class Walk:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "a constant"
+    return ", ".join(map(named, sorted(names))) or "a constant"
 
 
 def _largest(first: Callable[[Tensor], Tensor], a: Fact) -> Fact:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import _native, _wire
+from icnnrt._printable import cropped, harmless
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, PackageError, ProviderError
 from icnnrt.manifest import POLYHEDRON_ROLES, SOLVER_ROLES, TRAIN_ROLE, Manifest, TrainingSpec
 from icnnrt.package import OP_DOMAIN, Package
@@ -32,8 +33,9 @@ CPU: Final = "CPUExecutionProvider"
 # The graphs of an icnnrt package are many small operators one after the other. Measured on two busy cores with a
 # PICNN of 1836 inputs: a second thread gained nothing at batch 1 and doubled the time at 16 and 128 (it spins).
 THREADS: Final = 1
-# 3 = errors. The default, warnings, prints a line on stderr for every weight, because a session may override it.
-LOG_SEVERITY: Final = 3
+# 4 = fatal errors. The default, warnings, prints a line on stderr for every weight, because a session may override it;
+# errors are raised too, and onnxruntime prints the names in them as they are, escapes of a terminal included.
+LOG_SEVERITY: Final = 4
 
 # role -> inputs and outputs that icnnrt feeds and reads; adjoint.onnx and pullback.onnx also give
 # theta_bar.<trainable weight>.
@@ -326,8 +328,8 @@ def open_session(
             raise ProviderError(
                 f"providers: onnxruntime cannot run {file} on {[name for name, _ in wanted]} "
                 f"({_first_line(error)}); check the drivers and options, or use {CPU}."
-            ) from error
-        raise refused(_first_line(error)) from error
+            ) from harmless(error)
+        raise refused(_first_line(error)) from harmless(error)
     missing = [name for name, _ in wanted if name not in session.get_providers()]
     if missing:
         raise ProviderError(
@@ -459,7 +461,7 @@ class Runner:
             raise IcnnrtError(
                 f"{self.package.path}: {role}.onnx: onnxruntime failed on a batch of {len(feeds['x'])} "
                 f"({_first_line(error)}); {remedy}."
-            ) from error
+            ) from harmless(error)
         except BaseException:
             self._give_back(graph, None)
             raise
@@ -720,5 +722,6 @@ def _pair(provider: object) -> tuple[str, Mapping[str, Any]]:
 
 
 def _first_line(error: Exception) -> str:
-    text = (str(error) or type(error).__name__).strip().splitlines()[0]
-    return text if len(text) <= 300 else text[:297] + "..."
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    # Names from the graph are in it: blanks in a row would let a part of one look like a line of its own.
+    return cropped(re.sub(r"\s+", " ", line), 300)

@@ -30,6 +30,7 @@ from safetensors import numpy as safetensors_numpy
 
 from icnnrt._fields import JsonObject, exactly, integer, listing, load_json, matching, plain, real, table
 from icnnrt._files import read_plain, scratch_of, sync_folder, write_atomically
+from icnnrt._printable import harmless
 from icnnrt.errors import InputError, PackageError
 from icnnrt.manifest import Manifest
 from icnnrt.package import StrPath
@@ -112,7 +113,9 @@ class History:
         try:
             return safetensors_numpy.load(data)
         except Exception as error:  # safetensors has an exception of its own, and raises others too
-            raise PackageError(f"{path}: not a safetensors file ({error}); resume from another checkpoint.") from error
+            raise PackageError(
+                f"{path}: not a safetensors file ({error}); resume from another checkpoint."
+            ) from harmless(error)
 
     def _write(self, checkpoints: list[Checkpoint]) -> None:
         content = {

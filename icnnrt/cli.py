@@ -16,17 +16,21 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 from typer.core import TyperGroup
 
+from icnnrt._fields import named
+from icnnrt._printable import cropped, printable
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -41,6 +45,7 @@ ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 ROWS_SHOWN: Final = 8
 ENTRIES_SHOWN: Final = 4
+MOST_SHOWN: Final = 400  # characters of a text from a file; --json has all of them
 BATCH: Final = 1024  # samples in one run: larger ones are no faster, and their cuts take memory
 WIDE: Final = 120  # columns of what goes to a file or a pipe
 
@@ -48,11 +53,39 @@ WIDE: Final = 120  # columns of what goes to a file or a pipe
 # --- What every command uses ---------------------------------------------------------------------
 
 
+class _Screen(Console):
+    """A console that sends a terminal what rich itself writes to it, and of everything else what is printable.
+
+    Text may come from anybody's package. It is cleaned as it comes in, where a newline would still be seen as one of
+    its own, and, for what comes as anything but text, as it goes out.
+    """
+
+    def render_str(self, text: str, **keywords: Any) -> Text:
+        return super().render_str(printable(text), **keywords)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield segment._replace(text="\n".join(map(printable, segment.text.split("\n"))))
+
+
 def console(*, err: bool = False) -> Console:
     """Where tables (stdout) and progress (stderr) go. Made anew for each use, since stdout may be redirected."""
     stream = sys.stderr if err else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else WIDE
-    return Console(stderr=err, width=width, highlight=False, soft_wrap=False)
+    return _Screen(stderr=err, width=width, highlight=False, soft_wrap=False, emoji=False)
+
+
+def tell(sentence: str) -> None:
+    """One line on stderr, safe to print whatever is in it."""
+    typer.echo(printable(f"icnnrt: {sentence}"), err=True)
+
+
+def one_line(text: str) -> Text:
+    """A text from a file, which has no markup and takes one line, so that no part of it looks like another one."""
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
 
 def print_json(content: Mapping[str, Any]) -> None:
@@ -105,16 +138,16 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except IcnnrtError as error:
-            typer.echo(f"icnnrt: {error}", err=True)
+            tell(str(error))
         except BrokenPipeError:
             raise  # the reader of a pipe has had enough
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            typer.echo(f"icnnrt: {where}{error.strerror or error}", err=True)
+            tell(f"{where}{error.strerror or error}")
         except MemoryError:
-            typer.echo("icnnrt: memory ran out; split the input.", err=True)
+            tell("memory ran out; split the input.")
         except KeyboardInterrupt:
-            typer.echo("icnnrt: interrupted.", err=True)
+            tell("interrupted.")
             raise typer.Exit(INTERRUPTED) from None
         raise typer.Exit(ERROR)
 
@@ -248,13 +281,13 @@ def run(
         for name, option in (("y_init", y_init), ("lower", lower), ("upper", upper)):
             if option is not None:
                 raise InputError(
-                    f"{name}: expected none, as {manifest.name} is a network of quadratic programs, but got {option}; "
-                    "leave it out."
+                    f"{name}: expected none, as {named(manifest.name)} is a network of quadratic programs, but got "
+                    f"{option}; leave it out."
                 )
     elif manifest.solver is None:
         raise InputError(
-            f"package: {manifest.name} was exported without a solver, so there is no argmin to run; use its heads from "
-            "Python, or export it again with a solver."
+            f"package: {named(manifest.name)} was exported without a solver, so there is no argmin to run; use its "
+            "heads from Python, or export it again with a solver."
         )
     x = tabular.read_array(source, "x", manifest.x_shape)
     check_shape(x.shape, "x", manifest.x_shape, where=str(source))
@@ -297,7 +330,7 @@ def run(
         advice = part.advice(at).replace(f"sample {at}:", f"sample {failed[0]}:", 1)
     if strict and failed.size:
         verb = "are not solved" if qp else "did not converge"
-        typer.echo(f"icnnrt: {failed.size} of {len(y)} samples {verb}, nothing is written: {advice}.", err=True)
+        tell(f"{failed.size} of {len(y)} samples {verb}, nothing is written: {advice}.")
         raise typer.Exit(NOT_CONVERGED)
     info = {**parts[0].info, "seconds": seconds, "package": str(opened.path), "input": str(source)}
     if out:
@@ -416,7 +449,7 @@ DOMAINS: Final = {
 def _tree(path: str, m: Mapping[str, Any]) -> Tree:
     from icnnrt.convexity import Convexity
 
-    root = Tree(f"[bold]{escape(m['name'])}[/]  {escape(path)}", guide_style="dim")
+    root = Tree(f"[bold]{escape(cropped(m['name'], 80))}[/]  {escape(path)}", guide_style="dim")
     solver, domain = m["solver"], m["domain"]
     root.add(f"format {m['format']} {m['format_version']}, {m['dtype']}, opset {m['opset']}, IR {m['ir_version']}")
     if m["kind"] == "gradient":
@@ -465,7 +498,7 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
     table = Table("name", "shape", "dtype", "trainable", "non-negative", "range", box=None)
     for name, t in tensors.items():
         table.add_row(
-            escape(name),
+            one_line(named(name)),
             escape(_shown(t["shape"])),
             t["dtype"],
             "yes" if t["trainable"] else "no",
@@ -485,25 +518,25 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
         branch = root.add(f"{title}{note}" if m[title] else f"{title}: none")
         for key, value in m[title].items():
             shown = number(value) if isinstance(value, float) else str(value)
-            branch.add(f"{escape(key)}  {escape(shown)}")
+            branch.add(one_line(f"{cropped(key, 80)}  {cropped(shown, MOST_SHOWN)}"))
     return root
 
 
 def _add_training(root: Tree, train: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    settings = ", ".join(f"{key} {number(value)}" for key, value in train["settings"].items())
+    settings = ", ".join(f"{named(key)} {number(value)}" for key, value in train["settings"].items())
     clipped = "" if train["clip_norm"] is None else f", gradients clipped to norm {number(train['clip_norm'])}"
     branch = root.add(
-        f"training: {escape(train['loss'])} of y and target {escape(_shown(train['target_shape']))} "
+        f"training: {escape(named(train['loss']))} of y and target {escape(_shown(train['target_shape']))} "
         f"{train['target_dtype']}, {train['adjoint']} adjoint{clipped}"
     )
     branch.add(escape(f"{train['optimizer']}: {settings}"))
     moved = set(train["weights"])
     still = [name for name, t in tensors.items() if t["trainable"] and name not in moved]
     size = sum(math.prod(tensors[name]["shape"]) for name in moved)
-    which = "all trainable weights" if not still else ", ".join(train["weights"])
+    which = "all trainable weights" if not still else ", ".join(map(named, train["weights"]))
     branch.add(escape(f"moves {size:,} numbers: {which}"))
     if still:
-        branch.add(escape(f"leaves {', '.join(still)}"))
+        branch.add(escape(f"leaves {', '.join(map(named, still))}"))
 
 
 def _shown(shape: list[int]) -> str:
@@ -576,7 +609,7 @@ def verify(
     else:
         colours = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
         source = "samples of the data" if report.source == "data" else "random samples (standard normal)"
-        title = f"{report.name} ({report.dtype}): {report.samples} {source}, seed {report.seed}"
+        title = f"{cropped(report.name, 80)} ({report.dtype}): {report.samples} {source}, seed {report.seed}"
         table = Table("check", "verdict", "figure", "bound", "what", title=escape(title), title_justify="left")
         for found in report.checks:
             table.add_row(
@@ -654,7 +687,7 @@ def doctor(as_json: JsonFlag = False) -> None:
             other = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-gpu": "onnxruntime"}.get(name)
             if version or not (other and versions[other]):
                 table.add_row(name, version or "[dim]not installed[/]")
-        table.add_row("platform", escape(facts["platform"]))
+        table.add_row("platform", one_line(facts["platform"]))
         table.add_row("threads", f"{facts['cores']} cores; a session uses {facts['threads']} unless told otherwise")
         table.add_row("providers", ", ".join(facts["providers"]) or "none")
         native = facts["native"]

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from icnnrt.cli import ERROR, INTERRUPTED, JsonFlag, NativeFlag, PackageArgument, app, console, number, print_json
+from icnnrt.cli import ERROR, INTERRUPTED, JsonFlag, NativeFlag, PackageArgument, app, console, number, print_json, tell
 from icnnrt.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def tune(
             accepted = sum(report.accepted for report in followed.steps) - tuner._undone
             if not accepted and resumed_from is None:
                 if interrupted:
-                    typer.echo("icnnrt: interrupted before anything was learnt; nothing is written.", err=True)
+                    tell("interrupted before anything was learnt; nothing is written.")
                     raise typer.Exit(INTERRUPTED)
                 if fitted:
                     why = fitted.stopped or tuner._why_undone
@@ -192,28 +192,23 @@ def tune(
     if failure is not None:
         notes = " ".join(getattr(failure, "__notes__", []))
         where = f"{failure.filename}: " if failure.filename else ""
-        typer.echo(
-            f"icnnrt: {where}{failure.strerror or failure}, so tuning ended; what was learnt is in {written}. {notes}",
-            err=True,
-        )
+        tell(f"{where}{failure.strerror or failure}, so tuning ended; what was learnt is in {written}. {notes}")
     if unwritten is not None:
-        typer.echo(
-            f"icnnrt: {out}: {unwritten.strerror or unwritten}; what was learnt is in {written}, so make room and copy "
-            "it from there.",
-            err=True,
+        tell(
+            f"{out}: {unwritten.strerror or unwritten}; what was learnt is in {written}, so make room and copy it from "
+            "there."
         )
     if failure is not None or unwritten is not None:
         raise typer.Exit(ERROR)
     if interrupted:
         more = f" Continue with --resume --history {history}." if history else ""
-        typer.echo(
-            f"icnnrt: interrupted after {len(followed.steps)} steps; "
-            f"{'the best' if held is not None else 'the last'} weights are in {written}.{more}",
-            err=True,
+        tell(
+            f"interrupted after {len(followed.steps)} steps; "
+            f"{'the best' if held is not None else 'the last'} weights are in {written}.{more}"
         )
         raise typer.Exit(INTERRUPTED)
     if fitted and fitted.epochs and not fitted.epochs[-1].accepted:
-        typer.echo(f"icnnrt: {fitted.stopped}; what was learnt before is in {written}.", err=True)
+        tell(f"{fitted.stopped}; what was learnt before is in {written}.")
         raise typer.Exit(STOPPED)
 
 

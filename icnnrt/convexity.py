@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from icnnrt._convexity_bounds import lipschitz, strong_convexity
 from icnnrt._convexity_rules import Stop, Walk
-from icnnrt._fields import JsonObject, exactly, integer, listing, positive, real, show, surrogate, text, wrong
+from icnnrt._fields import JsonObject, exactly, integer, listing, named, positive, real, show, surrogate, text, wrong
 from icnnrt._onnx_graph import Graph, ancestors, read_graph
 from icnnrt._onnx_numpy import Unsupported, evaluate
+from icnnrt._printable import cropped
 from icnnrt.certificate import ROUNDING
 from icnnrt.errors import PackageError
 
@@ -38,6 +39,8 @@ CHORDS: Final = 192  # in one round
 ROUNDS: Final = 6
 MAX_BLAME: Final = 1 << 16
 MAX_WITNESS: Final = 1 << 13  # some 300 kB of JSON
+MAX_REASON: Final = 2000  # characters of it in a sentence
+MAX_NAMED: Final = 64  # weights in a sentence
 MAX_X: Final = 16  # samples of x that are tried
 MOVED: Final = 256  # times that a segment is moved before it is believed
 GRID: Final = 64.0  # ends of chords are multiples of 1/64, so that midpoints are exact in float32
@@ -132,8 +135,10 @@ class Convexity:
 
     def sentence(self) -> str:
         """The verdict in one sentence."""
-        place = f" at {self.node[0]} {show(self.node[1])}" if self.node else ""
-        blame = f"; weights to look at: {', '.join(self.blame)}" if self.blame else ""
+        place = f" at {named(self.node[0])} {show(self.node[1])}" if self.node else ""
+        more = f" and {len(self.blame) - MAX_NAMED} more" if len(self.blame) > MAX_NAMED else ""
+        names = ", ".join(map(named, self.blame[:MAX_NAMED])) + more
+        blame = f"; weights to look at: {names}" if self.blame else ""
         if self.verdict == "proven":
             least = f"; the smallest weight that must be >= 0 is {self.min_weight[1]:.3g}" if self.min_weight else ""
             return f"f is proven convex in y{least}."
@@ -148,7 +153,10 @@ class Convexity:
         if self.evidence:
             tried = f"{self.evidence.segments} segments with {self.evidence.region()}"
             seen = f", though none of {tried} showed that it is not"
-        return f"f is not proven convex in y{place}: {self.reason}{seen}{blame}."
+        # What icnnrt writes there is one line; what anybody wrote into a manifest may look like several.
+        one_line = self.reason.isprintable() and "  " not in self.reason
+        reason = cropped(self.reason, MAX_REASON) if one_line else show(self.reason)
+        return f"f is not proven convex in y{place}: {reason}{seen}{blame}."
 
 
 def prove(

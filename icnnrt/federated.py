@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt._fields import named, show
 from icnnrt.errors import InputError, MissingDependencyError
 from icnnrt.finetune import BATCH_SIZE, FineTuner, _uninterrupted
 from icnnrt.manifest import Manifest
@@ -100,11 +101,13 @@ def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Ar
             array = np.asarray(given[name])
             if array.dtype.kind != "f" or array.dtype != like.dtype or array.shape != like.shape:
                 raise InputError(
-                    f"weights: expected {name} as {like.dtype}{list(like.shape)} of floats from every device, but got "
-                    f"{array.dtype}{list(array.shape)} from device {device}; average weights of one package."
+                    f"weights: expected {named(name)} as {like.dtype}{list(like.shape)} of floats from every device, "
+                    f"but got {array.dtype}{list(array.shape)} from device {device}; average weights of one package."
                 )
             if not np.isfinite(array).all():
-                raise InputError(f"weights: {name} of device {device} holds NaN or infinity; leave that device out.")
+                raise InputError(
+                    f"weights: {named(name)} of device {device} holds NaN or infinity; leave that device out."
+                )
             total[name] += part * array
     return {name: total[name].astype(like.dtype) for name, like in first.items()}
 
@@ -254,23 +257,23 @@ def _checked(manifest: Manifest, weights: Weights) -> Arrays:
     for name, given in weights.items():
         if name not in known:
             raise InputError(
-                f"weights: expected names of weights that {manifest.name} trains, but got {name!r}; give weights of "
-                "the same package."
+                f"weights: expected names of weights that {named(manifest.name)} trains, but got {show(name)}; "
+                "give weights of the same package."
             )
         spec = manifest.weights.tensors[name]
         array = np.asarray(given)
         if array.dtype.kind != "f" or array.shape != spec.shape:
             raise InputError(
-                f"weights: expected {name} as {spec.dtype}{list(spec.shape)}, but got "
+                f"weights: expected {named(name)} as {spec.dtype}{list(spec.shape)}, but got "
                 f"{array.dtype}{list(array.shape)}; give weights of the same package."
             )
         with np.errstate(over="ignore"):
             array = np.array(array, spec.dtype, order="C")
         if not np.isfinite(array).all():
-            raise InputError(f"weights: {name} holds NaN or infinity; leave out the device that it comes from.")
+            raise InputError(f"weights: {named(name)} holds NaN or infinity; leave out the device that it comes from.")
         if spec.nonnegative and array.size and array.min() < 0:
             raise InputError(
-                f"weights: {name} has entries below zero, down to {array.min():.3g}, so the energy would not be "
+                f"weights: {named(name)} has entries below zero, down to {array.min():.3g}, so the energy would not be "
                 "convex; average, and add no noise to it, or clip it at zero."
             )
         checked[name] = array

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from icnnrt import certificate
 from icnnrt._arguments import batch, finite_rows
+from icnnrt._fields import named
 from icnnrt._runner import state_of
 from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History
 from icnnrt.domains import MODELS
@@ -220,7 +221,7 @@ class FineTuner:
             return {name: array.copy() for name, array in self._state.items()}
 
     def __repr__(self) -> str:
-        return f"<FineTuner of {self.session.manifest.name}: {self._spec.optimizer}, {self.steps} steps>"
+        return f"<FineTuner of {named(self.session.manifest.name)}: {self._spec.optimizer}, {self.steps} steps>"
 
     # --- Tuning ----------------------------------------------------------------------------------
 
@@ -674,7 +675,7 @@ class FineTuner:
             return "a new weight is not finite; lower the learning rate"
         for name in self._nonnegative:
             if not out[f"new.{name}"].min() >= 0:
-                return f"{name} would not be a number; lower the learning rate"
+                return f"{named(name)} would not be a number; lower the learning rate"
         return ""
 
     def _snapshot(self) -> tuple[Arrays, Arrays, _Trial | None]:
@@ -728,11 +729,12 @@ class FineTuner:
             )
         for name, array in (weights | state).items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise PackageError(f"{path}: {name} holds NaN or infinity; resume from another checkpoint.")
+                raise PackageError(f"{path}: {named(name)} holds NaN or infinity; resume from another checkpoint.")
         for name, spec in tensors.items():
             if spec.nonnegative and not weights[name].min() >= 0:
                 raise PackageError(
-                    f"{path}: {name} has entries below zero, so the energy would not be convex; resume from another."
+                    f"{path}: {named(name)} has entries below zero, so the energy would not be convex; resume from "
+                    "another."
                 )
         if state[STEP] != step:
             raise PackageError(

@@ -118,8 +118,9 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from icnnrt import _wire
-from icnnrt._fields import AGAIN, JsonObject, exactly, listing, load_json, show, surrogate, table, wrong
+from icnnrt._fields import AGAIN, JsonObject, exactly, listing, load_json, named, show, surrogate, table, wrong
 from icnnrt._files import sync_folder
+from icnnrt._printable import harmless
 from icnnrt.convexity import Convexity
 from icnnrt.errors import InputError, PackageError
 from icnnrt.manifest import (
@@ -210,7 +211,7 @@ class Package:
     golden: Mapping[str, np.ndarray]
 
     def __repr__(self) -> str:
-        return f"<Package {self.manifest.name} at {self.path}: {', '.join(self.graphs)}>"
+        return f"<Package {named(self.manifest.name)} at {self.path}: {', '.join(self.graphs)}>"
 
     @classmethod
     def open(cls, path: StrPath) -> "Package":
@@ -425,7 +426,7 @@ def _read_golden(data: bytes) -> dict[str, np.ndarray]:
     try:
         arrays = safetensors_numpy.load(data)
     except Exception as error:
-        raise PackageError(f"{GOLDEN_FILE}: is no safetensors file ({error}); {AGAIN}.") from error
+        raise PackageError(f"{GOLDEN_FILE}: is no safetensors file ({error}); {AGAIN}.") from harmless(error)
     for array in arrays.values():
         array.flags.writeable = False
     return dict(arrays)

@@ -16,6 +16,7 @@ from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt import polyhedron as _polyhedron
 from icnnrt._arguments import batch, finite_rows
+from icnnrt._fields import named
 from icnnrt._runner import SIGNATURES, Provider, Runner, arrays_of, signature_of
 from icnnrt.certificate import Tolerances
 from icnnrt.convexity import Convexity, prove
@@ -132,8 +133,8 @@ class Session:
     def __repr__(self) -> str:
         m = self.manifest
         return (
-            f"<Session of {m.name}: x {list(m.x_shape)}, y {list(m.y_shape)}, {m.dtype}, {', '.join(self.providers)}"
-            f"{', native' if self.native else ''}>"
+            f"<Session of {named(m.name)}: x {list(m.x_shape)}, y {list(m.y_shape)}, {m.dtype}, "
+            f"{', '.join(self.providers)}{', native' if self.native else ''}>"
         )
 
     # --- The energy ------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ class Session:
             if role == "value":
                 raise _no_value(self.manifest)
             raise InputError(
-                f"{role}: the package {self.manifest.name} has no {role}.onnx; export it again with "
+                f"{role}: the package {named(self.manifest.name)} has no {role}.onnx; export it again with "
                 f"heads=[{role!r}], or on the command line with --head {role}."
             )
 
@@ -376,8 +377,8 @@ class Session:
     def _demand_qp(self, what: str) -> None:
         if self.manifest.kind != "qp":
             raise InputError(
-                f"{what}: expected a package of kind 'qp', but {self.manifest.name} is of kind {self.manifest.kind!r}; "
-                "use argmin, or export the network with kind='qp'."
+                f"{what}: expected a package of kind 'qp', but {named(self.manifest.name)} is of kind "
+                f"{self.manifest.kind!r}; use argmin, or export the network with kind='qp'."
             )
 
     def vjp(
@@ -528,8 +529,8 @@ class Session:
             raise InputError(f"{what}: the package holds a network of quadratic programs, no energy; use `solve_qp`.")
         if self.manifest.solver is None:
             raise InputError(
-                f"{what}: the package {self.manifest.name} was exported without a solver, so it serves the energy and "
-                "its derivatives alone; export it again with a solver."
+                f"{what}: the package {named(self.manifest.name)} was exported without a solver, so it serves the "
+                "energy and its derivatives alone; export it again with a solver."
             )
         return self.manifest.solver
 
@@ -638,7 +639,7 @@ class _Weights(Mapping[str, NDArray[Any]]):
         return len(self._runner.weights)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} weights: {', '.join(self)}>"
+        return f"<{len(self)} weights: {', '.join(map(named, self))}>"
 
 
 def _demand(solution: Solution) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt._files import atomic_file
+from icnnrt._printable import harmless
 from icnnrt.errors import InputError
 from icnnrt.solution import QPAnswer, Solution
 
@@ -121,7 +122,7 @@ def _read_npy(stream: IO[bytes], where: str, size: int) -> Array:
         if isinstance(error, InputError):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{where}: expected a .npy array, but got something else ({reason}).") from error
+        raise InputError(f"{where}: expected a .npy array, but got something else ({reason}).") from harmless(error)
 
 
 def _read_csv(path: Path, key: str, shape: tuple[int, ...]) -> Array:

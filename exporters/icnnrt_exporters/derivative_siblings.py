@@ -27,7 +27,7 @@ from icnnrt.certificate import ROUNDING
 from icnnrt.domains import MODELS, SIMPLEX, SPACE, Domain
 from icnnrt.errors import ExportError
 from icnnrt_exporters.inlining import inlined
-from icnnrt_exporters.packer import check_absent, embedded, write
+from icnnrt_exporters.packer import check_absent, embedded, of_anybody, write
 from icnnrt_exporters.surgery import Ops, Parts, describe, dismantle, numbered, replace, sizes, static, value
 
 DOUBLE: Final = ir.DataType.DOUBLE
@@ -91,15 +91,16 @@ def siblings(
             check_absent(path, overwrite)
 
     models: list[tuple[Path, onnx.ModelProto]] = []
-    for role, (primal, adjoint) in zip(functions, names, strict=True):
-        if role == "argmin":
-            models.append((primal, embedded(opened, "argmin", portable=portable)))
-            models.append((adjoint, _finished(_adj_argmin(opened), portable)))
-        else:
-            models.append((primal, _finished(_value(opened), portable)))
-            models.append((adjoint, _finished(_adj_value(opened), portable)))
-    for path, model in models:
-        write(path, model)
+    with of_anybody(opened):
+        for role, (primal, adjoint) in zip(functions, names, strict=True):
+            if role == "argmin":
+                models.append((primal, embedded(opened, "argmin", portable=portable)))
+                models.append((adjoint, _finished(_adj_argmin(opened), portable)))
+            else:
+                models.append((primal, _finished(_value(opened), portable)))
+                models.append((adjoint, _finished(_adj_value(opened), portable)))
+        for path, model in models:
+            write(path, model)
     return tuple(path for path, _ in models)
 
 

@@ -1,12 +1,15 @@
 """One self-contained ONNX file out of a package, for users of plain ONNX Runtime."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 
 from icnnrt import package
 from icnnrt._files import atomic_file
-from icnnrt.errors import ExportError
+from icnnrt._printable import cropped, harmless
+from icnnrt.errors import ExportError, IcnnrtError
 from icnnrt_exporters.freezing import frozen
 from icnnrt_exporters.inlining import inlined
 
@@ -54,11 +57,25 @@ def pack(
     if target.is_dir():
         raise ExportError(f"target: {target} is a folder; give the name of a file, such as {target / 'model.onnx'}")
     check_absent(target, overwrite)
-    model = embedded(opened, role, portable=portable)
-    if freeze:
-        model = frozen(model)
-    write(target, model)
+    with of_anybody(opened):
+        model = embedded(opened, role, portable=portable)
+        if freeze:
+            model = frozen(model)
+        write(target, model)
     return target
+
+
+@contextmanager
+def of_anybody(opened: package.Package) -> Iterator[None]:
+    """Say in one sentence what onnx finds wrong with a graph of the package: it may come from anybody."""
+    try:
+        yield
+    except (IcnnrtError, OSError, MemoryError):
+        raise
+    except Exception as error:  # onnx, onnx_ir and protobuf have classes of their own, and share no parent
+        raise ExportError(
+            f"source: onnx does not take a graph of {opened.path} ({cropped(str(error), 300)}); export it again"
+        ) from harmless(error)
 
 
 def embedded(opened: package.Package, role: str, *, portable: bool) -> onnx.ModelProto:
