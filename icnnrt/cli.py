@@ -36,6 +36,7 @@ from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from icnnrt.package import Package
     from icnnrt.recommend import Recommendation
     from icnnrt.verify import Check
 
@@ -186,6 +187,13 @@ NativeFlag = Annotated[
         show_default=False,
     ),
 ]
+FollowFlag = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links",
+        help="Take symbolic links in the package for the files they lead to, as in the caches of model hubs.",
+    ),
+]
 PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package folder, such as model.icnn.")]
 
 
@@ -251,6 +259,7 @@ def run(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads within one operator; 1 by default.")] = None,
     native: NativeFlag = None,
+    follow_links: FollowFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Solve y* = argmin of energy and regulariser over the package's domain for every sample of INPUT.
@@ -273,7 +282,7 @@ def run(
     from icnnrt.status import Status
 
     suffix = tabular.check_target(out, source=source) if out else ""
-    opened = Package.open(package)
+    opened = Package.open(package, follow_links=follow_links)
     manifest = opened.manifest
     qp = manifest.kind == "qp"
     verdicts = QPStatus if qp else Status  # 0 is good in both
@@ -416,7 +425,7 @@ def _show_answers(
 
 
 @app.command()
-def inspect(package: PackageArgument, as_json: JsonFlag = False) -> None:
+def inspect(package: PackageArgument, follow_links: FollowFlag = False, as_json: JsonFlag = False) -> None:
     """Say what a package holds, after checking every file of it; onnxruntime is not needed.
 
     Exit codes:
@@ -426,15 +435,20 @@ def inspect(package: PackageArgument, as_json: JsonFlag = False) -> None:
     """
     from icnnrt.package import Package
 
-    opened = Package.open(package)
+    opened = Package.open(package, follow_links=follow_links)
     content = json.loads(opened.manifest.to_json())
     for name, array in opened.weights.items():
         low, high = (float(array.min()), float(array.max())) if array.size else (None, None)
         content["weights"]["tensors"][name] |= {"min": low, "max": high}
     if as_json:
-        print_json({"path": str(opened.path), **content})
+        print_json({"path": str(opened.path), "ignored": opened.ignored, **content})
     else:
-        console().print(_tree(str(opened.path), content))
+        tree = _tree(str(opened.path), content)
+        if opened.ignored:
+            more = f" and {len(opened.ignored) - ROWS_SHOWN} more" if len(opened.ignored) > ROWS_SHOWN else ""
+            names = ", ".join(map(named, opened.ignored[:ROWS_SHOWN]))
+            tree.add(one_line(f"beside the package, and not read: {names}{more}"))
+        console().print(tree)
 
 
 # kind of domain -> how people write it, behind y
@@ -576,6 +590,7 @@ def verify(
         ),
     ] = None,
     native: NativeFlag = None,
+    follow_links: FollowFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check a package by what it does: gradient, convexity, argmin, certificates and adjoint, each told two ways.
@@ -593,17 +608,19 @@ def verify(
     from icnnrt.verify import verify as check
 
     compare = _torch_files() if torchscript or program else None
-    x = None if data is None else tabular.read_array(data, "x", Package.open(package).manifest.x_shape)
     screen = console(err=True)
     with screen.status("verifying") as status:
+        status.update("hashes and structure")
+        opened = Package.open(package, follow_links=follow_links)
+        x = None if data is None else tabular.read_array(data, "x", opened.manifest.x_shape)
         report = check(
-            package, x, samples=samples, seed=seed, native=native, progress=lambda stage: status.update(stage)
+            opened, x, samples=samples, seed=seed, native=native, progress=lambda stage: status.update(stage)
         )
         if compare is not None:
             status.update("files of torch")
-            told = compare(package, torchscript, program or [], x, samples=samples, seed=seed, native=native)
+            told = compare(opened, torchscript, program or [], x, samples=samples, seed=seed, native=native)
             report = replace(report, checks=(*report.checks, *told))
-    advice = None if gap is None else _recommend(package, x, gap, samples, seed)
+    advice = None if gap is None else _recommend(opened, x, gap, samples, seed)
     if as_json:
         print_json({**report.as_dict(), **({} if advice is None else {"recommend": advice.as_dict()})})
     else:
@@ -645,7 +662,7 @@ def _torch_files() -> "Callable[..., list[Check]]":
     raise MissingDependencyError("verify: no check of files of torch is installed; pip install 'icnnrt[export]'.")
 
 
-def _recommend(package: Path, x: "NDArray[Any] | None", gap: float, samples: int, seed: int) -> "Recommendation":
+def _recommend(package: "Package", x: "NDArray[Any] | None", gap: float, samples: int, seed: int) -> "Recommendation":
     """Of at most so many samples of x; without x of random ones, and within random bounds where y lies in a box."""
     import numpy as np
 

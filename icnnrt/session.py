@@ -40,6 +40,7 @@ def load(
     threads: int | None = None,
     native: bool | None = None,
     strict: bool = False,
+    follow_links: bool = False,
 ) -> "Session":
     """Open the package at `path`, check it, and return a session that serves it.
 
@@ -55,13 +56,14 @@ def load(
                 times a call. A library that is there but that onnxruntime cannot use is a warning, and an error under
                 True
     strict:     let `argmin` raise when any sample did not converge, unless it is told otherwise
+    follow_links:  whether files of the package may be symbolic links to files, see `Package.open`
 
     A graph is handed to onnxruntime when it is first used, so this is fast and the first call of each method slow.
 
     Raises `PackageError` for a damaged package, `ProviderError` for a missing provider, `MissingDependencyError`
     without onnxruntime or the kernels that were demanded, `InputError` for other arguments.
     """
-    package = path if isinstance(path, Package) else Package.open(path)
+    package = path if isinstance(path, Package) else Package.open(path, follow_links=follow_links)
     return Session(package, providers=providers, threads=threads, native=native, strict=strict)
 
 

@@ -243,10 +243,224 @@ def test_a_missing_file(good: Path, name: str) -> None:
     refused(good, f"{name} is missing, though manifest.json lists it")
 
 
-@pytest.mark.parametrize("name", ["train.onnx", ".DS_Store", "notes.txt", "weights.safetensors.bak"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("train.onnx", "more.safetensors", "more.json", "notes.txt", "weights.safetensors.bak"),
+        *("readme.md", "README", "README.md.txt", "LICENSE.txt", "config.json", "a.git"),
+    ],
+)
 def test_an_extra_file(good: Path, name: str) -> None:
     (good / name).write_bytes(b"")
     refused(good, f'"{re.escape(name)}" does not belong to the package')
+
+
+# --- What lies beside the package ----------------------------------------------------------------
+
+FILES_BESIDE = (
+    ".DS_Store",
+    ".gitattributes",
+    ".hidden.onnx",
+    ".weights.safetensors",
+    "LICENSE",
+    "README.md",
+    "Thumbs.db",
+)
+FOLDERS_BESIDE = (".cache", ".git", "lost+found")
+
+
+def test_what_people_keep_beside_a_package_is_ignored_and_named(good: Path, tmp_path: Path) -> None:
+    plain = Package.open(good)
+    assert plain.ignored == ()
+    for name in FILES_BESIDE:
+        (good / name).write_bytes(b"not to be read")
+        (good / name).chmod(0)
+    for name in FOLDERS_BESIDE:
+        (good / name).mkdir()
+        (good / name / "value.onnx").write_bytes(b"nor this")
+    (good / "..data").symlink_to(tmp_path / "absent")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(good / ".pipe")
+    opened = Package.open(good)
+    there = {*FILES_BESIDE, *FOLDERS_BESIDE, "..data", *([".pipe"] if hasattr(os, "mkfifo") else [])}
+    assert opened.ignored == tuple(sorted(there))
+    assert (opened.manifest, opened.graphs) == (plain.manifest, plain.graphs)
+    assert set(os.listdir(good)) == there | set(FILES) | {"value.onnx"}
+
+
+def test_more_files_than_a_package_has_are_refused(good: Path) -> None:
+    for i in range(4096):
+        (good / f".{i}").touch()
+    refused(good, "there are more than 4096 in the folder")
+
+
+def test_a_replacement_takes_along_what_lies_beside(good: Path, tmp_path: Path) -> None:
+    """It is the user's: nothing but the package's own files is ever deleted."""
+    for name in FILES_BESIDE:
+        (good / name).write_text(f"precious {name}")
+        os.utime(good / name, (1e9, 1e9))
+    (good / "..data").symlink_to("elsewhere")
+    opened = Package.open(good)
+    written = opened.save(good, metadata={"new": True}, overwrite=True)
+    assert written.ignored == Package.open(good).ignored == opened.ignored
+    assert Package.open(good).manifest.metadata == {"new": True}
+    for name in FILES_BESIDE:
+        assert (good / name).read_text() == f"precious {name}"
+        assert (good / name).stat().st_mtime == 1e9
+        assert (good / name).stat().st_nlink == 1
+    assert os.readlink(good / "..data") == "elsewhere"
+    assert os.listdir(tmp_path) == ["tiny.icnn"]
+
+
+def test_a_replacement_copies_where_a_disk_has_no_links(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (good / "README.md").write_text("precious")
+
+    def no_links(*args: Any, **keywords: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    Package.open(good).save(good, overwrite=True)
+    assert (good / "README.md").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", FOLDERS_BESIDE)
+def test_a_replacement_refuses_what_it_cannot_take_along(good: Path, name: str) -> None:
+    (good / name).mkdir()
+    (good / name / "precious").touch()
+    before = sorted(os.listdir(good))
+    with pytest.raises(InputError, match=f'also holds "{re.escape(name)}", which a replacement .* cannot take along'):
+        Package.open(good).save(good, overwrite=True)
+    assert (good / name / "precious").exists()
+    assert sorted(os.listdir(good)) == before
+    assert os.listdir(good.parent) == ["tiny.icnn"]
+
+
+def test_what_lay_beside_an_interrupted_replacement_is_taken_along(good: Path, tmp_path: Path) -> None:
+    (good / "README.md").write_text("precious")
+    opened = Package.open(good)
+    good.rename(tmp_path / ".tiny.icnn.old-0123")
+    assert Package.open(good).ignored == ("README.md",)
+    opened.save(good, metadata={"new": True}, overwrite=True)
+    assert (good / "README.md").read_text() == "precious"
+    assert os.listdir(tmp_path) == ["tiny.icnn"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_file_that_came_meanwhile_is_not_deleted(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    """Between the look at the folder and its replacement: the folder aside stays, with that file alone in it."""
+    real = package_format._replace_folder
+
+    def meanwhile(*args: Any) -> None:
+        (good / ".late").mkdir() if folder else (good / ".late").write_text("precious")
+        real(*args)
+
+    monkeypatch.setattr(package_format, "_replace_folder", meanwhile)
+    opened = Package.open(good)
+    opened.save(good, metadata={"n": 1}, overwrite=True)
+    (aside,) = (path for path in tmp_path.iterdir() if path != good)
+    assert os.listdir(aside) == [".late"]
+    monkeypatch.undo()
+    opened.save(good, metadata={"n": 2}, overwrite=True)
+    assert os.listdir(aside) == [".late"]
+    assert Package.open(good).manifest.metadata == {"n": 2}
+
+
+# --- Links ---------------------------------------------------------------------------------------
+
+
+def linked(good: Path, tmp_path: Path) -> Path:
+    """As the cache of a model hub has it: every file a link to a blob."""
+    (tmp_path / "blobs").mkdir()
+    for number, file in enumerate(sorted(good.iterdir())):
+        file.rename(tmp_path / "blobs" / str(number))
+        file.symlink_to(Path("..") / "blobs" / str(number))
+    return good
+
+
+def test_links_to_files_are_followed_where_asked(good: Path, tmp_path: Path) -> None:
+    plain = Package.open(good)
+    linked(good, tmp_path)
+    refused(good, r"is a symbolic link; pass follow_links=True, or --follow-links on the command line")
+    opened = Package.open(good, follow_links=True)
+    assert (opened.manifest, opened.graphs) == (plain.manifest, plain.graphs)
+    assert opened.ignored == ()
+
+
+def test_a_mounted_volume_is_read_with_its_links(good: Path, tmp_path: Path) -> None:
+    """As Kubernetes mounts a config map: file -> ..data/file, ..data -> a hidden folder with a date."""
+    dated = good / "..2026_01_01"
+    dated.mkdir()
+    for file in [path for path in good.iterdir() if path != dated]:
+        file.rename(dated / file.name)
+        file.symlink_to(Path("..data") / file.name)
+    (good / "..data").symlink_to(dated.name)
+    opened = Package.open(good, follow_links=True)
+    assert opened.ignored == ("..2026_01_01", "..data")
+    assert opened.manifest.name == "tiny"
+
+
+def test_what_a_link_leads_to_is_checked(good: Path, tmp_path: Path) -> None:
+    linked(good, tmp_path)
+    blob = (good / "value.onnx").resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"\0")
+    with pytest.raises(PackageError, match=r"value\.onnx: its SHA-256 should be"):
+        Package.open(good, follow_links=True)
+    blob.write_bytes(b"")
+    with pytest.raises(PackageError, match=r"value\.onnx: expected \d+ bytes"):
+        Package.open(good, follow_links=True)
+
+
+def to_a_folder(link: Path, target: Path) -> None:
+    target.mkdir()
+    link.symlink_to(target)
+
+
+def to_a_pipe(link: Path, target: Path) -> None:
+    os.mkfifo(target)
+    link.symlink_to(target)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("name", ["value.onnx", "manifest.json", "more.onnx"])
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (to_a_folder, "is a symbolic link to a folder; copy"),
+        (lambda link, target: link.symlink_to(target), "is a symbolic link to what is not there; copy"),
+        (lambda link, target: link.symlink_to(link.name), "is a symbolic link that leads in a circle; copy"),
+        (to_a_pipe, "is a symbolic link to what is neither a file nor a folder, such as a device or a pipe; copy"),
+        (
+            lambda link, target: link.symlink_to("/dev/zero"),
+            "is a symbolic link to what is neither a file nor a folder",
+        ),
+    ],
+)
+def test_links_to_anything_but_files_are_refused(
+    good: Path, tmp_path: Path, name: str, make: Callable[[Path, Path], None], sentence: str
+) -> None:
+    (good / name).unlink(missing_ok=True)
+    make(good / name, tmp_path / "target")
+    with pytest.raises(PackageError, match=sentence) as caught:
+        Package.open(good, follow_links=True)
+    assert str(caught.value).count(". ") == 0
+    assert str(caught.value).endswith(".")
+    refused(good, "is a symbolic link; pass follow_links=True")
+
+
+def test_a_link_to_a_file_that_is_not_listed_is_refused(good: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.onnx").write_bytes(b"")
+    (good / "more.onnx").symlink_to(tmp_path / "more.onnx")
+    with pytest.raises(PackageError, match=r'"more\.onnx" does not belong to the package'):
+        Package.open(good, follow_links=True)
+
+
+def test_a_package_of_links_is_not_replaced(good: Path, tmp_path: Path) -> None:
+    opened = Package.open(linked(good, tmp_path), follow_links=True)
+    with pytest.raises(InputError, match="is not a package of plain files alone"):
+        opened.save(good, overwrite=True)
+    assert all(path.is_symlink() for path in good.iterdir())
 
 
 def test_a_folder_inside(good: Path) -> None:
@@ -259,7 +473,7 @@ def test_a_symbolic_link(good: Path, tmp_path: Path, name: str) -> None:
     if (good / name).exists():
         (good / name).rename(tmp_path / name)
     (good / name).symlink_to(tmp_path / name)
-    refused(good, f'plain files only, but "{name}" is a symbolic link')
+    refused(good, f'plain files only, but "{name}" is a symbolic link; pass follow_links=True')
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -871,6 +1085,7 @@ def test_an_interrupted_write_leaves_no_half_package(
         tmp_path.mkdir()
         if replacing:
             attacks.good(path, name="old")
+            (path / "README.md").write_text("precious")
         calls = 0
 
         def fail_at(real: Callable[..., Any], number: int = number) -> Callable[..., Any]:
@@ -894,6 +1109,9 @@ def test_an_interrupted_write_leaves_no_half_package(
             except OSError:
                 finished = False
         state = Package.open(path).manifest.name if path.exists() else "absent"
+        if replacing:  # wherever the package is, what lay beside it is there too
+            place = path if path.exists() else next(p for p in tmp_path.iterdir() if ".old-" in p.name)
+            assert (place / "README.md").read_text() == "precious"
         outcomes.add(state)
         if finished:
             assert state == "new"

@@ -90,7 +90,7 @@ PUBLIC = {
         "WeightSpec",
         "WeightsFile",
     },
-    "package": {"Package", "weight_layout", "write"},
+    "package": {"Package", "opened", "weight_layout", "write"},
     "qp_reference": {
         "QP",
         "QPCotangents",

@@ -52,12 +52,12 @@ CERTIFICATE: Final = (
 
 
 def siblings(
-    source: str | Path, target: str | Path, *, portable: bool = False, overwrite: bool = False
+    source: str | Path | package.Package, target: str | Path, *, portable: bool = False, overwrite: bool = False
 ) -> tuple[Path, ...]:
     """Write a package's functions and their derivatives as pairs of self-contained files.
 
     Args:
-        source: the package folder; opened with all its checks.
+        source: the package folder, opened with all its checks, or a package that is open.
         target: a folder that is there, for argmin.onnx, adj_argmin.onnx, value.onnx and adj_value.onnx; or else a path
             whose last part is a prefix: out/digits gives out/digits_argmin.onnx, out/adj_digits_argmin.onnx, ...
         portable: as for `pack`.
@@ -77,7 +77,7 @@ def siblings(
         large for ONNX. Files are written one after the other, each atomically.
     """
     target = Path(target)
-    opened = package.Package.open(Path(source))
+    opened = package.opened(source)
     if opened.manifest.kind == "gradient":
         raise ExportError("source: it holds a gradient alone, no function whose derivative could be written; pack it")
     folder, prefix = (target, "") if target.is_dir() else (target.parent, f"{target.name}_")

@@ -18,7 +18,7 @@ LARGEST = 2**31 - 1
 
 
 def pack(
-    source: str | Path,
+    source: str | Path | package.Package,
     target: str | Path,
     role: str = "argmin",
     *,
@@ -29,7 +29,7 @@ def pack(
     """Write one graph of a package with its weights embedded.
 
     Args:
-        source: the package folder; opened with all its checks.
+        source: the package folder, opened with all its checks, or a package that is open.
         target: the `.onnx` file to write, atomically.
         role: "value", "argmin", "adjoint", or another graph that the package has.
         portable: leave standard ONNX operators alone: no functions and no domain of ours, for tools that know neither.
@@ -48,8 +48,8 @@ def pack(
         PackageError: the package is not sound. ExportError: no such graph, one that cannot be frozen, the target
         exists or cannot be written, the file would be too large for ONNX.
     """
-    source, target = Path(source), Path(target)
-    opened = package.Package.open(source)
+    target = Path(target)
+    opened = package.opened(source)
     if role not in opened.graphs:
         raise ExportError(f"graph: the package has no graph {role!r}; it has {', '.join(sorted(opened.graphs))}")
     if freeze and role == "train":
