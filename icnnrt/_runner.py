@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import _native, _wire
+from icnnrt._fields import show
 from icnnrt._printable import cropped, harmless
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, PackageError, ProviderError
 from icnnrt.manifest import POLYHEDRON_ROLES, SOLVER_ROLES, TRAIN_ROLE, Manifest, TrainingSpec
@@ -33,6 +34,7 @@ CPU: Final = "CPUExecutionProvider"
 # The graphs of an icnnrt package are many small operators one after the other. Measured on two busy cores with a
 # PICNN of 1836 inputs: a second thread gained nothing at batch 1 and doubled the time at 16 and 128 (it spins).
 THREADS: Final = 1
+MAX_THREADS: Final = 1024
 # 4 = fatal errors. The default, warnings, prints a line on stderr for every weight, because a session may override it;
 # errors are raised too, and onnxruntime prints the names in them as they are, escapes of a terminal included.
 LOG_SEVERITY: Final = 4
@@ -296,6 +298,8 @@ def checked_threads(threads: object) -> int:
         return THREADS
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
+    if threads > MAX_THREADS:
+        raise InputError(f"threads: expected at most {MAX_THREADS}, but got {show(threads)}; give no more than cores.")
     return threads
 
 

@@ -259,6 +259,12 @@ _KEPT: Final[dict[str, frozenset[int]]] = {
 }
 _WANTED: Final = {name: _KEPT.get(name, frozenset()) | _CHILDREN[name].keys() for name in MESSAGES}
 _EXTERNAL_DATA: Final = 13  # of TensorProto
+_INITIALIZER, _SPARSE = 5, 15  # of GraphProto
+# Fields that hold the inputs, the outputs and the nodes, and all that tell names.
+_NAMES: Final = {
+    "FunctionProto": (4, 5, 7, frozenset((4, 5, 7))),
+    "GraphProto": (11, 12, 1, frozenset((1, _INITIALIZER, 11, 12, _SPARSE))),
+}
 
 
 @dataclass(frozen=True)
@@ -346,6 +352,8 @@ class _Walk(Wire):
         for number, value, at, stop, here in self.fields(kind, start, end, _WANTED[kind]):
             if number in children:
                 child = self.message(children[number], at, stop, depth + 1)
+                if children[number] == "FunctionProto":
+                    self.check_function(at, stop)
                 if number == _EXTERNAL_DATA and kind == "TensorProto":
                     entries.append(child)
                     if len(entries) > 8:
@@ -374,6 +382,52 @@ class _Walk(Wire):
             self.external.append(self.external_data(found, entries, start))
             if len(self.external) > MAX_EXTERNAL:
                 self.refuse(start, f"more than {MAX_EXTERNAL} tensors keep their bytes in another file")
+
+    def check_function(self, start: int, end: int) -> None:
+        """Refuse a function that reads what is not made yet: onnxruntime, as it puts one in place, follows it into a
+        crash. Of graphs it says so itself."""
+        if unmade := self.unmade("FunctionProto", start, end):
+            self.refuse(start, f"a function reads {show(min(unmade).decode())} before anything makes it")
+
+    def unmade(self, kind: str, start: int, end: int) -> set[bytes]:
+        """The names that a graph or a function reads, or gives, before anything in it makes them."""
+        inputs, outputs, node, wanted = _NAMES[kind]
+        made: set[bytes] = set()
+        nodes: list[tuple[tuple[bytes, ...], tuple[bytes, ...]]] = []
+        given: set[bytes] = set()
+        for number, _, at, stop, _ in self.fields(kind, start, end, wanted):
+            if number == node:
+                nodes.append(self.names(at, stop))
+            elif kind == "FunctionProto":
+                (made if number == inputs else given).add(self.data[at:stop])
+            else:
+                where = {_INITIALIZER: ("TensorProto", 8), _SPARSE: ("SparseTensorProto", 1)}
+                inner, name = where.get(number, ("ValueInfoProto", 1))
+                for _, _, first, last, _ in self.fields(inner, at, stop, frozenset((name,))):
+                    if number == _SPARSE:
+                        of_values = self.fields("TensorProto", first, last, frozenset((8,)))
+                        made.update(self.data[a:b] for _, _, a, b, _ in of_values)
+                    else:
+                        (given if number == outputs else made).add(self.data[first:last])
+        missing: set[bytes] = set()
+        for read, makes in nodes:
+            missing.update(name for name in read if name not in made)
+            made.update(makes)
+        return (missing | (given - made)) - {b""}
+
+    def names(self, start: int, end: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """What a node reads, in the graphs inside it too, and what it makes."""
+        read: list[bytes] = []
+        makes: list[bytes] = []
+        for number, _, at, stop, _ in self.fields("NodeProto", start, end, frozenset((1, 2, 5))):
+            if number == 1:
+                read.append(self.data[at:stop])
+            elif number == 2:
+                makes.append(self.data[at:stop])
+            else:
+                for _, _, first, last, _ in self.fields("AttributeProto", at, stop, frozenset((6, 11))):
+                    read.extend(self.unmade("GraphProto", first, last))
+        return tuple(read), tuple(makes)
 
     def note(self, those: set[Any], one: tuple[Any, Any], what: str, start: int) -> None:
         those.add(one)

@@ -21,6 +21,10 @@ class InputError(IcnnrtError, ValueError):
     """An argument has the wrong shape, dtype, name or range."""
 
 
+class SampleError(InputError, IndexError):
+    """A sample is asked for that a batch has not; an IndexError too, as loops over a batch end with one."""
+
+
 class ProviderError(IcnnrtError):
     """The execution provider that was asked for is missing from this onnxruntime."""
 

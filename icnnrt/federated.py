@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt._arguments import converted
 from icnnrt._fields import named, show
 from icnnrt.errors import InputError, MissingDependencyError
 from icnnrt.finetune import BATCH_SIZE, FineTuner, _uninterrupted
@@ -79,16 +80,24 @@ def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Ar
     Sums are formed in float64. Entries that are nowhere negative have an average that is not.
     Raises `InputError` for anything else, NaN and infinity included.
     """
-    if len(weights) == 0 or len(weights) != len(samples):
+    if isinstance(weights, Mapping) or not isinstance(weights, Sequence):
+        raise InputError(f"weights: expected a list with those of each device, but got {type(weights).__name__}.")
+    for given in weights:
+        if not isinstance(given, Mapping):
+            raise InputError(f"weights: expected arrays by name from every device, but got {type(given).__name__}.")
+    try:
+        counts = np.asarray(samples, np.float64)
+    except Exception as error:
+        raise InputError(f"samples: expected numbers of at least 0, but got {show(samples)}.") from error
+    if counts.ndim != 1 or len(weights) == 0 or len(weights) != len(counts):
         raise InputError(
             f"weights, samples: expected one number of samples for each of one device or more, but got {len(weights)} "
-            f"devices and {len(samples)} numbers."
+            f"devices and {counts.size} numbers."
         )
-    counts = np.asarray(samples, np.float64)
-    if counts.ndim != 1 or not np.isfinite(counts).all() or counts.min() < 0 or not counts.sum() > 0:
+    if not np.isfinite(counts).all() or counts.min() < 0 or not counts.sum() > 0:
         raise InputError(f"samples: expected numbers of at least 0, not all 0, but got {list(samples)!r}.")
     parts = counts / counts.sum()
-    first = {name: np.asarray(array) for name, array in weights[0].items()}
+    first = {name: converted(array, "weights") for name, array in weights[0].items()}
     total = {name: np.zeros(array.shape, np.float64) for name, array in first.items()}
     for device, (given, part) in enumerate(zip(weights, parts, strict=True)):
         if given.keys() != first.keys():
@@ -98,7 +107,7 @@ def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Ar
                 f"{device}; average weights of one package."
             )
         for name, like in first.items():
-            array = np.asarray(given[name])
+            array = converted(given[name], "weights")
             if array.dtype.kind != "f" or array.dtype != like.dtype or array.shape != like.shape:
                 raise InputError(
                     f"weights: expected {named(name)} as {like.dtype}{list(like.shape)} of floats from every device, "
@@ -261,7 +270,7 @@ def _checked(manifest: Manifest, weights: Weights) -> Arrays:
                 "give weights of the same package."
             )
         spec = manifest.weights.tensors[name]
-        array = np.asarray(given)
+        array = converted(given, "weights")
         if array.dtype.kind != "f" or array.shape != spec.shape:
             raise InputError(
                 f"weights: expected {named(name)} as {spec.dtype}{list(spec.shape)}, but got "

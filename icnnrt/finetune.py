@@ -21,6 +21,7 @@ import contextlib
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,8 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import certificate
-from icnnrt._arguments import batch, finite_rows
-from icnnrt._fields import named
+from icnnrt._arguments import batch, finite_rows, flag, whole
+from icnnrt._fields import named, show
 from icnnrt._runner import state_of
 from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History
 from icnnrt.domains import MODELS
@@ -187,7 +188,7 @@ class FineTuner:
             )
         self.session = session
         self.learning_rate = _learning_rate(learning_rate)
-        self.strict = strict
+        self.strict = flag(strict, "strict")
         self._spec: TrainingSpec = spec
         self._dtype = session.dtype
         self._runner = session._runner
@@ -313,6 +314,7 @@ class FineTuner:
             raise InputError("patience: expected validation data too, but got none; pass validation=(x, target).")
         if not isinstance(worse, int | float) or not worse > 0:
             raise InputError(f"worse: expected a positive part of the best loss, but got {worse!r}.")
+        seed = whole(seed, "seed", 0)
         if validation is not None and (not isinstance(validation, tuple) or len(validation) not in (2, 4)):
             raise InputError(
                 "validation: expected a tuple (x, target), but got something else; pass two arrays, or four with lower "
@@ -325,6 +327,7 @@ class FineTuner:
             held_x, held_target, *held_bounds = validation
             held = self._data(held_x, held_target, "validation x", "validation target", *held_bounds)[0]
         count = len(data["x"])
+        batch_size = min(batch_size, count)
         with self._lock:
             self.keep()
             kept = None if history is None else History(history, self.session.manifest, keep)
@@ -418,6 +421,8 @@ class FineTuner:
         Raises `OSError` if the disk refuses, as when it is full; what is in memory stays, so call again when there is
         room. Raises `InputError` if the folder's checkpoints are of another network.
         """
+        if figures is not None and not isinstance(figures, Mapping):
+            raise InputError(f"figures: expected numbers by name, but got {type(figures).__name__}.")
         with self._lock:
             self._settle()
             return self._save(History(history, self.session.manifest, keep), figures or {})
@@ -428,6 +433,7 @@ class FineTuner:
         Raises `InputError` if there is none or it is of another network, `PackageError` if it is damaged; then nothing
         has changed.
         """
+        step = None if step is None else whole(step, "step", 0)
         found = History(history, self.session.manifest)
         if not found.folder.exists():
             raise InputError(
@@ -705,7 +711,8 @@ class FineTuner:
             ) from error
 
     def _save(self, history: History, figures: Mapping[str, float | None]) -> Checkpoint:
-        finite = {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
+        odd = (None, math.inf, -math.inf)
+        finite = {name: value for name, value in figures.items() if value not in odd and value == value}
         try:
             return history.save(self.steps, dict(self.session.weights), self._state, finite)
         except OSError as error:
@@ -761,8 +768,8 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _learning_rate(value: float) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise InputError(f"learning_rate: expected a positive number, but got {value!r}.")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
+        raise InputError(f"learning_rate: expected a positive number, but got {show(value)}.")
     return float(value)
 
 

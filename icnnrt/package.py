@@ -195,6 +195,8 @@ __all__ = [
 
 # Far more than a package can have, and few enough to list.
 MAX_ENTRIES: Final = 4096
+# Of a package's folder, in bytes; file systems take 255, and folders aside have a token too.
+MAX_NAME: Final = 224
 # What lies beside packages in working copies, on volumes and in file managers; so does what begins with a dot.
 IGNORED: Final = frozenset(("README.md", "LICENSE", "Thumbs.db", "lost+found"))
 
@@ -272,6 +274,10 @@ class Package:
         errors and interruptions see `write`.
         """
         golden: Mapping[str, np.ndarray] = {}
+        _check_table("parity", parity)
+        _check_table("metadata", metadata)
+        if convexity is not None and not isinstance(convexity, Convexity):
+            raise InputError(f"convexity: expected a Convexity or None, but got {type(convexity).__name__}.")
         if weights is None:
             weights, golden, convexity = self.weights, self.golden, convexity or self.manifest.convexity
         _check_arrays(weights)
@@ -341,6 +347,25 @@ def write(
     when the disk refuses; then the old package is put back.
     """
     _check_arrays(weights)
+    for argument, given, kind_of in (
+        ("solver", solver, SolverSpec),
+        ("domain", domain, Domain),
+        ("train", train, TrainingSpec),
+        ("polyhedron", polyhedron, PolyhedronSpec),
+        ("convexity", convexity, Convexity),
+    ):
+        if given is not None and not isinstance(given, kind_of):
+            raise InputError(f"{argument}: expected a {kind_of.__name__} or None, but got {type(given).__name__}.")
+    for argument, names in (("nonnegative", nonnegative), ("trainable", trainable)):
+        several = isinstance(names, list | tuple | set | frozenset | Mapping)
+        if not several or not all(isinstance(one, str) for one in names):
+            raise InputError(f"{argument}: expected a list of names of weights, but got {show(names)}.")
+    for argument, shape in (("x_shape", x_shape), ("y_shape", y_shape)):
+        if not isinstance(shape, list | tuple):
+            raise InputError(f"{argument}: expected a tuple of sizes, but got {show(shape)}.")
+    for argument, content in (("producer", producer), ("parity", parity), ("metadata", metadata), ("golden", golden)):
+        _check_table(argument, content)
+    _check_table("graphs", graphs, needed=True)
     for argument, listed in (("nonnegative", nonnegative), ("trainable", trainable)):
         for unknown in sorted(set(listed) - weights.keys()):
             raise InputError(
@@ -405,7 +430,13 @@ def _safetensors(tensors: Mapping[str, np.ndarray]) -> bytes:
     return bytes(safetensors_numpy.save(arrays))
 
 
+def _check_table(argument: str, table: object, needed: bool = False) -> None:
+    if not isinstance(table, Mapping) and (needed or table is not None):
+        raise InputError(f"{argument}: expected a dict, but got {type(table).__name__}.")
+
+
 def _check_arrays(weights: Mapping[str, object]) -> None:
+    _check_table("weights", weights, needed=True)
     for key, array in weights.items():
         if not isinstance(key, str) or key == RESERVED_NAME or not key or surrogate(key):
             raise InputError(f"weights: expected names like those of a state dict, but one is {show(key)}; rename it.")
@@ -594,15 +625,15 @@ def _folder_of(path: object, argument: str = "path") -> Path:
         if not isinstance(given, str):
             raise TypeError
         return Path(os.path.abspath(given))
-    except TypeError:
-        raise InputError(
-            f"{argument}: expected a path, text or a pathlib.Path, but got {type(path).__name__}; see pathlib."
-        ) from None
     except OSError as error:  # a relative path, and the working directory is gone
         raise InputError(
             f"{argument}: the working directory, from which {show(str(path))} is counted, cannot be found "
             f"({error.strerror}); give an absolute path."
         ) from error
+    except Exception:
+        raise InputError(
+            f"{argument}: expected a path, text or a pathlib.Path, but got {type(path).__name__}; see pathlib."
+        ) from None
 
 
 def _read_and_check(
@@ -784,7 +815,9 @@ def _write(
         files[MANIFEST_FILE] = manifest.to_json()
         manifest = Manifest.from_json(files[MANIFEST_FILE])
         checked_graphs, checked_weights, checked_golden = _check_files(manifest, files)
-    except (PackageError, TypeError, ValueError) as error:  # json raises the last two
+    except MemoryError:
+        raise
+    except Exception as error:  # of whatever an argument holds that is no text and no number
         raise InputError(f"{target.name} would not be a valid package: {error}") from error
     _replace_folder(target, files, beside)
     ignored = tuple(sorted(path.name for path in beside))
@@ -797,7 +830,16 @@ def _check_target(target: Path, overwrite: bool) -> tuple[Path, ...]:
     Returns what lies in the folder to be replaced and is not the package's, which is to be in the new one too.
     """
     there = old = None
+    if not isinstance(overwrite, bool | np.bool_):
+        raise InputError(f"overwrite: expected True or False, but got {show(overwrite)}.")
     try:
+        if "\0" in str(target):
+            raise InputError(f"path: expected a place on the disk, but got {show(str(target))}; choose another.")
+        if len(os.fsencode(target.name)) > MAX_NAME:
+            raise InputError(
+                f"path: expected a name of at most {MAX_NAME} bytes, as the folders that a replacement makes beside it "
+                f"have longer ones, but got one of {len(os.fsencode(target.name))}; choose a shorter one."
+            )
         if not target.parent.is_dir():
             raise InputError(
                 f"path: expected a place in an existing folder, but {target.parent} is none; create it first."

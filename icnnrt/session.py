@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt import polyhedron as _polyhedron
-from icnnrt._arguments import batch, finite_rows
+from icnnrt._arguments import batch, converted, finite_rows, flag
 from icnnrt._fields import named
 from icnnrt._runner import SIGNATURES, Provider, Runner, arrays_of, signature_of
 from icnnrt.certificate import Tolerances
@@ -86,7 +86,7 @@ class Session:
         self._package = package
         self._runner = Runner(package, providers, threads, native)
         self._native = native
-        self._strict = strict
+        self._strict = flag(strict, "strict")
         manifest = package.manifest
         self._dtype = np.dtype(manifest.dtype)
         self._x_shape, (self._n,) = manifest.x_shape, manifest.y_shape
@@ -325,7 +325,7 @@ class Session:
             "seconds": time.perf_counter() - started,
         }
         solution = Solution(x=X, **out, status=status, info=info, weights_id=weights_id, **bounds)
-        if self._strict if strict is None else strict:
+        if self._is_strict(strict):
             _demand(solution)
         return solution
 
@@ -362,7 +362,7 @@ class Session:
             "seconds": time.perf_counter() - started,
         }
         answer = QPAnswer(X, out["z"], out["status"], out["residual"], info, weights_id)
-        if (self._strict if strict is None else strict) and not answer.ok.all():
+        if self._is_strict(strict) and not answer.ok.all():
             failed = np.flatnonzero(~answer.ok)
             named = "; ".join(answer.advice(int(i)) for i in failed[:NAMED])
             more = f"; and {failed.size - NAMED} more" if failed.size > NAMED else ""
@@ -470,7 +470,7 @@ class Session:
             status = np.where(solution.status < Status.NOT_CONVEX, Status.NOT_CONVEX, solution.status).astype(np.int8)
             solution = replace(solution, status=status, trajectory=solution.trajectory._replace(status=status))
         failed = np.flatnonzero(~solution.ok)
-        if failed.size and (self._strict if strict is None else strict):
+        if self._is_strict(strict) and failed.size:
             raise CertificateError(
                 f"strict: {failed.size} of {len(solution)} samples did not converge: {solution.advice(int(failed[0]))}."
             )
@@ -519,6 +519,9 @@ class Session:
 
     # --- How -------------------------------------------------------------------------------------
 
+    def _is_strict(self, strict: bool | None) -> bool:
+        return self._strict if strict is None else flag(strict, "strict")
+
     def _update_weights(self, new: Mapping[str, NDArray[Any]]) -> None:
         """Write new weights in place, for every graph at once; solutions from before become stale.
 
@@ -550,7 +553,7 @@ class Session:
         for name, value in given.items():
             if value is None:
                 raise InputError(f"{name}: expected the bounds of y, as the domain is a box, but got none; give both.")
-            array = np.asarray(value)
+            array = converted(value, name)
             if array.ndim < 2 and array.dtype.kind in "fiu" and array.shape in ((), (self._n,)):
                 array = np.broadcast_to(array, (B, self._n))
             bounds[name] = batch(array, name, self._dtype, (self._n,), length=B)
