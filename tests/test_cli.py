@@ -323,6 +323,8 @@ def test_every_bad_input_is_one_sentence(tmp_path: Path, digits_like_package: Pa
     assert "expected real numbers, but got dtype <U1" in bad("text.npy")
     np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)
     assert "pickled Python objects, which are never loaded" in bad("pickled.npy")
+    (tmp_path / "open.npy").write_bytes(b"\x93NUMPY\x01\0\x16\0{'descr': '<f8', 'a':\n(")
+    assert "expected a .npy array, but got something else (" in bad("open.npy")
     (tmp_path / "no.npy").write_bytes(b"nonsense")
     assert "expected a .npy array" in bad("no.npy")
     (tmp_path / "empty.npy").touch()

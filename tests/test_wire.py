@@ -249,6 +249,51 @@ def test_any_bytes_are_walked_or_refused(data: bytes) -> None:
         read_graph(data, {})
 
 
+# --- The order of nodes in functions -------------------------------------------------------------
+
+
+def function(nodes: list[onnx.NodeProto], outputs: list[str]) -> bytes:
+    made = helper.make_function("ai.icnnrt", "F", ["a"], outputs, nodes, [helper.make_opsetid("", 21)])
+    return onnx.ModelProto(functions=[made]).SerializeToString()
+
+
+def branch(*reads: str, gives: str = "r") -> onnx.NodeProto:
+    """An If whose branches read these names, of the graph around them or of their own."""
+    inner = [helper.make_node("Sum", list(reads), ["r"])]
+    weight = onnx.helper.make_tensor("own", TensorProto.FLOAT, [1], [1.0])
+    graph = helper.make_graph(inner, "g", [], [helper.make_tensor_value_info(gives, 1, None)], [weight])
+    return helper.make_node("If", ["a"], ["c"], then_branch=graph, else_branch=graph)
+
+
+EXP = helper.make_node("Exp", ["a"], ["b"])
+GOOD: list[tuple[list[onnx.NodeProto], list[str]]] = [
+    ([EXP, helper.make_node("Add", ["a", "b"], ["c"])], ["c"]),
+    ([helper.make_node("Clip", ["a", "", "a"], ["c"])], ["c", "a"]),
+    ([EXP, branch("b", "own")], ["c", "b"]),
+    ([branch("a"), EXP], ["c", "b"]),
+    ([branch("own", gives="a")], ["c"]),
+]
+BAD: list[tuple[list[onnx.NodeProto], list[str], str]] = [
+    ([helper.make_node("Add", ["a", "b"], ["c"]), EXP], ["c"], "b"),
+    ([helper.make_node("Add", ["a", "c"], ["c"])], ["c"], "c"),
+    ([EXP], ["c"], "c"),
+    ([EXP, branch("absent")], ["c"], "absent"),
+    ([branch("b"), EXP], ["c"], "b"),
+    ([branch("a", gives="absent"), EXP], ["c"], "absent"),
+]
+
+
+@pytest.mark.parametrize(("nodes", "outputs"), GOOD)
+def test_functions_in_order_are_taken(nodes: list[onnx.NodeProto], outputs: list[str]) -> None:
+    _wire.survey(function(nodes, outputs), "value.onnx")
+
+
+@pytest.mark.parametrize(("nodes", "outputs", "name"), BAD)
+def test_functions_out_of_order_are_refused(nodes: list[onnx.NodeProto], outputs: list[str], name: str) -> None:
+    """onnxruntime follows them into a crash."""
+    refused(function(nodes, outputs), f'a function reads "{name}" before anything makes it')
+
+
 # --- Work ----------------------------------------------------------------------------------------
 
 
