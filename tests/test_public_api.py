@@ -65,6 +65,7 @@ PUBLIC = {
         "MissingDependencyError",
         "PackageError",
         "ProviderError",
+        "SampleError",
     },
     "domains": {
         "Coordinates",
@@ -145,6 +146,7 @@ TOP = {
     "QPSolution",
     "QPSolver",
     "QPStatus",
+    "SampleError",
     "Session",
     "Solution",
     "Status",
