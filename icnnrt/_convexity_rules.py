@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from icnnrt import _curvature as rules
 from icnnrt._curvature import AFFINE, CONCAVE, CONVEX, FALLING, FREE, LOG_CONCAVE, RISING, Fact
+from icnnrt._fields import named
 from icnnrt._onnx_graph import Graph, Node, ancestors
 from icnnrt._onnx_numpy import (
     Unsupported,
@@ -31,6 +32,7 @@ from icnnrt._onnx_numpy import (
     promote,
     reduced_axes,
     run,
+    take,
 )
 from icnnrt._univariate import classify
 
@@ -39,6 +41,8 @@ Tensor: TypeAlias = NDArray[Any]
 MAX_BASES: Final = 16  # how many values back a function of one variable is looked for
 MAX_QUADRATIC: Final = 128  # the largest n for which Hessians of quadratic values are formed
 MAX_NUMBERS: Final = 1 << 25  # and the most numbers that may take
+FACT: Final = 19  # bytes that are known of one number
+NAME: Final = 64  # and of one name in a set of them
 _BEYOND: Final = (1 << 31) - 1  # what exporters write for the end of an axis of any size
 
 # How a value depends on y as a polynomial: each kind includes the ones before it.
@@ -84,12 +88,13 @@ _SHAPES: Final = frozenset((("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0
 
 
 class Stop(Exception):
-    """The walk cannot go on at `node`; the text says why."""
+    """The walk cannot go on at `node`; the text says why, `blame` which weights are to blame."""
 
-    def __init__(self, node: Node | None, why: str) -> None:
+    def __init__(self, node: Node | None, why: str, blame: tuple[str, ...] = ()) -> None:
         super().__init__(why)
         self.node = node
         self.why = why
+        self.blame = blame
 
 
 def probe(graph: Graph, batch: int, seed: int) -> dict[str, Tensor]:
@@ -157,7 +162,11 @@ class Walk:
             self.step(node)
         except Unsupported as error:
             raise Stop(node, str(error)) from error
-        except (ArithmeticError, IndexError, KeyError, LookupError, TypeError, ValueError) as error:
+        except Stop:
+            raise
+        except MemoryError as error:
+            raise Stop(node, "it takes more memory than there is") from error
+        except Exception as error:  # of an operator that is used as nobody foresaw
             raise Stop(node, f"it cannot be followed ({str(error)[:120]})") from error
 
     def again(self, changed: Mapping[str, Tensor]) -> Fact:
@@ -181,6 +190,7 @@ class Walk:
 
     def fact(self, name: str) -> Fact:
         if name not in self.facts:
+            take(FACT * self.values[name].size)
             self.facts[name] = rules.constant(self.values[name])
         return self.facts[name]
 
@@ -204,10 +214,12 @@ class Walk:
                 continue
             if a.ndim != b.ndim:
                 raise Unsupported("the number of its dimensions depends on the size of the batch")
+            take(a.nbytes + b.nbytes)
             self.values[name], self.others[name] = a, b
             self.makers[name] = node
             self.order[name] = len(self.order)
             self.origins[name] = frozenset().union(*(self.origins.get(one, frozenset()) for one in read))
+            take(NAME * len(self.origins[name]))
         made = [name for name in node.outputs if name]
         if any(name not in self.values for name in made):
             raise Unsupported("an output beyond the first is not known here")
@@ -217,6 +229,7 @@ class Walk:
             return
         if not self.free(node):
             self.check_finite(node)
+        take(FACT * sum(array.size for array in outputs))
         facts = self.rule(node, inputs)
         if stirred:
             facts = [rules.anything(one.shape, FREE) for one in facts]
@@ -242,7 +255,7 @@ class Walk:
             if self.idle(node, i):
                 continue
             if name in self.known and self.values[name].dtype.kind == "f" and not np.isfinite(self.values[name]).all():
-                raise Stop(None, f"the weight {name[:200]} holds numbers that are not finite")
+                raise Stop(None, f"the weight {named(name)} holds numbers that are not finite")
 
     def idle(self, node: Node, i: int) -> bool:
         """Whether this operand of a maximum or minimum, infinite throughout, never is the result."""
@@ -656,7 +669,11 @@ class Walk:
         environment["y"] = points.reshape(rows, *y.shape[1:])
         if "x" in self.values:
             environment["x"] = np.repeat(self.values["x"][:1], rows, 0)
-        values = evaluate(self.nodes[: self.nodes.index(self.makers[name]) + 1], environment, float64=True)
+        nodes = self.nodes[: self.nodes.index(self.makers[name]) + 1]
+        try:
+            values = evaluate(nodes, environment, float64=True, only=name)
+        except Unsupported:  # so many points take too much memory
+            return None
         v = np.moveaxis(values[name], axis, 0)
         if v.shape[0] != rows:
             return None
@@ -764,7 +781,7 @@ class Walk:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "a constant"
+    return ", ".join(map(named, sorted(names))) or "a constant"
 
 
 def _largest(first: Callable[[Tensor], Tensor], a: Fact) -> Fact:

@@ -10,6 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from icnnrt._fields import named
 from icnnrt.manifest import Manifest
 from icnnrt.signs import Sign
 
@@ -58,7 +59,7 @@ class KeptConvex:
         """Why f would not be convex, or not proven any more, with these weights; empty if it is as it was."""
         for name, sign in self.signs.items():
             if name in weights and (fault := sign.fault(weights[name])):
-                return f"{name} should be {fault}"
+                return f"{named(name)} should be {fault}"
         return self.lost_proof(weights)
 
     def lost_proof(self, weights: Weights) -> str:

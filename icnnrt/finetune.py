@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import certificate
-from icnnrt._arguments import batch, finite_rows, not_negative
+from icnnrt._arguments import batch, finite_rows, flag, not_negative, whole
+from icnnrt._fields import named
 from icnnrt._turns import Turns
 from icnnrt._weight_sets import WeightSet
 from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History
@@ -198,7 +199,7 @@ class FineTuner:
             )
         self.session = session
         self.learning_rate = learning_rate
-        self.strict = strict
+        self.strict = flag(strict, "strict")
         self._spec: TrainingSpec = spec
         self._dtype = session.dtype
         self._runner = session._runner
@@ -243,7 +244,7 @@ class FineTuner:
         )
 
     def __repr__(self) -> str:
-        return f"<FineTuner of {self.session.manifest.name}: {self._spec.optimizer}, {self.steps} steps>"
+        return f"<FineTuner of {named(self.session.manifest.name)}: {self._spec.optimizer}, {self.steps} steps>"
 
     # --- Tuning ----------------------------------------------------------------------------------
 
@@ -333,6 +334,7 @@ class FineTuner:
             raise InputError("patience: expected validation data too, but got none; pass validation=(x, target).")
         if not isinstance(worse, int | float) or not worse > 0:
             raise InputError(f"worse: expected a positive part of the best loss, but got {worse!r}.")
+        seed = whole(seed, "seed", 0)
         if validation is not None and (not isinstance(validation, tuple) or len(validation) not in (2, 4)):
             raise InputError(
                 "validation: expected a tuple (x, target), but got something else; pass two arrays, or four with lower "
@@ -345,6 +347,7 @@ class FineTuner:
             held_x, held_target, *held_bounds = validation
             held = self._data(held_x, held_target, "validation x", "validation target", *held_bounds)[0]
         count = len(data["x"])
+        batch_size = min(batch_size, count)
         turn = self._turns.take()
         try:
             self.keep()
@@ -442,6 +445,8 @@ class FineTuner:
         Raises `OSError` if the disk refuses, as when it is full; what is in memory stays, so call again when there is
         room. Raises `InputError` if the folder's checkpoints are of another network.
         """
+        if figures is not None and not isinstance(figures, Mapping):
+            raise InputError(f"figures: expected numbers by name, but got {type(figures).__name__}.")
         turn = self._turns.take()
         try:
             self._settle()
@@ -455,6 +460,7 @@ class FineTuner:
         Raises `InputError` if there is none or it is of another network, `PackageError` if it is damaged; then nothing
         has changed.
         """
+        step = None if step is None else whole(step, "step", 0)
         found = History(history, self.session.manifest)
         if not found.folder.exists():
             raise InputError(
@@ -770,7 +776,8 @@ class FineTuner:
         return made, stage
 
     def _save(self, history: History, figures: Mapping[str, float | None]) -> Checkpoint:
-        finite = {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
+        odd = (None, math.inf, -math.inf)
+        finite = {name: value for name, value in figures.items() if value not in odd and value == value}
         try:
             return history.save(self.steps, dict(self.session.weights), self._stage().state, finite)
         except OSError as error:
@@ -794,7 +801,7 @@ class FineTuner:
             )
         for name, array in (weights | state).items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise PackageError(f"{path}: {name} holds NaN or infinity; resume from another checkpoint.")
+                raise PackageError(f"{path}: {named(name)} holds NaN or infinity; resume from another checkpoint.")
         if fault := self._kept.fault(weights):
             raise PackageError(f"{path}: {fault}, and the energy would not be convex; resume from another checkpoint.")
         if state[STEP] != step:

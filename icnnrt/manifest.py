@@ -252,6 +252,8 @@ class Manifest:
 
         Raises `PackageError` with one sentence: the field, what was expected, what came, the remedy.
         """
+        if not isinstance(data, bytes):
+            raise PackageError(f"{MANIFEST_FILE}: expected its bytes, but got {type(data).__name__}; read the file.")
         if len(data) > MAX_MANIFEST_BYTES:
             raise PackageError(
                 f"{MANIFEST_FILE}: expected at most {MAX_MANIFEST_BYTES} bytes, but it has {len(data)}; "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from icnnrt._arguments import batch, finite_rows
 from icnnrt.convexity import Convexity, grounds, prove
 from icnnrt.errors import InputError
-from icnnrt.package import Package
+from icnnrt.package import Package, opened
 from icnnrt.session import load
 from icnnrt.signs import NONNEGATIVE, Sign, united
 
@@ -46,9 +46,10 @@ class RepairReport:
 
 
 def project(
-    source: StrPath, target: StrPath, x: object = None, *, seed: int = 0, overwrite: bool = False
+    source: StrPath | Package, target: StrPath, x: object = None, *, seed: int = 0, overwrite: bool = False
 ) -> RepairReport:
-    """Write the package at `source` to `target` with every weight to blame for a lost convexity clipped to >= 0.
+    """Write the package `source`, or the one at that path, to `target` with the weights to blame for a lost convexity
+    clipped to >= 0.
 
     x:     [B, *x_shape], contexts that the changes are measured at; random normal ones by default
     seed:  of those, and of the points y
@@ -59,7 +60,7 @@ def project(
     cost much of what was trained, and training with the constraint is better where it can be done. Nothing is written
     if f cannot be proven convex in this way, which is an `InputError`.
     """
-    package = Package.open(source)
+    package = opened(source)
     if package.manifest.kind == "gradient":
         raise InputError("package: it holds a gradient alone, whose weights cannot be judged; export the energy.")
     if package.manifest.kind == "qp":

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt import polyhedron as _polyhedron
-from icnnrt._arguments import batch, finite_rows
+from icnnrt._arguments import batch, converted, finite_rows, flag
+from icnnrt._fields import named
 from icnnrt._kept_convex import KeptConvex
 from icnnrt._runner import Runner
 from icnnrt._weight_sets import WeightSet
@@ -44,6 +45,7 @@ def load(
     threads: int | None = None,
     native: bool | None = None,
     strict: bool = False,
+    follow_links: bool = False,
 ) -> "Session":
     """Open the package at `path`, check it, and return a session that serves it.
 
@@ -59,13 +61,14 @@ def load(
                 times a call. A library that is there but that onnxruntime cannot use is a warning, and an error under
                 True
     strict:     let `argmin` raise when any sample did not converge, unless it is told otherwise
+    follow_links:  whether files of the package may be symbolic links to files, see `Package.open`
 
     A graph is handed to onnxruntime when it is first used, so this is fast and the first call of each method slow.
 
     Raises `PackageError` for a damaged package, `ProviderError` for a missing provider, `MissingDependencyError`
     without onnxruntime or the kernels that were demanded, `InputError` for other arguments.
     """
-    package = path if isinstance(path, Package) else Package.open(path)
+    package = path if isinstance(path, Package) else Package.open(path, follow_links=follow_links)
     return Session(package, providers=providers, threads=threads, native=native, strict=strict)
 
 
@@ -89,7 +92,7 @@ class Session:
         self._options = {"providers": providers, "threads": threads, "native": native, "strict": strict}
         self._runner = Runner(package, providers, threads, native)
         self._native = native
-        self._strict = strict
+        self._strict = flag(strict, "strict")
         manifest = package.manifest
         self._dtype = np.dtype(manifest.dtype)
         self._x_shape, (self._n,) = manifest.x_shape, manifest.y_shape
@@ -138,8 +141,8 @@ class Session:
     def __repr__(self) -> str:
         m = self.manifest
         return (
-            f"<Session of {m.name}: x {list(m.x_shape)}, y {list(m.y_shape)}, {m.dtype}, {', '.join(self.providers)}"
-            f"{', native' if self.native else ''}>"
+            f"<Session of {named(m.name)}: x {list(m.x_shape)}, y {list(m.y_shape)}, {m.dtype}, "
+            f"{', '.join(self.providers)}{', native' if self.native else ''}>"
         )
 
     # --- The energy ------------------------------------------------------------------------------
@@ -218,7 +221,7 @@ class Session:
             if role == "value":
                 raise _no_value(self.manifest)
             raise InputError(
-                f"{role}: the package {self.manifest.name} has no {role}.onnx; export it again with "
+                f"{role}: the package {named(self.manifest.name)} has no {role}.onnx; export it again with "
                 f"heads=[{role!r}], or on the command line with --head {role}."
             )
 
@@ -335,7 +338,7 @@ class Session:
             "seconds": time.perf_counter() - started,
         }
         solution = Solution(x=X, **out, status=status, info=info, weights_id=weights_id, **bounds)
-        if self._strict if strict is None else strict:
+        if self._is_strict(strict):
             _demand(solution)
         return solution
 
@@ -372,7 +375,7 @@ class Session:
             "seconds": time.perf_counter() - started,
         }
         answer = QPAnswer(X, out["z"], out["status"], out["residual"], info, weights_id)
-        if (self._strict if strict is None else strict) and not answer.ok.all():
+        if self._is_strict(strict) and not answer.ok.all():
             failed = np.flatnonzero(~answer.ok)
             named = "; ".join(answer.advice(int(i)) for i in failed[:NAMED])
             more = f"; and {failed.size - NAMED} more" if failed.size > NAMED else ""
@@ -389,8 +392,8 @@ class Session:
     def _demand_qp(self, what: str) -> None:
         if self.manifest.kind != "qp":
             raise InputError(
-                f"{what}: expected a package of kind 'qp', but {self.manifest.name} is of kind {self.manifest.kind!r}; "
-                "use argmin, or export the network with kind='qp'."
+                f"{what}: expected a package of kind 'qp', but {named(self.manifest.name)} is of kind "
+                f"{self.manifest.kind!r}; use argmin, or export the network with kind='qp'."
             )
 
     def vjp(
@@ -480,7 +483,7 @@ class Session:
             status = np.where(solution.status < Status.NOT_CONVEX, Status.NOT_CONVEX, solution.status).astype(np.int8)
             solution = replace(solution, status=status, trajectory=solution.trajectory._replace(status=status))
         failed = np.flatnonzero(~solution.ok)
-        if failed.size and (self._strict if strict is None else strict):
+        if self._is_strict(strict) and failed.size:
             raise CertificateError(
                 f"strict: {failed.size} of {len(solution)} samples did not converge: {solution.advice(int(failed[0]))}."
             )
@@ -566,6 +569,9 @@ class Session:
         moved = train.weights if train else trainable
         return KeptConvex(manifest, self._package.graphs, self._runner.weights.arrays, moved)
 
+    def _is_strict(self, strict: bool | None) -> bool:
+        return self._strict if strict is None else flag(strict, "strict")
+
     def _update_weights(self, new: Mapping[str, NDArray[Any]]) -> None:
         """Write new weights in place, for every graph at once; solutions from before become stale.
 
@@ -578,8 +584,8 @@ class Session:
             raise InputError(f"{what}: the package holds a network of quadratic programs, no energy; use `solve_qp`.")
         if self.manifest.solver is None:
             raise InputError(
-                f"{what}: the package {self.manifest.name} was exported without a solver, so it serves the energy and "
-                "its derivatives alone; export it again with a solver."
+                f"{what}: the package {named(self.manifest.name)} was exported without a solver, so it serves the "
+                "energy and its derivatives alone; export it again with a solver."
             )
         return self.manifest.solver
 
@@ -597,7 +603,7 @@ class Session:
         for name, value in given.items():
             if value is None:
                 raise InputError(f"{name}: expected the bounds of y, as the domain is a box, but got none; give both.")
-            array = np.asarray(value)
+            array = converted(value, name)
             if array.ndim < 2 and array.dtype.kind in "fiu" and array.shape in ((), (self._n,)):
                 array = np.broadcast_to(array, (B, self._n))
             bounds[name] = batch(array, name, self._dtype, (self._n,), length=B)
@@ -666,7 +672,8 @@ class Session:
 
 def _reopen(path: str, identity: str, options: dict[str, Any]) -> Session:
     """What a pickled session becomes."""
-    package = Package.open(path)
+    # Wherever links lead to: the hash, which covers all files, says whether it is the same.
+    package = Package.open(path, follow_links=True)
     if package.identity != identity:
         raise PackageError(
             f"{path}: expected the package of the session that was pickled, but this is another one, or it was changed "
@@ -699,7 +706,7 @@ class _Weights(Mapping[str, NDArray[Any]]):
         return len(self._arrays)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} weights: {', '.join(self)}>"
+        return f"<{len(self)} weights: {', '.join(map(named, self))}>"
 
 
 def _demand(solution: Solution) -> None:

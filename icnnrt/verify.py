@@ -44,7 +44,7 @@ from icnnrt.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, Coordinates, box_co
 from icnnrt.errors import InputError
 from icnnrt.manifest import Manifest
 from icnnrt.ort import Provider
-from icnnrt.package import Package
+from icnnrt.package import Package, opened
 from icnnrt.qp_status import QPStatus
 from icnnrt.session import Session, load
 from icnnrt.solution import QPAnswer, Solution
@@ -142,7 +142,7 @@ class VerifyReport:
 
 
 def verify(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Package,
     x: object = None,
     *,
     samples: int = 64,
@@ -152,7 +152,7 @@ def verify(
     native: bool | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> VerifyReport:
-    """Check the package at `path` on contexts x, and return every figure with its bound and verdict.
+    """Check the package at `path`, or one that is open, on contexts x; every figure has its bound and verdict.
 
     x:         [B, *x_shape]; real data, of which at most `samples` are drawn. Without it x is standard normal, which
                may be unlike anything the model was trained on
@@ -168,7 +168,7 @@ def verify(
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise InputError(f"{argument}: expected an integer from {low} to {high}, but got {value!r}.")
     progress("hashes and structure")
-    package = Package.open(path)
+    package = opened(path)
     manifest = package.manifest
     checks = [
         Check("package", 0.0, 0.0, "pass", f"{_files(manifest)} files agree with the manifest"),

@@ -20,6 +20,7 @@ TIERS = {
     "certificate": 0,
     "bregman": 0,
     "_fields": 0,
+    "_printable": 0,
     "_files": 0,
     "_wire": 0,
     "_forks": 0,
