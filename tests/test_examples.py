@@ -30,8 +30,8 @@ def test_a_quadratic_program_learns_sudoku() -> None:
 
 
 def test_a_controller_is_trained_and_tuned_through_its_program() -> None:
-    """Of 30 seeds, V costs 1.04 times the slow controller in the mean, 1.25 at most. Tuning leaves a third at most, of any
-    seed, of what the changed plant costs beyond that: half of it is out of reach of chance in a mean over five."""
+    """Of 30 seeds, V costs 1.04 times the slow controller in the mean, 1.25 at most. Of what the changed plant costs
+    beyond that, tuning leaves a third at most for any seed: chance does not bring the mean of five to half."""
     times = figures("model_predictive_control")["times_the_slow_one"]
     seen = {name: np.array(of_seeds) for name, of_seeds in times.items()}
     untuned, tuned = (seen[f"weak plant: {name}"] - 1.0 for name in ("3 steps and V", "tuned on the device"))
