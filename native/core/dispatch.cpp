@@ -65,7 +65,8 @@ const char* refused_limit() noexcept { return *limit.refused ? limit.refused : n
 
 const char* instruction_sets() noexcept {
 #define ICNNRT_NAME(name, supported) " " #name
-  return ICNNRT_INSTRUCTION_SETS(ICNNRT_NAME) + 1;
+  static constexpr char names[] = ICNNRT_INSTRUCTION_SETS(ICNNRT_NAME);
+  return names + 1;  // without the first space
 #undef ICNNRT_NAME
 }
 
