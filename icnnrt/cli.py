@@ -708,6 +708,8 @@ def doctor(as_json: JsonFlag = False) -> None:
     1 something is in the way
     2 wrong usage
     """
+    from icnnrt import _native
+
     facts = _facts()
     if as_json:
         print_json(facts)
@@ -725,7 +727,8 @@ def doctor(as_json: JsonFlag = False) -> None:
         table.add_row("providers", ", ".join(facts["providers"]) or "none")
         native = facts["native"]
         if native["instruction_set"]:
-            table.add_row("native operators", f"on {native['instruction_set']}, {escape(native['library'])}")
+            limit = f" ({_native.LIMIT_VARIABLE}={native['limit']})" if native["limit"] else ""
+            table.add_row("native operators", escape(f"on {native['instruction_set']}{limit}, {native['library']}"))
         else:
             table.add_row("native operators", escape(f"none, operators run on portable bodies: {native['reason']}"))
         screen.print(table)
@@ -764,12 +767,13 @@ def _facts() -> dict[str, Any]:
         "compiler": built.compiler,
         "compiled_for": list(built.instruction_sets),
         "instruction_set": None,
+        "limit": os.environ.get(_native.LIMIT_VARIABLE) or None,
         "reason": built.reason,
     }
     if built.library and providers:
         try:
             native["instruction_set"] = _native.kernels(ort.onnxruntime()).instruction_set
-        except MissingDependencyError as error:
+        except (InputError, MissingDependencyError) as error:
             native["reason"] = str(error)
             problems.append(str(error))
     affinity = getattr(os, "sched_getaffinity", None)
