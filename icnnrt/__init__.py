@@ -19,12 +19,14 @@ if TYPE_CHECKING:
         ExportError,
         IcnnrtError,
         InputError,
+        LimitError,
         MissingDependencyError,
         PackageError,
         ProviderError,
         SampleError,
     )
     from icnnrt.finetune import EpochReport, FineTuner, FitReport, StepReport
+    from icnnrt.limits import Limits
     from icnnrt.package import Package
     from icnnrt.qp_solver import QPData, QPSolver
     from icnnrt.qp_status import QPStatus
@@ -44,6 +46,8 @@ __all__ = [
     "FitReport",
     "IcnnrtError",
     "InputError",
+    "LimitError",
+    "Limits",
     "MissingDependencyError",
     "Package",
     "PackageError",
@@ -70,6 +74,7 @@ _HOME = {
     "EpochReport": "finetune",
     "FineTuner": "finetune",
     "FitReport": "finetune",
+    "Limits": "limits",
     "Package": "package",
     "QPData": "qp_solver",
     "QPGradients": "quadratic_program",

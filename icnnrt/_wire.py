@@ -19,6 +19,7 @@ types: 0 varint, 1 eight bytes, 2 length-prefixed bytes, 5 four bytes. Field num
 
 import codecs
 import re
+from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
@@ -38,6 +39,10 @@ MAX_NAME: Final = 1 << 14
 MAX_DIFFERENT: Final = 1 << 12
 # Of tensors that keep their bytes elsewhere: as many as a package may have weights.
 MAX_EXTERNAL: Final = 1 << 16
+# Of nodes that stand in functions, once every call of one is replaced by its body, as onnxruntime does: a dozen
+# functions that call each other twice are a few hundred bytes, and would be thousands. Graphs of this package have
+# some hundreds.
+MAX_EXPANDED: Final = 1 << 16
 
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5  # wire types
 
@@ -241,6 +246,7 @@ class Wire:
 
 _FUNCTIONS: Final = 25  # of ModelProto
 _EXTERNAL: Final = 1  # TensorProto.DataLocation.EXTERNAL
+_STRING: Final = 8  # TensorProto.DataType.STRING
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 
 # Fields that hold messages: number -> its type.
@@ -254,7 +260,8 @@ _KEPT: Final[dict[str, frozenset[int]]] = {
     "NodeProto": frozenset((4, 7)),  # op_type, domain
     "OperatorSetIdProto": frozenset((1, 2)),  # domain, version
     "FunctionProto": frozenset((1, 10)),  # name, domain
-    "TensorProto": frozenset((8, 14)),  # name, data_location
+    "AttributeProto": frozenset((1, 3)),  # name, i
+    "TensorProto": frozenset((2, 8, 14)),  # data_type, name, data_location
     "StringStringEntryProto": frozenset((1, 2)),  # key, value
 }
 _WANTED: Final = {name: _KEPT.get(name, frozenset()) | _CHILDREN[name].keys() for name in MESSAGES}
@@ -303,6 +310,7 @@ def survey(data: bytes, file: str, steps: int = MAX_STEPS) -> Survey:
     """
     walk = _Walk(data, file, steps)
     version = walk.message("ModelProto", 0, len(data), 1).get(1, 0)
+    walk.check_expansion()
     return Survey(
         graphs=walk.graphs,
         ir_version=version,
@@ -341,6 +349,9 @@ class _Walk(Wire):
         self.operators: set[tuple[bytes, bytes]] = set()
         self.functions: set[tuple[bytes, bytes]] = set()
         self.external: list[ExternalData] = []
+        # What is called how often: by the main graph, and by each function.
+        self.called: Counter[tuple[bytes, bytes]] = Counter()
+        self.calls: dict[tuple[bytes, bytes], Counter[tuple[bytes, bytes]]] = {}
 
     def message(self, kind: str, start: int, end: int, depth: int) -> _Found:
         """Walk the message of type `kind` in data[start:end] and return its kept scalars, by field number."""
@@ -349,6 +360,9 @@ class _Walk(Wire):
         children = _CHILDREN[kind]
         found: _Found = {}
         entries: list[_Found] = []
+        outer = self.called
+        if kind == "FunctionProto":
+            self.called = Counter()
         for number, value, at, stop, here in self.fields(kind, start, end, _WANTED[kind]):
             if number in children:
                 child = self.message(children[number], at, stop, depth + 1)
@@ -365,23 +379,77 @@ class _Walk(Wire):
             else:
                 found[number] = value
         self.record(kind, found, entries, start)
+        self.called = outer
         return found
 
     def record(self, kind: str, found: _Found, entries: list[_Found], start: int) -> None:
         """Note what a finished message means for the survey."""
         if kind == "NodeProto":
-            self.note(self.operators, (found.get(7, b""), found.get(4, b"")), "operators", start)
+            operator = (found.get(7, b""), found.get(4, b""))
+            self.note(self.operators, operator, "operators", start)
+            self.called[operator] += 1
         elif kind == "GraphProto":
             self.graphs += 1
         elif kind == "FunctionProto":
-            self.note(self.functions, (found.get(10, b""), found.get(1, b"")), "functions", start)
+            function = (found.get(10, b""), found.get(1, b""))
+            self.note(self.functions, function, "functions", start)
+            if function in self.calls:
+                self.refuse(start, f"the function {show(function[1].decode())} is defined twice")
+            self.calls[function] = self.called
+        elif kind == "AttributeProto":
+            self.check_text_free(found, start)
         elif kind == "OperatorSetIdProto":
             self.note(self.opset_imports, (found.get(1, b""), found.get(2, 0)), "imported opsets", start)
+        elif kind == "TensorProto" and found.get(2) == _STRING:
+            self.refuse_text(start)
         elif kind == "TensorProto" and (entries or found.get(14) == _EXTERNAL):
             # Entries count whatever data_location says.
             self.external.append(self.external_data(found, entries, start))
             if len(self.external) > MAX_EXTERNAL:
                 self.refuse(start, f"more than {MAX_EXTERNAL} tensors keep their bytes in another file")
+
+    def check_text_free(self, found: _Found, start: int) -> None:
+        """Refuse what makes tensors of text: a Cast to them, a Constant of text. No bound of memory holds for them, as
+        each entry has memory of its own."""
+        if (found.get(1) == b"to" and found.get(3) == _STRING) or found.get(1) in (b"value_string", b"value_strings"):
+            self.refuse_text(start)
+
+    def refuse_text(self, start: int) -> NoReturn:
+        raise PackageError(
+            f"{self.file}: expected tensors of numbers, but one holds text, at byte {start}; an energy has no use for "
+            "it, so export it without."
+        )
+
+    def check_expansion(self) -> None:
+        """Refuse functions that call themselves, by way of others too, and those that grow beyond bounds in place."""
+        sizes: dict[tuple[bytes, bytes], int] = {}  # nodes of a function once all calls in it are replaced
+        opened: set[tuple[bytes, bytes]] = set()
+        waiting = [one for one in self.called if one in self.calls]
+        while waiting:
+            one = waiting[-1]
+            if one in sizes:
+                waiting.pop()
+                continue
+            inner = [called for called in self.calls[one] if called in self.calls]
+            if unsized := [called for called in inner if called not in sizes]:
+                opened.add(one)
+                if not opened.isdisjoint(unsized):
+                    raise PackageError(
+                        f"{self.file}: expected functions that end, but {show(one[1].decode())} calls itself; export "
+                        "the package again."
+                    )
+                waiting += unsized
+                continue
+            sizes[one] = sum(self.calls[one].values()) + sum(
+                self.calls[one][called] * sizes[called] for called in inner
+            )
+            opened.discard(one)
+        expanded = sum(count * sizes[one] for one, count in self.called.items() if one in sizes)
+        if expanded > MAX_EXPANDED:
+            raise PackageError(
+                f"{self.file}: expected at most {MAX_EXPANDED} nodes in functions, each call counted, but there are "
+                f"{show(expanded)}; write repeated steps as a Loop, and export the package again."
+            )
 
     def check_function(self, start: int, end: int) -> None:
         """Refuse a function that reads what is not made yet: onnxruntime, as it puts one in place, follows it into a

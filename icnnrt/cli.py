@@ -187,6 +187,9 @@ NativeFlag = Annotated[
         show_default=False,
     ),
 ]
+# What --untrusted allows unless more is said: minutes, since verify computes everything two or three ways.
+UNTRUSTED_SECONDS: Final = 300
+UNTRUSTED_MEBIBYTES: Final = 1024
 FollowFlag = Annotated[
     bool,
     typer.Option(
@@ -194,7 +197,38 @@ FollowFlag = Annotated[
         help="Take symbolic links in the package for the files they lead to, as in the caches of model hubs.",
     ),
 ]
+UntrustedFlag = Annotated[
+    bool,
+    typer.Option(
+        "--untrusted",
+        help="Bound time and memory, and run graphs in a process of their own: for packages of strangers.",
+    ),
+]
+SecondsOption = Annotated[
+    float | None,
+    typer.Option("--seconds", help=f"With --untrusted: for the whole command; {UNTRUSTED_SECONDS} by default."),
+]
+MebibytesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--mebibytes", help=f"With --untrusted: what graphs may have of memory; {UNTRUSTED_MEBIBYTES} by default."
+    ),
+]
 PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package folder, such as model.icnn.")]
+
+
+def with_limits(context: typer.Context, untrusted: bool, seconds: float | None, mebibytes: int | None) -> None:
+    """Have the rest of this command within limits, if it is to be."""
+    from icnnrt.limits import Limits, within
+
+    if not untrusted:
+        for name, value in (("seconds", seconds), ("mebibytes", mebibytes)):
+            if value is not None:
+                raise InputError(f"{name}: expected --untrusted beside it, but there is none; give both, or neither.")
+        return
+    seconds = UNTRUSTED_SECONDS if seconds is None else seconds
+    mebibytes = UNTRUSTED_MEBIBYTES if mebibytes is None else mebibytes
+    context.with_resource(within(Limits(seconds, mebibytes << 20, process=True)))
 
 
 def _version(wanted: bool) -> None:
@@ -228,6 +262,7 @@ def icnnrt_command(
 
 @app.command()
 def run(
+    context: typer.Context,
     package: PackageArgument,
     source: Annotated[
         Path,
@@ -260,6 +295,9 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads within one operator; 1 by default.")] = None,
     native: NativeFlag = None,
     follow_links: FollowFlag = False,
+    untrusted: UntrustedFlag = False,
+    seconds: SecondsOption = None,
+    mebibytes: MebibytesOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Solve y* = argmin of energy and regulariser over the package's domain for every sample of INPUT.
@@ -281,6 +319,7 @@ def run(
     from icnnrt.session import load
     from icnnrt.status import Status
 
+    with_limits(context, untrusted, seconds, mebibytes)
     suffix = tabular.check_target(out, source=source) if out else ""
     opened = Package.open(package, follow_links=follow_links)
     manifest = opened.manifest
@@ -324,7 +363,7 @@ def run(
         for first in range(0, max(len(x), 1), BATCH):
             rows = slice(first, first + BATCH)
             parts.append(answered(rows, None if start is None else start[rows]))
-        seconds = time.perf_counter() - began
+        took = time.perf_counter() - began
 
     def column(name: str) -> Any:
         return np.concatenate([getattr(part, name) for part in parts])
@@ -341,7 +380,7 @@ def run(
         verb = "are not solved" if qp else "did not converge"
         tell(f"{failed.size} of {len(y)} samples {verb}, nothing is written: {advice}.")
         raise typer.Exit(NOT_CONVERGED)
-    info = {**parts[0].info, "seconds": seconds, "package": str(opened.path), "input": str(source)}
+    info = {**parts[0].info, "seconds": took, "package": str(opened.path), "input": str(source)}
     if out:
         tabular.write_answers(out, y, parts, info)
 
@@ -354,7 +393,7 @@ def run(
         "status": {verdicts(code).name: count for code, count in sorted(Counter(status.tolist()).items())},
         f"{name}_median": float(np.median(finite)) if finite.size else None,
         f"{name}_max": float(finite.max()) if finite.size else None,
-        "milliseconds_per_sample": 1e3 * seconds / len(y) if len(y) else None,
+        "milliseconds_per_sample": 1e3 * took / len(y) if len(y) else None,
         "ready_seconds": ready,
         "providers": list(session.providers),
         "native": session.native,
@@ -425,7 +464,15 @@ def _show_answers(
 
 
 @app.command()
-def inspect(package: PackageArgument, follow_links: FollowFlag = False, as_json: JsonFlag = False) -> None:
+def inspect(
+    context: typer.Context,
+    package: PackageArgument,
+    follow_links: FollowFlag = False,
+    untrusted: UntrustedFlag = False,
+    seconds: SecondsOption = None,
+    mebibytes: MebibytesOption = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Say what a package holds, after checking every file of it; onnxruntime is not needed.
 
     Exit codes:
@@ -435,6 +482,7 @@ def inspect(package: PackageArgument, follow_links: FollowFlag = False, as_json:
     """
     from icnnrt.package import Package
 
+    with_limits(context, untrusted, seconds, mebibytes)
     opened = Package.open(package, follow_links=follow_links)
     content = {**json.loads(json.dumps(opened.manifest.content())), "format_version": opened.manifest.format_version}
     for name, array in opened.weights.items():
@@ -578,6 +626,7 @@ def _shown(shape: list[int]) -> str:
 
 @app.command()
 def verify(
+    context: typer.Context,
     package: PackageArgument,
     data: Annotated[
         Path | None,
@@ -607,6 +656,9 @@ def verify(
     ] = None,
     native: NativeFlag = None,
     follow_links: FollowFlag = False,
+    untrusted: UntrustedFlag = False,
+    seconds: SecondsOption = None,
+    mebibytes: MebibytesOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check a package by what it does: gradient, convexity, argmin, certificates and adjoint, each told two ways.
@@ -623,6 +675,7 @@ def verify(
     from icnnrt.package import Package
     from icnnrt.verify import verify as check
 
+    with_limits(context, untrusted, seconds, mebibytes)
     compare = _torch_files() if torchscript or program else None
     screen = console(err=True)
     with screen.status("verifying") as status:

@@ -37,5 +37,9 @@ class CertificateError(IcnnrtError):
     """With `strict=True`, at least one sample's certificate does not vouch for its answer."""
 
 
+class LimitError(IcnnrtError):
+    """A graph takes longer, or more memory, than the limits that it was given; see `icnnrt.Limits`."""
+
+
 class MissingDependencyError(IcnnrtError, ImportError):
     """An optional dependency is not installed; the message gives the command that installs it."""

@@ -1,9 +1,10 @@
 """Good packages and hostile ones, built byte by byte: the fixtures of test_package.py."""
 
+import contextlib
 import hashlib
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from icnnrt import package
+from icnnrt import package, signatures
+from icnnrt.errors import PackageError
 
 ROLES = ("value", "argmin", "adjoint")
 
@@ -112,14 +114,28 @@ def edit_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def reseal(path: Path) -> None:
-    """Make sizes and hashes in the manifest true again, as an attacker would."""
+    """Make sizes, hashes and what graphs take and give true again in the manifest, as an attacker would."""
 
     def change(content: dict[str, Any]) -> None:
+        for role, entry in content["graphs"].items():
+            if "inputs" in entry:  # not in format 1
+                data = (path / entry["file"]).read_bytes()
+                with contextlib.suppress(PackageError):
+                    found = signatures.declared(data, f"{role}.onnx", content["weights"]["tensors"])
+                    entry.update(inputs=told(found.inputs), outputs=told(found.outputs))
         for entry in (*content["graphs"].values(), content["weights"]):
             data = (path / entry["file"]).read_bytes()
             entry.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
     edit_manifest(path, change)
+
+
+def told(tensors: Mapping[str, signatures.Tensor]) -> dict[str, Any]:
+    """As a manifest tells them."""
+    return {
+        name: {"dtype": dtype, "shape": list(shape)} | ({} if default is None else {"default": default})
+        for name, (dtype, shape, default) in tensors.items()
+    }
 
 
 def plant(path: Path, file: str, data: bytes) -> None:

@@ -1,0 +1,307 @@
+"""The graphs of a package in processes of their own, where limits ask for it: `Served` is here, `main` is there.
+
+A child opens the package itself, has its own limit of memory, and answers one run after the other; an idle one is kept
+for the next. What comes from it is read as what a stranger wrote, since a graph may have taken it over: frames of known
+size, JSON and safetensors, the names, dtypes and errors that there can be.
+
+    frame = length of the JSON, length of the arrays, each 8 bytes little-endian; JSON; arrays as a safetensors file
+"""
+
+import contextlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import numpy as safetensors_numpy
+
+from icnnrt import errors
+from icnnrt._forks import inherit
+from icnnrt._printable import cropped
+from icnnrt._weight_sets import WeightSet
+from icnnrt.errors import IcnnrtError, InputError, LimitError, PackageError
+from icnnrt.limits import Deadline, Limits
+from icnnrt.package import Package
+
+Arrays = Mapping[str, NDArray[Any]]
+
+GRACE: Final = 0.5  # seconds that a child has to end a run itself, before it is killed
+MAX_JSON: Final = 1 << 20
+HEADER: Final = 1 << 24  # of a safetensors file, at most
+SLACK: Final = 256 << 20  # bytes of memory for what is no value of the graph: sessions, copies of what was fed
+UNKNOWN: Final = "?"
+START: Final = "import sys; sys.path[:] = sys.argv[1:]; from icnnrt._served import main; main()"
+
+
+class Served:
+    """What a `Runner` has in the place of sessions."""
+
+    def __init__(self, package: Package, options: Mapping[str, Any], limits: Limits) -> None:
+        """`options` are those of a session: providers, threads, native."""
+        if not sys.executable:
+            raise InputError(
+                "limits: expected a Python that can be started again, for process=True, but this one is part of "
+                "another program; leave process out."
+            )
+        self._package, self._options, self._limits = package, dict(options), limits
+        self._idle: list[_Child] = []
+        self._end = weakref.finalize(self, _end_all, self._idle)
+        inherit(self)
+
+    def run(
+        self,
+        role: str,
+        feeds: Arrays,
+        weights: WeightSet,
+        first: WeightSet,
+        wanted: Mapping[str, str],
+        end: Deadline,
+    ) -> list[NDArray[Any]]:
+        """The outputs of a graph: those `wanted`, which are of these dtypes. `first` are the weights of the package."""
+        what = f"{self._package.path}: {role}.onnx"
+        try:
+            child = self._idle.pop()
+        except IndexError:
+            child = _Child()
+        timer = threading.Timer(end.left() + GRACE, child.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            if not child.weights:
+                child.ask(self._beginning(), {}, self._limits.bytes)
+                child.weights = first.id
+            known = weights.id in (child.weights, first.id)
+            new = {} if known else {f"weights.{n}": a for n, a in weights.arrays.items()}
+            request = {"role": role, "only": list(wanted), "weights": weights.id, "seconds": max(1e-3, end.left())}
+            found = child.ask(request, {**{f"feeds.{n}": a for n, a in feeds.items()}, **new}, self._limits.bytes)
+            child.weights = weights.id
+            if {name: array.dtype.name for name, array in found.items()} != wanted:
+                raise _Ended
+        except _Ended:
+            code = child.close()
+            if not end.left():
+                raise end.error(what) from None
+            raise PackageError(
+                f"{what}: the process that ran it ended without an answer ({_told(code)}); do not use this package "
+                "unless you trust it."
+            ) from None
+        except IcnnrtError as error:
+            child.weights = child.weights and UNKNOWN  # it may have new ones
+            self._idle.append(child)
+            if isinstance(error, LimitError) and not end.left():
+                raise end.error(what) from None
+            raise
+        except BaseException:  # what it was asked may be under way
+            child.close()
+            raise
+        finally:
+            timer.cancel()
+        self._idle.append(child)
+        return [found[name] for name in wanted]
+
+    def close(self) -> None:
+        """End the processes."""
+        _end_all(self._idle)
+
+    def give_up(self) -> object:
+        """Of a forked child: the processes are its parent's."""
+        self._end.detach()
+        kept, self._idle = self._idle, []
+        self._end = weakref.finalize(self, _end_all, self._idle)
+        return kept
+
+    def _beginning(self) -> dict[str, Any]:
+        limits = {"seconds": self._limits.seconds, "bytes": self._limits.bytes}
+        providers = self._options["providers"]
+        return {
+            "path": os.path.abspath(self._package.path),
+            "identity": self._package.identity,
+            "options": {**self._options, "providers": None if providers is None else list(providers)},
+            "limits": limits,
+        }
+
+
+class _Ended(Exception):
+    """The child has ended, or sent what no child of ours sends."""
+
+
+class _Child:
+    """One process."""
+
+    def __init__(self) -> None:
+        self.weights = ""  # the id of those that it has
+        self._owner = os.getpid()
+        command = [sys.executable, "-c", START, *sys.path]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def ask(self, content: Mapping[str, Any], arrays: Arrays, most: int) -> Arrays:
+        """Send a frame and read the answer, which holds at most so many bytes of arrays."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            _send(stdin, content, arrays)
+            answer, found = _receive(stdout, most + HEADER)
+        except (
+            OSError,
+            ValueError,
+            safetensors_numpy.SafetensorError,
+        ) as error:  # ValueError: of JSON, of a closed pipe
+            raise _Ended from error
+        if answer.get("error") is not None:
+            kind = getattr(errors, str(answer["error"]), IcnnrtError)
+            known = isinstance(kind, type) and issubclass(kind, IcnnrtError)
+            raise (kind if known else IcnnrtError)(cropped(str(answer.get("text")), 2000))
+        return found
+
+    def kill(self) -> None:
+        with contextlib.suppress(OSError):
+            self._process.kill()
+
+    def close(self) -> int | None:
+        """End it; what it ended with."""
+        if self._owner != os.getpid():  # of a forked child's parent
+            return None
+        self.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError, ValueError):
+                if pipe:
+                    pipe.close()
+        return self._process.wait()
+
+
+def _end_all(children: list[_Child]) -> None:
+    with contextlib.suppress(IndexError):
+        while True:
+            children.pop().close()
+
+
+def _told(code: int | None) -> str:
+    if code is not None and code < 0:
+        import signal
+
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+def _send(pipe: BinaryIO | Any, content: Mapping[str, Any], arrays: Arrays) -> None:
+    text = json.dumps(content).encode()
+    data = safetensors_numpy.save({name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()})
+    pipe.write(struct.pack("<QQ", len(text), len(data)))
+    pipe.write(text)
+    pipe.write(data)
+    pipe.flush()
+
+
+def _receive(pipe: BinaryIO | Any, most: int | None) -> tuple[dict[str, Any], Arrays]:
+    """One frame, of at most so many bytes of arrays; `ValueError` for what is none, or ends early."""
+    sizes = pipe.read(16)
+    if len(sizes) < 16:
+        raise ValueError("the pipe has ended")
+    text_size, data_size = struct.unpack("<QQ", sizes)
+    if text_size > MAX_JSON or (most is not None and data_size > most):
+        raise ValueError("a frame is too large")
+    text, data = pipe.read(text_size), pipe.read(data_size)
+    if len(text) < text_size or len(data) < data_size:
+        raise ValueError("the pipe has ended")
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("a frame holds no object")
+    return content, safetensors_numpy.load(data)
+
+
+# --- There ---------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Answer frames on stdin until there are no more."""
+    from icnnrt._runner import Runner
+
+    # Whatever prints must not print into a frame.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    runner: Runner | None = None
+    weights: WeightSet | None = None
+    while True:
+        try:
+            content, arrays = _receive(sys.stdin.buffer, None)
+        except ValueError:
+            os._exit(0)  # onnxruntime's own end may hang or crash, and nothing is left to do
+        try:
+            if runner is None:
+                runner = _opened(content)
+                weights = runner.weights
+                found: Arrays = {}
+            else:
+                new = {name.partition(".")[2]: a for name, a in arrays.items() if name.startswith("weights.")}
+                if new:
+                    weights = WeightSet(new, content["weights"])
+                elif content["weights"] == runner.first_id:
+                    weights = runner.weights
+                feeds = {name.partition(".")[2]: a for name, a in arrays.items() if name.startswith("feeds.")}
+                with _seconds(content["seconds"]):
+                    found = runner.run_once(content["role"], feeds, weights, content["only"])
+            answer: dict[str, Any] = {"error": None}
+        except IcnnrtError as error:
+            answer, found = {"error": type(error).__name__, "text": str(error)}, {}
+        except MemoryError:
+            answer, found = {"error": "LimitError", "text": _no_memory(content)}, {}
+        try:
+            _send(out, answer, found)
+        except MemoryError:
+            _send(out, {"error": "LimitError", "text": _no_memory(content)}, {})
+
+
+def _no_memory(content: Mapping[str, Any]) -> str:
+    return (
+        f"{content.get('role', 'package')}: it needs more memory than the limit; give more, if you trust its maker, or "
+        "run smaller batches."
+    )
+
+
+def _seconds(seconds: float) -> Any:
+    from icnnrt.limits import timed
+
+    return timed(Limits(seconds=seconds))
+
+
+def _opened(content: Mapping[str, Any]) -> Any:
+    from icnnrt._runner import Runner
+
+    package = Package.open(content["path"], follow_links=True)  # the hash says whether it is the same
+    if package.identity != content["identity"]:
+        raise PackageError(
+            f"{content['path']}: expected the package that was opened, but it was changed since; call icnnrt.load "
+            "again."
+        )
+    limits = Limits(**content["limits"])
+    options = content["options"]
+    providers = options["providers"]
+    if providers is not None:
+        providers = [one if isinstance(one, str) else tuple(one) for one in providers]
+    runner = Runner(package, providers, options["threads"], options["native"], limits=limits)
+    _confine(limits.bytes + SLACK)
+    return runner
+
+
+def _confine(more: int) -> None:
+    """Let this process have so many bytes more of private memory than it has, where the system can."""
+    try:
+        import resource
+
+        with open("/proc/self/status", encoding="ascii") as status:
+            has = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData:"))
+        resource.setrlimit(resource.RLIMIT_DATA, (has + more, has + more))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, OSError, StopIteration, ValueError):
+        return  # the arena of onnxruntime has its limit all the same

@@ -1,0 +1,150 @@
+"""Limits for graphs of strangers: how long a call may take, how much memory, and in which process it runs.
+
+A graph is a program: a Loop of 2⁶⁰ trips is a few hundred bytes. What it can reach is known before it runs (`package`);
+how long it takes and how much memory is not, so both are bounded while it runs:
+
+    time     onnxruntime ends a run, or the loading of a graph, between two operators once the time is over. A single
+             operator is not interrupted; what it computes fits the memory, though.
+    memory   what operators make comes from an arena of onnxruntime that has this size, and refuses more. Functions are
+             counted before they are put in place of their calls, and tensors of text, each entry of which has memory of
+             its own, are refused in every package (`_wire`). Nothing is computed while a graph is loaded.
+    process  the graph runs in a process of its own, which is killed where the time is over, in the middle of an
+             operator too, has no more memory than that, and cannot take the caller's down.
+
+Limits bound the graphs, and the proof of convexity; what icnnrt itself does with their answers is bounded by the sizes
+in the manifest.
+"""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
+
+from icnnrt._arguments import flag, not_negative, whole
+from icnnrt.errors import InputError, LimitError
+
+SECONDS: Final = 60.0
+BYTES: Final = 1 << 30
+LEAST_BYTES: Final = 1 << 20
+MOST_SECONDS: Final = 1e6  # what a timer takes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a graph of a stranger may take.
+
+    Raises `InputError` for times that are not positive, and for less than a mebibyte.
+    """
+
+    seconds: float = SECONDS
+    """Of each call of a session, in seconds of the clock; of a whole command of the command line."""
+    bytes: int = BYTES
+    """Of what the operators of one graph make, all of its runs at a time together; outputs among it."""
+    process: bool = False
+    """Run graphs in a process of their own. Arrays go there and back, which takes a millisecond or so a call."""
+
+    def __post_init__(self) -> None:
+        seconds = not_negative(self.seconds, "seconds")
+        if not 0 < seconds <= MOST_SECONDS:
+            raise InputError(f"seconds: expected more than 0 and at most {MOST_SECONDS:g}, but got {seconds:g}.")
+        object.__setattr__(self, "seconds", seconds)
+        object.__setattr__(self, "bytes", whole(self.bytes, "bytes", LEAST_BYTES))
+        object.__setattr__(self, "process", flag(self.process, "process"))
+
+
+class Deadline(NamedTuple):
+    """When a call has to be over."""
+
+    at: float  # of time.monotonic
+    seconds: float  # that it had
+
+    def left(self) -> float:
+        """Seconds until then, 0 if it has passed."""
+        return max(0.0, self.at - time.monotonic())
+
+    def error(self, what: str) -> LimitError:
+        """What to raise once it has passed; `what` took so long."""
+        return LimitError(
+            f"{what} takes longer than the limit of {self.seconds:g} seconds; give more, if you trust its maker, or "
+            "ask for less at a time."
+        )
+
+
+_in_force: ContextVar[Limits | None] = ContextVar("limits", default=None)
+_deadline: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
+
+
+def in_force() -> Limits | None:
+    """The limits of the block that this is called in."""
+    return _in_force.get()
+
+
+def deadline() -> Deadline | None:
+    """When the call that is under way has to be over."""
+    return _deadline.get()
+
+
+def check(what: str) -> None:
+    """Raise `LimitError` if the time of the call under way is over."""
+    end = _deadline.get()
+    if end is not None and not end.left():
+        raise end.error(what)
+
+
+@contextlib.contextmanager
+def within(limits: Limits | None) -> Iterator[None]:
+    """Sessions that are opened in this block have these limits, and all of it together has their time.
+
+    Without limits it is a block like any other.
+    """
+    if limits is None:
+        yield
+        return
+    if not isinstance(limits, Limits):
+        raise InputError(f"limits: expected icnnrt.Limits or None, but got {type(limits).__name__}.")
+    kept = _in_force.set(limits)
+    try:
+        with timed(limits):
+            yield
+    finally:
+        _in_force.reset(kept)
+
+
+@contextlib.contextmanager
+def timed(limits: Limits) -> Iterator[Deadline]:
+    """One call, which has to be over after the time of the limits, and before that of the call that it is made by."""
+    end, outer = Deadline(time.monotonic() + limits.seconds, limits.seconds), _deadline.get()
+    if outer is not None and outer.at < end.at:
+        end = outer
+    kept = _deadline.set(end)
+    try:
+        yield end
+    finally:
+        _deadline.reset(kept)
+
+
+class Limited(Protocol):
+    """What has methods that are calls with limits."""
+
+    _limits: Limits | None
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound=Limited)
+
+
+def each_call(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """A method of which every call has the time of the limits of its object."""
+
+    @functools.wraps(method)
+    def bounded(self: S, *args: P.args, **keywords: P.kwargs) -> R:
+        if self._limits is None:
+            return method(self, *args, **keywords)
+        with timed(self._limits):
+            return method(self, *args, **keywords)
+
+    return bounded
