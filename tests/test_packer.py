@@ -24,6 +24,7 @@ from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin
 
 Arrays = dict[str, NDArray[Any]]
 DIGITS = Path(__file__).parents[1] / "models" / "digits_completion" / "digits_completion.icnn"
+SPACE = Path(__file__).parent / "fixtures" / "version1" / "space.icnn"
 KERNELS = _native.build().library is not None
 # The portable bodies' and the kernels' sums stand in another order: float32 answers differ by some 1e-6 (measured).
 LOOSE = {"float32": 3e-4, "float64": 1e-9}
@@ -295,6 +296,37 @@ def test_frozen_files_agree_and_have_no_weight_to_replace(source: Path, portable
 
 
 @pytest.mark.skipif(not KERNELS, reason="there is no native library")
+@pytest.mark.parametrize("freeze", [False, True], ids=["weights", "frozen"])
+@pytest.mark.parametrize("role", ["adjoint", "argmin_polyhedron"])
+def test_settings_are_plain_inputs_where_hosts_need_it(role: str, freeze: bool, tmp_path: Path) -> None:
+    opened = icnnrt.Package.open(SPACE)
+    files = [tmp_path / name for name in ("usual.onnx", "asked.onnx")]
+    for file, asked in zip(files, (False, True), strict=True):
+        pack(opened, file, role, portable=True, freeze=freeze, settings_as_inputs=asked)
+    usual, asking = (onnxruntime.InferenceSession(file) for file in files)
+    signature = opened.manifest.graphs[role].signature
+    assert signature is not None
+    settings = {name: np.array(t.default, t.dtype) for name, t in signature.inputs.items() if t.default is not None}
+    assert settings
+    required = [v.name for v in asking.get_inputs()]
+    assert set(required) == {*(v.name for v in usual.get_inputs()), *settings}
+    assert not settings.keys() & {v.name for v in asking.get_overridable_initializers()}
+    told = asking.get_modelmeta().custom_metadata_map
+    for name, value in settings.items():
+        assert told[f"default.{name}"] == repr(value.item())
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for name, (dtype, shape, default) in signature.inputs.items():
+        if default is None:
+            sizes = [2 if size == "batch" else size if isinstance(size, int) else 1 for size in shape]
+            feeds[name] = rng.uniform(0.1, 0.9, sizes).astype(dtype)
+    if role == "argmin_polyhedron":  # G y <= 2
+        feeds |= {"h": np.full_like(feeds["h"], 2.0), "A": feeds["A"][:, :0], "b": feeds["b"][:, :0]}
+        feeds |= {"lower": np.full_like(feeds["lower"], -5.0), "upper": np.full_like(feeds["upper"], 5.0)}
+    for a, b in zip(usual.run(None, feeds), asking.run(None, feeds | settings), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_frozen_files_use_the_kernels(digits_package: Path, tmp_path: Path) -> None:
     target = pack(digits_package, tmp_path / "frozen.onnx", freeze=True)
     sample = sample_of(digits_package)
@@ -677,12 +709,14 @@ def test_the_command_line(tmp_path: Path) -> None:
     model = onnx.load(target)
     assert_standard(model)
     assert {v.name for v in model.graph.input} == {"x", "y_init"}
+    icnnrt_pack(tmp_path / "asked.onnx", "--graph", "adjoint", "--settings-as-inputs")
+    assert "depth" not in {tensor.name for tensor in onnx.load(tmp_path / "asked.onnx").graph.initializer}
     assert icnnrt_pack(tmp_path, "--siblings", "--portable").stdout.count("bytes") == 4
     assert_standard(onnx.load(tmp_path / "adj_argmin.onnx"))
     assert "adj_value.onnx" in icnnrt_pack(tmp_path, "--siblings", "--overwrite").stdout.replace("\n", "")
     icnnrt_pack(tmp_path / "f", "--siblings")
     assert (tmp_path / "adj_f_value.onnx").exists()
-    assert "without --graph and --freeze" in icnnrt_pack(tmp_path, "--siblings", "--freeze", code=1).stderr
+    assert "--freeze was given" in icnnrt_pack(tmp_path, "--siblings", "--freeze", code=1).stderr
     assert "but --graph was given" in icnnrt_pack(tmp_path, "--siblings", "--graph", "value", code=1).stderr
     assert "is there already" in icnnrt_pack(tmp_path, "--siblings", code=1).stderr
     assert "create it first" in icnnrt_pack(tmp_path / "nowhere" / "f", "--siblings", code=1).stderr

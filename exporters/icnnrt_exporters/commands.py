@@ -440,6 +440,13 @@ def pack(
     freeze: Annotated[
         bool, typer.Option("--freeze", help="Weights as constants, and what hangs on them alone computed beforehand.")
     ] = False,
+    settings_as_inputs: Annotated[
+        bool,
+        typer.Option(
+            "--settings-as-inputs",
+            help="Run-time settings (depth, iterations, mu, tolerance) as plain inputs, as hosts in JavaScript need them.",
+        ),
+    ] = False,
     siblings: Annotated[
         bool,
         typer.Option(
@@ -460,10 +467,11 @@ def pack(
     from icnnrt.package import Package
 
     if siblings:
-        if graph is not None or freeze:
+        given = {"--graph": graph is not None, "--freeze": freeze, "--settings-as-inputs": settings_as_inputs}
+        if wrong := [name for name, there in given.items() if there]:
             raise InputError(
-                "siblings: expected without --graph and --freeze, as it writes set files whose weights have gradients, "
-                f"but {'--graph' if graph is not None else '--freeze'} was given; leave it out."
+                "siblings: expected without --graph, --freeze and --settings-as-inputs, as it writes set files whose "
+                f"weights have gradients, but {wrong[0]} was given; leave it out."
             )
         with _needs("export", "onnx", "onnx_ir"):
             from icnnrt_exporters.derivative_siblings import siblings as write_siblings
@@ -480,7 +488,8 @@ def pack(
     if siblings:
         written = write_siblings(opened, out, portable=portable, overwrite=overwrite)
     else:
-        written = (write(opened, out, graph or "argmin", portable=portable, freeze=freeze, overwrite=overwrite),)
+        options = {"portable": portable, "freeze": freeze, "settings_as_inputs": settings_as_inputs}
+        written = (write(opened, out, graph or "argmin", **options, overwrite=overwrite),)
     for path in written:
         console().print(f"written   {escape(str(path))}, {path.stat().st_size:,} bytes")
 

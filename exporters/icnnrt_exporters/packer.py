@@ -24,6 +24,7 @@ def pack(
     *,
     portable: bool = False,
     freeze: bool = False,
+    settings_as_inputs: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Write one graph of a package with its weights embedded.
@@ -37,6 +38,10 @@ def pack(
         freeze: make constants of the weights and of `depth`, and compute beforehand what hangs on them alone, for
             serving: runtimes lay constant matrices out for their products once. Not for "train", which must be fed
             its new weights.
+        settings_as_inputs: make plain inputs, which have to be fed, of what is a setting at run time: `depth` of an
+            adjoint, `iterations`, `mu` and `tolerance` over a polyhedron. As overridable initialisers they may be left
+            out, but onnxruntime for JavaScript drops silently what is fed to such. Their defaults are in the file's
+            metadata, as `default.<name>`.
         overwrite: replace a file that is there.
 
     Returns:
@@ -59,6 +64,8 @@ def pack(
     check_absent(target, overwrite)
     with of_anybody(opened):
         model = embedded(opened, role, portable=portable)
+        if settings_as_inputs:
+            ask_for_settings(opened, role, model)
         if freeze:
             model = frozen(model)
         write(target, model)
@@ -88,6 +95,21 @@ def embedded(opened: package.Package, role: str, *, portable: bool) -> onnx.Mode
             # From the checked arrays, not from the disk: what was verified is what is written.
             tensor.CopyFrom(onnx.numpy_helper.from_array(opened.weights[tensor.name], tensor.name))
     return model
+
+
+def ask_for_settings(opened: package.Package, role: str, model: onnx.ModelProto) -> None:
+    """Take the defaults of a graph's settings out of it, so that they have to be fed."""
+    signature = opened.manifest.graphs[role].signature
+    assert signature is not None, "a package that is open lists what its graphs take and give"
+    defaults = {name: tensor.default for name, tensor in signature.inputs.items() if tensor.default is not None}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in defaults]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    for given in model.graph.input:
+        if given.name in defaults:
+            given.doc_string = f"usually {defaults[given.name]}"
+    for name, value in defaults.items():
+        model.metadata_props.add(key=f"default.{name}", value=repr(value))
 
 
 def check_absent(target: Path, overwrite: bool) -> None:
