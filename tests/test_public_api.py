@@ -66,7 +66,6 @@ PUBLIC = {
         "InputError",
         "LimitError",
         "Limits",
-        "LimitError",
         "MissingDependencyError",
         "PackageError",
         "ProviderError",

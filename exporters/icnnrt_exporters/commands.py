@@ -444,7 +444,7 @@ def pack(
         bool,
         typer.Option(
             "--settings-as-inputs",
-            help="Run-time settings (depth, iterations, mu, tolerance) as plain inputs, as hosts in JavaScript need them.",
+            help="Run-time settings (depth, mu, tolerance, ...) as plain inputs, as hosts in JavaScript need them.",
         ),
     ] = False,
     siblings: Annotated[
