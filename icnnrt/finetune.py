@@ -13,7 +13,7 @@ on trial:
                                        -> step 2 finds θ₁ unsound:  back to θ₀, weights and state
 
 Unsound is a loss or gradient that is not finite, an energy that is not convex, or more than `UNSAFE` of the batch left
-unsolved, if the proven weights do better on that same batch: a bad batch does not undo a good step. `check` asks at
+unsolved or known to rounding alone, if the proven weights do better on that same batch: a bad batch does not undo a good step. `check` asks at
 once; `save`, `write_package` and the end of `fit` ask on the batch of the last step, so what is kept is proven.
 """
 
@@ -523,8 +523,8 @@ class FineTuner:
         began = time.perf_counter()
         with self._lock, _uninterrupted():
             out = self._run(data, rate)
-            status = self._status(out)
-            verdict = self._verdict(out, status)
+            status, trusted = self._judge(out, data)
+            verdict = self._verdict(out, status, trusted)
             undone = self._undo_if_guilty(verdict, data)
             self._project(out)
             reason = self._why_undone if undone else self._refusal(out, status)
@@ -557,7 +557,7 @@ class FineTuner:
         """Whether the present weights are sound on a batch, and whether the step before was undone as they are not."""
         with self._lock, _uninterrupted():
             out = self._run(data, 0.0, only=self._judged)
-            verdict = self._verdict(out, self._status(out))
+            verdict = self._verdict(out, *self._judge(out, data))
             if verdict.sound:
                 self._trial = None
             return verdict.sound, self._undo_if_guilty(verdict, data, only=self._judged)
@@ -584,7 +584,7 @@ class FineTuner:
         self._commit(trial.weights, trial.state)
         try:
             out = self._run(data, 0.0, only=only)
-            then = self._verdict(out, self._status(out))
+            then = self._verdict(out, *self._judge(out, data))
         except BaseException:
             self._commit(*present)
             self._trial = trial
@@ -612,26 +612,25 @@ class FineTuner:
             losses = [float(self._run(part, 0.0, only=("loss",))["loss"]) for part in parts]
         return _mean(losses, [len(part["x"]) for part in parts])
 
-    def _status(self, out: Arrays) -> NDArray[np.int8]:
+    def _judge(self, out: Arrays, data: Arrays) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+        """The status of every sample, and which of them have a gradient to trust."""
         if self._qp:
-            return np.where(out["safe"], np.int8(Status.CONVERGED), np.int8(Status.SOLVER))
-        solver = self.session.manifest.solver
-        assert solver is not None, "there is no training graph without a solver"
-        assert self.session.manifest.domain is not None, "a solver has a domain"
-        model = MODELS[self.session.manifest.domain.kind]
-        return certificate.status_of(
+            return np.where(out["safe"], np.int8(Status.CONVERGED), np.int8(Status.SOLVER)), out["safe"]
+        manifest = self.session.manifest
+        assert manifest.solver is not None, "there is no training graph without a solver"
+        assert manifest.domain is not None, "a solver has a domain"
+        status, doubt = certificate.judge(
             np.ones(len(out["gap"]), bool),
-            out["y"],
-            out["energy"],
-            out["lower_bound"],
-            out["gap"],
-            out["residual"],
-            certificate.Tolerances(solver.gap_tolerance, solver.residual_tolerance),
-            rounding=certificate.rounding(out["energy"], out["slopes"], out["offsets"], model, out["cut_points"]),
-            violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"], model),
+            out,
+            certificate.Tolerances(manifest.solver.gap_tolerance, manifest.solver.residual_tolerance),
+            MODELS[manifest.domain.kind],
+            data.get("lower"),
+            data.get("upper"),
+            proven=self._weights_id == self.session._proven,
         )
+        return status, out["safe"] & certificate.differentiable(status, doubt, out["lower_bound"])
 
-    def _verdict(self, out: Arrays, status: NDArray[np.int8]) -> _Verdict:
+    def _verdict(self, out: Arrays, status: NDArray[np.int8], trusted: NDArray[np.bool_]) -> _Verdict:
         """On the weights that were run; the new ones are not looked at."""
         broken = ""
         if not math.isfinite(out["loss"]) and not (self._qp and not out["safe"].any()):
@@ -640,7 +639,7 @@ class FineTuner:
             broken = "the gradient is not finite"
         elif (status == Status.NOT_CONVEX).any():
             broken = f"the energy is not convex at sample {int(np.argmax(status == Status.NOT_CONVEX))}"
-        return _Verdict(broken, float((~out["safe"] | (status >= Status.SOLVER)).mean()))
+        return _Verdict(broken, float((~trusted).mean()))
 
     def _project(self, out: Arrays) -> None:
         """θ <- max(θ, 0) of the weights that f's convexity needs. The graph does so itself, but for weights that were

@@ -26,7 +26,7 @@ from icnnrt.package import Package
 from icnnrt.polyhedron import ConstraintCotangents, PolyhedronSolution
 from icnnrt.qp_status import QPStatus
 from icnnrt.solution import Cotangents, Pulled, QPAnswer, Solution
-from icnnrt.status import Status
+from icnnrt.status import RESTS_ON_CONVEXITY, Status
 
 Floats = NDArray[Any]  # float32 or float64: the package's dtype
 NAMED: Final = 3  # how many samples an error names
@@ -91,6 +91,7 @@ class Session:
         # The manifest's verdict is on the weights beside it, not on what they may become.
         found = manifest.convexity
         self._not_convex = self._runner.weights_id if found and found.verdict == "violated" else None
+        self._proven = self._runner.weights_id if found and found.verdict == "proven" else None
 
     # --- What it is ------------------------------------------------------------------------------
 
@@ -297,19 +298,11 @@ class Session:
         tolerances = Tolerances(solver.gap_tolerance, solver.residual_tolerance)
         assert self.manifest.domain is not None, "a solver has a domain"
         model = MODELS[self.manifest.domain.kind]
-        status = certificate.status_of(
-            finite,
-            out["y"],
-            out["energy"],
-            out["lower_bound"],
-            out["gap"],
-            out["residual"],
-            tolerances,
-            rounding=certificate.rounding(out["energy"], out["slopes"], out["offsets"], model, out["cut_points"]),
-            violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"], model),
+        status, _ = certificate.judge(
+            finite, out, tolerances, model, bounds.get("lower"), bounds.get("upper"), proven=weights_id == self._proven
         )
         if weights_id == self._not_convex:  # whether or not these cuts show it
-            status[status < Status.NOT_CONVEX] = Status.NOT_CONVEX
+            status[np.isin(status, RESTS_ON_CONVEXITY)] = Status.NOT_CONVEX
         status[finite & ~run] = Status.EMPTY_DOMAIN
         info = {
             "providers": self.providers,
@@ -391,8 +384,9 @@ class Session:
         adjoint:    "exact" (the derivative of the K-step algorithm) or "prop3" (the paper's, cheaper, right for
                     piecewise-linear energies); `icnnrt.adjoint` explains both
         on_unsafe:  "raise", or "skip" to leave samples without a trustworthy gradient out of the sum. Those are
-                    samples with status SOLVER, NOT_CONVEX or NOT_FINITE*, and for "exact" also those where any model
-                    on the way missed the residual tolerance. GAP is safe: the gradient is that of the algorithm
+                    samples with status SOLVER, NOT_CONVEX or NOT_FINITE*, those where rounding leaves more than 1e-3
+                    of the energy open, and for "exact" also those where any model on the way missed the residual
+                    tolerance. GAP is safe: the gradient is that of the algorithm; and so is PRECISION up to that 1e-3
 
         Returns `Cotangents`: weights {name: θ̄} for every trainable weight, summed over the batch (not averaged),
         x [B, *x_shape], and of a box lower and upper [B, n]. Where the solver started counts as a constant, in a box as
@@ -464,7 +458,8 @@ class Session:
             self, x, **given, mu=mu, iterations=iterations, tolerance=tolerance, y_init=y_init
         )
         if solution.weights_id == self._not_convex:  # whether or not its cuts show it
-            status = np.where(solution.status < Status.NOT_CONVEX, Status.NOT_CONVEX, solution.status).astype(np.int8)
+            status = np.where(np.isin(solution.status, RESTS_ON_CONVEXITY), Status.NOT_CONVEX, solution.status)
+            status = status.astype(np.int8)
             solution = replace(solution, status=status, trajectory=solution.trajectory._replace(status=status))
         failed = np.flatnonzero(~solution.ok)
         if failed.size and (self._strict if strict is None else strict):
