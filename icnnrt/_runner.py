@@ -82,6 +82,7 @@ SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
             "offsets",
             "cut_points",
             "cut_lam",
+            "ray",
         ),
     ),
     # Of adjoint "prop3"; "implicit" takes no part of the trajectory.
@@ -93,6 +94,8 @@ SIGNATURES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("G_bar", "h_bar", "A_bar", "b_bar", "lower_bar", "upper_bar", "mu_bar", "x_bar", "safe"),
     ),
 }
+# Outputs that graphs of earlier versions do not have; what reads them knows what to do without.
+SINCE: Final = {"argmin_polyhedron": ("ray",), TRAIN_ROLE: ("lam",)}
 OF_TRAJECTORY: Final = ("y_init", "best", "slopes", "offsets", "cut_points")
 # Names that the graphs of a polyhedron take or give.
 OF_POLYHEDRON: Final = tuple(
@@ -114,6 +117,7 @@ OF_ONE_STEP: Final = (
     "accepted",
     "safe",
     "y",
+    "lam",
     "slopes",
     "offsets",
     "cut_points",
@@ -198,6 +202,7 @@ def _arrays_of_polyhedron(manifest: Manifest) -> dict[str, tuple[str, Shape]]:
         "lam": ("m",),
         "nu": ("q",),
         "bounds": (n,),
+        "ray": (n,),
         "energy": (),
         "lower_bound": (),
         "gap": (),
@@ -425,10 +430,11 @@ class Runner:
         """Run a graph; return its outputs by name and the id of the weights that were used.
 
         `made_with` is the id of the weights that the feeds come from; other weights are refused. With `only`, no more
-        of the graph is run than these outputs need.
+        of the graph is run than these outputs need. Outputs of `SINCE` are missing where the graph does not have them.
         """
         graph = self._graph(role)
-        wanted = graph.outputs if only is None else tuple(only)
+        later = SINCE.get(role, ())
+        wanted = graph.outputs if only is None else tuple(n for n in only if n in graph.outputs or n not in later)
         binding, weights_id = self._borrow(graph, made_with)
         try:
             for name, array in feeds.items():
@@ -629,6 +635,7 @@ class Runner:
         required = {node.name: node for node in session.get_inputs()}
         taken = required | {node.name: node for node in session.get_overridable_initializers()}
         given = {node.name: node for node in session.get_outputs()}
+        outputs = tuple(name for name in outputs if name in given or name not in SINCE.get(role, ()))
         wrong = [f"has no input {name}" for name in inputs if name not in taken]
         wrong += [f"wants an input {name}" for name in required if name not in inputs]
         wrong += [f"has no output {name}" for name in outputs if name not in given]

@@ -100,7 +100,7 @@ def vjp_qp(run: Run, manifest: Manifest, answer: object, z_bar: object, *, on_un
 
 
 def _unsafe(solution: Solution, unsafe: NDArray[np.bool_]) -> str:
-    doubt = solution.uncertainty()
+    doubt = solution.uncertainty
     known = differentiable(solution.status, doubt, solution.lower_bound)
 
     def reason(i: int) -> str:

@@ -53,8 +53,11 @@ __all__ = [
     "bundle_qp_adjoint",
     "bundle_qp_argmin",
     "bundle_qp_bound",
+    "bundle_qp_excess",
     "bundle_qp_implicit",
     "bundle_qp_models",
+    "bundle_qp_status",
+    "bundle_qp_uncertainty",
 ]
 
 Array = NDArray[np.float64]
@@ -66,7 +69,7 @@ FURTHER: Final = 2.0**16  # T is squared, but grows by no more than this
 MILD: Final = 2.0**10  # how much steeper than before a cut at 2^60 may be: of a curved f it would drown all others
 FALLS: Final = 1e-6  # how fast f has to fall along a ray, against the steepest slope met in every variable
 LEFT: Final = 1e-7  # what may be left of stationarity without curvature, against the terms that cancel
-STEEPEST: Final = 2.0**40  # the most by which one variable is stretched against another, for a model
+STRETCH: Final = 2.0**40  # the most by which one variable is measured in smaller units than another, for a model
 GROWTH: Final = 1e12  # of cotangents, from y to a point on the way: what has grown by more has no digit left
 SAME: Final = 1e-11  # energies that differ by less, relative to 1 + |energy|, are the same
 TOLERANCE: Final = 1e-9  # of the gap, relative to max(1, |lower bound|), in float64
@@ -154,6 +157,7 @@ def bundle_qp_argmin(
 
     slopes, offsets, cut_points = np.full((B, K, n), np.nan), np.full((B, K), np.nan), np.full((B, K, n), np.nan)
     lam, residual = np.zeros((B, K)), np.full((B, 3), np.nan)
+    of_rows, nu, bounds = (np.zeros(a.shape) for a in (polyhedron.h, polyhedron.b, polyhedron.lower))
     best_y, best, cuts = np.full((B, n), np.nan), np.zeros(B, np.int64), np.zeros(B, np.int64)
     energy, lower_bound = np.full(B, np.inf), np.full(B, -np.inf)
     going = np.asarray(first.status <= QPStatus.INACCURATE)
@@ -209,6 +213,7 @@ def bundle_qp_argmin(
         )
         lower_bound[kept] = np.maximum(lower_bound[kept], bound[good])
         lam[kept, : k + 1], residual[kept] = solution.lam[good, : k + 1], solution.residual[good]
+        of_rows[kept], nu[kept], bounds[kept] = solution.lam[good, k + 1 :], solution.nu[good], solution.mu[good, :n]
         ray[at] = _ray(solution, P)
         further = np.where(falls[at], np.minimum(out[at], FURTHER) * out[at], np.maximum(np.sqrt(out[at]), OUT))
         out[at] = np.where(falling, FAR if k == K - 1 else np.minimum(further, FAR), 0.0)
@@ -224,8 +229,9 @@ def bundle_qp_argmin(
     run = np.isfinite(best_y).all(1)
     energy, lower_bound = (np.where(run, a, np.nan) for a in (energy, lower_bound))
     gap = energy - lower_bound
-    status = _status(
+    status = bundle_qp_status(
         *(best_y, energy, lower_bound, gap, slopes, offsets, cut_points, lam),
+        bundle_qp_excess(best_y, polyhedron, of_rows, nu, bounds),
         solved=solved,
         tolerance=tolerance,
         precision=precision,
@@ -391,7 +397,7 @@ def _solved(
         qp.h,
         qp.A * unit[:, None],
         qp.b,
-        *(qp.lower / unit, qp.upper / unit),
+        *(np.where(np.abs(a) < BOUND_MAX, a / unit, a) for a in (qp.lower, qp.upper)),
     )
     σ = unit[:, -1:]
     if warm is not None:
@@ -421,7 +427,7 @@ def _solved(
 
 
 def _units(qp: QP, k: int) -> Array:
-    """Of y and t, [B, n + 1], powers of 2: with y = unit∘ŷ, t = σ t̂ the steepest cut has slopes of 1 in every variable.
+    """Of y and t, [B, n + 1]: with y = unit∘ŷ, t = σ t̂ the steepest of the k cuts has a slope of 1 in every variable.
 
     So a fall is told from rounding by the slopes that there are, not by their size. 1 where Q curves the model: it is
     bounded then.
@@ -431,10 +437,8 @@ def _units(qp: QP, k: int) -> Array:
         return np.ones((B, n + 1))
     steep = np.abs(qp.G[:, :k, :n]).max(1)
     σ = steep.max(1, keepdims=True)
-    steep, σ = np.where(steep > 0, steep, σ), np.where(σ > 0, σ, 1.0)
-    stretched = np.where(steep > 0, np.minimum(σ / np.where(steep > 0, steep, 1.0), STEEPEST), 1.0)
-    unit: Array = 2.0 ** np.round(np.log2(np.concatenate([stretched, σ], 1)))
-    return unit
+    stretched = np.where(steep > 0, np.minimum(σ / np.where(steep > 0, steep, 1.0), STRETCH), 1.0)
+    return np.concatenate([stretched, np.where(σ > 0, σ, 1.0)], 1)
 
 
 def _ray(solution: QPReference, P: Polyhedron) -> Array:
@@ -551,7 +555,7 @@ def bundle_qp_bound(
         return np.asarray(value - lost)
 
 
-def _status(
+def bundle_qp_status(
     y: Array,
     energy: Array,
     lower_bound: Array,
@@ -560,26 +564,51 @@ def _status(
     offsets: Array,
     cut_points: Array,
     lam: Array,
+    excess: Array,
     *,
     solved: NDArray[np.bool_],
     tolerance: float,
     precision: Any,
+    proven: bool = False,
 ) -> NDArray[np.int8]:
-    """The status of samples that were run to their end, [B]: SOLVER where there is no lower bound."""
+    """The status of samples that were run to their end, [B]: SOLVER where there is no lower bound. excess [B]: what
+    `bundle_qp_excess` tells.
+
+    The rules are those of `certificate.status_of`; what it calls a residual is here whether the last model was `solved`,
+    and counts only where it left the gap above the tolerance.
+    """
     enough, _ = QP_TOLERANCE[np.dtype(np.float64)]
     status = np.zeros(len(energy), np.int8)
     with np.errstate(invalid="ignore"):
-        small = tolerance * certificate.unit(lower_bound)
-        doubt = _uncertainty(y, energy, gap, slopes, offsets, cut_points, lam, precision)
-        status[~(gap <= small)] = Status.GAP
-        status[(doubt > small) & ~(gap > doubt)] = Status.PRECISION
-        status[~(gap <= small) & ~solved] = Status.SOLVER
-        status[~np.isfinite(lower_bound)] = Status.SOLVER
+        unit = certificate.unit(lower_bound)
         # A model is solved to 1e-9 of its own numbers: less tells nothing of f.
-        noise = _rounding(y, energy, slopes, offsets, cut_points, precision) + enough * certificate.unit(lower_bound)
+        noise = _rounding(y, energy, slopes, offsets, cut_points, precision) + enough * unit
         violation = certificate.convexity_violation(slopes, offsets, cut_points, SPACE)
-        status[np.maximum(-gap, violation) > noise] = Status.NOT_CONVEX
+        below = np.maximum(-gap - excess, violation)
+        doubt = bundle_qp_uncertainty(y, energy, gap, slopes, offsets, cut_points, lam, precision)
+        if proven:
+            doubt = np.where(below > noise, np.maximum(doubt, below), doubt)
+        large = ~(gap <= tolerance * unit)
+        status[large] = Status.GAP
+        status[(doubt > tolerance * unit) & ~(gap > doubt)] = Status.PRECISION
+        status[large & ~solved] = Status.SOLVER
+        status[~np.isfinite(lower_bound)] = Status.SOLVER
+        if not proven:
+            status[below > noise] = Status.NOT_CONVEX
     return status
+
+
+def bundle_qp_excess(y: Array, polyhedron: Polyhedron, lam: Array, nu: Array, bounds: Array) -> Array:
+    """By how much the energy of y may lie below the lower bound as y, feasible to 1e-9 only, leaves P: [B].
+
+    λ_G'max(Gy − h, 0) + |ν|'|Ay − b| + |bounds|'max(y − upper, lower − y, 0), with the multipliers of the last model.
+    """
+    P = polyhedron
+    with np.errstate(invalid="ignore"):
+        above = np.maximum((P.G @ y[:, :, None])[:, :, 0] - P.h, 0.0)
+        off = np.abs((P.A @ y[:, :, None])[:, :, 0] - P.b)
+        beyond = np.maximum(np.maximum(y - P.upper, P.lower - y), 0.0)
+        return (np.abs(lam) * above).sum(1) + (np.abs(nu) * off).sum(1) + (np.abs(bounds) * beyond).sum(1)
 
 
 def _rounding(y: Array, energy: Array, slopes: Array, offsets: Array, cut_points: Array, precision: Any) -> Array:
@@ -593,7 +622,7 @@ def _rounding(y: Array, energy: Array, slopes: Array, offsets: Array, cut_points
     return certificate.ROUNDING * eps * np.maximum(np.maximum(1.0, np.abs(energy)), size.max(1))
 
 
-def _uncertainty(
+def bundle_qp_uncertainty(
     y: Array,
     energy: Array,
     gap: Array,
@@ -603,7 +632,7 @@ def _uncertainty(
     lam: Array,
     precision: Any,
 ) -> Array:
-    """By how much rounding in the dtype of f may have moved the gap, as `certificate.uncertainty`: [B].
+    """By how much rounding in `precision`, the dtype of f, may have moved the gap, as `certificate.uncertainty`: [B].
 
     max( 2 eps max(1, |energy|, Σ_i λ_i (|e_i| + |g_i|'max(|y_i|, |y|)) + Σ_j max_i |g_ij| |y_j|),  −gap )
     """

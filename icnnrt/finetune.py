@@ -56,7 +56,10 @@ CROSS_ENTROPY: Final = ("binary_cross_entropy",)
 # Part of a batch that may be unsolved before the step that led there counts as harmful: rates that teach leave none.
 UNSAFE: Final = 1 / 8
 # Outputs of train.onnx that tell whether weights are sound, all but the gradient, which costs the most.
-JUDGED: Final = ("loss", "safe", "y", "slopes", "offsets", "cut_points", "energy", "lower_bound", "gap", "residual")
+JUDGED: Final = (
+    *("loss", "safe", "y", "lam", "slopes", "offsets", "cut_points"),
+    *("energy", "lower_bound", "gap", "residual"),
+)
 QP_JUDGED: Final = ("loss", "safe", "residual")  # the same of a network of quadratic programs
 
 

@@ -130,10 +130,11 @@ class Solution(_Frozen):
             residual=float(certificate.relative_residual(one.residual, one.lower_bound)[0]),
             residual_bound=info["residual_tolerance"],
             violation=float(max(below, one.residual[0, 2] - one.gap[0])),
-            uncertainty=float(one.uncertainty()[0]),
+            uncertainty=float(one.uncertainty[0]),
             dtype=str(self.y.dtype),
         )
 
+    @property
     def uncertainty(self) -> Array:
         """[B] float64: by how much rounding may have moved gap and lower bound, as `certificate.uncertainty` tells."""
         box = None if self.lower is None or self.upper is None else certificate.magnification(self.lower, self.upper)
@@ -160,7 +161,7 @@ class Solution(_Frozen):
         left with a complementarity above the tolerance. GAP is safe: what is differentiated is the K-step algorithm
         itself.
         """
-        bad = ~certificate.differentiable(self.status, self.uncertainty(), self.lower_bound)
+        bad = ~certificate.differentiable(self.status, self.uncertainty, self.lower_bound)
         if every_model:
             tolerances = Tolerances(self.info["gap_tolerance"], self.info["residual_tolerance"])
             with np.errstate(invalid="ignore"):
