@@ -20,13 +20,12 @@ taken as the variable it is.
 Without curvature, μ = 0, that vector has to be 0, or nothing bounds the model; and a model may fall without end along a
 ray d, with Gd <= 0, Ad = 0 and the bounds' own signs, and g_i'd < 0 for all of its cuts. Of f itself that says nothing
 yet: what a later cut is may end the fall. So y_k is then a point on the ray, further out each time that f still fell
-along it, and f is cut there::
+along it, and f is cut there, a little lower than it seems, by what rounding may have raised it::
 
-    y_k = y_0 + T max(1, |y_0|) d,      max |d| = 1,      T = 2^4, 2^8, 2^16, 2^32, 2^48,  and then, or last of all, 2^60
+    y_k = y_0 + T max(1, |y_0|) d,   max |d| = 1,   T = 2^4, 2^8, 2^16, 2^32, 2^48, 2^60, or 2^60 at once where k = K
 
-Such cuts are lowered by what rounding may have raised them. At 2^60 f is not cut but judged: if it still falls there,
-∇f'd < 0, the sample is UNBOUNDED and d its ray. The slope of a convex f along d only grows with T, so f falls all the
-way from y_0 to there; what it does beyond nobody has seen.
+If f still falls at 2^60, ∇f'd < 0, the sample is UNBOUNDED and d its ray. The slope of a convex f along d only grows
+with T, so f falls all the way from y_0 to there; what it does beyond nobody has seen.
 
 Everything is batched: a leading dimension B, one independent problem a sample.
 """
@@ -383,9 +382,7 @@ def _withheld(trajectory: PolyhedronTrajectory, found: PolyhedronCotangents) -> 
     return PolyhedronCotangents(found.points, CutCotangents(*arrays[:2]), Polyhedron(*arrays[2:8]), arrays[8])
 
 
-def _solved(
-    solver: Solver, qp: QP, warm: tuple[Array, Array, Array, Array] | None, steps: int, k: int
-) -> QPReference:
+def _solved(solver: Solver, qp: QP, warm: tuple[Array, Array, Array, Array] | None, steps: int, k: int) -> QPReference:
     """The model of k cuts, from the warm start; what is not SOLVED from there once more without, and the better of the
     two."""
     unit = _units(qp, k)
@@ -445,7 +442,8 @@ def _ray(solution: QPReference, P: Polyhedron) -> Array:
     """[B, n], max |d| = 1, the direction along which a model falls; 0 where there is none. The signs that the bounds of
     y ask for hold to the bit, Gd <= 0 and Ad = 0 to 1e-8 of d."""
     d = solution.ray[:, : P.lower.shape[1]]
-    d = np.clip(d, np.where(np.isfinite(P.lower), 0.0, -np.inf), np.where(np.isfinite(P.upper), 0.0, np.inf))
+    low, high = (np.abs(a) < BOUND_MAX for a in (P.lower, P.upper))
+    d = np.clip(d, np.where(low, 0.0, -np.inf), np.where(high, 0.0, np.inf))
     d = np.where((solution.status == QPStatus.DUAL_INFEASIBLE)[:, None], d, 0.0)
     most = np.abs(d).max(1, keepdims=True, initial=0.0)
     return np.asarray(d / np.where(most > 0, most, 1.0))
@@ -524,7 +522,7 @@ def bundle_qp_bound(
     bounds: Array,
     y: Array,
 ) -> Array:
-    """The dual value of a model at any multipliers, [B]: none of its feasible points is below; −∞ where they prove none.
+    """The dual value of a model at any multipliers, [B]: no feasible point of it is below; −∞ where they prove none.
 
     slopes [B, k, n], offsets [B, k] of its cuts, lam [B, k] their multipliers, lam_rows, nu and bounds those of the
     polyhedron, y [B, n] a point of the size of the solution. With μ > 0 y is taken as −(g'λ + G'λ_G + A'ν + μ)/μ, so
@@ -574,8 +572,8 @@ def bundle_qp_status(
     """The status of samples that were run to their end, [B]: SOLVER where there is no lower bound. excess [B]: what
     `bundle_qp_excess` tells.
 
-    The rules are those of `certificate.status_of`; what it calls a residual is here whether the last model was `solved`,
-    and counts only where it left the gap above the tolerance.
+    The rules are those of `certificate.status_of`. What it calls a residual is here whether the last model was
+    `solved`, which counts only where the gap is above the tolerance.
     """
     enough, _ = QP_TOLERANCE[np.dtype(np.float64)]
     status = np.zeros(len(energy), np.int8)

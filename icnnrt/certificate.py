@@ -41,9 +41,9 @@ Floats = NDArray[Any]  # float32 or float64
 # boxes of any place and width below 10.
 ROUNDING: Final = 64.0
 # How many units of rounding, eps times what the bound rests on, gap and lower bound count as uncertain by. Of sums of
-# maxima, softplus and squares with entries from 1e-7 to 1e16, over all domains, no y was worse than its gap by more than
-# 1.2 of them, and no bound too high by more than 2.1 (measured against extended precision, where that was more than
-# 1e-4).
+# maxima, softplus and squares with entries from 1e-7 to 1e16, over all domains, no y was worse than its gap by more
+# than 1.2 of them, and no bound too high by more than 2.1 (measured against extended precision, where that was more
+# than 1e-4).
 UNCERTAIN: Final = 2.0
 # Where more than this part of the energy is uncertain, y is as well, and no gradient of it is worth having.
 DIGITS: Final = 1e-3
@@ -120,8 +120,9 @@ def magnification(lower: Floats, upper: Floats) -> Array:
     """
     most = 1.0 / float(np.finfo(lower.dtype).eps)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        l, u = lower.astype(np.float64), upper.astype(np.float64)
-        return np.where(u > l, np.minimum(np.maximum(np.abs(l), np.abs(u)) / (u - l), most), 0.0)
+        low, high = lower.astype(np.float64), upper.astype(np.float64)
+        far, width = np.maximum(np.abs(low), np.abs(high)), high - low
+        return np.where(width > 0, np.minimum(far / np.where(width > 0, width, 1.0), most), 0.0)
 
 
 def _sizes(
@@ -188,23 +189,20 @@ def uncertainty(
         G = slopes.astype(np.float64)
         size = _sizes(G, offsets, domain, cut_points, magnified)
         if lam is None:
-            held, steep = 2.0 * size.max(1), np.full(magnified.shape, np.inf) if magnified is not None else None
+            held, logit = 2.0 * size.max(1), np.full(G.shape[::2], np.inf)
         else:
             λ = lam.astype(np.float64)
             s = -(λ[:, None] @ G)[:, 0]
-            held = (λ * size).sum(1) + (np.abs(G).max(1) * np.abs(domain.point(s))).sum(1)
-            steep = np.abs(s)
+            held, logit = (λ * size).sum(1) + (np.abs(G).max(1) * np.abs(domain.point(s))).sum(1), np.abs(s)
         total = np.maximum(UNCERTAIN * eps * np.maximum(np.maximum(1.0, np.abs(energy)), held), -gap)
         if magnified is None:
             return np.asarray(total)
         # |H(p + δ) − H(p)| <= min(H(δ), δ (|s| + 1)), s the logit of p
         δ = np.minimum(eps * magnified, 0.5)
-        return np.asarray(total + np.minimum(-negative_entropy(δ[..., None]), δ * (steep + 1.0)).sum(1))
+        return np.asarray(total + np.minimum(-negative_entropy(δ[..., None]), δ * (logit + 1.0)).sum(1))
 
 
-def differentiable(
-    status: NDArray[np.int8], uncertainty: Array | float, lower_bound: Array
-) -> NDArray[np.bool_]:
+def differentiable(status: NDArray[np.int8], uncertainty: Array | float, lower_bound: Array) -> NDArray[np.bool_]:
     """[B] bool: y is known well enough for a gradient: CONVERGED, GAP or PRECISION, of an energy that is uncertain by
     at most 1e-3 max(1, |lower_bound|), whatever the tolerance of its gap was."""
     known = (status <= Status.GAP) | (status == Status.PRECISION)

@@ -13,8 +13,9 @@ on trial:
                                        -> step 2 finds θ₁ unsound:  back to θ₀, weights and state
 
 Unsound is a loss or gradient that is not finite, an energy that is not convex, or more than `UNSAFE` of the batch left
-unsolved or known to rounding alone, if the proven weights do better on that same batch: a bad batch does not undo a good step. `check` asks at
-once; `save`, `write_package` and the end of `fit` ask on the batch of the last step, so what is kept is proven.
+unsolved, or hidden by rounding, if the proven weights do better on that same batch: a bad batch does not undo a good
+step. `check` asks at once; `save`, `write_package` and the end of `fit` ask on the batch of the last step, so what is
+kept is proven.
 """
 
 import contextlib
@@ -82,7 +83,8 @@ class StepReport:
     skipped: int
     """How many were not, because x or target holds NaN or infinity."""
     unsafe: int
-    """How many were run but gave no gradient, because a model of theirs was not solved to its tolerance."""
+    """How many were run but gave no gradient, because a model of theirs was not solved to its tolerance, or rounding
+    hides their energy."""
     gap_median: float
     gap_max: float
     """Duality gap of the samples: how far from its minimum the energy of their y* may be."""

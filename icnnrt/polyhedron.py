@@ -82,7 +82,7 @@ class PolyhedronSolution(_Frozen):
     """[B, 3], relative stationarity, feasibility and duality gap of the last model."""
     status: NDArray[np.int8]
     """[B], a `Status` each; EMPTY_DOMAIN where no y meets the constraints, UNBOUNDED where the objective falls without
-    end among those that do, SOLVER where a model could not be solved, or falls without end while f does not. Without any
+    end among those that do, SOLVER where a model could not be solved, or falls without end while f does not. Without a
     lower bound there is no answer: y is NaN."""
     cuts: NDArray[np.int64]
     """[B], how many models were solved."""
@@ -137,8 +137,8 @@ class PolyhedronSolution(_Frozen):
             Status.NOT_FINITE_INPUT: "x or a constraint holds NaN, or an infinity that is no absent bound: clean it",
             Status.NOT_FINITE: "the energy or its gradient is not finite: scale x, or export in float64",
             Status.EMPTY_DOMAIN: "no y meets the constraints: loosen them",
-            Status.UNBOUNDED: "the energy falls along `ray`, within the constraints, as far as it was followed: bound y, "
-            "or raise mu",
+            Status.UNBOUNDED: "the energy falls along `ray`, within the constraints, as far as it was followed: "
+            "bound y, or raise mu",
             Status.PRECISION: f"{held} left a gap of {gap:.1e}, but rounding may have moved it by "
             f"{float(self.uncertainty[i]):.1e}, more than the tolerance: scale x and y down, allow a larger tolerance, "
             "or export in float64 if it is float32",
@@ -271,17 +271,25 @@ def _by_graph(
         raise PackageError(
             f"{session.path}: argmin_polyhedron.onnx: its outputs do not fit each other; export the package again."
         )
-    names = ("y", "energy", "lower_bound", "gap", "residual", "status", "cuts")
-    names += ("best", "slopes", "offsets", "cut_points", "cut_lam")
     trajectory = PolyhedronTrajectory(
-        *(out[name] for name in names),
+        y=out["y"],
+        energy=out["energy"],
+        lower_bound=out["lower_bound"],
+        gap=out["gap"],
+        residual=out["residual"],
+        status=codes.astype(np.int8),
+        cuts=out["cuts"],
+        best=out["best"],
+        slopes=out["slopes"],
+        offsets=out["offsets"],
+        cut_points=out["cut_points"],
+        lam=out["cut_lam"],
         ray=out.get("ray", np.zeros_like(out["y"])),
         projection=None,
         models=(),
         polyhedron=P,
         mu=mu,
     )
-    trajectory = trajectory._replace(status=codes.astype(np.int8))
     multipliers = out["lam"], out["nu"], out["bounds"]
     again = np.zeros(0, np.int64)
     if "ray" not in out:
@@ -354,26 +362,35 @@ def _second_look(
 def _with(solution: PolyhedronSolution, at: NDArray[np.int64], part: PolyhedronSolution) -> PolyhedronSolution:
     """The solution with another in the place of the samples `at`."""
 
-    def put(whole: NDArray[Any], other: NDArray[Any], slots: bool = False, nothing: bool = False) -> NDArray[Any]:
-        if slots:  # as many of them as either has: more repeat the first cut, with a multiplier of 0
-            K = max(whole.shape[1], other.shape[1])
-            i = [np.where(np.arange(K) < a.shape[1], np.arange(K), 0) for a in (whole, other)]
-            used = [(np.arange(K) < a.shape[1]) | (not nothing) for a in (whole, other)]
-            whole, other = (
-                np.where(u.reshape(K, *[1] * (a.ndim - 2)), a[:, j], 0.0)
-                for a, j, u in zip((whole, other), i, used, strict=True)
-            )
-        out = np.array(whole)
-        out[at] = other
-        return out
+    def put(whole: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+        merged = np.array(whole)
+        merged[at] = other
+        return merged
 
-    T, other = solution.trajectory, part.trajectory
-    merged = {name: put(getattr(T, name), getattr(other, name)) for name in ("y", "energy", "lower_bound", "gap")}
-    merged |= {name: put(getattr(T, name), getattr(other, name)) for name in ("residual", "status", "cuts", "best", "ray")}
-    merged |= {name: put(getattr(T, name), getattr(other, name), True) for name in ("slopes", "offsets", "cut_points")}
-    trajectory = T._replace(**merged, lam=put(T.lam, other.lam, True, True))
-    multipliers = (put(getattr(solution, name), getattr(part, name)) for name in ("lam", "nu", "bounds"))
-    return _solution(solution.x, trajectory, *multipliers, solution.y_init, solution.weights_id)
+    T, U = solution.trajectory, part.trajectory
+    slots = np.arange(max(T.offsets.shape[1], U.offsets.shape[1]))  # slots beyond the cuts repeat the first
+
+    def put_cuts(whole: Array, other: Array) -> Array:
+        return put(*(a[:, np.where(slots < a.shape[1], slots, 0)] for a in (whole, other)))
+
+    lam = put(*(np.where(slots < a.shape[1], a[:, np.minimum(slots, a.shape[1] - 1)], 0.0) for a in (T.lam, U.lam)))
+    trajectory = T._replace(
+        y=put(T.y, U.y),
+        energy=put(T.energy, U.energy),
+        lower_bound=put(T.lower_bound, U.lower_bound),
+        gap=put(T.gap, U.gap),
+        residual=put(T.residual, U.residual),
+        status=put(T.status, U.status),
+        cuts=put(T.cuts, U.cuts),
+        best=put(T.best, U.best),
+        slopes=put_cuts(T.slopes, U.slopes),
+        offsets=put_cuts(T.offsets, U.offsets),
+        cut_points=put_cuts(T.cut_points, U.cut_points),
+        lam=lam,
+        ray=put(T.ray, U.ray),
+    )
+    lam, nu, bounds = put(solution.lam, part.lam), put(solution.nu, part.nu), put(solution.bounds, part.bounds)
+    return _solution(solution.x, trajectory, lam, nu, bounds, solution.y_init, solution.weights_id)
 
 
 def _fed(P: Polyhedron) -> dict[str, Array]:

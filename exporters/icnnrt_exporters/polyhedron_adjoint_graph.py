@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from icnnrt.bundle_qp import STRETCH
 from icnnrt.manifest import PolyhedronSpec
 from icnnrt.package import OP_DOMAIN
 from icnnrt.qp_reference import STEPS
@@ -27,9 +28,10 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
             prop3       ē_i = c_λi,  s_i = λ_i c_y + c_λi (y − y_i)                      at the cut points
             implicit    ē = 0,  s = c_y                                                  at y
 
-    Inputs: x, what argmin_polyhedron.onnx took and gave, and y_bar [B, n]; `mu` has a default. Samples of a status
-    worse than GAP, of "implicit" than CONVERGED, or whose program is not solved are not `safe`: NaN in all that is of
-    one sample, and no part in θ̄.
+    Inputs: x, what argmin_polyhedron.onnx took and gave, and y_bar [B, n]; `mu` has a default. Samples of any status
+    but CONVERGED and, unless of "implicit", GAP, or whose program is not solved are not `safe`: NaN in all that is of
+    one sample, and no part in θ̄. A session, which knows more of a sample than its status, feeds those of PRECISION that
+    are known well enough as CONVERGED.
     """
     implicit = spec.adjoint == "implicit"
     (*weights, x_in, y_in, f_bar, gradient_bar), results, nodes, initializers = dismantle(push.graph, "push")
@@ -60,11 +62,22 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
         trajectory = [y_init, best, cuts[0], offsets, cuts[1]]
         found = _last_model(op, n, y_safe, y_init, best, cuts[0], offsets, P, mu)
 
+    Q, p, rows, absent, h, equalities, *sides, _ = found.program
+    data = [Q, p, rows, absent, h, equalities, *sides, absent]
+    unit = found.unit
+    if unit is not None:
+        wide = op("Unsqueeze", unit, one)
+        b, low, high = sides
+        data = [Q, p, op("Mul", rows, wide), absent, h, op("Mul", equalities, wide), b]
+        data += [op("Div", low, unit), op("Div", high, unit), absent]
     z, lam, nu, mu_all, slack, box_slack, _, qp_status, _ = op.many(
-        "QPSolve", *found.program, outputs=9, domain=OP_DOMAIN, steps=STEPS
+        "QPSolve", *data, outputs=9, domain=OP_DOMAIN, steps=STEPS
     )
-    absent = found.program[3]
-    Q, rows, equalities = found.program[0], found.program[2], found.program[5]
+    if unit is not None:
+        σ = op("Slice", unit, op.constant([n]), op.constant([n + 1]), one)
+        z, box_slack = (op("Mul", v, unit) for v in (z, box_slack))
+        lam, nu = op("Mul", lam, σ), op("Mul", nu, σ)
+        mu_all = op("Div", op("Mul", mu_all, σ), unit)
     width = op("Sub", op("Shape", z, start=1, end=2), op.constant([n]))
     pad = filled(op, op("Concat", op("Shape", y_bar, start=0, end=1), width, axis=0), 0.0)
     z_bar = op("Concat", y_bar, pad, axis=1)
@@ -163,6 +176,7 @@ class _Program(NamedTuple):
     program: list[ir.Value]  # the ten inputs of QPSolve
     curved: ir.Value | None  # [B, 1] whether μ is in it; None: it is in all
     constants: Sequence[ir.Value] = ()
+    unit: ir.Value | None = None  # [B, n + 1] of its variables, in which it is solved; None: 1
 
 
 def _last_model(
@@ -214,7 +228,15 @@ def _last_model(
         for v, infinite in ((P.lower, -float("inf")), (P.upper, float("inf")))
     )
     absent = filled(op, op.constant([1, 0]), 0.0)
-    return _Program([Q, p, rows, absent, h, A, P.b, lower, upper, absent], model)
+    # As the models of `polyhedron_graph`, but where μ or the projection curves them.
+    steep = op("ReduceMax", op("Abs", op("Where", used_3, slopes, none)), one, keepdims=0)
+    σ_0 = op("ReduceMax", steep, one, keepdims=1)
+    least, some = op.constant(1.0, DOUBLE), op("Greater", steep, none)
+    times = op("Min", op("Div", σ_0, op("Where", some, steep, least)), op.constant(STRETCH, DOUBLE))
+    σ = op("Where", op("Greater", σ_0, none), σ_0, least)
+    unit = op("Concat", op("Where", some, times, least), σ, axis=1)
+    unit = op("Where", op("And", model, op("Equal", mu, none)), unit, least)
+    return _Program([Q, p, rows, absent, h, A, P.b, lower, upper, absent], model, unit=unit)
 
 
 def _newton(

@@ -167,9 +167,7 @@ def bundle_qp_argmin(
         lam = torch.nn.functional.pad(lam, (0, 1))
         lam = lam.index_put((at,), torch.where(good[:, None], solution.lam[:, : k + 1], lam[at]))
         found = solution.lam[:, k + 1 :], solution.nu, solution.mu[:, :n]
-        of_P = tuple(
-            a.index_put((at,), torch.where(good[:, None], b, a[at])) for a, b in zip(of_P, found, strict=True)
-        )
+        of_P = tuple(a.index_put((at,), torch.where(good[:, None], b, a[at])) for a, b in zip(of_P, found, strict=True))
         further = torch.where(falls, out.clamp(max=FURTHER) * out, out.sqrt().clamp(min=OUT)).clamp(max=FAR)
         further = torch.full_like(further, FAR) if k == K - 1 else further
         out = out.index_put((at,), torch.where(falling, further[at], 0.0))
@@ -369,8 +367,8 @@ def _units(cuts: Tensor, mu: float) -> Tensor:
 def _ray(solution: Solution, P: Polyhedron) -> Tensor:
     """[B, n], max |d| = 1, the direction along which a model falls; 0 where there is none."""
     d = solution.ray[:, : P.lower.shape[1]]
-    d = torch.where(P.lower.isfinite(), d.clamp(min=0.0), d)
-    d = torch.where(P.upper.isfinite(), d.clamp(max=0.0), d)
+    d = torch.where(P.lower.abs() < BOUND_MAX, d.clamp(min=0.0), d)
+    d = torch.where(P.upper.abs() < BOUND_MAX, d.clamp(max=0.0), d)
     d = torch.where((solution.status == QPStatus.DUAL_INFEASIBLE)[:, None], d, 0.0)
     most = d.abs().amax(1, keepdim=True)
     return d / torch.where(most > 0, most, 1.0)
@@ -450,8 +448,7 @@ def _unit(lower_bound: Tensor) -> Tensor:
 
 
 def _bound(slopes: Tensor, offsets: Tensor, P: Polyhedron, mu: float, solution: Solution) -> Tensor:
-    """As `icnnrt.bundle_qp.bundle_qp_bound`: the dual value of the model at its multipliers, [B], −∞ where they prove no
-    bound."""
+    """As `icnnrt.bundle_qp.bundle_qp_bound`, at the model's multipliers: [B], −∞ where they prove none."""
     k, n = slopes.shape[1:]
     cuts, rows = solution.lam[:, :k].clamp(min=0.0), solution.lam[:, k:].clamp(min=0.0)
     nu, bounds, y = solution.nu, solution.mu[:, :n], solution.z[:, :n]

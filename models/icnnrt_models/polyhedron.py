@@ -118,8 +118,8 @@ class PolyhedronArgmin(nn.Module):
     Energies that have both kinks and curvature in y are served by none of them well. autograd alone goes through the
     layer, neither torch.func's transforms nor forward mode.
 
-    A gradient is taken of samples that are CONVERGED or, unless by "implicit", GAP, and whose programs were all solved;
-    and of PRECISION, as long as rounding leaves no more than 1e-3 of the energy open, which holds for all. `on_unsafe` says what becomes of the others:
+    A gradient is taken of samples that are CONVERGED, PRECISION or, unless by "implicit", GAP, whose programs were all
+    solved, and of whose energy rounding leaves no more than 1e-3 open. `on_unsafe` says what becomes of the others:
 
         "nan"    gradients are NaN, of weights and shared constraints too: never silently those of fewer samples
         "skip"   they add 0 to every gradient, whatever the loss makes of their NaN; but f must be finite at finite x
@@ -406,10 +406,11 @@ def _demand_trusted(result: PolyhedronResult, trusted: Tensor, adjoint: Polyhedr
     bad = (~trusted).nonzero().flatten().tolist()
     if bad:
         i = bad[0]
-        status, doubt, unit = Status(int(result.status[i])), float(result.uncertainty[i]), abs(float(result.lower_bound[i]))
+        status, doubt = Status(int(result.status[i])), float(result.uncertainty[i])
+        most = DIGITS * max(1.0, abs(float(result.lower_bound[i])))
         why = result.advice(i).removeprefix(f"sample {i}: ")
-        if status in (Status.CONVERGED, Status.GAP, Status.PRECISION) and doubt > DIGITS * max(1.0, unit):
-            why = imprecise(doubt, DIGITS * max(1.0, unit), dtype)
+        if status in (Status.CONVERGED, Status.GAP, Status.PRECISION) and doubt > most:
+            why = imprecise(doubt, most, dtype)
         elif status == Status.CONVERGED or (status in (Status.GAP, Status.PRECISION) and adjoint != "implicit"):
             why = "a program on the way was inaccurate: scale the constraints, or raise mu"
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
