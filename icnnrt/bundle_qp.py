@@ -67,8 +67,9 @@ OUT: Final = 2.0**4  # how far out f is cut first
 FURTHER: Final = 2.0**16  # T is squared, but grows by no more than this
 MILD: Final = 2.0**10  # how much steeper than before a cut at 2^60 may be: of a curved f it would drown all others
 FALLS: Final = 1e-6  # how fast f has to fall along a ray, against the steepest slope met in every variable
+OFF: Final = 1e-7  # how far y may be out of P, against its size: a hundred times what a program is solved to
 LEFT: Final = 1e-7  # what may be left of stationarity without curvature, against the terms that cancel
-STRETCH: Final = 2.0**40  # the most by which one variable is measured in smaller units than another, for a model
+STRETCH: Final = 2.0**10  # the most by which one variable is measured in smaller units than another, for a model
 GROWTH: Final = 1e12  # of cotangents, from y to a point on the way: what has grown by more has no digit left
 SAME: Final = 1e-11  # energies that differ by less, relative to 1 + |energy|, are the same
 TOLERANCE: Final = 1e-9  # of the gap, relative to max(1, |lower bound|), in float64
@@ -230,7 +231,7 @@ def bundle_qp_argmin(
     gap = energy - lower_bound
     status = bundle_qp_status(
         *(best_y, energy, lower_bound, gap, slopes, offsets, cut_points, lam),
-        bundle_qp_excess(best_y, polyhedron, of_rows, nu, bounds),
+        *bundle_qp_excess(best_y, polyhedron, of_rows, nu, bounds),
         solved=solved,
         tolerance=tolerance,
         precision=precision,
@@ -384,22 +385,23 @@ def _withheld(trajectory: PolyhedronTrajectory, found: PolyhedronCotangents) -> 
 
 def _solved(solver: Solver, qp: QP, warm: tuple[Array, Array, Array, Array] | None, steps: int, k: int) -> QPReference:
     """The model of k cuts, from the warm start; what is not SOLVED from there once more without, and the better of the
-    two."""
+    two. Solved in its `_units`, answered in those of y."""
     unit = _units(qp, k)
+    σ = unit[:, -1:]
+    row = np.concatenate([np.repeat(1.0 / σ, k, 1), np.ones((len(σ), qp.h.shape[1] - k))], 1)
     qp = QP(
         qp.Q,
         qp.p,
-        qp.G * unit[:, None],
+        qp.G * unit[:, None] * row[:, :, None],
         qp.h_lower,
-        qp.h,
+        qp.h * row,
         qp.A * unit[:, None],
         qp.b,
         *(np.where(np.abs(a) < BOUND_MAX, a / unit, a) for a in (qp.lower, qp.upper)),
     )
-    σ = unit[:, -1:]
     if warm is not None:
         z, lam, nu, mu = warm
-        warm = z / unit, lam / σ, nu / σ, mu * unit / σ
+        warm = z / unit, lam / (σ * row), nu / σ, mu * unit / σ
     solution = solver(qp, warm, steps=steps)
     again = np.flatnonzero(solution.status != QPStatus.SOLVED)
     if warm is not None and again.size:
@@ -415,9 +417,10 @@ def _solved(solver: Solver, qp: QP, warm: tuple[Array, Array, Array, Array] | No
     ray[:, : unit.shape[1]] *= unit
     return solution._replace(
         z=solution.z * unit,
-        lam=solution.lam * σ,
+        lam=solution.lam * σ * row,
         nu=solution.nu * σ,
         mu=solution.mu * σ / unit,
+        slack=solution.slack / row,
         box_slack=solution.box_slack * unit,
         ray=ray,
     )
@@ -563,17 +566,18 @@ def bundle_qp_status(
     cut_points: Array,
     lam: Array,
     excess: Array,
+    violation: Array,
     *,
     solved: NDArray[np.bool_],
     tolerance: float,
     precision: Any,
     proven: bool = False,
 ) -> NDArray[np.int8]:
-    """The status of samples that were run to their end, [B]: SOLVER where there is no lower bound. excess [B]: what
-    `bundle_qp_excess` tells.
+    """The status of samples that were run to their end, [B]: SOLVER where there is no lower bound. excess and violation
+    [B] are what `bundle_qp_excess` tells.
 
-    The rules are those of `certificate.status_of`. What it calls a residual is here whether the last model was
-    `solved`, which counts only where the gap is above the tolerance.
+    The rules are those of `certificate.status_of`. What it calls a residual is here whether y is in P, and whether the
+    last model was `solved`, which counts only where the gap is above the tolerance.
     """
     enough, _ = QP_TOLERANCE[np.dtype(np.float64)]
     status = np.zeros(len(energy), np.int8)
@@ -581,32 +585,38 @@ def bundle_qp_status(
         unit = certificate.unit(lower_bound)
         # A model is solved to 1e-9 of its own numbers: less tells nothing of f.
         noise = _rounding(y, energy, slopes, offsets, cut_points, precision) + enough * unit
-        violation = certificate.convexity_violation(slopes, offsets, cut_points, SPACE)
-        below = np.maximum(-gap - excess, violation)
+        below = np.maximum(-gap - excess, certificate.convexity_violation(slopes, offsets, cut_points, SPACE))
         doubt = bundle_qp_uncertainty(y, energy, gap, slopes, offsets, cut_points, lam, precision)
         if proven:
             doubt = np.where(below > noise, np.maximum(doubt, below), doubt)
         large = ~(gap <= tolerance * unit)
         status[large] = Status.GAP
         status[(doubt > tolerance * unit) & ~(gap > doubt)] = Status.PRECISION
-        status[large & ~solved] = Status.SOLVER
-        status[~np.isfinite(lower_bound)] = Status.SOLVER
+        status[(large & ~solved) | (violation > OFF) | ~np.isfinite(lower_bound)] = Status.SOLVER
         if not proven:
             status[below > noise] = Status.NOT_CONVEX
     return status
 
 
-def bundle_qp_excess(y: Array, polyhedron: Polyhedron, lam: Array, nu: Array, bounds: Array) -> Array:
-    """By how much the energy of y may lie below the lower bound as y, feasible to 1e-9 only, leaves P: [B].
+def bundle_qp_excess(y: Array, polyhedron: Polyhedron, lam: Array, nu: Array, bounds: Array) -> tuple[Array, Array]:
+    """What it means that y leaves P: by how much its energy may lie below the lower bound, and how far out it is, [B].
 
-    λ_G'max(Gy − h, 0) + |ν|'|Ay − b| + |bounds|'max(y − upper, lower − y, 0), with the multipliers of the last model.
+    With v_G = max(Gy − h, 0), v_A = |Ay − b|, v = max(y − upper, lower − y, 0) and the multipliers of the last model::
+
+        excess       λ_G'v_G + |ν|'v_A + |bounds|'v
+        violation    max of them / (1 + max(|Ay|, |y|))
+
+    A program's own residual counts the heights of the cuts to its size, which may be large.
     """
     P = polyhedron
     with np.errstate(invalid="ignore"):
-        above = np.maximum((P.G @ y[:, :, None])[:, :, 0] - P.h, 0.0)
-        off = np.abs((P.A @ y[:, :, None])[:, :, 0] - P.b)
+        Gy, Ay = (P.G @ y[:, :, None])[:, :, 0], (P.A @ y[:, :, None])[:, :, 0]
+        above, off = np.maximum(Gy - P.h, 0.0), np.abs(Ay - P.b)
         beyond = np.maximum(np.maximum(y - P.upper, P.lower - y), 0.0)
-        return (np.abs(lam) * above).sum(1) + (np.abs(nu) * off).sum(1) + (np.abs(bounds) * beyond).sum(1)
+        excess = (np.abs(lam) * above).sum(1) + (np.abs(nu) * off).sum(1) + (np.abs(bounds) * beyond).sum(1)
+        most = np.concatenate([above, off, beyond], 1).max(1)
+        size = np.abs(np.concatenate([Ay, y], 1)).max(1)
+    return excess, most / (1.0 + size)
 
 
 def _rounding(y: Array, energy: Array, slopes: Array, offsets: Array, cut_points: Array, precision: Any) -> Array:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from icnnrt.domains import SPACE, UNIT_BOX, Domain, negative_entropy
 from icnnrt.reference import evaluate
-from icnnrt.status import Status
+from icnnrt.status import ANSWERED, Status
 
 Array = NDArray[np.float64]
 Floats = NDArray[Any]  # float32 or float64
@@ -205,7 +205,7 @@ def uncertainty(
 def differentiable(status: NDArray[np.int8], uncertainty: Array | float, lower_bound: Array) -> NDArray[np.bool_]:
     """[B] bool: y is known well enough for a gradient: CONVERGED, GAP or PRECISION, of an energy that is uncertain by
     at most 1e-3 max(1, |lower_bound|), whatever the tolerance of its gap was."""
-    known = (status <= Status.GAP) | (status == Status.PRECISION)
+    known = np.isin(status, ANSWERED)
     with np.errstate(invalid="ignore"):
         return known & (uncertainty <= DIGITS * unit(lower_bound))  # false for NaN
 

@@ -313,8 +313,8 @@ def _convex(
     bent = T.status == Status.NOT_CONVEX
     if not bent.any():
         return T
-    excess = bundle_qp_excess(T.y, T.polyhedron, lam, nu, bounds)
-    judged = T.y, T.energy, T.lower_bound, T.gap, T.slopes, T.offsets, T.cut_points, T.lam, excess
+    outside = bundle_qp_excess(T.y, T.polyhedron, lam, nu, bounds)
+    judged = T.y, T.energy, T.lower_bound, T.gap, T.slopes, T.offsets, T.cut_points, T.lam, *outside
     status = np.array(T.status)
     status[bent] = bundle_qp_status(
         *(a[bent] for a in judged),
@@ -347,8 +347,8 @@ def _second_look(
         lower_bound[at] = np.where(less, proved, lower_bound[at])
     gap = T.energy - lower_bound
     some = np.flatnonzero(told & np.isfinite(lower_bound))
-    excess = bundle_qp_excess(T.y, T.polyhedron, lam, nu, bounds)
-    judged = T.y, T.energy, lower_bound, gap, T.slopes, T.offsets, T.cut_points, T.lam, excess
+    outside = bundle_qp_excess(T.y, T.polyhedron, lam, nu, bounds)
+    judged = T.y, T.energy, lower_bound, gap, T.slopes, T.offsets, T.cut_points, T.lam, *outside
     status[some] = bundle_qp_status(
         *(a[some] for a in judged),
         solved=T.status[some] <= Status.GAP,

@@ -459,8 +459,9 @@ class Session:
         )
         if solution.weights_id == self._not_convex:  # whether or not its cuts show it
             status = np.where(np.isin(solution.status, RESTS_ON_CONVEXITY), Status.NOT_CONVEX, solution.status)
-            status = status.astype(np.int8)
-            solution = replace(solution, status=status, trajectory=solution.trajectory._replace(status=status))
+            status, ray = status.astype(np.int8), np.zeros_like(solution.ray)
+            trajectory = solution.trajectory._replace(status=status, ray=ray)
+            solution = replace(solution, status=status, ray=ray, trajectory=trajectory)
         failed = np.flatnonzero(~solution.ok)
         if failed.size and (self._strict if strict is None else strict):
             raise CertificateError(

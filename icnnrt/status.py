@@ -34,7 +34,9 @@ class Status(IntEnum):
     known no better than that."""
 
 
-# What the verdict would be of an f that is convex, and means nothing of another.
+# Those with a y to use, beside what is known of it.
+ANSWERED: Final = (Status.CONVERGED, Status.GAP, Status.PRECISION)
+# Those that mean nothing of an f that is not convex.
 RESTS_ON_CONVEXITY: Final = (Status.CONVERGED, Status.GAP, Status.SOLVER, Status.UNBOUNDED, Status.PRECISION)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from icnnrt import certificate
-from icnnrt.bundle_qp import FALLS, FAR, FURTHER, LEFT, MILD, OUT, SAME, STRETCH
+from icnnrt.bundle_qp import FALLS, FAR, FURTHER, LEFT, MILD, OFF, OUT, SAME, STRETCH
 from icnnrt.manifest import PolyhedronSpec
 from icnnrt.package import OP_DOMAIN
 from icnnrt.qp_reference import BOUND_MAX, STEPS, TOLERANCE
@@ -205,6 +205,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     lower_t, upper_t = op("Concat", open_lower, lowest, axis=1), op("Concat", open_upper, infinite, axis=1)
     eps = {ir.DataType.FLOAT: 2.0**-23}.get(T, 2.0**-52)
 
+    all_of = op.constant([2**62])
     most_trips = op("Max", iterations, op.constant(1))  # so that there is a slot, at least
 
     def trip(flat: bool) -> tuple[ir.Graph, dict[str, tuple[ir.DataType, list[int | str | None], ir.Value]]]:
@@ -238,9 +239,11 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
             of_y = body("Where", steep, body("Min", times, op.constant(STRETCH, DOUBLE)), least)
             σ = body("Where", body("Greater", σ_0, none), σ_0, least)
             unit = body("Concat", of_y, σ, axis=1)
-            unit_3 = body("Unsqueeze", unit, one)
-            data = [body("Mul", rows, unit_3), absent, heights, body("Mul", A, unit_3), b]
-            data += [body("Div", v, unit) for v in (lower_t, upper_t)]
+            unit_3, σ_3 = (body("Unsqueeze", v, one) for v in (unit, σ))
+            cuts = body("Div", body("Mul", body("Slice", rows, m, all_of, one), unit_3), σ_3)
+            high = body("Div", body("Slice", heights, m, all_of, one), σ)
+            data = [body("Concat", body("Mul", G, unit_3), cuts, axis=1), absent, body("Concat", h, high, axis=1)]
+            data += [body("Mul", A, unit_3), b, *(body("Div", v, unit) for v in (lower_t, upper_t))]
         solution = body.many("QPSolve", Q, p, *data, absent, outputs=9, domain=OP_DOMAIN, steps=STEPS)
         z, lam, nu, mu_all, _, _, residual, qp_status, ray_hat = solution
         code = body("Unsqueeze", body("Cast", qp_status, to=INT64), one)
@@ -248,15 +251,17 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
         z_y = body("Slice", z, zero, n_size, one)
         bounds = body("Slice", mu_all, zero, n_size, one)
         if flat:
-            z_y, lam, nu = body("Mul", z_y, of_y), body("Mul", lam, σ), body("Mul", nu, σ)
+            z_y, nu = body("Mul", z_y, of_y), body("Mul", nu, σ)
+            of_G, of_cuts = (body("Slice", lam, *ends, one) for ends in ((zero, m), (m, all_of)))
+            lam = body("Concat", body("Mul", of_G, σ), of_cuts, axis=1)
             bounds = body("Div", body("Mul", bounds, σ), of_y)
         next_k = body("Add", k, op.constant(1))
 
         # The dual value of the model, for any multipliers: divided by their sum over the cuts they are its multipliers
         # too.
         held = body("Relu", lam)
-        of_cuts = total(body("Slice", held, m, op.constant([2**62]), one))
-        multipliers = body("Div", body("Concat", held, nu, bounds, axis=1), of_cuts)
+        weight = total(body("Slice", held, m, all_of, one))
+        multipliers = body("Div", body("Concat", held, nu, bounds, axis=1), weight)
         sides = body("Where", body("Greater", bounds, none), upper, lower)
         terms = body("Mul", multipliers, body("Concat", heights, b, sides, axis=1))
         all_rows = body("Concat", rows, A, unit_rows, axis=1)
@@ -387,9 +392,8 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     end = dict(zip(handed_on, ends, strict=True))
 
     # --- The answer and its status.
-    far = op.constant([2**62])
-    slopes = op("Slice", op("Slice", end["rows"], m, far, one), zero, n_size, op.constant([2]))
-    offsets = op("Neg", op("Slice", end["heights"], m, far, one))
+    slopes = op("Slice", op("Slice", end["rows"], m, all_of, one), zero, n_size, op.constant([2]))
+    offsets = op("Neg", op("Slice", end["heights"], m, all_of, one))
     cut_points = op("Transpose", points, perm=[1, 0, 2])
     unused, at_first = op("IsNaN", offsets), (zero, one, one)
     offsets = op("Where", unused, op("Slice", offsets, *at_first), offsets)
@@ -409,11 +413,12 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     small = op("Mul", tolerance, _unit(op, op, lower_bound))
     hidden = op("And", op("Greater", doubt, small), op("Not", op("Greater", gap, doubt)))
     status = op("Where", hidden, op.constant(int(Status.PRECISION)), status)
+    excess, violation = _excess(op, P, y_star, lam_rows, end["nu"], end["bounds"])
     unsolved = op("Or", op("And", large, op("Greater", end["code"], op.constant(int(QPStatus.SOLVED)))), op("Not", run))
+    unsolved = op("Or", unsolved, op("Greater", violation, op.constant(OFF, DOUBLE)))
     status = op("Where", unsolved, op.constant(int(Status.SOLVER)), status)
     noise = _rounding(op, eps, y_star, energy, slopes, offsets, cut_points)
     noise = op("Add", noise, op("Mul", op.constant(ENOUGH, DOUBLE), _unit(op, op, lower_bound)))
-    excess = _excess(op, P, y_star, lam_rows, end["nu"], end["bounds"])
     below = op("Sub", op("Neg", gap), excess)
     most = op("Max", below, _violation(op, slopes, offsets, cut_points))
     status = op("Where", op("Greater", most, noise), op.constant(int(Status.NOT_CONVEX)), status)
@@ -526,17 +531,21 @@ def _uncertainty(
     return op("Max", op("Mul", op.constant(certificate.UNCERTAIN * eps, DOUBLE), scale), op("Neg", gap))
 
 
-def _excess(op: Ops, P: Constraints, y: ir.Value, lam: ir.Value, nu: ir.Value, bounds: ir.Value) -> ir.Value:
-    """`icnnrt.bundle_qp.bundle_qp_excess`: [B, 1]."""
+def _excess(
+    op: Ops, P: Constraints, y: ir.Value, lam: ir.Value, nu: ir.Value, bounds: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """`icnnrt.bundle_qp.bundle_qp_excess`: [B, 1] each."""
     one, two, none = op.constant([1]), op.constant([2]), op.constant(0.0, DOUBLE)
     column = op("Unsqueeze", y, two)
-    above, off = (
-        op("Sub", op("Squeeze", op("MatMul", rows, column), two), side) for rows, side in ((P.G, P.h), (P.A, P.b))
-    )
+    Gy, Ay = (op("Squeeze", op("MatMul", rows, column), two) for rows in (P.G, P.A))
+    above, off = op("Max", op("Sub", Gy, P.h), none), op("Abs", op("Sub", Ay, P.b))
     beyond = op("Max", op("Sub", y, P.upper), op("Sub", P.lower, y), none)
-    parts = [(lam, op("Max", above, none)), (nu, op("Abs", off)), (bounds, beyond)]
-    terms = [op("Mul", op("Abs", multiplier), by) for multiplier, by in parts]
-    return op("ReduceSum", op("Concat", *terms, axis=1), one, keepdims=1)
+    by = op("Concat", above, off, beyond, axis=1)
+    multipliers = op("Abs", op("Concat", lam, nu, bounds, axis=1))
+    excess = op("ReduceSum", op("Mul", multipliers, by), one, keepdims=1)
+    size = op("ReduceMax", op("Concat", op("Abs", Ay), op("Abs", y), axis=1), one, keepdims=1)
+    size = op("Add", op.constant(1.0, DOUBLE), size)
+    return excess, op("Div", op("ReduceMax", by, one, keepdims=1), size)
 
 
 def _violation(op: Ops, slopes: ir.Value, offsets: ir.Value, points: ir.Value) -> ir.Value:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icnnrt.bundle_qp import FALLS, FAR, FURTHER, GROWTH, LEFT, MILD, OUT, SAME, STRETCH
+from icnnrt.bundle_qp import FALLS, FAR, FURTHER, GROWTH, LEFT, MILD, OFF, OUT, SAME, STRETCH
 from icnnrt.certificate import ROUNDING, UNCERTAIN
 from icnnrt.qp_reference import BOUND_MAX, STEPS
 from icnnrt.qp_reference import TOLERANCE as QP_TOLERANCE
@@ -191,11 +191,12 @@ def bundle_qp_argmin(
     if models:
         doubt = _uncertainty(best_y, energy, gap, slopes, offsets, cut_points, lam, precision)
         status[(doubt > tolerance * unit) & ~(gap > doubt)] = Status.PRECISION
-    status[(large & ~solved) | ~lower_bound.isfinite()] = Status.SOLVER
+    excess, violation = _excess(best_y, P, *of_P)
+    status[(large & ~solved) | (violation > OFF) | ~lower_bound.isfinite()] = Status.SOLVER
     if models:
         # A model is solved to 1e-9 of its own numbers: less tells nothing of f.
         noise = _rounding(best_y, energy, slopes, offsets, cut_points, precision) + ENOUGH * unit
-        below = torch.maximum(-gap - _excess(best_y, P, *of_P), _convexity_violation(slopes, offsets, cut_points))
+        below = torch.maximum(-gap - excess, _convexity_violation(slopes, offsets, cut_points))
         status[below > noise] = Status.NOT_CONVEX
     status[unbounded] = Status.UNBOUNDED
     status[~finite] = Status.NOT_FINITE
@@ -330,11 +331,11 @@ def _solved(qp: _QP, warm: Tensor | None, k: int, mu: float) -> Solution:
     Q, p, G, h, A, b, lower, upper = qp
     unit = _units(G[:, :k], mu)
     σ = unit[:, -1:]
+    row = torch.cat([(1.0 / σ).expand(-1, k), torch.ones_like(h[:, k:])], 1)
     lower, upper = (torch.where(a.abs() < BOUND_MAX, a / unit, a) for a in (lower, upper))
-    scaled = (Q, p, G * unit[:, None], h, A * unit[:, None], b, lower, upper)
+    scaled = (Q, p, G * unit[:, None] * row[:, :, None], h * row, A * unit[:, None], b, lower, upper)
     if warm is not None:
-        into = torch.cat([1.0 / unit, (1.0 / σ).expand(-1, h.shape[1] + b.shape[1]), unit / σ], 1)
-        warm = warm * into
+        warm = warm * torch.cat([1.0 / unit, 1.0 / (σ * row), (1.0 / σ).expand(-1, b.shape[1]), unit / σ], 1)
     solution = _solve(*scaled, warm)
     again = (solution.status != QPStatus.SOLVED).nonzero().squeeze(1)
     if warm is not None and len(again):
@@ -346,9 +347,10 @@ def _solved(qp: _QP, warm: Tensor | None, k: int, mu: float) -> Solution:
     rays = torch.cat([unit, torch.ones_like(solution.ray[:, unit.shape[1] :])], 1)
     return solution._replace(
         z=solution.z * unit,
-        lam=solution.lam * σ,
+        lam=solution.lam * σ * row,
         nu=solution.nu * σ,
         mu=solution.mu * σ / unit,
+        slack=solution.slack / row,
         box_slack=solution.box_slack * unit,
         ray=solution.ray * rays,
     )
@@ -470,12 +472,15 @@ def _bound(slopes: Tensor, offsets: Tensor, P: Polyhedron, mu: float, solution: 
     return value - torch.where(along != 0, along.abs() * reach, 0.0).sum(1)
 
 
-def _excess(y: Tensor, P: Polyhedron, lam: Tensor, nu: Tensor, bounds: Tensor) -> Tensor:
-    """As `icnnrt.bundle_qp.bundle_qp_excess`: what the energy may lie below the bound by as y leaves P, [B]."""
-    above = ((P.G @ y[:, :, None])[:, :, 0] - P.h).clamp(min=0.0)
-    off = ((P.A @ y[:, :, None])[:, :, 0] - P.b).abs()
+def _excess(y: Tensor, P: Polyhedron, lam: Tensor, nu: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """As `icnnrt.bundle_qp.bundle_qp_excess`: what the energy may lie below the bound by as y leaves P, and how far out
+    it is, [B]."""
+    Gy, Ay = (P.G @ y[:, :, None])[:, :, 0], (P.A @ y[:, :, None])[:, :, 0]
+    above, off = (Gy - P.h).clamp(min=0.0), (Ay - P.b).abs()
     beyond = torch.maximum(y - P.upper, P.lower - y).clamp(min=0.0)
-    return (lam.abs() * above).sum(1) + (nu.abs() * off).sum(1) + (bounds.abs() * beyond).sum(1)
+    excess = (lam.abs() * above).sum(1) + (nu.abs() * off).sum(1) + (bounds.abs() * beyond).sum(1)
+    most, size = torch.cat([above, off, beyond], 1).amax(1), torch.cat([Ay, y], 1).abs().amax(1)
+    return excess, most / (1.0 + size)
 
 
 def _convexity_violation(slopes: Tensor, offsets: Tensor, cut_points: Tensor) -> Tensor:
