@@ -69,7 +69,6 @@ MILD: Final = 2.0**10  # how much steeper than before a cut at 2^60 may be: of a
 FALLS: Final = 1e-6  # how fast f has to fall along a ray, against the steepest slope met in every variable
 OFF: Final = 1e-7  # how far y may be out of P, against its size: a hundred times what a program is solved to
 LEFT: Final = 1e-7  # what may be left of stationarity without curvature, against the terms that cancel
-STRETCH: Final = 2.0**10  # the most by which one variable is measured in smaller units than another, for a model
 GROWTH: Final = 1e12  # of cotangents, from y to a point on the way: what has grown by more has no digit left
 SAME: Final = 1e-11  # energies that differ by less, relative to 1 + |energy|, are the same
 TOLERANCE: Final = 1e-9  # of the gap, relative to max(1, |lower bound|), in float64
@@ -385,23 +384,19 @@ def _withheld(trajectory: PolyhedronTrajectory, found: PolyhedronCotangents) -> 
 
 def _solved(solver: Solver, qp: QP, warm: tuple[Array, Array, Array, Array] | None, steps: int, k: int) -> QPReference:
     """The model of k cuts, from the warm start; what is not SOLVED from there once more without, and the better of the
-    two. Solved in its `_units`, answered in those of y."""
-    unit = _units(qp, k)
-    σ = unit[:, -1:]
-    row = np.concatenate([np.repeat(1.0 / σ, k, 1), np.ones((len(σ), qp.h.shape[1] - k))], 1)
-    qp = QP(
-        qp.Q,
-        qp.p,
-        qp.G * unit[:, None] * row[:, :, None],
-        qp.h_lower,
-        qp.h * row,
-        qp.A * unit[:, None],
-        qp.b,
-        *(np.where(np.abs(a) < BOUND_MAX, a / unit, a) for a in (qp.lower, qp.upper)),
-    )
+    two.
+
+    It is solved as that of f/σ, t = σ t̂, where σ < 1: so whether it falls along a ray is told from rounding by the
+    slopes that there are, not by their size.
+    """
+    σ = _steepness(qp, k)
+    one, last = np.ones(qp.G.shape[1]), np.ones(qp.p.shape[1])
+    rows = np.where(np.arange(len(one)) < k, 1.0 / σ, one)  # [B, k + m], 1/σ of cuts
+    height = np.where(np.arange(len(last)) == len(last) - 1, σ, last)  # [B, n + 1], σ of t
+    qp = qp._replace(G=qp.G * rows[:, :, None] * height[:, None], h=qp.h * rows)
     if warm is not None:
         z, lam, nu, mu = warm
-        warm = z / unit, lam / (σ * row), nu / σ, mu * unit / σ
+        warm = z / height, lam / (σ * rows), nu / σ, mu / σ
     solution = solver(qp, warm, steps=steps)
     again = np.flatnonzero(solution.status != QPStatus.SOLVED)
     if warm is not None and again.size:
@@ -413,32 +408,21 @@ def _solved(solver: Solver, qp: QP, warm: tuple[Array, Array, Array, Array] | No
         for a, other in zip(merged, cold, strict=True):  # type: ignore[assignment]
             a[again[better]] = other[better]
         solution = merged
-    ray = np.array(solution.ray)
-    ray[:, : unit.shape[1]] *= unit
     return solution._replace(
-        z=solution.z * unit,
-        lam=solution.lam * σ * row,
+        z=solution.z * height,
+        lam=solution.lam * σ * rows,
         nu=solution.nu * σ,
-        mu=solution.mu * σ / unit,
-        slack=solution.slack / row,
-        box_slack=solution.box_slack * unit,
-        ray=ray,
+        mu=solution.mu * σ,
+        slack=solution.slack / rows,
     )
 
 
-def _units(qp: QP, k: int) -> Array:
-    """Of y and t, [B, n + 1]: with y = unit∘ŷ, t = σ t̂ the steepest of the k cuts has a slope of 1 in every variable.
-
-    So a fall is told from rounding by the slopes that there are, not by their size. 1 where Q curves the model: it is
-    bounded then.
-    """
-    B, n = qp.p.shape[0], qp.p.shape[1] - 1
+def _steepness(qp: QP, k: int) -> Array:
+    """σ = min(1, max |g_i|) of k cuts, [B, 1]; 1 where all are 0, or where Q curves the model, which bounds it."""
     if qp.Q.any():
-        return np.ones((B, n + 1))
-    steep = np.abs(qp.G[:, :k, :n]).max(1)
-    σ = steep.max(1, keepdims=True)
-    stretched = np.where(steep > 0, np.minimum(σ / np.where(steep > 0, steep, 1.0), STRETCH), 1.0)
-    return np.concatenate([stretched, np.where(σ > 0, σ, 1.0)], 1)
+        return np.ones((len(qp.p), 1))
+    σ = np.abs(qp.G[:, :k, :-1]).max((1, 2), initial=0.0)[:, None]
+    return np.where(σ > 0, np.minimum(σ, 1.0), 1.0)
 
 
 def _ray(solution: QPReference, P: Polyhedron) -> Array:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from icnnrt.bundle_qp import STRETCH
 from icnnrt.manifest import PolyhedronSpec
 from icnnrt.package import OP_DOMAIN
 from icnnrt.qp_reference import STEPS
@@ -62,22 +61,14 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
         trajectory = [y_init, best, cuts[0], offsets, cuts[1]]
         found = _last_model(op, n, y_safe, y_init, best, cuts[0], offsets, P, mu)
 
-    Q, p, rows, absent, h, equalities, *sides, _ = found.program
-    data = [Q, p, rows, absent, h, equalities, *sides, absent]
-    unit = found.unit
-    if unit is not None:
-        wide = op("Unsqueeze", unit, one)
-        b, low, high = sides
-        data = [Q, p, op("Mul", rows, wide), absent, h, op("Mul", equalities, wide), b]
-        data += [op("Div", low, unit), op("Div", high, unit), absent]
     z, lam, nu, mu_all, slack, box_slack, _, qp_status, _ = op.many(
-        "QPSolve", *data, outputs=9, domain=OP_DOMAIN, steps=STEPS
+        "QPSolve", *found.program, outputs=9, domain=OP_DOMAIN, steps=STEPS
     )
-    if unit is not None:
-        σ = op("Slice", unit, op.constant([n]), op.constant([n + 1]), one)
-        z, box_slack = (op("Mul", v, unit) for v in (z, box_slack))
-        lam, nu = op("Mul", lam, σ), op("Mul", nu, σ)
-        mu_all = op("Div", op("Mul", mu_all, σ), unit)
+    absent = found.program[3]
+    Q, rows, equalities = found.program[0], found.rows, found.program[5]
+    if found.steepness is not None:
+        lam, slack = op("Mul", lam, found.of_lam), op("Mul", slack, found.of_slack)
+        nu, mu_all = op("Mul", nu, found.steepness), op("Mul", mu_all, found.steepness)
     width = op("Sub", op("Shape", z, start=1, end=2), op.constant([n]))
     pad = filled(op, op("Concat", op("Shape", y_bar, start=0, end=1), width, axis=0), 0.0)
     z_bar = op("Concat", y_bar, pad, axis=1)
@@ -175,8 +166,12 @@ class _Program(NamedTuple):
 
     program: list[ir.Value]  # the ten inputs of QPSolve
     curved: ir.Value | None  # [B, 1] whether μ is in it; None: it is in all
+    rows: ir.Value  # of the inequalities, as the adjoint takes them
     constants: Sequence[ir.Value] = ()
-    unit: ir.Value | None = None  # [B, n + 1] of its variables, in which it is solved; None: 1
+    # σ of a program that is solved as that of f/σ, [B, 1], and what it makes of λ and slacks, [B, m + slots]
+    steepness: ir.Value | None = None
+    of_lam: ir.Value | None = None
+    of_slack: ir.Value | None = None
 
 
 def _last_model(
@@ -221,22 +216,31 @@ def _last_model(
     G, A = P.wide(op, B)
     rows = op("Concat", G, cuts, axis=1)
     heights = op("Where", used, op("Neg", offsets), op.constant(float("inf"), DOUBLE))
-    h = op("Concat", op("Expand", P.h, op("Concat", B, m, axis=0)), heights, axis=1)
     bounds = op("Concat", B, n_size, axis=0)
     lower, upper = (
         op("Concat", op("Expand", v, bounds), filled(op, column, infinite), axis=1)
         for v, infinite in ((P.lower, -float("inf")), (P.upper, float("inf")))
     )
     absent = filled(op, op.constant([1, 0]), 0.0)
-    # As the models of `polyhedron_graph`, but where μ or the projection curves them.
-    steep = op("ReduceMax", op("Abs", op("Where", used_3, slopes, none)), one, keepdims=0)
-    σ_0 = op("ReduceMax", steep, one, keepdims=1)
-    least, some = op.constant(1.0, DOUBLE), op("Greater", steep, none)
-    times = op("Min", op("Div", σ_0, op("Where", some, steep, least)), op.constant(STRETCH, DOUBLE))
-    σ = op("Where", op("Greater", σ_0, none), σ_0, least)
-    unit = op("Concat", op("Where", some, times, least), σ, axis=1)
-    unit = op("Where", op("And", model, op("Equal", mu, none)), unit, least)
-    return _Program([Q, p, rows, absent, h, A, P.b, lower, upper, absent], model, unit=unit)
+    # As in `polyhedron_graph`: where nothing curves the model it is solved as that of f/σ, t = σ t̂.
+    least = op.constant(1.0, DOUBLE)
+    σ = op("ReduceMax", op("Abs", op("Where", used_3, slopes, none)), op.constant([1, 2]), keepdims=0)
+    σ = op("Unsqueeze", σ, one)
+    flat_model = op("And", op("And", model, op("Equal", mu, none)), op("Greater", σ, none))
+    σ = op("Where", flat_model, op("Min", σ, least), least)
+    scaled = op("Where", used_3, op("Div", slopes, op("Unsqueeze", σ, one)), none)
+    scaled = op("Concat", scaled, filled(op, op("Concat", B, slots, one, axis=0), -1.0), axis=2)
+    high = op("Concat", op("Expand", P.h, op("Concat", B, m, axis=0)), op("Div", heights, σ), axis=1)
+    of_P, of_cuts = (op("Expand", v, op("Concat", B, size, axis=0)) for v, size in ((σ, m), (σ, slots)))
+    ones_P, ones_cuts = (filled(op, op("Concat", B, size, axis=0), 1.0) for size in (m, slots))
+    return _Program(
+        [Q, p, op("Concat", G, scaled, axis=1), absent, high, A, P.b, lower, upper, absent],
+        model,
+        rows,
+        steepness=σ,
+        of_lam=op("Concat", of_P, ones_cuts, axis=1),
+        of_slack=op("Concat", ones_P, of_cuts, axis=1),
+    )
 
 
 def _newton(
@@ -268,4 +272,4 @@ def _newton(
     Hy = op("ReduceSum", op("Mul", H, op("Unsqueeze", y, one)), op.constant([2]), keepdims=0)
     absent = filled(op, op.constant([1, 0]), 0.0)
     program = [Q, op("Sub", g, Hy), P.G, absent, P.h, P.A, P.b, P.lower, P.upper, absent]
-    return _Program(program, None, constants)
+    return _Program(program, None, P.G, constants)

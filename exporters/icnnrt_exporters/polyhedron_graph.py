@@ -5,7 +5,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from icnnrt import certificate
-from icnnrt.bundle_qp import FALLS, FAR, FURTHER, LEFT, MILD, OFF, OUT, SAME, STRETCH
+from icnnrt.bundle_qp import FALLS, FAR, FURTHER, LEFT, MILD, OFF, OUT, SAME
 from icnnrt.manifest import PolyhedronSpec
 from icnnrt.package import OP_DOMAIN
 from icnnrt.qp_reference import BOUND_MAX, STEPS, TOLERANCE
@@ -185,7 +185,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
         "ray": (DOUBLE, ["batch", n], no_ray),
         "unbounded": (BOOL, ["batch", 1], false),
     }
-    # Bounds that are none as infinities, so that they are none in any unit.
+    # Bounds that are none as infinities.
     open_lower, open_upper = (
         op("Where", op("Less", op("Abs", v), limits[1]), v, op("Mul", v, infinite)) for v in (lower, upper)
     )
@@ -199,7 +199,8 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
         op("Concat", B, op.constant([n, n + 1]), axis=0),
     )
     of_t = op("Neg", op("Expand", op.constant([[1.0]], DOUBLE), column))
-    p = op.constant([[float(j == n) for j in range(n + 1)]], DOUBLE)
+    of_t_alone = op.constant([[float(j == n) for j in range(n + 1)]], DOUBLE)
+    but_t = op.constant([[float(j < n) for j in range(n + 1)]], DOUBLE)
     flat_Q = op.constant([[[float(i == j < n) for j in range(n + 1)] for i in range(n + 1)]], DOUBLE)
     Q = op("Mul", flat_Q, mu)
     lower_t, upper_t = op("Concat", open_lower, lowest, axis=1), op("Concat", open_upper, infinite, axis=1)
@@ -229,32 +230,28 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
         height = body("Where", s["going"], height, nan)
         rows = body("Concat", s["rows"], body("Unsqueeze", body("Concat", s["g"], of_t, axis=1), one), axis=1)
         heights = body("Concat", s["heights"], height, axis=1)
-        data: list[ir.Value] = [rows, absent, heights, A, b, lower_t, upper_t]
+        model_rows, model_heights = rows, heights
         if flat:
-            # y = unit∘ŷ, t = σ t̂: the steepest cut has slopes of 1 there.
+            # The model of f/σ, t = σ t̂, where slopes are small.
             least = op.constant(1.0, DOUBLE)
-            σ_0 = body("ReduceMax", s["steepest"], last_axis, keepdims=1)
-            steep = body("Greater", s["steepest"], none)
-            times = body("Div", σ_0, body("Where", steep, s["steepest"], least))
-            of_y = body("Where", steep, body("Min", times, op.constant(STRETCH, DOUBLE)), least)
-            σ = body("Where", body("Greater", σ_0, none), σ_0, least)
-            unit = body("Concat", of_y, σ, axis=1)
-            unit_3, σ_3 = (body("Unsqueeze", v, one) for v in (unit, σ))
-            cuts = body("Div", body("Mul", body("Slice", rows, m, all_of, one), unit_3), σ_3)
-            high = body("Div", body("Slice", heights, m, all_of, one), σ)
-            data = [body("Concat", body("Mul", G, unit_3), cuts, axis=1), absent, body("Concat", h, high, axis=1)]
-            data += [body("Mul", A, unit_3), b, *(body("Div", v, unit) for v in (lower_t, upper_t))]
-        solution = body.many("QPSolve", Q, p, *data, absent, outputs=9, domain=OP_DOMAIN, steps=STEPS)
-        z, lam, nu, mu_all, _, _, residual, qp_status, ray_hat = solution
+            σ = body("ReduceMax", s["steepest"], last_axis, keepdims=1)
+            σ = body("Where", body("Greater", σ, none), body("Min", σ, least), least)
+            by_σ = body("Div", least, σ)
+            of_y = body("Unsqueeze", body("Add", body("Mul", by_σ, but_t), of_t_alone), one)
+            cuts = body("Mul", body("Slice", rows, m, all_of, one), of_y)
+            model_rows = body("Concat", G, cuts, axis=1)
+            model_heights = body("Concat", h, body("Mul", body("Slice", heights, m, all_of, one), by_σ), axis=1)
+        data = [model_rows, absent, model_heights, A, b, lower_t, upper_t]
+        solution = body.many("QPSolve", Q, of_t_alone, *data, absent, outputs=9, domain=OP_DOMAIN, steps=STEPS)
+        z, lam, nu, mu_all, _, _, residual, qp_status, ray = solution
         code = body("Unsqueeze", body("Cast", qp_status, to=INT64), one)
         good = body("And", s["going"], body("Less", code, answered))
         z_y = body("Slice", z, zero, n_size, one)
         bounds = body("Slice", mu_all, zero, n_size, one)
         if flat:
-            z_y, nu = body("Mul", z_y, of_y), body("Mul", nu, σ)
+            nu, bounds = body("Mul", nu, σ), body("Mul", bounds, σ)
             of_G, of_cuts = (body("Slice", lam, *ends, one) for ends in ((zero, m), (m, all_of)))
             lam = body("Concat", body("Mul", of_G, σ), of_cuts, axis=1)
-            bounds = body("Div", body("Mul", bounds, σ), of_y)
         next_k = body("Add", k, op.constant(1))
 
         # The dual value of the model, for any multipliers: divided by their sum over the cuts they are its multipliers
@@ -274,7 +271,8 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
         if flat:
             # Of what is left of it, rounding counts by the size of y, more than that by the bound that it points at.
             cancel = summed(body("Abs", multipliers), body("Abs", all_rows))
-            cancel = body("Add", body("Where", steep, s["steepest"], σ_0), cancel)
+            steep = body("Where", body("Greater", s["steepest"], none), s["steepest"], σ)
+            cancel = body("Add", steep, cancel)
             tiny = body("LessOrEqual", body("Abs", along), body("Mul", op.constant(LEFT, DOUBLE), cancel))
             side = body("Where", body("Greater", along, none), open_lower, open_upper)
             by = body("Where", tiny, z_y, side)
@@ -293,7 +291,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
             out = body("Min", body("Where", s["falls"], further, back), far_out)
             out = body("Where", body("Equal", next_k, most_trips), far_out, out)
             out = body("Where", falling, out, none)
-            d = body("Mul", body("Slice", ray_hat, zero, n_size, one), of_y)
+            d = body("Slice", ray, zero, n_size, one)
             d = body("Where", body("IsInf", open_lower), d, body("Max", d, none))
             d = body("Where", body("IsInf", open_upper), d, body("Min", d, none))
             d = body("Where", falling, d, none)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icnnrt.bundle_qp import FALLS, FAR, FURTHER, GROWTH, LEFT, MILD, OFF, OUT, SAME, STRETCH
+from icnnrt.bundle_qp import FALLS, FAR, FURTHER, GROWTH, LEFT, MILD, OFF, OUT, SAME
 from icnnrt.certificate import ROUNDING, UNCERTAIN
 from icnnrt.qp_reference import BOUND_MAX, STEPS
 from icnnrt.qp_reference import TOLERANCE as QP_TOLERANCE
@@ -327,15 +327,16 @@ def _solve(
 
 def _solved(qp: _QP, warm: Tensor | None, k: int, mu: float) -> Solution:
     """The model of k cuts, from the warm start; what is not SOLVED from there once more without, and the better of the
-    two. Solved in its `_units`, answered in those of y."""
+    two. As `icnnrt.bundle_qp._solved`, it is solved as that of f/σ where slopes are small and μ = 0."""
     Q, p, G, h, A, b, lower, upper = qp
-    unit = _units(G[:, :k], mu)
-    σ = unit[:, -1:]
-    row = torch.cat([(1.0 / σ).expand(-1, k), torch.ones_like(h[:, k:])], 1)
-    lower, upper = (torch.where(a.abs() < BOUND_MAX, a / unit, a) for a in (lower, upper))
-    scaled = (Q, p, G * unit[:, None] * row[:, :, None], h * row, A * unit[:, None], b, lower, upper)
+    σ = G[:, :k, :-1].abs().flatten(1).amax(1, keepdim=True)
+    σ = torch.where((σ > 0) & (mu == 0), σ.clamp(max=1.0), 1.0)
+    rows = torch.cat([(1.0 / σ).expand(-1, k), torch.ones_like(h[:, k:])], 1)
+    height = torch.cat([torch.ones_like(lower[:, :-1]), σ], 1)
+    scaled = (Q, p, G * rows[:, :, None] * height[:, None], h * rows, A, b, lower, upper)
     if warm is not None:
-        warm = warm * torch.cat([1.0 / unit, 1.0 / (σ * row), (1.0 / σ).expand(-1, b.shape[1]), unit / σ], 1)
+        of_b, of_bounds = (torch.ones_like(a) / σ for a in (b, lower))
+        warm = warm * torch.cat([1.0 / height, 1.0 / (σ * rows), of_b, of_bounds], 1)
     solution = _solve(*scaled, warm)
     again = (solution.status != QPStatus.SOLVED).nonzero().squeeze(1)
     if warm is not None and len(again):
@@ -344,26 +345,13 @@ def _solved(qp: _QP, warm: Tensor | None, k: int, mu: float) -> Solution:
         at = again[better]
         merged = zip(solution, cold, strict=True)
         solution = Solution(*(a.index_put((at,), other[better]) for a, other in merged))
-    rays = torch.cat([unit, torch.ones_like(solution.ray[:, unit.shape[1] :])], 1)
     return solution._replace(
-        z=solution.z * unit,
-        lam=solution.lam * σ * row,
+        z=solution.z * height,
+        lam=solution.lam * σ * rows,
         nu=solution.nu * σ,
-        mu=solution.mu * σ / unit,
-        slack=solution.slack / row,
-        box_slack=solution.box_slack * unit,
-        ray=solution.ray * rays,
+        mu=solution.mu * σ,
+        slack=solution.slack / rows,
     )
-
-
-def _units(cuts: Tensor, mu: float) -> Tensor:
-    """As `icnnrt.bundle_qp._units`, of rows [g_i −1]: [B, n + 1], by which y and t are measured."""
-    if mu > 0:
-        return torch.ones_like(cuts[:, 0])
-    steep = cuts[:, :, :-1].abs().amax(1)
-    σ = steep.amax(1, keepdim=True)
-    stretched = torch.where(steep > 0, (σ / torch.where(steep > 0, steep, 1.0)).clamp(max=STRETCH), 1.0)
-    return torch.cat([stretched, torch.where(σ > 0, σ, 1.0)], 1)
 
 
 def _ray(solution: Solution, P: Polyhedron) -> Tensor:
