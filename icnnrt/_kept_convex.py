@@ -29,6 +29,8 @@ class KeptConvex:
         self.signs: Mapping[str, Sign] = {name: sign for name in moved if (sign := tensors[name].sign)}
         self.values: tuple[str, ...] = ()
         """Those of the weights whose very values the proof rests on."""
+        self.proven = False
+        """Whether f is proven convex with all weights that `fault` finds nothing wrong with."""
         self._proof: Any = None
         verdict = manifest.convexity
         if verdict is None or verdict.verdict != "proven" or verdict.rests_on == ():
@@ -44,6 +46,7 @@ class KeptConvex:
             found = Grounds(given, verdict.rests_on)
         if found is None:  # the weights of now are not those of the verdict
             return
+        self.proven = True
         self.signs = {name: sign for name, sign in found.signs.items() if name in moved}
         self.values = tuple(name for name in found.values if name in moved)
         if self.values:

@@ -135,10 +135,10 @@ class Runner:
 
         `weights` are those to use, by default the last ones. `made_with` is the id of the weights that the feeds come
         from; if the last ones are others, they are refused. With `only`, no more of the graph is run than these outputs
-        need.
+        need. Outputs of `signatures.SINCE` are missing where the graph does not have them.
         """
         graph = self._graph(role)
-        wanted = graph.outputs if only is None else tuple(only)
+        wanted = graph.outputs if only is None else tuple(name for name in only if name in graph.outputs)
         if weights is None:
             weights = self.weights
             _check_same(weights, made_with)

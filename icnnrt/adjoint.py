@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt._arguments import batch, check_finite_bar, choice, untrusted
+from icnnrt.certificate import DIGITS, differentiable, unit
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest
 from icnnrt.signatures import BOUNDS, BOUNDS_BAR, THETA_BAR
 from icnnrt.solution import Cotangents, QPAnswer, Solution
+from icnnrt.status import Status, imprecise
 
 ADJOINTS: Final = ("exact", "prop3")
 ON_UNSAFE: Final = ("raise", "skip")
@@ -96,10 +98,15 @@ def vjp_qp(run: Run, manifest: Manifest, answer: object, z_bar: object, *, on_un
 
 
 def _unsafe(solution: Solution, unsafe: NDArray[np.bool_]) -> str:
+    doubt = solution.uncertainty
+    known = differentiable(solution.status, doubt, solution.lower_bound)
+
     def reason(i: int) -> str:
-        if solution.status[i] not in (0, 1):
+        if solution.status[i] not in (Status.CONVERGED, Status.GAP, Status.PRECISION):
             return solution.advice(i)
-        # CONVERGED or GAP, so an earlier model is at fault.
+        if not known[i]:
+            most = DIGITS * float(unit(solution.lower_bound[i]))
+            return f"sample {i}: {imprecise(float(doubt[i]), most, str(solution.y.dtype))}"
         worst = float(np.nanmax(solution.complementarity_history[i], initial=0.0))
         return f"sample {i}: a model before the last was left with a complementarity of {worst:.1e}"
 

@@ -13,8 +13,9 @@ on trial:
                                        -> step 2 finds θ₁ unsound:  back to θ₀, weights and state
 
 Unsound is a loss or gradient that is not finite, an energy that is not convex, or more than `UNSAFE` of the batch left
-unsolved, if the proven weights do better on that same batch: a bad batch does not undo a good step. `check` asks at
-once; `save`, `write_package` and the end of `fit` ask on the batch of the last step, so what is kept is proven.
+unsolved, or hidden by rounding, if the proven weights do better on that same batch: a bad batch does not undo a good
+step. `check` asks at once; `save`, `write_package` and the end of `fit` ask on the batch of the last step, so what is
+kept is proven.
 """
 
 import json
@@ -55,7 +56,10 @@ CROSS_ENTROPY: Final = ("binary_cross_entropy",)
 # Part of a batch that may be unsolved before the step that led there counts as harmful: rates that teach leave none.
 UNSAFE: Final = 1 / 8
 # Outputs of train.onnx that tell whether weights are sound, all but the gradient, which costs the most.
-JUDGED: Final = ("loss", "safe", "y", "slopes", "offsets", "cut_points", "energy", "lower_bound", "gap", "residual")
+JUDGED: Final = (
+    *("loss", "safe", "y", "lam", "slopes", "offsets", "cut_points"),
+    *("energy", "lower_bound", "gap", "residual"),
+)
 QP_JUDGED: Final = ("loss", "safe", "residual")  # the same of a network of quadratic programs
 
 
@@ -78,7 +82,8 @@ class StepReport:
     skipped: int
     """How many were not, because x or target holds NaN or infinity."""
     unsafe: int
-    """How many were run but gave no gradient, because a model of theirs was not solved to its tolerance."""
+    """How many were run but gave no gradient, because a model of theirs was not solved to its tolerance, or rounding
+    hides their energy."""
     gap_median: float
     gap_max: float
     """Duality gap of the samples: how far from its minimum the energy of their y* may be."""
@@ -564,8 +569,8 @@ class FineTuner:
         try:
             weights, stage = now = self._now()
             out = self._run(data, rate, weights, stage.state)
-            status = self._status(out)
-            verdict = self._verdict(out, status)
+            status, trusted = self._judge(out, data, weights)
+            verdict = self._verdict(out, status, trusted)
             reason = self._undo_if_guilty(now, verdict, data)
             held: tuple[str, ...] = ()
             undone = bool(reason)
@@ -617,7 +622,7 @@ class FineTuner:
         try:
             weights, stage = now = self._now()
             out = self._run(data, 0.0, weights, stage.state, only=self._judged)
-            verdict = self._verdict(out, self._status(out))
+            verdict = self._verdict(out, *self._judge(out, data, weights))
             if verdict.sound:
                 self._settled = weights.id
             return verdict.sound, self._undo_if_guilty(now, verdict, data, only=self._judged)
@@ -650,7 +655,7 @@ class FineTuner:
         if trial is None or found.sound or not (found.broken or found.unsafe > trial.unsafe):
             return ""
         out = self._run(data, 0.0, trial.weights, trial.stage.state, only=only)
-        then = self._verdict(out, self._status(out))
+        then = self._verdict(out, *self._judge(out, data, trial.weights))
         # A package whose samples are hard throughout is not judged by how many are unsolved, but by how many more.
         if then.broken or not (found.broken or then.sound or found.unsafe > then.unsafe + UNSAFE):
             return ""
@@ -679,26 +684,25 @@ class FineTuner:
         losses = [float(self._run(part, 0.0, weights, stage.state, only=("loss",))["loss"]) for part in parts]
         return _mean(losses, [len(part["x"]) for part in parts])
 
-    def _status(self, out: Arrays) -> NDArray[np.int8]:
+    def _judge(self, out: Arrays, data: Arrays, weights: WeightSet) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+        """The status of every sample, and which of them have a gradient to trust."""
         if self._qp:
-            return np.where(out["safe"], np.int8(Status.CONVERGED), np.int8(Status.SOLVER))
-        solver = self.session.manifest.solver
-        assert solver is not None, "there is no training graph without a solver"
-        assert self.session.manifest.domain is not None, "a solver has a domain"
-        model = MODELS[self.session.manifest.domain.kind]
-        return certificate.status_of(
+            return np.where(out["safe"], np.int8(Status.CONVERGED), np.int8(Status.SOLVER)), out["safe"]
+        manifest = self.session.manifest
+        assert manifest.solver is not None, "there is no training graph without a solver"
+        assert manifest.domain is not None, "a solver has a domain"
+        status, doubt = certificate.judge(
             np.ones(len(out["gap"]), bool),
-            out["y"],
-            out["energy"],
-            out["lower_bound"],
-            out["gap"],
-            out["residual"],
-            certificate.Tolerances(solver.gap_tolerance, solver.residual_tolerance),
-            rounding=certificate.rounding(out["energy"], out["slopes"], out["offsets"], model, out["cut_points"]),
-            violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"], model),
+            out,
+            certificate.Tolerances(manifest.solver.gap_tolerance, manifest.solver.residual_tolerance),
+            MODELS[manifest.domain.kind],
+            data.get("lower"),
+            data.get("upper"),
+            proven=self.session._is_proven(weights.id),
         )
+        return status, out["safe"] & certificate.differentiable(status, doubt, out["lower_bound"])
 
-    def _verdict(self, out: Arrays, status: NDArray[np.int8]) -> _Verdict:
+    def _verdict(self, out: Arrays, status: NDArray[np.int8], trusted: NDArray[np.bool_]) -> _Verdict:
         """On the weights that were run; the new ones are not looked at."""
         broken = ""
         if not math.isfinite(out["loss"]) and not (self._qp and not out["safe"].any()):
@@ -707,7 +711,7 @@ class FineTuner:
             broken = "the gradient is not finite"
         elif (status == Status.NOT_CONVEX).any():
             broken = f"the energy is not convex at sample {int(np.argmax(status == Status.NOT_CONVEX))}"
-        return _Verdict(broken, float((~out["safe"] | (status >= Status.SOLVER)).mean()))
+        return _Verdict(broken, float((~trusted).mean()))
 
     def _refusal(self, out: Arrays, status: NDArray[np.int8], new: Arrays) -> str:
         """Why the new weights must not be used; empty if they may."""

@@ -30,15 +30,20 @@ from icnnrt.bundle_qp import (
     PolyhedronTrajectory,
     bundle_qp_adjoint,
     bundle_qp_argmin,
+    bundle_qp_bound,
+    bundle_qp_excess,
     bundle_qp_implicit,
     bundle_qp_models,
+    bundle_qp_status,
+    bundle_qp_uncertainty,
 )
+from icnnrt.certificate import DIGITS, differentiable, unit
 from icnnrt.errors import CertificateError, InputError, PackageError
 from icnnrt.manifest import MAX_ITERATIONS
 from icnnrt.qp_reference import QPReference
 from icnnrt.quadratic_program import _array_solver
 from icnnrt.solution import _Frozen
-from icnnrt.status import Status, summarise
+from icnnrt.status import Status, imprecise, summarise
 
 if TYPE_CHECKING:
     from icnnrt.session import Session
@@ -76,8 +81,9 @@ class PolyhedronSolution(_Frozen):
     residual: Array
     """[B, 3], relative stationarity, feasibility and duality gap of the last model."""
     status: NDArray[np.int8]
-    """[B], a `Status` each; EMPTY_DOMAIN where no y meets the constraints, SOLVER where the objective falls without end
-    among those that do, or a model could not be solved. Without any lower bound there is no answer: y is NaN."""
+    """[B], a `Status` each; EMPTY_DOMAIN where no y meets the constraints, UNBOUNDED where the objective falls without
+    end among those that do, SOLVER where a model could not be solved, or falls without end while f does not. Without a
+    lower bound there is no answer: y is NaN."""
     cuts: NDArray[np.int64]
     """[B], how many models were solved."""
     lam: Array
@@ -86,6 +92,11 @@ class PolyhedronSolution(_Frozen):
     """[B, q], multipliers of Ay = b."""
     bounds: Array
     """[B, n], multipliers of the bounds: > 0 at an upper, < 0 at a lower one."""
+    ray: Array
+    """[B, n], of an UNBOUNDED sample the direction d along which f falls; else 0. max |d| = 1, Gd <= 0 and Ad = 0 up to
+    1e-8 of d, d_i >= 0 where lower_i is finite, d_i <= 0 where upper_i is. What was checked: all cuts fall along d, and
+    f does so, ∇f(x, y)'d < 0, at y = y_0 + 2^60 max(1, |y_0|) d, y_0 = trajectory.cut_points[:, 0] a feasible point. If
+    f is convex it falls all the way there. That it has no minimum further out is not known, as f was not seen there."""
     trajectory: PolyhedronTrajectory
     """All cuts, for the adjoints; of a graph without the models that they made."""
     y_init: Array
@@ -101,21 +112,34 @@ class PolyhedronSolution(_Frozen):
         """[B] bool: the status is CONVERGED."""
         return self.status == Status.CONVERGED
 
+    @property
+    def uncertainty(self) -> Array:
+        """[B], by how much rounding in the package's dtype may have moved the gap; NaN where there is none."""
+        T = self.trajectory
+        return bundle_qp_uncertainty(
+            *(self.y, self.energy, self.gap, T.slopes, T.offsets, T.cut_points, T.lam, self.x.dtype)
+        )
+
     def advice(self, i: int) -> str:
         """One sentence with numbers: how sample `i` went and what would make it better."""
         i = sample(i, len(self))
         status, gap, cuts = Status(self.status[i]), float(self.gap[i]), int(self.cuts[i])
         held = f"{cuts} cut{'s' * (cuts != 1)}"
-        unbounded = f"the model of {cuts + 1} cut{'s' * (cuts > 0)} was not solved, or falls without end"
+        left = f"left {f'a gap of {gap:.1e}' if np.isfinite(gap) else 'no answer'}"
         told = {
             Status.CONVERGED: f"converged: a gap of {gap:.1e} after {held}",
             Status.GAP: f"{held} left a gap of {gap:.1e}: give more iterations, a larger mu or a better y_init",
-            Status.SOLVER: f"{unbounded}, and left {f'a gap of {gap:.1e}' if np.isfinite(gap) else 'no answer'}: "
-            "bound y, or raise mu",
+            Status.SOLVER: f"after {held} a model was not solved, or falls without end where the energy does not, and "
+            f"{left}: give more iterations, bound y, or raise mu",
             Status.NOT_CONVEX: "the energy lies below its own cuts, so it is not convex in y and no bound holds",
             Status.NOT_FINITE_INPUT: "x or a constraint holds NaN, or an infinity that is no absent bound: clean it",
             Status.NOT_FINITE: "the energy or its gradient is not finite: scale x, or export in float64",
             Status.EMPTY_DOMAIN: "no y meets the constraints: loosen them",
+            Status.UNBOUNDED: "the energy falls along `ray`, within the constraints, as far as it was followed: "
+            "bound y, or raise mu",
+            Status.PRECISION: f"{held} left a gap of {gap:.1e}, but rounding may have moved it by "
+            f"{float(self.uncertainty[i]):.1e}, more than the tolerance: scale x and y down, allow a larger tolerance, "
+            "or export in float64 if it is float32",
         }[status]
         return f"sample {i}: {told}"
 
@@ -182,13 +206,20 @@ def argmin(
     start = np.zeros((B, n)) if y_init is None else batch(y_init, "y_init", "float64", (n,), length=B)
     if not finite_rows(start).all():
         raise InputError("y_init: expected finite numbers, but it holds others; leave it out.")
-    if B and session.manifest.polyhedron is not None:
-        return _by_graph(session, X, P, start, K, μ, small)
+    by = _by_graph if B and session.manifest.polyhedron is not None else _by_method
+    return by(session, X, P, start, K, μ, small)
+
+
+def _by_method(
+    session: "Session", X: Floats, P: Polyhedron, start: Array, iterations: int, mu: float, tolerance: float
+) -> PolyhedronSolution:
+    """The method in Python, one call of value.onnx and one quadratic program an iteration."""
+    B, n = start.shape
     finite = finite_rows(X)
     weights_id = session.weights_id
     run = np.where(finite.reshape(B, *[1] * (X.ndim - 1)), X, 0)
     trajectory = bundle_qp_argmin(
-        evaluated(session, run), P, K, μ, start, small, solver=_solver(session), precision=dtype
+        evaluated(session, run), P, iterations, mu, start, tolerance, solver=_solver(session), precision=X.dtype
     )
     if session.weights_id != weights_id:
         raise InputError("weights: they changed while the argmin was computed; call it again.")
@@ -198,35 +229,30 @@ def argmin(
         at, s = model.samples[on], model.solution
         lam[at], nu[at], bounds[at] = s.lam[on, k:], s.nu[on], s.mu[on, :n]
     bad = ~finite | ~np.isfinite(trajectory.y).all(1)
-    arrays = (
-        trajectory.y,
-        trajectory.energy,
-        trajectory.lower_bound,
-        trajectory.gap,
-        trajectory.residual,
-        lam,
-        nu,
-        bounds,
-    )
     y, energy, lower_bound, gap, residual, lam, nu, bounds = (
-        np.where(bad.reshape(B, *[1] * (a.ndim - 1)), np.nan, a) for a in arrays
+        np.where(bad.reshape(B, *[1] * (a.ndim - 1)), np.nan, a) for a in (*trajectory[:5], lam, nu, bounds)
     )
-    status = np.where(finite, trajectory.status, Status.NOT_FINITE_INPUT).astype(np.int8)
+    trajectory = trajectory._replace(
+        y=y,
+        energy=energy,
+        lower_bound=lower_bound,
+        gap=gap,
+        residual=residual,
+        status=np.where(finite, trajectory.status, Status.NOT_FINITE_INPUT).astype(np.int8),
+        cuts=np.where(finite, trajectory.cuts, 0),
+        ray=np.where(finite[:, None], trajectory.ray, 0.0),
+    )
+    if session._is_proven(weights_id):
+        trajectory = _convex(trajectory, tolerance, X.dtype, lam, nu, bounds)
+    return _solution(X, trajectory, lam, nu, bounds, start, weights_id)
+
+
+def _solution(
+    X: Floats, T: PolyhedronTrajectory, lam: Array, nu: Array, bounds: Array, start: Array, weights_id: str
+) -> PolyhedronSolution:
     return PolyhedronSolution(
-        X,
-        y,
-        energy,
-        lower_bound,
-        gap,
-        residual,
-        status,
-        np.where(finite, trajectory.cuts, 0),
-        lam,
-        nu,
-        bounds,
-        trajectory._replace(y=y),
-        start,
-        weights_id,
+        *(X, T.y, T.energy, T.lower_bound, T.gap, T.residual, T.status, T.cuts, lam, nu, bounds, T.ray),
+        *(T, start, weights_id),
     )
 
 
@@ -237,28 +263,132 @@ def _by_graph(
     settings = {"iterations": np.array(iterations), "mu": np.array(mu), "tolerance": np.array(tolerance)}
     feeds = {"x": X, "y_init": start, **_fed(P), **settings}
     out, weights_id = session._runner.run("argmin_polyhedron", feeds)
-    y, energy, lower_bound, gap, residual, cuts = (
-        out[name] for name in ("y", "energy", "lower_bound", "gap", "residual", "cuts")
-    )
     K, codes = out["slopes"].shape[1], out["status"]
     slots = {out[name].shape[1] for name in ("offsets", "cut_points", "cut_lam")}
     if slots != {K} or codes.min() < 0 or codes.max() > max(Status) or out["best"].max() > K:
         raise PackageError(
             f"{session.path}: argmin_polyhedron.onnx: its outputs do not fit each other; export the package again."
         )
-    status = codes.astype(np.int8)
-    best, slopes, offsets, points, lam = (out[name] for name in ("best", "slopes", "offsets", "cut_points", "cut_lam"))
     trajectory = PolyhedronTrajectory(
-        *(y, energy, lower_bound, gap, residual, status, cuts, best, slopes, offsets, points, lam),
+        y=out["y"],
+        energy=out["energy"],
+        lower_bound=out["lower_bound"],
+        gap=out["gap"],
+        residual=out["residual"],
+        status=codes.astype(np.int8),
+        cuts=out["cuts"],
+        best=out["best"],
+        slopes=out["slopes"],
+        offsets=out["offsets"],
+        cut_points=out["cut_points"],
+        lam=out["cut_lam"],
+        ray=out.get("ray", np.zeros_like(out["y"])),
         projection=None,
         models=(),
         polyhedron=P,
         mu=mu,
     )
-    return PolyhedronSolution(
-        *(X, y, energy, lower_bound, gap, residual, status, cuts, out["lam"], out["nu"], out["bounds"]),
-        *(trajectory, start, weights_id),
+    multipliers = out["lam"], out["nu"], out["bounds"]
+    again = np.zeros(0, np.int64)
+    if "ray" not in out:
+        trajectory, again = _second_look(trajectory, tolerance, X.dtype, *multipliers)
+    if session._is_proven(weights_id):
+        trajectory = _convex(trajectory, tolerance, X.dtype, *multipliers)
+    solution = _solution(X, trajectory, *multipliers, start, weights_id)
+    if again.size:
+        some = Polyhedron(*(a[again] for a in P))
+        part = _by_method(session, X[again], some, start[again], iterations, mu, tolerance)
+        if part.weights_id != weights_id:
+            raise InputError("weights: they changed while the argmin was computed; call it again.")
+        solution = _with(solution, again, part)
+    return solution
+
+
+def _convex(
+    T: PolyhedronTrajectory, tolerance: float, precision: Any, lam: Array, nu: Array, bounds: Array
+) -> PolyhedronTrajectory:
+    """The trajectory of an f that is proven convex: where it seems to lie below its own cuts, that is rounding."""
+    bent = T.status == Status.NOT_CONVEX
+    if not bent.any():
+        return T
+    outside = bundle_qp_excess(T.y, T.polyhedron, lam, nu, bounds)
+    judged = T.y, T.energy, T.lower_bound, T.gap, T.slopes, T.offsets, T.cut_points, T.lam, *outside
+    status = np.array(T.status)
+    status[bent] = bundle_qp_status(
+        *(a[bent] for a in judged),
+        solved=np.zeros(int(bent.sum()), bool),
+        tolerance=tolerance,
+        precision=precision,
+        proven=True,
     )
+    return T._replace(status=status)
+
+
+def _second_look(
+    T: PolyhedronTrajectory, tolerance: float, precision: Any, lam: Array, nu: Array, bounds: Array
+) -> tuple[PolyhedronTrajectory, NDArray[np.int64]]:
+    """What a graph of before there were rays handed out, judged by these numbers as the method judges now; and which
+    samples have no lower bound, so that only the method itself can tell what becomes of them.
+
+    With μ = 0 such a graph took whatever its multipliers left of stationarity for rounding, however much it was against
+    the slopes, so that its lower bound may be none; and it gave up where a model fell without end.
+    """
+    status, lower_bound = np.array(T.status), np.array(T.lower_bound)
+    told = status <= Status.NOT_CONVEX
+    at = np.flatnonzero(told & (T.mu == 0))
+    if at.size:
+        P = Polyhedron(*(a[at] for a in T.polyhedron))
+        multipliers = T.lam[at], lam[at], nu[at], bounds[at]
+        proved = bundle_qp_bound(T.slopes[at], T.offsets[at], P, 0.0, *multipliers, T.y[at])
+        with np.errstate(invalid="ignore"):
+            less = proved < lower_bound[at] - tolerance * unit(lower_bound[at])
+        lower_bound[at] = np.where(less, proved, lower_bound[at])
+    gap = T.energy - lower_bound
+    some = np.flatnonzero(told & np.isfinite(lower_bound))
+    outside = bundle_qp_excess(T.y, T.polyhedron, lam, nu, bounds)
+    judged = T.y, T.energy, lower_bound, gap, T.slopes, T.offsets, T.cut_points, T.lam, *outside
+    status[some] = bundle_qp_status(
+        *(a[some] for a in judged),
+        solved=T.status[some] <= Status.GAP,
+        tolerance=tolerance,
+        precision=precision,
+    )
+    without = np.flatnonzero(told & ~np.isfinite(lower_bound))
+    return T._replace(lower_bound=lower_bound, gap=gap, status=status), without
+
+
+def _with(solution: PolyhedronSolution, at: NDArray[np.int64], part: PolyhedronSolution) -> PolyhedronSolution:
+    """The solution with another in the place of the samples `at`."""
+
+    def put(whole: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+        merged = np.array(whole)
+        merged[at] = other
+        return merged
+
+    T, U = solution.trajectory, part.trajectory
+    slots = np.arange(max(T.offsets.shape[1], U.offsets.shape[1]))  # slots beyond the cuts repeat the first
+
+    def put_cuts(whole: Array, other: Array) -> Array:
+        return put(*(a[:, np.where(slots < a.shape[1], slots, 0)] for a in (whole, other)))
+
+    lam = put(*(np.where(slots < a.shape[1], a[:, np.minimum(slots, a.shape[1] - 1)], 0.0) for a in (T.lam, U.lam)))
+    trajectory = T._replace(
+        y=put(T.y, U.y),
+        energy=put(T.energy, U.energy),
+        lower_bound=put(T.lower_bound, U.lower_bound),
+        gap=put(T.gap, U.gap),
+        residual=put(T.residual, U.residual),
+        status=put(T.status, U.status),
+        cuts=put(T.cuts, U.cuts),
+        best=put(T.best, U.best),
+        slopes=put_cuts(T.slopes, U.slopes),
+        offsets=put_cuts(T.offsets, U.offsets),
+        cut_points=put_cuts(T.cut_points, U.cut_points),
+        lam=lam,
+        ray=put(T.ray, U.ray),
+    )
+    lam, nu, bounds = put(solution.lam, part.lam), put(solution.nu, part.nu), put(solution.bounds, part.bounds)
+    return _solution(solution.x, trajectory, lam, nu, bounds, solution.y_init, solution.weights_id)
 
 
 def _fed(P: Polyhedron) -> dict[str, Array]:
@@ -288,21 +418,25 @@ def vjp(
         x0 = np.zeros(session.manifest.x_shape)
         pieces = is_piecewise_linear(session._package.graphs["value"], dict(session.weights), x0, n)
         adjoint = "prop3" if pieces else "implicit"
-    worst = Status.CONVERGED if adjoint == "implicit" else Status.GAP
+    known = differentiable(solution.status, solution.uncertainty, solution.lower_bound)
+    known &= (adjoint != "implicit") | (solution.status != Status.GAP)
     given = np.where(np.isfinite(ȳ), ȳ, 0.0)
     by_graph = spec is not None and adjoint == spec.adjoint and len(solution) > 0
     if by_graph:
-        told = _cotangents_by_graph(session, solution, given)
+        told = _cotangents_by_graph(session, solution, given, known)
         skipped = told.skipped
     else:
         found = _cotangents(session, solution, given, adjoint)
-        skipped = (solution.status > worst) | ~np.isfinite(found.cuts.seed).all((1, 2))
+        skipped = ~known | ~np.isfinite(found.cuts.seed).all((1, 2))
     if on_unsafe == "raise" and skipped.any():
 
         def reason(i: int) -> str:
-            if solution.status[i] > worst:
-                return solution.advice(i)
-            return f"sample {i}: a model on the way was inaccurate"
+            if known[i]:
+                return f"sample {i}: a model on the way was inaccurate"
+            doubt, most = float(solution.uncertainty[i]), DIGITS * float(unit(solution.lower_bound[i]))
+            if doubt > most and solution.status[i] in (Status.CONVERGED, Status.GAP, Status.PRECISION):
+                return f"sample {i}: {imprecise(doubt, most, str(solution.x.dtype))}"
+            return solution.advice(i)
 
         raise CertificateError(untrusted(skipped, reason, "on_unsafe='skip' to leave them out"))
     check_finite_bar(ȳ, skipped)
@@ -398,10 +532,14 @@ def _cotangents(session: "Session", solution: PolyhedronSolution, y_bar: Array, 
     return bundle_qp_adjoint(T, y_bar, hvp)
 
 
-def _cotangents_by_graph(session: "Session", solution: PolyhedronSolution, y_bar: Array) -> ConstraintCotangents:
+def _cotangents_by_graph(
+    session: "Session", solution: PolyhedronSolution, y_bar: Array, known: NDArray[np.bool_]
+) -> ConstraintCotangents:
     T = solution.trajectory
+    # The graph differentiates at CONVERGED and, but "implicit", at GAP.
+    status = np.where(known, np.where(solution.status == Status.GAP, Status.GAP, Status.CONVERGED), Status.SOLVER)
     feeds = {
-        **{"x": solution.x, "y": solution.y, "status": solution.status.astype(np.int32), "y_bar": y_bar},
+        **{"x": solution.x, "y": solution.y, "status": status.astype(np.int32), "y_bar": y_bar},
         **_fed(T.polyhedron),
         **{"mu": np.array(T.mu)},
     }

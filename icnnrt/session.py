@@ -32,7 +32,7 @@ from icnnrt.polyhedron import ConstraintCotangents, PolyhedronSolution
 from icnnrt.qp_status import QPStatus
 from icnnrt.signatures import NAMES, arrays_of, outputs_of
 from icnnrt.solution import Cotangents, Pulled, QPAnswer, Solution
-from icnnrt.status import Status
+from icnnrt.status import RESTS_ON_CONVEXITY, Status
 
 Floats = NDArray[Any]  # float32 or float64: the package's dtype
 NAMED: Final = 3  # how many samples an error names
@@ -97,8 +97,9 @@ class Session:
         self._dtype = np.dtype(manifest.dtype)
         self._x_shape, (self._n,) = manifest.x_shape, manifest.y_shape
         found = manifest.convexity
-        # What was last seen of the energy: by the export, or by `prove_convexity` with the weights of then.
-        self._not_convex = found is not None and found.verdict == "violated"
+        # What was last seen of the energy, and with which weights: by the export, or by `prove_convexity`.
+        self._verdict = found.verdict if found else "unknown"
+        self._seen = self._runner.weights.id
 
     # --- What it is ------------------------------------------------------------------------------
 
@@ -313,19 +314,11 @@ class Session:
         tolerances = Tolerances(solver.gap_tolerance, solver.residual_tolerance)
         assert self.manifest.domain is not None, "a solver has a domain"
         model = MODELS[self.manifest.domain.kind]
-        status = certificate.status_of(
-            finite,
-            out["y"],
-            out["energy"],
-            out["lower_bound"],
-            out["gap"],
-            out["residual"],
-            tolerances,
-            rounding=certificate.rounding(out["energy"], out["slopes"], out["offsets"], model, out["cut_points"]),
-            violation=certificate.convexity_violation(out["slopes"], out["offsets"], out["cut_points"], model),
+        status, _ = certificate.judge(
+            finite, out, tolerances, model, bounds.get("lower"), bounds.get("upper"), proven=self._is_proven(weights_id)
         )
-        if self._not_convex:  # whether or not these cuts show it
-            status[status < Status.NOT_CONVEX] = Status.NOT_CONVEX
+        if self._verdict == "violated":  # whether or not these cuts show it
+            status[np.isin(status, RESTS_ON_CONVEXITY)] = Status.NOT_CONVEX
         status[finite & ~run] = Status.EMPTY_DOMAIN
         info = {
             "providers": self.providers,
@@ -407,8 +400,9 @@ class Session:
         adjoint:    "exact" (the derivative of the K-step algorithm) or "prop3" (the paper's, cheaper, right for
                     piecewise-linear energies); `icnnrt.adjoint` explains both
         on_unsafe:  "raise", or "skip" to leave samples without a trustworthy gradient out of the sum. Those are
-                    samples with status SOLVER, NOT_CONVEX or NOT_FINITE*, and for "exact" also those where any model
-                    on the way missed the residual tolerance. GAP is safe: the gradient is that of the algorithm
+                    samples with status SOLVER, NOT_CONVEX or NOT_FINITE*, those where rounding leaves more than 1e-3
+                    of the energy open, and for "exact" also those where any model on the way missed the residual
+                    tolerance. GAP is safe: the gradient is that of the algorithm; and so is PRECISION up to that 1e-3
 
         Returns `Cotangents`: weights {name: θ̄} for every trainable weight, summed over the batch (not averaged),
         x [B, *x_shape], and of a box lower and upper [B, n]. Where the solver started counts as a constant, in a box as
@@ -479,9 +473,11 @@ class Session:
         solution = _polyhedron.argmin(
             self, x, **given, mu=mu, iterations=iterations, tolerance=tolerance, y_init=y_init
         )
-        if self._not_convex:  # whether or not its cuts show it
-            status = np.where(solution.status < Status.NOT_CONVEX, Status.NOT_CONVEX, solution.status).astype(np.int8)
-            solution = replace(solution, status=status, trajectory=solution.trajectory._replace(status=status))
+        if self._verdict == "violated":  # whether or not its cuts show it
+            status = np.where(np.isin(solution.status, RESTS_ON_CONVEXITY), Status.NOT_CONVEX, solution.status)
+            status, ray = status.astype(np.int8), np.zeros_like(solution.ray)
+            trajectory = solution.trajectory._replace(status=status, ray=ray)
+            solution = replace(solution, status=status, ray=ray, trajectory=trajectory)
         failed = np.flatnonzero(~solution.ok)
         if self._is_strict(strict) and failed.size:
             raise CertificateError(
@@ -529,7 +525,7 @@ class Session:
             # It was repeated with other numbers for the same weights, so it rests on the same.
             found = replace(found, rests_on=stated.rests_on)
         if weights is self._runner.weights:
-            self._not_convex = found.verdict == "violated"
+            self._verdict, self._seen = found.verdict, weights.id
         return found
 
     def close(self) -> None:
@@ -569,6 +565,10 @@ class Session:
         moved = train.weights if train else trainable
         return KeptConvex(manifest, self._package.graphs, self._runner.weights.arrays, moved)
 
+    def _is_proven(self, weights_id: str) -> bool:
+        """Whether f is proven convex with these weights: it was, and they are those of then, or have kept it so."""
+        return self._verdict == "proven" and (weights_id == self._seen or self._kept_convex.proven)
+
     def _is_strict(self, strict: bool | None) -> bool:
         return self._strict if strict is None else flag(strict, "strict")
 
@@ -578,6 +578,8 @@ class Session:
         Shapes and dtypes are checked, signs are not: keeping the energy convex is the caller's.
         """
         self._runner.update_weights({name: np.array(a) if isinstance(a, np.ndarray) else a for name, a in new.items()})
+        if self._verdict == "proven":
+            self._verdict = "unknown"
 
     def _solver(self, what: str) -> SolverSpec:
         if self.manifest.kind == "qp":

@@ -54,7 +54,7 @@ NAMES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("x", "y_init", "G", "h", "A", "b", "lower", "upper", "iterations", "mu", "tolerance"),
         (
             *("y", "energy", "lower_bound", "gap", "residual", "status", "cuts", "lam", "nu", "bounds"),
-            *("best", "slopes", "offsets", "cut_points", "cut_lam"),
+            *("best", "slopes", "offsets", "cut_points", "cut_lam", "ray"),
         ),
     ),
     # Of adjoint "prop3"; "implicit" takes no part of the trajectory.
@@ -66,6 +66,8 @@ NAMES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("G_bar", "h_bar", "A_bar", "b_bar", "lower_bar", "upper_bar", "mu_bar", "x_bar", "safe"),
     ),
 }
+# Outputs that graphs of earlier versions do not have; what reads them knows what to do without.
+SINCE: Final = {"argmin_polyhedron": ("ray",), TRAIN_ROLE: ("lam",)}
 OF_TRAJECTORY: Final = ("y_init", "best", "slopes", "offsets", "cut_points")
 # Names that the graphs of a polyhedron take or give.
 OF_POLYHEDRON: Final = tuple(
@@ -82,7 +84,7 @@ BOUNDS_BAR: Final = ("lower_bar", "upper_bar")
 THETA_BAR: Final = "theta_bar."
 # What train.onnx gives of the argmin inside it; new.<name> stands for the next value of a weight or state tensor.
 OF_ONE_STEP: Final = (
-    *("loss", "gradient_norm", "accepted", "safe", "y", "slopes", "offsets", "cut_points"),
+    *("loss", "gradient_norm", "accepted", "safe", "y", "lam", "slopes", "offsets", "cut_points"),
     *("energy", "lower_bound", "gap", "residual", "complementarity_history"),
 )
 OF_ONE_QP_STEP: Final = ("loss", "gradient_norm", "accepted", "safe", "z", "residual", "status")
@@ -109,7 +111,8 @@ class Signature:
 
 
 def expected(manifest: "Manifest", role: str) -> Signature | None:
-    """What icnnrt feeds and reads of the graph with this role; None of a role that it does not know."""
+    """What icnnrt feeds and reads of the graph with this role; None of a role that it does not know. What a graph lacks
+    because it is older is left out, where the manifest lists what the graph gives."""
     if role == TRAIN_ROLE:
         names = _names_of_training(manifest, manifest.train) if manifest.train else None
     else:
@@ -117,6 +120,9 @@ def expected(manifest: "Manifest", role: str) -> Signature | None:
     if names is None:
         return None
     inputs, outputs = names
+    told = manifest.graphs[role].signature if role in manifest.graphs else None
+    if told is not None:
+        outputs = tuple(name for name in outputs if name in told.outputs or name not in SINCE.get(role, ()))
     arrays = _arrays_of_polyhedron(manifest) if role in POLYHEDRON_ROLES else arrays_of(manifest)
     if role in POLYHEDRON_ROLES:  # data that all samples share may come as one row
         rows = {name: ("float64", (f"B_{name}", *arrays[name][1][1:])) for name in ("G", "h", "A", "b", *BOUNDS)}
@@ -233,6 +239,7 @@ def _arrays_of_polyhedron(manifest: "Manifest") -> dict[str, tuple[str, Shape]]:
         "lam": ("m",),
         "nu": ("q",),
         "bounds": (n,),
+        "ray": (n,),
         "energy": (),
         "lower_bound": (),
         "gap": (),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from icnnrt import certificate
 from icnnrt._arguments import rows, sample
 from icnnrt.certificate import Tolerances
-from icnnrt.domains import MODELS
+from icnnrt.domains import MODELS, Domain
 from icnnrt.qp_reference import STEPS
 from icnnrt.qp_status import QPStatus
 from icnnrt.qp_status import advise as advise_qp
@@ -78,8 +78,8 @@ class Solution(_Frozen):
     lower_bound: Array
     """[B] float64: no energy is below it if f is convex in y, up to the rounding of f in the package's dtype."""
     gap: Array
-    """[B] float64, energy − lower_bound: the most that y can be suboptimal by. In float32 it is known to the rounding
-    of f, eps |f|, only: a gap below that, negative ones too, means zero."""
+    """[B] float64, energy − lower_bound: the most that y can be suboptimal by. It is known to the rounding of f in the
+    package's dtype only, which `uncertainty` tells: a gap below that, negative ones too, means zero."""
     residual: Array
     """[B, 3] float64, KKT residuals of the last model: stationarity, feasibility, complementarity."""
     complementarity_history: Array
@@ -115,8 +115,7 @@ class Solution(_Frozen):
         """One sentence with numbers: how sample `i` went and what would make it better."""
         one, info = self[sample(i, len(self))], self.info
         scale = float(certificate.unit(one.lower_bound)[0])
-        model = MODELS[info.get("domain", "unit_box")]
-        below = certificate.convexity_violation(one.slopes, one.offsets, one.cut_points, model)[0]
+        below = certificate.convexity_violation(one.slopes, one.offsets, one.cut_points, one._model)[0]
         return f"sample {i}: " + advise(
             Status(one.status[0]),
             iterations=info["iterations"],
@@ -126,8 +125,21 @@ class Solution(_Frozen):
             residual=float(certificate.relative_residual(one.residual, one.lower_bound)[0]),
             residual_bound=info["residual_tolerance"],
             violation=float(max(below, one.residual[0, 2] - one.gap[0])),
+            uncertainty=float(one.uncertainty[0]),
             dtype=str(self.y.dtype),
         )
+
+    @property
+    def uncertainty(self) -> Array:
+        """[B] float64: by how much rounding may have moved gap and lower bound, as `certificate.uncertainty` tells."""
+        box = None if self.lower is None or self.upper is None else certificate.magnification(self.lower, self.upper)
+        return certificate.uncertainty(
+            *(self.energy, self.gap, self.slopes, self.offsets, self.lam, self._model, self.cut_points, box)
+        )
+
+    @property
+    def _model(self) -> Domain:
+        return MODELS[self.info.get("domain", "unit_box")]
 
     def summary(self) -> str:
         """How many samples have which status, and the advice on the first of each kind that did not converge."""
@@ -140,11 +152,11 @@ class Solution(_Frozen):
     def unsafe(self, *, every_model: bool) -> NDArray[np.bool_]:
         """[B] bool: samples that no gradient should be taken at.
 
-        Those are all but CONVERGED and GAP and, with `every_model`, those where any of the
-        K models was left with a complementarity above the tolerance. GAP is safe: what is differentiated is the
-        K-step algorithm itself.
+        Those are all but the `certificate.differentiable` and, with `every_model`, those where any of the K models was
+        left with a complementarity above the tolerance. GAP is safe: what is differentiated is the K-step algorithm
+        itself.
         """
-        bad: NDArray[np.bool_] = self.status >= Status.SOLVER
+        bad = ~certificate.differentiable(self.status, self.uncertainty, self.lower_bound)
         if every_model:
             tolerances = Tolerances(self.info["gap_tolerance"], self.info["residual_tolerance"])
             with np.errstate(invalid="ignore"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import Final
 
 
 class Status(IntEnum):
@@ -25,6 +26,19 @@ class Status(IntEnum):
     EMPTY_DOMAIN = 6
     """A lower bound exceeds its upper one, so no y is allowed. The sample was not run; its answer is NaN."""
 
+    UNBOUNDED = 7
+    """Over a polyhedron: the cuts fall without end along a ray, and f still fell along it as far out as it was
+    evaluated. There is no minimum, if f is convex and goes on as it was seen to; the answer is NaN beside the ray."""
+    PRECISION = 8
+    """Rounding alone may move the gap by more than its tolerance: y is feasible, but its energy and the lower bound are
+    known no better than that."""
+
+
+# Those with a y to use, beside what is known of it.
+ANSWERED: Final = (Status.CONVERGED, Status.GAP, Status.PRECISION)
+# Those that mean nothing of an f that is not convex.
+RESTS_ON_CONVEXITY: Final = (Status.CONVERGED, Status.GAP, Status.SOLVER, Status.UNBOUNDED, Status.PRECISION)
+
 
 def advise(
     status: Status,
@@ -36,12 +50,13 @@ def advise(
     residual: float,
     residual_bound: float,
     violation: float,
+    uncertainty: float,
     dtype: str,
 ) -> str:
     """One sentence of advice with the numbers of one sample.
 
     `gap_bound` and `residual_bound` are what gap and residual had to stay below, `violation` is by how much the
-    energy lies below its own cuts.
+    energy lies below its own cuts, `uncertainty` by how much rounding may have moved the gap.
     """
     match status:
         case Status.CONVERGED:
@@ -71,6 +86,16 @@ def advise(
             return f"x holds NaN or infinity (or a number beyond {dtype}), or a bound does: clean it"
         case Status.EMPTY_DOMAIN:
             return "a lower bound exceeds its upper one, so no y is allowed: exchange or widen them"
+        case Status.UNBOUNDED:
+            return "the energy falls without end as far as it was followed: bound y"
+        case Status.PRECISION:
+            return imprecise(uncertainty, gap_bound, dtype)
+
+
+def imprecise(uncertainty: float, bound: float, dtype: str) -> str:
+    """What to do where rounding hides the gap: the numbers are too large for the dtype."""
+    remedy = "scale x down" + ("" if dtype == "float64" else ", or export in float64")
+    return f"rounding in {dtype} leaves the energy open by {uncertainty:.1e} > {bound:.1e}: {remedy}"
 
 
 def summarise(codes: Sequence[int], verdicts: type[IntEnum], advice: Callable[[int], str]) -> str:

@@ -48,7 +48,7 @@ from icnnrt.package import Package, opened
 from icnnrt.qp_status import QPStatus
 from icnnrt.session import Session, load
 from icnnrt.solution import QPAnswer, Solution
-from icnnrt.status import Status
+from icnnrt.status import ANSWERED, Status
 
 Array = NDArray[np.float64]
 Verdict = Literal["pass", "fail", "skipped"]
@@ -293,11 +293,12 @@ def _signs(package: Package) -> Check:
 
 
 def _status(solution: Solution, counts: Counter[str]) -> Check:
-    # GAP is an honest answer with its certificate; what is worse than that is no answer.
-    useless = int((solution.status >= Status.SOLVER).sum())
+    # GAP and PRECISION are honest answers with their certificates; the others are none.
+    bad = ~np.isin(solution.status, ANSWERED)
+    useless = int(bad.sum())
     detail = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda c: Status[c[0]]))
     if useless:
-        first = int(np.argmax(solution.status >= Status.SOLVER))
+        first = int(np.argmax(bad))
         detail += f"; {solution.advice(first)}"
     return Check("status", useless / len(solution), 0.0, "fail" if useless else "pass", detail)
 
@@ -633,8 +634,10 @@ class _Trial:
         found = self.session.argmin_polyhedron(X, **given, **settings, strict=False)
         told_at = polyhedron.evaluated(self.session, X)
         tolerance = polyhedron.TOLERANCE[T]
-        true = bundle_qp_argmin(told_at, Polyhedron(**given), POLYHEDRON_CUTS, 1.0, tolerance=tolerance)
-        kept = (found.status <= Status.GAP) & (true.status <= Status.GAP)
+        true = bundle_qp_argmin(
+            told_at, Polyhedron(**given), POLYHEDRON_CUTS, 1.0, tolerance=tolerance, precision=self.session.dtype
+        )
+        kept = np.isin(found.status, ANSWERED) & np.isin(true.status, ANSWERED)
         gaps = [np.maximum(a.gap, 0.0)[kept] + 4 * np.finfo(T).eps for a in (found, true)]
         Δy = np.abs(found.y - true.y)[kept].max(1, initial=0.0)
         what = f"max |y − y of the reference|, median {_median(Δy):.1e}; a gap g allows √(2g)"
@@ -658,7 +661,7 @@ class _Trial:
 
         exact = self.session.argmin_polyhedron(X, **given, **settings, strict=False)
         # At a gap that is as small as rounding lets it be, GAP is no reason to leave a sample out.
-        exact = replace(exact, status=np.where(exact.status == Status.GAP, np.int8(0), exact.status))
+        exact = replace(exact, status=np.where(np.isin(exact.status, ANSWERED), np.int8(0), exact.status))
         bars = self.session.vjp_polyhedron(exact, y_bar, on_unsafe="skip")
         told = sum(_rows(getattr(bars, key) * d) for key, d in moves.items())
         steps = POLYHEDRON_STEPS[T]

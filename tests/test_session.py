@@ -1083,6 +1083,7 @@ def verdict(**changes: Any) -> Status:
         "residual": np.zeros((1, 3)),
         "tolerances": certificate.Tolerances(1e-4, 1e-3),
         "rounding": np.array([1e-6]),
+        "uncertainty": np.array([1e-7]),
         "violation": np.array([0.0]),
         **{k: np.array(v) for k, v in changes.items()},
     }

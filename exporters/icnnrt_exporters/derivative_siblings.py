@@ -22,10 +22,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from icnnrt import package
-from icnnrt.certificate import ROUNDING
-from icnnrt.domains import MODELS, SIMPLEX, SPACE, Domain
+from icnnrt.domains import MODELS, Domain
 from icnnrt.errors import ExportError
 from icnnrt.signatures import BOUNDS, BOUNDS_BAR
+from icnnrt_exporters.certificate_nodes import Rounding
 from icnnrt_exporters.inlining import inlined
 from icnnrt_exporters.packer import check_absent, embedded, of_anybody, write
 from icnnrt_exporters.surgery import Ops, Parts, describe, dismantle, numbered, replace, sizes, static, value
@@ -40,6 +40,7 @@ OF_SAMPLES: Final = ("x_bar", *BOUNDS_BAR)
 # What tells whether a sample has a gradient.
 CERTIFICATE: Final = (
     "y",
+    "lam",
     "slopes",
     "offsets",
     "cut_points",
@@ -132,7 +133,7 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
     bounds = [_named(primal.inputs, name) for name in (BOUNDS if manifest.domain.kind == "box" else ())]
     certificate = {name: _named(primal.outputs, name) for name in CERTIFICATE}
     model = MODELS[manifest.domain.kind]
-    safe = _safe(op, [x, *bounds], certificate, manifest.solver.residual_tolerance, model)
+    safe = _safe(op, [x, *bounds], bounds, certificate, manifest.solver.residual_tolerance, model)
     if manifest.convexity is not None and manifest.convexity.verdict == "violated":
         safe = op("And", safe, op.constant(False, ir.DataType.BOOL))
     adj_y = value("adj_y", T, ["batch", n])
@@ -169,17 +170,24 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
     return _model([x, y_init, *bounds, adj_y], weights, outputs, op, constants, [argmin, adjoint])
 
 
-def _safe(op: Ops, given: list[ir.Value], of: dict[str, ir.Value], tolerance: float, domain: Domain) -> ir.Value:
+def _safe(
+    op: Ops,
+    given: list[ir.Value],
+    bounds: list[ir.Value],
+    of: dict[str, ir.Value],
+    tolerance: float,
+    domain: Domain,
+) -> ir.Value:
     """[B] bool, the samples that `Solution.unsafe(every_model=True)` does not name.
 
         unit      = max(1, |lower_bound|)
         solved    = max(stationarity, feasibility, complementarity / unit) ≤ tolerance, at every model's complementarity
         violation = max_ij [v_j(y_i) − f(y_i)],  v_j(y) = e_j + g_j'(y − c),  f(y_i) = v_i(y_i)
-        convex    = max(complementarity − gap, violation) ≤ 64 eps max(1, |energy|, max_i |e_i| + reach_i)
+        convex    = max(complementarity − gap, violation) ≤ rounding
+        known     = uncertainty ≤ 1e-3 unit
         finite    = 0 · (what is given, y, energy, lower_bound, gap) = 0
 
-    The centre c and reach, ½ ‖g_i‖₁ in a box, are those of the domain: see `icnnrt.certificate.rounding`.
-    All of them are false for NaN.
+    The centre c is that of the domain; `certificate_nodes` has rounding and uncertainty. All of them are false for NaN.
     """
     y, slopes, offsets, cut_points = of["y"], of["slopes"], of["offsets"], of["cut_points"]
     energy, lower, gap, residual = of["energy"], of["lower_bound"], of["gap"], of["residual"]
@@ -202,11 +210,8 @@ def _safe(op: Ops, given: list[ir.Value], of: dict[str, ir.Value], tolerance: fl
     f = op("ReduceSum", op("Mul", v, eye), op.constant([2]), keepdims=0)
     excess = op("ReduceMax", op("Sub", op("ReduceMax", v, op.constant([2]), keepdims=0), f), one_axis, keepdims=0)
     violation = op("Max", op("Sub", complementarity, gap), op("Cast", excess, to=DOUBLE))
-    reach = _reach(op, slopes, cut_points, domain)
-    largest = op("ReduceMax", op("Add", op("Cast", op("Abs", offsets), to=DOUBLE), reach), one_axis, keepdims=0)
-    scale = op("Max", one, op("Abs", energy), largest)
-    eps = 2.0**-23 if T == ir.DataType.FLOAT else 2.0**-52
-    convex = op("LessOrEqual", violation, op("Mul", op.constant(ROUNDING * eps, DOUBLE), scale))
+    of_rounding = Rounding(op, of, domain, bounds)
+    convex = op("LessOrEqual", violation, of_rounding.rounding())
 
     nothing = op("Mul", energy, op.constant(0.0, DOUBLE))
     for v in (*given, y):
@@ -215,20 +220,7 @@ def _safe(op: Ops, given: list[ir.Value], of: dict[str, ir.Value], tolerance: fl
     for figure in (lower, gap):
         nothing = op("Add", nothing, op("Mul", figure, op.constant(0.0, DOUBLE)))
     finite = op("Equal", nothing, op("Cast", op("Squeeze", zero), to=DOUBLE))
-    return op("And", op("And", solved, convex), finite)
-
-
-def _reach(op: Ops, slopes: ir.Value, cut_points: ir.Value, domain: Domain) -> ir.Value:
-    """[B, K] double, about the most that G(y − c) can be: `Domain.reach`, in R^n over the cut points too."""
-    two = op.constant([2])
-    wide = op("Cast", slopes, to=DOUBLE)  # where squares of float32 do not overflow
-    if domain is SIMPLEX:
-        return op("ReduceMax", op("Abs", wide), two, keepdims=0)
-    if domain is not SPACE:
-        return op("Mul", op.constant(0.5, DOUBLE), op("ReduceSum", op("Abs", wide), two, keepdims=0))
-    lengths, far = (op("ReduceL2", v, two, keepdims=0) for v in (wide, op("Cast", cut_points, to=DOUBLE)))
-    farthest = op("ReduceMax", op("Max", lengths, far), op.constant([1]), keepdims=1)
-    return op("Mul", lengths, farthest)
+    return op("And", op("And", solved, convex), op("And", of_rounding.known(), finite))
 
 
 def _rows(op: Ops, of_sample: ir.Value, like: ir.Value) -> ir.Value:

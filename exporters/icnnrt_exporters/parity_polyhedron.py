@@ -17,7 +17,7 @@ from icnnrt.bundle_qp import (
     bundle_qp_models,
 )
 from icnnrt.polyhedron import PolyhedronSolution
-from icnnrt.status import Status
+from icnnrt.status import ANSWERED
 from icnnrt_exporters.true_hessian import true_hessian
 
 Array = NDArray[np.float64]
@@ -46,7 +46,7 @@ def figures(session: icnnrt.Session, judge: nn.Module, x: Tensor, y: Tensor) -> 
         return f.detach().numpy(), g.detach().numpy()
 
     true = bundle_qp_argmin(value_and_gradient, Polyhedron(**given), spec.iterations, mu, tolerance=spec.tolerance)
-    both = (true.status <= Status.GAP) & (solution.status <= Status.GAP)
+    both = np.isin(true.status, ANSWERED) & np.isin(solution.status, ANSWERED)
     found = [("polyhedron", solution.energy[both], torch.from_numpy(true.energy[both]))]
 
     y_bar = np.cos(np.arange(y.numel(), dtype=np.float64)).reshape(tuple(y.shape))

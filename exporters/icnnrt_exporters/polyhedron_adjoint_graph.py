@@ -27,9 +27,10 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
             prop3       ē_i = c_λi,  s_i = λ_i c_y + c_λi (y − y_i)                      at the cut points
             implicit    ē = 0,  s = c_y                                                  at y
 
-    Inputs: x, what argmin_polyhedron.onnx took and gave, and y_bar [B, n]; `mu` has a default. Samples of a status
-    worse than GAP, of "implicit" than CONVERGED, or whose program is not solved are not `safe`: NaN in all that is of
-    one sample, and no part in θ̄.
+    Inputs: x, what argmin_polyhedron.onnx took and gave, and y_bar [B, n]; `mu` has a default. Samples of any status
+    but CONVERGED and, unless of "implicit", GAP, or whose program is not solved are not `safe`: NaN in all that is of
+    one sample, and no part in θ̄. A session, which knows more of a sample than its status, feeds those of PRECISION that
+    are known well enough as CONVERGED.
     """
     implicit = spec.adjoint == "implicit"
     (*weights, x_in, y_in, f_bar, gradient_bar), results, nodes, initializers = dismantle(push.graph, "push")
@@ -64,7 +65,10 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
         "QPSolve", *found.program, outputs=9, domain=OP_DOMAIN, steps=STEPS
     )
     absent = found.program[3]
-    Q, rows, equalities = found.program[0], found.program[2], found.program[5]
+    Q, rows, equalities = found.program[0], found.rows, found.program[5]
+    if found.steepness is not None:
+        lam, slack = op("Mul", lam, found.of_lam), op("Mul", slack, found.of_slack)
+        nu, mu_all = op("Mul", nu, found.steepness), op("Mul", mu_all, found.steepness)
     width = op("Sub", op("Shape", z, start=1, end=2), op.constant([n]))
     pad = filled(op, op("Concat", op("Shape", y_bar, start=0, end=1), width, axis=0), 0.0)
     z_bar = op("Concat", y_bar, pad, axis=1)
@@ -162,7 +166,12 @@ class _Program(NamedTuple):
 
     program: list[ir.Value]  # the ten inputs of QPSolve
     curved: ir.Value | None  # [B, 1] whether μ is in it; None: it is in all
+    rows: ir.Value  # of the inequalities, as the adjoint takes them
     constants: Sequence[ir.Value] = ()
+    # σ of a program that is solved as that of f/σ, [B, 1], and what it makes of λ and slacks, [B, m + slots]
+    steepness: ir.Value | None = None
+    of_lam: ir.Value | None = None
+    of_slack: ir.Value | None = None
 
 
 def _last_model(
@@ -207,14 +216,31 @@ def _last_model(
     G, A = P.wide(op, B)
     rows = op("Concat", G, cuts, axis=1)
     heights = op("Where", used, op("Neg", offsets), op.constant(float("inf"), DOUBLE))
-    h = op("Concat", op("Expand", P.h, op("Concat", B, m, axis=0)), heights, axis=1)
     bounds = op("Concat", B, n_size, axis=0)
     lower, upper = (
         op("Concat", op("Expand", v, bounds), filled(op, column, infinite), axis=1)
         for v, infinite in ((P.lower, -float("inf")), (P.upper, float("inf")))
     )
     absent = filled(op, op.constant([1, 0]), 0.0)
-    return _Program([Q, p, rows, absent, h, A, P.b, lower, upper, absent], model)
+    # As in `polyhedron_graph`: where nothing curves the model it is solved as that of f/σ, t = σ t̂.
+    least = op.constant(1.0, DOUBLE)
+    σ = op("ReduceMax", op("Abs", op("Where", used_3, slopes, none)), op.constant([1, 2]), keepdims=0)
+    σ = op("Unsqueeze", σ, one)
+    flat_model = op("And", op("And", model, op("Equal", mu, none)), op("Greater", σ, none))
+    σ = op("Where", flat_model, op("Min", σ, least), least)
+    scaled = op("Where", used_3, op("Div", slopes, op("Unsqueeze", σ, one)), none)
+    scaled = op("Concat", scaled, filled(op, op("Concat", B, slots, one, axis=0), -1.0), axis=2)
+    high = op("Concat", op("Expand", P.h, op("Concat", B, m, axis=0)), op("Div", heights, σ), axis=1)
+    of_P, of_cuts = (op("Expand", v, op("Concat", B, size, axis=0)) for v, size in ((σ, m), (σ, slots)))
+    ones_P, ones_cuts = (filled(op, op("Concat", B, size, axis=0), 1.0) for size in (m, slots))
+    return _Program(
+        [Q, p, op("Concat", G, scaled, axis=1), absent, high, A, P.b, lower, upper, absent],
+        model,
+        rows,
+        steepness=σ,
+        of_lam=op("Concat", of_P, ones_cuts, axis=1),
+        of_slack=op("Concat", ones_P, of_cuts, axis=1),
+    )
 
 
 def _newton(
@@ -246,4 +272,4 @@ def _newton(
     Hy = op("ReduceSum", op("Mul", H, op("Unsqueeze", y, one)), op.constant([2]), keepdims=0)
     absent = filled(op, op.constant([1, 0]), 0.0)
     program = [Q, op("Sub", g, Hy), P.G, absent, P.h, P.A, P.b, P.lower, P.upper, absent]
-    return _Program(program, None, constants)
+    return _Program(program, None, P.G, constants)

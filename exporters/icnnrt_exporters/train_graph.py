@@ -12,6 +12,7 @@ from icnnrt.signs import NONNEGATIVE, NONPOSITIVE, Sign
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import argmin_graph
 from icnnrt_exporters.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
+from icnnrt_exporters.certificate_nodes import Rounding
 from icnnrt_exporters.optimizers import Optimizer, Step
 from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, sizes, static, value
 
@@ -22,6 +23,7 @@ CLIP_EPS: Final = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6
 # What the step hands on of the argmin inside it, for the status of every sample.
 ANSWER: Final = (
     "y",
+    "lam",
     "slopes",
     "offsets",
     "cut_points",
@@ -53,7 +55,7 @@ def train_graph(
     """From the heads of energy, adjoint and loss to one training step; with a step size, of Bregman proximal gradient.
 
         y, cuts = argmin(x)                          K cuts from the centre of the domain, y = ½
-        safe_b  = every model of sample b was solved to the residual tolerance
+        safe_b  = every model of sample b was solved to the residual tolerance, and rounding leaves its energy known
         ȳ       = ∂loss/∂y, 0 where not safe
         θ̄      = adjoint(cuts, ȳ)                    `depth` cut sets back
         norm    = √Σ θ̄²;  θ̄ <- θ̄ min(1, clip_norm / norm)
@@ -100,6 +102,8 @@ def train_graph(
     worst = op("ReduceMax", of_argmin["complementarity_history"], one_axis, keepdims=0)
     relative = op("Div", worst, bound)
     safe = op("LessOrEqual", relative, op.constant(residual_tolerance, DOUBLE))  # false for NaN
+    named = {str(v.name): v for v in answer}
+    safe = op("And", safe, Rounding(op, named, MODELS[domain.kind], bounds).known())
 
     replace(loss_nodes, {y_loss: y})
     op.extend(loss_nodes)

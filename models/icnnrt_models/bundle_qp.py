@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icnnrt.bundle_qp import GROWTH, SAME
-from icnnrt.certificate import ROUNDING
+from icnnrt.bundle_qp import FALLS, FAR, FURTHER, GROWTH, LEFT, MILD, OFF, OUT, SAME
+from icnnrt.certificate import ROUNDING, UNCERTAIN
 from icnnrt.qp_reference import BOUND_MAX, STEPS
 from icnnrt.qp_reference import TOLERANCE as QP_TOLERANCE
 from icnnrt.qp_status import QPStatus
@@ -71,6 +71,9 @@ class PolyhedronTrajectory(NamedTuple):
     slopes: Tensor  # [B, J, n]
     offsets: Tensor  # [B, J]
     cut_points: Tensor  # [B, J, n]
+    lam: Tensor  # [B, J]
+    ray: Tensor  # [B, n]
+    uncertainty: Tensor  # [B]
     projection: Model
     models: tuple[Model, ...]
     polyhedron: Polyhedron
@@ -114,13 +117,23 @@ def bundle_qp_argmin(
     going = first.status <= QPStatus.INACCURATE
     feasible, finite, solved = going, torch.ones_like(going), torch.ones_like(going)
     slopes, offsets, cut_points = y.new_empty((B, 0, n)), y.new_empty((B, 0)), y.new_empty((B, 0, n))
+    lam = y.new_zeros((B, 0))
+    of_P = tuple(torch.zeros_like(a) for a in (P.h, P.b, P.lower))  # multipliers of G, A and the bounds
+    origin, steepest, ray = y, torch.zeros_like(y), torch.zeros_like(y)
+    out, unbounded = y.new_zeros((B,)), torch.zeros_like(going)  # out: T, 0 where y_k is on no ray
     models: list[Model] = []
     f, g = value_and_gradient(torch.where(going[:, None], y, 0.0))
     for k in range(K + 1):
         # y_k, its energy and, if it was not the last, its cut
         met = f + 0.5 * mu * (y * y).sum(1)
-        finite = finite & (~going | (met.isfinite() & g.isfinite().all(1)))
-        going = going & finite
+        numbers = met.isfinite() & g.isfinite().all(1)
+        finite = finite & (~going | numbers | (out > 0))  # f may overflow far out: it does not fall there
+        going = going & numbers
+        mild = (g.abs() <= MILD * steepest).all(1)
+        steepest = torch.where(going[:, None], torch.maximum(steepest, g.abs()), steepest)
+        falls = going & (out > 0) & ((g * ray).sum(1) < -FALLS * (steepest * ray.abs()).sum(1))
+        unbounded = unbounded | (falls & (out >= FAR))
+        going = going & ((out < FAR) | (mild & ~falls))
         # By more than a program is solved to, so that of points that are the same the first stays.
         noise = torch.where(energy.isfinite(), SAME * (1.0 + energy.abs()), 0.0)
         better = going & feasible & (met < energy - noise)
@@ -130,40 +143,62 @@ def bundle_qp_argmin(
         if k == K or not bool(going.any()):
             break
         # Slots of samples that are done repeat their first cut; NaN in those that never had one.
-        row = going[:, None]
+        row, touches = going[:, None], g * y
         slope, point = (torch.where(row, a, b[:, 0] if k else torch.nan) for a, b in ((g, slopes), (y, cut_points)))
-        offset = torch.where(going, f - (g * y).sum(1), offsets[:, 0] if k else torch.nan)
+        eps = torch.where(out > 0, UNCERTAIN * precision, 0.0)
+        lowered = f - touches.sum(1) - eps * (f.abs() + touches.abs().sum(1))
+        offset = torch.where(going, lowered, offsets[:, 0] if k else torch.nan)
         slopes, cut_points = torch.cat([slopes, slope[:, None]], 1), torch.cat([cut_points, point[:, None]], 1)
         offsets = torch.cat([offsets, offset[:, None]], 1)
         # the model of k + 1 cuts
         at = going.nonzero().squeeze(1)
-        qp = _model(slopes[at], offsets[at], Polyhedron(*(a[at] for a in P)), mu)
-        solution = _solved(qp, _warm(models[-1], at, k) if models else None)
+        part = Polyhedron(*(a[at] for a in P))
+        qp = _model(slopes[at], offsets[at], part, mu)
+        solution = _solved(qp, _warm(models[-1], at, k) if models else None, k + 1, mu)
         models.append(Model(at, solution))
         good = solution.status <= QPStatus.INACCURATE
-        solved, going = solved.clone(), going.clone()
-        solved[at], going[at] = solution.status == QPStatus.SOLVED, good
-        cuts = torch.where(going, k + 1, cuts)
-        dual = torch.fmax(lower_bound[at], _dual(qp, solution, k + 1, mu))
+        falling = (solution.status == QPStatus.DUAL_INFEASIBLE) & (mu == 0)
+        solved, going, has = solved.clone(), going.clone(), torch.zeros_like(going)
+        solved[at], going[at], has[at] = solution.status == QPStatus.SOLVED, good | falling, good
+        cuts = torch.where(has, k + 1, cuts)
+        dual = torch.fmax(lower_bound[at], _bound(slopes[at], offsets[at], part, mu, solution))
         lower_bound = lower_bound.index_put((at,), torch.where(good, dual, lower_bound[at]))
         residual = residual.index_put((at,), torch.where(good[:, None], solution.residual, residual[at]))
-        y = y.index_put((at,), solution.z[:, :n])
-        feasible = feasible.index_put((at,), solution.residual[:, 1] <= ENOUGH)
+        lam = torch.nn.functional.pad(lam, (0, 1))
+        lam = lam.index_put((at,), torch.where(good[:, None], solution.lam[:, : k + 1], lam[at]))
+        found = solution.lam[:, k + 1 :], solution.nu, solution.mu[:, :n]
+        of_P = tuple(a.index_put((at,), torch.where(good[:, None], b, a[at])) for a, b in zip(of_P, found, strict=True))
+        further = torch.where(falls, out.clamp(max=FURTHER) * out, out.sqrt().clamp(min=OUT)).clamp(max=FAR)
+        further = torch.full_like(further, FAR) if k == K - 1 else further
+        out = out.index_put((at,), torch.where(falling, further[at], 0.0))
+        ray = ray.index_put((at,), _ray(solution, part))
+        size = origin.abs().amax(1).clamp(min=1.0)
+        there = origin + (out * size)[:, None] * ray
+        y = y.index_put((at,), torch.where(falling[:, None], there[at], solution.z[:, :n]))
+        feasible = feasible.index_put((at,), good & (solution.residual[:, 1] <= ENOUGH))
         f, g = value_and_gradient(torch.where(going[:, None], y, 0.0))
 
     # Without a bound a y tells nothing: of an objective that falls without end it is no optimum, however feasible.
-    best_y = torch.where(lower_bound.isneginf()[:, None], torch.nan, best_y)
+    best_y = torch.where((lower_bound.isneginf() | unbounded)[:, None], torch.nan, best_y)
     run = best_y.isfinite().all(1)
     energy, lower_bound = (torch.where(run, a, torch.nan) for a in (energy, lower_bound))
     gap = energy - lower_bound
     status = torch.full_like(first.status, Status.CONVERGED)
-    large = ~_small(gap, lower_bound, tolerance)
+    unit = _unit(lower_bound)
+    large = ~(gap <= tolerance * unit)
     status[large] = Status.GAP
-    status[large & ~solved] = Status.SOLVER
+    doubt = torch.full_like(gap, torch.nan)
+    if models:
+        doubt = _uncertainty(best_y, energy, gap, slopes, offsets, cut_points, lam, precision)
+        status[(doubt > tolerance * unit) & ~(gap > doubt)] = Status.PRECISION
+    excess, violation = _excess(best_y, P, *of_P)
+    status[(large & ~solved) | (violation > OFF) | ~lower_bound.isfinite()] = Status.SOLVER
     if models:
         # A model is solved to 1e-9 of its own numbers: less tells nothing of f.
-        noise = _rounding(energy, slopes, offsets, cut_points, precision) + ENOUGH * _unit(lower_bound)
-        status[torch.maximum(-gap, _convexity_violation(slopes, offsets, cut_points)) > noise] = Status.NOT_CONVEX
+        noise = _rounding(best_y, energy, slopes, offsets, cut_points, precision) + ENOUGH * unit
+        below = torch.maximum(-gap - excess, _convexity_violation(slopes, offsets, cut_points))
+        status[below > noise] = Status.NOT_CONVEX
+    status[unbounded] = Status.UNBOUNDED
     status[~finite] = Status.NOT_FINITE
     status[first.status > QPStatus.INACCURATE] = Status.SOLVER
     status[first.status == QPStatus.PRIMAL_INFEASIBLE] = Status.EMPTY_DOMAIN
@@ -180,6 +215,9 @@ def bundle_qp_argmin(
         slopes,
         offsets,
         cut_points,
+        lam,
+        torch.where((status == Status.UNBOUNDED)[:, None], ray, 0.0),
+        doubt,
         projection,
         tuple(models),
         P,
@@ -206,8 +244,12 @@ def bundle_qp_adjoint(
     most, grown = GROWTH * y_bar.abs().amax(1), torch.zeros_like(T.best, dtype=torch.bool)
     for k in range(len(T.models), -1, -1):
         samples, solution = T.models[k - 1] if k else T.projection
-        # Those whose y does not come from a later model, nor from none.
-        on = (T.best[samples] >= k).nonzero().squeeze(1)
+        # Those whose y does not come from a later model, nor from none. With the cut points held fixed, a point on a
+        # ray has no cotangent to hand on; else it has, and no derivative.
+        at = T.best[samples] >= k
+        if hvp is None:
+            at = at & (solution.status != QPStatus.DUAL_INFEASIBLE)
+        on = at.nonzero().squeeze(1)
         if not len(on):
             continue
         at = samples[on]
@@ -283,16 +325,43 @@ def _solve(
     return Solution(*torch.ops.icnnrt.qp_solve(Q, p, G, none, h, A, b, lower, upper, start, STEPS, False))
 
 
-def _solved(qp: _QP, warm: Tensor | None) -> Solution:
-    """From the warm start; what is not SOLVED from there once more without, and the better of the two."""
-    solution = _solve(*qp, warm)
+def _solved(qp: _QP, warm: Tensor | None, k: int, mu: float) -> Solution:
+    """The model of k cuts, from the warm start; what is not SOLVED from there once more without, and the better of the
+    two. As `icnnrt.bundle_qp._solved`, it is solved as that of f/σ where slopes are small and μ = 0."""
+    Q, p, G, h, A, b, lower, upper = qp
+    σ = G[:, :k, :-1].abs().flatten(1).amax(1, keepdim=True)
+    σ = torch.where((σ > 0) & (mu == 0), σ.clamp(max=1.0), 1.0)
+    rows = torch.cat([(1.0 / σ).expand(-1, k), torch.ones_like(h[:, k:])], 1)
+    height = torch.cat([torch.ones_like(lower[:, :-1]), σ], 1)
+    scaled = (Q, p, G * rows[:, :, None] * height[:, None], h * rows, A, b, lower, upper)
+    if warm is not None:
+        of_b, of_bounds = (torch.ones_like(a) / σ for a in (b, lower))
+        warm = warm * torch.cat([1.0 / height, 1.0 / (σ * rows), of_b, of_bounds], 1)
+    solution = _solve(*scaled, warm)
     again = (solution.status != QPStatus.SOLVED).nonzero().squeeze(1)
-    if warm is None or not len(again):
-        return solution
-    cold = _solve(*(a if len(a) == 1 else a[again] for a in qp))
-    better = (cold.status < solution.status[again]).nonzero().squeeze(1)
-    at = again[better]
-    return Solution(*(a.index_put((at,), other[better]) for a, other in zip(solution, cold, strict=True)))
+    if warm is not None and len(again):
+        cold = _solve(*(a if len(a) == 1 else a[again] for a in scaled))
+        better = (cold.status < solution.status[again]).nonzero().squeeze(1)
+        at = again[better]
+        merged = zip(solution, cold, strict=True)
+        solution = Solution(*(a.index_put((at,), other[better]) for a, other in merged))
+    return solution._replace(
+        z=solution.z * height,
+        lam=solution.lam * σ * rows,
+        nu=solution.nu * σ,
+        mu=solution.mu * σ,
+        slack=solution.slack / rows,
+    )
+
+
+def _ray(solution: Solution, P: Polyhedron) -> Tensor:
+    """[B, n], max |d| = 1, the direction along which a model falls; 0 where there is none."""
+    d = solution.ray[:, : P.lower.shape[1]]
+    d = torch.where(P.lower.abs() < BOUND_MAX, d.clamp(min=0.0), d)
+    d = torch.where(P.upper.abs() < BOUND_MAX, d.clamp(max=0.0), d)
+    d = torch.where((solution.status == QPStatus.DUAL_INFEASIBLE)[:, None], d, 0.0)
+    most = d.abs().amax(1, keepdim=True)
+    return d / torch.where(most > 0, most, 1.0)
 
 
 def _gradients(
@@ -351,9 +420,9 @@ def _model(slopes: Tensor, offsets: Tensor, P: Polyhedron, mu: float) -> _QP:
 
 
 def _warm(before: Model, at: Tensor, k: int) -> Tensor:
-    """(z, λ, ν, μ) of the model with one cut less, the new cut's multiplier 0."""
+    """(z, λ, ν, μ) of the model with one cut less, the new cut's multiplier 0; 0 where that model had no answer."""
     rows = torch.searchsorted(before.samples, at)
-    z, lam, nu, mu = (a[rows] for a in before.solution[:4])
+    z, lam, nu, mu = (a[rows].nan_to_num(nan=0.0) for a in before.solution[:4])
     return torch.cat([z, lam[:, :k], torch.zeros_like(z[:, :1]), lam[:, k:], nu, mu], 1)
 
 
@@ -368,24 +437,41 @@ def _unit(lower_bound: Tensor) -> Tensor:
     return lower_bound.abs().clamp(min=1.0)
 
 
-def _dual(qp: _QP, solution: Solution, k: int, mu: float) -> Tensor:
-    """The dual value of the k-cut model at its multipliers, [B]: none of its feasible points is below.
-
-    With μ > 0 y is taken as −(g'λ + G'λ_G + A'ν + μ)/μ, not from the solution, so that any multipliers with 1'λ = 1 do.
-    """
-    _, p, G, h, A, b, lower, upper = qp
-    n = p.shape[1] - 1
-    cuts = solution.lam[:, :k].clamp(min=0.0)
-    lam = torch.cat([cuts / cuts.sum(1, keepdim=True), solution.lam[:, k:].clamp(min=0.0)], 1)
-    value = -(solution.nu * b).sum(1)
-    for bound, part in ((h, lam), (upper, solution.mu.clamp(min=0.0)), (lower, solution.mu.clamp(max=0.0))):
+def _bound(slopes: Tensor, offsets: Tensor, P: Polyhedron, mu: float, solution: Solution) -> Tensor:
+    """As `icnnrt.bundle_qp.bundle_qp_bound`, at the model's multipliers: [B], −∞ where they prove none."""
+    k, n = slopes.shape[1:]
+    cuts, rows = solution.lam[:, :k].clamp(min=0.0), solution.lam[:, k:].clamp(min=0.0)
+    nu, bounds, y = solution.nu, solution.mu[:, :n], solution.z[:, :n]
+    if mu == 0:
+        sloped = (slopes != 0).flatten(1).any(1)[:, None]
+        rows, nu, bounds = (torch.where(sloped, m, 0.0) for m in (rows, nu, bounds))
+    λ = cuts / cuts.sum(1, keepdim=True)
+    value = (λ * offsets).sum(1) - (nu * P.b).sum(1)
+    for bound, part in ((P.h, rows), (P.upper, bounds.clamp(min=0.0)), (P.lower, bounds.clamp(max=0.0))):
         there = (bound.abs() < BOUND_MAX) & (part != 0)
         value = value - torch.where(there, part * torch.where(there, bound, 0.0), 0.0).sum(1)
-    along = (lam[:, None] @ G + solution.nu[:, None] @ A)[:, 0, :n] + solution.mu[:, :n]
+    terms = ((λ, slopes), (rows, P.G), (nu, P.A))
+    along = sum(((m[:, None] @ M)[:, 0] for m, M in terms), bounds)
     if mu > 0:
         return value - 0.5 / mu * (along * along).sum(1)
-    # Without curvature what is left of stationarity counts by the size of y.
-    return value - (along * solution.z[:, :n]).abs().sum(1)
+    held = sum(((m.abs()[:, None] @ M.abs())[:, 0] for m, M in terms), bounds.abs())
+    steep = slopes.abs().amax(1)
+    steep = torch.where(steep > 0, steep, steep.amax(1, keepdim=True))
+    side = torch.where(along > 0, P.lower, P.upper).abs()
+    side = torch.where(side < BOUND_MAX, side, torch.inf)
+    reach = torch.where(along.abs() <= LEFT * (steep + held), y.abs(), side)
+    return value - torch.where(along != 0, along.abs() * reach, 0.0).sum(1)
+
+
+def _excess(y: Tensor, P: Polyhedron, lam: Tensor, nu: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """As `icnnrt.bundle_qp.bundle_qp_excess`: what the energy may lie below the bound by as y leaves P, and how far out
+    it is, [B]."""
+    Gy, Ay = (P.G @ y[:, :, None])[:, :, 0], (P.A @ y[:, :, None])[:, :, 0]
+    above, off = (Gy - P.h).clamp(min=0.0), (Ay - P.b).abs()
+    beyond = torch.maximum(y - P.upper, P.lower - y).clamp(min=0.0)
+    excess = (lam.abs() * above).sum(1) + (nu.abs() * off).sum(1) + (bounds.abs() * beyond).sum(1)
+    most, size = torch.cat([above, off, beyond], 1).amax(1), torch.cat([Ay, y], 1).abs().amax(1)
+    return excess, most / (1.0 + size)
 
 
 def _convexity_violation(slopes: Tensor, offsets: Tensor, cut_points: Tensor) -> Tensor:
@@ -394,9 +480,27 @@ def _convexity_violation(slopes: Tensor, offsets: Tensor, cut_points: Tensor) ->
     return (v.amax(2) - v.diagonal(0, 1, 2)).amax(1)
 
 
-def _rounding(energy: Tensor, slopes: Tensor, offsets: Tensor, cut_points: Tensor, precision: float) -> Tensor:
-    """As `icnnrt.certificate.rounding` in R^n: what rounding may add to a comparison of energies and cuts, [B]."""
-    length, far = (torch.linalg.vector_norm(a, dim=2) for a in (slopes, cut_points))
-    most = torch.maximum(length.amax(1, keepdim=True), far.amax(1, keepdim=True))
-    scale = (offsets.abs() + length * most).amax(1)
-    return ROUNDING * precision * torch.maximum(energy.abs().clamp(min=1.0), scale)
+def _rounding(
+    y: Tensor, energy: Tensor, slopes: Tensor, offsets: Tensor, cut_points: Tensor, precision: float
+) -> Tensor:
+    """As `icnnrt.bundle_qp._rounding`: what rounding may add to a comparison of energies and cuts, [B]."""
+    far = torch.maximum(cut_points.abs().amax(1), y.abs())
+    size = offsets.abs() + (slopes.abs() * far[:, None]).sum(2)
+    return ROUNDING * precision * torch.maximum(energy.abs().clamp(min=1.0), size.amax(1))
+
+
+def _uncertainty(
+    y: Tensor,
+    energy: Tensor,
+    gap: Tensor,
+    slopes: Tensor,
+    offsets: Tensor,
+    cut_points: Tensor,
+    lam: Tensor,
+    precision: float,
+) -> Tensor:
+    """As `icnnrt.bundle_qp._uncertainty`: by how much rounding may have moved the gap, [B]."""
+    G = slopes.abs()
+    far = torch.maximum(cut_points.abs(), y.abs()[:, None])
+    held = (lam.clamp(min=0.0) * (offsets.abs() + (G * far).sum(2))).sum(1) + (G.amax(1) * y.abs()).sum(1)
+    return torch.maximum(UNCERTAIN * precision * torch.maximum(energy.abs().clamp(min=1.0), held), -gap)

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from icnnrt.certificate import DIGITS
 from icnnrt.polyhedron import TOLERANCE, PolyhedronSolution
 from icnnrt.qp_status import QPStatus
-from icnnrt.status import Status
+from icnnrt.status import Status, imprecise
 from icnnrt_models.bundle_qp import (
     Polyhedron,
     PolyhedronCotangents,
@@ -56,10 +57,12 @@ class PolyhedronResult(NamedTuple):
     lam: Float[Tensor, "batch m"]  # multipliers of Gy <= h: by how much the optimum falls if h grows
     nu: Float[Tensor, "batch q"]  # multipliers of Ay = b
     bounds: Float[Tensor, "batch n"]  # multipliers of the bounds: > 0 at an upper, < 0 at a lower one
+    ray: Float[Tensor, "batch n"]  # of an UNBOUNDED sample the direction along which f falls, as in PolyhedronSolution
+    uncertainty: Float[Tensor, " batch"]  # by how much rounding may have moved the gap
 
     def advice(self, i: int) -> str:
         """One sentence with numbers: how sample `i` went and what would make it better."""
-        told = _Told(*(a.tolist() for a in (self.status, self.gap, self.cuts)))
+        told = _Told(*(a.tolist() for a in (self.status, self.gap, self.cuts, self.uncertainty)))
         return PolyhedronSolution.advice(cast(Any, told), i)
 
 
@@ -70,6 +73,7 @@ class _Told:
     status: list[int]
     gap: list[float]
     cuts: list[int]
+    uncertainty: list[float]
 
     def __len__(self) -> int:
         return len(self.status)
@@ -114,8 +118,8 @@ class PolyhedronArgmin(nn.Module):
     Energies that have both kinks and curvature in y are served by none of them well. autograd alone goes through the
     layer, neither torch.func's transforms nor forward mode.
 
-    A gradient is taken of samples that are CONVERGED or, unless by "implicit", GAP, and whose programs were all solved.
-    `on_unsafe` says what becomes of the others:
+    A gradient is taken of samples that are CONVERGED, PRECISION or, unless by "implicit", GAP, whose programs were all
+    solved, and of whose energy rounding leaves no more than 1e-3 open. `on_unsafe` says what becomes of the others:
 
         "nan"    gradients are NaN, of weights and shared constraints too: never silently those of fewer samples
         "skip"   they add 0 to every gradient, whatever the loss makes of their NaN; but f must be finite at finite x
@@ -125,7 +129,8 @@ class PolyhedronArgmin(nn.Module):
         energy: a module with forward(x, y) -> [batch], convex in y, that autograd can differentiate. One with `context`
             and `value` (`ContextEnergy`) has its x path computed once.
         iterations: the most cuts K; small μ and many variables need more.
-        mu: μ >= 0; with 0 the polyhedron has to bound y: where a model falls without end, y is NaN.
+        mu: μ >= 0; with 0 f and the polyhedron together have to bound y: where f falls without end along a ray of the
+            polyhedron, as far as it was followed, the status is UNBOUNDED, with the ray, and y is NaN.
         adjoint: "auto", "prop3", "implicit" or "exact", see above.
         tolerance: the gap, relative to max(1, |lower_bound|), at which a sample is done; None for 1e-9 in float64 and
             1e-5 in float32.
@@ -373,32 +378,40 @@ def _result(T: PolyhedronTrajectory, x: Tensor) -> PolyhedronResult:
         lam[at], nu[at], bounds[at] = s.lam[on, k:], s.nu[on], s.mu[on, :n]
     finite = _finite_rows(x)
     lost = ~finite | ~T.y.isfinite().all(1)
-    floats = (T.y, T.energy, T.lower_bound, T.gap, T.residual, lam, nu, bounds)
-    y, energy, lower_bound, gap, residual, lam, nu, bounds = (
+    floats = (T.y, T.energy, T.lower_bound, T.gap, T.residual, lam, nu, bounds, T.uncertainty)
+    y, energy, lower_bound, gap, residual, lam, nu, bounds, uncertainty = (
         a.masked_fill(lost.view(-1, *[1] * (a.dim() - 1)), math.nan) for a in floats
     )
     status = torch.where(finite, T.status, int(Status.NOT_FINITE_INPUT)).to(torch.int32)
-    return PolyhedronResult(y, energy, lower_bound, gap, residual, status, T.cuts, lam, nu, bounds)
+    ray = T.ray.masked_fill(~finite[:, None], 0.0)
+    return PolyhedronResult(y, energy, lower_bound, gap, residual, status, T.cuts, lam, nu, bounds, ray, uncertainty)
 
 
 def _trusted(T: PolyhedronTrajectory, result: PolyhedronResult, adjoint: PolyhedronAdjoint) -> Tensor:
     """[B]: the gradient of that sample can be taken. Whether Newton's program is solved is known on the way back."""
+    # As `icnnrt.certificate.differentiable`.
+    status, unit = result.status, result.lower_bound.abs().clamp(min=1.0)
+    trusted = ((status <= Status.GAP) | (status == Status.PRECISION)) & (result.uncertainty <= DIGITS * unit)
     if adjoint == "implicit":
-        return result.status == Status.CONVERGED
-    trusted = result.status <= Status.GAP
+        return trusted & (status != Status.GAP)
     for k, (samples, solution) in enumerate((T.projection, *T.models)):
         poor = (T.best[samples] >= k) & (solution.status != QPStatus.SOLVED)
+        if adjoint == "prop3":  # a point on a ray is held fixed, as every cut point is
+            poor = poor & (solution.status != QPStatus.DUAL_INFEASIBLE)
         trusted = trusted.index_put((samples,), trusted[samples] & ~poor)
     return trusted
 
 
-def _demand_trusted(result: PolyhedronResult, trusted: Tensor, adjoint: PolyhedronAdjoint) -> None:
+def _demand_trusted(result: PolyhedronResult, trusted: Tensor, adjoint: PolyhedronAdjoint, dtype: str) -> None:
     bad = (~trusted).nonzero().flatten().tolist()
     if bad:
         i = bad[0]
-        status = Status(int(result.status[i]))
+        status, doubt = Status(int(result.status[i])), float(result.uncertainty[i])
+        most = DIGITS * max(1.0, abs(float(result.lower_bound[i])))
         why = result.advice(i).removeprefix(f"sample {i}: ")
-        if status == Status.CONVERGED or (status == Status.GAP and adjoint != "implicit"):
+        if status in (Status.CONVERGED, Status.GAP, Status.PRECISION) and doubt > most:
+            why = imprecise(doubt, most, dtype)
+        elif status == Status.CONVERGED or (status in (Status.GAP, Status.PRECISION) and adjoint != "implicit"):
             why = "a program on the way was inaccurate: scale the constraints, or raise mu"
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise ValueError(f"on_unsafe: sample {i}{more} ended with {status.name}: {why}.")
@@ -440,7 +453,7 @@ class _Argmin(torch.autograd.Function):
         kept.append(result)
         trusted = _trusted(T, result, cuts.adjoint)
         if layer.on_unsafe == "raise":
-            _demand_trusted(result, trusted, cuts.adjoint)
+            _demand_trusted(result, trusted, cuts.adjoint, str(cuts.dtype).removeprefix("torch."))
         if recorded:
             points = cuts.points
             if cuts.adjoint == "implicit":
