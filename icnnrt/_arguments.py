@@ -86,11 +86,11 @@ def finite_rows(array: Floats) -> NDArray[np.bool_]:
 
 
 def not_negative(value: object, name: str) -> float:
-    """A finite number of at least 0 as a float, or the `InputError`."""
-    number = not isinstance(value, bool | np.bool_) and isinstance(value, int | float | np.integer | np.floating)
-    if not number or not 0 <= float(value) < np.inf:  # type: ignore[arg-type]
+    """A finite number of at least 0 as a float, or the `InputError`: of Python or numpy, an array without axes too."""
+    given = value.item() if isinstance(value, np.ndarray | np.generic) and value.ndim == 0 else value
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < np.inf:
         raise InputError(f"{name}: expected a finite number of at least 0, but got {value!r}.")
-    return float(value)  # type: ignore[arg-type]
+    return float(given)
 
 
 def check_finite_bar(y_bar: Floats, skipped: NDArray[np.bool_]) -> None:

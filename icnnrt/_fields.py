@@ -16,7 +16,6 @@ import numpy as np
 
 from icnnrt.errors import PackageError
 
-FORMAT_VERSION: Final = 1
 AGAIN: Final = "export the package again"
 
 T = TypeVar("T")
@@ -82,7 +81,7 @@ class JsonObject:
     def close(self) -> None:
         for key in self.left:
             raise PackageError(
-                f"{self.place}{show(key)[1:-1]} is not a key of format_version {FORMAT_VERSION}; remove it, or {AGAIN}."
+                f"{self.place}{show(key)[1:-1]} is not a key of this version of the format; remove it, or {AGAIN}."
             )
 
 

@@ -6,8 +6,8 @@ Every size is checked against the bytes that are there before anything of that s
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,35 @@ def read_graph(data: bytes, weights: Mapping[str, Tensor], file: str = "value.on
     made or made twice, or a tensor has another dtype or shape than the weight of its name.
     """
     return _Reader(data, file).model(weights)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An input or output as the file declares it, by numpy's name of its dtype, "" where this reader does not know it.
+
+    A size is a number, the name of an open one, or None; shape is None where nothing is said of it. `default` is the
+    number that an input has where it is left out, if it may be and is one number.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+    default: bool | int | float | None = None
+
+
+class Interface(NamedTuple):
+    """What the main graph of a model takes and gives. Weights that may be overridden are among the inputs."""
+
+    inputs: tuple[Declared, ...]
+    outputs: tuple[Declared, ...]
+
+
+def read_interface(data: bytes, file: str) -> Interface:
+    """Read what the main graph of an ONNX ModelProto takes and gives, and nothing else.
+
+    Raises `PackageError` with one sentence where the bytes are not a well-formed model.
+    """
+    return _Reader(data, file).interface()
 
 
 _Value: TypeAlias = int | tuple[int, int]  # a number, or where the bytes of a field start and stop
@@ -192,6 +221,29 @@ class _Reader(Wire):
             opset,
         )
 
+    def interface(self) -> Interface:
+        whole = (0, len(self.data))
+        span = self.one(self.fields("ModelProto", whole), 7, "ModelProto", whole)
+        if span is None:
+            return Interface((), ())
+        fields = self.fields("GraphProto", span)
+        inputs = [self.declared(one) for one in self.spans(fields, 11, "GraphProto", span)]
+        outputs = [self.declared(one) for one in self.spans(fields, 12, "GraphProto", span)]
+        named = {v.name: v for v in inputs}
+        if len(named) < len(inputs) or len({v.name for v in outputs}) < len(outputs):
+            self.refuse(span[0], "an input or output of the graph has a name that is taken")
+        for one in self.spans(fields, 5, "GraphProto", span):
+            tensor = self.fields("TensorProto", one)
+            name = self.text(tensor, 8, "TensorProto", one)
+            if name in named and not tensor.get(1) and not tensor.get(13):  # one number, in the graph itself
+                value = self.tensor(one, {})[1].item()
+                named[name] = replace(named[name], default=value)
+        return Interface(tuple(named.values()), tuple(outputs))
+
+    def declared(self, span: tuple[int, int]) -> Declared:
+        name, dtype, sizes = self.value_info(span)
+        return Declared(name, "" if dtype is None else dtype.name, sizes)
+
     def check_order(
         self,
         span: tuple[int, int],
@@ -216,24 +268,35 @@ class _Reader(Wire):
                 self.refuse(span[0], f"nothing makes the output {show(name)}")
 
     def input(self, span: tuple[int, int]) -> Input:
+        name, dtype, sizes = self.value_info(span)
+        fixed = None if sizes is None else tuple(size if isinstance(size, int) else None for size in sizes)
+        return Input(name, dtype, fixed)
+
+    def value_info(
+        self, span: tuple[int, int]
+    ) -> tuple[str, np.dtype[Any] | None, tuple[int | str | None, ...] | None]:
+        """Name, dtype and shape of a ValueInfoProto; None for what is not known or not said."""
         fields = self.fields("ValueInfoProto", span)
         name = self.text(fields, 1, "ValueInfoProto", span)
         kind = self.one(fields, 2, "ValueInfoProto", span)
         if kind is None:
-            return Input(name, None, None)
+            return name, None, None
         tensor = self.one(self.fields("TypeProto", kind), 1, "TypeProto", kind)
         if tensor is None:
-            return Input(name, None, None)
+            return name, None, None
         fields = self.fields("TypeProto.Tensor", tensor)
         dtype = DTYPES.get(self.integer(fields, 1, "TypeProto.Tensor", tensor))
         shape = self.one(fields, 2, "TypeProto.Tensor", tensor)
         if shape is None:
-            return Input(name, dtype, None)
-        sizes: list[int | None] = []
+            return name, dtype, None
+        sizes: list[int | str | None] = []
         for one in self.spans(self.fields("TensorShapeProto", shape), 1, "TensorShapeProto", shape):
             dimension = self.fields("Dimension", one)
-            sizes.append(self.integer(dimension, 1, "Dimension", one) if 1 in dimension else None)
-        return Input(name, dtype, tuple(sizes))
+            if 1 in dimension:
+                sizes.append(self.integer(dimension, 1, "Dimension", one))
+            else:
+                sizes.append(self.text(dimension, 2, "Dimension", one) or None)
+        return name, dtype, tuple(sizes)
 
     def node(self, span: tuple[int, int], weights: Mapping[str, Tensor]) -> Node:
         kind = "NodeProto"

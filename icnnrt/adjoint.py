@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt._arguments import batch, check_finite_bar, untrusted
-from icnnrt._runner import BOUNDS, BOUNDS_BAR, THETA_BAR
 from icnnrt.certificate import DIGITS, differentiable, unit
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest
+from icnnrt.signatures import BOUNDS, BOUNDS_BAR, THETA_BAR
 from icnnrt.solution import Cotangents, QPAnswer, Solution
 from icnnrt.status import Status, imprecise
 

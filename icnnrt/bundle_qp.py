@@ -210,7 +210,7 @@ def bundle_qp_argmin(
             *(solution.lam[:, : k + 1], solution.lam[:, k + 1 :], solution.nu, solution.mu[:, :n]),
             solution.z[:, :n],
         )
-        lower_bound[kept] = np.maximum(lower_bound[kept], bound[good])
+        lower_bound[kept] = np.fmax(lower_bound[kept], bound[good])
         lam[kept, : k + 1], residual[kept] = solution.lam[good, : k + 1], solution.residual[good]
         of_rows[kept], nu[kept], bounds[kept] = solution.lam[good, k + 1 :], solution.nu[good], solution.mu[good, :n]
         ray[at] = _ray(solution, P)
@@ -519,6 +519,11 @@ def bundle_qp_bound(
     """
     P = polyhedron
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        if (
+            mu == 0
+        ):  # what has no slope needs nothing to hold it: such multipliers are rounding, with nothing to see it by
+            sloped = slopes.any((1, 2))[:, None]
+            lam_rows, nu, bounds = (np.where(sloped, m, 0.0) for m in (lam_rows, nu, bounds))
         cuts, rows = np.maximum(lam, 0.0), np.maximum(lam_rows, 0.0)
         λ = cuts / cuts.sum(1, keepdims=True)
         value = (λ * offsets).sum(1) - (nu * P.b).sum(1)

@@ -394,7 +394,7 @@ def inspect(package: PackageArgument, as_json: JsonFlag = False) -> None:
     from icnnrt.package import Package
 
     opened = Package.open(package)
-    content = json.loads(opened.manifest.to_json())
+    content = {**json.loads(json.dumps(opened.manifest.content())), "format_version": opened.manifest.format_version}
     for name, array in opened.weights.items():
         low, high = (float(array.min()), float(array.max())) if array.size else (None, None)
         content["weights"]["tensors"][name] |= {"min": low, "max": high}
@@ -462,14 +462,14 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
     branch = root.add(
         f"weights: {len(tensors)} of {size:,} numbers, {m['weights']['bytes']:,} bytes, {m['weights']['sha256'][:12]}"
     )
-    table = Table("name", "shape", "dtype", "trainable", "non-negative", "range", box=None)
+    table = Table("name", "shape", "dtype", "trainable", "sign", "range", box=None)
     for name, t in tensors.items():
         table.add_row(
             escape(name),
             escape(_shown(t["shape"])),
             t["dtype"],
             "yes" if t["trainable"] else "no",
-            "yes" if t["nonnegative"] else "no",
+            _sign(t["sign"]),
             f"{number(t['min'])} … {number(t['max'])}",
         )
     branch.add(table)
@@ -487,6 +487,17 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
             shown = number(value) if isinstance(value, float) else str(value)
             branch.add(f"{escape(key)}  {escape(shown)}")
     return root
+
+
+def _sign(sign: Any) -> str:
+    """That of all entries, or how many of which it is asked."""
+    if not isinstance(sign, Mapping):
+        return sign or "–"
+    asked = Counter[str]()
+    for start, stop, name in sign["runs"]:
+        asked[name] += stop - start
+    along = "entries" if sign["axis"] is None else f"along axis {sign['axis']}"
+    return ", ".join(f"{name}: {count} {along}" for name, count in asked.items())
 
 
 def _add_training(root: Tree, train: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
@@ -672,7 +683,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 
 def _facts() -> dict[str, Any]:
-    from icnnrt import _native, _runner
+    from icnnrt import _native, ort
 
     versions = {"python": platform.python_version()}
     for name in ("icnnrt", "numpy", "safetensors", "onnxruntime", "onnxruntime-gpu", "torch", "onnx"):
@@ -689,7 +700,7 @@ def _facts() -> dict[str, Any]:
         )
     providers: list[str] = []
     try:
-        providers = _runner.onnxruntime().get_available_providers()
+        providers = ort.onnxruntime().get_available_providers()
     except MissingDependencyError as error:
         problems.append(str(error))
     built = _native.build()
@@ -702,7 +713,7 @@ def _facts() -> dict[str, Any]:
     }
     if built.library and providers:
         try:
-            native["instruction_set"] = _native.kernels(_runner.onnxruntime()).instruction_set
+            native["instruction_set"] = _native.kernels(ort.onnxruntime()).instruction_set
         except MissingDependencyError as error:
             native["reason"] = str(error)
             problems.append(str(error))
@@ -711,7 +722,7 @@ def _facts() -> dict[str, Any]:
         "versions": versions,
         "platform": platform.platform(),
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "threads": _runner.THREADS,
+        "threads": ort.THREADS,
         "providers": providers,
         "native": native,
         "problems": problems,

@@ -137,13 +137,14 @@ def tune(
                     failure = error
             interrupted = fitted is None and failure is None
             tuner._settle()  # what is written has been looked at
-            accepted = sum(report.accepted for report in followed.steps) - tuner._undone
+            learnt = tuner._stage()
+            accepted = sum(report.accepted for report in followed.steps) - learnt.undone
             if not accepted and resumed_from is None:
                 if interrupted:
                     typer.echo("icnnrt: interrupted before anything was learnt; nothing is written.", err=True)
                     raise typer.Exit(INTERRUPTED)
                 if fitted:
-                    why = fitted.stopped or tuner._why_undone
+                    why = fitted.stopped or learnt.why_undone
                     raise InputError(f"data: {why}; nothing is written.")
             if interrupted and history and followed.steps:
                 try:
@@ -171,7 +172,7 @@ def tune(
         "steps": tuner.steps,
         "accepted": accepted,
         "refused": len(followed.steps) - accepted,
-        "refusal": next((s.reason for s in reversed(followed.steps) if not s.accepted), tuner._why_undone or None),
+        "refusal": next((s.reason for s in reversed(followed.steps) if not s.accepted), learnt.why_undone or None),
         "skipped": followed.epochs[-1].skipped if followed.epochs else None,
         "loss": followed.epochs[-1].loss if followed.epochs else None,
         "validation_before": fitted.validation_before if fitted else None,

@@ -93,6 +93,8 @@ class Convexity:
         strong_convexity: mu > 0 such that f − (mu/2)‖y‖² is convex for every x, where quadratic terms give one.
         lipschitz: a bound on |f(x, y) − f(x, y')| / ‖y − y'‖₂ that holds for every x, where weights alone give one.
         evidence: of sampling, where nothing was proven.
+        rests_on: names of the weights whose very values the proof needs; of the others it needs no more than the signs
+            that the manifest gives them, so it holds for all weights with these signs. None where nobody has looked.
     """
 
     verdict: Literal["proven", "violated", "unknown"]
@@ -104,6 +106,7 @@ class Convexity:
     strong_convexity: float | None = None
     lipschitz: float | None = None
     evidence: Evidence | None = None
+    rests_on: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, texts and numbers."""
@@ -124,6 +127,7 @@ class Convexity:
             strong_convexity=fields.take("strong_convexity", _optional(positive)),
             lipschitz=fields.take("lipschitz", _optional(real)),
             evidence=fields.take("evidence", _optional(_evidence)),
+            rests_on=fields.take("rests_on", _optional(listing(text, MAX_BLAME))),
         )
         fields.close()
         if (result.verdict == "violated") != (result.witness is not None):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.errors import InputError, MissingDependencyError
-from icnnrt.finetune import BATCH_SIZE, FineTuner, _uninterrupted
+from icnnrt.finetune import BATCH_SIZE, FineTuner
 from icnnrt.manifest import Manifest
 from icnnrt.session import Session
 
@@ -41,9 +41,6 @@ def get_weights(source: Session | FineTuner) -> Arrays:
     All are of one instant, also while another thread tunes. The others are the same on every device, so they need not
     travel.
     """
-    if isinstance(source, FineTuner):
-        with source._lock:
-            return _copies(source.session)
     return _copies(_session(source))
 
 
@@ -60,13 +57,10 @@ def set_weights(target: Session | FineTuner, weights: Weights) -> None:
     """
     session = _session(target)
     checked = _checked(session.manifest, weights)
-    if not isinstance(target, FineTuner):
-        with _uninterrupted():
-            session._update_weights(checked)
-        return
-    with target._lock:
-        target._commit(checked, target._state)
-        target.keep()
+    if isinstance(target, FineTuner):
+        target._take(checked)
+    else:
+        session._update_weights(checked)
 
 
 def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Arrays:
@@ -238,12 +232,8 @@ def _exchanged(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _copies(session: Session) -> Arrays:
-    """Read again if the weights changed meanwhile: half of one step and half of another belong to no network."""
-    while True:
-        before = session.weights_id
-        arrays = {name: np.array(session.weights[name]) for name in _exchanged(session.manifest)}
-        if session.weights_id == before:
-            return arrays
+    weights = session.weights
+    return {name: np.array(weights[name]) for name in _exchanged(session.manifest)}
 
 
 def _checked(manifest: Manifest, weights: Weights) -> Arrays:
@@ -268,10 +258,10 @@ def _checked(manifest: Manifest, weights: Weights) -> Arrays:
             array = np.array(array, spec.dtype, order="C")
         if not np.isfinite(array).all():
             raise InputError(f"weights: {name} holds NaN or infinity; leave out the device that it comes from.")
-        if spec.nonnegative and array.size and array.min() < 0:
+        if spec.sign and (fault := spec.sign.fault(array)):
             raise InputError(
-                f"weights: {name} has entries below zero, down to {array.min():.3g}, so the energy would not be "
-                "convex; average, and add no noise to it, or clip it at zero."
+                f"weights: {name} should be {fault}, and the energy would not be convex; average, and add no noise to "
+                "it, or project it."
             )
         checked[name] = array
     return checked

@@ -18,30 +18,28 @@ step. `check` asks at once; `save`, `write_package` and the end of `fit` ask on 
 kept is proven.
 """
 
-import contextlib
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import certificate
-from icnnrt._arguments import batch, finite_rows
-from icnnrt._runner import state_of
+from icnnrt._arguments import batch, finite_rows, not_negative
+from icnnrt._turns import Turns
+from icnnrt._weight_sets import WeightSet
 from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History
 from icnnrt.domains import MODELS
 from icnnrt.errors import InputError, PackageError
 from icnnrt.manifest import TRAIN_ROLE, TrainingSpec
 from icnnrt.package import Package, StrPath
 from icnnrt.session import Session
+from icnnrt.signatures import state_of
 from icnnrt.status import Status
 
 Floats = NDArray[Any]
@@ -149,12 +147,24 @@ class _Verdict(NamedTuple):
         return not self.broken and self.unsafe <= UNSAFE
 
 
-@dataclass(frozen=True)
-class _Trial:
+class _Stage(NamedTuple):
+    """What a tuner knows beside a set of weights. It is noted on the set, so that both change in one operation."""
+
+    owner: "FineTuner"
+    state: Arrays
+    """The optimiser's; nobody writes into these arrays."""
+    trial: "_Trial | None" = None
+    """Where the weights come from, as long as nothing has been computed on them; None if they count as proven."""
+    undone: int = 0
+    """How many steps have been undone."""
+    why_undone: str = ""
+
+
+class _Trial(NamedTuple):
     """Weights come from a step, and nothing has been computed on them yet."""
 
-    weights: Arrays
-    state: Arrays
+    weights: WeightSet
+    stage: _Stage
     """The proven ones from before that step."""
     unsafe: float
     """The part of that step's batch that they left unsolved."""
@@ -190,39 +200,51 @@ class FineTuner:
                 "train=TrainSpec(...), or on the command line by icnnrt export --train squared_error."
             )
         self.session = session
-        self.learning_rate = _learning_rate(learning_rate)
+        self.learning_rate = learning_rate
         self.strict = strict
         self._spec: TrainingSpec = spec
         self._dtype = session.dtype
         self._runner = session._runner
-        self._lock = threading.RLock()
+        self._turns = Turns()
         tensors = session.manifest.weights.tensors
-        self._nonnegative = [name for name in spec.weights if tensors[name].nonnegative]
-        self._state: Arrays = {
+        self._signs = {name: sign for name in spec.weights if (sign := tensors[name].sign)}
+        zero = {
             name: np.zeros(tuple(map(int, shape)), dtype)
             for name, (dtype, shape) in state_of(session.manifest, spec).items()
         }
-        self._weights_id = session.weights_id
-        self._weights = {name: np.array(session.weights[name]) for name in spec.weights}
+        self._began = self._runner.weights, _Stage(self, zero)
+        self._settled = ""  # id of weights on trial that were found sound
         self._qp = session.manifest.kind == "qp"
         self._judged = QP_JUDGED if self._qp else JUDGED
-        self._trial: _Trial | None = None
-        self._undone = 0
-        self._why_undone = ""
-        self._good = self._snapshot()
+        self._good = self._began
+        self._latest = self._began[1]
 
     # --- What it knows ---------------------------------------------------------------------------
 
     @property
+    def learning_rate(self) -> float:
+        """Of every step that is not given another one."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._learning_rate = not_negative(value, "learning_rate")
+
+    @property
     def steps(self) -> int:
         """How many steps have been accepted."""
-        return int(self._state[STEP])
+        return int(self._known().state[STEP])
 
     @property
     def state(self) -> Mapping[str, NDArray[Any]]:
         """The optimiser's state by name: copies."""
-        with self._lock:
-            return {name: array.copy() for name, array in self._state.items()}
+        return {name: array.copy() for name, array in self._known().state.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InputError(
+            "tuner: expected what can be pickled, but a FineTuner belongs to the session it tunes; save a checkpoint, "
+            "and resume from it in a new one."
+        )
 
     def __repr__(self) -> str:
         return f"<FineTuner of {self.session.manifest.name}: {self._spec.optimizer}, {self.steps} steps>"
@@ -252,7 +274,7 @@ class FineTuner:
         Raises `InputError` for wrong shapes or dtypes, no samples, targets outside what the loss takes, and, if strict,
         for NaN or infinity.
         """
-        rate = self.learning_rate if learning_rate is None else _learning_rate(learning_rate)
+        rate = self.learning_rate if learning_rate is None else not_negative(learning_rate, "learning_rate")
         data, skipped = self._data(x, target, "x", "target", lower, upper)
         return self._step(data, rate, skipped)
 
@@ -265,9 +287,7 @@ class FineTuner:
         Raises what `step` does.
         """
         data, _ = self._data(x, target, "x", "target", lower, upper)
-        with self._lock:
-            sound, _ = self._check(data)
-        return sound
+        return self._check(data)[0]
 
     def fit(
         self,
@@ -322,14 +342,15 @@ class FineTuner:
                 "validation: expected a tuple (x, target), but got something else; pass two arrays, or four with lower "
                 "and upper for a box."
             )
-        rate = self.learning_rate if learning_rate is None else _learning_rate(learning_rate)
+        rate = self.learning_rate if learning_rate is None else not_negative(learning_rate, "learning_rate")
         data, skipped_rows = self._data(x, target, "x", "target", lower, upper)
         held: Arrays | None = None
         if validation is not None:
             held_x, held_target, *held_bounds = validation
             held = self._data(held_x, held_target, "validation x", "validation target", *held_bounds)[0]
         count = len(data["x"])
-        with self._lock:
+        turn = self._turns.take()
+        try:
             self.keep()
             kept = None if history is None else History(history, self.session.manifest, keep)
             before = None if held is None else self._loss(held)
@@ -391,6 +412,8 @@ class FineTuner:
                 if kept is not None:  # the last checkpoint is what the session has
                     self._save(kept, {"validation": best})
             return FitReport(reports, before, best_epoch, stopped)
+        finally:
+            turn.end()
 
     def loss(self, x: object, target: object, *, lower: object = None, upper: object = None) -> float:
         """The loss at the present weights: nothing is changed. NaN where it is not finite."""
@@ -400,16 +423,17 @@ class FineTuner:
 
     def keep(self) -> None:
         """Declare the present weights and state good: what `rollback` returns to."""
-        with self._lock:
-            self._good = self._snapshot()
+        self._good = self._now()
 
     def rollback(self) -> None:
         """Put back the weights and state that were last declared good: by `keep`, by `resume`, by an epoch of `fit`
         that was the best so far; at first those that the tuner began with."""
-        with self._lock:
-            weights, state, trial = self._good
-            self._commit(weights, state)
-            self._trial = trial
+        turn = self._turns.take()
+        try:
+            weights, stage = self._good
+            self._commit(self._moved(weights), stage)
+        finally:
+            turn.end()
 
     # --- On the disk -----------------------------------------------------------------------------
 
@@ -422,9 +446,12 @@ class FineTuner:
         Raises `OSError` if the disk refuses, as when it is full; what is in memory stays, so call again when there is
         room. Raises `InputError` if the folder's checkpoints are of another network.
         """
-        with self._lock:
+        turn = self._turns.take()
+        try:
             self._settle()
             return self._save(History(history, self.session.manifest, keep), figures or {})
+        finally:
+            turn.end()
 
     def resume(self, history: StrPath, *, step: int | None = None) -> Checkpoint:
         """Continue from a checkpoint: the last one saved, or that of a step.
@@ -447,12 +474,14 @@ class FineTuner:
             )
         checkpoint = fitting[-1]
         tensors = found.load(checkpoint)
-        with self._lock:
-            weights = {n.removeprefix(WEIGHT): a for n, a in tensors.items() if n.startswith(WEIGHT)}
-            state = {n: a for n, a in tensors.items() if n.startswith(STATE)}
-            self._check_restored(found.folder / checkpoint.file, weights, state, len(tensors), checkpoint.step)
-            self._commit(weights, state)
-            self.keep()
+        weights = {n.removeprefix(WEIGHT): a for n, a in tensors.items() if n.startswith(WEIGHT)}
+        state = {n: a for n, a in tensors.items() if n.startswith(STATE)}
+        self._check_restored(found.folder / checkpoint.file, weights, state, len(tensors), checkpoint.step)
+        turn = self._turns.take()
+        try:
+            self._good = self._commit(weights, self._stage()._replace(state=state, trial=None))
+        finally:
+            turn.end()
         return checkpoint
 
     def write_package(self, path: StrPath, *, overwrite: bool = False) -> Package:
@@ -462,7 +491,8 @@ class FineTuner:
         optimiser's state is not part of a package. As with `save`, a last step that did harm is undone first.
         Raises `OSError` if the disk refuses; what is in memory stays, as with `save`.
         """
-        with self._lock:
+        turn = self._turns.take()
+        try:
             self._settle()
             package = self.session._package
             metadata = {**package.manifest.metadata, "tuned_steps": self.steps}
@@ -480,6 +510,8 @@ class FineTuner:
                     "folder and call write_package again."
                 )
                 raise
+        finally:
+            turn.end()
 
     # --- How -------------------------------------------------------------------------------------
 
@@ -526,20 +558,24 @@ class FineTuner:
 
     def _step(self, data: Arrays, rate: float, skipped: int) -> StepReport:
         began = time.perf_counter()
-        with self._lock, _uninterrupted():
-            out = self._run(data, rate)
-            status, trusted = self._judge(out, data)
+        turn = self._turns.take()
+        try:
+            weights, stage = now = self._now()
+            out = self._run(data, rate, weights, stage.state)
+            status, trusted = self._judge(out, data, weights)
             verdict = self._verdict(out, status, trusted)
-            undone = self._undo_if_guilty(verdict, data)
-            self._project(out)
-            reason = self._why_undone if undone else self._refusal(out, status)
+            reason = self._undo_if_guilty(now, verdict, data)
+            undone = bool(reason)
+            if not undone:
+                self._project(out)
+                reason = self._refusal(out, status)
             if not reason:
-                before = _Trial(self._weights, self._state, verdict.unsafe, data)
                 new = {name: out[f"new.{name}"] for name in self._spec.weights}
-                self._commit(new, {name: out[f"new.{name}"] for name in self._state})
-                self._trial = before
+                state = {name: out[f"new.{name}"] for name in stage.state}
+                before = _Trial(weights.alone(), stage._replace(trial=None), verdict.unsafe, data)
+                self._commit(new, stage._replace(state=state, trial=before))
             elif not undone and verdict.sound:
-                self._trial = None  # what is refused are the new weights; those before them are proven
+                self._settled = weights.id  # what is refused are the new weights; those before them are proven
             # Of a quadratic program the gap is relative, and there is none where there is no solution.
             gap = out["residual"][out["safe"], 2] if self._qp else out["gap"]
             gap = gap if gap.size else np.array([math.nan])
@@ -557,67 +593,79 @@ class FineTuner:
                 seconds=time.perf_counter() - began,
                 undone=undone,
             )
+        finally:
+            turn.end()
 
-    def _check(self, data: Arrays) -> tuple[bool, bool]:
-        """Whether the present weights are sound on a batch, and whether the step before was undone as they are not."""
-        with self._lock, _uninterrupted():
-            out = self._run(data, 0.0, only=self._judged)
-            verdict = self._verdict(out, *self._judge(out, data))
+    def _check(self, data: Arrays) -> tuple[bool, str]:
+        """Whether the present weights are sound on a batch, and why the step before is undone, if it is as they are
+        not."""
+        turn = self._turns.take()
+        try:
+            weights, stage = now = self._now()
+            out = self._run(data, 0.0, weights, stage.state, only=self._judged)
+            verdict = self._verdict(out, *self._judge(out, data, weights))
             if verdict.sound:
-                self._trial = None
-            return verdict.sound, self._undo_if_guilty(verdict, data, only=self._judged)
+                self._settled = weights.id
+            return verdict.sound, self._undo_if_guilty(now, verdict, data, only=self._judged)
+        finally:
+            turn.end()
 
     def _settle(self) -> str:
         """Check weights that are on trial; why the step that led to them is undone, empty if it is not."""
-        with self._lock:
-            trial = self._trial
-            if trial is None or self._runner.weights_id != self._weights_id:
-                return ""
-            undone = self._check(trial.data)[1]
-            self._trial = None
-            return self._why_undone if undone else ""
-
-    def _undo_if_guilty(self, now: _Verdict, data: Arrays, only: tuple[str, ...] | None = None) -> bool:
-        """Go back to the proven weights and state if, on the same batch, they are sound where the present ones are not.
-
-        The proven ones are run only where that may be so; then no work is lost that was worth anything.
-        """
-        trial = self._trial
-        if trial is None or now.sound or not (now.broken or now.unsafe > trial.unsafe):
-            return False
-        present = self._weights, self._state
-        self._commit(trial.weights, trial.state)
+        turn = self._turns.take()
         try:
-            out = self._run(data, 0.0, only=only)
-            then = self._verdict(out, *self._judge(out, data))
-        except BaseException:
-            self._commit(*present)
-            self._trial = trial
-            raise
-        # A package whose samples are hard throughout is not judged by how many are unsolved, but by how many more.
-        if not then.broken and (now.broken or then.sound or now.unsafe > then.unsafe + UNSAFE):
-            self._undone += 1
-            what = now.broken or f"{now.unsafe:.0%} of the batch is not solved to the tolerance any more"
-            self._why_undone = f"the step before did harm, so it is undone: {what}; lower the learning rate"
-            return True
-        self._commit(*present)
-        self._trial = trial
-        return False
+            weights, stage = self._now()
+            if stage.trial is None:
+                return ""
+            undone = self._check(stage.trial.data)[1]
+            if not undone:
+                self._settled = weights.id
+            return undone
+        finally:
+            turn.end()
 
-    def _run(self, data: Arrays, rate: float, only: tuple[str, ...] | None = None) -> Arrays:
-        feeds = {**data, "learning_rate": np.array(rate, self._dtype), **self._state}
-        with self._own_weights():
-            return self._runner.run(TRAIN_ROLE, feeds, made_with=self._weights_id, only=only)[0]
+    def _undo_if_guilty(
+        self, now: tuple[WeightSet, _Stage], found: _Verdict, data: Arrays, only: tuple[str, ...] | None = None
+    ) -> str:
+        """Go back to the proven weights and state if, on the same batch, they are sound where the present ones are not,
+        and return why; empty if they stay.
+
+        The proven ones are run only where that may be so.
+        """
+        trial = now[1].trial
+        if trial is None or found.sound or not (found.broken or found.unsafe > trial.unsafe):
+            return ""
+        out = self._run(data, 0.0, trial.weights, trial.stage.state, only=only)
+        then = self._verdict(out, *self._judge(out, data, trial.weights))
+        # A package whose samples are hard throughout is not judged by how many are unsolved, but by how many more.
+        if then.broken or not (found.broken or then.sound or found.unsafe > then.unsafe + UNSAFE):
+            return ""
+        what = found.broken or f"{found.unsafe:.0%} of the batch is not solved to the tolerance any more"
+        why = f"the step before did harm, so it is undone: {what}; lower the learning rate"
+        proven = trial.stage._replace(undone=now[1].undone + 1, why_undone=why)
+        self._commit(self._moved(trial.weights), proven)
+        return why
+
+    def _run(
+        self,
+        data: Arrays,
+        rate: float,
+        weights: WeightSet,
+        state: Arrays,
+        only: tuple[str, ...] | None = None,
+    ) -> Arrays:
+        feeds = {**data, "learning_rate": np.array(rate, self._dtype), **state}
+        return self._runner.run(TRAIN_ROLE, feeds, weights=weights, only=only)[0]
 
     def _loss(self, data: Arrays, size: int = 256) -> float:
         """By the part of the same graph that the loss needs."""
+        weights, stage = self._now()
         starts = range(0, len(data["x"]), size)
         parts = [{name: a[i : i + size] for name, a in data.items()} for i in starts]
-        with self._lock:
-            losses = [float(self._run(part, 0.0, only=("loss",))["loss"]) for part in parts]
+        losses = [float(self._run(part, 0.0, weights, stage.state, only=("loss",))["loss"]) for part in parts]
         return _mean(losses, [len(part["x"]) for part in parts])
 
-    def _judge(self, out: Arrays, data: Arrays) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+    def _judge(self, out: Arrays, data: Arrays, weights: WeightSet) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
         """The status of every sample, and which of them have a gradient to trust."""
         if self._qp:
             return np.where(out["safe"], np.int8(Status.CONVERGED), np.int8(Status.SOLVER)), out["safe"]
@@ -631,7 +679,7 @@ class FineTuner:
             MODELS[manifest.domain.kind],
             data.get("lower"),
             data.get("upper"),
-            proven=self._weights_id == self.session._proven,
+            proven=weights.id == self.session._proven,
         )
         return status, out["safe"] & certificate.differentiable(status, doubt, out["lower_bound"])
 
@@ -647,12 +695,10 @@ class FineTuner:
         return _Verdict(broken, float((~trusted).mean()))
 
     def _project(self, out: Arrays) -> None:
-        """θ <- max(θ, 0) of the weights that f's convexity needs. The graph does so itself, but for weights that were
-        not known to need it when it was exported: `icnnrt.repair` marks those that it clips."""
-        for name in self._nonnegative:
-            new = out[f"new.{name}"]
-            if new.min() < 0:
-                out[f"new.{name}"] = np.maximum(new, 0)
+        """Give new weights the signs that f's convexity needs. The graph does so itself, but for weights that were not
+        known to need one when it was exported: `icnnrt.repair` notes those that it clips."""
+        for name, sign in self._signs.items():
+            out[f"new.{name}"] = sign.project(out[f"new.{name}"])
 
     def _refusal(self, out: Arrays, status: NDArray[np.int8]) -> str:
         """Why these weights must not be used; empty if they may."""
@@ -676,41 +722,55 @@ class FineTuner:
             return f"no sample was solved to the residual tolerance, so there is no gradient to trust; {remedy}"
         if not out["accepted"]:
             return "a new weight is not finite; lower the learning rate"
-        for name in self._nonnegative:
-            if not out[f"new.{name}"].min() >= 0:
+        for name, sign in self._signs.items():
+            if not sign.holds(out[f"new.{name}"]):
                 return f"{name} would not be a number; lower the learning rate"
         return ""
 
-    def _snapshot(self) -> tuple[Arrays, Arrays, _Trial | None]:
-        weights = {name: np.array(self.session.weights[name]) for name in self._spec.weights}
-        return weights, {name: array.copy() for name, array in self._state.items()}, self._trial
-
-    def _commit(self, weights: Mapping[str, NDArray[Any]], state: Mapping[str, NDArray[Any]]) -> None:
-        """Give the session these weights, which from now on count as proven, whoever vouches for them."""
-        with self._own_weights(), _uninterrupted():
-            self._weights_id = self._runner.update_weights(weights, made_with=self._weights_id)
-            self._state = dict(state)
-            # Nobody writes into these arrays, so to have the last weights at hand costs no copy.
-            self._weights = {**self._weights, **weights}
-            self._trial = None
-
-    @contextlib.contextmanager
-    def _own_weights(self) -> Iterator[None]:
-        """Say what it means that the session has weights which this tuner has not given it."""
-        try:
-            yield
-        except InputError as error:
-            if self._runner.weights_id == self._weights_id:
-                raise
+    def _now(self) -> tuple[WeightSet, _Stage]:
+        """The present weights, and what is known beside them."""
+        weights = self._runner.weights
+        stage = weights.note
+        if weights is self._began[0]:
+            stage = self._began[1]
+        if not isinstance(stage, _Stage) or stage.owner is not self:
             raise InputError(
                 "session: expected the weights that this tuner left it with, but something else has changed them; use "
                 "one tuner a session, or make a new one."
-            ) from error
+            )
+        return weights, stage._replace(trial=None) if weights.id == self._settled else stage
+
+    def _stage(self) -> _Stage:
+        return self._now()[1]
+
+    def _known(self) -> _Stage:
+        """The same; where something else has changed the weights, what was known before."""
+        stage = self._runner.weights.note
+        return stage if isinstance(stage, _Stage) and stage.owner is self else self._latest
+
+    def _moved(self, weights: WeightSet) -> Arrays:
+        """Those of the weights that steps change."""
+        return {name: weights.arrays[name] for name in self._spec.weights}
+
+    def _take(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        """Weights from elsewhere, with the optimiser's state as it is; they are what `rollback` returns to."""
+        turn = self._turns.take()
+        try:
+            self._good = self._commit(weights, self._stage()._replace(trial=None))
+        finally:
+            turn.end()
+
+    def _commit(self, weights: Mapping[str, NDArray[Any]], stage: _Stage) -> tuple[WeightSet, _Stage]:
+        """Give the session these weights, and note what is known beside them, in one operation."""
+        now, _ = self._now()
+        made = self._runner.update_weights(weights, made_with=now.id, note=stage)
+        self._latest = stage
+        return made, stage
 
     def _save(self, history: History, figures: Mapping[str, float | None]) -> Checkpoint:
         finite = {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
         try:
-            return history.save(self.steps, dict(self.session.weights), self._state, finite)
+            return history.save(self.steps, dict(self.session.weights), self._stage().state, finite)
         except OSError as error:
             error.add_note(
                 f"Step {self.steps} is not saved in {history.folder}; weights and state are still in memory, so make "
@@ -722,7 +782,7 @@ class FineTuner:
         """Refuse tensors that are not exactly the session's weights and this optimiser's state."""
         tensors = self.session.manifest.weights.tensors
         expected = {name: (spec.shape, spec.dtype) for name, spec in tensors.items()}
-        expected |= {name: (a.shape, a.dtype.name) for name, a in self._state.items()}
+        expected |= {name: (a.shape, a.dtype.name) for name, a in self._stage().state.items()}
         came = {name: (a.shape, a.dtype.name) for name, a in (weights | state).items()}
         if came != expected or count != len(expected):
             odd = sorted(json.dumps(n) for n in expected.keys() ^ came.keys()) or ["shapes or dtypes"]
@@ -734,38 +794,15 @@ class FineTuner:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise PackageError(f"{path}: {name} holds NaN or infinity; resume from another checkpoint.")
         for name, spec in tensors.items():
-            if spec.nonnegative and not weights[name].min() >= 0:
+            if spec.sign and (fault := spec.sign.fault(weights[name])):
                 raise PackageError(
-                    f"{path}: {name} has entries below zero, so the energy would not be convex; resume from another."
+                    f"{path}: {name} should be {fault}, and the energy would not be convex; resume from another."
                 )
         if state[STEP] != step:
             raise PackageError(
                 f"{path}: expected the state of step {step}, as the history has it, but it is of step "
                 f"{int(state[STEP])}; resume from another checkpoint."
             )
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block, so that weights and state change together or not at all."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield  # Python runs handlers in the main thread alone
-        return
-    arrived: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda *got: arrived.append(got))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if arrived:
-            handler(*arrived[0])
-
-
-def _learning_rate(value: float) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise InputError(f"learning_rate: expected a positive number, but got {value!r}.")
-    return float(value)
 
 
 def _mean(values: list[float], weights: list[int]) -> float:

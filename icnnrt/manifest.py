@@ -8,14 +8,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from icnnrt._fields import (
     AGAIN,
-    FORMAT_VERSION,
     JsonObject,
     boolean,
     exactly,
@@ -32,27 +31,30 @@ from icnnrt._fields import (
     text,
     wrong,
 )
+from icnnrt._upgrade import CURRENT, UNTOLD, as_version, upgraded
 from icnnrt.convexity import Convexity
 from icnnrt.errors import PackageError
+from icnnrt.signatures import (
+    ENERGY_ROLES,
+    POLYHEDRON_ROLES,
+    QP_ROLES,
+    SOLVER_ROLES,
+    TRAIN_ROLE,
+    Signature,
+    Tensor,
+)
+from icnnrt.signs import NONNEGATIVE, Sign
 
 FORMAT: Final = "icnnrt"
+FORMAT_VERSION: Final = CURRENT
 MANIFEST_FILE: Final = "manifest.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 GOLDEN_FILE: Final = "golden.safetensors"
 OP_DOMAIN: Final = "ai.icnnrt"
-# kind of energy -> the graph that a package of that kind must have
-ENERGY_ROLES: Final = {"energy": "value", "gradient": "gradient", "qp": "solve"}
-# These come together, and with a solver, or not at all.
-SOLVER_ROLES: Final = ("argmin", "adjoint")
-# And these, of a network of quadratic programs.
-QP_ROLES: Final = ("solve", "solve_adjoint")
-TRAIN_ROLE: Final = "train"
-# And these, the argmin over a polyhedron.
-POLYHEDRON_ROLES: Final = ("argmin_polyhedron", "adjoint_polyhedron")
 # kind of domain -> its regulariser
 REGULARISERS: Final = {"unit_box": "entropy", "box": "entropy", "simplex": "entropy", "space": "quadratic"}
 
-MAX_MANIFEST_BYTES: Final = 1 << 20
+MAX_MANIFEST_BYTES: Final = 4 << 20
 MAX_HEADER_BYTES: Final = 16 << 20
 # Weights live in their own file, so even a large graph takes a few MiB.
 MAX_GRAPH_BYTES: Final = 256 << 20
@@ -65,6 +67,8 @@ MAX_ELEMENTS: Final = 1 << 31
 MAX_RANK: Final = 8
 MAX_WEIGHTS: Final = 1 << 16
 MAX_GRAPHS: Final = 64
+# Of a graph; the gradients of all weights are among them.
+MAX_TENSORS: Final = MAX_WEIGHTS + 256
 # The newest that a released onnxruntime loads (1.32).
 MAX_OPSET: Final = 26
 MAX_IR_VERSION: Final = 13
@@ -137,8 +141,8 @@ class OpSet:
 
 
 @dataclass(frozen=True)
-class GraphFile:
-    """An ONNX file of the package: its name, its SHA-256 in hexadecimal, its size in bytes."""
+class File:
+    """A file of the package: its name, its SHA-256 in hexadecimal, its size in bytes."""
 
     file: str
     sha256: str
@@ -146,13 +150,26 @@ class GraphFile:
 
 
 @dataclass(frozen=True)
+class GraphFile(File):
+    """An ONNX file of the package."""
+
+    signature: Signature | None = None
+    """What it takes and gives, see `icnnrt.signatures`; None until the graph itself has been looked at."""
+
+
+@dataclass(frozen=True)
 class WeightSpec:
-    """One weight: shape, numpy dtype name, whether it must stay >= 0, whether it may be updated."""
+    """One weight: shape, numpy dtype name, the sign that f's convexity asks of it, whether it may be updated."""
 
     shape: tuple[int, ...]
     dtype: str
-    nonnegative: bool
+    sign: Sign | None
     trainable: bool
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether every entry has to be >= 0."""
+        return self.sign == Sign(NONNEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -224,9 +241,10 @@ class Manifest:
     train: TrainingSpec | None = None
     polyhedron: PolyhedronSpec | None = None
     convexity: Convexity | None = None
-    golden: GraphFile | None = None
+    golden: File | None = None
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
+    """As it was read, and as it is written again."""
 
     @classmethod
     def from_json(cls, data: bytes) -> "Manifest":
@@ -241,11 +259,25 @@ class Manifest:
             )
         return _read_manifest(load_json(data, MANIFEST_FILE))
 
+    def checked(self) -> "Manifest":
+        """This manifest after the checks of `from_json`; graphs may lack what they take and give."""
+        content: Any = load_json(json.dumps(self.content(), allow_nan=False, default=plain).encode(), MANIFEST_FILE)
+        for graph in content["graphs"].values():
+            graph.setdefault("inputs", UNTOLD)
+            graph.setdefault("outputs", UNTOLD)
+        return replace(_read_manifest(content), format_version=self.format_version)
+
     def to_json(self) -> bytes:
-        """Return the bytes of manifest.json; equal manifests give equal bytes."""
-        content: dict[str, object] = {
+        """Return the bytes of manifest.json, of the version it was read in; equal manifests give equal bytes."""
+        content = as_version(self.content(), self.format_version)
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True, default=plain)
+        return text.encode() + b"\n"
+
+    def content(self) -> dict[str, Any]:
+        """What manifest.json holds in the current version of the format."""
+        content: dict[str, Any] = {
             "format": self.format,
-            "format_version": self.format_version,
+            "format_version": CURRENT,
             "name": self.name,
             "producer": dict(self.producer),
             "dtype": self.dtype,
@@ -258,12 +290,12 @@ class Manifest:
             "opset": self.opset,
             "ir_version": self.ir_version,
             "ops": {domain: {"version": o.version, "names": list(o.names)} for domain, o in self.ops.items()},
-            "graphs": {role: vars(graph) for role, graph in self.graphs.items()},
+            "graphs": {role: _graph_entry(graph) for role, graph in self.graphs.items()},
             "weights": {
                 "file": self.weights.file,
                 "sha256": self.weights.sha256,
                 "bytes": self.weights.bytes,
-                "tensors": {n: {**vars(t), "shape": list(t.shape)} for n, t in self.weights.tensors.items()},
+                "tensors": {n: _weight_entry(t) for n, t in self.weights.tensors.items()},
             },
             "parity": {k: dict(v) if isinstance(v, Mapping) else v for k, v in self.parity.items()},
             "metadata": dict(self.metadata),
@@ -282,13 +314,32 @@ class Manifest:
             content["convexity"] = self.convexity.to_json()
         if self.golden is not None:
             content["golden"] = vars(self.golden)
-        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True, default=plain)
-        return text.encode() + b"\n"
+        return content
 
 
 def _given(spec: Domain | SolverSpec | None) -> dict[str, object] | None:
     """The fields that are not None, since those that are belong to other kinds."""
     return None if spec is None else {key: value for key, value in vars(spec).items() if value is not None}
+
+
+def _graph_entry(graph: GraphFile) -> dict[str, Any]:
+    entry: dict[str, Any] = {"file": graph.file, "sha256": graph.sha256, "bytes": graph.bytes}
+    if graph.signature is not None:
+        for key, tensors in (("inputs", graph.signature.inputs), ("outputs", graph.signature.outputs)):
+            entry[key] = {
+                name: {
+                    "dtype": tensor.dtype,
+                    "shape": list(tensor.shape),
+                    **({} if tensor.default is None else {"default": tensor.default}),
+                }
+                for name, tensor in tensors.items()
+            }
+    return entry
+
+
+def _weight_entry(spec: WeightSpec) -> dict[str, Any]:
+    sign = None if spec.sign is None else spec.sign.to_json()
+    return {"shape": list(spec.shape), "dtype": spec.dtype, "sign": sign, "trainable": spec.trainable}
 
 
 # --- Field by field ------------------------------------------------------------------------------
@@ -373,9 +424,9 @@ def _convexity(value: object, place: str) -> Convexity:
     return Convexity.from_json(value)
 
 
-def _golden(value: object, place: str) -> GraphFile:
+def _golden(value: object, place: str) -> File:
     fields = JsonObject(value, f"{place}.")
-    golden = GraphFile(
+    golden = File(
         fields.take("file", exactly(GOLDEN_FILE)),
         fields.take("sha256", _SHA256),
         fields.take("bytes", integer(8, MAX_GOLDEN_BYTES)),
@@ -392,28 +443,56 @@ def _op_set(value: object, place: str) -> OpSet:
     return ops
 
 
-def _graph_file(value: object, place: str) -> GraphFile:
+def _default(value: object, place: str) -> bool | int | float:
+    if isinstance(value, bool):
+        return value
+    return integer(-(1 << 63), (1 << 63) - 1)(value, place) if isinstance(value, int) else real(value, place)
+
+
+def _size(value: object, place: str) -> int | str:
+    if isinstance(value, str):
+        return matching(re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,255}"), "the name of an open size")(value, place)
+    return integer(0, MAX_ELEMENTS)(value, place)
+
+
+def _tensor(value: object, place: str) -> Tensor:
     fields = JsonObject(value, f"{place}.")
-    graph = GraphFile(
-        file=fields.take("file", exactly(f"{place.rpartition('.')[2]}.onnx")),
-        sha256=fields.take("sha256", _SHA256),
-        bytes=fields.take("bytes", integer(1, MAX_GRAPH_BYTES)),
+    tensor = Tensor(
+        dtype=fields.take("dtype", exactly(*SAFETENSORS_DTYPES)),
+        shape=fields.take("shape", listing(_size, MAX_RANK)),
+        default=fields.take("default", _default) if "default" in fields.left else None,
     )
     fields.close()
-    return graph
+    return tensor
+
+
+def _tensors(value: object, place: str) -> Mapping[str, Tensor] | None:
+    return None if value is UNTOLD else table(_tensor, MAX_TENSORS)(value, place)
+
+
+def _graph_file(value: object, place: str) -> GraphFile:
+    fields = JsonObject(value, f"{place}.")
+    file = fields.take("file", exactly(f"{place.rpartition('.')[2]}.onnx"))
+    sha256 = fields.take("sha256", _SHA256)
+    size = fields.take("bytes", integer(1, MAX_GRAPH_BYTES))
+    inputs, outputs = fields.take("inputs", _tensors), fields.take("outputs", _tensors)
+    fields.close()
+    signature = None if inputs is None or outputs is None else Signature(inputs, outputs)
+    return GraphFile(file, sha256, size, signature)
 
 
 def _weight_spec(value: object, place: str) -> WeightSpec:
     fields = JsonObject(value, f"{place}.")
+    shape = fields.take("shape", shape_of)
     spec = WeightSpec(
-        shape=fields.take("shape", shape_of),
+        shape=shape,
         dtype=fields.take("dtype", exactly(*SAFETENSORS_DTYPES)),
-        nonnegative=fields.take("nonnegative", boolean),
+        sign=fields.take("sign", lambda sign, inside: Sign.from_json(sign, inside, shape)),
         trainable=fields.take("trainable", boolean),
     )
     fields.close()
-    if (spec.trainable or spec.nonnegative) and spec.dtype not in _FLOATING:
-        wrong(f"{place}.dtype", "a float dtype, as the weight is trainable or nonnegative", spec.dtype)
+    if (spec.trainable or spec.sign) and spec.dtype not in _FLOATING:
+        wrong(f"{place}.dtype", "a float dtype, as the weight is trainable or has a sign", spec.dtype)
     return spec
 
 
@@ -538,12 +617,8 @@ def _read_manifest(value: object) -> Manifest:
     fields = JsonObject(value, place)
     fields.take("format", exactly(FORMAT))
     # Before anything else: a later version may have any other fields.
-    version = fields.take("format_version", integer(1, 1 << 31))
-    if version > FORMAT_VERSION:
-        raise PackageError(
-            f"{place}format_version is {version}, newer than the {FORMAT_VERSION} that this icnnrt reads; "
-            "upgrade icnnrt."
-        )
+    fields.left, version = upgraded(fields.left, place)
+    fields.left.pop("format_version", None)
     role = matching(_ROLE, "a role of lower-case letters, digits and _")
     manifest = Manifest(
         name=fields.take("name", text),
@@ -565,6 +640,7 @@ def _read_manifest(value: object) -> Manifest:
         polyhedron=fields.take("polyhedron", _polyhedron) if "polyhedron" in fields.left else None,
         convexity=fields.take("convexity", _convexity) if "convexity" in fields.left else None,
         golden=fields.take("golden", _golden) if "golden" in fields.left else None,
+        format_version=version,
     )
     regulariser = fields.take("regulariser", _regulariser)
     fields.close()

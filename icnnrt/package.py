@@ -1,4 +1,4 @@
-"""The on-disk format of an icnnrt package, version 1; this docstring is its specification.
+"""The on-disk format of an icnnrt package, version 2; this docstring is its specification.
 
 A package is a folder, by custom named `<name>.icnn`, of plain files and nothing else:
 
@@ -22,11 +22,11 @@ A package is a folder, by custom named `<name>.icnn`, of plain files and nothing
 
 Subfolders, symbolic links, hidden files and files the manifest does not list are refused.
 
-manifest.json is UTF-8 JSON of at most 1 MiB: one object, no key twice, no NaN or Infinity, with
+manifest.json is UTF-8 JSON of at most 4 MiB: one object, no key twice, no NaN or Infinity, with
 exactly these keys, the last four where they apply:
 
     format           "icnnrt"
-    format_version   1
+    format_version   2
     name             text
     producer         {text: text}, such as the versions of the tools that wrote the package
     dtype            "float32" or "float64": of x, y and the energy
@@ -44,12 +44,17 @@ exactly these keys, the last four where they apply:
     opset            ONNX opset that every graph and function imports
     ir_version       ONNX IR version of every graph
     ops              {"ai.icnnrt": {"version": 1, "names": [every op the graphs use from it]}}
-    graphs           {role: {"file": "<role>.onnx", "sha256": hex, "bytes": int}};
+    graphs           {role: {"file": "<role>.onnx", "sha256": hex, "bytes": int,
+                             "inputs": {name: {"dtype": text, "shape": [int or text, ...], "default": number}},
+                             "outputs": {name: {"dtype": text, "shape": [int or text, ...]}}}}, weights aside;
                      value or, by kind, gradient or solve and solve_adjoint must be there, argmin and adjoint
-                     exactly if a solver is
+                     exactly if a solver is. In a shape, "batch" is the number of samples and other text another
+                     open size. An input with a default is a setting: an overridable initialiser, which may be left out
     weights          {"file": "weights.safetensors", "sha256": hex, "bytes": int,
-                      "tensors": {name: {"shape": [int, ...], "dtype": text,
-                                         "nonnegative": bool, "trainable": bool}}}
+                      "tensors": {name: {"shape": [int, ...], "dtype": text, "sign": sign, "trainable": bool}}};
+                     a sign is null, "nonnegative", "nonpositive" or "zero" for every entry, or for runs of entries
+                     along an axis, or with axis null along all entries row by row:
+                     {"axis": int or null, "runs": [[start, stop, "nonnegative", "nonpositive" or "zero"], ...]}
     parity           {text: float or {text: float}}, errors measured against the original model
     metadata         {text: text, bool, number or null}, free
     train            only with train.onnx: {"loss": text, "optimizer": "SGD", "Adam" or "AdamW",
@@ -70,8 +75,8 @@ of golden data.
 weights.safetensors is an ordinary safetensors file: 8 bytes of header length N (little-endian), N
 bytes of JSON header, data. The header agrees exactly with the manifest's tensors; their bytes
 follow one another without gap or overlap, each tensor starting at a multiple of its item size. A
-tensor called nonnegative has no entry below zero, a trainable one only finite entries: the
-convexity of the energy rests on the first.
+tensor has the sign it is given, a trainable one only finite entries: the convexity of the energy
+rests on the first.
 
 Graphs are ONNX models whose operators come from the default ONNX domain or from ai.icnnrt, never
 EPContext, and whose functions are defined in ai.icnnrt only. An initializer may keep its bytes in
@@ -81,6 +86,9 @@ of the same names, shapes and dtypes updates every graph and leaves the graphs a
 
 golden.safetensors holds the inputs of one batch by their names (x, y, y_dot, of a box lower and upper; of kind "qp" x
 alone) and the outputs of each graph replayed as "<role>.<output>": what the machine of the export computed from them.
+
+Version 1 is read too, and written back as it came: `icnnrt._upgrade` says what it lacks. Version 2 is open until it is
+released.
 
 A reader checks all of this before use. The hashes tell damage and half-written packages from whole
 ones; they are no signature, and a package can still ask for a long computation: it is data from
@@ -139,6 +147,7 @@ from icnnrt.manifest import (
     SAFETENSORS_DTYPES,
     WEIGHTS_FILE,
     Domain,
+    File,
     GraphFile,
     Manifest,
     OpSet,
@@ -151,6 +160,8 @@ from icnnrt.manifest import (
     scalar,
     shape_of,
 )
+from icnnrt.signatures import declared, fits, listed, shown
+from icnnrt.signs import NONNEGATIVE, Sign, united
 
 __all__ = [
     "FORMAT",
@@ -165,6 +176,7 @@ __all__ = [
     "OP_DOMAIN",
     "WEIGHTS_FILE",
     "Domain",
+    "File",
     "GraphFile",
     "Manifest",
     "OpSet",
@@ -208,6 +220,12 @@ class Package:
     graphs: Mapping[str, bytes]
     weights: Mapping[str, np.ndarray]
     golden: Mapping[str, np.ndarray]
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the manifest, which holds those of all other files, in hexadecimal: equal packages have equal
+        ones."""
+        return hashlib.sha256(self.manifest.to_json()).hexdigest()
 
     def __repr__(self) -> str:
         return f"<Package {self.manifest.name} at {self.path}: {', '.join(self.graphs)}>"
@@ -280,6 +298,7 @@ def write(
     weights: Mapping[str, np.ndarray],
     nonnegative: Collection[str],
     trainable: Collection[str],
+    signs: Mapping[str, Sign] | None = None,
     kind: str = "energy",
     domain: Domain | None = None,
     opset: int = 21,
@@ -298,6 +317,7 @@ def write(
     graphs:       role -> bytes of the ONNX file; external data refers to weights.safetensors with
                   the offsets and lengths that `weight_layout(weights)` gives
     nonnegative:  names of the weights that must stay >= 0 for the energy to be convex
+    signs:        what besides must hold of the signs of weights for that, by their names
     trainable:    names of the weights that fine-tuning may change
     domain:       where y* lies; with a solver [0, 1]^n by default
     train:        what train.onnx does, if `graphs` has the role train
@@ -312,14 +332,20 @@ def write(
     when the disk refuses; then the old package is put back.
     """
     _check_arrays(weights)
-    for argument, listed in (("nonnegative", nonnegative), ("trainable", trainable)):
-        for unknown in sorted(set(listed) - weights.keys()):
+    signs = signs or {}
+    for argument, named in (("nonnegative", nonnegative), ("trainable", trainable), ("signs", signs)):
+        for unknown in sorted(set(named) - weights.keys()):
             raise InputError(
                 f"{argument}: expected names of weights, but {show(unknown)} is none; "
                 f"the weights are {show(sorted(weights))}."
             )
     tensors = {
-        key: WeightSpec(tuple(array.shape), array.dtype.name, key in nonnegative, key in trainable)
+        key: WeightSpec(
+            tuple(array.shape),
+            array.dtype.name,
+            united(Sign(NONNEGATIVE) if key in nonnegative else None, signs.get(key), array.shape),
+            key in trainable,
+        )
         for key, array in weights.items()
     }
     used: set[str] = set()
@@ -393,16 +419,17 @@ def _check_arrays(weights: Mapping[str, object]) -> None:
 
 def _check_files(
     manifest: Manifest, files: Mapping[str, bytes]
-) -> tuple[Mapping[str, bytes], Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-    """Check the bytes of every listed file against the manifest; return the graphs, weights and golden data."""
-    everything: list[GraphFile | WeightsFile] = [*manifest.graphs.values(), manifest.weights]
+) -> tuple[Manifest, Mapping[str, bytes], Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+    """Check the bytes of every listed file against the manifest; return it, with what each graph takes and gives, the
+    graphs, weights and golden data."""
+    everything: list[File | WeightsFile] = [*manifest.graphs.values(), manifest.weights]
     if manifest.golden:
         everything.append(manifest.golden)
-    for listed in everything:
-        found = hashlib.sha256(files[listed.file]).hexdigest()
-        if found != listed.sha256:
+    for entry in everything:
+        found = hashlib.sha256(files[entry.file]).hexdigest()
+        if found != entry.sha256:
             raise PackageError(
-                f"{listed.file}: its SHA-256 should be {listed.sha256}, but is {found}; "
+                f"{entry.file}: its SHA-256 should be {entry.sha256}, but is {found}; "
                 f"the file was changed or damaged, so copy the package again or {AGAIN}."
             )
     extents = _read_header(manifest, files[WEIGHTS_FILE])
@@ -415,8 +442,36 @@ def _check_files(
     for graph in manifest.graphs.values():
         _check_graph(manifest, graph.file, files[graph.file], frozenset(extents.values()))
     graphs = {role: files[graph.file] for role, graph in manifest.graphs.items()}
+    manifest = replace(manifest, graphs={role: _with_signature(manifest, role, data) for role, data in graphs.items()})
     golden = _read_golden(files[GOLDEN_FILE]) if manifest.golden else {}
-    return MappingProxyType(graphs), MappingProxyType(weights), MappingProxyType(golden)
+    return manifest, MappingProxyType(graphs), MappingProxyType(weights), MappingProxyType(golden)
+
+
+def _with_signature(manifest: Manifest, role: str, data: bytes) -> GraphFile:
+    """The entry of a graph, with what it takes and gives: what the manifest lists, if that is what the file declares;
+    where nothing is listed, what the file declares."""
+    graph = manifest.graphs[role]
+    if graph.signature is None:
+        return replace(graph, signature=listed(manifest, role, data))
+    found = declared(data, graph.file, manifest.weights.tensors)
+    for what, told, came in (
+        ("inputs", graph.signature.inputs, found.inputs),
+        ("outputs", graph.signature.outputs, found.outputs),
+    ):
+        place = f"{MANIFEST_FILE}: graphs.{role}.{what}"
+        for name in sorted(told.keys() ^ came.keys()):
+            there = "the graph does not have" if name in told else "lacks what the graph has"
+            raise PackageError(f"{place} {there}: {show(name)}; {AGAIN}.")
+        for name, tensor in told.items():
+            other = came[name]
+            if other.dtype not in ("", tensor.dtype) or not fits(other.shape, tensor.shape):
+                raise PackageError(
+                    f"{place}.{show(name)[1:-1]} is {tensor.dtype} {shown(tensor.shape)}, but {graph.file} declares "
+                    f"{other.dtype or 'another dtype'} {show(shown(other.shape))}; {AGAIN}."
+                )
+            if other.default != tensor.default:
+                wrong(f"{place}.{show(name)[1:-1]}.default", f"{show(other.default)}, as in the graph", tensor.default)
+    return graph
 
 
 def _read_golden(data: bytes) -> dict[str, np.ndarray]:
@@ -486,10 +541,9 @@ def _read_header(manifest: Manifest, data: bytes) -> dict[str, tuple[int, int]]:
 
 def _check_values(name: str, spec: WeightSpec, array: np.ndarray) -> None:
     # Written so that NaN fails both.
-    if spec.nonnegative and not (array >= 0).all():
+    if spec.sign and (fault := spec.sign.fault(array)):
         raise PackageError(
-            f"{WEIGHTS_FILE}: {show(name)} should be nonnegative, but its smallest entry is {array.min()}; "
-            "project it onto its constraint, or do not declare it nonnegative."
+            f"{WEIGHTS_FILE}: {show(name)} should be {fault}; project it onto its constraint, or do not declare it."
         )
     if spec.trainable and not np.isfinite(array).all():
         raise PackageError(
@@ -559,8 +613,7 @@ def _check_graph(manifest: Manifest, file: str, data: bytes, extents: Collection
 def _read_and_check(
     folder: Path,
 ) -> tuple[Manifest, Mapping[str, bytes], Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-    manifest, files = _read_folder(folder)
-    return manifest, *_check_files(manifest, files)
+    return _check_files(*_read_folder(folder))
 
 
 def _asides(target: Path, *, always: bool = False) -> list[Path]:
@@ -697,15 +750,22 @@ def _write(
     files[WEIGHTS_FILE] = data
     if golden:
         files[GOLDEN_FILE] = held = _safetensors(golden)
-        manifest = replace(manifest, golden=GraphFile(GOLDEN_FILE, hashlib.sha256(held).hexdigest(), len(held)))
+        manifest = replace(manifest, golden=File(GOLDEN_FILE, hashlib.sha256(held).hexdigest(), len(held)))
     try:
+        manifest = manifest.checked()  # before what its graphs take and give, which it says how to tell
+        manifest = replace(
+            manifest,
+            graphs={
+                role: replace(manifest.graphs[role], signature=listed(manifest, role, graph))
+                for role, graph in graphs.items()
+            },
+        )
         files[MANIFEST_FILE] = manifest.to_json()
-        manifest = Manifest.from_json(files[MANIFEST_FILE])
-        checked_graphs, checked_weights, checked_golden = _check_files(manifest, files)
+        checked = _check_files(Manifest.from_json(files[MANIFEST_FILE]), files)
     except (PackageError, TypeError, ValueError) as error:  # json raises the last two
         raise InputError(f"{target.name} would not be a valid package: {error}") from error
     _replace_folder(target, files)
-    return Package(target, manifest, checked_graphs, checked_weights, checked_golden)
+    return Package(target, *checked)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

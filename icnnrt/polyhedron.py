@@ -355,7 +355,7 @@ def _second_look(
         tolerance=tolerance,
         precision=precision,
     )
-    without = np.flatnonzero(told & ~np.isfinite(lower_bound) & (T.mu == 0))
+    without = np.flatnonzero(told & ~np.isfinite(lower_bound))
     return T._replace(lower_bound=lower_bound, gap=gap, status=status), without
 
 

@@ -15,8 +15,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt._runner import onnxruntime
+from icnnrt._forks import inherit
 from icnnrt.errors import IcnnrtError, InputError
+from icnnrt.ort import onnxruntime
 from icnnrt.qp_advice import qp_advice
 from icnnrt.qp_status import QPStatus
 from icnnrt.quadratic_program import ADJOINT, DTYPES, SHAPES, SOLUTION, _session
@@ -129,12 +130,8 @@ class QPSolver:
         self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
         self._square = np.zeros_like(self.data.Q)
         self._rows = np.zeros_like(self.data.G), np.zeros_like(self.data.A)
-        self._solve = _Bound(
-            _session("solve", dtype, native, None, threads)[0],
-            {**self.data._asdict(), "start": self._start},
-            answers,
-        )
         self._where = dtype, native, threads
+        self._solve = _Bound("solve", self._where, {**self.data._asdict(), "start": self._start}, answers)
         self._sides = _Sides(self)
 
     def solve(
@@ -201,10 +198,10 @@ class QPSolver:
     @functools.cached_property
     def _adjoint(self) -> "_Bound":
         """Made with the first `vjp`: who only solves needs no session for it."""
-        dtype, native, threads = self._where
         read = {name: getattr(self, name) for name in ("lam", "mu", "slack", "box_slack", "status")}
         return _Bound(
-            _session("adjoint", dtype, native, None, threads)[0],
+            "adjoint",
+            self._where,
             {**{name: getattr(self.data, name) for name in "QGA"}, **read, **self._bars},
             dict(zip(ADJOINT, self._d, strict=True)),
         )
@@ -265,26 +262,47 @@ def _converted(name: str, value: Any) -> Floats:
 
 
 class _Bound:
-    """A graph whose inputs and outputs are arrays of numpy for good."""
+    """A graph whose inputs and outputs are arrays of numpy for good; a forked child binds them anew."""
 
-    def __init__(self, session: Any, inputs: dict[str, Floats], outputs: dict[str, Floats]) -> None:
+    def __init__(
+        self,
+        role: str,
+        where: tuple[str, bool | None, int | None],
+        inputs: dict[str, Floats],
+        outputs: dict[str, Floats],
+    ) -> None:
+        self._role, self._where = role, where
+        self._inputs, self._outputs = inputs, outputs
+        self._held: tuple[Any, Any, list[Any]] | None = self._bind()
+        self.calls = 0
+        inherit(self)
+
+    def _bind(self) -> tuple[Any, Any, list[Any]]:
         ort = onnxruntime()
-        self._session = session
-        self._binding = session.io_binding()
-        self._kept = []  # the OrtValues, which do not own the arrays' memory
+        dtype, native, threads = self._where
+        session, _ = _session(self._role, dtype, native, None, threads)
+        binding = session.io_binding()
+        values = []  # the OrtValues, which do not own the arrays' memory
         for arrays, bind in (
-            (inputs, self._binding.bind_ortvalue_input),
-            (outputs, self._binding.bind_ortvalue_output),
+            (self._inputs, binding.bind_ortvalue_input),
+            (self._outputs, binding.bind_ortvalue_output),
         ):
             for name, array in arrays.items():
                 value = ort.OrtValue.ortvalue_from_numpy(array)
                 bind(name, value)
-                self._kept.append((array, value))
-        self.calls = 0
+                values.append(value)
+        return session, binding, values
+
+    def give_up(self) -> object:
+        held, self._held = self._held, None
+        return held
 
     def __call__(self) -> None:
+        held = self._held
+        if held is None:
+            held = self._held = self._bind()
         try:
-            self._session.run_with_iobinding(self._binding)
+            held[0].run_with_iobinding(held[1])
         except Exception as error:
             raise IcnnrtError(f"qp: onnxruntime failed ({error}); try smaller batches, or native=False.") from error
         self.calls += 1

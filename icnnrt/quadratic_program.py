@@ -16,7 +16,6 @@ stated in `icnnrt.qp_reference`.
 """
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +26,17 @@ from numpy.typing import NDArray
 
 from icnnrt import _native, _wire
 from icnnrt._arguments import untrusted
-from icnnrt._runner import (
+from icnnrt._once import Once
+from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError
+from icnnrt.ort import (
     Provider,
-    _check_providers,
-    _native_operators,
+    checked_providers,
     checked_threads,
+    native_operators,
     onnxruntime,
     open_session,
     session_options,
 )
-from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError
 from icnnrt.package import OP_DOMAIN
 from icnnrt.qp_advice import qp_advice
 from icnnrt.qp_reference import QP, STEPS, QPReference
@@ -545,28 +545,21 @@ def _bar(name: str, value: object, like: Floats, rows: Floats) -> Floats:
 
 # --- Sessions ----------------------------------------------------------------------------------------------------
 
-_making = threading.Lock()
-_sessions: dict[tuple[Any, ...], tuple[Any, bool]] = {}
+_sessions: Once[tuple[Any, bool]] = Once()
 
 
 def _session(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
     """onnxruntime's session of a graph, made once, and whether native kernels run in it."""
     threads = checked_threads(threads)  # before the look-up, where True would be found as 1
     key = (role, dtype, native, threads, None if providers is None else repr(providers))
-    found = _sessions.get(key)
-    if found is None:
-        with _making:
-            found = _sessions.get(key)
-            if found is None:
-                found = _sessions[key] = _make(role, dtype, native, providers, threads)
-    return found
+    return _sessions.find(key) or _sessions.get(key, lambda: _make(role, dtype, native, providers, threads))
 
 
 def _make(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
     ort = onnxruntime()
-    wanted = _check_providers(ort, providers)
+    wanted = checked_providers(ort, providers)
     operator = OPERATORS[role]
-    has_kernel = operator in _native_operators(ort, native)
+    has_kernel = operator in native_operators(ort, native)
     if native and not has_kernel:
         raise MissingDependencyError(
             f"native: the native library of this icnnrt has no kernel for {operator}; install icnnrt anew, or pass "

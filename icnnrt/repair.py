@@ -13,6 +13,7 @@ from icnnrt.convexity import Convexity, prove
 from icnnrt.errors import InputError
 from icnnrt.package import Package
 from icnnrt.session import load
+from icnnrt.signs import NONNEGATIVE, Sign, united
 
 StrPath = str | os.PathLike[str]
 
@@ -81,7 +82,7 @@ def project(
         )
     value_moved, y_moved = _moves(package, weights, x, seed)
     tensors = {
-        name: replace(spec, nonnegative=spec.nonnegative or name in clipped)
+        name: replace(spec, sign=united(spec.sign, Sign(NONNEGATIVE) if name in clipped else None, spec.shape))
         for name, spec in package.manifest.weights.tensors.items()
     }
     manifest = replace(package.manifest, weights=replace(package.manifest.weights, tensors=tensors))

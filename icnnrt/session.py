@@ -16,15 +16,18 @@ from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt import polyhedron as _polyhedron
 from icnnrt._arguments import batch, finite_rows
-from icnnrt._runner import SIGNATURES, Provider, Runner, arrays_of, signature_of
+from icnnrt._runner import Runner
+from icnnrt._weight_sets import WeightSet
 from icnnrt.certificate import Tolerances
 from icnnrt.convexity import Convexity, prove
 from icnnrt.domains import MODELS
-from icnnrt.errors import CertificateError, InputError
+from icnnrt.errors import CertificateError, InputError, PackageError
 from icnnrt.manifest import Manifest, SolverSpec
+from icnnrt.ort import Provider
 from icnnrt.package import Package
 from icnnrt.polyhedron import ConstraintCotangents, PolyhedronSolution
 from icnnrt.qp_status import QPStatus
+from icnnrt.signatures import NAMES, arrays_of, outputs_of
 from icnnrt.solution import Cotangents, Pulled, QPAnswer, Solution
 from icnnrt.status import RESTS_ON_CONVEXITY, Status
 
@@ -81,17 +84,17 @@ class Session:
         strict: bool = False,
     ) -> None:
         self._package = package
+        self._options = {"providers": providers, "threads": threads, "native": native, "strict": strict}
         self._runner = Runner(package, providers, threads, native)
         self._native = native
         self._strict = strict
         manifest = package.manifest
         self._dtype = np.dtype(manifest.dtype)
         self._x_shape, (self._n,) = manifest.x_shape, manifest.y_shape
-        self._weights = _Weights(self._runner)
         # The manifest's verdict is on the weights beside it, not on what they may become.
         found = manifest.convexity
-        self._not_convex = self._runner.weights_id if found and found.verdict == "violated" else None
-        self._proven = self._runner.weights_id if found and found.verdict == "proven" else None
+        self._not_convex = self._runner.weights.id if found and found.verdict == "violated" else None
+        self._proven = self._runner.weights.id if found and found.verdict == "proven" else None
 
     # --- What it is ------------------------------------------------------------------------------
 
@@ -122,13 +125,14 @@ class Session:
 
     @property
     def weights(self) -> Mapping[str, NDArray[Any]]:
-        """name -> the weight as it is now: a read-only copy at every access."""
-        return self._weights
+        """name -> weight: the weights as they are now, all of one time, read-only; later updates do not reach them."""
+        self._runner.check_open()
+        return _Weights(self._runner.weights)
 
     @property
     def weights_id(self) -> str:
         """Changes whenever the weights do; a `Solution` bears the one it was computed with."""
-        return self._runner.weights_id
+        return self._runner.weights.id
 
     def __repr__(self) -> str:
         m = self.manifest
@@ -218,7 +222,14 @@ class Session:
             )
 
     def _evaluate(
-        self, role: str, x: object, y: object, v: object = None, *, only: tuple[str, ...] | None = None
+        self,
+        role: str,
+        x: object,
+        y: object,
+        v: object = None,
+        *,
+        only: tuple[str, ...] | None = None,
+        weights: WeightSet | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Run a graph of the energy; a sample that holds NaN or infinity is left out, and NaN in every output."""
         self._demand(role)
@@ -230,10 +241,10 @@ class Session:
         self._runner.check_open()
         finite = np.logical_and.reduce([finite_rows(a) for a in feeds.values()])
         if len(Y) and finite.all():
-            return self._runner.run(role, feeds, only=only)[0]
-        out = self._nothing(only or signature_of(self.manifest, role)[1], len(Y))
+            return self._runner.run(role, feeds, only=only, weights=weights)[0]
+        out = self._nothing(only or outputs_of(self.manifest, role), len(Y))
         if finite.any():
-            some, _ = self._runner.run(role, {name: a[finite] for name, a in feeds.items()}, only=only)
+            some, _ = self._runner.run(role, {name: a[finite] for name, a in feeds.items()}, only=only, weights=weights)
             for name, array in some.items():
                 out[name][finite] = array
         return out
@@ -290,7 +301,7 @@ class Session:
         if B and run.all():
             out, weights_id = self._runner.run("argmin", feeds)
         else:
-            out, weights_id = self._nothing(SIGNATURES["argmin"][1], B), self._runner.weights_id
+            out, weights_id = self._nothing(NAMES["argmin"][1], B), self._runner.weights.id
             if run.any():
                 some, weights_id = self._runner.run("argmin", {name: a[run] for name, a in feeds.items()})
                 for name, array in some.items():
@@ -337,7 +348,7 @@ class Session:
         if len(X) and finite.all():
             out, weights_id = self._runner.run("solve", {"x": X})
         else:
-            out, weights_id = self._unsolved(len(X)), self._runner.weights_id
+            out, weights_id = self._unsolved(len(X)), self._runner.weights.id
             if finite.any():
                 some, weights_id = self._runner.run("solve", {"x": X[finite]})
                 for name, array in some.items():
@@ -496,11 +507,32 @@ class Session:
         if self.manifest.kind != "energy":
             raise _no_value(self.manifest)
         X = None if x is None else batch(x, "x", self._dtype, self._x_shape)
-        return prove(self._package.graphs["value"], dict(self.weights), value=self.value, x_samples=X, seed=seed)
+        self._runner.check_open()
+        weights = self._runner.weights  # one set for all, whatever is updated meanwhile
+
+        def value(x: Floats, y: Floats) -> Floats:
+            return self._evaluate("value", x, y, only=("f",), weights=weights)["f"]
+
+        return prove(self._package.graphs["value"], weights.arrays, value=value, x_samples=X, seed=seed)
 
     def close(self) -> None:
         """Free the sessions. Calls under way in other threads end well; later ones raise `IcnnrtError`."""
         self._runner.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A session is pickled as the place of its package, a hash of it, and what it was opened with.
+
+        It opens anew where it is unpickled, from the same place, and refuses another package there with `PackageError`.
+        So Ray, Dask and multiprocessing take it. Raises `InputError` if the weights are no longer those of the package,
+        which no other process can know.
+        """
+        self._runner.check_open()
+        if self._runner.weights.id != self._runner.first_id:
+            raise InputError(
+                "session: expected the weights of the package, to be pickled, but they have been updated since; write "
+                "them by FineTuner.write_package, and pickle a session of that package."
+            )
+        return _reopen, (str(self.path), self._package.identity, self._options)
 
     def __enter__(self) -> Self:
         return self
@@ -517,7 +549,7 @@ class Session:
 
         Shapes and dtypes are checked, signs are not: keeping the energy convex is the caller's.
         """
-        self._runner.update_weights(new)
+        self._runner.update_weights({name: np.array(a) if isinstance(a, np.ndarray) else a for name, a in new.items()})
 
     def _solver(self, what: str) -> SolverSpec:
         if self.manifest.kind == "qp":
@@ -610,6 +642,17 @@ class Session:
         return nothing
 
 
+def _reopen(path: str, identity: str, options: dict[str, Any]) -> Session:
+    """What a pickled session becomes."""
+    package = Package.open(path)
+    if package.identity != identity:
+        raise PackageError(
+            f"{path}: expected the package of the session that was pickled, but this is another one, or it was changed "
+            "since; pickle a session of this one, or put that one back."
+        )
+    return Session(package, **options)
+
+
 def _no_value(manifest: Manifest) -> InputError:
     if manifest.kind == "qp":
         return InputError("value: the package holds a network of quadratic programs, no energy; use `solve_qp`.")
@@ -619,19 +662,19 @@ def _no_value(manifest: Manifest) -> InputError:
 
 
 class _Weights(Mapping[str, NDArray[Any]]):
-    """The weights of a session as a read-only mapping of copies."""
+    """One set of weights, read-only."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, weights: WeightSet) -> None:
+        self._arrays = weights.arrays
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._runner.read_weights(name)
+        return self._arrays[name].view()  # a view of what is read-only cannot be made writeable
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._runner.weights)
+        return iter(self._arrays)
 
     def __len__(self) -> int:
-        return len(self._runner.weights)
+        return len(self._arrays)
 
     def __repr__(self) -> str:
         return f"<{len(self)} weights: {', '.join(self)}>"

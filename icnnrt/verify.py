@@ -1,7 +1,7 @@
 """Checks of a package by what it does: each one compares two ways to the same number, none needs torch.
 
     package       sizes, hashes and the structure of every file (`Package.open`)
-    nonnegative   the smallest entry of the weights that must be >= 0 for f to be convex in y
+    signs         the weights of which f's convexity in y asks a sign: how far within it the nearest entry is
     convexity proof  disciplined rules on the value graph (`icnnrt.convexity`)
     gradient      g = ∇_y f against differences, by the subgradient inequality, which holds at kinks too
     convexity     f at the middle of a segment against the mean of its ends; of a gradient alone, its monotony
@@ -38,11 +38,11 @@ from numpy.typing import NDArray
 
 from icnnrt import bregman, certificate, golden, polyhedron, reference
 from icnnrt._arguments import batch, finite_rows
-from icnnrt._runner import Provider
 from icnnrt.bundle_qp import Polyhedron, bundle_qp_argmin
 from icnnrt.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import InputError
 from icnnrt.manifest import Manifest
+from icnnrt.ort import Provider
 from icnnrt.package import Package
 from icnnrt.qp_status import QPStatus
 from icnnrt.session import Session, load
@@ -105,7 +105,7 @@ POLYHEDRON_STEPS: Final = {"float64": (1e-2, 1e-3), "float32": (1e-1, 1e-2)}
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: `figure` should not be above `bound` (for `nonnegative`: not below)."""
+    """One comparison: `figure` should not be above `bound` (for `signs`: not below)."""
 
     name: str
     figure: float | None
@@ -171,7 +171,7 @@ def verify(
     manifest = package.manifest
     checks = [
         Check("package", 0.0, 0.0, "pass", f"{_files(manifest)} files agree with the manifest"),
-        _nonnegative(package),
+        _signs(package),
     ]
     rng = np.random.default_rng(seed)
     X = contexts(manifest, x, samples, rng)
@@ -270,14 +270,14 @@ def _proof(session: Session, X: NDArray[Any]) -> Check:
     return Check("convexity proof", excess, None, verdicts[found.verdict], found.sentence().removesuffix("."))
 
 
-def _nonnegative(package: Package) -> Check:
-    marked = [name for name, spec in package.manifest.weights.tensors.items() if spec.nonnegative]
-    entries = [float(package.weights[name].min()) for name in marked if package.weights[name].size]
-    if not entries:
+def _signs(package: Package) -> Check:
+    marked = {name: spec.sign for name, spec in package.manifest.weights.tensors.items() if spec.sign}
+    if not marked:
         instead = "" if package.manifest.kind == "qp" else "; convexity is tried instead"
-        return Check("nonnegative", None, 0.0, "skipped", f"no weight is marked nonnegative{instead}")
-    detail = f"the smallest entry of {len(marked)} weights marked nonnegative"
-    return Check("nonnegative", min(entries), 0.0, "pass" if min(entries) >= 0 else "fail", detail)
+        return Check("signs", None, 0.0, "skipped", f"no sign is asked of any weight{instead}")
+    inside = min(-sign.violation(package.weights[name]) for name, sign in marked.items())
+    detail = f"how far within its sign the nearest entry of {len(marked)} weights is"
+    return Check("signs", inside, 0.0, "pass" if inside >= 0 else "fail", detail)
 
 
 def _status(solution: Solution, counts: Counter[str]) -> Check:

@@ -477,7 +477,7 @@ def test_every_bad_input_is_one_sentence_and_writes_nothing(
     assert "expected at least one sample, but got none" in bad(source=save(x=x[:0], target=target[:0]))
     assert "expected numbers in [0, 1], where y lies" in bad(source=save(x=x, target=2 * target))
     assert "every sample holds NaN or infinity" in bad(source=save(x=np.nan * x, target=target))
-    assert "learning_rate: expected a positive number" in bad("--lr", -1)
+    assert "learning_rate: expected a finite number of at least 0" in bad("--lr", -1)
     for fraction in ("0", "1", "1.5", "nan"):
         assert "val: expected a part of the data between 0 and 1" in bad("--val", fraction)
     assert "leaves none to learn from" in bad("--val", 0.9, source=save(x=x[:1], target=target[:1]))

@@ -288,19 +288,29 @@ def test_a_changed_file(good: Path, name: str) -> None:
 def test_a_huge_manifest_is_not_read(good: Path) -> None:
     with (good / "manifest.json").open("ab") as stream:
         stream.truncate(1 << 40)  # sparse: the bytes take no room
-    refused(good, "manifest.json: expected at most 1048576 bytes, but it has 1099511627776")
+    refused(good, "manifest.json: expected at most 4194304 bytes, but it has 1099511627776")
 
 
 # --- The manifest --------------------------------------------------------------------------------
 
 
 def test_a_newer_version_says_to_upgrade(good: Path) -> None:
-    attacks.edit_manifest(good, lambda m: m.update(format_version=2, novelty={}))
-    refused(good, "format_version is 2, newer than the 1 that this icnnrt reads; upgrade icnnrt")
+    attacks.edit_manifest(good, lambda m: m.update(format_version=3, novelty={}))
+    refused(good, "format_version is 3, newer than the 2 that this icnnrt reads; upgrade icnnrt")
 
 
 BAD_VALUES: list[tuple[str, object, str]] = [
     ("format", "gguf", 'format should be "icnnrt", but is "gguf"'),
+    ("graphs.value.inputs", None, "graphs.value.inputs should be a JSON object"),
+    ("graphs.value.inputs", {}, 'graphs.value.inputs lacks what the graph has: "y"'),
+    ("graphs.value.outputs", {"f": {"dtype": "float32", "shape": []}}, "graphs.value.outputs the graph does not have"),
+    ("graphs.value.inputs.y.dtype", "text", 'graphs.value.inputs.y.dtype should be "float64" or'),
+    ("graphs.value.inputs.y.dtype", "float64", r"graphs.value.inputs.y is float64 \[3\], but value.onnx declares"),
+    ("graphs.value.inputs.y.shape", [4], r"graphs.value.inputs.y is float32 \[4\], but value.onnx declares float32"),
+    ("graphs.value.inputs.y.shape", ["a b"], r"shape\[0\] should be the name of an open size"),
+    ("graphs.value.inputs.y.shape", [-1], r"shape\[0\] should be an integer from 0"),
+    ("graphs.value.inputs.y.default", 1.0, "graphs.value.inputs.y.default should be null, as in the graph, but is 1.0"),
+    ("graphs.value.inputs.y.colour", 1, "graphs.value.inputs.y.colour is not a key"),
     ("format_version", 0, "format_version should be an integer from 1"),
     ("format_version", True, "format_version should be an integer"),
     ("format_version", 1.0, "format_version should be an integer"),
@@ -360,7 +370,7 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("parity.value", {"max": [1]}, "parity.value.max should be a finite number"),
     ("metadata", {"a": [1]}, "metadata.a should be text, a boolean, a number or null"),
     ("metadata", {"a": 2**63}, "metadata.a should be an integer of at most 64 bits"),
-    ("colour", 1, "colour is not a key of format_version 1"),
+    ("colour", 1, "colour is not a key of this version of the format"),
     ("solver.colour", 1, "solver.colour is not a key"),
 ]
 
@@ -385,7 +395,17 @@ WEIGHT_VALUES = [
     ("shape", [2**31], "weights.tensors should have at most 2147483648 elements together"),
     ("dtype", "complex64", "dtype should be"),
     ("dtype", "int64", "dtype should be a float dtype, as the weight is trainable"),
-    ("nonnegative", 1, "nonnegative should be true or false"),
+    ("sign", 1, "sign should be a JSON object, but is 1"),
+    ("sign", "positive", 'sign should be "nonnegative" or "nonpositive" or "zero"'),
+    ("sign", {"axis": 2, "runs": [[0, 1, "zero"]]}, "sign.axis should be an integer from 0 to 1, but is 2"),
+    ("sign", {"axis": 0, "runs": []}, "sign.runs should be runs in order that do not overlap, within 0 to 2"),
+    ("sign", {"axis": 0, "runs": [[0, 3, "zero"]]}, "sign.runs should be runs in order"),
+    ("sign", {"axis": None, "runs": [[2, 4, "zero"], [3, 5, "zero"]]}, "sign.runs should be runs in order"),
+    ("sign", {"axis": 1, "runs": [[1, 1, "zero"]]}, "sign.runs should be runs in order"),
+    ("sign", {"axis": 1, "runs": [[0, 1, "free"]]}, r'sign.runs\[0\] should be "nonnegative" or'),
+    ("sign", {"axis": 1, "runs": [[0, 1]]}, r"sign.runs\[0\] should be \[start, stop"),
+    ("sign", {"axis": 1, "runs": [[0, 1, "zero"]], "more": 1}, "sign.more is not a key"),
+    ("nonnegative", True, "nonnegative is not a key of this version of the format"),
     ("trainable", "yes", "trainable should be true or false"),
 ]
 
@@ -594,7 +614,7 @@ def test_misaligned_weights(good: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("z_layers.0.weight", -1.0, '"z_layers.0.weight" should be nonnegative, but its smallest entry is -1.0'),
+        ("z_layers.0.weight", -1.0, '"z_layers.0.weight" should be nonnegative, but its smallest entry is -1'),
         ("z_layers.0.weight", np.nan, '"z_layers.0.weight" should be nonnegative'),
         ("y_layers.0.bias", np.inf, '"y_layers.0.bias" should be finite'),
     ],
@@ -885,7 +905,7 @@ def test_the_walk_knows_every_message_of_onnx_that_can_hold_a_tensor_or_an_opera
         ({"weights": {"__metadata__": np.zeros(1)}}, "weights: expected names like those of a state dict"),
         ({"metadata": {"a": object()}}, "object is not JSON"),
         ({"metadata": {"a": float("nan")}}, "would not be a valid package"),
-        ({"metadata": {"a": "b" * (1 << 20)}}, "expected at most 1048576 bytes"),
+        ({"metadata": {"a": "b" * (1 << 22)}}, "expected at most 4194304 bytes"),
         ({"opset": 20}, 'the imported opset of "" should be 20, but is 21'),
     ],
 )

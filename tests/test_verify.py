@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime")
 
 NAMES = [
     "package",
-    "nonnegative",
+    "signs",
     "gradient",
     "convexity proof",
     "convexity",
@@ -77,7 +77,7 @@ def test_a_negative_weight_between_hidden_layers_is_found(nonconvex_package: Pat
     # Its gradient is right all the same, and so are the adjoints of the samples that have one.
     assert not failed(report) & {"gradient", "adjoint: x", "adjoint: weights", "certificate"}
     assert "NOT_CONVEX" in found(report)["status"].detail
-    assert found(report)["nonnegative"].verdict == "skipped"
+    assert found(report)["signs"].verdict == "skipped"
 
 
 def test_data_is_used_and_its_bad_rows_left_out(digits_like_package: Path) -> None:

@@ -22,9 +22,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from icnnrt import package
-from icnnrt._runner import BOUNDS, BOUNDS_BAR
 from icnnrt.domains import MODELS, Domain
 from icnnrt.errors import ExportError
+from icnnrt.signatures import BOUNDS, BOUNDS_BAR
 from icnnrt_exporters.certificate_nodes import Rounding
 from icnnrt_exporters.inlining import inlined
 from icnnrt_exporters.packer import check_absent, embedded, write

@@ -235,7 +235,8 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
             # The model of f/σ, t = σ t̂, where slopes are small.
             least = op.constant(1.0, DOUBLE)
             σ = body("ReduceMax", s["steepest"], last_axis, keepdims=1)
-            σ = body("Where", body("Greater", σ, none), body("Min", σ, least), least)
+            sloped = body("Greater", σ, none)
+            σ = body("Where", sloped, body("Min", σ, least), least)
             by_σ = body("Div", least, σ)
             of_y = body("Unsqueeze", body("Add", body("Mul", by_σ, but_t), of_t_alone), one)
             cuts = body("Mul", body("Slice", rows, m, all_of, one), of_y)
@@ -258,7 +259,14 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
         # too.
         held = body("Relu", lam)
         weight = total(body("Slice", held, m, all_of, one))
-        multipliers = body("Div", body("Concat", held, nu, bounds, axis=1), weight)
+        multipliers = body("Concat", held, nu, bounds, axis=1)
+        if flat:
+            # What has no slope needs nothing to hold it: such multipliers are rounding, with nothing to see it by.
+            of_P = body("Concat", body("Slice", held, zero, m, one), nu, bounds, axis=1)
+            of_P = body("Where", sloped, of_P, none)
+            of_G, of_others = (body("Slice", of_P, *ends, one) for ends in ((zero, m), (m, all_of)))
+            multipliers = body("Concat", of_G, body("Slice", held, m, all_of, one), of_others, axis=1)
+        multipliers = body("Div", multipliers, weight)
         sides = body("Where", body("Greater", bounds, none), upper, lower)
         terms = body("Mul", multipliers, body("Concat", heights, b, sides, axis=1))
         all_rows = body("Concat", rows, A, unit_rows, axis=1)
@@ -280,7 +288,8 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
             by = body("Mul", along, body("Div", op.constant(0.5, DOUBLE), mu))  # (1/2μ) ‖along‖²
         left = body("Abs", body("Mul", along, by))
         dual = body("Neg", total(body("Concat", terms, left, axis=1)))
-        lower_bound = body("Where", good, body("Max", s["lower_bound"], dual), s["lower_bound"])
+        higher = body("And", good, body("Greater", dual, s["lower_bound"]))  # NaN is not
+        lower_bound = body("Where", higher, dual, s["lower_bound"])
 
         moving, y_k = good, body("Where", good, z_y, none)
         if flat:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icnnrt._runner import BOUNDS, BOUNDS_BAR, OF_POLYHEDRON, SIGNATURES, THETA_BAR
 from icnnrt.errors import ExportError
-from icnnrt.manifest import MAX_ITERATIONS, POLYHEDRON_ROLES
+from icnnrt.manifest import MAX_ITERATIONS
+from icnnrt.signatures import BOUNDS, BOUNDS_BAR, NAMES, OF_POLYHEDRON, POLYHEDRON_ROLES, THETA_BAR
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
 Solver = BundleEntropyArgmin | BregmanProximalGradient
@@ -22,7 +22,7 @@ SOLVER: Final = ("energy", "y_dim", "iterations", "steps", "gap_tolerance", "res
 # Names of the graphs' inputs and outputs, which no weight may bear.
 RESERVED = frozenset(
     name
-    for named in (*(s for role, s in SIGNATURES.items() if role not in POLYHEDRON_ROLES), (BOUNDS, BOUNDS_BAR))
+    for named in (*(s for role, s in NAMES.items() if role not in POLYHEDRON_ROLES), (BOUNDS, BOUNDS_BAR))
     for names in named
     for name in names
 )

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import icnnrt
 from icnnrt import golden, package
-from icnnrt._runner import QP_SIGNATURES
 from icnnrt.errors import ExportError
 from icnnrt.qp_status import QPStatus
+from icnnrt.signatures import QP_NAMES
 from icnnrt_exporters import parity
 from icnnrt_exporters.exporter import GOLDEN_SAMPLES, dtype_name, plain_graph, producer, serialise, stored
 from icnnrt_exporters.losses import loss_graph, named
@@ -36,7 +36,7 @@ TOLERANCE: Final = {
 }
 # Largest |z(batch) − z(sample alone)| in float64: sums in another order, and the solver's accuracy.
 SAMPLES_APART: Final = 1e-6
-RESERVED: Final = frozenset(name for names in QP_SIGNATURES.values() for part in names for name in part)
+RESERVED: Final = frozenset(name for names in QP_NAMES.values() for part in names for name in part)
 
 
 def export_qp(

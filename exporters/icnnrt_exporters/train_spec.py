@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from icnnrt import package
-from icnnrt._runner import NEW, OF_ONE_STEP
 from icnnrt.errors import ExportError
+from icnnrt.signatures import NEW, OF_ONE_STEP
 from icnnrt_exporters.losses import Loss, named
 from icnnrt_exporters.optimizers import AnyOptimizer, resolve
 

@@ -442,6 +442,9 @@ def _bound(slopes: Tensor, offsets: Tensor, P: Polyhedron, mu: float, solution: 
     k, n = slopes.shape[1:]
     cuts, rows = solution.lam[:, :k].clamp(min=0.0), solution.lam[:, k:].clamp(min=0.0)
     nu, bounds, y = solution.nu, solution.mu[:, :n], solution.z[:, :n]
+    if mu == 0:
+        sloped = (slopes != 0).flatten(1).any(1)[:, None]
+        rows, nu, bounds = (torch.where(sloped, m, 0.0) for m in (rows, nu, bounds))
     λ = cuts / cuts.sum(1, keepdim=True)
     value = (λ * offsets).sum(1) - (nu * P.b).sum(1)
     for bound, part in ((P.h, rows), (P.upper, bounds.clamp(min=0.0)), (P.lower, bounds.clamp(max=0.0))):

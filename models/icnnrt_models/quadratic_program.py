@@ -282,19 +282,24 @@ def kernels(dtype: torch.dtype, steps: int) -> Kernels | None:
 
 @functools.cache
 def _native_kernels(dtype: str) -> Kernels | None:
-    """The sessions of `icnnrt.qp`, if native kernels run in them; tensors pass through them without a copy."""
+    """The graphs of `icnnrt.qp`, if native kernels run in them; tensors pass through them without a copy."""
     try:
-        (solve_session, native), (adjoint_session, also) = (_session(role, dtype) for role in ("solve", "adjoint"))
+        made = [_session(role, dtype) for role in ("solve", "adjoint")]
     except IcnnrtError:
         return None
-    if not (native and also):
+    if not all(native for _, native in made):
         return None
 
-    def run(session: Any, arrays: Arrays) -> Arrays:
-        names = [node.name for node in session.get_inputs()]
-        return cast(Arrays, session.run(None, dict(zip(names, map(np.ascontiguousarray, arrays), strict=True))))
+    def kernel(role: str) -> Callable[[Arrays], Arrays]:
+        names = [node.name for node in made[role == "adjoint"][0].get_inputs()]
 
-    return Kernels(lambda arrays: run(solve_session, arrays), lambda arrays: run(adjoint_session, arrays))
+        def run(arrays: Arrays) -> Arrays:
+            session, _ = _session(role, dtype)  # asked for each time, as a forked child has another one
+            return cast(Arrays, session.run(None, dict(zip(names, map(np.ascontiguousarray, arrays), strict=True))))
+
+        return run
+
+    return Kernels(kernel("solve"), kernel("adjoint"))
 
 
 def _session(role: str, dtype: str) -> tuple[Any, bool]:

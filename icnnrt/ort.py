@@ -1,0 +1,134 @@
+"""Opening onnxruntime: the module, its providers, its sessions, and whether native kernels are to run in them."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Final, TypeAlias
+
+from icnnrt import _native
+from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, ProviderError
+
+Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
+
+CPU: Final = "CPUExecutionProvider"
+# The graphs of an icnnrt package are many small operators one after the other. Measured on two busy cores with a
+# PICNN of 1836 inputs: a second thread gained nothing at batch 1 and doubled the time at 16 and 128 (it spins).
+THREADS: Final = 1
+# 3 = errors. The default, warnings, prints a line on stderr for every weight, because a session may override it.
+LOG_SEVERITY: Final = 3
+
+
+def onnxruntime() -> ModuleType:
+    """Import onnxruntime, or say how to install it."""
+    remedy = "install one of pip install 'icnnrt[cpu]' or pip install 'icnnrt[gpu]', never both."
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(f"onnxruntime cannot be imported ({error}); {remedy}") from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        # What is left when the CPU and the GPU package were both installed and one of them is removed.
+        raise MissingDependencyError(
+            "onnxruntime is installed in part only; pip uninstall onnxruntime onnxruntime-gpu, then " + remedy
+        )
+    return onnxruntime
+
+
+def checked_threads(threads: object) -> int:
+    """How many threads a session gets; `InputError` for what is no number of them."""
+    if threads is None:
+        return THREADS
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
+    return threads
+
+
+def session_options(ort: ModuleType, threads: int) -> Any:
+    """What every session is made with."""
+    options = ort.SessionOptions()
+    options.log_severity_level = LOG_SEVERITY
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    return options
+
+
+def open_session(
+    ort: ModuleType,
+    data: bytes,
+    options: Any,
+    providers: Sequence[tuple[str, Mapping[str, Any]]],
+    file: str,
+    refused: Callable[[str], IcnnrtError],
+) -> Any:
+    """A session of the graph `data`, which `file` holds, on these providers and no others.
+
+    Raises `ProviderError` where a provider is at fault, and `refused(why)` where the graph or onnxruntime is.
+    """
+    wanted = [(name, dict(settings)) for name, settings in providers]
+    try:
+        session = ort.InferenceSession(data, options, providers=wanted, enable_fallback=0)
+    except Exception as error:
+        if any(name != CPU for name, _ in wanted):
+            raise ProviderError(
+                f"providers: onnxruntime cannot run {file} on {[name for name, _ in wanted]} "
+                f"({first_line(error)}); check the drivers and options, or use {CPU}."
+            ) from error
+        raise refused(first_line(error)) from error
+    missing = [name for name, _ in wanted if name not in session.get_providers()]
+    if missing:
+        raise ProviderError(
+            f"providers: {missing[0]} was asked for, but onnxruntime fell back to {session.get_providers()}; "
+            "its libraries or its device are missing on this machine, so install them (onnxruntime prints which) "
+            f"or use {CPU}."
+        )
+    return session
+
+
+def checked_providers(
+    ort: ModuleType, providers: Sequence[Provider] | None
+) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """Names and options of the providers to use, the CPU by default; raises `ProviderError` for one that is missing."""
+    if providers is None:
+        return ((CPU, {}),)
+    if isinstance(providers, str) or not isinstance(providers, Sequence) or not providers:
+        raise InputError(f"providers: expected a list such as [{CPU!r}], but got {providers!r}.")
+    named: list[tuple[str, Mapping[str, Any]]] = []
+    for provider in providers:
+        name, settings = (provider, {}) if isinstance(provider, str) else _pair(provider)
+        if name not in ort.get_available_providers():
+            raise ProviderError(
+                f"providers: {name} is not in this onnxruntime, which has {', '.join(ort.get_available_providers())}; "
+                "GPU providers come with pip install 'icnnrt[gpu]' in place of 'icnnrt[cpu]'."
+            )
+        named.append((name, settings))
+    return tuple(named)
+
+
+def native_operators(ort: ModuleType, native: bool | None) -> frozenset[str]:
+    """The operators that native kernels are to serve."""
+    if native is not None and not isinstance(native, bool):
+        raise InputError(f"native: expected True, False or None, but got {native!r}.")
+    if native is False or (native is None and _native.build().library is None):
+        return frozenset()
+    try:
+        return _native.kernels(ort).operators
+    except MissingDependencyError as error:
+        if native:
+            raise
+        # The portable bodies give the same answers, only later, so a robot need not stand still for it. But whoever
+        # installed the library meant to have it, so this is said aloud, and not only where one would have to look.
+        warnings.warn(f"{error} Operators run on their portable bodies.", RuntimeWarning, stacklevel=5)
+        return frozenset()
+
+
+def _pair(provider: object) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(provider, tuple) and len(provider) == 2:
+        name, settings = provider
+        if isinstance(name, str) and isinstance(settings, Mapping):
+            return name, settings
+    raise InputError(f"providers: expected names or pairs (name, options), but one is {provider!r}.")
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, short enough for a sentence."""
+    text = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return text if len(text) <= 300 else text[:297] + "..."
