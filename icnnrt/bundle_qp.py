@@ -522,7 +522,7 @@ def bundle_qp_bound(
         if (
             mu == 0
         ):  # what has no slope needs nothing to hold it: such multipliers are rounding, with nothing to see it by
-            sloped = slopes.any((1, 2))[:, None]
+            sloped = (np.abs(slopes).max((1, 2)) > 0)[:, None]
             lam_rows, nu, bounds = (np.where(sloped, m, 0.0) for m in (lam_rows, nu, bounds))
         cuts, rows = np.maximum(lam, 0.0), np.maximum(lam_rows, 0.0)
         λ = cuts / cuts.sum(1, keepdims=True)

@@ -20,8 +20,12 @@ PUBLIC = {
         "PolyhedronTrajectory",
         "bundle_qp_adjoint",
         "bundle_qp_argmin",
+        "bundle_qp_bound",
+        "bundle_qp_excess",
         "bundle_qp_implicit",
         "bundle_qp_models",
+        "bundle_qp_status",
+        "bundle_qp_uncertainty",
     },
     "recommend": {"Recommendation", "prefixes", "recommend"},
     "cli": {
@@ -46,11 +50,15 @@ PUBLIC = {
     "certificate": {
         "Tolerances",
         "convexity_violation",
+        "differentiable",
         "duality_gap",
+        "judge",
         "kkt_residuals",
+        "magnification",
         "relative_residual",
         "rounding",
         "status_of",
+        "uncertainty",
         "unit",
     },
     "polyhedron": {"ConstraintCotangents", "PolyhedronSolution", "argmin", "evaluated", "given_rows", "vjp"},
@@ -146,7 +154,7 @@ PUBLIC = {
     },
     "signs": {"Run", "Sign", "united"},
     "solution": {"Cotangents", "Pulled", "QPAnswer", "Solution"},
-    "status": {"Status", "advise", "summarise"},
+    "status": {"Status", "advise", "imprecise", "summarise"},
 }
 TOP = {
     "CertificateError",
