@@ -181,15 +181,17 @@ def test_what_falls_without_end_has_no_answer(sessions: dict[str, icnnrt.Session
     lower, upper = np.full((B, N), -np.inf), np.full((B, N), np.inf)
     lower[1], upper[1] = -1.0, 1.0
     found = session.argmin_polyhedron(x, lower=lower, upper=upper, mu=0.0)
-    assert found.status.tolist() == [Status.SOLVER, Status.CONVERGED, Status.SOLVER]
+    assert found.status.tolist() == [Status.UNBOUNDED, Status.CONVERGED, Status.UNBOUNDED]
+    far = 1e3 * found.ray[[0, 2]]
+    assert (session.value(x[[0, 2]], 2 * far) < session.value(x[[0, 2]], far)).all()
     for array in (found.y, found.energy, found.lower_bound, found.gap, found.bounds):
         assert np.isnan(array[[0, 2]]).all()
         assert np.isfinite(array[1]).all()
     alone = session.argmin_polyhedron(x[1:2], lower=-1.0, upper=1.0, mu=0.0)
     np.testing.assert_allclose(found.energy[1], alone.energy[0], atol=1e-9)
-    assert found.advice(-1).startswith("sample 2: the model of 1 cut was not solved, or falls without end, and left no")
-    assert found.summary().splitlines() == ["1 CONVERGED, 2 SOLVER", found.advice(0)]
-    assert repr(found) == f"<PolyhedronSolution of 3 x {N}: 1 CONVERGED, 2 SOLVER>"
+    assert found.advice(-1).startswith("sample 2: the energy falls along `ray`, within the constraints,")
+    assert found.summary().splitlines() == ["1 CONVERGED, 2 UNBOUNDED", found.advice(0)]
+    assert repr(found) == f"<PolyhedronSolution of 3 x {N}: 1 CONVERGED, 2 UNBOUNDED>"
     with pytest.raises(IndexError, match="sample 3 of 3 samples"):
         found.advice(3)
     bars = session.vjp_polyhedron(found, np.ones((B, N)), on_unsafe="skip")

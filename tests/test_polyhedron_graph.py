@@ -194,8 +194,9 @@ def test_without_curvature(pair: list[icnnrt.Session]) -> None:
     upper = np.full((3, N), 1.0)
     lower[0], upper[0] = -np.inf, np.inf
     fallen = pair[0].argmin_polyhedron(contexts(3), lower=lower, upper=upper, mu=0.0)
-    assert fallen.status.tolist() == [Status.SOLVER, Status.CONVERGED, Status.CONVERGED]
+    assert fallen.status.tolist() == [Status.UNBOUNDED, Status.CONVERGED, Status.CONVERGED]
     assert np.isnan(fallen.y[0]).all()
+    assert np.abs(fallen.ray).max(1).tolist() == [1.0, 0.0, 0.0]
     np.testing.assert_allclose(fallen.energy[1:], found.energy[1:], atol=1e-8)
 
 

@@ -277,18 +277,30 @@ def test_samples_that_fail_leave_the_others_alone(activation):
 
 
 def test_a_sample_without_an_end_is_none():
-    """μ = 0: where y has no bounds the energy falls, or may, without end."""
+    """μ = 0: where y has no bounds the energy falls without end; the sum of units alone does not, though models do."""
+
+    class Tilted(Units):
+        def forward(self, x, y):
+            return super().forward(x, y) - 30.0 * y[:, 1]
+
     x = contexts(2)
-    energy = Units(relu)
+    energy = Tilted(relu)
     lower = torch.full((2, N), -2.0, dtype=T)
     lower[1] = -np.inf
     upper = -lower
     upper[1, 0] = 1.0
     layer = PolyhedronArgmin(energy, 200, 0.0, on_unsafe="skip", y_dim=N)
     y = layer(x, lower=lower, upper=upper)
-    assert layer.last.status.tolist() == [Status.CONVERGED, Status.SOLVER]
+    assert layer.last.status.tolist() == [Status.CONVERGED, Status.UNBOUNDED]
     assert y[0].isfinite().all()
     assert y[1].isnan().all()
+    assert layer.last.ray[0].eq(0).all()
+    assert layer.last.ray[1, 1] > 0
+    assert layer.last.ray[1, 0] <= 0
+    units = PolyhedronArgmin(Units(relu), 200, 0.0, y_dim=N).solve(x, lower=lower, upper=upper)
+    assert units.ray.eq(0).all()
+    assert units.status.tolist() == [Status.CONVERGED, Status.CONVERGED]
+    assert units.lower_bound[1] <= Units(relu)(x, torch.zeros(2, N, dtype=T))[1]
     none = torch.zeros(2, 0, N, dtype=T)
     P = polyhedron({"G": none, "h": none[:, :, 0], "A": none, "b": none[:, :, 0], "lower": lower, "upper": upper})
     stated = bundle_qp_argmin(numpy_value_and_gradient(energy, x), P, 200, 0.0)
@@ -296,7 +308,7 @@ def test_a_sample_without_an_end_is_none():
     np.testing.assert_allclose(layer.last.energy, stated.energy, atol=1e-8)
     assert layer.last.energy[1].isnan()
     assert layer.last.lower_bound[1].isnan()
-    assert "falls without end" in layer.last.advice(1)
+    assert "falls along `ray`" in layer.last.advice(1)
     y.sum().backward()
     assert energy.W.grad.isfinite().all()
 
