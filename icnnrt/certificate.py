@@ -286,11 +286,13 @@ def judge(
     # Most batches are far from all of this: then what may be told of them as a whole is enough. Comparisons are written
     # so that NaN is not.
     doubt: Array | float = _at_most(noise, slopes, box)
-    told = max(doubt, -float(gap.min(initial=0.0))) <= min(tolerances.gap, DIGITS)
+    little = min(tolerances.gap, DIGITS)
+    told = doubt <= little and -float(gap.min(initial=0.0)) <= little
     if box is not None and told:
+        least = float(noise.min(initial=np.inf))
         with np.errstate(invalid="ignore"):
-            below = max(float(violation.max(initial=0.0)), float((residual[:, 2] - gap).max(initial=0.0)))
-        told = below <= float(noise.min(initial=np.inf))
+            below = float((residual[:, 2] - gap).max(initial=0.0))
+        told = float(violation.max(initial=0.0)) <= least and below <= least
     if not told:
         magnified = magnification(*box) if box else None
         noise = rounding(energy, slopes, offsets, domain, points, magnified)

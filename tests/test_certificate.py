@@ -231,6 +231,27 @@ def test_what_is_not_convex_is_still_found_out():
         assert (status == Status.PRECISION).all()
 
 
+@pytest.mark.parametrize(("steep", "off", "box"), [(2.0**36, 4e-3, False), (2.0**34, 1.1e-3, True)])
+def test_a_sample_is_judged_as_it_would_be_alone(steep, off, box):
+    """A figure that is no number hides nothing of its neighbours."""
+    samples, tolerances = 4, TOLERANCES[np.float64]
+    # Two cuts, 0 both at the centre and at the corner where the steep one touches f. It has no part in the bound, but
+    # rounding may be 64 eps of it: −off is no sign of an f that is not convex.
+    slopes, cut_points = np.zeros((samples, 2, N)), np.full((samples, 2, N), 0.5)
+    slopes[:, 1], cut_points[:, 1] = steep, 1.0
+    answer = {"slopes": slopes, "cut_points": cut_points, "offsets": np.array([[0.0, -0.5 * N * steep]] * samples)}
+    answer |= {"lam": np.array([[1.0, 0.0]] * samples), "residual": np.zeros((samples, 3)), "energy": np.zeros(samples)}
+    answer |= {"lower_bound": np.array([np.nan, 0, 0, 0]), "gap": np.array([np.nan, -off, off, 0.0])}
+    answer["y"] = np.full((samples, N), 0.5)
+    bounds = (np.zeros((samples, N)), np.ones((samples, N))) if box else (None, None)
+    status, _ = certificate.judge(np.ones(samples, bool), answer, tolerances, UNIT_BOX, *bounds)
+    assert status.tolist() == [Status.NOT_FINITE, Status.PRECISION, Status.GAP, Status.CONVERGED]
+    for i in range(samples):
+        one = {name: a[i : i + 1] for name, a in answer.items()}
+        within = [a[i : i + 1] for a in bounds] if box else []
+        assert certificate.judge(np.ones(1, bool), one, tolerances, UNIT_BOX, *within)[0] == status[i]
+
+
 def test_a_gradient_needs_an_energy_that_is_known():
     status = np.array([0, 1, 8, 8, 0, 2, 7, 0], np.int8)
     doubt = np.array([1e-9, 1e-9, 1e-3, 1.1e-3, 2e-3, 0.0, 0.0, np.nan])
