@@ -56,7 +56,7 @@ def cases() -> Cases:
     ) -> None:
         A = np.zeros((ROWS, N)) if A is None else np.array(A)
         rows.append(np.concatenate([A.ravel(), np.zeros(ROWS) + a, c * (np.zeros(N) + b), c * np.array(s, float)]))
-        least.append(c * least_1)
+        least.append(c * minimum)
         names.append(f"{name}, {c:g}")
 
     for c in SIZES:
