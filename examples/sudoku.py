@@ -10,7 +10,8 @@ A puzzle is 64 numbers: for each of 16 cells, which of 4 digits is given (all 0 
 
 and A [40, 64] and z_0 are learnt: nobody tells the layer that rows, columns and blocks hold each digit once, yet these
 are the equalities that it finds. The largest of the four numbers of a cell is its digit. 288 grids exist; those of the
-test puzzles are not among those of the training puzzles.
+test puzzles are not among those of the training puzzles. A step of training now and then loses what others have found,
+so puzzles of the training grids are kept aside, and the rules that solve them best are those that stay.
 """
 
 import argparse
@@ -32,8 +33,9 @@ from icnnrt_exporters import QPLayer, export
 SEED = 0
 CELLS, DIGITS = 16, 4
 EQUALITIES = 40  # the rank of the true rules
-TRAIN_GRIDS, TRAIN_PUZZLES, TEST_PUZZLES = 230, 2000, 500
+TRAIN_GRIDS, TRAIN_PUZZLES, ASIDE, TEST_PUZZLES = 230, 2000, 200, 500
 STEPS, BATCH_SIZE, LEARNING_RATE = 700, 32, 1e-2
+EVERY = 50  # steps from one look at the puzzles kept aside to the next
 GIVEN = 6, 10  # cells
 
 
@@ -95,19 +97,28 @@ def right(z: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 
 
 def train(x: NDArray[np.float64], y: NDArray[np.float64], tell: Any) -> Sudoku:
+    """The last ASIDE puzzles are those kept aside."""
     generator = torch.Generator().manual_seed(SEED)
     net = Sudoku(generator)
     optimizer = torch.optim.Adam([net.A, net.z_0], lr=LEARNING_RATE)
     inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
+    least, best = float("inf"), net.state_dict()
     began = time.perf_counter()
     for step in range(1, STEPS + 1):
-        rows = torch.randint(len(x), (BATCH_SIZE,), generator=generator)
+        rows = torch.randint(len(x) - ASIDE, (BATCH_SIZE,), generator=generator)
         loss = ((net(inputs[rows]) - targets[rows]) ** 2).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 50 == 0:
-            tell(f"step {step}/{STEPS}  squared error {loss.item():.3f}  {time.perf_counter() - began:.0f} s")
+        if step % EVERY:
+            continue
+        with torch.no_grad():
+            error = ((net(inputs[-ASIDE:]) - targets[-ASIDE:]) ** 2).sum(1).mean().item()
+        seconds = time.perf_counter() - began
+        tell(f"step {step}/{STEPS}  squared error {loss.item():.3f}, of those kept aside {error:.3f}  {seconds:.0f} s")
+        if error < least:
+            least, best = error, {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    net.load_state_dict(best)
     return net
 
 
@@ -122,7 +133,7 @@ def main() -> None:
     rng = np.random.default_rng(SEED)
     every = grids()
     shuffled = every[rng.permutation(len(every))]
-    x, y = puzzles(shuffled[:TRAIN_GRIDS], every, TRAIN_PUZZLES, rng)
+    x, y = puzzles(shuffled[:TRAIN_GRIDS], every, TRAIN_PUZZLES + ASIDE, rng)
     x_test, y_test = puzzles(shuffled[TRAIN_GRIDS:], every, TEST_PUZZLES, rng)
     net = train(x, y, tell)
 

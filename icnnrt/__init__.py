@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         MissingDependencyError,
         PackageError,
         ProviderError,
+        SampleError,
     )
     from icnnrt.finetune import EpochReport, FineTuner, FitReport, StepReport
     from icnnrt.package import Package
@@ -52,6 +53,7 @@ __all__ = [
     "QPSolution",
     "QPSolver",
     "QPStatus",
+    "SampleError",
     "Session",
     "Solution",
     "Status",

@@ -1,12 +1,15 @@
 """Arguments that users hand over, made into arrays of the package's dtype or refused with one sentence."""
 
-from collections.abc import Callable
+import operator
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from icnnrt.errors import InputError
+from icnnrt._fields import show
+from icnnrt.errors import InputError, SampleError
 
 Floats = NDArray[Any]
 NAMED: Final = 3  # how many samples an error names
@@ -20,14 +23,7 @@ def batch(value: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], *,
     convert exactly. Raises `InputError` naming the argument, what was expected, what came and the remedy.
     """
     dtype = np.dtype(dtype)
-    try:
-        given = np.asarray(value)
-    except Exception as error:
-        # Ragged lists, tensors on another device or with a gradient, objects with their own idea of __array__.
-        raise InputError(
-            f"{name}: expected an array, but {type(value).__name__} does not convert to one ({error}); "
-            "pass a numpy array."
-        ) from error
+    given = converted(value, name)
     if given.dtype.kind not in "fiub":
         raise InputError(
             f"{name}: expected real numbers, but got dtype {given.dtype} from {type(value).__name__}; "
@@ -47,6 +43,69 @@ def batch(value: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], *,
             f"{np.abs(given.astype(np.float64)).max():.3e}; convert to {dtype} yourself if rounding them is meant."
         )
     return array
+
+
+def converted(value: object, name: str) -> NDArray[Any]:
+    """What numpy makes of it, or the `InputError`."""
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        # Ragged lists, tensors on another device or with a gradient, objects with their own idea of __array__.
+        raise InputError(
+            f"{name}: expected an array, but {type(value).__name__} does not convert to one ({error}); "
+            "pass a numpy array."
+        ) from error
+
+
+def flag(value: object, name: str) -> bool:
+    """True or False, or the `InputError`."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name}: expected True or False, but got {show(value)}.")
+    return bool(value)
+
+
+def choice(value: object, name: str, allowed: Sequence[str]) -> str:
+    """One of these texts, or the `InputError`."""
+    if not isinstance(value, str) or value not in allowed:
+        came = repr(value) if isinstance(value, str) else show(value)
+        raise InputError(f"{name}: expected {' or '.join(map(repr, allowed))}, but got {came}.")
+    return value
+
+
+def whole(value: object, name: str, least: int) -> int:
+    """An integer of at least so much, or the `InputError`."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name}: expected an integer of at least {least}, but got {show(value)}.")
+    return int(value)
+
+
+def sample(i: object, samples: int) -> int:
+    """The index of a sample, counted from the end where it is negative, or the `SampleError`."""
+    try:
+        at = operator.index(i)  # type: ignore[arg-type]
+    except Exception as error:
+        raise SampleError(f"sample: expected the number of a sample, but got {show(i)}.") from error
+    if not -samples <= at < samples:
+        given = f"give 0..{samples - 1}" if samples else "there is none to give"
+        raise SampleError(f"sample {show(at)} of {samples} samples; {given}")
+    return at % samples
+
+
+def rows(index: Any, samples: int) -> Any:
+    """An index of samples, so that the batch dimension stays: an integer, a slice, a mask or integers."""
+    if isinstance(index, slice):
+        return index
+    if not isinstance(index, np.ndarray | list):
+        return [sample(index, samples)]
+    chosen = converted(index, "index")
+    mask = chosen.dtype == bool and chosen.shape == (samples,)
+    inside = chosen.dtype.kind in "iu" and chosen.ndim == 1 and ((-samples <= chosen) & (chosen < samples)).all()
+    if not (mask or inside or chosen.shape == (0,)):
+        raise SampleError(
+            f"index: expected integers below {samples}, or a mask of as many entries, but got {chosen.dtype} of shape "
+            f"{list(chosen.shape)}, or some that are beyond."
+        )
+    return chosen if mask else chosen.astype(np.int64)
 
 
 def _masked(value: object) -> int:
@@ -88,8 +147,8 @@ def finite_rows(array: Floats) -> NDArray[np.bool_]:
 def not_negative(value: object, name: str) -> float:
     """A finite number of at least 0 as a float, or the `InputError`: of Python or numpy, an array without axes too."""
     given = value.item() if isinstance(value, np.ndarray | np.generic) and value.ndim == 0 else value
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < np.inf:
-        raise InputError(f"{name}: expected a finite number of at least 0, but got {value!r}.")
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= sys.float_info.max:
+        raise InputError(f"{name}: expected a finite number of at least 0, but got {show(value)}.")
     return float(given)
 
 

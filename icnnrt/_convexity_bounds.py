@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import _curvature as rules
-from icnnrt._convexity_rules import MOVERS, QUADRATIC, Walk
+from icnnrt._convexity_rules import MAX_QUADRATIC, MOVERS, QUADRATIC, Walk
 from icnnrt._curvature import CONCAVE, CONVEX, Fact
 from icnnrt._onnx_graph import Node
 from icnnrt._onnx_numpy import Unsupported, convolve, promote, reduced_axes, run
@@ -25,6 +25,8 @@ def strong_convexity(walk: Walk) -> float | None:
     mu = the least eigenvalue of Σ c_i H_i. The c_i are found from f backwards, through sums of convex terms only.
     """
     n = math.prod(walk.values["y"].shape[1:])
+    if n > MAX_QUADRATIC:  # there are no Hessians to add up
+        return None
     share: dict[str, Array] = {"f": np.zeros(walk.fact("f").shape)}
     share["f"][0] = 1.0  # of the first sample
     H, slack, found = np.zeros((n, n)), 0.0, False

@@ -9,7 +9,8 @@ was walked through then holds for every other.
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from icnnrt import _curvature as rules
 from icnnrt._curvature import AFFINE, CONCAVE, CONVEX, FALLING, FREE, LOG_CONCAVE, RISING, Fact
+from icnnrt._fields import named
 from icnnrt._onnx_graph import Graph, Node, ancestors
 from icnnrt._onnx_numpy import (
     Unsupported,
@@ -30,6 +32,7 @@ from icnnrt._onnx_numpy import (
     promote,
     reduced_axes,
     run,
+    take,
 )
 from icnnrt._univariate import classify
 
@@ -38,6 +41,8 @@ Tensor: TypeAlias = NDArray[Any]
 MAX_BASES: Final = 16  # how many values back a function of one variable is looked for
 MAX_QUADRATIC: Final = 128  # the largest n for which Hessians of quadratic values are formed
 MAX_NUMBERS: Final = 1 << 25  # and the most numbers that may take
+FACT: Final = 19  # bytes that are known of one number
+NAME: Final = 64  # and of one name in a set of them
 _BEYOND: Final = (1 << 31) - 1  # what exporters write for the end of an axis of any size
 
 # How a value depends on y as a polynomial: each kind includes the ones before it.
@@ -83,12 +88,13 @@ _SHAPES: Final = frozenset((("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0
 
 
 class Stop(Exception):
-    """The walk cannot go on at `node`; the text says why."""
+    """The walk cannot go on at `node`; the text says why, `blame` which weights are to blame."""
 
-    def __init__(self, node: Node | None, why: str) -> None:
+    def __init__(self, node: Node | None, why: str, blame: tuple[str, ...] = ()) -> None:
         super().__init__(why)
         self.node = node
         self.why = why
+        self.blame = blame
 
 
 def probe(graph: Graph, batch: int, seed: int) -> dict[str, Tensor]:
@@ -109,20 +115,30 @@ def probe(graph: Graph, batch: int, seed: int) -> dict[str, Tensor]:
 class Walk:
     """Facts of every value that f is made from, for `batch` samples; `names` are the weights to be named.
 
+    Weights in `loose` may be any numbers within the intervals given there, entry by entry, as x may: what the walk
+    finds then holds for all of them, and not only for the numbers in the graph.
+
     After `run`: facts["f"], and
     least: (number, names), the smallest weight that had to be >= 0 and was, and where it comes from
     broken: names of the weights of a wrong sign, node by node
     """
 
-    def __init__(self, graph: Graph, names: Collection[str], batch: int, other: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        names: Collection[str],
+        batch: int,
+        other: int,
+        loose: Mapping[str, Fact] = MappingProxyType({}),
+    ) -> None:
         self.graph = graph
         self.nodes = tuple(ancestors(graph, "f"))
         self.batch = batch
         self.values = probe(graph, batch, 1)
         self.others = probe(graph, other, 2)
-        self.known = set(graph.initializers)
-        self.facts: dict[str, Fact] = {}
-        self.kinds: dict[str, int] = {}
+        self.known = set(graph.initializers) - loose.keys()
+        self.facts: dict[str, Fact] = dict(loose)
+        self.kinds: dict[str, int] = dict.fromkeys(loose, _NONE)
         self.bases: dict[str, tuple[str, ...]] = {}
         self.makers: dict[str, Node] = {}
         self.order: dict[str, int] = {}
@@ -138,16 +154,43 @@ class Walk:
     def run(self) -> Fact:
         with np.errstate(all="ignore"):
             for node in self.nodes:
-                try:
-                    self.step(node)
-                except Unsupported as error:
-                    raise Stop(node, str(error)) from error
-                except (ArithmeticError, IndexError, KeyError, LookupError, TypeError, ValueError) as error:
-                    raise Stop(node, f"it cannot be followed ({str(error)[:120]})") from error
+                self.stepped(node)
+        return self.fact("f")
+
+    def stepped(self, node: Node) -> None:
+        try:
+            self.step(node)
+        except Unsupported as error:
+            raise Stop(node, str(error)) from error
+        except Stop:
+            raise
+        except MemoryError as error:
+            raise Stop(node, "it takes more memory than there is") from error
+        except Exception as error:  # of an operator that is used as nobody foresaw
+            raise Stop(node, f"it cannot be followed ({str(error)[:120]})") from error
+
+    def again(self, changed: Mapping[str, Tensor]) -> Fact:
+        """The fact of f with other numbers for some weights, of the same shapes: of a walk that has been run, what
+        depends on them is walked through once more."""
+        self.least, self.broken = None, {}
+        dirty = set(changed)
+        for environment in (self.values, self.others):
+            environment.update(changed)
+        for name in changed:
+            self.facts.pop(name, None)
+        with np.errstate(all="ignore"):
+            for node in self.nodes:
+                if dirty.isdisjoint(node.inputs):
+                    continue
+                dirty.update(name for name in node.outputs if name)
+                for name in node.outputs:
+                    self.facts.pop(name, None)
+                self.stepped(node)
         return self.fact("f")
 
     def fact(self, name: str) -> Fact:
         if name not in self.facts:
+            take(FACT * self.values[name].size)
             self.facts[name] = rules.constant(self.values[name])
         return self.facts[name]
 
@@ -171,10 +214,12 @@ class Walk:
                 continue
             if a.ndim != b.ndim:
                 raise Unsupported("the number of its dimensions depends on the size of the batch")
+            take(a.nbytes + b.nbytes)
             self.values[name], self.others[name] = a, b
             self.makers[name] = node
             self.order[name] = len(self.order)
             self.origins[name] = frozenset().union(*(self.origins.get(one, frozenset()) for one in read))
+            take(NAME * len(self.origins[name]))
         made = [name for name in node.outputs if name]
         if any(name not in self.values for name in made):
             raise Unsupported("an output beyond the first is not known here")
@@ -184,6 +229,7 @@ class Walk:
             return
         if not self.free(node):
             self.check_finite(node)
+        take(FACT * sum(array.size for array in outputs))
         facts = self.rule(node, inputs)
         if stirred:
             facts = [rules.anything(one.shape, FREE) for one in facts]
@@ -195,7 +241,7 @@ class Walk:
                 self.facts[name] = one.planes(lambda p, s=shape: np.broadcast_to(p, s))  # type: ignore[misc]
                 self.kinds[name] = self.kind(node)
                 self.improve(name, node)
-        if node.op_type in _WEIGHED:
+        if node.op_type in WEIGHED:
             self.weigh(node)
 
     def check_finite(self, node: Node) -> None:
@@ -209,7 +255,7 @@ class Walk:
             if self.idle(node, i):
                 continue
             if name in self.known and self.values[name].dtype.kind == "f" and not np.isfinite(self.values[name]).all():
-                raise Stop(None, f"the weight {name[:200]} holds numbers that are not finite")
+                raise Stop(None, f"the weight {named(name)} holds numbers that are not finite")
 
     def idle(self, node: Node, i: int) -> bool:
         """Whether this operand of a maximum or minimum, infinite throughout, never is the result."""
@@ -619,11 +665,15 @@ class Walk:
         j, k = np.triu_indices(n)
         eye = np.eye(n)
         points = np.concatenate([np.zeros((1, n)), eye, eye[j] + eye[k]])
-        environment: dict[str, Tensor] = dict(self.graph.initializers)
+        environment: dict[str, Tensor] = {one: self.values[one] for one in self.graph.initializers}
         environment["y"] = points.reshape(rows, *y.shape[1:])
         if "x" in self.values:
             environment["x"] = np.repeat(self.values["x"][:1], rows, 0)
-        values = evaluate(self.nodes[: self.nodes.index(self.makers[name]) + 1], environment, float64=True)
+        nodes = self.nodes[: self.nodes.index(self.makers[name]) + 1]
+        try:
+            values = evaluate(nodes, environment, float64=True, only=name)
+        except Unsupported:  # so many points take too much memory
+            return None
         v = np.moveaxis(values[name], axis, 0)
         if v.shape[0] != rows:
             return None
@@ -676,7 +726,7 @@ class Walk:
                     sign * met
                     for strict, sign in ((bent, 1), (code == CONCAVE, -1))
                     if strict.any() and wanted.any()
-                    for met in [_WEIGHED[node.op_type](node, promote(self.values[known]), strict, wanted, here)]
+                    for met in [WEIGHED[node.op_type](node, promote(self.values[known]), strict, wanted, here)]
                     if met.size
                 ]
                 if not margins or not names:
@@ -731,7 +781,7 @@ class Walk:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "a constant"
+    return ", ".join(map(named, sorted(names))) or "a constant"
 
 
 def _largest(first: Callable[[Tensor], Tensor], a: Fact) -> Fact:
@@ -762,13 +812,27 @@ def _matrix(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) 
 
 
 def _kernels(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) -> Tensor:
-    if here != 1 or node.attributes.get("group", 1) != 1:
+    if here != 1:
         return known[:0]
     away = (0, *range(2, strict.ndim))
-    return known[np.ix_(wanted.any(away), strict.any(away))]
+    groups = node.attributes.get("group", 1)
+    met = [
+        kernels[np.ix_(made, read)].reshape(-1)
+        for kernels, made, read in zip(
+            np.split(known, groups), np.split(wanted.any(away), groups), np.split(strict.any(away), groups), strict=True
+        )
+    ]
+    return np.concatenate(met)
 
 
-_WEIGHED: Final = {"Mul": _scaling, "MatMul": _matrix, "Gemm": _matrix, "Conv": _kernels}
+# (node, factor, which entries of the other operand, which of the product, index of the factor) -> the entries of the
+# factor that stand between the two
+WEIGHED: Final[Mapping[str, Callable[[Node, Tensor, _Mask, _Mask, int], Tensor]]] = {
+    "Mul": _scaling,
+    "MatMul": _matrix,
+    "Gemm": _matrix,
+    "Conv": _kernels,
+}
 
 
 def _worked_axes(node: Node, inputs: Sequence[Tensor | None]) -> list[tuple[int, Iterable[int]]]:

@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 
+from icnnrt._printable import is_plain
 from icnnrt.errors import PackageError
 
 AGAIN: Final = "export the package again"
@@ -23,8 +24,19 @@ T = TypeVar("T")
 
 def show(value: object) -> str:
     """Show a value from a file in a message: short, and safe to print whatever it contains."""
-    text = json.dumps(value, default=str) if isinstance(value, str | bool | None) else ascii(value)
+    if isinstance(value, str):
+        text = json.dumps(value[:81])  # of a name of megabytes the beginning is enough
+    else:
+        try:
+            text = json.dumps(value) if isinstance(value, bool | None) else ascii(value)
+        except Exception:  # an object of the caller's own, or an integer with too many digits to write
+            text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def named(value: str) -> str:
+    """Show a name from a file: as it is where it looks like one, else as `show` does, in quotes."""
+    return value if is_plain(value) else show(value)
 
 
 def plain(value: object) -> object:

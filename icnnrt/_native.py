@@ -2,6 +2,10 @@
 
 It is built when icnnrt is installed, where a C++ compiler allows, and lies beside the module `_build_info`, which the
 build generates. No other library is ever loaded: nothing that a package, a variable or an argument says can name one.
+
+The processor decides which instruction set its kernels use. The environment variable ICNNRT_MAX_INSTRUCTION_SET, read
+when the library is loaded, names the best one that they may use: for tests, and for the same bits on machines that
+differ. It can take away what the processor has, and never ask for what it lacks.
 """
 
 import functools
@@ -12,11 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
-from icnnrt.errors import MissingDependencyError
+from icnnrt.errors import InputError, MissingDependencyError
 
 # What the library writes into the session options it is registered with; native/ort/registration.cpp has the same.
 OPERATORS_ENTRY: Final = "ai.icnnrt.operators"
 INSTRUCTION_SET_ENTRY: Final = "ai.icnnrt.instruction_set"
+# What lowers the instruction set; native/core/kernels.h has the same.
+LIMIT_VARIABLE: Final = "ICNNRT_MAX_INSTRUCTION_SET"
 
 
 class Build(NamedTuple):
@@ -99,13 +105,19 @@ def ops_library() -> str:
 
 
 def register(options: Any) -> None:
-    """Register the library with session options."""
+    """Register the library with session options.
+
+    Raises `MissingDependencyError` if there is none, or if this onnxruntime cannot use it, and `InputError` if
+    ICNNRT_MAX_INSTRUCTION_SET names no instruction set that it was compiled for.
+    """
     path = ops_library()
     try:
         options.register_custom_ops_library(path)
         options.get_session_config_entry(OPERATORS_ENTRY)  # raises if the library wrote none
     except Exception as error:  # onnxruntime's exceptions have no parent of their own
         text = str(error).strip().splitlines()
+        if text and (at := text[0].find(LIMIT_VARIABLE)) >= 0:
+            raise InputError(text[0][at:]) from error
         raise MissingDependencyError(
             f"native: onnxruntime cannot use {path} ({text[0] if text else type(error).__name__}); install icnnrt and "
             "onnxruntime for this system anew, or pass native=False."
@@ -116,7 +128,7 @@ def register(options: Any) -> None:
 def kernels(onnxruntime: ModuleType) -> Kernels:
     """What the library says of itself once it is registered with this onnxruntime.
 
-    Raises `MissingDependencyError` if there is no library, or if this onnxruntime cannot use it.
+    Raises what `register` does.
     """
     options = onnxruntime.SessionOptions()
     register(options)

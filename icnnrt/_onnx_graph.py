@@ -1,8 +1,9 @@
 """The main graph of an ONNX model as plain data: nodes, tensors, inputs and outputs, read without onnx.
 
 What the reader keeps is what an analysis of value.onnx needs. Model-local functions and subgraphs are noted by their
-presence alone. Protobuf lets a singular field occur twice and readers differ on what that means, so here it is refused.
-Every size is checked against the bytes that are there before anything of that size is made. Field numbers: onnx.proto3.
+presence alone. What readers of protobuf may understand differently, such as a singular field given twice, is refused
+(`_wire`). Every size is checked against the bytes that are there before anything of that size is made, and `MAX_STEPS`
+bounds what is read. Field numbers: onnx.proto3.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt._fields import show
-from icnnrt._wire import BYTES, EIGHT_BYTES, FOUR_BYTES, VARINT, Wire
+from icnnrt._wire import BYTES, MESSAGES, Wire
 from icnnrt.errors import PackageError
 
 Tensor: TypeAlias = NDArray[Any]
 
 # Far above any energy's graph; below it every list of this module fits into memory many times.
 MAX_NODES: Final = 1 << 16
+MAX_STEPS: Final = 1 << 21  # see `_wire`; and one for each packed integer
 MAX_ELEMENTS: Final = 1 << 28
 MAX_RANK: Final = 16
 
@@ -110,106 +112,107 @@ def read_interface(data: bytes, file: str) -> Interface:
     return _Reader(data, file).interface()
 
 
-_Value: TypeAlias = int | tuple[int, int]  # a number, or where the bytes of a field start and stop
-_Fields: TypeAlias = dict[int, list[tuple[int, _Value]]]  # field number -> (wire type, value), in order
+# What is read of each message.
+_READ: Final = {
+    "ModelProto": frozenset((7, 8, 25)),
+    "OperatorSetIdProto": frozenset((1, 2)),
+    "GraphProto": frozenset((1, 5, 11, 12, 15)),
+    "NodeProto": frozenset((1, 2, 3, 4, 5, 7)),
+    "AttributeProto": frozenset((1, 2, 3, 4, 5, 7, 8, 9, 20, 21)),
+    "TensorProto": frozenset((1, 2, 3, 4, 5, 7, 8, 9, 10, 13, 14)),
+    "ValueInfoProto": frozenset((1, 2)),
+    "TypeProto": frozenset((1,)),
+    "TypeProto.Tensor": frozenset((1, 2)),
+    "TensorShapeProto": frozenset((1,)),
+    "TensorShapeProto.Dimension": frozenset((1, 2)),
+}
+_NUMBERS: Final = ("i", "n")  # types of fields whose values are integers
+
+_Span: TypeAlias = tuple[int, int]  # where the bytes of a field start and stop
+_Fields: TypeAlias = dict[int, list[int | _Span]]  # by field number, in order; packed integers are a span too
 
 
 class _Reader(Wire):
-    def fields(self, kind: str, span: tuple[int, int]) -> _Fields:
+    def __init__(self, data: bytes, file: str) -> None:
+        super().__init__(data, file, MAX_STEPS)
+
+    def read(self, kind: str, span: _Span) -> _Fields:
         found: _Fields = {}
-        at, end = span
-        while at < end:
-            number, wire, value, start, stop = self.field(kind, at, end)
-            found.setdefault(number, []).append((wire, value if wire == VARINT else (start, stop)))
-            at = stop
+        declared = MESSAGES[kind]
+        for number, value, start, stop, here in self.fields(kind, *span, _READ[kind]):
+            packed = declared[number].repeated and self.data[here] & 7 == BYTES
+            integer = declared[number].type in _NUMBERS and not packed
+            found.setdefault(number, []).append(value if integer else (start, stop))
         return found
 
-    def spans(self, fields: _Fields, number: int, kind: str, span: tuple[int, int]) -> list[tuple[int, int]]:
-        """Where every message, text or byte string of a repeated field lies."""
-        result = []
-        for wire, value in fields.get(number, []):
-            if wire != BYTES or isinstance(value, int):
-                self.refuse(span[0], f"field {number} of {kind} has wire type {wire} instead of {BYTES}")
-            result.append(value)
-        return result
+    def spans(self, fields: _Fields, number: int) -> list[_Span]:
+        """Where every message, text, byte string or number of fixed width of a repeated field lies."""
+        return [one for one in fields.get(number, []) if not isinstance(one, int)]
 
-    def one(self, fields: _Fields, number: int, kind: str, span: tuple[int, int]) -> tuple[int, int] | None:
-        found = self.spans(fields, number, kind, span)
-        if len(found) > 1:
-            self.refuse(span[0], f"field {number} of {kind} is given twice")
-        return found[0] if found else None
+    def one(self, fields: _Fields, number: int) -> _Span | None:
+        return next(iter(self.spans(fields, number)), None)
 
-    def texts(self, fields: _Fields, number: int, kind: str, span: tuple[int, int]) -> tuple[str, ...]:
-        try:
-            return tuple(self.data[a:b].decode() for a, b in self.spans(fields, number, kind, span))
-        except UnicodeDecodeError:
-            self.refuse(span[0], f"field {number} of {kind} should be UTF-8 text, but is not")
+    def texts(self, fields: _Fields, number: int) -> tuple[str, ...]:
+        return tuple(self.data[a:b].decode() for a, b in self.spans(fields, number))
 
-    def text(self, fields: _Fields, number: int, kind: str, span: tuple[int, int]) -> str:
-        found = self.texts(fields, number, kind, span)
-        if len(found) > 1:
-            self.refuse(span[0], f"field {number} of {kind} is given twice")
-        return found[0] if found else ""
+    def text(self, fields: _Fields, number: int) -> str:
+        return next(iter(self.texts(fields, number)), "")
 
-    def integers(self, fields: _Fields, number: int, kind: str, span: tuple[int, int]) -> list[int]:
+    def integers(self, fields: _Fields, number: int) -> list[int]:
         """A repeated integer, packed or not, as two's complement of 64 bits."""
         result = []
-        for wire, value in fields.get(number, []):
-            if wire == VARINT and isinstance(value, int):
+        for value in fields.get(number, []):
+            if isinstance(value, int):
                 result.append(value)
-            elif wire == BYTES and not isinstance(value, int):
-                at, end = value
-                while at < end:
-                    one, at = self.varint(at, end)
-                    result.append(one)
-            else:
-                self.refuse(span[0], f"field {number} of {kind} should hold integers, but has wire type {wire}")
+                continue
+            at, end = value
+            while at < end:
+                self.left -= 1
+                if self.left < 0:
+                    self.exhausted()
+                one, at = self.varint(at, end)
+                result.append(one)
         return [v - (1 << 64) if v >> 63 else v for v in result]
 
-    def integer(self, fields: _Fields, number: int, kind: str, span: tuple[int, int], default: int = 0) -> int:
-        found = self.integers(fields, number, kind, span)
-        if len(found) > 1:
-            self.refuse(span[0], f"field {number} of {kind} is given twice")
-        return found[0] if found else default
+    def integer(self, fields: _Fields, number: int) -> int:
+        return next(iter(self.integers(fields, number)), 0)
 
-    def floats(self, fields: _Fields, number: int, kind: str, span: tuple[int, int], width: int = 4) -> Tensor:
+    def floats(self, fields: _Fields, number: int, kind: str, span: _Span, width: int = 4) -> Tensor:
         """A repeated float or double, packed or not."""
-        parts, alone = [], FOUR_BYTES if width == 4 else EIGHT_BYTES
-        for wire, value in fields.get(number, []):
-            if isinstance(value, int) or wire not in (BYTES, alone) or (value[1] - value[0]) % width:
-                self.refuse(span[0], f"field {number} of {kind} should hold numbers of {width} bytes, but does not")
-            parts.append(self.data[value[0] : value[1]])
-        return np.frombuffer(b"".join(parts), np.dtype(f"<f{width}"))
+        spans = self.spans(fields, number)
+        if any((stop - start) % width for start, stop in spans):
+            self.refuse(span[0], f"field {number} of {kind} should hold numbers of {width} bytes, but does not")
+        return np.frombuffer(b"".join(self.data[a:b] for a, b in spans), np.dtype(f"<f{width}"))
 
     def model(self, weights: Mapping[str, Tensor]) -> Graph:
         whole = (0, len(self.data))
-        fields = self.fields("ModelProto", whole)
-        graph = self.one(fields, 7, "ModelProto", whole)
+        fields = self.read("ModelProto", whole)
+        graph = self.one(fields, 7)
         if graph is None:
             self.refuse(0, "ModelProto holds no graph")
         opset = 0
-        for span in self.spans(fields, 8, "ModelProto", whole):
-            entry = self.fields("OperatorSetIdProto", span)
-            if self.text(entry, 1, "OperatorSetIdProto", span) in ("", "ai.onnx"):
-                opset = max(opset, self.integer(entry, 2, "OperatorSetIdProto", span))
+        for span in self.spans(fields, 8):
+            entry = self.read("OperatorSetIdProto", span)
+            if self.text(entry, 1) in ("", "ai.onnx"):
+                opset = max(opset, self.integer(entry, 2))
         return self.graph(graph, weights, bool(fields.get(25)), opset)
 
     def graph(self, span: tuple[int, int], weights: Mapping[str, Tensor], functions: bool, opset: int) -> Graph:
         kind = "GraphProto"
-        fields = self.fields(kind, span)
+        fields = self.read(kind, span)
         if fields.get(15):
             self.refuse(span[0], "GraphProto holds sparse initializers, which this reader does not know,")
-        spans = self.spans(fields, 1, kind, span)
+        spans = self.spans(fields, 1)
         if len(spans) > MAX_NODES:
             self.refuse(span[0], f"GraphProto holds {len(spans)} nodes, more than {MAX_NODES},")
         initializers: dict[str, Tensor] = {}
-        for one in self.spans(fields, 5, kind, span):
+        for one in self.spans(fields, 5):
             name, tensor = self.tensor(one, weights)
             if not name or name in initializers:
                 self.refuse(one[0], f"the initializer {show(name)} has no name or one that is taken")
             initializers[name] = tensor
-        inputs = tuple(self.input(one) for one in self.spans(fields, 11, kind, span))
-        outputs = tuple(self.input(one).name for one in self.spans(fields, 12, kind, span))
+        inputs = tuple(self.input(one) for one in self.spans(fields, 11))
+        outputs = tuple(self.input(one).name for one in self.spans(fields, 12))
         nodes = tuple(self.node(one, weights) for one in spans)
         self.check_order(span, nodes, [i.name for i in inputs], initializers, outputs)
         return Graph(
@@ -223,18 +226,18 @@ class _Reader(Wire):
 
     def interface(self) -> Interface:
         whole = (0, len(self.data))
-        span = self.one(self.fields("ModelProto", whole), 7, "ModelProto", whole)
+        span = self.one(self.read("ModelProto", whole), 7)
         if span is None:
             return Interface((), ())
-        fields = self.fields("GraphProto", span)
-        inputs = [self.declared(one) for one in self.spans(fields, 11, "GraphProto", span)]
-        outputs = [self.declared(one) for one in self.spans(fields, 12, "GraphProto", span)]
+        fields = self.read("GraphProto", span)
+        inputs = [self.declared(one) for one in self.spans(fields, 11)]
+        outputs = [self.declared(one) for one in self.spans(fields, 12)]
         named = {v.name: v for v in inputs}
         if len(named) < len(inputs) or len({v.name for v in outputs}) < len(outputs):
             self.refuse(span[0], "an input or output of the graph has a name that is taken")
-        for one in self.spans(fields, 5, "GraphProto", span):
-            tensor = self.fields("TensorProto", one)
-            name = self.text(tensor, 8, "TensorProto", one)
+        for one in self.spans(fields, 5):
+            tensor = self.read("TensorProto", one)
+            name = self.text(tensor, 8)
             if name in named and not tensor.get(1) and not tensor.get(13):  # one number, in the graph itself
                 value = self.tensor(one, {})[1].item()
                 named[name] = replace(named[name], default=value)
@@ -272,88 +275,81 @@ class _Reader(Wire):
         fixed = None if sizes is None else tuple(size if isinstance(size, int) else None for size in sizes)
         return Input(name, dtype, fixed)
 
-    def value_info(
-        self, span: tuple[int, int]
-    ) -> tuple[str, np.dtype[Any] | None, tuple[int | str | None, ...] | None]:
+    def value_info(self, span: _Span) -> tuple[str, np.dtype[Any] | None, tuple[int | str | None, ...] | None]:
         """Name, dtype and shape of a ValueInfoProto; None for what is not known or not said."""
-        fields = self.fields("ValueInfoProto", span)
-        name = self.text(fields, 1, "ValueInfoProto", span)
-        kind = self.one(fields, 2, "ValueInfoProto", span)
+        fields = self.read("ValueInfoProto", span)
+        name = self.text(fields, 1)
+        kind = self.one(fields, 2)
         if kind is None:
             return name, None, None
-        tensor = self.one(self.fields("TypeProto", kind), 1, "TypeProto", kind)
+        tensor = self.one(self.read("TypeProto", kind), 1)
         if tensor is None:
             return name, None, None
-        fields = self.fields("TypeProto.Tensor", tensor)
-        dtype = DTYPES.get(self.integer(fields, 1, "TypeProto.Tensor", tensor))
-        shape = self.one(fields, 2, "TypeProto.Tensor", tensor)
+        fields = self.read("TypeProto.Tensor", tensor)
+        dtype = DTYPES.get(self.integer(fields, 1))
+        shape = self.one(fields, 2)
         if shape is None:
             return name, dtype, None
         sizes: list[int | str | None] = []
-        for one in self.spans(self.fields("TensorShapeProto", shape), 1, "TensorShapeProto", shape):
-            dimension = self.fields("Dimension", one)
-            if 1 in dimension:
-                sizes.append(self.integer(dimension, 1, "Dimension", one))
-            else:
-                sizes.append(self.text(dimension, 2, "Dimension", one) or None)
+        for one in self.spans(self.read("TensorShapeProto", shape), 1):
+            dimension = self.read("TensorShapeProto.Dimension", one)
+            sizes.append(self.integer(dimension, 1) if 1 in dimension else self.text(dimension, 2) or None)
         return name, dtype, tuple(sizes)
 
     def node(self, span: tuple[int, int], weights: Mapping[str, Tensor]) -> Node:
         kind = "NodeProto"
-        fields = self.fields(kind, span)
+        fields = self.read(kind, span)
         attributes: dict[str, Any] = {}
-        for one in self.spans(fields, 5, kind, span):
+        for one in self.spans(fields, 5):
             name, value = self.attribute(one, weights)
             if name in attributes:
                 self.refuse(one[0], f"the attribute {show(name)} is given twice")
             attributes[name] = value
-        domain = self.text(fields, 7, kind, span)
+        domain = self.text(fields, 7)
         return Node(
-            self.text(fields, 4, kind, span),
-            self.text(fields, 3, kind, span),
+            self.text(fields, 4),
+            self.text(fields, 3),
             "" if domain == "ai.onnx" else domain,
-            self.texts(fields, 1, kind, span),
-            self.texts(fields, 2, kind, span),
+            self.texts(fields, 1),
+            self.texts(fields, 2),
             attributes,
         )
 
     def attribute(self, span: tuple[int, int], weights: Mapping[str, Tensor]) -> tuple[str, Any]:
         kind = "AttributeProto"
-        fields = self.fields(kind, span)
-        name = self.text(fields, 1, kind, span)
+        fields = self.read(kind, span)
+        name = self.text(fields, 1)
         if fields.get(21):
             self.refuse(span[0], f"the attribute {show(name)} refers to a function's outside of one")
         # AttributeProto.AttributeType: FLOAT 1, INT 2, STRING 3, TENSOR 4, FLOATS 6, INTS 7, STRINGS 8
-        match self.integer(fields, 20, kind, span):
+        match self.integer(fields, 20):
             case 1:
                 values = self.floats(fields, 2, kind, span)
-                if len(values) > 1:
-                    self.refuse(span[0], f"the attribute {show(name)} is given twice")
                 return name, float(values[0]) if len(values) else 0.0
             case 2:
-                return name, self.integer(fields, 3, kind, span)
+                return name, self.integer(fields, 3)
             case 3:
-                text = self.one(fields, 4, kind, span)
+                text = self.one(fields, 4)
                 return name, self.data[text[0] : text[1]] if text else b""
             case 4:
-                tensor = self.one(fields, 5, kind, span)
+                tensor = self.one(fields, 5)
                 if tensor is None:
                     self.refuse(span[0], f"the attribute {show(name)} should be a tensor, but holds none")
                 return name, self.tensor(tensor, weights)[1]
             case 6:
                 return name, tuple(float(v) for v in self.floats(fields, 7, kind, span))
             case 7:
-                return name, tuple(self.integers(fields, 8, kind, span))
+                return name, tuple(self.integers(fields, 8))
             case 8:
-                return name, tuple(self.data[a:b] for a, b in self.spans(fields, 9, kind, span))
+                return name, tuple(self.data[a:b] for a, b in self.spans(fields, 9))
         return name, None
 
     def tensor(self, span: tuple[int, int], weights: Mapping[str, Tensor]) -> tuple[str, Tensor]:
         kind = "TensorProto"
-        fields = self.fields(kind, span)
-        name = self.text(fields, 8, kind, span)
-        shape = self.integers(fields, 1, kind, span)
-        number = self.integer(fields, 2, kind, span)
+        fields = self.read(kind, span)
+        name = self.text(fields, 8)
+        shape = self.integers(fields, 1)
+        number = self.integer(fields, 2)
         dtype = DTYPES.get(number)
         count = bound = 1  # bound: zeros left out, as numpy multiplies the rest of a shape too
         for size in shape:
@@ -363,7 +359,7 @@ class _Reader(Wire):
                 self.refuse(span[0], f"the tensor {show(name)} has the impossible shape {str(shape)[:80]}")
         if dtype is None or fields.get(3):
             self.refuse(span[0], f"the tensor {show(name)} is of data type {number}, which this reader does not know,")
-        if fields.get(13) or self.integer(fields, 14, kind, span) == _EXTERNAL:
+        if fields.get(13) or self.integer(fields, 14) == _EXTERNAL:
             return name, self.external(name, dtype, tuple(shape), weights)
         return name, self.values(fields, span, name, number, count).reshape(shape)
 
@@ -382,7 +378,7 @@ class _Reader(Wire):
     def values(self, fields: _Fields, span: tuple[int, int], name: str, number: int, count: int) -> Tensor:
         """The flat values of a tensor inside the model."""
         kind, dtype = "TensorProto", DTYPES[number]
-        raw = self.one(fields, 9, kind, span)
+        raw = self.one(fields, 9)
         if raw is not None:
             if raw[1] - raw[0] != count * dtype.itemsize:
                 self.refuse(span[0], f"the tensor {show(name)} has {raw[1] - raw[0]} bytes for {count} {dtype}")
@@ -392,7 +388,7 @@ class _Reader(Wire):
         elif number == 11:
             flat = self.floats(fields, 10, kind, span, 8)
         else:
-            given = self.integers(fields, 5 if number in _INT32_DATA else 7, kind, span)
+            given = self.integers(fields, 5 if number in _INT32_DATA else 7)
             if number == 10:
                 flat = np.array([v & 0xFFFF for v in given], np.uint16).view(np.float16)
             else:

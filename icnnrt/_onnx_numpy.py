@@ -2,10 +2,15 @@
 
 `operators[op_type](attributes, inputs) -> outputs` on arrays, in the dtype of the inputs. An operator that is not here,
 or a use of one that is not covered, raises `Unsupported`; a wrong answer is worse than none.
+
+A graph of a few bytes can ask for any amount of memory. Within `bounded`, all values that are kept share one bound, and
+a value that would take more than a part of what is left is refused before it is made.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -23,24 +28,94 @@ class Unsupported(Exception):
     """An operator, or a use of one, that this reading of ONNX does not cover; the text says which."""
 
 
+# --- Memory --------------------------------------------------------------------------------------
+
+# Bytes that the values of one evaluation may take together: as many for any graph, and so many times what its own
+# tensors and weights take, which somebody had to store.
+MEMORY: Final = 1 << 30
+SHARE: Final = 16
+# Of what is left, the part that one value may take: what an operator makes on its way is a few times its result.
+PART: Final = 4
+
+
+class _Memory:
+    """What is left of the bound."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise Unsupported("all values up to here take more memory than is given to them")
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers one value may have."""
+        return self.left // (8 * PART)
+
+
+_memory: ContextVar[_Memory | None] = ContextVar("memory", default=None)
+
+
+@contextmanager
+def bounded(given: Iterable[Tensor]) -> Iterator[None]:
+    """Bound the values that are made in the block; `given` are the tensors that there are."""
+    token = _memory.set(_Memory(MEMORY + SHARE * sum(array.nbytes for array in given)))
+    try:
+        yield
+    finally:
+        _memory.reset(token)
+
+
+@contextmanager
+def again() -> Iterator[None]:
+    """What the block keeps is given back at its end."""
+    memory = _memory.get()
+    before = memory.left if memory else 0
+    try:
+        yield
+    finally:
+        if memory:
+            memory.left = before
+
+
+def take(size: int) -> None:
+    """Count bytes that will be kept; `Unsupported` where they are too many."""
+    memory = _memory.get()
+    if memory is not None:
+        memory.take(size)
+
+
+# --- Evaluation ----------------------------------------------------------------------------------
+
+
 def evaluate(
     nodes: Iterable[Node],
     environment: Mapping[str, Tensor],
     *,
     float64: bool = False,
+    only: str | None = None,
 ) -> dict[str, Tensor]:
     """Every value that the nodes make, and what `environment` holds: graph inputs and initialisers.
 
     float64: compute in float64 throughout, whatever the graph says.
+    only: the one value that is wanted; others are dropped once they have been used.
     """
+    nodes = tuple(nodes)
+    last = {} if only is None else {name: i for i, node in enumerate(nodes) for name in node.inputs if name != only}
     values = {name: promote(array) if float64 else array for name, array in environment.items()}
-    with np.errstate(all="ignore"):
-        for node in nodes:
+    with again(), np.errstate(all="ignore"):  # the caller keeps little of it
+        for i, node in enumerate(nodes):
             if missing := [name for name in node.inputs if name and name not in values]:
                 raise Unsupported(f"{missing[0][:80]!r} is an output that is not known here")
             outputs = run(node, [values[name] if name else None for name in node.inputs])
             for name, array in zip(node.outputs, outputs, strict=False):
                 values[name] = promote(array) if float64 else array
+                take(values[name].nbytes)
+            for name in set(node.inputs) if only is not None else ():
+                if last.get(name) == i and name in values and name not in environment:
+                    take(-values.pop(name).nbytes)
     return values
 
 
@@ -49,16 +124,62 @@ def run(node: Node, inputs: Inputs) -> tuple[Tensor, ...]:
     operator = operators.get(node.op_type) if not node.domain else None
     if operator is None:
         raise Unsupported(f"the operator {node.op_type[:40]} is not known here")
+    if any(value is None for value in node.attributes.values()):
+        raise Unsupported(f"{node.op_type[:40]} has an attribute of a type that is not known here")
     try:
+        check_numbers(_numbers(node, inputs))
         outputs = operator(node.attributes, inputs)
     except Unsupported:
         raise
-    except (ArithmeticError, AttributeError, IndexError, KeyError, LookupError, TypeError, ValueError) as error:
+    except MemoryError as error:
+        raise Unsupported(f"{node.op_type[:40]} takes more memory than there is") from error
+    except Exception as error:  # attributes and inputs may be anything
         raise Unsupported(f"{node.op_type[:40]} cannot be computed ({str(error)[:120]})") from error
     result = tuple(np.asarray(o) for o in outputs)
     if any(o.size > MAX_ELEMENTS for o in result):
         raise Unsupported(f"{node.op_type[:40]} makes a value of more than {MAX_ELEMENTS} numbers")
     return result
+
+
+def _numbers(node: Node, inputs: Inputs) -> int:
+    """At most how many numbers a node makes at a time, unless its shape is a number that it is given: `check_size`."""
+    op, attributes = node.op_type, node.attributes
+    there = [array for array in inputs if array is not None]
+    if op in ("MatMul", "Gemm") and len(there) >= 2:
+        a, b = gemm_operands(attributes, inputs) if op == "Gemm" else there[:2]
+        rows, columns = a.shape[-2:-1] or (1,), b.shape[-1:] if b.ndim > 1 else (1,)
+        return math.prod((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), *rows, *columns))
+    if op == "Einsum":
+        equation = einsum_equation(attributes)
+        left, _, made = equation.partition("->")
+        sizes: dict[str, int] = {}
+        for part, array in zip(left.split(","), there, strict=True):
+            sizes |= {i: max(s, sizes.get(i, 1)) for i, s in zip(part, array.shape, strict=True)}
+        return math.prod(sizes[i] for i in made)
+    if op == "Gather" and len(there) == 2 and there[0].ndim:
+        picked = there[0].shape[normal(attributes.get("axis", 0), there[0].ndim)]
+        return there[1].size * (there[0].size // max(picked, 1))
+    if op == "GatherND" and len(there) == 2 and there[1].ndim:
+        return there[1].size * math.prod(there[0].shape[there[1].shape[-1] :])
+    if op in ("Conv", "AveragePool", "MaxPool") and there:
+        kernel = there[1].shape[2:] if op == "Conv" else attributes["kernel_shape"]
+        pads = attributes.get("pads", (0,) * (2 * len(kernel)))
+        d = len(kernel)
+        places = [s + pads[i] + pads[i + d] for i, s in enumerate(there[0].shape[2 : 2 + d])]
+        taps = math.prod(kernel) if op == "Conv" else 1  # which a convolution multiplies with as a matrix
+        return math.prod((*there[0].shape[:2], *places, taps))
+    total = sum(array.size for array in there)
+    if op in _BROADCAST:
+        return max(total, math.prod(np.broadcast_shapes(*(array.shape for array in there))))
+    return total
+
+
+_BROADCAST: Final = frozenset(
+    (
+        *("Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Max", "Min", "Sum", "Where", "Clip", "LayerNormalization"),
+        *("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Xor"),
+    )
+)
 
 
 def promote(array: Tensor) -> Tensor:
@@ -100,9 +221,18 @@ def normal(axis: int, rank: int) -> int:
 def check_size(shape: Iterable[int]) -> tuple[int, ...]:
     """Refuse a size before it is allocated."""
     sizes = tuple(int(s) for s in shape)
-    if any(s < 0 for s in sizes) or math.prod(max(s, 1) for s in sizes) > MAX_ELEMENTS:
+    numbers = math.prod(max(s, 1) for s in sizes)
+    if any(s < 0 for s in sizes) or numbers > MAX_ELEMENTS:
         raise Unsupported(f"the shape {str(sizes)[:80]} is impossible")
+    check_numbers(numbers)
     return sizes
+
+
+def check_numbers(numbers: int) -> None:
+    """Refuse a value of so many numbers before it is made."""
+    memory = _memory.get()
+    if numbers > MAX_ELEMENTS or (memory is not None and numbers > memory.numbers):
+        raise Unsupported(f"a value of {numbers} numbers takes more memory than is given to it")
 
 
 # --- Entry by entry ------------------------------------------------------------------------------

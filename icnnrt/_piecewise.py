@@ -78,10 +78,17 @@ class Affine:
     def broadcast(self, shape: tuple[int, ...]) -> "Affine":
         if shape == self.shape:
             return self
+        _check_size(sum(len(planes) for planes in self.terms.values()) * math.prod(shape))
         return Affine(
             np.broadcast_to(self.const, shape),
             {b: _wide(planes, self.shape, shape) for b, planes in self.terms.items()},
         )
+
+
+def _check_size(numbers: int) -> None:
+    """Refuse coefficients before they are made."""
+    if numbers > MAX_COEFFICIENTS:
+        raise Unsupported(f"needs {numbers} coefficients, more than {MAX_COEFFICIENTS}")
 
 
 def _wide(planes: Array, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Array:
@@ -126,6 +133,11 @@ class Walk:
         if shape is None:
             raise InputError("epigraph: expected a value graph with an input y, but it has none; export it again.")
         y_shape = (1, *(s or 1 for s in shape[1:]))
+        if n * n > MAX_COEFFICIENTS or math.prod(y_shape) != n:
+            raise InputError(
+                f"epigraph: expected y of {n} entries, and at most {math.isqrt(MAX_COEFFICIENTS)} of them, but the "
+                f"value graph has it as {list(y_shape)}; solve with session.argmin."
+            )
         self.values["y"] = Affine(np.zeros(y_shape), {0: np.eye(n).reshape(n, *y_shape)})
         if x is not None:
             self.values["x"] = promote(x[None])
@@ -140,9 +152,11 @@ class Walk:
                     outputs = self.step(node)
                 except Unsupported as error:
                     raise _refusal(node, str(error)) from error
-                except (ArithmeticError, IndexError, KeyError, LookupError, TypeError, ValueError) as error:
-                    if isinstance(error, InputError):
-                        raise
+                except InputError:
+                    raise
+                except MemoryError as error:
+                    raise _refusal(node, "takes more memory than there is") from error
+                except Exception as error:  # of an operator that is used as nobody foresaw
                     raise _refusal(node, f"cannot be followed ({str(error)[:120]})") from error
                 for name, value in zip(node.outputs, outputs, strict=False):
                     if name:
@@ -497,6 +511,7 @@ def _add(a: Affine, b: Affine) -> Affine:
 
 def _picked(a: Affine, index: NDArray[Any]) -> Affine:
     """Entry index[...] of the flattened value at every place; −∞ where the index is −1."""
+    _check_size(index.size * sum(len(planes) for planes in a.terms.values()))
     outside = index < 0
     const = np.where(outside, -np.inf, a.const.reshape(-1)[index])
     return Affine(
@@ -509,8 +524,7 @@ def _planewise(a: Affine, function: Callable[[Array], Tensor], *, const: bool = 
     first = np.asarray(function(a.const) if const else a.const, np.float64)
     terms = {}
     for block, planes in a.terms.items():
-        if len(planes) * first.size > MAX_COEFFICIENTS:
-            raise Unsupported(f"needs {len(planes) * first.size} coefficients, more than {MAX_COEFFICIENTS}")
+        _check_size(len(planes) * first.size)
         terms[block] = np.stack([np.asarray(function(plane), np.float64) for plane in planes])
     return Affine(first, terms)
 

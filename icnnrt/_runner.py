@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from icnnrt import _native, _wire
 from icnnrt._once import Once
 from icnnrt._onnx_graph import read_interface
+from icnnrt._printable import harmless
 from icnnrt._turns import Link
 from icnnrt._weight_sets import WeightSet, in_native_order
 from icnnrt.errors import IcnnrtError, InputError, PackageError
@@ -177,7 +178,7 @@ class Runner:
             raise IcnnrtError(
                 f"{self.package.path}: {role}.onnx: onnxruntime failed on a batch of {len(feeds['x'])} "
                 f"({first_line(error)}); {remedy}."
-            ) from error
+            ) from harmless(error)
         graph.idle.append((binding, weights.id))
         # A graph may leave sizes open where it declares its outputs, so they are only known now.
         shapes = graph.shapes(len(feeds["x"]))

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt._arguments import batch, check_finite_bar, untrusted
+from icnnrt._arguments import batch, check_finite_bar, choice, untrusted
 from icnnrt.certificate import DIGITS, differentiable, unit
 from icnnrt.errors import CertificateError, InputError
 from icnnrt.manifest import Manifest
@@ -32,8 +32,7 @@ Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 def vjp(run: Run, manifest: Manifest, solution: object, y_bar: object, *, adjoint: str, on_unsafe: str) -> Cotangents:
     """Cotangents by the graph adjoint.onnx, which `run` runs; `Session.vjp` documents the arguments."""
     for argument, value, allowed in (("adjoint", adjoint, ADJOINTS), ("on_unsafe", on_unsafe, ON_UNSAFE)):
-        if value not in allowed:
-            raise InputError(f"{argument}: expected {' or '.join(map(repr, allowed))}, but got {value!r}.")
+        choice(value, argument, allowed)
     if adjoint == "prop3" and manifest.solver is not None and manifest.solver.step_size is not None:
         raise InputError(
             "adjoint: expected 'exact', as Bregman proximal gradient has no model of cuts that proposition 3 could "
@@ -81,8 +80,7 @@ def vjp(run: Run, manifest: Manifest, solution: object, y_bar: object, *, adjoin
 
 def vjp_qp(run: Run, manifest: Manifest, answer: object, z_bar: object, *, on_unsafe: str) -> Cotangents:
     """Cotangents by the graph solve_adjoint.onnx, which `run` runs; `Session.vjp` documents the arguments."""
-    if on_unsafe not in ON_UNSAFE:
-        raise InputError(f"on_unsafe: expected {' or '.join(map(repr, ON_UNSAFE))}, but got {on_unsafe!r}.")
+    choice(on_unsafe, "on_unsafe", ON_UNSAFE)
     if not isinstance(answer, QPAnswer):
         raise InputError(
             f"solution: expected what session.solve_qp returned, but got {type(answer).__name__}; call solve_qp first."

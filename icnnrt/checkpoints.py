@@ -28,8 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import numpy as safetensors_numpy
 
-from icnnrt._fields import JsonObject, exactly, integer, listing, load_json, matching, plain, real, table
+from icnnrt._fields import AGAIN, JsonObject, exactly, integer, listing, load_json, matching, plain, real, table
 from icnnrt._files import read_plain, scratch_of, sync_folder, write_atomically
+from icnnrt._printable import harmless
 from icnnrt.errors import InputError, PackageError
 from icnnrt.manifest import Manifest
 from icnnrt.package import StrPath
@@ -40,6 +41,7 @@ KEEP: Final = 5
 MAX_BYTES: Final = 1 << 20  # of history.json
 MAX_STEP: Final = 1 << 53
 MAX_CHECKPOINTS: Final = 1000  # so that history.json stays within its bound
+MAX_FIGURES: Final = 64
 WEIGHT: Final = "weight."
 STATE: Final = "state."
 
@@ -74,15 +76,28 @@ class History:
     def __init__(self, folder: StrPath, manifest: Manifest, keep: int = KEEP) -> None:
         if not isinstance(keep, int) or isinstance(keep, bool) or not 1 <= keep <= MAX_CHECKPOINTS:
             raise InputError(f"keep: expected how many checkpoints to keep, 1 to {MAX_CHECKPOINTS}, but got {keep!r}.")
-        self.folder = Path(folder)
+        place: object = None
+        with contextlib.suppress(Exception):
+            place = os.fspath(folder)
+        if not isinstance(place, str):
+            raise InputError(f"history: expected a folder, text or a pathlib.Path, but got {type(folder).__name__}.")
+        if not isinstance(manifest, Manifest):
+            raise InputError(f"manifest: expected that of a package, but got {type(manifest).__name__}.")
+        self.folder = Path(place)
         self._network = network_of(manifest)
         self._keep = keep
         self.checkpoints = self._read()
 
     def save(self, step: int, weights: Arrays, state: Arrays, figures: Mapping[str, float]) -> Checkpoint:
         """Add a checkpoint, and drop the oldest beyond the bound. Raises `OSError` if the disk refuses."""
+        try:
+            figures = table(real, MAX_FIGURES)(figures, "figures")
+        except PackageError as error:
+            raise InputError(f"{str(error).removesuffix(f'; {AGAIN}.')}; give numbers by name.") from error
         self.checkpoints = self._read()  # others may have been saved since, as by a callback in the middle of a fit
         if not self.folder.is_dir():
+            if not self.folder.parent.is_dir():
+                raise InputError(f"history: its folder {self.folder.parent} is not there; create it first.")
             self.folder.mkdir(exist_ok=True)
             sync_folder(self.folder.parent)
         tensors = {WEIGHT + name: np.array(a, order="C") for name, a in weights.items()}
@@ -99,6 +114,8 @@ class History:
 
     def load(self, checkpoint: Checkpoint) -> dict[str, NDArray[np.generic]]:
         """The tensors of a checkpoint, after checking that they are those that were saved."""
+        if not isinstance(checkpoint, Checkpoint):
+            raise InputError(f"checkpoint: expected one of History.checkpoints, but got {type(checkpoint).__name__}.")
         path = self.folder / checkpoint.file
         try:
             data = read_plain(path, checkpoint.bytes)
@@ -112,7 +129,9 @@ class History:
         try:
             return safetensors_numpy.load(data)
         except Exception as error:  # safetensors has an exception of its own, and raises others too
-            raise PackageError(f"{path}: not a safetensors file ({error}); resume from another checkpoint.") from error
+            raise PackageError(
+                f"{path}: not a safetensors file ({error}); resume from another checkpoint."
+            ) from harmless(error)
 
     def _write(self, checkpoints: list[Checkpoint]) -> None:
         content = {
@@ -137,12 +156,16 @@ class History:
 
     def _read(self) -> list[Checkpoint]:
         path = self.folder / HISTORY_FILE
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"history: expected a folder of checkpoints, but {self.folder} is a file; give another.")
         try:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise InputError(
+                    f"history: expected a folder of checkpoints, but {self.folder} is a file; give another."
+                )
             data = read_plain(path, MAX_BYTES)
         except FileNotFoundError:
             return []
+        except InputError:
+            raise
         except (OSError, ValueError) as error:  # ValueError: a null character in the path
             raise PackageError(f"{path}: cannot be read ({error}); check the path and its permissions.") from error
         if data is None:
@@ -169,7 +192,7 @@ def _checkpoint(value: object, place: str) -> Checkpoint:
         sha256=fields.take("sha256", _HEX),
         bytes=fields.take("bytes", integer(1, 1 << 40)),
         step=fields.take("step", integer(0, MAX_STEP)),
-        figures=fields.take("figures", table(real, 64)),
+        figures=fields.take("figures", table(real, MAX_FIGURES)),
     )
     fields.close()
     return entry

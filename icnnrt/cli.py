@@ -16,22 +16,27 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 from typer.core import TyperGroup
 
+from icnnrt._fields import named
+from icnnrt._printable import cropped, printable
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from icnnrt.package import Package
     from icnnrt.recommend import Recommendation
     from icnnrt.verify import Check
 
@@ -41,6 +46,7 @@ ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 ROWS_SHOWN: Final = 8
 ENTRIES_SHOWN: Final = 4
+MOST_SHOWN: Final = 400  # characters of a text from a file; --json has all of them
 BATCH: Final = 1024  # samples in one run: larger ones are no faster, and their cuts take memory
 WIDE: Final = 120  # columns of what goes to a file or a pipe
 
@@ -48,11 +54,39 @@ WIDE: Final = 120  # columns of what goes to a file or a pipe
 # --- What every command uses ---------------------------------------------------------------------
 
 
+class _Screen(Console):
+    """A console that sends a terminal what rich itself writes to it, and of everything else what is printable.
+
+    Text may come from anybody's package. It is cleaned as it comes in, where a newline would still be seen as one of
+    its own, and, for what comes as anything but text, as it goes out.
+    """
+
+    def render_str(self, text: str, **keywords: Any) -> Text:
+        return super().render_str(printable(text), **keywords)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield segment._replace(text="\n".join(map(printable, segment.text.split("\n"))))
+
+
 def console(*, err: bool = False) -> Console:
     """Where tables (stdout) and progress (stderr) go. Made anew for each use, since stdout may be redirected."""
     stream = sys.stderr if err else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else WIDE
-    return Console(stderr=err, width=width, highlight=False, soft_wrap=False)
+    return _Screen(stderr=err, width=width, highlight=False, soft_wrap=False, emoji=False)
+
+
+def tell(sentence: str) -> None:
+    """One line on stderr, safe to print whatever is in it."""
+    typer.echo(printable(f"icnnrt: {sentence}"), err=True)
+
+
+def one_line(text: str) -> Text:
+    """A text from a file, which has no markup and takes one line, so that no part of it looks like another one."""
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
 
 def print_json(content: Mapping[str, Any]) -> None:
@@ -105,16 +139,16 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except IcnnrtError as error:
-            typer.echo(f"icnnrt: {error}", err=True)
+            tell(str(error))
         except BrokenPipeError:
             raise  # the reader of a pipe has had enough
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            typer.echo(f"icnnrt: {where}{error.strerror or error}", err=True)
+            tell(f"{where}{error.strerror or error}")
         except MemoryError:
-            typer.echo("icnnrt: memory ran out; split the input.", err=True)
+            tell("memory ran out; split the input.")
         except KeyboardInterrupt:
-            typer.echo("icnnrt: interrupted.", err=True)
+            tell("interrupted.")
             raise typer.Exit(INTERRUPTED) from None
         raise typer.Exit(ERROR)
 
@@ -151,6 +185,13 @@ NativeFlag = Annotated[
         "--native/--portable",
         help="Demand compiled kernels for the solver's operators, or do without; by default they run if installed.",
         show_default=False,
+    ),
+]
+FollowFlag = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links",
+        help="Take symbolic links in the package for the files they lead to, as in the caches of model hubs.",
     ),
 ]
 PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package folder, such as model.icnn.")]
@@ -218,6 +259,7 @@ def run(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads within one operator; 1 by default.")] = None,
     native: NativeFlag = None,
+    follow_links: FollowFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Solve y* = argmin of energy and regulariser over the package's domain for every sample of INPUT.
@@ -240,7 +282,7 @@ def run(
     from icnnrt.status import Status
 
     suffix = tabular.check_target(out, source=source) if out else ""
-    opened = Package.open(package)
+    opened = Package.open(package, follow_links=follow_links)
     manifest = opened.manifest
     qp = manifest.kind == "qp"
     verdicts = QPStatus if qp else Status  # 0 is good in both
@@ -248,13 +290,13 @@ def run(
         for name, option in (("y_init", y_init), ("lower", lower), ("upper", upper)):
             if option is not None:
                 raise InputError(
-                    f"{name}: expected none, as {manifest.name} is a network of quadratic programs, but got {option}; "
-                    "leave it out."
+                    f"{name}: expected none, as {named(manifest.name)} is a network of quadratic programs, but got "
+                    f"{option}; leave it out."
                 )
     elif manifest.solver is None:
         raise InputError(
-            f"package: {manifest.name} was exported without a solver, so there is no argmin to run; use its heads from "
-            "Python, or export it again with a solver."
+            f"package: {named(manifest.name)} was exported without a solver, so there is no argmin to run; use its "
+            "heads from Python, or export it again with a solver."
         )
     x = tabular.read_array(source, "x", manifest.x_shape)
     check_shape(x.shape, "x", manifest.x_shape, where=str(source))
@@ -297,7 +339,7 @@ def run(
         advice = part.advice(at).replace(f"sample {at}:", f"sample {failed[0]}:", 1)
     if strict and failed.size:
         verb = "are not solved" if qp else "did not converge"
-        typer.echo(f"icnnrt: {failed.size} of {len(y)} samples {verb}, nothing is written: {advice}.", err=True)
+        tell(f"{failed.size} of {len(y)} samples {verb}, nothing is written: {advice}.")
         raise typer.Exit(NOT_CONVERGED)
     info = {**parts[0].info, "seconds": seconds, "package": str(opened.path), "input": str(source)}
     if out:
@@ -383,7 +425,7 @@ def _show_answers(
 
 
 @app.command()
-def inspect(package: PackageArgument, as_json: JsonFlag = False) -> None:
+def inspect(package: PackageArgument, follow_links: FollowFlag = False, as_json: JsonFlag = False) -> None:
     """Say what a package holds, after checking every file of it; onnxruntime is not needed.
 
     Exit codes:
@@ -393,15 +435,20 @@ def inspect(package: PackageArgument, as_json: JsonFlag = False) -> None:
     """
     from icnnrt.package import Package
 
-    opened = Package.open(package)
+    opened = Package.open(package, follow_links=follow_links)
     content = {**json.loads(json.dumps(opened.manifest.content())), "format_version": opened.manifest.format_version}
     for name, array in opened.weights.items():
         low, high = (float(array.min()), float(array.max())) if array.size else (None, None)
         content["weights"]["tensors"][name] |= {"min": low, "max": high}
     if as_json:
-        print_json({"path": str(opened.path), **content})
+        print_json({"path": str(opened.path), "ignored": opened.ignored, **content})
     else:
-        console().print(_tree(str(opened.path), content))
+        tree = _tree(str(opened.path), content)
+        if opened.ignored:
+            more = f" and {len(opened.ignored) - ROWS_SHOWN} more" if len(opened.ignored) > ROWS_SHOWN else ""
+            names = ", ".join(map(named, opened.ignored[:ROWS_SHOWN]))
+            tree.add(one_line(f"beside the package, and not read: {names}{more}"))
+        console().print(tree)
 
 
 # kind of domain -> how people write it, behind y
@@ -416,7 +463,7 @@ DOMAINS: Final = {
 def _tree(path: str, m: Mapping[str, Any]) -> Tree:
     from icnnrt.convexity import Convexity
 
-    root = Tree(f"[bold]{escape(m['name'])}[/]  {escape(path)}", guide_style="dim")
+    root = Tree(f"[bold]{escape(cropped(m['name'], 80))}[/]  {escape(path)}", guide_style="dim")
     solver, domain = m["solver"], m["domain"]
     root.add(f"format {m['format']} {m['format_version']}, {m['dtype']}, opset {m['opset']}, IR {m['ir_version']}")
     if m["kind"] == "gradient":
@@ -447,6 +494,11 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
         for name, bound in (("strong convexity", found.strong_convexity), ("Lipschitz bound", found.lipschitz)):
             if bound is not None:
                 branch.add(f"{name}  {number(bound)}")
+        if found.rests_on is not None:
+            signed = [name for name, t in m["weights"]["tensors"].items() if t["sign"]]
+            for what, names in (("signs", signed), ("values", found.rests_on)):
+                if names:
+                    branch.add(one_line(f"it rests on the {what} of {', '.join(map(named, names))}"))
     elif m["kind"] != "qp":
         root.add("convexity: not examined")
     root.add("golden data: " + ("there, `verify` replays it" if "golden" in m else "none"))
@@ -465,7 +517,7 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
     table = Table("name", "shape", "dtype", "trainable", "sign", "range", box=None)
     for name, t in tensors.items():
         table.add_row(
-            escape(name),
+            one_line(named(name)),
             escape(_shown(t["shape"])),
             t["dtype"],
             "yes" if t["trainable"] else "no",
@@ -485,7 +537,7 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
         branch = root.add(f"{title}{note}" if m[title] else f"{title}: none")
         for key, value in m[title].items():
             shown = number(value) if isinstance(value, float) else str(value)
-            branch.add(f"{escape(key)}  {escape(shown)}")
+            branch.add(one_line(f"{cropped(key, 80)}  {cropped(shown, MOST_SHOWN)}"))
     return root
 
 
@@ -501,20 +553,20 @@ def _sign(sign: Any) -> str:
 
 
 def _add_training(root: Tree, train: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    settings = ", ".join(f"{key} {number(value)}" for key, value in train["settings"].items())
+    settings = ", ".join(f"{named(key)} {number(value)}" for key, value in train["settings"].items())
     clipped = "" if train["clip_norm"] is None else f", gradients clipped to norm {number(train['clip_norm'])}"
     branch = root.add(
-        f"training: {escape(train['loss'])} of y and target {escape(_shown(train['target_shape']))} "
+        f"training: {escape(named(train['loss']))} of y and target {escape(_shown(train['target_shape']))} "
         f"{train['target_dtype']}, {train['adjoint']} adjoint{clipped}"
     )
     branch.add(escape(f"{train['optimizer']}: {settings}"))
     moved = set(train["weights"])
     still = [name for name, t in tensors.items() if t["trainable"] and name not in moved]
     size = sum(math.prod(tensors[name]["shape"]) for name in moved)
-    which = "all trainable weights" if not still else ", ".join(train["weights"])
+    which = "all trainable weights" if not still else ", ".join(map(named, train["weights"]))
     branch.add(escape(f"moves {size:,} numbers: {which}"))
     if still:
-        branch.add(escape(f"leaves {', '.join(still)}"))
+        branch.add(escape(f"leaves {', '.join(map(named, still))}"))
 
 
 def _shown(shape: list[int]) -> str:
@@ -554,6 +606,7 @@ def verify(
         ),
     ] = None,
     native: NativeFlag = None,
+    follow_links: FollowFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check a package by what it does: gradient, convexity, argmin, certificates and adjoint, each told two ways.
@@ -571,23 +624,25 @@ def verify(
     from icnnrt.verify import verify as check
 
     compare = _torch_files() if torchscript or program else None
-    x = None if data is None else tabular.read_array(data, "x", Package.open(package).manifest.x_shape)
     screen = console(err=True)
     with screen.status("verifying") as status:
+        status.update("hashes and structure")
+        opened = Package.open(package, follow_links=follow_links)
+        x = None if data is None else tabular.read_array(data, "x", opened.manifest.x_shape)
         report = check(
-            package, x, samples=samples, seed=seed, native=native, progress=lambda stage: status.update(stage)
+            opened, x, samples=samples, seed=seed, native=native, progress=lambda stage: status.update(stage)
         )
         if compare is not None:
             status.update("files of torch")
-            told = compare(package, torchscript, program or [], x, samples=samples, seed=seed, native=native)
+            told = compare(opened, torchscript, program or [], x, samples=samples, seed=seed, native=native)
             report = replace(report, checks=(*report.checks, *told))
-    advice = None if gap is None else _recommend(package, x, gap, samples, seed)
+    advice = None if gap is None else _recommend(opened, x, gap, samples, seed)
     if as_json:
         print_json({**report.as_dict(), **({} if advice is None else {"recommend": advice.as_dict()})})
     else:
         colours = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
         source = "samples of the data" if report.source == "data" else "random samples (standard normal)"
-        title = f"{report.name} ({report.dtype}): {report.samples} {source}, seed {report.seed}"
+        title = f"{cropped(report.name, 80)} ({report.dtype}): {report.samples} {source}, seed {report.seed}"
         table = Table("check", "verdict", "figure", "bound", "what", title=escape(title), title_justify="left")
         for found in report.checks:
             table.add_row(
@@ -623,7 +678,7 @@ def _torch_files() -> "Callable[..., list[Check]]":
     raise MissingDependencyError("verify: no check of files of torch is installed; pip install 'icnnrt[export]'.")
 
 
-def _recommend(package: Path, x: "NDArray[Any] | None", gap: float, samples: int, seed: int) -> "Recommendation":
+def _recommend(package: "Package", x: "NDArray[Any] | None", gap: float, samples: int, seed: int) -> "Recommendation":
     """Of at most so many samples of x; without x of random ones, and within random bounds where y lies in a box."""
     import numpy as np
 
@@ -653,6 +708,8 @@ def doctor(as_json: JsonFlag = False) -> None:
     1 something is in the way
     2 wrong usage
     """
+    from icnnrt import _native
+
     facts = _facts()
     if as_json:
         print_json(facts)
@@ -665,12 +722,13 @@ def doctor(as_json: JsonFlag = False) -> None:
             other = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-gpu": "onnxruntime"}.get(name)
             if version or not (other and versions[other]):
                 table.add_row(name, version or "[dim]not installed[/]")
-        table.add_row("platform", escape(facts["platform"]))
+        table.add_row("platform", one_line(facts["platform"]))
         table.add_row("threads", f"{facts['cores']} cores; a session uses {facts['threads']} unless told otherwise")
         table.add_row("providers", ", ".join(facts["providers"]) or "none")
         native = facts["native"]
         if native["instruction_set"]:
-            table.add_row("native operators", f"on {native['instruction_set']}, {escape(native['library'])}")
+            limit = f" ({_native.LIMIT_VARIABLE}={native['limit']})" if native["limit"] else ""
+            table.add_row("native operators", escape(f"on {native['instruction_set']}{limit}, {native['library']}"))
         else:
             table.add_row("native operators", escape(f"none, operators run on portable bodies: {native['reason']}"))
         screen.print(table)
@@ -709,12 +767,13 @@ def _facts() -> dict[str, Any]:
         "compiler": built.compiler,
         "compiled_for": list(built.instruction_sets),
         "instruction_set": None,
+        "limit": os.environ.get(_native.LIMIT_VARIABLE) or None,
         "reason": built.reason,
     }
     if built.library and providers:
         try:
             native["instruction_set"] = _native.kernels(ort.onnxruntime()).instruction_set
-        except MissingDependencyError as error:
+        except (InputError, MissingDependencyError) as error:
             native["reason"] = str(error)
             problems.append(str(error))
     affinity = getattr(os, "sched_getaffinity", None)

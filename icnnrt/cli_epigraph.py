@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from icnnrt.cli import JsonFlag, PackageArgument, _bound, app, console, number, print_json
+from icnnrt.cli import FollowFlag, JsonFlag, PackageArgument, _bound, app, console, number, print_json
 from icnnrt.errors import InputError
 
 
@@ -27,6 +27,7 @@ def epigraph(
     ] = None,
     upper: Annotated[str | None, typer.Option(metavar="NUMBER|FILE", help="Upper bounds of y, likewise.")] = None,
     solve: Annotated[bool, typer.Option("--solve", help="Solve it too, and print the optimum.")] = False,
+    follow_links: FollowFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write min over y of f(x, y) + (μ/2) ‖y‖² as a program that HiGHS, Gurobi, CPLEX or SCIP reads; exact.
@@ -49,7 +50,7 @@ def epigraph(
             f"{out}: expected a file name ending in {' or '.join(SUFFIXES)}, but got {out.suffix!r}; the ending tells "
             "the format."
         )
-    opened = Package.open(package)
+    opened = Package.open(package, follow_links=follow_links)
     manifest = opened.manifest
     x = tabular.read_array(source, "x", manifest.x_shape)
     check_shape(x.shape, "x", manifest.x_shape, where=str(source))

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from icnnrt.cli import JsonFlag, PackageArgument, app, console, number, print_json
+from icnnrt.cli import FollowFlag, JsonFlag, PackageArgument, app, console, number, print_json
 from icnnrt.errors import InputError
 
 
@@ -24,6 +24,7 @@ def repair(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a package that is there.")] = False,
+    follow_links: FollowFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Clip the weights that cost a network its convexity in y, and report how far f and y* move.
@@ -39,8 +40,9 @@ def repair(
 
     if not project:
         raise InputError("project: expected to be told how to repair; pass --project to clip the weights to blame.")
-    x = None if data is None else tabular.read_array(data, "x", Package.open(package).manifest.x_shape)
-    report = clip(package, out, x, seed=seed, overwrite=overwrite)
+    opened = Package.open(package, follow_links=follow_links)
+    x = None if data is None else tabular.read_array(data, "x", opened.manifest.x_shape)
+    report = clip(opened, out, x, seed=seed, overwrite=overwrite)
     if as_json:
         print_json({"package": str(package), "out": str(out), **report.as_dict()})
         return

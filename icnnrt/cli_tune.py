@@ -21,7 +21,19 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from icnnrt.cli import ERROR, INTERRUPTED, JsonFlag, NativeFlag, PackageArgument, app, console, number, print_json
+from icnnrt.cli import (
+    ERROR,
+    INTERRUPTED,
+    FollowFlag,
+    JsonFlag,
+    NativeFlag,
+    PackageArgument,
+    app,
+    console,
+    number,
+    print_json,
+    tell,
+)
 from icnnrt.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,6 +84,7 @@ def tune(
     picture: Annotated[Path | None, typer.Option(help="Draw the loss: .png, .svg or .pdf. Needs matplotlib.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads within one operator; 1 by default.")] = None,
     native: NativeFlag = None,
+    follow_links: FollowFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Adapt the weights of a package to DATA by its training graph, and write a new package. Needs no torch.
@@ -93,7 +106,7 @@ def tune(
 
     _check_usage(val, patience, history, resume)
     _check_places(out, overwrite, history, picture)
-    opened = Package.open(package)
+    opened = Package.open(package, follow_links=follow_links)
     began = time.perf_counter()
     with load(opened, threads=threads, native=native) as session:
         tuner = FineTuner(session, learning_rate=learning_rate, strict=strict)
@@ -141,7 +154,7 @@ def tune(
             accepted = sum(report.accepted for report in followed.steps) - learnt.undone
             if not accepted and resumed_from is None:
                 if interrupted:
-                    typer.echo("icnnrt: interrupted before anything was learnt; nothing is written.", err=True)
+                    tell("interrupted before anything was learnt; nothing is written.")
                     raise typer.Exit(INTERRUPTED)
                 if fitted:
                     why = fitted.stopped or learnt.why_undone
@@ -193,28 +206,20 @@ def tune(
     if failure is not None:
         notes = " ".join(getattr(failure, "__notes__", []))
         where = f"{failure.filename}: " if failure.filename else ""
-        typer.echo(
-            f"icnnrt: {where}{failure.strerror or failure}, so tuning ended; what was learnt is in {written}. {notes}",
-            err=True,
-        )
-    if unwritten is not None:
-        typer.echo(
-            f"icnnrt: {out}: {unwritten.strerror or unwritten}; what was learnt is in {written}, so make room and copy "
-            "it from there.",
-            err=True,
-        )
-    if failure is not None or unwritten is not None:
+        tell(f"{where}{failure.strerror or failure}, so tuning ended; what was learnt is in {written}. {notes}")
+    if unwritten:
+        tell(unwritten)
+    if failure is not None or unwritten:
         raise typer.Exit(ERROR)
     if interrupted:
         more = f" Continue with --resume --history {history}." if history else ""
-        typer.echo(
-            f"icnnrt: interrupted after {len(followed.steps)} steps; "
-            f"{'the best' if held is not None else 'the last'} weights are in {written}.{more}",
-            err=True,
+        tell(
+            f"interrupted after {len(followed.steps)} steps; "
+            f"{'the best' if held is not None else 'the last'} weights are in {written}.{more}"
         )
         raise typer.Exit(INTERRUPTED)
     if fitted and fitted.epochs and not fitted.epochs[-1].accepted:
-        typer.echo(f"icnnrt: {fitted.stopped}; what was learnt before is in {written}.", err=True)
+        tell(f"{fitted.stopped}; what was learnt before is in {written}.")
         raise typer.Exit(STOPPED)
 
 
@@ -373,15 +378,20 @@ class _Followed:
 # --- After the work ------------------------------------------------------------------------------
 
 
-def _write(tuner: "FineTuner", out: Path, overwrite: bool, history: Path | None) -> tuple[Path, OSError | None]:
-    """Where the package is, and why it is not at `out`: hours of tuning are not lost to a disk that is full."""
+def _write(tuner: "FineTuner", out: Path, overwrite: bool, history: Path | None) -> tuple[Path, str]:
+    """Where the package is, and why it is not at `out`: hours of tuning are not lost to a disk that is full, nor to
+    what has come to lie at `out` meanwhile."""
     try:
         tuner.write_package(out, overwrite=overwrite)
-        return out, None
+        return out, ""
+    except InputError as error:
+        aside = Path(tempfile.mkdtemp(prefix="icnnrt-")) / (out.name or "tuned.icnn")
+        return tuner.write_package(aside).path, f"{str(error).removesuffix('.')}; what was learnt is in {aside}."
     except OSError as error:
         try:
             aside = Path(tempfile.mkdtemp(prefix="icnnrt-")) / (out.name or "tuned.icnn")
-            return tuner.write_package(aside).path, error
+            why = f"{out}: {error.strerror or error}; what was learnt is in {aside}"
+            return tuner.write_package(aside).path, f"{why}, so make room and copy it from there."
         except OSError:
             kept = f"the last checkpoint is in {history}" if history and history.is_dir() else "nothing is kept"
             raise OSError(

@@ -14,30 +14,40 @@ Nothing is ever proven by sampling. onnxruntime may fuse operators; that changes
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt._arguments import batch
 from icnnrt._convexity_bounds import lipschitz, strong_convexity
+from icnnrt._convexity_grounds import Grounds, RepeatedProof
+from icnnrt._convexity_grounds import grounds as find_grounds
 from icnnrt._convexity_rules import Stop, Walk
-from icnnrt._fields import JsonObject, exactly, integer, listing, positive, real, show, surrogate, text, wrong
+from icnnrt._fields import JsonObject, exactly, integer, listing, named, positive, real, show, surrogate, text, wrong
 from icnnrt._onnx_graph import Graph, ancestors, read_graph
-from icnnrt._onnx_numpy import Unsupported, evaluate
+from icnnrt._onnx_numpy import Unsupported, again, bounded, evaluate
+from icnnrt._printable import cropped
 from icnnrt.certificate import ROUNDING
-from icnnrt.errors import PackageError
+from icnnrt.errors import InputError, PackageError
+from icnnrt.signs import Sign
 
 Array: TypeAlias = NDArray[Any]
 Value: TypeAlias = Callable[[Array, Array], Array]  # (x [B, ...], y [B, n]) -> f [B]
 
 OPSETS: Final = (18, 26)  # older ones keep bounds and axes elsewhere
 POINTS: Final = 16  # parts of a chord
-CHORDS: Final = 192  # in one round
+CHORDS: Final = 192  # in one round, unless they hold more than so many numbers
+LEAST_CHORDS: Final = 8
+MAX_NUMBERS: Final = 1 << 27
 ROUNDS: Final = 6
 MAX_BLAME: Final = 1 << 16
 MAX_WITNESS: Final = 1 << 13  # some 300 kB of JSON
+MAX_REASON: Final = 2000  # characters of it in a sentence
+MAX_NAMED: Final = 64  # weights in a sentence
 MAX_X: Final = 16  # samples of x that are tried
 MOVED: Final = 256  # times that a segment is moved before it is believed
 GRID: Final = 64.0  # ends of chords are multiples of 1/64, so that midpoints are exact in float32
@@ -136,8 +146,10 @@ class Convexity:
 
     def sentence(self) -> str:
         """The verdict in one sentence."""
-        place = f" at {self.node[0]} {show(self.node[1])}" if self.node else ""
-        blame = f"; weights to look at: {', '.join(self.blame)}" if self.blame else ""
+        place = f" at {named(self.node[0])} {show(self.node[1])}" if self.node else ""
+        more = f" and {len(self.blame) - MAX_NAMED} more" if len(self.blame) > MAX_NAMED else ""
+        names = ", ".join(map(named, self.blame[:MAX_NAMED])) + more
+        blame = f"; weights to look at: {names}" if self.blame else ""
         if self.verdict == "proven":
             least = f"; the smallest weight that must be >= 0 is {self.min_weight[1]:.3g}" if self.min_weight else ""
             return f"f is proven convex in y{least}."
@@ -152,7 +164,42 @@ class Convexity:
         if self.evidence:
             tried = f"{self.evidence.segments} segments with {self.evidence.region()}"
             seen = f", though none of {tried} showed that it is not"
-        return f"f is not proven convex in y{place}: {self.reason}{seen}{blame}."
+        # What icnnrt writes there is one line; what anybody wrote into a manifest may look like several.
+        one_line = self.reason.isprintable() and "  " not in self.reason
+        reason = cropped(self.reason, MAX_REASON) if one_line else show(self.reason)
+        return f"f is not proven convex in y{place}: {reason}{seen}{blame}."
+
+
+class Repeated:
+    """The proof again and again while weights change: of those that `found` needs the values of, for each new ones; of
+    the others it needs no more than their signs, which are not looked at.
+
+    Only what depends on the former is walked through again. Raises `PackageError` as `prove` does.
+    """
+
+    def __init__(
+        self, graph_bytes: bytes, weights: Mapping[str, Array], found: Grounds, trainable: Collection[str]
+    ) -> None:
+        self._proof = RepeatedProof(read_graph(graph_bytes, weights), weights, found, trainable)
+
+    def failure(self, weights: Mapping[str, Array]) -> str:
+        """Why f is not proven convex with these values of the weights that there are; empty if it is."""
+        return self._proof.failure(weights)
+
+
+def grounds(
+    graph_bytes: bytes,
+    weights: Mapping[str, Array],
+    trainable: Collection[str],
+    given: Mapping[str, Sign] = MappingProxyType({}),
+) -> Grounds | None:
+    """What a proof that f is convex needs of the trainable weights: signs of some, of others their very values.
+
+    The proof holds for every network whose weights have these signs and agree in the weights of which it needs the
+    values. `given` are signs that weights have anyway; they are among those returned. None where there is no proof.
+    Raises `PackageError` as `prove` does.
+    """
+    return find_grounds(read_graph(graph_bytes, weights), weights, trainable, given)
 
 
 def prove(
@@ -160,7 +207,7 @@ def prove(
     weights: Mapping[str, Array],
     *,
     value: Value | None = None,
-    x_samples: Array | None = None,
+    x_samples: object = None,
     seed: int = 0,
     box: tuple[float, float] = (0.0, 1.0),
 ) -> Convexity:
@@ -174,16 +221,39 @@ def prove(
         box: where y is tried; a proof holds on all of R^n.
 
     Raises:
-        PackageError: the bytes are not a well-formed graph, or do not fit the weights.
+        PackageError: the bytes are not a well-formed graph, or do not fit the weights. InputError: other arguments.
     """
+    if not isinstance(graph_bytes, bytes):
+        raise InputError(f"graph_bytes: expected the bytes of an ONNX file, but got {type(graph_bytes).__name__}.")
+    if not isinstance(weights, Mapping) or not all(isinstance(array, np.ndarray) for array in weights.values()):
+        raise InputError("weights: expected numpy arrays by name, as Package.weights has them, but got something else.")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise InputError(f"seed: expected an integer of at least 0, but got {show(seed)}.")
+    try:
+        box = _box(list(box), "box")
+    except Exception as error:
+        raise InputError(f"box: expected a low number and a higher one, but got {show(box)}.") from error
     graph = read_graph(graph_bytes, weights)
     if "f" not in graph.outputs:
         raise PackageError(
             f"value.onnx: expected an output f, but the outputs are {show(list(graph.outputs))}; export it again."
         )
+    with bounded((*graph.initializers.values(), *weights.values())):
+        return _prove(graph, weights, value, x_samples, seed, box)
+
+
+def _prove(
+    graph: Graph,
+    weights: Mapping[str, Array],
+    value: Value | None,
+    x_samples: object,
+    seed: int,
+    box: tuple[float, float],
+) -> Convexity:
     node: tuple[str, str] | None = None
     blame: tuple[str, ...] = ()
     least: tuple[str, float] | None = None
+    found = Convexity("unknown")
     try:
         if graph.functions:
             raise Stop(None, "the model brings functions of its own")
@@ -191,26 +261,44 @@ def prove(
             raise Stop(
                 None, f"opset {graph.opset} is none of {OPSETS[0]} to {OPSETS[1]}, whose operators are known here"
             )
-        for batch, other in ((2, 3), (3, 2)):
-            walk = Walk(graph, weights or graph.initializers, batch, other)
-            f = walk.run()
-            if f.shape != (batch,):
-                raise Stop(None, f"f has the shape {list(f.shape)} for {batch} samples")
-            if not f.has(1).all():
-                culprit, name = walk.culprit()
-                blame = tuple(sorted(set().union(*(names for names, _ in walk.broken.values()))))
-                raise Stop(culprit, walk.why(culprit, name) if culprit else "f is not made by any operator")
-            if walk.least:
-                least = (", ".join(sorted(walk.least[1])), walk.least[0])
-        strong, bound = strong_convexity(walk), lipschitz(walk)
-        return Convexity("proven", min_weight=least, strong_convexity=strong, lipschitz=bound)
+        for samples, other in ((2, 3), (3, 2)):
+            found = _walked(graph, weights, samples, other)
+            least = found.min_weight or least
+        return found
     except Stop as stop:
+        blame = stop.blame
         if stop.node is not None:
             node = (stop.node.op_type[:80], (stop.node.outputs or ("",))[0][:200])
         reason = stop.why
+    except Unsupported as error:
+        reason = str(error)
     witness, evidence = _search(graph, weights, value, x_samples, np.random.default_rng(seed), box)
     verdict: Literal["violated", "unknown"] = "unknown" if witness is None else "violated"
     return Convexity(verdict, reason, node, blame, witness, least, evidence=evidence)
+
+
+def _walked(graph: Graph, weights: Mapping[str, Array], samples: int, other: int) -> Convexity:
+    """The proof by one walk, or `Stop`; what the walk has kept goes with it."""
+    with again():
+        walk = Walk(graph, weights or graph.initializers, samples, other)
+        f = walk.run()
+        if f.shape != (samples,):
+            raise Stop(None, f"f has the shape {list(f.shape)} for {samples} samples")
+        if not f.has(1).all():
+            culprit, name = walk.culprit()
+            blame = tuple(sorted(set().union(*(names for names, _ in walk.broken.values()))))
+            raise Stop(culprit, walk.why(culprit, name) if culprit else "f is not made by any operator", blame)
+        least = (", ".join(sorted(walk.least[1])), walk.least[0]) if walk.least else None
+        strong, bound = (_or_none(figure, walk) for figure in (strong_convexity, lipschitz))
+        return Convexity("proven", min_weight=least, strong_convexity=strong, lipschitz=bound)
+
+
+def _or_none(figure: Callable[[Walk], float | None], walk: Walk) -> float | None:
+    """A figure that a proof can do without."""
+    try:
+        return figure(walk)
+    except Exception:
+        return None
 
 
 # --- Segments ------------------------------------------------------------------------------------
@@ -220,7 +308,7 @@ def _search(
     graph: Graph,
     weights: Mapping[str, Array],
     value: Value | None,
-    x_samples: Array | None,
+    x_samples: object,
     rng: np.random.Generator,
     box: tuple[float, float],
 ) -> tuple[Witness | None, Evidence | None]:
@@ -235,7 +323,7 @@ def _search(
 
     def energy(x: Array, y: Array, float64: bool = False) -> Array:
         values = {**graph.initializers, "x": x, "y": y.reshape(len(y), *shape)}
-        computed = evaluate(nodes, values, float64=float64)
+        computed = evaluate(nodes, values, float64=float64, only="f")
         if "f" not in computed:
             raise Unsupported("f is an output that is not known here")
         return computed["f"]
@@ -246,14 +334,19 @@ def _search(
         numbers = [np.abs(a[np.isfinite(a)]).max(initial=0.0) for a in values.values() if a.dtype.kind == "f"]
         return float(max(numbers, default=np.inf))
 
-    if x_samples is None:
-        x_shape = tuple(s or 1 for s in x_input.shape[1:]) if x_input and x_input.shape else (1,)
-        x_type = x_input.dtype if x_input and x_input.dtype is not None else dtype
-        x_samples = rng.standard_normal((MAX_X, *x_shape)).astype(x_type)
-    x_samples = np.asarray(x_samples)[:MAX_X]
-    if not len(x_samples):
+    x_shape = tuple(s or 1 for s in x_input.shape[1:]) if x_input and x_input.shape else (1,)
+    x_type = x_input.dtype if x_input and x_input.dtype is not None else dtype
+    n = math.prod(shape)
+    count = min(CHORDS, MAX_NUMBERS // ((POINTS + 1) * (n + math.prod(x_shape))))
+    if count < LEAST_CHORDS:
         return None, None
-    n = int(np.prod(shape))
+    if x_samples is None:
+        X = rng.standard_normal((MAX_X, *x_shape)).astype(x_type)
+    else:
+        X = batch(x_samples, "x_samples", x_type if x_type.kind == "f" else dtype, x_shape)[:MAX_X]
+        X = X.astype(x_type)
+    if not len(X):
+        return None, None
     towards = [w.reshape(-1, n) for w in weights.values() if w.ndim == 2 and w.shape[1] == n and w.dtype.kind == "f"]
     rows = np.concatenate(towards) if towards else np.zeros((0, n))
     rows = rows[np.isfinite(rows).all(1) & (np.abs(rows).max(1, initial=0) > 0)]
@@ -261,11 +354,11 @@ def _search(
     segments, worst = 0, -np.inf
     eps = float(np.finfo(dtype).eps)
     for turn in range(ROUNDS):
-        a, b, which = _chords(rng, n, len(x_samples), rows, best if turn > 1 else [])
+        a, b, which = _chords(rng, n, len(X), rows, best if turn > 1 else [], count)
         t = np.arange(POINTS + 1) / POINTS
         unit = a[:, None] + (b - a)[:, None] * t[:, None]  # [chords, points, n]
         y = (box[0] + (box[1] - box[0]) * unit).astype(dtype)
-        x = np.repeat(x_samples[which], POINTS + 1, 0)
+        x = np.repeat(X[which], POINTS + 1, 0)
         try:
             with np.errstate(all="ignore"):
                 f = np.asarray((value or energy)(x, y.reshape(-1, *shape))).astype(np.float64)
@@ -291,20 +384,25 @@ def _search(
         for e, p, q, k in best[:4]:
             if e > ROUNDING * eps:
                 p, q = ((box[0] + (box[1] - box[0]) * end).astype(dtype) for end in (p, q))
-                witness = _confirmed(energy, magnitude, value, x_samples[k], p, q, shape, eps)
+                witness = _confirmed(energy, magnitude, value, X[k], p, q, shape, eps)
                 if witness:
-                    return witness, Evidence(segments, worst, box, len(x_samples))
-    return None, Evidence(segments, float(worst) if np.isfinite(worst) else 0.0, box, len(x_samples))
+                    return witness, Evidence(segments, worst, box, len(X))
+    return None, Evidence(segments, float(worst) if np.isfinite(worst) else 0.0, box, len(X))
 
 
 def _chords(
-    rng: np.random.Generator, n: int, contexts: int, rows: Array, best: list[tuple[float, Array, Array, int]]
+    rng: np.random.Generator,
+    n: int,
+    contexts: int,
+    rows: Array,
+    best: list[tuple[float, Array, Array, int]],
+    count: int,
 ) -> tuple[Array, Array, Array]:
     """Ends a, b in [0, 1]^n on the grid, and which x: random, along axes, along rows of weights, near the worst."""
-    a, b = rng.random((CHORDS, n)), rng.random((CHORDS, n))
-    which = rng.integers(0, contexts, CHORDS)
-    kinds = rng.integers(0, 4, CHORDS)
-    for c in range(CHORDS):
+    a, b = rng.random((count, n)), rng.random((count, n))
+    which = rng.integers(0, contexts, count)
+    kinds = rng.integers(0, 4, count)
+    for c in range(count):
         if best and c % 2:
             _, p, q, k = best[(c // 2) % len(best)]
             # A little longer, a little turned.

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from icnnrt import _piecewise, lp_files
 from icnnrt._arguments import batch, finite_rows, not_negative
 from icnnrt._onnx_graph import read_graph
+from icnnrt._onnx_numpy import bounded
 from icnnrt.errors import InputError
 from icnnrt.lp_files import Coo
 from icnnrt.package import Package
@@ -161,8 +162,9 @@ def epigraph(
     graph = read_graph(package.graphs["value"], weights)
     problems = []
     for i in range(B):
-        walk = _piecewise.Walk(graph, np.zeros(manifest.x_shape) if X is None else X[i], n)
-        f = walk.run()
+        with bounded(graph.initializers.values()):
+            walk = _piecewise.Walk(graph, np.zeros(manifest.x_shape) if X is None else X[i], n)
+            f = walk.run()
         problems.append(_problem(f, walk.hidden, n, mu, {name: array[i] for name, array in rows.items()}))
     return problems
 

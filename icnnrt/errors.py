@@ -1,8 +1,16 @@
 """Every exception icnnrt raises on purpose; one parent, so one `except` catches them all."""
 
+from icnnrt._printable import printable
+
 
 class IcnnrtError(Exception):
-    """The parent of every error icnnrt raises on purpose."""
+    """The parent of every error icnnrt raises on purpose.
+
+    Its text is one line and safe to print, whatever the names in it hold: they may come from anybody's file.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(one) if isinstance(one, str) else one for one in args))
 
 
 class PackageError(IcnnrtError):
@@ -11,6 +19,10 @@ class PackageError(IcnnrtError):
 
 class InputError(IcnnrtError, ValueError):
     """An argument has the wrong shape, dtype, name or range."""
+
+
+class SampleError(InputError, IndexError):
+    """A sample is asked for that a batch has not; an IndexError too, as loops over a batch end with one."""
 
 
 class ProviderError(IcnnrtError):

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt._arguments import converted
+from icnnrt._fields import named, show
 from icnnrt.errors import InputError, MissingDependencyError
 from icnnrt.finetune import BATCH_SIZE, FineTuner
 from icnnrt.manifest import Manifest
@@ -56,7 +58,7 @@ def set_weights(target: Session | FineTuner, weights: Weights) -> None:
     shape or dtype, for NaN or infinity, and for entries below zero where the energy would cease to be convex.
     """
     session = _session(target)
-    checked = _checked(session.manifest, weights)
+    checked = _checked(session, weights)
     if isinstance(target, FineTuner):
         target._take(checked)
     else:
@@ -72,16 +74,24 @@ def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Ar
     Sums are formed in float64. Entries that are nowhere negative have an average that is not.
     Raises `InputError` for anything else, NaN and infinity included.
     """
-    if len(weights) == 0 or len(weights) != len(samples):
+    if isinstance(weights, Mapping) or not isinstance(weights, Sequence):
+        raise InputError(f"weights: expected a list with those of each device, but got {type(weights).__name__}.")
+    for given in weights:
+        if not isinstance(given, Mapping):
+            raise InputError(f"weights: expected arrays by name from every device, but got {type(given).__name__}.")
+    try:
+        counts = np.asarray(samples, np.float64)
+    except Exception as error:
+        raise InputError(f"samples: expected numbers of at least 0, but got {show(samples)}.") from error
+    if counts.ndim != 1 or len(weights) == 0 or len(weights) != len(counts):
         raise InputError(
             f"weights, samples: expected one number of samples for each of one device or more, but got {len(weights)} "
-            f"devices and {len(samples)} numbers."
+            f"devices and {counts.size} numbers."
         )
-    counts = np.asarray(samples, np.float64)
-    if counts.ndim != 1 or not np.isfinite(counts).all() or counts.min() < 0 or not counts.sum() > 0:
+    if not np.isfinite(counts).all() or counts.min() < 0 or not counts.sum() > 0:
         raise InputError(f"samples: expected numbers of at least 0, not all 0, but got {list(samples)!r}.")
     parts = counts / counts.sum()
-    first = {name: np.asarray(array) for name, array in weights[0].items()}
+    first = {name: converted(array, "weights") for name, array in weights[0].items()}
     total = {name: np.zeros(array.shape, np.float64) for name, array in first.items()}
     for device, (given, part) in enumerate(zip(weights, parts, strict=True)):
         if given.keys() != first.keys():
@@ -91,14 +101,16 @@ def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Ar
                 f"{device}; average weights of one package."
             )
         for name, like in first.items():
-            array = np.asarray(given[name])
+            array = converted(given[name], "weights")
             if array.dtype.kind != "f" or array.dtype != like.dtype or array.shape != like.shape:
                 raise InputError(
-                    f"weights: expected {name} as {like.dtype}{list(like.shape)} of floats from every device, but got "
-                    f"{array.dtype}{list(array.shape)} from device {device}; average weights of one package."
+                    f"weights: expected {named(name)} as {like.dtype}{list(like.shape)} of floats from every device, "
+                    f"but got {array.dtype}{list(array.shape)} from device {device}; average weights of one package."
                 )
             if not np.isfinite(array).all():
-                raise InputError(f"weights: {name} of device {device} holds NaN or infinity; leave that device out.")
+                raise InputError(
+                    f"weights: {named(name)} of device {device} holds NaN or infinity; leave that device out."
+                )
             total[name] += part * array
     return {name: total[name].astype(like.dtype) for name, like in first.items()}
 
@@ -236,7 +248,8 @@ def _copies(session: Session) -> Arrays:
     return {name: np.array(weights[name]) for name in _exchanged(session.manifest)}
 
 
-def _checked(manifest: Manifest, weights: Weights) -> Arrays:
+def _checked(session: Session, weights: Weights) -> Arrays:
+    manifest = session.manifest
     if not isinstance(weights, Mapping):
         raise InputError(f"weights: expected arrays by name, but got {type(weights).__name__}; see get_weights.")
     known = set(_exchanged(manifest))
@@ -244,24 +257,24 @@ def _checked(manifest: Manifest, weights: Weights) -> Arrays:
     for name, given in weights.items():
         if name not in known:
             raise InputError(
-                f"weights: expected names of weights that {manifest.name} trains, but got {name!r}; give weights of "
-                "the same package."
+                f"weights: expected names of weights that {named(manifest.name)} trains, but got {show(name)}; "
+                "give weights of the same package."
             )
         spec = manifest.weights.tensors[name]
-        array = np.asarray(given)
+        array = converted(given, "weights")
         if array.dtype.kind != "f" or array.shape != spec.shape:
             raise InputError(
-                f"weights: expected {name} as {spec.dtype}{list(spec.shape)}, but got "
+                f"weights: expected {named(name)} as {spec.dtype}{list(spec.shape)}, but got "
                 f"{array.dtype}{list(array.shape)}; give weights of the same package."
             )
         with np.errstate(over="ignore"):
             array = np.array(array, spec.dtype, order="C")
         if not np.isfinite(array).all():
-            raise InputError(f"weights: {name} holds NaN or infinity; leave out the device that it comes from.")
-        if spec.sign and (fault := spec.sign.fault(array)):
-            raise InputError(
-                f"weights: {name} should be {fault}, and the energy would not be convex; average, and add no noise to "
-                "it, or project it."
-            )
+            raise InputError(f"weights: {named(name)} holds NaN or infinity; leave out the device that it comes from.")
         checked[name] = array
+    if fault := session._kept_convex.fault(checked):
+        raise InputError(
+            f"weights: {fault}, and the energy would not be convex; average, and add no noise, or project what comes "
+            "of it."
+        )
     return checked

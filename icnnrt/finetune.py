@@ -1,10 +1,10 @@
 """On-device fine-tuning with onnxruntime alone: steps of train.onnx, each checked before its weights are used.
 
 One step computes y* = argmin f(x, ·) − H, a loss of y*, the gradient of the loss through the argmin, and the
-optimiser's update, all in one graph. Weights that must not be negative for f to be convex are projected, there or
-here. The new weights go into the session's buffers only if the loss, the gradient and
-they themselves are finite and the energy is convex; otherwise weights and state are as they were, and the report says
-why.
+optimiser's update, all in one graph. Weights of which the proof of f's convexity needs a sign are projected onto it,
+there or here, so that a proven energy stays proven; where the proof rests on more than signs, it is repeated for the
+new weights (`convexity.grounds`). These become the session's only if the loss, the gradient and they themselves are
+finite and the energy is convex; otherwise weights and state are as they were, and the report says why.
 
 What new weights are worth is known once something is computed on them, and that is the next step. Until then they are
 on trial:
@@ -30,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import certificate
-from icnnrt._arguments import batch, finite_rows, not_negative
+from icnnrt._arguments import batch, finite_rows, flag, not_negative, whole
+from icnnrt._fields import named
 from icnnrt._turns import Turns
 from icnnrt._weight_sets import WeightSet
 from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History
@@ -89,6 +90,8 @@ class StepReport:
     seconds: float
     undone: bool = False
     """Whether the step before was found to have done harm, so that its weights and state are gone again."""
+    held: tuple[str, ...] = ()
+    """Weights that stayed as they were, as f would not be proven convex with what the step made of them."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -201,13 +204,12 @@ class FineTuner:
             )
         self.session = session
         self.learning_rate = learning_rate
-        self.strict = strict
+        self.strict = flag(strict, "strict")
         self._spec: TrainingSpec = spec
         self._dtype = session.dtype
         self._runner = session._runner
         self._turns = Turns()
-        tensors = session.manifest.weights.tensors
-        self._signs = {name: sign for name in spec.weights if (sign := tensors[name].sign)}
+        self._kept = session._kept_convex
         zero = {
             name: np.zeros(tuple(map(int, shape)), dtype)
             for name, (dtype, shape) in state_of(session.manifest, spec).items()
@@ -247,7 +249,7 @@ class FineTuner:
         )
 
     def __repr__(self) -> str:
-        return f"<FineTuner of {self.session.manifest.name}: {self._spec.optimizer}, {self.steps} steps>"
+        return f"<FineTuner of {named(self.session.manifest.name)}: {self._spec.optimizer}, {self.steps} steps>"
 
     # --- Tuning ----------------------------------------------------------------------------------
 
@@ -337,6 +339,7 @@ class FineTuner:
             raise InputError("patience: expected validation data too, but got none; pass validation=(x, target).")
         if not isinstance(worse, int | float) or not worse > 0:
             raise InputError(f"worse: expected a positive part of the best loss, but got {worse!r}.")
+        seed = whole(seed, "seed", 0)
         if validation is not None and (not isinstance(validation, tuple) or len(validation) not in (2, 4)):
             raise InputError(
                 "validation: expected a tuple (x, target), but got something else; pass two arrays, or four with lower "
@@ -349,6 +352,7 @@ class FineTuner:
             held_x, held_target, *held_bounds = validation
             held = self._data(held_x, held_target, "validation x", "validation target", *held_bounds)[0]
         count = len(data["x"])
+        batch_size = min(batch_size, count)
         turn = self._turns.take()
         try:
             self.keep()
@@ -446,6 +450,8 @@ class FineTuner:
         Raises `OSError` if the disk refuses, as when it is full; what is in memory stays, so call again when there is
         room. Raises `InputError` if the folder's checkpoints are of another network.
         """
+        if figures is not None and not isinstance(figures, Mapping):
+            raise InputError(f"figures: expected numbers by name, but got {type(figures).__name__}.")
         turn = self._turns.take()
         try:
             self._settle()
@@ -459,6 +465,7 @@ class FineTuner:
         Raises `InputError` if there is none or it is of another network, `PackageError` if it is damaged; then nothing
         has changed.
         """
+        step = None if step is None else whole(step, "step", 0)
         found = History(history, self.session.manifest)
         if not found.folder.exists():
             raise InputError(
@@ -565,12 +572,15 @@ class FineTuner:
             status, trusted = self._judge(out, data, weights)
             verdict = self._verdict(out, status, trusted)
             reason = self._undo_if_guilty(now, verdict, data)
+            held: tuple[str, ...] = ()
             undone = bool(reason)
             if not undone:
-                self._project(out)
-                reason = self._refusal(out, status)
-            if not reason:
                 new = {name: out[f"new.{name}"] for name in self._spec.weights}
+                # The graph projects too, but for signs that were not known when it was exported.
+                self._kept.project(new)
+                held = self._hold(new)
+                reason = self._refusal(out, status, new)
+            if not reason:
                 state = {name: out[f"new.{name}"] for name in stage.state}
                 before = _Trial(weights.alone(), stage._replace(trial=None), verdict.unsafe, data)
                 self._commit(new, stage._replace(state=state, trial=before))
@@ -592,9 +602,18 @@ class FineTuner:
                 gap_max=float(gap.max()),
                 seconds=time.perf_counter() - began,
                 undone=undone,
+                held=held,
             )
         finally:
             turn.end()
+
+    def _hold(self, new: Arrays) -> tuple[str, ...]:
+        """Leave weights as they are whose values the proof rests on, if it fails with the new ones; their names."""
+        if all(np.isfinite(array).all() for array in new.values()) and self._kept.lost_proof(new):
+            held = tuple(name for name in self._kept.values if name in new)
+            new.update({name: self._runner.weights.arrays[name] for name in held})
+            return held
+        return ()
 
     def _check(self, data: Arrays) -> tuple[bool, str]:
         """Whether the present weights are sound on a batch, and why the step before is undone, if it is as they are
@@ -694,14 +713,8 @@ class FineTuner:
             broken = f"the energy is not convex at sample {int(np.argmax(status == Status.NOT_CONVEX))}"
         return _Verdict(broken, float((~trusted).mean()))
 
-    def _project(self, out: Arrays) -> None:
-        """Give new weights the signs that f's convexity needs. The graph does so itself, but for weights that were not
-        known to need one when it was exported: `icnnrt.repair` notes those that it clips."""
-        for name, sign in self._signs.items():
-            out[f"new.{name}"] = sign.project(out[f"new.{name}"])
-
-    def _refusal(self, out: Arrays, status: NDArray[np.int8]) -> str:
-        """Why these weights must not be used; empty if they may."""
+    def _refusal(self, out: Arrays, status: NDArray[np.int8], new: Arrays) -> str:
+        """Why the new weights must not be used; empty if they may."""
         if self._qp and not out["safe"].any():
             remedy = "loosen the constraints that x asks for, if they contradict each other"
             if self.steps:
@@ -722,9 +735,8 @@ class FineTuner:
             return f"no sample was solved to the residual tolerance, so there is no gradient to trust; {remedy}"
         if not out["accepted"]:
             return "a new weight is not finite; lower the learning rate"
-        for name, sign in self._signs.items():
-            if not sign.holds(out[f"new.{name}"]):
-                return f"{name} would not be a number; lower the learning rate"
+        if lost := self._kept.fault(new):
+            return f"f would not be proven convex any more: {lost}; lower the learning rate"
         return ""
 
     def _now(self) -> tuple[WeightSet, _Stage]:
@@ -768,7 +780,8 @@ class FineTuner:
         return made, stage
 
     def _save(self, history: History, figures: Mapping[str, float | None]) -> Checkpoint:
-        finite = {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
+        odd = (None, math.inf, -math.inf)
+        finite = {name: value for name, value in figures.items() if value not in odd and value == value}
         try:
             return history.save(self.steps, dict(self.session.weights), self._stage().state, finite)
         except OSError as error:
@@ -792,12 +805,9 @@ class FineTuner:
             )
         for name, array in (weights | state).items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise PackageError(f"{path}: {name} holds NaN or infinity; resume from another checkpoint.")
-        for name, spec in tensors.items():
-            if spec.sign and (fault := spec.sign.fault(weights[name])):
-                raise PackageError(
-                    f"{path}: {name} should be {fault}, and the energy would not be convex; resume from another."
-                )
+                raise PackageError(f"{path}: {named(name)} holds NaN or infinity; resume from another checkpoint.")
+        if fault := self._kept.fault(weights):
+            raise PackageError(f"{path}: {fault}, and the energy would not be convex; resume from another checkpoint.")
         if state[STEP] != step:
             raise PackageError(
                 f"{path}: expected the state of step {step}, as the history has it, but it is of step "

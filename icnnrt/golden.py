@@ -86,6 +86,10 @@ def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Repla
 
     Raises `InputError` if the golden data lacks an input or the gap that y* is judged by, or holds another shape.
     """
+    if not hasattr(session, "manifest"):
+        raise InputError(f"session: expected what icnnrt.load returned, but got {type(session).__name__}.")
+    if not isinstance(golden, Mapping) or not all(isinstance(array, np.ndarray) for array in golden.values()):
+        raise InputError("golden: expected arrays by name, as Package.golden has them, but got something else.")
     domain, T = session.manifest.domain, session.manifest.dtype
     needed = ["x", *(["y", "y_dot"] if session.manifest.kind != "qp" else [])]
     needed += ["lower", "upper"] if domain and domain.kind == "box" else []

@@ -66,6 +66,9 @@ def write_program(path: Path, program: Program, name: str = "icnnrt") -> None:
 
     Raises `InputError` for another ending, numbers that are not finite, a lower bound of +inf or an upper one of −inf.
     """
+    if not isinstance(path, Path) or not isinstance(program, Program) or not isinstance(name, str):
+        came = ", ".join(type(one).__name__ for one in (path, program, name))
+        raise InputError(f"path, program, name: expected a Path, a Program and text, but got {came}.")
     writers = {".lp": _lp, ".mps": _mps}
     writer = writers.get(path.suffix.lower())
     if writer is None:

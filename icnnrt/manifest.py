@@ -252,6 +252,8 @@ class Manifest:
 
         Raises `PackageError` with one sentence: the field, what was expected, what came, the remedy.
         """
+        if not isinstance(data, bytes):
+            raise PackageError(f"{MANIFEST_FILE}: expected its bytes, but got {type(data).__name__}; read the file.")
         if len(data) > MAX_MANIFEST_BYTES:
             raise PackageError(
                 f"{MANIFEST_FILE}: expected at most {MAX_MANIFEST_BYTES} bytes, but it has {len(data)}; "
@@ -645,6 +647,9 @@ def _read_manifest(value: object) -> Manifest:
     regulariser = fields.take("regulariser", _regulariser)
     fields.close()
     _check_roles(manifest, regulariser, place)
+    for name in (manifest.convexity and manifest.convexity.rests_on) or ():
+        if name not in manifest.weights.tensors:
+            wrong(f"{place}convexity.rests_on", "names of weights", name)
     _check_train(manifest, place)
     _check_polyhedron(manifest, place)
     tensors = manifest.weights.tensors.values()

@@ -1,11 +1,14 @@
 """Opening onnxruntime: the module, its providers, its sessions, and whether native kernels are to run in them."""
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final, TypeAlias
 
 from icnnrt import _native
+from icnnrt._fields import show
+from icnnrt._printable import cropped, harmless
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, ProviderError
 
 Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
@@ -14,8 +17,10 @@ CPU: Final = "CPUExecutionProvider"
 # The graphs of an icnnrt package are many small operators one after the other. Measured on two busy cores with a
 # PICNN of 1836 inputs: a second thread gained nothing at batch 1 and doubled the time at 16 and 128 (it spins).
 THREADS: Final = 1
-# 3 = errors. The default, warnings, prints a line on stderr for every weight, because a session may override it.
-LOG_SEVERITY: Final = 3
+MAX_THREADS: Final = 1024
+# 4 = fatal errors. The default, warnings, prints a line on stderr for every weight, because a session may override it;
+# errors are raised too, and onnxruntime prints the names in them as they are, escapes of a terminal included.
+LOG_SEVERITY: Final = 4
 
 
 def onnxruntime() -> ModuleType:
@@ -38,7 +43,9 @@ def checked_threads(threads: object) -> int:
     if threads is None:
         return THREADS
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
+        raise InputError(f"threads: expected an integer of at least 1 or None, but got {show(threads)}.")
+    if threads > MAX_THREADS:
+        raise InputError(f"threads: expected at most {MAX_THREADS}, but got {show(threads)}; give no more than cores.")
     return threads
 
 
@@ -71,8 +78,8 @@ def open_session(
             raise ProviderError(
                 f"providers: onnxruntime cannot run {file} on {[name for name, _ in wanted]} "
                 f"({first_line(error)}); check the drivers and options, or use {CPU}."
-            ) from error
-        raise refused(first_line(error)) from error
+            ) from harmless(error)
+        raise refused(first_line(error)) from harmless(error)
     missing = [name for name, _ in wanted if name not in session.get_providers()]
     if missing:
         raise ProviderError(
@@ -130,5 +137,6 @@ def _pair(provider: object) -> tuple[str, Mapping[str, Any]]:
 
 def first_line(error: Exception) -> str:
     """What an exception says, short enough for a sentence."""
-    text = (str(error) or type(error).__name__).strip().splitlines()[0]
-    return text if len(text) <= 300 else text[:297] + "..."
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    # Names from the graph are in it: blanks in a row would let a part of one look like a line of its own.
+    return cropped(re.sub(r"\s+", " ", line), 300)

@@ -1,6 +1,6 @@
 """The on-disk format of an icnnrt package, version 2; this docstring is its specification.
 
-A package is a folder, by custom named `<name>.icnn`, of plain files and nothing else:
+A package is a folder, by custom named `<name>.icnn`, of plain files:
 
     manifest.json          what the package holds; sizes and SHA-256 of the other files
     weights.safetensors    every weight, once
@@ -20,7 +20,14 @@ A package is a folder, by custom named `<name>.icnn`, of plain files and nothing
     <role>.onnx            any further graph; role matches [a-z][a-z0-9_]*
     golden.safetensors     inputs and outputs to replay; optional
 
-Subfolders, symbolic links, hidden files and files the manifest does not list are refused.
+Beside them may lie what people keep where they keep packages: whatever has a name that begins with a dot (.git,
+.DS_Store, .cache), README.md, LICENSE, Thumbs.db and lost+found. It is not part of the package, is never read or
+followed, and `Package.ignored` and `icnnrt inspect` name it. Any other file that the manifest does not list, and any
+subfolder, is refused.
+
+Symbolic links are refused too, unless the reader is asked to follow them (`follow_links`), as the caches of model hubs
+and mounted volumes are made of them: then each file of the package may be a link, or several in a row, that ends at a
+plain file. What is read is checked as ever, and where a link leads is the affair of whoever made it.
 
 manifest.json is UTF-8 JSON of at most 4 MiB: one object, no key twice, no NaN or Infinity, with
 exactly these keys, the last four where they apply:
@@ -65,7 +72,8 @@ exactly these keys, the last four where they apply:
     polyhedron       only with argmin_polyhedron.onnx: {"iterations": int >= 1, "mu": float >= 0, "tolerance":
                       float >= 0, "adjoint": "prop3" or "implicit"}, see `manifest.PolyhedronSpec`
     convexity        of the value graph with the weights beside it: {"verdict": "proven", "violated" or "unknown",
-                     ...}, all that `convexity.Convexity` holds
+                     ...}, all that `convexity.Convexity` holds; of a proof, "rests_on": [name, ...] are the weights
+                     whose values it needs, of the others it needs no more than their signs
     golden           only with golden.safetensors: {"file": "golden.safetensors", "sha256": hex, "bytes": int}
 
 Bounds, checked before anything is allocated: K <= 4096, steps <= 1000, K n <= 2^28, at most 2^31
@@ -102,11 +110,16 @@ package lies whole in the folder aside. A reader that finds nothing at the path 
 newest folder aside that is whole, as the package at that path; it renames nothing. A folder aside
 means nothing while there is something at the path: a write deletes those of its own name, before it
 moves the old package aside and when the new one is in place. A folder `.<name>.new-<token>` that a
-crash left behind may be deleted. A reader that is opening a package while it is replaced may be told
+crash left behind may be deleted. What a package's folder holds besides the package stays: a replacement
+has links or copies of such files in the new folder before it is renamed, so they are at the path whenever
+a package is, and it refuses to begin where one of them is a folder or anything else that cannot be in
+two places. A file in a folder aside that is neither the package's nor at the path is never deleted, and
+keeps that folder. A reader that is opening a package while it is replaced may be told
 that a file is missing or differs; it should open it again.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -126,8 +139,9 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from icnnrt import _wire
-from icnnrt._fields import AGAIN, JsonObject, exactly, listing, load_json, show, surrogate, table, wrong
+from icnnrt._fields import AGAIN, JsonObject, exactly, listing, load_json, named, show, surrogate, table, wrong
 from icnnrt._files import sync_folder
+from icnnrt._printable import harmless
 from icnnrt.convexity import Convexity
 from icnnrt.errors import InputError, PackageError
 from icnnrt.manifest import (
@@ -187,12 +201,17 @@ __all__ = [
     "TrainingSpec",
     "WeightSpec",
     "WeightsFile",
+    "opened",
     "weight_layout",
     "write",
 ]
 
 # Far more than a package can have, and few enough to list.
 MAX_ENTRIES: Final = 4096
+# Of a package's folder, in bytes; file systems take 255, and folders aside have a token too.
+MAX_NAME: Final = 224
+# What lies beside packages in working copies, on volumes and in file managers; so does what begins with a dot.
+IGNORED: Final = frozenset(("README.md", "LICENSE", "Thumbs.db", "lost+found"))
 
 _PACKAGE_FILE: Final = re.compile(
     rf"{'|'.join(map(re.escape, (MANIFEST_FILE, WEIGHTS_FILE, GOLDEN_FILE)))}|[a-z][a-z0-9_]*\.onnx"
@@ -210,6 +229,7 @@ class Package:
     graphs:    role -> bytes of its ONNX file
     weights:   name -> read-only array
     golden:    the arrays of golden.safetensors, read-only; empty without that file
+    ignored:   names of what else lies in the folder and is not read, such as .git or README.md
 
     Sessions are made from `graphs` and `weights` rather than from the files, so that what runs is
     what was checked, even if the folder changes meanwhile.
@@ -220,6 +240,7 @@ class Package:
     graphs: Mapping[str, bytes]
     weights: Mapping[str, np.ndarray]
     golden: Mapping[str, np.ndarray]
+    ignored: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -228,25 +249,31 @@ class Package:
         return hashlib.sha256(self.manifest.to_json()).hexdigest()
 
     def __repr__(self) -> str:
-        return f"<Package {self.manifest.name} at {self.path}: {', '.join(self.graphs)}>"
+        return f"<Package {named(self.manifest.name)} at {self.path}: {', '.join(self.graphs)}>"
 
     @classmethod
-    def open(cls, path: StrPath) -> "Package":
+    def open(cls, path: StrPath, *, follow_links: bool = False) -> "Package":
         """Read the package at `path` and check everything the module docstring promises.
 
         Each file is read once; hashing, checking and use share those bytes. Where the replacement
-        of the package was interrupted, that is the old one (see the module docstring). Raises
-        `PackageError` with one sentence at the first thing that is wrong.
+        of the package was interrupted, that is the old one (see the module docstring).
+
+        follow_links: take symbolic links to files for the files, as the caches of model hubs and mounted volumes
+                      need. Where they lead is up to whoever made them, so ask for it where that is you
+
+        Raises `PackageError` with one sentence at the first thing that is wrong, `InputError` for what is no path.
         """
-        folder = Path(os.path.abspath(path))
+        if not isinstance(follow_links, bool):
+            raise InputError(f"follow_links: expected True or False, but got {show(follow_links)}.")
+        folder = _folder_of(path)
         try:
-            return cls(folder, *_read_and_check(folder))
+            return cls(folder, *_read_and_check(folder, follow_links))
         except PackageError as error:
             asides = _asides(folder)
             # The path once more, as a replacement that was under way may have ended meanwhile.
             for place in (*asides, folder) if asides else ():
                 with contextlib.suppress(PackageError):
-                    return cls(folder, *_read_and_check(place))
+                    return cls(folder, *_read_and_check(place, follow_links))
             raise PackageError(f"{folder}: {error}") from error.__cause__
 
     def save(
@@ -266,6 +293,10 @@ class Package:
         errors and interruptions see `write`.
         """
         golden: Mapping[str, np.ndarray] = {}
+        _check_table("parity", parity)
+        _check_table("metadata", metadata)
+        if convexity is not None and not isinstance(convexity, Convexity):
+            raise InputError(f"convexity: expected a Convexity or None, but got {type(convexity).__name__}.")
         if weights is None:
             weights, golden, convexity = self.weights, self.golden, convexity or self.manifest.convexity
         _check_arrays(weights)
@@ -284,6 +315,11 @@ class Package:
             convexity=convexity,
         )
         return _write(path, manifest, self.graphs, weights, golden, overwrite)
+
+
+def opened(source: StrPath | Package) -> Package:
+    """The package itself, where it is open already, or the one at a path."""
+    return source if isinstance(source, Package) else Package.open(source)
 
 
 def write(
@@ -332,9 +368,28 @@ def write(
     when the disk refuses; then the old package is put back.
     """
     _check_arrays(weights)
+    for argument, given, kind_of in (
+        ("solver", solver, SolverSpec),
+        ("domain", domain, Domain),
+        ("train", train, TrainingSpec),
+        ("polyhedron", polyhedron, PolyhedronSpec),
+        ("convexity", convexity, Convexity),
+    ):
+        if given is not None and not isinstance(given, kind_of):
+            raise InputError(f"{argument}: expected a {kind_of.__name__} or None, but got {type(given).__name__}.")
+    for argument, names in (("nonnegative", nonnegative), ("trainable", trainable), ("signs", signs or {})):
+        several = isinstance(names, list | tuple | set | frozenset | Mapping)
+        if not several or not all(isinstance(one, str) for one in names):
+            raise InputError(f"{argument}: expected a list of names of weights, but got {show(names)}.")
+    for argument, shape in (("x_shape", x_shape), ("y_shape", y_shape)):
+        if not isinstance(shape, list | tuple):
+            raise InputError(f"{argument}: expected a tuple of sizes, but got {show(shape)}.")
+    for argument, content in (("producer", producer), ("parity", parity), ("metadata", metadata), ("golden", golden)):
+        _check_table(argument, content)
+    _check_table("graphs", graphs, needed=True)
     signs = signs or {}
-    for argument, named in (("nonnegative", nonnegative), ("trainable", trainable), ("signs", signs)):
-        for unknown in sorted(set(named) - weights.keys()):
+    for argument, names in (("nonnegative", nonnegative), ("trainable", trainable), ("signs", signs)):
+        for unknown in sorted(set(names) - weights.keys()):
             raise InputError(
                 f"{argument}: expected names of weights, but {show(unknown)} is none; "
                 f"the weights are {show(sorted(weights))}."
@@ -402,7 +457,13 @@ def _safetensors(tensors: Mapping[str, np.ndarray]) -> bytes:
     return bytes(safetensors_numpy.save(arrays))
 
 
+def _check_table(argument: str, table: object, needed: bool = False) -> None:
+    if not isinstance(table, Mapping) and (needed or table is not None):
+        raise InputError(f"{argument}: expected a dict, but got {type(table).__name__}.")
+
+
 def _check_arrays(weights: Mapping[str, object]) -> None:
+    _check_table("weights", weights, needed=True)
     for key, array in weights.items():
         if not isinstance(key, str) or key == RESERVED_NAME or not key or surrogate(key):
             raise InputError(f"weights: expected names like those of a state dict, but one is {show(key)}; rename it.")
@@ -439,8 +500,9 @@ def _check_files(
         dtype = np.dtype(spec.dtype).newbyteorder("<")
         weights[name] = np.ndarray(spec.shape, dtype, buffer=files[WEIGHTS_FILE], offset=extents[name][0])
         _check_values(name, spec, weights[name])
+    steps, there = _wire.MAX_STEPS, frozenset(extents.values())
     for graph in manifest.graphs.values():
-        _check_graph(manifest, graph.file, files[graph.file], frozenset(extents.values()))
+        steps -= _check_graph(manifest, graph.file, files[graph.file], there, steps)
     graphs = {role: files[graph.file] for role, graph in manifest.graphs.items()}
     manifest = replace(manifest, graphs={role: _with_signature(manifest, role, data) for role, data in graphs.items()})
     golden = _read_golden(files[GOLDEN_FILE]) if manifest.golden else {}
@@ -479,7 +541,7 @@ def _read_golden(data: bytes) -> dict[str, np.ndarray]:
     try:
         arrays = safetensors_numpy.load(data)
     except Exception as error:
-        raise PackageError(f"{GOLDEN_FILE}: is no safetensors file ({error}); {AGAIN}.") from error
+        raise PackageError(f"{GOLDEN_FILE}: is no safetensors file ({error}); {AGAIN}.") from harmless(error)
     for array in arrays.values():
         array.flags.writeable = False
     return dict(arrays)
@@ -560,9 +622,9 @@ def _survey(data: bytes, file: str) -> _wire.Survey:
         raise InputError(f"graphs: {error}") from error
 
 
-def _check_graph(manifest: Manifest, file: str, data: bytes, extents: Collection[tuple[int, int]]) -> None:
-    """Refuse a graph that reads other files, or uses operators from elsewhere."""
-    found = _wire.survey(data, file)
+def _check_graph(manifest: Manifest, file: str, data: bytes, extents: Collection[tuple[int, int]], steps: int) -> int:
+    """Refuse a graph that reads other files, or uses operators from elsewhere; of `steps`, how many that took."""
+    found = _wire.survey(data, file, steps)
     if not found.graphs:
         raise PackageError(f"{file}: expected an ONNX model, but it holds no graph; {AGAIN}.")
     for tensor in found.external:
@@ -598,22 +660,42 @@ def _check_graph(manifest: Manifest, file: str, data: bytes, extents: Collection
                 f"{file}: functions should be defined in {OP_DOMAIN}, but {show(function)} is defined in "
                 f"{show(domain)}; {AGAIN}."
             )
-    if found.ir_versions != {manifest.ir_version}:
-        wrong(f"{file}: ir_version", f"{manifest.ir_version} as in {MANIFEST_FILE}", sorted(found.ir_versions))
+    if found.ir_version != manifest.ir_version:
+        wrong(f"{file}: ir_version", f"{manifest.ir_version} as in {MANIFEST_FILE}", found.ir_version)
     versions = {"": manifest.opset, "ai.onnx": manifest.opset, OP_DOMAIN: 1}
     for domain, version in sorted(found.opset_imports):
         # Imports from other domains are harmless, as none of their operators is used.
         if version != versions.get(domain, version):
             wrong(f"{file}: the imported opset of {show(domain)}", f"{versions[domain]}", version)
+    return found.steps
 
 
 # --- Reading from the disk -----------------------------------------------------------------------
 
 
+def _folder_of(path: object, argument: str = "path") -> Path:
+    """The absolute path of a folder that a caller gave, or the `InputError`."""
+    try:
+        given = os.fspath(path)  # type: ignore[call-overload]
+        if not isinstance(given, str):
+            raise TypeError
+        return Path(os.path.abspath(given))
+    except OSError as error:  # a relative path, and the working directory is gone
+        raise InputError(
+            f"{argument}: the working directory, from which {show(str(path))} is counted, cannot be found "
+            f"({error.strerror}); give an absolute path."
+        ) from error
+    except Exception:
+        raise InputError(
+            f"{argument}: expected a path, text or a pathlib.Path, but got {type(path).__name__}; see pathlib."
+        ) from None
+
+
 def _read_and_check(
-    folder: Path,
-) -> tuple[Manifest, Mapping[str, bytes], Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-    return _check_files(*_read_folder(folder))
+    folder: Path, follow_links: bool
+) -> tuple[Manifest, Mapping[str, bytes], Mapping[str, np.ndarray], Mapping[str, np.ndarray], tuple[str, ...]]:
+    manifest, files, ignored = _read_folder(folder, follow_links)
+    return *_check_files(manifest, files), ignored
 
 
 def _asides(target: Path, *, always: bool = False) -> list[Path]:
@@ -634,10 +716,10 @@ def _asides(target: Path, *, always: bool = False) -> list[Path]:
     return [target.with_name(name) for _, name in sorted(found, reverse=True)]
 
 
-def _read_folder(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+def _read_folder(folder: Path, follow_links: bool) -> tuple[Manifest, dict[str, bytes], tuple[str, ...]]:
     """Read the manifest and then exactly the files it lists, by name and with the size it gives."""
-    names = _list_folder(folder)
-    manifest = Manifest.from_json(_read_file(folder / MANIFEST_FILE, limit=MAX_MANIFEST_BYTES))
+    names, ignored = _list_folder(folder, follow_links)
+    manifest = Manifest.from_json(_read_file(folder / MANIFEST_FILE, follow_links, limit=MAX_MANIFEST_BYTES))
     listed = {graph.file: graph.bytes for graph in manifest.graphs.values()}
     listed[manifest.weights.file] = manifest.weights.bytes
     if manifest.golden:
@@ -648,11 +730,19 @@ def _read_folder(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
         raise PackageError(
             f"{show(name)} does not belong to the package: {MANIFEST_FILE} does not list it; move it out of the folder."
         )
-    return manifest, {name: _read_file(folder / name, size=size) for name, size in listed.items()}
+    files = {name: _read_file(folder / name, follow_links, size=size) for name, size in listed.items()}
+    return manifest, files, ignored
 
 
-def _list_folder(folder: Path) -> set[str]:
-    """Return the names in a package folder, refusing one without a manifest and all that are not plain files."""
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name in IGNORED
+
+
+def _list_folder(folder: Path, follow_links: bool = False) -> tuple[set[str], tuple[str, ...]]:
+    """The names in a package folder, and those of what is ignored there.
+
+    Refuses a folder without a manifest, and what is no plain file: with `follow_links`, no link to one either.
+    """
     try:
         if folder.is_file():
             raise PackageError(
@@ -669,38 +759,63 @@ def _list_folder(folder: Path) -> set[str]:
             )
             raise PackageError(f"expected a package folder, but there is nothing; {remedy}")
         with os.scandir(folder) as entries:
-            listed = list(islice(entries, MAX_ENTRIES))
+            listed = list(islice(entries, MAX_ENTRIES + 1))
         # First, as it matters little what else such a folder holds; among very many files it may not be listed.
         if MANIFEST_FILE not in {entry.name for entry in listed} and not os.path.lexists(folder / MANIFEST_FILE):
             raise PackageError(
                 f"expected a package, but the folder has no {MANIFEST_FILE}; "
                 "give the path of the package folder itself, or export the package again."
             )
-        for entry in sorted(listed, key=lambda e: e.name):
-            kind = (
-                "a symbolic link"
-                if entry.is_symlink()
-                else "a folder"
-                if entry.is_dir(follow_symlinks=False)
-                else None
-                if entry.is_file(follow_symlinks=False)
-                else "neither a file nor a folder"
+        if len(listed) > MAX_ENTRIES:
+            raise PackageError(
+                f"a package holds a few files, but there are more than {MAX_ENTRIES} in the folder; move out what does "
+                "not belong to it."
             )
-            if kind:
-                raise PackageError(
-                    f"a package holds plain files only, but {show(entry.name)} is {kind}; "
-                    "copy the package so that it holds the files themselves, and nothing else."
-                )
+        names, ignored = set(), []
+        for entry in sorted(listed, key=lambda e: e.name):
+            if _is_ignored(entry.name):
+                ignored.append(entry.name)
+                continue
+            if kind := _no_file(entry, follow_links):
+                raise PackageError(f"a package holds plain files only, but {show(entry.name)} is {kind}.")
+            names.add(entry.name)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise PackageError(f"cannot be read ({error}); check the path and its permissions.") from error
-    return {entry.name for entry in listed}
+    return names, tuple(ignored)
 
 
-def _read_file(path: Path, *, size: int | None = None, limit: int | None = None) -> bytes:
+def _no_file(entry: os.DirEntry[str], follow_links: bool) -> str:
+    """What an entry of a package's folder is, and a remedy, if it is no file; empty if it is one."""
+    whole = "copy the package so that it holds the files themselves, and nothing else"
+    if not entry.is_symlink():
+        if entry.is_file(follow_symlinks=False):
+            return ""
+        kind = "a folder" if entry.is_dir(follow_symlinks=False) else "neither a file nor a folder"
+        return f"{kind}; {whole}"
+    if not follow_links:
+        return (
+            "a symbolic link; pass follow_links=True, or --follow-links on the command line, if whoever made the link "
+            f"is to be trusted, or {whole}"
+        )
+    try:
+        mode = os.stat(entry.path).st_mode
+    except FileNotFoundError:
+        return "a symbolic link to what is not there; copy the files that it and others lead to"
+    except OSError as error:
+        why = "leads in a circle" if error.errno == errno.ELOOP else f"cannot be followed ({error.strerror})"
+        return f"a symbolic link that {why}; {whole}"
+    if stat.S_ISREG(mode):
+        return ""
+    kind = "a folder" if stat.S_ISDIR(mode) else "what is neither a file nor a folder, such as a device or a pipe"
+    return f"a symbolic link to {kind}; {whole}"
+
+
+def _read_file(path: Path, follow_links: bool = False, *, size: int | None = None, limit: int | None = None) -> bytes:
     """Read a file that should have exactly `size` bytes, or at most `limit`."""
     try:
         # The name may have become a link or a pipe since it was listed: do not follow or wait.
-        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+        flags |= 0 if follow_links else getattr(os, "O_NOFOLLOW", 0)
         with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -734,8 +849,8 @@ def _write(
     overwrite: bool,
 ) -> Package:
     """Complete the draft with sizes and hashes, check the whole, and put it on the disk."""
-    target = Path(os.path.abspath(path))
-    _check_target(target, overwrite)
+    target = _folder_of(path)
+    beside = _check_target(target, overwrite)
     data, _ = weight_layout(weights)
     files = {f"{role}.onnx": graph for role, graph in graphs.items()}
     manifest = replace(
@@ -761,37 +876,96 @@ def _write(
             },
         )
         files[MANIFEST_FILE] = manifest.to_json()
-        checked = _check_files(Manifest.from_json(files[MANIFEST_FILE]), files)
-    except (PackageError, TypeError, ValueError) as error:  # json raises the last two
+        manifest = Manifest.from_json(files[MANIFEST_FILE])
+        checked = _check_files(manifest, files)
+    except MemoryError:
+        raise
+    except Exception as error:  # of whatever an argument holds that is no text and no number
         raise InputError(f"{target.name} would not be a valid package: {error}") from error
-    _replace_folder(target, files)
-    return Package(target, *checked)
+    _replace_folder(target, files, beside)
+    return Package(target, *checked, tuple(sorted(path.name for path in beside)))
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Refuse a path that is taken by anything but a package that may be overwritten."""
-    if not target.parent.is_dir():
-        raise InputError(f"path: expected a place in an existing folder, but {target.parent} is none; create it first.")
-    if not os.path.lexists(target):
-        if not overwrite and (aside := next(filter(_is_package, _asides(target)), None)):
+def _check_target(target: Path, overwrite: bool) -> tuple[Path, ...]:
+    """Refuse a path that is taken by anything but a package that may be overwritten.
+
+    Returns what lies in the folder to be replaced and is not the package's, which is to be in the new one too.
+    """
+    there = old = None
+    if not isinstance(overwrite, bool | np.bool_):
+        raise InputError(f"overwrite: expected True or False, but got {show(overwrite)}.")
+    try:
+        if "\0" in str(target):
+            raise InputError(f"path: expected a place on the disk, but got {show(str(target))}; choose another.")
+        if len(os.fsencode(target.name)) > MAX_NAME:
             raise InputError(
-                f"path: {target} is a package whose replacement was interrupted, in {aside.name}; pass overwrite=True "
-                "to replace it, or choose another path."
+                f"path: expected a name of at most {MAX_NAME} bytes, as the folders that a replacement makes beside it "
+                f"have longer ones, but got one of {len(os.fsencode(target.name))}; choose a shorter one."
             )
-        return
-    if target.is_symlink() or not _is_package(target):
+        if not target.parent.is_dir():
+            raise InputError(
+                f"path: expected a place in an existing folder, but {target.parent} is none; create it first."
+            )
+        there = os.path.lexists(target)
+        old = target if there else next(filter(_is_package, _asides(target)), None)
+        if there and (target.is_symlink() or not _is_package(target)):
+            raise InputError(
+                f"path: {target} exists and is not a package of plain files alone, so it is not replaced; "
+                "choose another path or remove it yourself."
+            )
+        beside = _beside(old) if old else ()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"path: {target} cannot be looked at ({error}); choose another.") from error
+    if old and not overwrite:
+        if there:
+            raise InputError(f"path: {target} exists; pass overwrite=True to replace it, or choose another path.")
         raise InputError(
-            f"path: {target} exists and is not a package of plain files alone, so it is not replaced; "
-            "choose another path or remove it yourself."
+            f"path: {target} is a package whose replacement was interrupted, in {old.name}; pass overwrite=True "
+            "to replace it, or choose another path."
         )
-    if not overwrite:
-        raise InputError(f"path: {target} exists; pass overwrite=True to replace it, or choose another path.")
+    stuck = [path.name for path in beside if not _can_be_carried(path)]
+    if stuck:
+        names = ", ".join(show(name) for name in stuck[:5]) + (f" and {len(stuck) - 5} more" if len(stuck) > 5 else "")
+        raise InputError(
+            f"path: {target} also holds {names}, which a replacement of the folder cannot take along; choose another "
+            "path, or move what is not the package's out of the folder."
+        )
+    return beside
+
+
+def _beside(folder: Path) -> tuple[Path, ...]:
+    """What lies in a package's folder and is not read."""
+    return tuple(folder / name for name in _list_folder(folder)[1])
+
+
+def _can_be_carried(path: Path) -> bool:
+    mode = path.lstat().st_mode
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+
+
+def _carry(path: Path, folder: Path) -> None:
+    """Have a file of the old folder in the new one too: a second name for it, or a copy where there are no such."""
+    new = folder / path.name
+    with contextlib.suppress(FileNotFoundError):  # somebody has removed it
+        if path.is_symlink():
+            os.symlink(os.readlink(path), new)
+            return
+        try:
+            os.link(path, new)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system that has no links
+            shutil.copy2(path, new)
+            with open(new, "rb+") as copy:
+                os.fsync(copy.fileno())
 
 
 def _is_package(folder: Path) -> bool:
-    """Tell whether a folder may be deleted as a package: it holds nothing that is not one's."""
+    """Tell whether a folder may be replaced as a package: it holds nothing else, or what is ignored in one."""
     try:
-        if not all(_PACKAGE_FILE.fullmatch(name) for name in _list_folder(folder)):
+        if not all(_PACKAGE_FILE.fullmatch(name) for name in _list_folder(folder)[0]):
             return False
         manifest = load_json(_read_file(folder / MANIFEST_FILE, limit=MAX_MANIFEST_BYTES), MANIFEST_FILE)
     except PackageError:
@@ -799,8 +973,11 @@ def _is_package(folder: Path) -> bool:
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
-def _replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder with these files at `target`; the module docstring says what holds on the way."""
+def _replace_folder(target: Path, files: Mapping[str, bytes], beside: Collection[Path] = ()) -> None:
+    """Put a folder with these files, and what was `beside` the old ones, at `target`.
+
+    The module docstring says what holds on the way.
+    """
     token = secrets.token_hex(8)
     new = target.with_name(f".{target.name}.new-{token}")
     old = target.with_name(f".{target.name}.old-{token}")
@@ -811,10 +988,12 @@ def _replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
+        for path in beside:
+            _carry(path, new)
         sync_folder(new)
         if os.path.lexists(target):
             # Left behind by an earlier interruption; the only folder aside is to be this package's.
-            _remove(_asides(target, always=True))
+            _remove_asides(target)
             os.rename(target, old)
         os.rename(new, target)
     except BaseException:
@@ -831,9 +1010,15 @@ def _replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
             error.add_note(f"{target} is the new package; the old one is kept in {old}.")
         raise
     # Only now is the new package sure to survive a loss of power.
-    _remove(_asides(target, always=True))
+    _remove_asides(target)
 
 
-def _remove(folders: list[Path]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove_asides(target: Path) -> None:
+    """Delete the folders aside of `target`, but no file that is neither a package's nor at `target` too."""
+    for folder in _asides(target, always=True):
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder):
+                if _PACKAGE_FILE.fullmatch(name) or (_is_ignored(name) and os.path.lexists(target / name)):
+                    with contextlib.suppress(OSError):  # a folder, for one
+                        os.unlink(folder / name)
+            os.rmdir(folder)

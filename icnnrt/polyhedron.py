@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import adjoint as _adjoint
-from icnnrt._arguments import batch, check_finite_bar, finite_rows, not_negative, untrusted
+from icnnrt._arguments import batch, check_finite_bar, finite_rows, not_negative, sample, untrusted
 from icnnrt._piecewise import is_piecewise_linear
 from icnnrt.bundle_qp import (
     Polyhedron,
@@ -122,9 +122,7 @@ class PolyhedronSolution(_Frozen):
 
     def advice(self, i: int) -> str:
         """One sentence with numbers: how sample `i` went and what would make it better."""
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)} samples")
-        i %= len(self)
+        i = sample(i, len(self))
         status, gap, cuts = Status(self.status[i]), float(self.gap[i]), int(self.cuts[i])
         held = f"{cuts} cut{'s' * (cuts != 1)}"
         left = f"left {f'a gap of {gap:.1e}' if np.isfinite(gap) else 'no answer'}"
@@ -403,7 +401,7 @@ def vjp(
 ) -> ConstraintCotangents:
     """`Session.vjp_polyhedron` documents the arguments."""
     for argument, value, allowed in (("adjoint", adjoint, ADJOINTS), ("on_unsafe", on_unsafe, ("raise", "skip"))):
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise InputError(f"{argument}: expected one of {', '.join(map(repr, allowed))}, but got {value!r}.")
     if not isinstance(solution, PolyhedronSolution):
         raise InputError(
@@ -483,7 +481,7 @@ def _rows(name: str, value: object, B: int, shape: tuple[int | None, ...], *, bo
     try:
         array = np.array(value, np.float64)  # a copy: a solution keeps it, and callers write in theirs
         came = list(array.shape)  # before it is made to fit
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # an object may have an idea of its own of what it is as an array
         raise InputError(f"{name}: expected numbers, but got {type(value).__name__} ({error}).") from error
     if bound and array.ndim == 0:
         array = np.full((1, *(s or 0 for s in shape)), array)

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt._arguments import flag, sample
 from icnnrt._forks import inherit
 from icnnrt.errors import IcnnrtError, InputError
 from icnnrt.ort import onnxruntime
@@ -93,12 +94,13 @@ class QPSolver:
             least = 1 if name in ("n", "batch") else 0
             try:
                 sizes[name] = operator.index(size)
-            except TypeError:
+            except Exception:
                 sizes[name] = -1
             if not least <= sizes[name] <= SIZES_MAX:
                 raise InputError(f"{name}: expected an integer from {least} to {SIZES_MAX}, but got {size!r}.")
-        if dtype not in DTYPES.values():
+        if not isinstance(dtype, str) or dtype not in DTYPES.values():
             raise InputError(f"dtype: expected 'float32' or 'float64', but got {dtype!r}.")
+        box, two_sided, warm = flag(box, "box"), flag(two_sided, "two_sided"), flag(warm, "warm")
         n, m, q, B = sizes.values()
         absent = {"h_lower": not two_sided, "lower": not box, "upper": not box}
         empty = {"h_lower": -np.inf, "h": np.inf, "lower": -np.inf, "upper": np.inf}
@@ -215,10 +217,7 @@ class QPSolver:
         """One sentence with numbers: how sample `i` of the last `solve` went, and what would make it better."""
         if not self._solve.calls:
             raise InputError("advice: expected a solved problem to tell of; call solve first.")
-        B = len(self.status)
-        if not -B <= i < B:
-            raise IndexError(f"sample {i} of {B} samples")
-        i %= B
+        i = sample(i, len(self.status))
         data = {name: a[i if len(a) > 1 else 0] for name, a in self.data._asdict().items()}
         return qp_advice(i, int(self.status[i]), self.residual[i], data)
 

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import _native, _wire
-from icnnrt._arguments import untrusted
+from icnnrt._arguments import flag, sample, untrusted
+from icnnrt._fields import show
 from icnnrt._once import Once
 from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError
 from icnnrt.ort import (
@@ -358,7 +359,7 @@ class QPSolution:
 
         Where a multiplier and its slack are both 0 the answer has a kink, and the gradient is that of one side.
         """
-        if on_unsafe not in ON_UNSAFE:
+        if not isinstance(on_unsafe, str) or on_unsafe not in ON_UNSAFE:
             raise InputError(f"on_unsafe: expected one of {', '.join(map(repr, ON_UNSAFE))}, but got {on_unsafe!r}.")
         z, lam, nu, mu, slack, box_slack, _, status, _ = self._rows
         dtype = z.dtype
@@ -400,9 +401,7 @@ class QPSolution:
 
     def advice(self, i: int = 0) -> str:
         """One sentence with numbers: how sample `i` went, and what would make it better."""
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)} samples")
-        i %= len(self)
+        i = sample(i, len(self))
         data = {name: a[i if len(a) > 1 else 0] for name, a in self._feeds.items() if name != "start"}
         return qp_advice(i, int(self._rows[7][i]), self._rows[6][i], data)
 
@@ -469,7 +468,10 @@ def _datum(name: str, value: object, dtype: np.dtype[Any], shape: tuple[int, ...
 
 def _bound(name: str, value: object, dtype: np.dtype[Any], n: int) -> Floats:
     if isinstance(value, int | float) or (isinstance(value, np.generic) and value.dtype == dtype):
-        return np.full((), value, dtype)
+        try:
+            return np.full((), value, dtype)
+        except OverflowError:
+            raise InputError(f"{name}: expected a number that {dtype} holds, but got {show(value)}.") from None
     return _datum(name, value, dtype, (n,))
 
 
@@ -550,7 +552,8 @@ _sessions: Once[tuple[Any, bool]] = Once()
 
 def _session(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
     """onnxruntime's session of a graph, made once, and whether native kernels run in it."""
-    threads = checked_threads(threads)  # before the look-up, where True would be found as 1
+    # Before the look-up, where True would be found as 1, and where a list cannot be looked up at all.
+    threads, native = checked_threads(threads), None if native is None else flag(native, "native")
     key = (role, dtype, native, threads, None if providers is None else repr(providers))
     return _sessions.find(key) or _sessions.get(key, lambda: _make(role, dtype, native, providers, threads))
 

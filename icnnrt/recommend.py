@@ -1,6 +1,6 @@
 """How many iterations a package's solver needs for a gap, told from data: what to export it with."""
 
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from icnnrt import certificate, reference
 from icnnrt._arguments import batch, finite_rows
+from icnnrt._fields import show
 from icnnrt.domains import MODELS, SPACE, Coordinates, Domain, box_coordinates, space_coordinates
 from icnnrt.errors import InputError
 from icnnrt.manifest import SolverSpec
@@ -59,10 +60,12 @@ def recommend(
 
     Raises `InputError` for a package without a solver, wrong shapes, or no finite sample.
     """
-    if not isinstance(gap, int | float) or isinstance(gap, bool) or not 0 < gap < math.inf:
-        raise InputError(f"gap: expected a positive number, but got {gap!r}; 1e-3 is usual.")
+    if not isinstance(gap, int | float) or isinstance(gap, bool) or not 0 < gap <= sys.float_info.max:
+        raise InputError(f"gap: expected a positive number, but got {show(gap)}; 1e-3 is usual.")
     if not isinstance(max_iterations, int) or isinstance(max_iterations, bool) or max_iterations < 1:
         raise InputError(f"max_iterations: expected an integer of at least 1, but got {max_iterations!r}.")
+    if not isinstance(session, Session):
+        raise InputError(f"session: expected what icnnrt.load returned, but got {type(session).__name__}.")
     spec = session._solver("recommend")
     X = batch(x, "x", session.dtype, session.manifest.x_shape)
     bounds = session._bounds(len(X), lower, upper)

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt._arguments import batch, finite_rows
-from icnnrt.convexity import Convexity, prove
+from icnnrt.convexity import Convexity, grounds, prove
 from icnnrt.errors import InputError
-from icnnrt.package import Package
+from icnnrt.package import Package, opened
 from icnnrt.session import load
 from icnnrt.signs import NONNEGATIVE, Sign, united
 
@@ -46,9 +46,10 @@ class RepairReport:
 
 
 def project(
-    source: StrPath, target: StrPath, x: object = None, *, seed: int = 0, overwrite: bool = False
+    source: StrPath | Package, target: StrPath, x: object = None, *, seed: int = 0, overwrite: bool = False
 ) -> RepairReport:
-    """Write the package at `source` to `target` with every weight to blame for a lost convexity clipped to >= 0.
+    """Write the package `source`, or the one at that path, to `target` with the weights to blame for a lost convexity
+    clipped to >= 0.
 
     x:     [B, *x_shape], contexts that the changes are measured at; random normal ones by default
     seed:  of those, and of the points y
@@ -59,7 +60,7 @@ def project(
     cost much of what was trained, and training with the constraint is better where it can be done. Nothing is written
     if f cannot be proven convex in this way, which is an `InputError`.
     """
-    package = Package.open(source)
+    package = opened(source)
     if package.manifest.kind == "gradient":
         raise InputError("package: it holds a gradient alone, whose weights cannot be judged; export the energy.")
     if package.manifest.kind == "qp":
@@ -81,10 +82,17 @@ def project(
             "change the network, or train it with the constraint."
         )
     value_moved, y_moved = _moves(package, weights, x, seed)
-    tensors = {
-        name: replace(spec, sign=united(spec.sign, Sign(NONNEGATIVE) if name in clipped else None, spec.shape))
-        for name, spec in package.manifest.weights.tensors.items()
+    tensors = package.manifest.weights.tensors
+    trainable = [name for name, spec in tensors.items() if spec.trainable]
+    given = {
+        name: united(spec.sign, Sign(NONNEGATIVE) if name in clipped else None, spec.shape)
+        for name, spec in tensors.items()
     }
+    signs: Mapping[str, Sign] = {name: sign for name, sign in given.items() if sign}
+    found = grounds(package.graphs["value"], weights, trainable, signs)
+    assert found is not None, "what is proven has grounds"
+    signs, after = {**signs, **found.signs}, replace(after, rests_on=found.values)
+    tensors = {name: replace(spec, sign=signs.get(name)) for name, spec in tensors.items()}
     manifest = replace(package.manifest, weights=replace(package.manifest.weights, tensors=tensors))
     metadata = {**manifest.metadata, "clipped_entries": sum(clipped.values())}
     draft = replace(package, manifest=manifest)

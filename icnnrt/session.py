@@ -1,5 +1,6 @@
 """A package in use: energies, their argmin with a certificate on every sample, and gradients through it."""
 
+import functools
 import math
 import os
 import time
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt import polyhedron as _polyhedron
-from icnnrt._arguments import batch, finite_rows
+from icnnrt._arguments import batch, converted, finite_rows, flag
+from icnnrt._fields import named
+from icnnrt._kept_convex import KeptConvex
 from icnnrt._runner import Runner
 from icnnrt._weight_sets import WeightSet
 from icnnrt.certificate import Tolerances
@@ -42,6 +45,7 @@ def load(
     threads: int | None = None,
     native: bool | None = None,
     strict: bool = False,
+    follow_links: bool = False,
 ) -> "Session":
     """Open the package at `path`, check it, and return a session that serves it.
 
@@ -57,13 +61,14 @@ def load(
                 times a call. A library that is there but that onnxruntime cannot use is a warning, and an error under
                 True
     strict:     let `argmin` raise when any sample did not converge, unless it is told otherwise
+    follow_links:  whether files of the package may be symbolic links to files, see `Package.open`
 
     A graph is handed to onnxruntime when it is first used, so this is fast and the first call of each method slow.
 
     Raises `PackageError` for a damaged package, `ProviderError` for a missing provider, `MissingDependencyError`
     without onnxruntime or the kernels that were demanded, `InputError` for other arguments.
     """
-    package = path if isinstance(path, Package) else Package.open(path)
+    package = path if isinstance(path, Package) else Package.open(path, follow_links=follow_links)
     return Session(package, providers=providers, threads=threads, native=native, strict=strict)
 
 
@@ -87,14 +92,15 @@ class Session:
         self._options = {"providers": providers, "threads": threads, "native": native, "strict": strict}
         self._runner = Runner(package, providers, threads, native)
         self._native = native
-        self._strict = strict
+        self._strict = flag(strict, "strict")
         manifest = package.manifest
         self._dtype = np.dtype(manifest.dtype)
         self._x_shape, (self._n,) = manifest.x_shape, manifest.y_shape
-        # The manifest's verdict is on the weights beside it, not on what they may become.
         found = manifest.convexity
-        self._not_convex = self._runner.weights.id if found and found.verdict == "violated" else None
-        self._proven = self._runner.weights.id if found and found.verdict == "proven" else None
+        # What was last seen of the energy: by the export, or by `prove_convexity` with the weights of then.
+        self._not_convex = found is not None and found.verdict == "violated"
+        # The weights that f is proven convex with; of others the proof says nothing.
+        self._proven = self._runner.weights.id if found is not None and found.verdict == "proven" else None
 
     # --- What it is ------------------------------------------------------------------------------
 
@@ -137,8 +143,8 @@ class Session:
     def __repr__(self) -> str:
         m = self.manifest
         return (
-            f"<Session of {m.name}: x {list(m.x_shape)}, y {list(m.y_shape)}, {m.dtype}, {', '.join(self.providers)}"
-            f"{', native' if self.native else ''}>"
+            f"<Session of {named(m.name)}: x {list(m.x_shape)}, y {list(m.y_shape)}, {m.dtype}, "
+            f"{', '.join(self.providers)}{', native' if self.native else ''}>"
         )
 
     # --- The energy ------------------------------------------------------------------------------
@@ -217,7 +223,7 @@ class Session:
             if role == "value":
                 raise _no_value(self.manifest)
             raise InputError(
-                f"{role}: the package {self.manifest.name} has no {role}.onnx; export it again with "
+                f"{role}: the package {named(self.manifest.name)} has no {role}.onnx; export it again with "
                 f"heads=[{role!r}], or on the command line with --head {role}."
             )
 
@@ -312,7 +318,7 @@ class Session:
         status, _ = certificate.judge(
             finite, out, tolerances, model, bounds.get("lower"), bounds.get("upper"), proven=weights_id == self._proven
         )
-        if weights_id == self._not_convex:  # whether or not these cuts show it
+        if self._not_convex:  # whether or not these cuts show it
             status[np.isin(status, RESTS_ON_CONVEXITY)] = Status.NOT_CONVEX
         status[finite & ~run] = Status.EMPTY_DOMAIN
         info = {
@@ -326,7 +332,7 @@ class Session:
             "seconds": time.perf_counter() - started,
         }
         solution = Solution(x=X, **out, status=status, info=info, weights_id=weights_id, **bounds)
-        if self._strict if strict is None else strict:
+        if self._is_strict(strict):
             _demand(solution)
         return solution
 
@@ -363,7 +369,7 @@ class Session:
             "seconds": time.perf_counter() - started,
         }
         answer = QPAnswer(X, out["z"], out["status"], out["residual"], info, weights_id)
-        if (self._strict if strict is None else strict) and not answer.ok.all():
+        if self._is_strict(strict) and not answer.ok.all():
             failed = np.flatnonzero(~answer.ok)
             named = "; ".join(answer.advice(int(i)) for i in failed[:NAMED])
             more = f"; and {failed.size - NAMED} more" if failed.size > NAMED else ""
@@ -380,8 +386,8 @@ class Session:
     def _demand_qp(self, what: str) -> None:
         if self.manifest.kind != "qp":
             raise InputError(
-                f"{what}: expected a package of kind 'qp', but {self.manifest.name} is of kind {self.manifest.kind!r}; "
-                "use argmin, or export the network with kind='qp'."
+                f"{what}: expected a package of kind 'qp', but {named(self.manifest.name)} is of kind "
+                f"{self.manifest.kind!r}; use argmin, or export the network with kind='qp'."
             )
 
     def vjp(
@@ -468,13 +474,13 @@ class Session:
         solution = _polyhedron.argmin(
             self, x, **given, mu=mu, iterations=iterations, tolerance=tolerance, y_init=y_init
         )
-        if solution.weights_id == self._not_convex:  # whether or not its cuts show it
+        if self._not_convex:  # whether or not its cuts show it
             status = np.where(np.isin(solution.status, RESTS_ON_CONVEXITY), Status.NOT_CONVEX, solution.status)
             status, ray = status.astype(np.int8), np.zeros_like(solution.ray)
             trajectory = solution.trajectory._replace(status=status, ray=ray)
             solution = replace(solution, status=status, ray=ray, trajectory=trajectory)
         failed = np.flatnonzero(~solution.ok)
-        if failed.size and (self._strict if strict is None else strict):
+        if self._is_strict(strict) and failed.size:
             raise CertificateError(
                 f"strict: {failed.size} of {len(solution)} samples did not converge: {solution.advice(int(failed[0]))}."
             )
@@ -501,8 +507,9 @@ class Session:
         """Whether f is convex in y with the weights as they are now: proven, violated (with a witness) or unknown.
 
         The value graph itself is followed, see `icnnrt.convexity`. x [B, *x_shape] are contexts to look for violations
-        at where nothing is proven; random normal ones by default. A package of a gradient alone is refused with
-        `InputError`: it has no value to look at.
+        at where nothing is proven; random normal ones by default. From then on, every answer of an energy that is
+        violated is NOT_CONVEX, until another look finds otherwise: as it would be of a package written now. A package
+        of a gradient alone is refused with `InputError`: it has no value to look at.
         """
         if self.manifest.kind != "energy":
             raise _no_value(self.manifest)
@@ -513,7 +520,15 @@ class Session:
         def value(x: Floats, y: Floats) -> Floats:
             return self._evaluate("value", x, y, only=("f",), weights=weights)["f"]
 
-        return prove(self._package.graphs["value"], weights.arrays, value=value, x_samples=X, seed=seed)
+        found = prove(self._package.graphs["value"], weights.arrays, value=value, x_samples=X, seed=seed)
+        stated = self.manifest.convexity
+        if found.verdict == "proven" and stated is not None:
+            # It was repeated with other numbers for the same weights, so it rests on the same.
+            found = replace(found, rests_on=stated.rests_on)
+        if weights is self._runner.weights:
+            self._not_convex = found.verdict == "violated"
+            self._proven = weights.id if found.verdict == "proven" else None
+        return found
 
     def close(self) -> None:
         """Free the sessions. Calls under way in other threads end well; later ones raise `IcnnrtError`."""
@@ -544,6 +559,17 @@ class Session:
 
     # --- How -------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def _kept_convex(self) -> KeptConvex:
+        """What weights have to be that take the place of these, made by whoever changes them first."""
+        manifest, train = self.manifest, self.manifest.train
+        trainable = [name for name, spec in manifest.weights.tensors.items() if spec.trainable]
+        moved = train.weights if train else trainable
+        return KeptConvex(manifest, self._package.graphs, self._runner.weights.arrays, moved)
+
+    def _is_strict(self, strict: bool | None) -> bool:
+        return self._strict if strict is None else flag(strict, "strict")
+
     def _update_weights(self, new: Mapping[str, NDArray[Any]]) -> None:
         """Write new weights in place, for every graph at once; solutions from before become stale.
 
@@ -556,8 +582,8 @@ class Session:
             raise InputError(f"{what}: the package holds a network of quadratic programs, no energy; use `solve_qp`.")
         if self.manifest.solver is None:
             raise InputError(
-                f"{what}: the package {self.manifest.name} was exported without a solver, so it serves the energy and "
-                "its derivatives alone; export it again with a solver."
+                f"{what}: the package {named(self.manifest.name)} was exported without a solver, so it serves the "
+                "energy and its derivatives alone; export it again with a solver."
             )
         return self.manifest.solver
 
@@ -575,7 +601,7 @@ class Session:
         for name, value in given.items():
             if value is None:
                 raise InputError(f"{name}: expected the bounds of y, as the domain is a box, but got none; give both.")
-            array = np.asarray(value)
+            array = converted(value, name)
             if array.ndim < 2 and array.dtype.kind in "fiu" and array.shape in ((), (self._n,)):
                 array = np.broadcast_to(array, (B, self._n))
             bounds[name] = batch(array, name, self._dtype, (self._n,), length=B)
@@ -644,7 +670,8 @@ class Session:
 
 def _reopen(path: str, identity: str, options: dict[str, Any]) -> Session:
     """What a pickled session becomes."""
-    package = Package.open(path)
+    # Wherever links lead to: the hash, which covers all files, says whether it is the same.
+    package = Package.open(path, follow_links=True)
     if package.identity != identity:
         raise PackageError(
             f"{path}: expected the package of the session that was pickled, but this is another one, or it was changed "
@@ -677,7 +704,7 @@ class _Weights(Mapping[str, NDArray[Any]]):
         return len(self._arrays)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} weights: {', '.join(self)}>"
+        return f"<{len(self)} weights: {', '.join(map(named, self))}>"
 
 
 def _demand(solution: Solution) -> None:

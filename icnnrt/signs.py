@@ -63,6 +63,10 @@ class Sign:
                 return cls(FREE, axis, _runs(line))
         return cls(FREE, None, _runs(bits.reshape(-1)))
 
+    def asks(self, bit: int) -> bool:
+        """Whether any entry has to be `NONNEGATIVE`, or `NONPOSITIVE`."""
+        return any(bits & bit for bits in (self.whole, *(run.bits for run in self.runs)))
+
     def bits(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """The bits of every entry of a weight of this shape."""
         if self.whole:

@@ -1,6 +1,5 @@
 """What a session hands out: solutions with their certificates, and cotangents. All arrays are read-only."""
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import certificate
+from icnnrt._arguments import rows, sample
 from icnnrt.certificate import Tolerances
 from icnnrt.domains import MODELS, Domain
 from icnnrt.qp_reference import STEPS
@@ -107,18 +107,13 @@ class Solution(_Frozen):
 
     def __getitem__(self, index: Any) -> "Solution":
         """The samples at `index` (integer, slice, mask or integer array), always with a batch dimension."""
-        if not isinstance(index, slice | np.ndarray | list):
-            at = operator.index(index)
-            if not -len(self) <= at < len(self):
-                given = f"give 0..{len(self) - 1}" if len(self) else "there is none to give"
-                raise IndexError(f"sample {at} of {len(self)} samples; {given}")
-            index = [at]
+        index = rows(index, len(self))
         values = (getattr(self, field.name) for field in fields(self))
         return Solution(*(v[index] if isinstance(v, np.ndarray) else v for v in values))
 
     def advice(self, i: int) -> str:
         """One sentence with numbers: how sample `i` went and what would make it better."""
-        one, info = self[i], self.info
+        one, info = self[sample(i, len(self))], self.info
         scale = float(certificate.unit(one.lower_bound)[0])
         below = certificate.convexity_violation(one.slopes, one.offsets, one.cut_points, one._model)[0]
         return f"sample {i}: " + advise(
@@ -206,18 +201,14 @@ class QPAnswer(_Frozen):
 
     def __getitem__(self, index: Any) -> "QPAnswer":
         """The samples at `index` (integer, slice, mask or integer array), always with a batch dimension."""
-        if not isinstance(index, slice | np.ndarray | list):
-            at = operator.index(index)
-            if not -len(self) <= at < len(self):
-                raise IndexError(f"index: expected a sample of {len(self)}, but got {at}.")
-            index = [at]
+        index = rows(index, len(self))
         return QPAnswer(
             self.x[index], self.z[index], self.status[index], self.residual[index], self.info, self.weights_id
         )
 
     def advice(self, i: int) -> str:
         """One sentence with numbers: how sample `i` went and what would make it better."""
-        one = self[i]  # which refuses an i that is none
+        one = self[sample(i, len(self))]
         a, b, c = (float(r) for r in one.residual[0])
         return f"sample {i}: " + advise_qp(QPStatus(int(one.status[0])), residual=(a, b, c), steps=STEPS, ray=False)
 

@@ -7,9 +7,10 @@ import csv
 import itertools
 import json
 import math
+import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any, Final
@@ -17,7 +18,10 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt._arguments import flag
+from icnnrt._fields import show
 from icnnrt._files import atomic_file
+from icnnrt._printable import harmless
 from icnnrt.errors import InputError
 from icnnrt.solution import QPAnswer, Solution
 
@@ -27,17 +31,21 @@ MAX_TEXT_BYTES: Final = 1 << 30  # a Python number takes many times the bytes of
 MAX_MEMBERS: Final = 1024  # of an .npz
 
 Array = NDArray[Any]
+StrPath = str | os.PathLike[str]
 
 
 # --- Reading -------------------------------------------------------------------------------------
 
 
-def read_array(path: Path, key: str, shape: tuple[int, ...]) -> Array:
+def read_array(path: StrPath, key: str, shape: tuple[int, ...]) -> Array:
     """Samples [N, *shape] from a .npz (the array `key`, or the only one), a .npy, or a .csv.
 
     Only a .csv is brought into shape, as it has none of its own; the others are returned as they are.
     Raises `InputError` with one sentence naming the file, what was expected, what came and the remedy.
     """
+    path = _path(path)
+    if not isinstance(shape, tuple) or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise InputError(f"shape: expected that of a sample, but got {show(shape)}.")
     match _suffix(path, SUFFIXES):
         case ".csv":
             return _read_csv(path, key, shape)
@@ -50,24 +58,31 @@ def read_array(path: Path, key: str, shape: tuple[int, ...]) -> Array:
 
 
 def read_archive(
-    path: Path, keys: Sequence[str], *, only: bool = False, also: Mapping[str, str] | None = None
+    path: StrPath, keys: Sequence[str], *, only: bool = False, also: Mapping[str, str] | None = None
 ) -> dict[str, Array]:
     """The arrays `keys` of a .npz; with `only`, a single array of any other name stands for the first key.
 
     `also` gives a second name that a key's array may have; one that bears the key itself is preferred.
     """
+    path = _path(path)
+    if isinstance(keys, str) or not isinstance(keys, Sequence) or not all(isinstance(key, str) for key in keys):
+        raise InputError(f"keys: expected names of arrays, but got {show(keys)}.")
+    if not keys or not isinstance(also, Mapping | None):
+        raise InputError(f"keys, also: expected names of arrays, but got {show(keys)} and {show(also)}.")
+    only = flag(only, "only")
     _suffix(path, (".npz",))
     with _open(path) as file:
         try:
             archive = zipfile.ZipFile(file)
-        except zipfile.BadZipFile as error:
+        except Exception as error:
             file.seek(0)
-            if file.read(2) == b"PK":  # it begins as an archive does, and the list of its arrays stands at the end
+            # It begins as an archive does, and the list of its arrays stands at the end.
+            if isinstance(error, zipfile.BadZipFile) and file.read(2) == b"PK":
                 raise InputError(
                     f"{path}: expected a whole .npz archive, but its end is missing or damaged, so it is perhaps "
                     "truncated; copy or save it again."
                 ) from error
-            raise InputError(f"{path}: expected a .npz archive, but got something else ({error}).") from error
+            raise InputError(f"{path}: expected a .npz archive, but got something else ({error}).") from harmless(error)
         with archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()[:MAX_MEMBERS]}
             if only and keys[0] not in members and len(members) == 1:
@@ -87,8 +102,10 @@ def read_archive(
                 try:
                     with archive.open(members[key]) as stream:
                         arrays[key] = _read_npy(stream, f"{path}: {key}", members[key].file_size)
-                except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-                    raise InputError(f"{path}: {key} cannot be read ({error}); save the file again.") from error
+                except (InputError, MemoryError):
+                    raise
+                except Exception as error:  # zipfile and what it decompresses with raise many, and share no parent
+                    raise InputError(f"{path}: {key} cannot be read ({error}); save it again.") from harmless(error)
             return arrays
 
 
@@ -117,11 +134,11 @@ def _read_npy(stream: IO[bytes], where: str, size: int) -> Array:
         if len(data) < count * dtype.itemsize:
             raise InputError(f"{where}: the file is truncated; save it again.")
         return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-    except (ValueError, EOFError, SyntaxError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # the header is parsed as Python
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{where}: expected a .npy array, but got something else ({reason}).") from error
+        raise InputError(f"{where}: expected a .npy array, but got something else ({reason}).") from harmless(error)
 
 
 def _read_csv(path: Path, key: str, shape: tuple[int, ...]) -> Array:
@@ -166,6 +183,15 @@ def _number(cell: str) -> float | None:
         return float(cell)
     except ValueError:
         return None
+
+
+def _path(path: object) -> Path:
+    given: object = None
+    with suppress(Exception):
+        given = os.fspath(path)  # type: ignore[call-overload]
+    if not isinstance(given, str) or "\0" in given:
+        raise InputError(f"path: expected the name of a file, but got {show(path)}.")
+    return Path(given)
 
 
 def _suffix(path: Path, allowed: Sequence[str]) -> str:

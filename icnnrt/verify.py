@@ -39,11 +39,12 @@ from numpy.typing import NDArray
 from icnnrt import bregman, certificate, golden, polyhedron, reference
 from icnnrt._arguments import batch, finite_rows
 from icnnrt.bundle_qp import Polyhedron, bundle_qp_argmin
+from icnnrt.convexity import Grounds, Repeated
 from icnnrt.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import InputError
 from icnnrt.manifest import Manifest
 from icnnrt.ort import Provider
-from icnnrt.package import Package
+from icnnrt.package import Package, opened
 from icnnrt.qp_status import QPStatus
 from icnnrt.session import Session, load
 from icnnrt.solution import QPAnswer, Solution
@@ -141,7 +142,7 @@ class VerifyReport:
 
 
 def verify(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Package,
     x: object = None,
     *,
     samples: int = 64,
@@ -151,7 +152,7 @@ def verify(
     native: bool | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> VerifyReport:
-    """Check the package at `path` on contexts x, and return every figure with its bound and verdict.
+    """Check the package at `path`, or one that is open, on contexts x; every figure has its bound and verdict.
 
     x:         [B, *x_shape]; real data, of which at most `samples` are drawn. Without it x is standard normal, which
                may be unlike anything the model was trained on
@@ -167,7 +168,7 @@ def verify(
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise InputError(f"{argument}: expected an integer from {low} to {high}, but got {value!r}.")
     progress("hashes and structure")
-    package = Package.open(path)
+    package = opened(path)
     manifest = package.manifest
     checks = [
         Check("package", 0.0, 0.0, "pass", f"{_files(manifest)} files agree with the manifest"),
@@ -267,7 +268,18 @@ def _proof(session: Session, X: NDArray[Any]) -> Check:
     found = session.prove_convexity(X)
     verdicts: dict[str, Verdict] = {"proven": "pass", "violated": "fail", "unknown": "skipped"}
     excess = found.witness.excess if found.witness else None
-    return Check("convexity proof", excess, None, verdicts[found.verdict], found.sentence().removesuffix("."))
+    told = found.sentence().removesuffix(".")
+    if found.verdict == "proven" and found.rests_on is not None:
+        package = session._package
+        tensors = package.manifest.weights.tensors
+        signs = {name: spec.sign for name, spec in tensors.items() if spec.sign}
+        trainable = [name for name, spec in tensors.items() if spec.trainable]
+        noted = Grounds(signs, found.rests_on)
+        if lost := Repeated(package.graphs["value"], package.weights, noted, trainable).failure(package.weights):
+            told += f", but not for all weights with the signs that the manifest notes: {lost}"
+            return Check("convexity proof", excess, None, "fail", told)
+        told += ", and with all weights of the signs that the manifest notes" if signs else ""
+    return Check("convexity proof", excess, None, verdicts[found.verdict], told)
 
 
 def _signs(package: Package) -> Check:

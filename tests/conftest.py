@@ -8,6 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import seeds
+
+if seeds.SHIFT:  # before any test is imported: some draw as they are
+    seeds.shift_numpy()
+    seeds.shift_torch()
+
+
+def pytest_report_header() -> str | None:
+    return f"seeds of the tests are moved by {seeds.SHIFT}" if seeds.SHIFT else None
+
 
 # A shell that puts the tests in the background has SIGINT ignored, also by what they start; some of them press Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -323,6 +323,8 @@ def test_every_bad_input_is_one_sentence(tmp_path: Path, digits_like_package: Pa
     assert "expected real numbers, but got dtype <U1" in bad("text.npy")
     np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)
     assert "pickled Python objects, which are never loaded" in bad("pickled.npy")
+    (tmp_path / "open.npy").write_bytes(b"\x93NUMPY\x01\0\x16\0{'descr': '<f8', 'a':\n(")
+    assert "expected a .npy array, but got something else (" in bad("open.npy")
     (tmp_path / "no.npy").write_bytes(b"nonsense")
     assert "expected a .npy array" in bad("no.npy")
     (tmp_path / "empty.npy").touch()
@@ -416,14 +418,14 @@ def test_inspect_shows_everything(digits_like_package: Path) -> None:
     assert result.exit_code == 0, result.output
     for text in (
         "digits_like",
-        "icnnrt 1, float32, opset 21",
+        "icnnrt 2, float32, opset 21",
         "x [4] → y [5] in [0, 1]",
         "BundleEntropy: 8 cuts",
         "adjoint",
         "ai.icnnrt::BundleEntropySolve",
         "layers.1.W_z.weight",
         "[8, 8]",
-        "non-negative",
+        "nonnegative",
         "gap_median",
         "torch",
         "note  [a] test",
@@ -436,6 +438,66 @@ def test_inspect_as_json(digits_like_package: Path) -> None:
     assert content["x_shape"] == [4]
     assert content["weights"]["tensors"]["layers.1.W_z.weight"]["min"] >= 0
     assert set(content["graphs"]) == {"value", "argmin", "adjoint"}
+
+
+FIXTURES = Path(__file__).parent / "fixtures" / "version1"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package as a hub's cache has it, of links to blobs, with a model card and data beside it."""
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "linked.icnn").mkdir()
+    for number, file in enumerate(sorted((FIXTURES / "unit_box.icnn").iterdir())):
+        (folder / f"blob{number}").write_bytes(file.read_bytes())
+        (folder / "linked.icnn" / file.name).symlink_to(Path("..") / f"blob{number}")
+    (folder / "linked.icnn" / "README.md").write_text("# A model")
+    (folder / "linked.icnn" / ".gitattributes").touch()
+    x = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
+    np.save(folder / "x.npy", x)
+    np.savez(folder / "data.npz", x=x, target=np.full((8, 3), 0.5, np.float32))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "linked.icnn"],
+        ["run", "linked.icnn", "x.npy"],
+        ["verify", "linked.icnn", "--data", "x.npy", "--recommend", "0.1"],
+        ["tune", "linked.icnn", "data.npz", "--out", "OUT", "--epochs", "1"],
+        ["repair", "linked.icnn", "--data", "x.npy", "--out", "OUT", "--project"],
+        ["epigraph", "linked.icnn", "x.npy", "OUT.lp"],
+        ["pack", "linked.icnn", "OUT.onnx"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_every_command_follows_links_where_asked(arguments: list[str], hub: Path, tmp_path: Path) -> None:
+    places = [hub / a if (hub / a).exists() else a.replace("OUT", str(tmp_path / "out")) for a in arguments]
+    assert "is a symbolic link; pass follow_links=True, or --follow-links" in sentence(icnnrt(*places))
+    followed = icnnrt(*places, "--follow-links")
+    if arguments[0] == "epigraph":  # which the network is not fit for
+        assert "piecewise linear" in sentence(followed)
+    else:
+        assert followed.exit_code == 0, followed.output
+
+
+def test_inspect_names_what_it_does_not_read(hub: Path) -> None:
+    shown = icnnrt("inspect", hub / "linked.icnn", "--follow-links").stdout
+    assert "beside the package, and not read: .gitattributes, README.md" in shown
+    content = json.loads(icnnrt("inspect", hub / "linked.icnn", "--follow-links", "--json").stdout)
+    assert content["ignored"] == [".gitattributes", "README.md"]
+
+
+def test_tuning_in_place_keeps_what_lies_beside(hub: Path, tmp_path: Path) -> None:
+    package = copy_of(FIXTURES / "unit_box.icnn", tmp_path / "mine.icnn")
+    (package / "README.md").write_text("# Mine")
+    tuned = icnnrt("tune", package, hub / "data.npz", "--out", package, "--overwrite", "--epochs", "1")
+    assert tuned.exit_code == 0, tuned.output
+    assert (package / "README.md").read_text() == "# Mine"
+    (package / ".git").mkdir()
+    refused = icnnrt("tune", package, hub / "data.npz", "--out", package, "--overwrite", "--epochs", "1")
+    assert 'also holds ".git", which a replacement of the folder cannot take along' in sentence(refused)
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "run", "pack"])

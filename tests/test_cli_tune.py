@@ -372,7 +372,7 @@ def test_an_out_that_cannot_be_written_loses_nothing(
     elsewhere.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
     real = package._replace_folder
-    monkeypatch.setattr(package, "_replace_folder", lambda at, files: full() if at == out else real(at, files))
+    monkeypatch.setattr(package, "_replace_folder", lambda at, *more: full() if at == out else real(at, *more))
     result = icnnrt("tune", train_package, data, "--out", out, "--epochs", 1)
     assert result.exit_code == 1
     (written,) = elsewhere.glob("icnnrt-*/out.icnn")

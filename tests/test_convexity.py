@@ -1,6 +1,8 @@
 """Verdicts on convexity: right on networks whose answer is known, and never a wrong `proven`."""
 
 import json
+import re
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from icnnrt._onnx_graph import ancestors, read_graph
-from icnnrt._onnx_numpy import evaluate
+from icnnrt._onnx_numpy import evaluate, operators
 from icnnrt.convexity import Convexity, prove
 from icnnrt.errors import PackageError
 from icnnrt.package import Package
@@ -672,6 +674,132 @@ def test_the_digits_package_is_proven_and_a_negative_weight_is_found_and_named()
     assert verdict.node is not None
     assert verdict.node[0] == "Gemm"
     assert "layers.1.W_z.weight" in verdict.sentence()
+
+
+# --- Memory --------------------------------------------------------------------------------------
+
+BIG = 1 << 21  # a value of so many float64 is more than one value is given below, and is never made
+LARGE_VALUES: dict[str, tuple[list[onnx.NodeProto], Mapping[str, Any]]] = {
+    "ConstantOfShape": ([node("ConstantOfShape", "shape", "big")], {"shape": np.array([BIG])}),
+    "Expand": ([node("Expand", "a shape", "big")], {"a": [1.0], "shape": np.array([BIG])}),
+    "Tile": ([node("Tile", "a shape", "big")], {"a": [1.0], "shape": np.array([BIG])}),
+    "Range": ([node("Range", "from to by", "big")], {"from": 0.0, "to": float(BIG), "by": 1.0}),
+    "Pad": ([node("Pad", "a pads", "big")], {"a": [1.0], "pads": np.array([0, BIG])}),
+    "MatMul": ([node("MatMul", "a b", "big")], {"a": np.ones((BIG >> 10, 1)), "b": np.ones((1, 1 << 10))}),
+    "Gemm": ([node("Gemm", "a b", "big", transA=1)], {"a": np.ones((1, BIG >> 10)), "b": np.ones((1, 1 << 10))}),
+    "Einsum": ([node("Einsum", "a a a", "big", equation="i,j,k->ijk")], {"a": np.ones(1 << 7)}),
+    "Gather": ([node("Gather", "a i", "big")], {"a": np.ones((1, 1 << 11)), "i": np.zeros(1 << 10, np.int64)}),
+    "GatherND": ([node("GatherND", "a i", "big")], {"a": np.ones((1, 1 << 11)), "i": np.zeros((1 << 10, 1), np.int64)}),
+    "Add": ([node("Add", "a b", "big")], {"a": np.ones((1 << 11, 1)), "b": np.ones((1, 1 << 11))}),
+    "Max": ([node("Max", "a b", "big")], {"a": np.ones((1 << 11, 1)), "b": np.ones((1, 1 << 11))}),
+    "Where": ([node("Where", "c a b", "big")], {"c": True, "a": np.ones((1 << 11, 1)), "b": np.ones((1, 1 << 11))}),
+    "Clip": ([node("Clip", "a b", "big")], {"a": np.ones((1 << 11, 1)), "b": np.ones((1, 1 << 11))}),
+    "Conv": ([node("Conv", "a b", "big", pads=[99] * 4)], {"a": np.ones((1, 1, 9, 9)), "b": np.ones((1, 1, 99, 99))}),
+    "MaxPool": (
+        [node("MaxPool", "a", "big", kernel_shape=[2, 2], pads=[1 << 10] * 4)],
+        {"a": np.ones((1, 1, 9, 9))},
+    ),
+}
+
+
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes that the values of one proof may take, but for what the weights add."""
+    monkeypatch.setattr("icnnrt._onnx_numpy.MEMORY", 1 << 23)
+    monkeypatch.setattr("icnnrt.convexity.MAX_NUMBERS", 1 << 12)
+    return 1 << 23
+
+
+def peak(call: Callable[[], Any]) -> tuple[Any, int]:
+    """What it returns, and the most bytes that numpy and Python held meanwhile, beyond those from before."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        result = call()
+        return result, tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("op", LARGE_VALUES)
+def test_a_value_that_would_take_too_much_memory_is_not_made(op: str, small_memory: int) -> None:
+    nodes, numbers = LARGE_VALUES[op]
+    data = model([*nodes, node("ReduceMax", "big", "m", keepdims=0), node("Add", "y m", "s"), total("s")], numbers)
+    verdict, bytes_held = peak(lambda: prove(data, {}))
+    assert verdict.verdict == "unknown"
+    assert verdict.node is not None
+    assert verdict.node[0] == nodes[-1].op_type
+    assert re.search("numbers takes more memory than is given to it", verdict.reason)
+    assert bytes_held < 4 * small_memory
+
+
+@pytest.mark.parametrize("weights_alone", [True, False])
+def test_all_values_together_are_bounded(weights_alone: bool, small_memory: int) -> None:
+    """Each of them is small, and of weights alone or of y."""
+    first = node("Expand", "a shape", "v0") if weights_alone else node("MatMul", "y wide", "v0")
+    nodes = [first, *(node("Exp" if weights_alone else "Neg", f"v{i}", f"v{i + 1}") for i in range(2000))]
+    numbers: dict[str, Any] = {"a": [0.0], "shape": np.array([1 << 12]), "wide": np.zeros((3, 1 << 11)), "none": [0]}
+    nodes += [
+        node("ReduceMax", "v2000 none", "m"),
+        node("ReduceSum", "y one", "s"),
+        node("Add", "s m", "t"),
+        total("t"),
+    ]
+    verdict, bytes_held = peak(lambda: prove(model(nodes, numbers), {}))
+    assert verdict.verdict == "unknown"
+    assert re.search("takes? more memory than is given to", verdict.reason)
+    assert verdict.node is not None
+    assert verdict.node[1].startswith("v")
+    assert bytes_held < 4 * small_memory
+
+
+def test_names_of_weights_that_pile_up_are_bounded(small_memory: int) -> None:
+    """Node i is made of i weights, which are kept by name: as many as the square of the nodes."""
+    count = 1000
+    nodes = [node("Add", f"s{i} w{i}", f"s{i + 1}") for i in range(count)]
+    numbers = {f"w{i}": [0.0] for i in range(count)} | {"s0": [0.0]}
+    nodes += [node("Add", f"y s{count}", "t"), total("t")]
+    verdict, bytes_held = peak(lambda: prove(model(nodes, numbers), {}))
+    assert "all values up to here take more memory" in verdict.reason
+    assert bytes_held < 4 * small_memory
+
+
+def test_memory_that_the_machine_does_not_have_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(attributes: Any, inputs: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setitem(operators, "Exp", no_room)
+    verdict = prove(model([node("Exp", "y", "e"), total("e")], {}), {})
+    assert verdict.verdict == "unknown"
+    assert verdict.reason == "Exp takes more memory than there is"
+
+
+def test_the_proof_of_a_wide_energy_makes_no_square_matrix() -> None:
+    n = 1 << 14
+    data = model([node("Mul", "y y", "s"), total("s")], {}, n=n)
+    verdict, bytes_held = peak(lambda: prove(data, {}))
+    assert verdict.verdict == "proven"
+    assert bytes_held < n * n
+
+
+def test_few_segments_are_tried_where_y_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = model([node("Sin", "y", "s"), total("s")], {}, n=1 << 10)
+    monkeypatch.setattr("icnnrt.convexity.MAX_NUMBERS", 1 << 18)
+    verdict, bytes_held = peak(lambda: prove(data, {}))
+    assert verdict.verdict == "violated"
+    assert bytes_held < 32 << 20
+    monkeypatch.setattr("icnnrt.convexity.MAX_NUMBERS", 1 << 15)
+    assert prove(data, {}).evidence is None
+
+
+def test_an_attribute_of_an_unknown_type_proves_nothing() -> None:
+    """Its value cannot be told, and a default would be another value than that."""
+    data = onnx.ModelProto.FromString(model([node("ReduceSum", "y one", "f", keepdims=0)], {}))
+    (attribute,) = data.graph.node[0].attribute
+    attribute.type = onnx.AttributeProto.UNDEFINED
+    verdict = prove(data.SerializeToString(), {})
+    assert verdict.verdict == "unknown"
+    assert verdict.reason == "ReduceSum has an attribute of a type that is not known here"
 
 
 def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:

@@ -175,7 +175,7 @@ def test_what_cannot_be_set_is_refused_and_changes_nothing(session: icnnrt.Sessi
 
     told: list[str] = []
     bad("layers.9.W_y", np.ones(3))
-    assert "expected names of weights that train trains, but got 'layers.9.W_y'" in told[-1]
+    assert 'expected names of weights that train trains, but got "layers.9.W_y"' in told[-1]
     bad("layers.0.b", np.ones(7))
     assert "expected layers.0.b as float64[6], but got float64[7]" in told[-1]
     bad("layers.0.b", np.ones(6, np.int64))

@@ -366,7 +366,7 @@ def test_a_graph_that_does_not_project_is_helped(
         assert tuner.session.weights[held].flat[0] == 0.0
     else:
         assert not report.accepted
-        assert report.reason.startswith(f"{held} would not be a number")
+        assert f"{held} should be nonnegative, but its smallest entry is nan" in report.reason
         assert same(all_of(tuner), before)
 
 
@@ -1095,9 +1095,8 @@ def test_a_full_disk_in_the_middle_of_a_fit(
 def test_a_folder_that_cannot_be_written(tuner: FineTuner, samples: Samples, tmp_path: Path) -> None:
     tuner.step(samples.x, samples.y)
     before = all_of(tuner)
-    with pytest.raises(OSError, match="absent") as error:
+    with pytest.raises(InputError, match="absent is not there; create it first"):
         tuner.save(tmp_path / "absent" / "h")
-    assert "call save again" in error.value.__notes__[0]
     shut = tmp_path / "shut"
     shut.mkdir()
     shut.chmod(0o500)

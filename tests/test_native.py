@@ -2,6 +2,8 @@
 
 import ctypes
 import functools
+import json
+import os
 import re
 import subprocess
 import sys
@@ -438,6 +440,45 @@ def test_registering_twice_is_an_error() -> None:
     assert options.get_session_config_entry("ai.icnnrt.instruction_set") in _native.build().instruction_sets
     with pytest.raises(Exception, match="registered there already; call register_custom_ops_library once"):
         options.register_custom_ops_library(icnnrt.ops_library())
+
+
+@pytest.mark.parametrize("limit", ["", *_native.build().instruction_sets])
+def test_the_instruction_set_can_be_lowered(limit: str) -> None:
+    sets = _native.build().instruction_sets
+    best = doctor("")["native"]["instruction_set"]
+    native = doctor(limit)["native"]
+    assert native["instruction_set"] == sets[max(sets.index(limit or best), sets.index(best))]
+    assert native["limit"] == (limit or None)
+
+
+def test_an_instruction_set_that_is_none_is_refused() -> None:
+    sentence = (
+        f"ICNNRT_MAX_INSTRUCTION_SET: expected the name of an instruction set of this library "
+        f"({' '.join(_native.build().instruction_sets)}), but got 'sse2'; set one of these before the process starts, "
+        "or unset it."
+    )
+    assert doctor("sse2", 1)["problems"] == [sentence]
+    program = f"""
+import icnnrt
+icnnrt.load({str(DIGITS)!r}, native=False)
+try:
+    icnnrt.load({str(DIGITS)!r})
+except icnnrt.InputError as error:
+    print(error)
+"""
+    assert limited("sse2", "-c", program).stdout.strip() == sentence
+
+
+def limited(limit: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, as the library reads the variable once."""
+    environment = {**os.environ, _native.LIMIT_VARIABLE: limit}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
+
+
+def doctor(limit: str, code: int = 0) -> Any:
+    done = limited(limit, "-m", "icnnrt", "doctor", "--json")
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("oldest_too", [True, False])

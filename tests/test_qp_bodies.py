@@ -13,7 +13,19 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 from onnx_functions import all_nodes, check_portable
-from quadratic_programs import KINDS, SIZES, UNSOLVABLE, bundle_models, mixed, receding_horizon, solvable, unsolvable
+from quadratic_programs import (
+    KINDS,
+    SIZES,
+    UNSOLVABLE,
+    agree,
+    bundle_models,
+    determined,
+    mixed,
+    most_unsolved,
+    receding_horizon,
+    solvable,
+    unsolvable,
+)
 
 import icnnrt
 from icnnrt.qp_reference import QP, QPCotangents, QPReference, kkt_residual, qp_adjoint, qp_solve
@@ -70,11 +82,11 @@ def check(qp, dtype=np.float64, start=None, unique=True):
     qp = rounded(qp, dtype)
     expected = qp_solve(qp, precision=dtype)
     got = solve(qp, start, dtype)
-    np.testing.assert_array_equal(got.status, expected.status)
+    assert agree(got.status, expected.status).all(), (got.status, expected.status)
     for name, a, b in zip(QPReference._fields, got, expected, strict=True):
         assert a.shape == b.shape
         assert a.dtype == {"residual": np.float64, "status": np.int32}.get(name, dtype)
-    good = got.status == QPStatus.SOLVED
+    good = (got.status == QPStatus.SOLVED) & (expected.status == QPStatus.SOLVED)
     assert got.residual[good].max(initial=0.0) <= KKT[dtype]
     assert (got.slack[good] > 0).all()
     assert (got.box_slack[good] > 0).all()
@@ -95,7 +107,8 @@ def check(qp, dtype=np.float64, start=None, unique=True):
 @pytest.mark.parametrize("box", [False, True], ids=["rows", "box"])
 def test_what_is_solvable_is_solved(kind, size, box):
     qp = solvable(0, 6, *size, kind, two_sided=box, box=box).qp
-    check(qp, unique=kind in ("random", "ill-conditioned", "scaled rows", "scaled columns") and size[0] > 1)
+    found = check(qp, unique=kind in ("random", "ill-conditioned", "scaled rows", "scaled columns") and size[0] > 1)
+    assert kind == "linear" or (found.status != QPStatus.SOLVED).sum() <= most_unsolved(kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -246,10 +259,12 @@ def test_a_warm_start_leads_to_the_same_answer():
 @pytest.mark.parametrize("size", [(8, 6, 2), (12, 30, 0), (4, 0, 0), (5, 0, 2), (1, 1, 0)], ids=str)
 @pytest.mark.parametrize("kind", ["random", "low rank", "scaled rows", "ill-conditioned", "duplicate rows"])
 def test_the_adjoint_is_the_references(kind, size, box, dtype):
-    if kind == "low rank" and size[1] == 0:
-        pytest.skip("z is not determined, and has no gradient")
     rng = np.random.default_rng(5)
-    qp = rounded(solvable(2, 5, *size, kind, two_sided=box, box=box).qp, dtype)
+    known = solvable(2, 5, *size, kind, two_sided=box, box=box)
+    at = determined(known)
+    if not at.any():
+        pytest.skip("z is not determined, and has no gradient")
+    qp = rounded(known.qp, dtype)
     solution = solve(qp, dtype=dtype)
     exact = QPReference(*(a if a.dtype == np.int32 else a.astype(np.float64) for a in solution))
     bars = [rng.standard_normal(a.shape).astype(dtype).astype(np.float64) for a in solution[:4]]
@@ -263,7 +278,7 @@ def test_the_adjoint_is_the_references(kind, size, box, dtype):
             if kind == "duplicate rows" and i == 1:
                 a, b = ((qp.G.swapaxes(1, 2) @ d[..., None])[..., 0] for d in (a.astype(np.float64), b))
             size_of = 1 + np.abs(b).max(1, initial=0.0)[:, None]
-            assert (np.abs(a - b) / size_of).max(initial=0.0) <= ADJOINT[dtype] * (100 if kind != "random" else 1)
+            assert (np.abs(a - b) / size_of)[at].max(initial=0.0) <= ADJOINT[dtype] * (100 if kind != "random" else 1)
 
 
 def test_the_adjoint_of_what_is_not_solved_is_nan():

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import icnnrt
 from icnnrt._native import build as native_build
 from icnnrt.errors import ExportError
+from icnnrt.signs import NONNEGATIVE, Sign
 from icnnrt_exporters import SGD, Adam, AdamW, TrainSpec
 from icnnrt_exporters import exporter as exporter_module
 from icnnrt_exporters import losses as losses_module
@@ -93,7 +94,7 @@ class Traced(NamedTuple):
             steps=self.layer.steps,
             optimizer=resolve(spec.optimizer),
             updated=updated,
-            nonnegative=frozenset(nonnegative_of(self.energy)),
+            signs={name: Sign(NONNEGATIVE) for name in nonnegative_of(self.energy)},
             depth=self.layer.iterations if spec.adjoint == "exact" else 1,
             clip_norm=spec.clip_norm,
             residual_tolerance=residual_tolerance or RESIDUAL_TOLERANCE[str(self.dtype).removeprefix("torch.")],

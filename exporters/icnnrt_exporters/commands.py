@@ -18,13 +18,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from icnnrt.cli import JsonFlag, PackageArgument, console, number, print_json
+from icnnrt.cli import FollowFlag, JsonFlag, PackageArgument, console, number, print_json
 from icnnrt.errors import ExportError, InputError, MissingDependencyError
 from icnnrt.reference import STEPS
 
 if TYPE_CHECKING:
     import torch
 
+    from icnnrt.package import Package
     from icnnrt.verify import Check
     from icnnrt_exporters.train_spec import TrainSpec
 
@@ -447,6 +448,7 @@ def pack(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    follow_links: FollowFlag = False,
 ) -> None:
     """Write one graph of a package, weights included, as a single ONNX file for plain ONNX Runtime. Needs onnx.
 
@@ -455,6 +457,8 @@ def pack(
     1 an error; nothing is written
     2 wrong usage
     """
+    from icnnrt.package import Package
+
     if siblings:
         if graph is not None or freeze:
             raise InputError(
@@ -472,10 +476,11 @@ def pack(
             from icnnrt_exporters.packer import pack as write
     if not out.parent.is_dir():
         raise InputError(f"{out}: its folder {out.parent} is not there; create it first.")
+    opened = Package.open(package, follow_links=follow_links)
     if siblings:
-        written = write_siblings(package, out, portable=portable, overwrite=overwrite)
+        written = write_siblings(opened, out, portable=portable, overwrite=overwrite)
     else:
-        written = (write(package, out, graph or "argmin", portable=portable, freeze=freeze, overwrite=overwrite),)
+        written = (write(opened, out, graph or "argmin", portable=portable, freeze=freeze, overwrite=overwrite),)
     for path in written:
         console().print(f"written   {escape(str(path))}, {path.stat().st_size:,} bytes")
 
@@ -484,7 +489,7 @@ def pack(
 
 
 def torch_files(
-    package: Path, torchscript: Path | None, programs: Sequence[Path], x: Any = None, **settings: Any
+    package: "Path | Package", torchscript: Path | None, programs: Sequence[Path], x: Any = None, **settings: Any
 ) -> "list[Check]":
     """What `icnnrt verify` makes of --torchscript and --program: see `file_parity.compare`."""
     with _needs("export", *NEEDED):

@@ -27,7 +27,7 @@ from icnnrt.errors import ExportError
 from icnnrt.signatures import BOUNDS, BOUNDS_BAR
 from icnnrt_exporters.certificate_nodes import Rounding
 from icnnrt_exporters.inlining import inlined
-from icnnrt_exporters.packer import check_absent, embedded, write
+from icnnrt_exporters.packer import check_absent, embedded, of_anybody, write
 from icnnrt_exporters.surgery import Ops, Parts, describe, dismantle, numbered, replace, sizes, static, value
 
 DOUBLE: Final = ir.DataType.DOUBLE
@@ -53,12 +53,12 @@ CERTIFICATE: Final = (
 
 
 def siblings(
-    source: str | Path, target: str | Path, *, portable: bool = False, overwrite: bool = False
+    source: str | Path | package.Package, target: str | Path, *, portable: bool = False, overwrite: bool = False
 ) -> tuple[Path, ...]:
     """Write a package's functions and their derivatives as pairs of self-contained files.
 
     Args:
-        source: the package folder; opened with all its checks.
+        source: the package folder, opened with all its checks, or a package that is open.
         target: a folder that is there, for argmin.onnx, adj_argmin.onnx, value.onnx and adj_value.onnx; or else a path
             whose last part is a prefix: out/digits gives out/digits_argmin.onnx, out/adj_digits_argmin.onnx, ...
         portable: as for `pack`.
@@ -78,7 +78,7 @@ def siblings(
         large for ONNX. Files are written one after the other, each atomically.
     """
     target = Path(target)
-    opened = package.Package.open(Path(source))
+    opened = package.opened(source)
     if opened.manifest.kind == "gradient":
         raise ExportError("source: it holds a gradient alone, no function whose derivative could be written; pack it")
     folder, prefix = (target, "") if target.is_dir() else (target.parent, f"{target.name}_")
@@ -92,15 +92,16 @@ def siblings(
             check_absent(path, overwrite)
 
     models: list[tuple[Path, onnx.ModelProto]] = []
-    for role, (primal, adjoint) in zip(functions, names, strict=True):
-        if role == "argmin":
-            models.append((primal, embedded(opened, "argmin", portable=portable)))
-            models.append((adjoint, _finished(_adj_argmin(opened), portable)))
-        else:
-            models.append((primal, _finished(_value(opened), portable)))
-            models.append((adjoint, _finished(_adj_value(opened), portable)))
-    for path, model in models:
-        write(path, model)
+    with of_anybody(opened):
+        for role, (primal, adjoint) in zip(functions, names, strict=True):
+            if role == "argmin":
+                models.append((primal, embedded(opened, "argmin", portable=portable)))
+                models.append((adjoint, _finished(_adj_argmin(opened), portable)))
+            else:
+                models.append((primal, _finished(_value(opened), portable)))
+                models.append((adjoint, _finished(_adj_value(opened), portable)))
+        for path, model in models:
+            write(path, model)
     return tuple(path for path, _ in models)
 
 

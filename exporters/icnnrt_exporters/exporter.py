@@ -21,9 +21,12 @@ from torch import Tensor, nn
 import icnnrt
 from icnnrt import golden, package
 from icnnrt._piecewise import is_piecewise_linear
-from icnnrt.convexity import Convexity
+from icnnrt.convexity import Convexity, grounds
 from icnnrt.errors import ExportError
+from icnnrt.manifest import GraphFile
 from icnnrt.polyhedron import _usual
+from icnnrt.signatures import listed
+from icnnrt.signs import NONNEGATIVE, Sign
 from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import UNIT_BOX, argmin_graph
@@ -117,8 +120,9 @@ def export(
             no solver. "qp" for a module whose forward(x) -> z [B, n] goes through a `QPLayer`: then `energy` is that
             network, y_example are answers or targets like them, solver is None, and the package has z, its adjoint
             and, with `train`, one step of fine-tuning.
-        nonnegative: state_dict names that must stay >= 0 for f to be convex in y; by default what the energy's own
-            nonnegative_weights() says.
+        nonnegative: state_dict names that must stay >= 0 besides those of which the proof of f's convexity needs it,
+            which are found; by default what the energy's own nonnegative_weights() says. Fine-tuning keeps all of them
+            there. A sign that the proof needs of single entries, or the other sign, is found and kept likewise.
         metadata: free facts for the manifest (data, seed, metrics).
         train: put train.onnx into the package too, one step of fine-tuning on the device; see `TrainSpec`.
         polyhedron: what the head "polyhedron" does unless a call says otherwise: any of "iterations" (100), "mu" (1.0)
@@ -193,6 +197,7 @@ def export(
                     graphs=graphs,
                     weights=traced.weights,
                     nonnegative=must_not_be_negative,
+                    signs=signs,
                     trainable=traced.trainable,
                     opset=OPSET,
                     ir_version=IR_VERSION,
@@ -201,11 +206,14 @@ def export(
                 )
 
             convexity = None
+            signs: Mapping[str, Sign] = {}
             if kind == "energy":  # of the value graph alone, before what takes longer
                 with tempfile.TemporaryDirectory(prefix="icnnrt-export-") as scratch:
                     plain = described(Path(scratch) / "value.icnn", None, traced.graphs)
                 progress("convexity")
                 convexity = _convexity(plain, x_example, allow_not_convex)
+                if convexity.verdict == "proven":
+                    signs, convexity = _grounded(plain, convexity)
                 if isinstance(solver, str):
                     progress("choosing the solver")
 
@@ -214,7 +222,8 @@ def export(
 
                     layer, facts["solver_choice"] = choose_solver(energy, judge, x_example, y_example.shape[1], seconds)
                     check_adjoint(train, layer)
-            parts = _parts(traced, layer, y_example, heads, train, polyhedron, must_not_be_negative, progress)
+            signs = {**{name: Sign(NONNEGATIVE) for name in must_not_be_negative}, **signs}
+            parts = _parts(traced, layer, y_example, heads, train, polyhedron, signs, progress)
 
             def write(target: Path, **more: Any) -> package.Package:
                 written: package.Package = described(
@@ -274,12 +283,25 @@ def _convexity(plain: package.Package, x_example: Tensor, allow_not_convex: bool
     return found
 
 
+def _grounded(plain: package.Package, proven: Convexity) -> tuple[Mapping[str, Sign], Convexity]:
+    """The signs that a proof needs of the weights, those asked for anyway among them, and what else it rests on."""
+    tensors = plain.manifest.weights.tensors
+    trainable = [name for name, spec in tensors.items() if spec.trainable]
+    given = {name: spec.sign for name, spec in tensors.items() if spec.sign}
+    found = grounds(plain.graphs["value"], plain.weights, trainable, given)
+    assert found is not None, "what is proven has grounds"
+    return found.signs, replace(proven, rests_on=found.values)
+
+
 def _seconds(plain: package.Package, traced: "_Traced", layer: Solver, x: Tensor) -> float:
     """The shortest of some runs of a solver on x as it will be served: its graph in onnxruntime."""
-    graphs = {**plain.graphs, "argmin": traced.serialised(_argmin_graph(traced.head, layer), domain_of(layer))}
+    graph = traced.serialised(_argmin_graph(traced.head, layer), domain_of(layer))
+    # Made in memory alone: without an adjoint it is no package that a folder could hold.
     manifest = replace(plain.manifest, solver=_solver_spec(layer, x), domain=domain_of(layer))
+    told = GraphFile("argmin.onnx", "", len(graph), listed(manifest, "argmin", graph))
+    manifest = replace(manifest, graphs={**manifest.graphs, "argmin": told})
     X, shortest = x.detach().cpu().numpy(), math.inf
-    with icnnrt.load(replace(plain, manifest=manifest, graphs=graphs)) as session:
+    with icnnrt.load(replace(plain, manifest=manifest, graphs={**plain.graphs, "argmin": graph})) as session:
         session.argmin(X)  # the first run makes the session
         for _ in range(RUNS):
             began = time.perf_counter()
@@ -342,13 +364,13 @@ def _parts(
     wanted: Collection[str],
     train: TrainSpec | None,
     polyhedron: Mapping[str, float | str] | None,
-    nonnegative: Sequence[str],
+    signs: Mapping[str, Sign],
     progress: Progress,
 ) -> _Parts:
     assembled: dict[str, ir.Graph] = {}
     training: package.TrainingSpec | None = None
     if solver is not None:
-        assembled, training = _solver_graphs(traced, solver, y_example, train, nonnegative, progress)
+        assembled, training = _solver_graphs(traced, solver, y_example, train, signs, progress)
     of_hessian: ir.Model | None = None
     for role, make in OPTIONAL_HEADS.items():
         if role in wanted:
@@ -398,7 +420,7 @@ def _solver_graphs(
     solver: Solver,
     y_example: Tensor,
     train: TrainSpec | None,
-    nonnegative: Sequence[str],
+    signs: Mapping[str, Sign],
     progress: Progress,
 ) -> tuple[dict[str, ir.Graph], package.TrainingSpec | None]:
     """argmin, adjoint and, if asked for, one step of training, around the head of value and gradient."""
@@ -425,7 +447,7 @@ def _solver_graphs(
             steps=solver.steps,
             optimizer=resolve(train.optimizer),
             updated=updated,
-            nonnegative=frozenset(nonnegative),
+            signs=signs,
             depth=K if train.adjoint == "exact" else 1,
             clip_norm=train.clip_norm,
             residual_tolerance=residual_tolerance(solver, x),

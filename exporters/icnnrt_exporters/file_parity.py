@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import icnnrt
 from icnnrt.errors import InputError
-from icnnrt.package import Package
+from icnnrt.package import Package, opened
 from icnnrt.verify import Check, contexts
 from icnnrt_exporters import parity
 from icnnrt_exporters.onnx_head import quiet
@@ -29,7 +29,7 @@ NAMES: Final = {"exact": "adjoint"}  # of a figure, where it is called otherwise
 
 
 def compare(
-    package: str | os.PathLike[str],
+    package: str | os.PathLike[str] | Package,
     torchscript: Path | None,
     programs: Sequence[Path],
     x: object = None,
@@ -45,8 +45,8 @@ def compare(
 
     Raises `InputError` for a file that cannot be loaded, or does not take the package's inputs.
     """
-    opened = Package.open(package)
-    manifest = opened.manifest
+    there = opened(package)
+    manifest = there.manifest
     for option, path in (("torchscript", torchscript), *(("program", path) for path in programs)):
         if path is not None and not path.is_file():
             raise InputError(f"{option}: {path}: there is no such file.")
@@ -55,10 +55,10 @@ def compare(
     rng = np.random.default_rng(seed)
     X = contexts(manifest, x, samples, rng)
     Y = rng.random((len(X), *manifest.y_shape)).astype(manifest.dtype)
-    if {"x", "y"} <= opened.golden.keys():
-        X, Y = (np.concatenate([opened.golden[name], array]) for name, array in (("x", X), ("y", Y)))
+    if {"x", "y"} <= there.golden.keys():
+        X, Y = (np.concatenate([there.golden[name], array]) for name, array in (("x", X), ("y", Y)))
     checks: list[Check] = []
-    with icnnrt.load(opened, native=native) as session:
+    with icnnrt.load(there, native=native) as session:
         if torchscript is not None:
             figures = _torchscript(torchscript, session, X, Y)
             checks += _judged("torchscript", torchscript, figures, manifest.dtype)

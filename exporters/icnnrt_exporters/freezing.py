@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from icnnrt._printable import harmless
 from icnnrt.errors import ExportError
 from icnnrt_exporters.inlining import subgraphs
 
@@ -100,7 +101,7 @@ def _evaluate(nodes: list[onnx.NodeProto], constants: Constants, model: onnx.Mod
     standard = [entry for entry in model.opset_import if not entry.domain]
     part = onnx.helper.make_model(graph, opset_imports=standard, ir_version=model.ir_version)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, and printed with names as they are
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -108,7 +109,7 @@ def _evaluate(nodes: list[onnx.NodeProto], constants: Constants, model: onnx.Mod
     except Exception as error:  # onnxruntime's own classes share no public parent
         raise ExportError(
             f"freeze: onnxruntime cannot compute what hangs on the weights alone ({error}); pack without freeze"
-        ) from error
+        ) from harmless(error)
     return {name: onnx.numpy_helper.from_array(v, name) for name, v in zip(names, values, strict=True)}
 
 

@@ -1,12 +1,15 @@
 """One self-contained ONNX file out of a package, for users of plain ONNX Runtime."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 
 from icnnrt import package
 from icnnrt._files import atomic_file
-from icnnrt.errors import ExportError
+from icnnrt._printable import cropped, harmless
+from icnnrt.errors import ExportError, IcnnrtError
 from icnnrt_exporters.freezing import frozen
 from icnnrt_exporters.inlining import inlined
 
@@ -15,7 +18,7 @@ LARGEST = 2**31 - 1
 
 
 def pack(
-    source: str | Path,
+    source: str | Path | package.Package,
     target: str | Path,
     role: str = "argmin",
     *,
@@ -26,7 +29,7 @@ def pack(
     """Write one graph of a package with its weights embedded.
 
     Args:
-        source: the package folder; opened with all its checks.
+        source: the package folder, opened with all its checks, or a package that is open.
         target: the `.onnx` file to write, atomically.
         role: "value", "argmin", "adjoint", or another graph that the package has.
         portable: leave standard ONNX operators alone: no functions and no domain of ours, for tools that know neither.
@@ -45,8 +48,8 @@ def pack(
         PackageError: the package is not sound. ExportError: no such graph, one that cannot be frozen, the target
         exists or cannot be written, the file would be too large for ONNX.
     """
-    source, target = Path(source), Path(target)
-    opened = package.Package.open(source)
+    target = Path(target)
+    opened = package.opened(source)
     if role not in opened.graphs:
         raise ExportError(f"graph: the package has no graph {role!r}; it has {', '.join(sorted(opened.graphs))}")
     if freeze and role == "train":
@@ -54,11 +57,25 @@ def pack(
     if target.is_dir():
         raise ExportError(f"target: {target} is a folder; give the name of a file, such as {target / 'model.onnx'}")
     check_absent(target, overwrite)
-    model = embedded(opened, role, portable=portable)
-    if freeze:
-        model = frozen(model)
-    write(target, model)
+    with of_anybody(opened):
+        model = embedded(opened, role, portable=portable)
+        if freeze:
+            model = frozen(model)
+        write(target, model)
     return target
+
+
+@contextmanager
+def of_anybody(opened: package.Package) -> Iterator[None]:
+    """Say in one sentence what onnx finds wrong with a graph of the package: it may come from anybody."""
+    try:
+        yield
+    except (IcnnrtError, OSError, MemoryError):
+        raise
+    except Exception as error:  # onnx, onnx_ir and protobuf have classes of their own, and share no parent
+        raise ExportError(
+            f"source: onnx does not take a graph of {opened.path} ({cropped(str(error), 300)}); export it again"
+        ) from harmless(error)
 
 
 def embedded(opened: package.Package, role: str, *, portable: bool) -> onnx.ModelProto:

@@ -16,6 +16,7 @@ from icnnrt import golden, package
 from icnnrt.errors import ExportError
 from icnnrt.qp_status import QPStatus
 from icnnrt.signatures import QP_NAMES
+from icnnrt.signs import NONNEGATIVE, Sign
 from icnnrt_exporters import parity
 from icnnrt_exporters.exporter import GOLDEN_SAMPLES, dtype_name, plain_graph, producer, serialise, stored
 from icnnrt_exporters.losses import loss_graph, named
@@ -177,7 +178,7 @@ def _parts(
             loss,
             optimizer=resolve(train.optimizer),
             updated=updated,
-            nonnegative=frozenset(nonnegative),
+            signs={name: Sign(NONNEGATIVE) for name in nonnegative},
             clip_norm=train.clip_norm,
         )
     (*inputs, x_in, z_bar), results, nodes, constants = dismantle(push.graph, "network")

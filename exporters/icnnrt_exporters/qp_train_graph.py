@@ -1,10 +1,11 @@
 """One step of fine-tuning a network of quadratic programs: (x, target, weights, state) -> loss, new weights, state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
 from icnnrt.qp_status import QPStatus
+from icnnrt.signs import Sign
 from icnnrt_exporters.optimizers import Optimizer
 from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, split, static
 from icnnrt_exporters.train_graph import update
@@ -18,7 +19,7 @@ def qp_train_graph(
     *,
     optimizer: Optimizer,
     updated: Sequence[str],
-    nonnegative: frozenset[str],
+    signs: Mapping[str, Sign],
     clip_norm: float | None,
 ) -> ir.Graph:
     """From the heads of adjoint and loss to one training step.
@@ -80,7 +81,7 @@ def qp_train_graph(
         {name: theta[name] for name in updated},
         {name: gradients[name] for name in updated},
         optimizer,
-        nonnegative,
+        signs,
         clip_norm,
     )
     constants = numbered([*push_constants, *loss_constants, *op.constants])

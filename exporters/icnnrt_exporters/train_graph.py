@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from icnnrt.domains import MODELS
 from icnnrt.manifest import Domain
+from icnnrt.signs import NONNEGATIVE, NONPOSITIVE, Sign
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import argmin_graph
 from icnnrt_exporters.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
@@ -44,7 +45,7 @@ def train_graph(
     steps: int,
     optimizer: Optimizer,
     updated: Sequence[str],
-    nonnegative: frozenset[str],
+    signs: Mapping[str, Sign],
     depth: int,
     clip_norm: float | None,
     residual_tolerance: float,
@@ -58,7 +59,7 @@ def train_graph(
         ȳ       = ∂loss/∂y, 0 where not safe
         θ̄      = adjoint(cuts, ȳ)                    `depth` cut sets back
         norm    = √Σ θ̄²;  θ̄ <- θ̄ min(1, clip_norm / norm)
-        θ, state <- optimizer(θ, θ̄, state, learning_rate);  θ <- max(θ, 0) where f's convexity needs it
+        θ, state <- optimizer(θ, θ̄, state, learning_rate);  θ <- max(θ, 0), min(θ, 0) where f's convexity needs it
         accepted = loss, norm and every new weight finite; where not, weights and state go out as they came in
 
     Inputs: x, of a box lower and upper, target, learning_rate [], state.step [] int64, state.<slot> [P], then the
@@ -129,7 +130,7 @@ def train_graph(
         {name: theta[name] for name in updated},
         gradients,
         optimizer,
-        nonnegative,
+        signs,
         clip_norm,
     )
     constants = numbered([*argmin_constants, *adjoint_constants, *loss_constants, *op.constants])
@@ -145,7 +146,7 @@ def update(
     theta: Mapping[str, ir.Value],
     gradients: Mapping[str, ir.Value],
     optimizer: Optimizer,
-    nonnegative: frozenset[str],
+    signs: Mapping[str, Sign],
     clip_norm: float | None,
 ) -> tuple[list[ir.Value], list[ir.Value]]:
     """From loss and gradients to the outputs of a step, in their order; and the inputs learning_rate and state."""
@@ -176,17 +177,8 @@ def update(
     for moved in (new_w, *new_slots):
         total = op("Add", total, op("Cast", op("ReduceSum", op("Abs", moved), keepdims=0), to=DOUBLE))
     accepted = op("Not", op("Or", op("IsNaN", total), op("IsInf", total)))
-    if not nonnegative.isdisjoint(updated):
-        # The projection after that test, or it would make 0 of −∞; as one bound for all entries, most of them −∞.
-        least = [
-            op(
-                "ConstantOfShape",
-                op.constant([length]),
-                value=ir.tensor([0.0 if name in nonnegative else -math.inf], dtype=T),
-            )
-            for name, length in zip(updated, lengths, strict=True)
-        ]
-        new_w = op("Max", new_w, _joined(op, least))
+    # The projection after that test, or it would make 0 of −∞.
+    new_w = projected(op, new_w, {name: sizes(v) for name, v in theta.items()}, signs, T)
     kept_w = op("Where", accepted, new_w, w)
     parts = [kept_w] if len(updated) == 1 else op.many("Split", kept_w, op.constant(lengths), outputs=len(updated))
     new_weights = []
@@ -208,6 +200,43 @@ def update(
         *new_weights,
     ]
     return outputs, [learning_rate, count, *slots]
+
+
+def projected(
+    op: Ops, w: ir.Value, shapes: Mapping[str, Sequence[int]], signs: Mapping[str, Sign], T: ir.DataType
+) -> ir.Value:
+    """max(w, 0) and min(w, 0) where the weights that the vector w is joined of have to have a sign.
+
+    Each by one bound for all entries, most of them infinite.
+    """
+    for bit, infinite, project in ((NONNEGATIVE, -math.inf, "Max"), (NONPOSITIVE, math.inf, "Min")):
+        if any(signs[name].asks(bit) for name in shapes if name in signs):
+            bounds = [_bound(op, signs.get(name), bit, infinite, shape, T) for name, shape in shapes.items()]
+            w = op(project, w, _joined(op, bounds))
+    return w
+
+
+def _bound(op: Ops, sign: Sign | None, bit: int, bound: float, shape: Sequence[int], T: ir.DataType) -> ir.Value:
+    """0 where an entry of a weight has to have this sign, `bound` elsewhere, row by row."""
+
+    def filled(length: int, value: float) -> ir.Value:
+        return op("ConstantOfShape", op.constant([length]), value=ir.tensor([value], dtype=T))
+
+    if sign is None or sign.whole:
+        return filled(math.prod(shape), 0.0 if sign and sign.whole & bit else bound)
+    length = math.prod(shape) if sign.axis is None else shape[sign.axis]
+    parts, at = [], 0
+    for start, stop, bits in sign.runs:
+        parts += [filled(start - at, bound)] if start > at else []
+        parts += [filled(stop - start, 0.0 if bits & bit else bound)]
+        at = stop
+    parts += [filled(length - at, bound)] if length > at else []
+    line = _joined(op, parts)
+    if sign.axis is None:
+        return line
+    upright = [length if axis == sign.axis else 1 for axis in range(len(shape))]
+    whole = op("Expand", op("Reshape", line, op.constant(upright)), op.constant(list(shape)))
+    return op("Reshape", whole, op.constant([-1]))
 
 
 def _joined(op: Ops, vectors: Sequence[ir.Value]) -> ir.Value:

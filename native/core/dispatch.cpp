@@ -1,4 +1,7 @@
 // Which kernels this processor can run, and how much workspace they take.
+#include <cstdlib>
+#include <cstring>
+
 #include "kernels.h"
 #include "qp.h"
 
@@ -33,9 +36,44 @@ namespace icnnrt {
 ICNNRT_INSTRUCTION_SETS(ICNNRT_DECLARE)
 #undef ICNNRT_DECLARE
 
+namespace {
+
+#define ICNNRT_NAME(name, supported) #name,
+constexpr const char* kNames[] = {ICNNRT_INSTRUCTION_SETS(ICNNRT_NAME)};
+#undef ICNNRT_NAME
+constexpr std::size_t kCompiled = sizeof kNames / sizeof *kNames;
+
+// Read once, when the library is loaded: all that a process computes is then of one instruction set.
+struct Limit {
+  std::size_t best = 0;   // the first of kNames that may be used
+  char refused[41] = {};  // what was asked for, if it is none of them: so much of it as a message needs
+
+  Limit() noexcept {
+    const char* const wanted = std::getenv(kLimitVariable);
+    if (!wanted || !*wanted) return;
+    while (best < kCompiled && std::strcmp(wanted, kNames[best]) != 0) ++best;
+    if (best < kCompiled) return;
+    best = 0;
+    std::strncpy(refused, wanted, sizeof refused - 1);
+  }
+};
+const Limit limit;
+
+}  // namespace
+
+const char* refused_limit() noexcept { return *limit.refused ? limit.refused : nullptr; }
+
+const char* instruction_sets() noexcept {
+#define ICNNRT_NAME(name, supported) " " #name
+  static constexpr char names[] = ICNNRT_INSTRUCTION_SETS(ICNNRT_NAME);
+  return names + 1;  // without the first space
+#undef ICNNRT_NAME
+}
+
 #define ICNNRT_DEFINE(T, kTable)                                                          \
   template <>                                                                             \
   const Kernels<T>* kernels_for<T>(std::size_t instruction_set, Domain domain) noexcept { \
+    if (instruction_set < limit.best) return nullptr;                                     \
     std::size_t left = instruction_set;                                                   \
     ICNNRT_INSTRUCTION_SETS(ICNNRT_NTH_##kTable)                                          \
     return nullptr;                                                                       \
@@ -56,6 +94,7 @@ ICNNRT_DEFINE(double, kDouble)
 #define ICNNRT_DEFINE_QP(T, kTable)                                             \
   template <>                                                                   \
   const QpKernels<T>* qp_kernels_for<T>(std::size_t instruction_set) noexcept { \
+    if (instruction_set < limit.best) return nullptr;                           \
     std::size_t left = instruction_set;                                         \
     ICNNRT_INSTRUCTION_SETS(ICNNRT_NTH_##kTable)                                \
     return nullptr;                                                             \

@@ -75,6 +75,15 @@ struct Kernels {
 // initialisation and nothing in it outlives the call. 0 if the sizes are too large to count.
 std::size_t workspace_bytes(const Sizes& sizes) noexcept;
 
+// An environment variable with the name of an instruction set: better ones count as ones that this processor has not.
+// It is for tests, and for the same bits on machines that differ; it cannot ask for what the processor lacks.
+inline constexpr const char* kLimitVariable = "ICNNRT_MAX_INSTRUCTION_SET";
+// Its value, cut at 40 bytes, if that names none of this library's instruction sets, and then nothing is left out;
+// otherwise null.
+const char* refused_limit() noexcept;
+// The names of this library's instruction sets, best first, with a space between.
+const char* instruction_sets() noexcept;
+
 // The fastest kernels that this processor can run.
 template <typename T>
 const Kernels<T>& kernels(Domain domain = Domain::kEntropy) noexcept;

@@ -74,7 +74,7 @@ ICNNRT_INLINE void copy(double* to, const double* from, std::size_t count) {
 }
 // The larger of two sizes; NaN is larger than all.
 ICNNRT_INLINE double larger(double a, double b) { return a < b || b != b ? b : a; }
-ICNNRT_INLINE Vec larger(Vec a, Vec b) { return (a < b) | (b != b) ? b : a; }
+ICNNRT_INLINE Vec larger(Vec a, Vec b) { return ((a < b) | (b != b)) ? b : a; }
 ICNNRT_INLINE double largest(Vec a) {
   double most = a[0];
   for (std::size_t l = 1; l < W; ++l) most = larger(most, a[l]);

@@ -23,7 +23,7 @@ struct QpAdjoint {
   static constexpr const char* kOutputsOfT = "TTTT";  // all
 
   static void infer_axes(Axes& axes, bool batch_known) {
-    if (!batch_known && axes.of['B'].size <= 1) axes.of['B'] = {};
+    if (!batch_known && axes.of('B').size <= 1) axes.of('B') = {};
   }
 
   const QpKernels<T>& kernels = icnnrt::qp_kernels<T>();

@@ -22,9 +22,9 @@ struct QpSolve {
   static constexpr const char* kOutputsOfT = "TTTTTT--T";
 
   static void infer_axes(Axes& axes, bool batch_known) {
-    if (!batch_known && axes.of['B'].size <= 1) axes.of['B'] = {};
-    const std::int64_t n = axes.of['n'].size, m = axes.of['m'].size, q = axes.of['q'].size;
-    if (n >= 0 && m >= 0 && q >= 0) axes.of['r'].size = 2 * n + m + q;
+    if (!batch_known && axes.of('B').size <= 1) axes.of('B') = {};
+    const std::int64_t n = axes.of('n').size, m = axes.of('m').size, q = axes.of('q').size;
+    if (n >= 0 && m >= 0 && q >= 0) axes.of('r').size = 2 * n + m + q;
   }
 
   const QpKernels<T>& kernels = icnnrt::qp_kernels<T>();

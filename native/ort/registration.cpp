@@ -131,6 +131,12 @@ OrtStatus* register_operators(OrtSessionOptions* options, const OrtApiBase* base
                  "ai.icnnrt: expected session options without its operators, but they are registered there already; "
                  "call register_custom_ops_library once for each SessionOptions.");
   }
+  if (const char* const refused = refused_limit(); refused) {
+    return error(api, kInvalidArgument,
+                 "ai.icnnrt: %s: expected the name of an instruction set of this library (%s), but got '%s'; set one "
+                 "of these before the process starts, or unset it.",
+                 kLimitVariable, instruction_sets(), refused);
+  }
   ICNNRT_TRY(api.AddCustomOpDomain(options, domain->domain));
   ICNNRT_TRY(api.AddSessionConfigEntry(options, kOperatorsEntry, kOperators));
   return api.AddSessionConfigEntry(options, kInstructionSetEntry, kernels<float>().instruction_set);

@@ -18,11 +18,12 @@ struct Axis {
 
 // Axes by letter, as in "Bkn".
 struct Axes {
-  Axis of[128];
+  Axis by_letter[128];
 
+  Axis& of(char letter) { return by_letter[static_cast<unsigned char>(letter)]; }
   Axis operator[](char letter) const {
     if (letter >= '0' && letter <= '9') return {letter - '0', ""};
-    return of[static_cast<unsigned char>(letter)];
+    return by_letter[static_cast<unsigned char>(letter)];
   }
 };
 
@@ -54,10 +55,10 @@ inline OrtStatus* read_axes(const Api& api, OrtShapeInferContext* context, std::
   ICNNRT_TRY(api.GetSymbolicDimensions(info, names, rank));
   for (std::size_t i = 0; i < rank; ++i) {
     if (letters[i] == '*') {
-      read_batch({sizes[i], names[i] ? names[i] : ""}, batch_known, axes.of['B']);
+      read_batch({sizes[i], names[i] ? names[i] : ""}, batch_known, axes.of('B'));
       continue;
     }
-    Axis& axis = axes.of[static_cast<unsigned char>(letters[i])];
+    Axis& axis = axes.of(letters[i]);
     if (axis.size < 0 && sizes[i] >= 0) axis = {sizes[i], ""};
     if (!axis.known() && names[i]) axis.name = names[i];
   }

@@ -37,6 +37,10 @@ std::vector<Real> to_real(const std::vector<T>& values) {
 template <typename T>
 inline constexpr Real kEps = static_cast<Real>(std::numeric_limits<T>::epsilon());
 inline constexpr Real kDoubleEps = static_cast<Real>(std::numeric_limits<double>::epsilon());
+// Next to nothing rounding is no longer relative: a number of T, and a product in double, is off by half of these.
+template <typename T>
+inline constexpr Real kLeast = static_cast<Real>(std::numeric_limits<T>::denorm_min());
+inline constexpr Real kDoubleLeast = static_cast<Real>(std::numeric_limits<double>::denorm_min());
 
 // Beyond this the kernels' own arithmetic may overflow, and NaN is an honest answer.
 inline constexpr double kHuge = 1e100;
@@ -80,7 +84,7 @@ std::string complaint(const Cuts<T>& cuts, const SolveAnswer<T>& answer) {
 
   // What can be off between the kernel and the same formulas on the lam it handed out. s = -G'lam: rounding of lam to
   // T, and the sum over the cuts. y = sigma(s): D changes at most by the factor e^|ds| on the way. Then v, y and s go
-  // into the gap and the dual value.
+  // into the gap and the dual value. Each has a floor, for what is rounded to nothing on the way.
   const std::vector<Real> lam = to_real(answer.lam);
   const Evaluation at = evaluate(cuts, lam);
   const Real sum_error = static_cast<Real>(k + 4) * kDoubleEps;
@@ -90,9 +94,13 @@ std::string complaint(const Cuts<T>& cuts, const SolveAnswer<T>& answer) {
   std::vector<Real> s_errors(n);
   Real largest_s_error = 0.0L, sum_of_y = 0.0L;
   for (std::size_t j = 0; j < n; ++j) {
-    Real s_size = 0.0L;
-    for (std::size_t i = 0; i < k; ++i) s_size += lam[i] * std::fabs(static_cast<Real>(cuts.slope(i, j)));
-    s_errors[j] = lam_error * s_size;
+    Real s_size = 0.0L, s_floor = 0.0L;
+    for (std::size_t i = 0; i < k; ++i) {
+      const Real slope = std::fabs(static_cast<Real>(cuts.slope(i, j)));
+      s_size += lam[i] * slope;
+      s_floor += kLeast<T> * slope + kDoubleLeast;
+    }
+    s_errors[j] = lam_error * s_size + s_floor;
     largest_s_error = std::fmax(largest_s_error, s_errors[j]);
   }
   for (std::size_t j = 0; j < n; ++j) {
@@ -131,11 +139,11 @@ std::string complaint(const Cuts<T>& cuts, const SolveAnswer<T>& answer) {
     for (std::size_t j = 0; j < n; ++j)
       error += std::fabs(static_cast<Real>(cuts.slope(i, j))) *
                (y_error[j] + terms * (cuts.domain == Domain::kEntropy ? 0.5L : std::fabs(at.y[j]) + cuts.centre()));
-    v_error = std::fmax(v_error, error);
-    dual_error += lam[i] * std::fabs(static_cast<Real>(cuts.offsets[i])) * lam_error;
+    v_error = std::fmax(v_error, error + static_cast<Real>(n) * kDoubleLeast);
+    dual_error += std::fabs(static_cast<Real>(cuts.offsets[i])) * (lam[i] * lam_error + kLeast<T>)+kDoubleLeast;
     dual_size += lam[i] * std::fabs(static_cast<Real>(cuts.offsets[i]));
   }
-  dual_error += terms * dual_size;
+  dual_error += terms * dual_size + static_cast<Real>(n) * kDoubleLeast;
   const Real gap_error = 2.0L * v_error + 2.0L * lam_error * static_cast<Real>(size);
   if (!(std::fabs(r[2] - at.gap) <= gap_error)) return describe("residual[2] - gap", r[2] - at.gap, gap_error);
   if (!(std::fabs(answer.lower_bound - at.dual) <= dual_error))

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "cuts.h"
 
@@ -40,6 +41,14 @@ class Bytes {
   std::size_t next_ = 0;
   Random rest_;
 };
+
+// Where T, or the square of a number of T, ends: rounding is relative no longer.
+template <typename T>
+int exponent_near_nothing(Bytes& bytes) {
+  using Limits = std::numeric_limits<T>;
+  const int exponent = Limits::min_exponent - static_cast<int>(bytes.below(Limits::digits + 8));
+  return bytes.below(2) ? exponent : exponent / 2;
+}
 
 // How the numbers of one array come about.
 template <typename T>

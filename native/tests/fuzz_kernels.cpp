@@ -45,6 +45,11 @@ void try_kernels(Bytes& bytes) {
   Numbers<T> slopes(bytes), offsets(bytes), starts(bytes), y_bars(bytes);
   for (T& g : cuts.slopes) g = slopes.next();
   for (T& e : cuts.offsets) e = offsets.next();
+  if (bytes.below(16) == 0) {
+    const int exponent = exponent_near_nothing<T>(bytes);
+    for (auto* numbers : {&cuts.slopes, &cuts.offsets})
+      for (T& one : *numbers) one = static_cast<T>(std::ldexp(static_cast<double>(one), exponent));
+  }
   for (std::size_t copies = bytes.below(4) ? 0 : bytes.below(k); copies > 0; --copies)
     cuts.copy_cut(bytes.below(k), bytes.below(k));
   for (std::size_t odd = bytes.below(8) ? 0 : bytes.below(4); odd > 0; --odd)  // a few odd numbers among the others

@@ -26,7 +26,8 @@ struct Library {
     CHECK(live.none());
   }
 
-  OrtStatus* add_to(OrtSessionOptions& to) const {
+  OrtStatus* add_to(OrtSessionOptions& to) const { return add_to(handle, to); }
+  static OrtStatus* add_to(void* handle, OrtSessionOptions& to) {
     using Register = OrtStatus* (*)(OrtSessionOptions*, const OrtApiBase*);
     return reinterpret_cast<Register>(dlsym(handle, "RegisterCustomOps"))(&to, Runtime::base());
   }

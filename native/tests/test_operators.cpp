@@ -1,7 +1,10 @@
 // The library as a runtime uses it: registered, one kernel a node, many threads, errors, and all given back.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -88,6 +91,45 @@ TEST_CASE_TEMPLATE("what is malformed is told, and nothing kept", T, float, doub
   CHECK(Node(solve.op, {}).refused.find("steps: expected an integer attribute, but got none") != std::string::npos);
   OrtSessionOptions again = library.options;
   CHECK(Node::told(library.add_to(again)).find("registered there already") != std::string::npos);
+}
+
+// The environment variable while this lives.
+struct Limited {
+  std::string before = std::getenv(icnnrt::kLimitVariable) ? std::getenv(icnnrt::kLimitVariable) : "";
+  explicit Limited(const std::string& to) { setenv(icnnrt::kLimitVariable, to.c_str(), 1); }
+  ~Limited() { setenv(icnnrt::kLimitVariable, before.c_str(), 1); }
+};
+
+TEST_CASE("a variable takes instruction sets away, and can ask for none that the processor lacks") {
+  std::vector<std::string> names;
+  std::istringstream listed(icnnrt::instruction_sets());
+  for (std::string name; listed >> name;) names.push_back(name);
+  const auto used = [](const std::string& limit) {
+    const Limited limited(limit);
+    const Library library;  // reads it as it is loaded
+    return library.options.entries.at("ai.icnnrt.instruction_set");
+  };
+  const auto place = [&](const std::string& name) {
+    return std::find(names.begin(), names.end(), name) - names.begin();
+  };
+  const std::string best = used("");
+  REQUIRE(place(best) < static_cast<std::ptrdiff_t>(names.size()));
+  for (const std::string& name : names) {
+    CAPTURE(name);
+    CHECK(used(name) == (place(name) > place(best) ? name : best));
+  }
+  const std::string wrong(names[0] + "_and_more_than_the_forty_bytes_that_a_message_shows");
+  const Limited limited(wrong);
+  void* const handle = dlopen(ICNNRT_TESTS_LIBRARY, RTLD_NOW | RTLD_LOCAL);
+  OrtSessionOptions options;
+  const std::string message = Node::told(Library::add_to(handle, options));
+  CAPTURE(message);
+  CHECK(message.find("ICNNRT_MAX_INSTRUCTION_SET: expected the name of an instruction set") != std::string::npos);
+  CHECK(message.find('(' + std::string(icnnrt::instruction_sets()) + "), but got '" + wrong.substr(0, 40) + "';") !=
+        std::string::npos);
+  CHECK(options.domains.empty());
+  dlclose(handle);
+  CHECK(live.none());
 }
 
 TEST_CASE("memory that is not there is told once, however many threads want it") {

@@ -3,6 +3,8 @@
 #include <doctest/doctest.h>
 
 #include <cstddef>
+#include <cstdlib>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -10,6 +12,7 @@
 #include "call.h"
 #include "cuts.h"
 #include "each_kernel.h"
+#include "qp.h"
 
 namespace icnnrt_tests {
 namespace {
@@ -69,6 +72,15 @@ TEST_CASE_TEMPLATE("the kernels in use are the best that this processor can run"
     for (std::size_t b = 0; b < a; ++b)
       CHECK(std::string(runnable[a]->instruction_set) != runnable[b]->instruction_set);
   CHECK(icnnrt::kernels_for<T>(icnnrt::kInstructionSets) == nullptr);
+  CHECK(icnnrt::qp_kernels<T>().instruction_set == std::string(runnable.front()->instruction_set));
+  // With ICNNRT_MAX_INSTRUCTION_SET those before the one it names are none that can be run.
+  const char* const most = std::getenv(icnnrt::kLimitVariable);
+  std::istringstream names(icnnrt::instruction_sets());
+  std::string name;
+  for (std::size_t i = 0; most && *most && names >> name && name != most; ++i) {
+    CHECK(icnnrt::kernels_for<T>(i) == nullptr);
+    CHECK(icnnrt::qp_kernels_for<T>(i) == nullptr);
+  }
 }
 
 }  // namespace

@@ -1,0 +1,68 @@
+"""Keeping an energy convex while its weights change: what its package was proven with holds of every later set.
+
+Signs are kept by projection, which costs next to nothing. Where the proof rests on more than signs, a positive
+semidefinite product or a slope below 1, it is repeated for new values of the weights in question, and they are refused
+if it fails. Of an energy that was never proven convex there is nothing to keep but the signs that somebody asked for.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from icnnrt._fields import named
+from icnnrt.manifest import Manifest
+from icnnrt.signs import Sign
+
+Weights = Mapping[str, NDArray[Any]]
+
+
+class KeptConvex:
+    """What new values of some weights, `moved`, have to be.
+
+    The manifest says it of a package that was exported as proven; one of format 1 is looked at, which takes as long as
+    the proof.
+    """
+
+    def __init__(self, manifest: Manifest, graphs: Mapping[str, bytes], weights: Weights, moved: Collection[str]):
+        tensors = manifest.weights.tensors
+        self.signs: Mapping[str, Sign] = {name: sign for name in moved if (sign := tensors[name].sign)}
+        self.values: tuple[str, ...] = ()
+        """Those of the weights whose very values the proof rests on."""
+        self._proof: Any = None
+        verdict = manifest.convexity
+        if verdict is None or verdict.verdict != "proven" or verdict.rests_on == ():
+            return
+        # The prover, which whoever does not change weights, or only within signs, does not need.
+        from icnnrt.convexity import Grounds, Repeated, grounds
+
+        trainable = [name for name, spec in tensors.items() if spec.trainable]
+        given = {name: spec.sign for name, spec in tensors.items() if spec.sign}
+        if verdict.rests_on is None:
+            found = grounds(graphs["value"], weights, trainable, given)
+        else:
+            found = Grounds(given, verdict.rests_on)
+        if found is None:  # the weights of now are not those of the verdict
+            return
+        self.signs = {name: sign for name, sign in found.signs.items() if name in moved}
+        self.values = tuple(name for name in found.values if name in moved)
+        if self.values:
+            self._proof = Repeated(graphs["value"], weights, found, trainable)
+
+    def project(self, weights: dict[str, NDArray[Any]]) -> None:
+        """Put the nearest weights with the signs that they need in the place of those that lack them."""
+        for name, sign in self.signs.items():
+            if name in weights:
+                weights[name] = sign.project(weights[name])
+
+    def fault(self, weights: Weights) -> str:
+        """Why f would not be convex, or not proven any more, with these weights; empty if it is as it was."""
+        for name, sign in self.signs.items():
+            if name in weights and (fault := sign.fault(weights[name])):
+                return f"{named(name)} should be {fault}"
+        return self.lost_proof(weights)
+
+    def lost_proof(self, weights: Weights) -> str:
+        """Why the proof fails with these values of the weights that it rests on; empty if it does not."""
+        lost: str = "" if self._proof is None else self._proof.failure(weights)
+        return lost
