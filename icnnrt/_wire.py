@@ -393,9 +393,7 @@ class _Walk(Wire):
         elif kind == "FunctionProto":
             function = (found.get(10, b""), found.get(1, b""))
             self.note(self.functions, function, "functions", start)
-            if function in self.calls:
-                self.refuse(start, f"the function {show(function[1].decode())} is defined twice")
-            self.calls[function] = self.called
+            self.calls.setdefault(function, Counter()).update(self.called)  # of several with one name together
         elif kind == "AttributeProto":
             self.check_text_free(found, start)
         elif kind == "OperatorSetIdProto":
