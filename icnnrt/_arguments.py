@@ -1,5 +1,7 @@
 """Arguments that users hand over, made into arrays of the package's dtype or refused with one sentence."""
 
+import math
+import operator
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -85,12 +87,74 @@ def finite_rows(array: Floats) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(array).all(axis=tuple(range(1, array.ndim))))
 
 
-def not_negative(value: object, name: str) -> float:
-    """A finite number of at least 0 as a float, or the `InputError`: of Python or numpy, an array without axes too."""
-    given = value.item() if isinstance(value, np.ndarray | np.generic) and value.ndim == 0 else value
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < np.inf:
-        raise InputError(f"{name}: expected a finite number of at least 0, but got {value!r}.")
-    return float(given)
+def integer(value: object, name: str, least: int, most: int | None = None, *, expected: str = "") -> int:
+    """An integer from `least` to `most` as Python's own, or the `InputError`; `expected` says it in other words.
+
+    Scalars of numpy, and arrays without axes of it or of another library, are integers where their dtype is; floats
+    are none, whatever their value, and neither are booleans.
+    """
+    given = alone(value)
+    try:
+        found = None if isinstance(given, float) else operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        found = None
+    if found is None or found < least or (most is not None and found > most):
+        usual = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
+        raise InputError(f"{name}: expected {expected or usual}, but got {_shown(value)}.")
+    return found
+
+
+def number(
+    value: object,
+    name: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    finite: bool = True,
+    expected: str = "",
+) -> float:
+    """A number of at least `least` and above `above` as a float, or the `InputError`; NaN is none.
+
+    Numbers are what `integer` takes, and floats of every kind; infinity only where it need not be finite. `expected`
+    says it in other words.
+    """
+    given = alone(value)
+    found = math.nan
+    if isinstance(given, int | float):
+        try:
+            found = float(given)
+        except OverflowError:  # an integer beyond every float
+            found = math.inf if given > 0 else -math.inf
+    # Written so that NaN is refused.
+    if not (found >= least and (found > above or above == -math.inf)) or (finite and math.isinf(found)):
+        bound = f" of at least {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
+        usual = f"a {'finite ' * finite}number{bound}"
+        raise InputError(f"{name}: expected {expected or usual}, but got {_shown(value)}.")
+    return found
+
+
+def alone(value: object) -> object:
+    """A Python number in place of a scalar, or of an array without axes; None for what is no number."""
+    if isinstance(value, int | float):
+        return None if isinstance(value, bool) else value
+    if np.ma.is_masked(value):
+        return None
+    try:
+        array = np.asarray(value)
+    except Exception:  # ragged lists, tensors on another device: as in `batch`
+        return None
+    if array.ndim or array.dtype.kind not in "iuf":
+        return None
+    return float(array) if array.dtype.kind == "f" else int(array)
+
+
+def _shown(value: object) -> str:
+    """What came, short enough for a sentence."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # integers of more digits than Python writes
+        text = type(value).__name__
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def check_finite_bar(y_bar: Floats, skipped: NDArray[np.bool_]) -> None:

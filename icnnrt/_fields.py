@@ -28,10 +28,32 @@ def show(value: object) -> str:
 
 
 def plain(value: object) -> object:
-    """Let json write numpy scalars, which measurements tend to be."""
-    if isinstance(value, np.generic):
+    """Let json write numpy scalars, which measurements tend to be, and arrays of one number."""
+    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
         return value.item()
     raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def strict(value: Any) -> Any:
+    """The same as JSON can say it: scalars and arrays of numpy as Python's numbers and lists, NaN and infinity as null,
+    keys and whatever else as text."""
+    match value:
+        case Mapping():
+            return {str(key): strict(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [strict(inner) for inner in value]
+        case None | bool() | str():
+            return value
+        case int():
+            return int(value)  # of an enumeration too
+        case float():
+            return float(value) if math.isfinite(value) else None
+        case np.generic() | np.ndarray():
+            plainer = value.tolist()
+            # Of a long double tolist leaves what it was.
+            return strict(float(plainer) if isinstance(plainer, np.floating) else plainer)
+        case _:
+            return str(value)
 
 
 def load_json(data: bytes, place: str) -> object:

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import numpy as safetensors_numpy
 
+from icnnrt import _arguments
 from icnnrt._fields import JsonObject, exactly, integer, listing, load_json, matching, plain, real, table
 from icnnrt._files import read_plain, scratch_of, sync_folder, write_atomically
 from icnnrt.errors import InputError, PackageError
@@ -72,11 +73,10 @@ class History:
     """The checkpoints of one network in one folder; not for several writers at a time."""
 
     def __init__(self, folder: StrPath, manifest: Manifest, keep: int = KEEP) -> None:
-        if not isinstance(keep, int) or isinstance(keep, bool) or not 1 <= keep <= MAX_CHECKPOINTS:
-            raise InputError(f"keep: expected how many checkpoints to keep, 1 to {MAX_CHECKPOINTS}, but got {keep!r}.")
         self.folder = Path(folder)
         self._network = network_of(manifest)
-        self._keep = keep
+        how_many = f"how many checkpoints to keep, 1 to {MAX_CHECKPOINTS}"
+        self._keep = _arguments.integer(keep, "keep", 1, MAX_CHECKPOINTS, expected=how_many)
         self.checkpoints = self._read()
 
     def save(self, step: int, weights: Arrays, state: Arrays, figures: Mapping[str, float]) -> Checkpoint:

@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.tree import Tree
 from typer.core import TyperGroup
 
+from icnnrt._fields import strict
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -57,23 +58,7 @@ def console(*, err: bool = False) -> Console:
 
 def print_json(content: Mapping[str, Any]) -> None:
     """One JSON object on stdout; NaN and infinity, which JSON lacks, become null."""
-    typer.echo(json.dumps(_plain(content), allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case Mapping():
-            return {str(key): _plain(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [_plain(inner) for inner in value]
-        case float():
-            return value if math.isfinite(value) else None
-        case None | bool() | int() | str():
-            return value
-        case _ if hasattr(value, "tolist"):
-            return _plain(value.tolist())
-        case _:
-            return str(value)
+    typer.echo(json.dumps(strict(content), allow_nan=False))
 
 
 def number(value: float | None, digits: int = 3) -> str:

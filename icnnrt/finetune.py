@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import certificate
-from icnnrt._arguments import batch, finite_rows, not_negative
+from icnnrt._arguments import batch, finite_rows, integer, number
+from icnnrt._fields import strict
 from icnnrt._turns import Turns
 from icnnrt._weight_sets import WeightSet
 from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History
@@ -86,7 +87,8 @@ class StepReport:
     """Whether the step before was found to have done harm, so that its weights and state are gone again."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values, for strict JSON: NaN and infinity are None."""
+        return dict(strict(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ class EpochReport:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values, for strict JSON: NaN and infinity are None."""
+        return dict(strict(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ class FitReport:
     """Why it ended before the last epoch; empty if it did not."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values, for strict JSON: NaN and infinity are None."""
+        return dict(strict(asdict(self)))
 
 
 class _Verdict(NamedTuple):
@@ -223,7 +227,7 @@ class FineTuner:
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
-        self._learning_rate = not_negative(value, "learning_rate")
+        self._learning_rate = number(value, "learning_rate", least=0.0)
 
     @property
     def steps(self) -> int:
@@ -269,7 +273,7 @@ class FineTuner:
         Raises `InputError` for wrong shapes or dtypes, no samples, targets outside what the loss takes, and, if strict,
         for NaN or infinity.
         """
-        rate = self.learning_rate if learning_rate is None else not_negative(learning_rate, "learning_rate")
+        rate = self.learning_rate if learning_rate is None else number(learning_rate, "learning_rate", least=0.0)
         data, skipped = self._data(x, target, "x", "target", lower, upper)
         return self._step(data, rate, skipped)
 
@@ -323,21 +327,18 @@ class FineTuner:
         Raises what `step` does, and `OSError` if the history cannot be written: weights and state are then kept in
         memory, so `save` can be called again.
         """
-        for name, number in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
-            if (number is not None or name != "patience") and (
-                not isinstance(number, int) or isinstance(number, bool) or number < 1
-            ):
-                raise InputError(f"{name}: expected an integer of at least 1, but got {number!r}.")
+        epochs, batch_size = integer(epochs, "epochs", 1), integer(batch_size, "batch_size", 1)
+        patience = None if patience is None else integer(patience, "patience", 1)
+        seed = integer(seed, "seed", 0)
         if patience is not None and validation is None:
             raise InputError("patience: expected validation data too, but got none; pass validation=(x, target).")
-        if not isinstance(worse, int | float) or not worse > 0:
-            raise InputError(f"worse: expected a positive part of the best loss, but got {worse!r}.")
+        worse = number(worse, "worse", above=0.0, finite=False, expected="a positive part of the best loss")
         if validation is not None and (not isinstance(validation, tuple) or len(validation) not in (2, 4)):
             raise InputError(
                 "validation: expected a tuple (x, target), but got something else; pass two arrays, or four with lower "
                 "and upper for a box."
             )
-        rate = self.learning_rate if learning_rate is None else not_negative(learning_rate, "learning_rate")
+        rate = self.learning_rate if learning_rate is None else number(learning_rate, "learning_rate", least=0.0)
         data, skipped_rows = self._data(x, target, "x", "target", lower, upper)
         held: Arrays | None = None
         if validation is not None:
@@ -454,6 +455,7 @@ class FineTuner:
         Raises `InputError` if there is none or it is of another network, `PackageError` if it is damaged; then nothing
         has changed.
         """
+        step = None if step is None else integer(step, "step", 0)
         found = History(history, self.session.manifest)
         if not found.folder.exists():
             raise InputError(

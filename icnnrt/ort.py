@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any, Final, TypeAlias
 
 from icnnrt import _native
+from icnnrt._arguments import integer
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, ProviderError
 
 Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
@@ -14,6 +15,7 @@ CPU: Final = "CPUExecutionProvider"
 # The graphs of an icnnrt package are many small operators one after the other. Measured on two busy cores with a
 # PICNN of 1836 inputs: a second thread gained nothing at batch 1 and doubled the time at 16 and 128 (it spins).
 THREADS: Final = 1
+MAX_THREADS: Final = (1 << 31) - 1  # what onnxruntime holds one in
 # 3 = errors. The default, warnings, prints a line on stderr for every weight, because a session may override it.
 LOG_SEVERITY: Final = 3
 
@@ -37,9 +39,7 @@ def checked_threads(threads: object) -> int:
     """How many threads a session gets; `InputError` for what is no number of them."""
     if threads is None:
         return THREADS
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise InputError(f"threads: expected an integer of at least 1 or None, but got {threads!r}.")
-    return threads
+    return integer(threads, "threads", 1, MAX_THREADS, expected="an integer of at least 1 or None")
 
 
 def session_options(ort: ModuleType, threads: int) -> Any:

@@ -9,12 +9,12 @@ microsecond does not matter: it checks more, copies nothing, and its answers las
 """
 
 import functools
-import operator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt._arguments import integer
 from icnnrt._forks import inherit
 from icnnrt.errors import IcnnrtError, InputError
 from icnnrt.ort import onnxruntime
@@ -90,13 +90,7 @@ class QPSolver:
         """
         sizes = {"n": n, "m": m, "q": q, "batch": batch}
         for name, size in sizes.items():
-            least = 1 if name in ("n", "batch") else 0
-            try:
-                sizes[name] = operator.index(size)
-            except TypeError:
-                sizes[name] = -1
-            if not least <= sizes[name] <= SIZES_MAX:
-                raise InputError(f"{name}: expected an integer from {least} to {SIZES_MAX}, but got {size!r}.")
+            sizes[name] = integer(size, name, 1 if name in ("n", "batch") else 0, SIZES_MAX)
         if dtype not in DTYPES.values():
             raise InputError(f"dtype: expected 'float32' or 'float64', but got {dtype!r}.")
         n, m, q, B = sizes.values()

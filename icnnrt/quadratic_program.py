@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import _native, _wire
-from icnnrt._arguments import untrusted
+from icnnrt._arguments import alone, untrusted
 from icnnrt._once import Once
 from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError
 from icnnrt.ort import (
@@ -468,8 +468,8 @@ def _datum(name: str, value: object, dtype: np.dtype[Any], shape: tuple[int, ...
 
 
 def _bound(name: str, value: object, dtype: np.dtype[Any], n: int) -> Floats:
-    if isinstance(value, int | float) or (isinstance(value, np.generic) and value.dtype == dtype):
-        return np.full((), value, dtype)
+    if (one := alone(value)) is not None:
+        return np.full((), one, dtype)
     return _datum(name, value, dtype, (n,))
 
 

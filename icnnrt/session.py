@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt import polyhedron as _polyhedron
-from icnnrt._arguments import batch, finite_rows
+from icnnrt._arguments import batch, finite_rows, integer
 from icnnrt._runner import Runner
 from icnnrt._weight_sets import WeightSet
 from icnnrt.certificate import Tolerances
@@ -510,6 +510,7 @@ class Session:
         """
         if self.manifest.kind != "energy":
             raise _no_value(self.manifest)
+        seed = integer(seed, "seed", 0)
         X = None if x is None else batch(x, "x", self._dtype, self._x_shape)
         self._runner.check_open()
         weights = self._runner.weights  # one set for all, whatever is updated meanwhile

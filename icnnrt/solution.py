@@ -107,7 +107,7 @@ class Solution(_Frozen):
 
     def __getitem__(self, index: Any) -> "Solution":
         """The samples at `index` (integer, slice, mask or integer array), always with a batch dimension."""
-        if not isinstance(index, slice | np.ndarray | list):
+        if not isinstance(index, slice | list) and not (isinstance(index, np.ndarray) and index.ndim):
             at = operator.index(index)
             if not -len(self) <= at < len(self):
                 given = f"give 0..{len(self) - 1}" if len(self) else "there is none to give"
@@ -194,7 +194,7 @@ class QPAnswer(_Frozen):
 
     def __getitem__(self, index: Any) -> "QPAnswer":
         """The samples at `index` (integer, slice, mask or integer array), always with a batch dimension."""
-        if not isinstance(index, slice | np.ndarray | list):
+        if not isinstance(index, slice | list) and not (isinstance(index, np.ndarray) and index.ndim):
             at = operator.index(index)
             if not -len(self) <= at < len(self):
                 raise IndexError(f"index: expected a sample of {len(self)}, but got {at}.")
