@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,8 @@ from icnnrt import _arguments
 from icnnrt._fields import JsonObject, exactly, integer, listing, load_json, matching, plain, real, table
 from icnnrt._files import read_plain, scratch_of, sync_folder, write_atomically
 from icnnrt.errors import InputError, PackageError
-from icnnrt.manifest import Manifest
-from icnnrt.package import StrPath
+from icnnrt.manifest import MANIFEST_FILE, Manifest
+from icnnrt.package import StrPath, check_outside
 
 HISTORY_FILE: Final = "history.json"
 FORMAT: Final = "icnnrt-history"
@@ -69,6 +70,24 @@ def network_of(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps([graphs, tensors]).encode()).hexdigest()
 
 
+def check_apart(history: StrPath, package: StrPath) -> None:
+    """Refuse a folder for checkpoints that is, or lies in, the place where a package is to be written.
+
+    Neither need be there yet. Links are followed. Names that differ in case alone, or in how an accent is encoded,
+    count as the same, since there are file systems that hold them to be.
+    """
+
+    def parts(path: StrPath) -> list[str]:
+        return [unicodedata.normalize("NFC", part).casefold() for part in Path(os.path.realpath(path)).parts]
+
+    inner, outer = parts(history), parts(package)
+    if inner[: len(outer)] == outer:
+        raise InputError(
+            f"history: expected a folder apart from the package that is to be written to {package}, but {history} "
+            f"{'is the same place' if inner == outer else 'lies in it'}; choose another folder."
+        )
+
+
 class History:
     """The checkpoints of one network in one folder; not for several writers at a time."""
 
@@ -79,8 +98,22 @@ class History:
         self._keep = _arguments.integer(keep, "keep", 1, MAX_CHECKPOINTS, expected=how_many)
         self.checkpoints = self._read()
 
+    @classmethod
+    def to_write(cls, folder: StrPath, manifest: Manifest, keep: int = KEEP) -> "History":
+        """The history in a folder that checkpoints are to be saved to; `InputError` where they would spoil a package.
+
+        Told before the work, not after it. `save` asks again.
+        """
+        history = cls(folder, manifest, keep)
+        history._check_place()
+        return history
+
     def save(self, step: int, weights: Arrays, state: Arrays, figures: Mapping[str, float]) -> Checkpoint:
-        """Add a checkpoint, and drop the oldest beyond the bound. Raises `OSError` if the disk refuses."""
+        """Add a checkpoint, and drop the oldest beyond the bound.
+
+        Raises `OSError` if the disk refuses, and `InputError` where the folder is a package, or lies in one.
+        """
+        self._check_place()
         self.checkpoints = self._read()  # others may have been saved since, as by a callback in the middle of a fit
         if not self.folder.is_dir():
             self.folder.mkdir(exist_ok=True)
@@ -113,6 +146,14 @@ class History:
             return safetensors_numpy.load(data)
         except Exception as error:  # safetensors has an exception of its own, and raises others too
             raise PackageError(f"{path}: not a safetensors file ({error}); resume from another checkpoint.") from error
+
+    def _check_place(self) -> None:
+        if os.path.lexists(self.folder / MANIFEST_FILE):
+            raise InputError(
+                f"history: expected a folder of checkpoints, but {self.folder} has a {MANIFEST_FILE}, so it is a "
+                "package, which would not open with checkpoints in it; choose another folder."
+            )
+        check_outside(self.folder, "history")
 
     def _write(self, checkpoints: list[Checkpoint]) -> None:
         content = {

@@ -5,7 +5,8 @@ An entry point names a function that typer can make a command of. It is loaded f
 its module must be quick to import: what is heavy (torch) belongs into the function.
 
 Exit codes: 0 done; 1 an error, told in one sentence on stderr; 2 wrong usage; 3 `run`: some sample did not converge,
-`tune`: it stopped since no step was accepted any more; 4 `verify`: a check failed; 130 interrupted.
+`tune`: it stopped since no step was accepted any more; 4 `verify`: a check failed; 130 interrupted. `tune` writes what
+was learnt when it is interrupted, by SIGTERM (143) and SIGHUP (129) too; of those the other commands die, as they are.
 """
 
 import importlib.metadata
@@ -27,7 +28,6 @@ from rich.table import Table
 from rich.tree import Tree
 from typer.core import TyperGroup
 
-from icnnrt._fields import strict
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 ENTRY_POINTS: Final = "icnnrt.commands"
 CHECKS: Final = "icnnrt.checks"
 ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
-INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+OF_SIGNALS: Final = 128  # and their number, as shells have it
+INTERRUPTED: Final = OF_SIGNALS + 2  # SIGINT
 ROWS_SHOWN: Final = 8
 ENTRIES_SHOWN: Final = 4
 BATCH: Final = 1024  # samples in one run: larger ones are no faster, and their cuts take memory
@@ -49,15 +50,24 @@ WIDE: Final = 120  # columns of what goes to a file or a pipe
 # --- What every command uses ---------------------------------------------------------------------
 
 
+class _Console(Console):
+    """One that says when nobody reads any more: rich would end the process there, whatever was still to be done."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that is being handled
+
+
 def console(*, err: bool = False) -> Console:
     """Where tables (stdout) and progress (stderr) go. Made anew for each use, since stdout may be redirected."""
     stream = sys.stderr if err else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else WIDE
-    return Console(stderr=err, width=width, highlight=False, soft_wrap=False)
+    return _Console(stderr=err, width=width, highlight=False, soft_wrap=False)
 
 
 def print_json(content: Mapping[str, Any]) -> None:
     """One JSON object on stdout; NaN and infinity, which JSON lacks, become null."""
+    from icnnrt._fields import strict
+
     typer.echo(json.dumps(strict(content), allow_nan=False))
 
 
@@ -163,7 +173,7 @@ def icnnrt_command(
     2 wrong usage
     3 run: some sample did not converge; tune: it stopped since no step was accepted any more
     4 verify: a check failed
-    130 interrupted; tune: what was learnt is written
+    130 interrupted; tune: what was learnt is written, as when SIGTERM (143) or SIGHUP (129) ends it
     """
 
 

@@ -348,7 +348,7 @@ class FineTuner:
         turn = self._turns.take()
         try:
             self.keep()
-            kept = None if history is None else History(history, self.session.manifest, keep)
+            kept = None if history is None else History.to_write(history, self.session.manifest, keep)
             before = None if held is None else self._loss(held)
             best, best_epoch = before, None if held is None else 0
             reports: list[EpochReport] = []
@@ -445,7 +445,7 @@ class FineTuner:
         turn = self._turns.take()
         try:
             self._settle()
-            return self._save(History(history, self.session.manifest, keep), figures or {})
+            return self._save(History.to_write(history, self.session.manifest, keep), figures or {})
         finally:
             turn.end()
 

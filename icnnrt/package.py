@@ -768,10 +768,24 @@ def _write(
     return Package(target, *checked)
 
 
+def check_outside(path: StrPath, argument: str) -> None:
+    """Refuse a place for a file or folder that lies in a package: with anything else in it a package does not open.
+
+    Links are followed, for the place may be reached by them; whether case counts is the file system's affair.
+    """
+    for folder in Path(os.path.realpath(path)).parents:
+        if os.path.lexists(folder / MANIFEST_FILE) and _has_manifest(folder):
+            raise InputError(
+                f"{argument}: {path} lies in the package {folder}, which would not open with another file in it; "
+                "choose a place outside."
+            )
+
+
 def _check_target(target: Path, overwrite: bool) -> None:
     """Refuse a path that is taken by anything but a package that may be overwritten."""
     if not target.parent.is_dir():
         raise InputError(f"path: expected a place in an existing folder, but {target.parent} is none; create it first.")
+    check_outside(target, "path")
     if not os.path.lexists(target):
         if not overwrite and (aside := next(filter(_is_package, _asides(target)), None)):
             raise InputError(
@@ -791,8 +805,14 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _is_package(folder: Path) -> bool:
     """Tell whether a folder may be deleted as a package: it holds nothing that is not one's."""
     try:
-        if not all(_PACKAGE_FILE.fullmatch(name) for name in _list_folder(folder)):
-            return False
+        return all(_PACKAGE_FILE.fullmatch(name) for name in _list_folder(folder)) and _has_manifest(folder)
+    except PackageError:
+        return False
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Whether the manifest.json of a folder says that it is a package's, and not one of the many others."""
+    try:
         manifest = load_json(_read_file(folder / MANIFEST_FILE, limit=MAX_MANIFEST_BYTES), MANIFEST_FILE)
     except PackageError:
         return False
