@@ -21,7 +21,7 @@ from icnnrt import _native, _wire
 from icnnrt._once import Once
 from icnnrt._onnx_graph import read_interface
 from icnnrt._turns import Link
-from icnnrt._weight_sets import WeightSet, in_native_order
+from icnnrt._weight_sets import WeightSet, as_used
 from icnnrt.errors import IcnnrtError, InputError, PackageError
 from icnnrt.ort import (
     CPU,
@@ -85,7 +85,7 @@ class Runner:
         self._threads = checked_threads(threads)
         hashes = [package.manifest.weights.sha256, *sorted(g.sha256 for g in package.manifest.graphs.values())]
         self._first = WeightSet(
-            {name: in_native_order(array) for name, array in package.weights.items()},
+            {name: as_used(array) for name, array in package.weights.items()},
             hashlib.sha256("".join(hashes).encode()).hexdigest()[:16],
         )
         self._link = Link(self._first)
@@ -209,7 +209,7 @@ class Runner:
                 raise InputError(f"weights: expected {spec.dtype}{list(spec.shape)} for {name!r}, but got {came}.")
             if name in self._frozen():
                 raise InputError(f"weights: {name!r} was exported as a constant; export it as an overridable weight.")
-        kept = {name: in_native_order(array) for name, array in new.items()}
+        kept = {name: as_used(array) for name, array in new.items()}
         while True:
             link = self._link.last()
             self.check_open()

@@ -39,6 +39,6 @@ class WeightSet:
         return self._values
 
 
-def in_native_order(array: NDArray[Any]) -> NDArray[Any]:
+def as_used(array: NDArray[Any]) -> NDArray[Any]:
     """The same numbers in this machine's order of bytes, C-ordered; the same array where it is so already."""
     return np.asarray(array, array.dtype.newbyteorder("="), order="C")

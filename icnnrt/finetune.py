@@ -17,8 +17,10 @@ unsolved, if the proven weights do better on that same batch: a bad batch does n
 once; `save`, `write_package` and the end of `fit` ask on the batch of the last step, so what is kept is proven.
 """
 
+import contextlib
 import json
 import math
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,8 +34,8 @@ from icnnrt import certificate
 from icnnrt._arguments import batch, finite_rows, integer, number
 from icnnrt._fields import strict
 from icnnrt._turns import Turns
-from icnnrt._weight_sets import WeightSet
-from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History
+from icnnrt._weight_sets import WeightSet, as_used
+from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History, fingerprint_points
 from icnnrt.domains import MODELS
 from icnnrt.errors import InputError, PackageError
 from icnnrt.manifest import TRAIN_ROLE, TrainingSpec
@@ -348,7 +350,7 @@ class FineTuner:
         turn = self._turns.take()
         try:
             self.keep()
-            kept = None if history is None else History.to_write(history, self.session.manifest, keep)
+            kept = None if history is None else self._history(history, keep)
             before = None if held is None else self._loss(held)
             best, best_epoch = before, None if held is None else 0
             reports: list[EpochReport] = []
@@ -445,7 +447,7 @@ class FineTuner:
         turn = self._turns.take()
         try:
             self._settle()
-            return self._save(History.to_write(history, self.session.manifest, keep), figures or {})
+            return self._save(self._history(history, keep), figures or {})
         finally:
             turn.end()
 
@@ -470,10 +472,7 @@ class FineTuner:
                 f"its checkpoints are of steps {there}; call save first."
             )
         checkpoint = fitting[-1]
-        tensors = found.load(checkpoint)
-        weights = {n.removeprefix(WEIGHT): a for n, a in tensors.items() if n.startswith(WEIGHT)}
-        state = {n: a for n, a in tensors.items() if n.startswith(STATE)}
-        self._check_restored(found.folder / checkpoint.file, weights, state, len(tensors), checkpoint.step)
+        weights, state = self._restored(found, checkpoint)
         turn = self._turns.take()
         try:
             self._good = self._commit(weights, self._stage()._replace(state=state, trial=None))
@@ -768,13 +767,40 @@ class FineTuner:
     def _save(self, history: History, figures: Mapping[str, float | None]) -> Checkpoint:
         finite = {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
         try:
-            return history.save(self.steps, dict(self.session.weights), self._stage().state, finite)
+            weights, stage = self._now()
+            return history.save(self.steps, weights.arrays, stage.state, finite, self._fingerprint(weights))
         except OSError as error:
             error.add_note(
                 f"Step {self.steps} is not saved in {history.folder}; weights and state are still in memory, so make "
                 "room or choose another folder and call save again."
             )
             raise
+
+    def _history(self, folder: StrPath, keep: int) -> History:
+        """The history in a folder, to save to: of this network, as far as its last checkpoint tells."""
+        history = History.to_write(folder, self.session.manifest, keep)
+        if history.checkpoints:
+            with contextlib.suppress(PackageError):  # a damaged one is no reason not to save another
+                self._restored(history, history.checkpoints[-1])
+        return history
+
+    def _restored(self, history: History, checkpoint: Checkpoint) -> tuple[Arrays, Arrays]:
+        """The weights and the state of a checkpoint, after checking that they are of this network."""
+        tensors = history.load(checkpoint)
+        weights = {n.removeprefix(WEIGHT): a for n, a in tensors.items() if n.startswith(WEIGHT)}
+        state = {n: a for n, a in tensors.items() if n.startswith(STATE)}
+        self._check_restored(history.folder / checkpoint.file, weights, state, len(tensors), checkpoint.step)
+        there = WeightSet({name: as_used(array) for name, array in weights.items()}, secrets.token_hex(8))
+        history.check(checkpoint, self._fingerprint(there))
+        return weights, state
+
+    def _fingerprint(self, weights: WeightSet) -> list[float | None]:
+        """What the network gives at a few points with these weights, see `icnnrt.checkpoints`."""
+        if self._qp:
+            return []
+        feeds = fingerprint_points(self.session.manifest)
+        found = self._runner.run("value", feeds, weights=weights, only=("f",))[0]["f"]
+        return [value if math.isfinite(value) else None for value in found.tolist()]
 
     def _check_restored(self, path: Path, weights: Arrays, state: Arrays, count: int, step: int) -> None:
         """Refuse tensors that are not exactly the session's weights and this optimiser's state."""

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,6 +268,21 @@ def tuning(
     return process
 
 
+def test_no_history_is_kept_in_a_package(train_package: Path, data: Path, tmp_path: Path) -> None:
+    source, out = shutil.copytree(train_package, tmp_path / "model.icnn"), tmp_path / "out.icnn"
+    before = {file.name: file.read_bytes() for file in source.iterdir()}
+    (tmp_path / "link").symlink_to(source, target_is_directory=True)
+    for place in (source, source / "history", tmp_path / "link", out, tmp_path / "OUT.icnn"):
+        options = ["--out", out, "--history", place]
+        told = sentence(icnnrt("tune", source, data, *options, "--epochs", 1), 1)
+        assert "history: expected a folder" in told or "history: " in told
+        assert "choose " in told
+    picture = ["--out", out, "--picture", source / "loss.png"]
+    assert "picture: " in sentence(icnnrt("tune", source, data, *picture), 1)
+    assert {file.name: file.read_bytes() for file in source.iterdir()} == before
+    assert not out.exists()
+
+
 unix = pytest.mark.skipif(os.name == "nt", reason="no signals to another process on Windows")
 
 
@@ -287,10 +303,14 @@ def test_a_process_that_is_told_to_stop_saves_and_says_by_what(
     train_package: Path, data: Path, tmp_path: Path, sent: tuple[str, ...], code: int
 ) -> None:
     with tuning(train_package, data, tmp_path) as process:
+        told = b""
         for name in sent:
             process.send_signal(getattr(signal, name))
-            time.sleep(0.02)
-        _, told = process.communicate()
+            while cli_tune.STOPPING.encode() not in told:  # the others come while it writes
+                assert process.stderr is not None
+                assert (line := process.stderr.readline())
+                told += line
+        told += process.communicate()[1]
     assert process.returncode == code, told
     assert told.count(cli_tune.STOPPING.encode()) == 1
     assert b"interrupted after" in told

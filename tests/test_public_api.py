@@ -38,7 +38,7 @@ PUBLIC = {
     "cli_epigraph": {"epigraph"},
     "cli_repair": {"repair"},
     "cli_tune": {"tune"},
-    "checkpoints": {"Checkpoint", "History", "network_of"},
+    "checkpoints": {"Checkpoint", "History", "architecture", "check_apart", "fingerprint_points", "network_of"},
     "federated": {"Local", "client_app", "from_record", "get_weights", "set_weights", "to_record", "weighted_average"},
     "finetune": {"EpochReport", "FineTuner", "FitReport", "StepReport"},
     "tabular": {"check_size", "check_target", "read_archive", "read_array", "write_answers"},
@@ -98,7 +98,7 @@ PUBLIC = {
         "open_session",
         "session_options",
     },
-    "package": {"Package", "weight_layout", "write"},
+    "package": {"Package", "check_outside", "weight_layout", "write"},
     "qp_reference": {
         "QP",
         "QPCotangents",
