@@ -34,7 +34,7 @@ from icnnrt import certificate
 from icnnrt._arguments import batch, finite_rows, integer, number
 from icnnrt._fields import strict
 from icnnrt._turns import Turns
-from icnnrt._weight_sets import WeightSet, as_used
+from icnnrt._weight_sets import WeightSet, as_used, without_denormals
 from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History, fingerprint_points
 from icnnrt.domains import MODELS
 from icnnrt.errors import InputError, PackageError
@@ -760,6 +760,7 @@ class FineTuner:
     def _commit(self, weights: Mapping[str, NDArray[Any]], stage: _Stage) -> tuple[WeightSet, _Stage]:
         """Give the session these weights, and note what is known beside them, in one operation."""
         now, _ = self._now()
+        stage = stage._replace(state={name: without_denormals(array) for name, array in stage.state.items()})
         made = self._runner.update_weights(weights, made_with=now.id, note=stage)
         self._latest = stage
         return made, stage

@@ -308,7 +308,8 @@ def test_a_process_that_is_told_to_stop_saves_and_says_by_what(
             process.send_signal(getattr(signal, name))
             while cli_tune.STOPPING.encode() not in told:  # the others come while it writes
                 assert process.stderr is not None
-                assert (line := process.stderr.readline())
+                line = process.stderr.readline()
+                assert line
                 told += line
         told += process.communicate()[1]
     assert process.returncode == code, told
