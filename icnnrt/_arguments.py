@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -12,10 +12,22 @@ from icnnrt.errors import InputError
 
 Floats = NDArray[Any]
 NAMED: Final = 3  # how many samples an error names
+# Bytes of an array that is copied in any case; a larger one may be used as it is, and nobody keeps it then.
+COPIED: Final = 1 << 20
 
 
-def batch(value: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], *, length: int | None = None) -> Floats:
+def batch(
+    value: object,
+    name: str,
+    dtype: DTypeLike,
+    shape: tuple[int, ...],
+    *,
+    length: int | None = None,
+    copy: bool = True,
+) -> Floats:
     """Return a new C-ordered array [B, *shape] of `dtype`; `length` is the B it must have, if that is known.
+
+    Without `copy`, for use within one call, a large array that is so already is returned itself.
 
     Every float dtype is taken, rounded to `dtype` where that is narrower (Python lists are float64, and so is most
     data); what it cannot hold becomes infinity, which callers test for. Integers and booleans are taken where they
@@ -41,6 +53,8 @@ def batch(value: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], *,
             "numpy.ma.filled."
         )
     check_shape(given.shape, name, shape, length=length)
+    if not copy and given.nbytes > COPIED and given.dtype == dtype and given.flags.c_contiguous and given.flags.aligned:
+        return given
     with np.errstate(over="ignore"):
         array = np.array(given, dtype=dtype, order="C", copy=True)
     if given.dtype.kind in "iu" and not _exact(given, array):
@@ -80,6 +94,28 @@ def check_shape(
         remedy = "the shape of a sample is fixed by the package"
     place = f"{where}: {name}" if where else name
     raise InputError(f"{place}: expected shape [{expected}], but got {list(came)}; {remedy}.")
+
+
+def writeable(out: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], inputs: Sequence[object]) -> Floats:
+    """`out` itself, an array that a result of this dtype and shape may be written to, or the `InputError`.
+
+    It may share no memory with the `inputs`, which are read while it is written.
+    """
+    dtype = np.dtype(dtype)
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise InputError(f"{name}: expected a numpy array to write to, but got {type(out).__name__}.")
+    if out.dtype != dtype or out.shape != shape:
+        raise InputError(
+            f"{name}: expected an array of {dtype}{list(shape)} to write to, but got {out.dtype}{list(out.shape)}; "
+            f"make one by numpy.empty({shape}, {dtype.name!r})."
+        )
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        kind = "a C-contiguous" if not out.flags.c_contiguous else "a writeable"
+        raise InputError(f"{name}: expected {kind} array to write to, but got another; make one by numpy.empty.")
+    for array in inputs:
+        if isinstance(array, np.ndarray) and np.may_share_memory(out, array) and np.shares_memory(out, array):
+            raise InputError(f"{name}: expected an array of its own, but it shares memory with an argument; copy one.")
+    return out
 
 
 def finite_rows(array: Floats) -> NDArray[np.bool_]:

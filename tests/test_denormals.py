@@ -1,5 +1,6 @@
 """Weights and moments of an optimiser that are denormal, which processors are slow at, are zero while they are used."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,31 @@ def test_the_package_keeps_them_and_the_session_shows_zeros(tmp_path: Path) -> N
     plain._update_weights(zeros)
     np.testing.assert_array_equal(session.value(X, Y), plain.value(X, Y))
     np.testing.assert_array_equal(session.argmin(X).y, plain.argmin(X).y)
+
+
+def test_threads_older_than_the_session_have_them_so_too_and_keep_their_arithmetic() -> None:
+    """A setting of the processor would hold for the thread alone that makes the session, and for all that it does."""
+    small = {name: denormal(a) if a.ndim == 2 else a for name, a in Package.open(PACKAGE).weights.items()}
+    made, sessions, found = threading.Event(), [], {}
+
+    def work(who: str) -> None:
+        made.wait()
+        kept = np.float32(1e-39) * np.ones(64, np.float32)
+        found[who] = [(s.value(X, Y), s.argmin(X).y) for s in sessions], float(kept.min()), float(kept[0] + kept[1])
+
+    older = threading.Thread(target=work, args=("older",), daemon=True)
+    older.start()
+    for weights in (small, {name: without_denormals(a) for name, a in small.items()}):
+        sessions.append(icnnrt.load(PACKAGE))
+        sessions[-1]._update_weights(weights)
+    made.set()
+    older.join()
+    work("its own")
+    for who, ((denormals, zeros), *arithmetic) in found.items():
+        for got, true in zip(denormals, zeros, strict=True):
+            np.testing.assert_array_equal(got, true, err_msg=who)
+        assert min(arithmetic) > 0, who
+    assert len(found) == 2
 
 
 def test_moments_that_have_decayed_are_zero(tmp_path: Path) -> None:

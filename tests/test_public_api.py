@@ -11,7 +11,7 @@ import icnnrt
 # Classes and functions that each module defines under a name without an underscore. Modules whose own name begins
 # with an underscore are private throughout.
 PUBLIC = {
-    "adjoint": {"no_weights_bar", "vjp", "vjp_qp", "weights_bar"},
+    "adjoint": {"vjp", "vjp_qp", "weights_bar"},
     "bregman": {"bregman_adjoint", "bregman_argmin"},
     "bundle_qp": {
         "Model",
