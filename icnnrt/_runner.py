@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import _native, _wire
+from icnnrt._arguments import COPIED, integer
+from icnnrt._chunks import MEMORY, WEIGHTS, Footprint, Gathered, chunks, fed
 from icnnrt._once import Once
 from icnnrt._onnx_graph import read_interface
 from icnnrt._printable import harmless
 from icnnrt._turns import Link
-from icnnrt._weight_sets import WeightSet, in_native_order
+from icnnrt._weight_sets import WeightSet, as_used
 from icnnrt.errors import IcnnrtError, InputError, PackageError
 from icnnrt.ort import (
     CPU,
@@ -36,7 +38,7 @@ from icnnrt.ort import (
     session_options,
 )
 from icnnrt.package import OP_DOMAIN, Package
-from icnnrt.signatures import BATCH, Shape, expected, fits, shown
+from icnnrt.signatures import BATCH, TRAIN_ROLE, Shape, Signature, expected, fits, shown
 
 
 class _Graph:
@@ -77,7 +79,12 @@ class Runner:
     """
 
     def __init__(
-        self, package: Package, providers: Sequence[Provider] | None, threads: int | None, native: bool | None
+        self,
+        package: Package,
+        providers: Sequence[Provider] | None,
+        threads: int | None,
+        native: bool | None,
+        memory: int | None = None,
     ) -> None:
         self._ort = onnxruntime()
         self.package = package
@@ -86,10 +93,15 @@ class Runner:
         self._threads = checked_threads(threads)
         hashes = [package.manifest.weights.sha256, *sorted(g.sha256 for g in package.manifest.graphs.values())]
         self._first = WeightSet(
-            {name: in_native_order(array) for name, array in package.weights.items()},
+            {name: as_used(array) for name, array in package.weights.items()},
             hashlib.sha256("".join(hashes).encode()).hexdigest()[:16],
         )
         self._link = Link(self._first)
+        large = WEIGHTS * sum(array.nbytes for array in self._first.arrays.values())
+        self._memory = max(MEMORY, large) if memory is None else integer(memory, "memory", 1)
+        self._signatures: dict[str, Signature] = {}
+        self._footprints: dict[str, Footprint] = {}
+        self._samples: dict[str, int] = {}  # at once, by role; of graphs without open sizes but the batch
         self._constants: frozenset[str] | None = None
         self._graphs: Once[_Graph] = Once()
         self._closed = False
@@ -130,22 +142,100 @@ class Runner:
         made_with: str | None = None,
         weights: WeightSet | None = None,
         only: Sequence[str] | None = None,
+        where: NDArray[np.bool_] | None = None,
+        fill: Mapping[str, object] | None = None,
+        out: Mapping[str, NDArray[Any]] | None = None,
     ) -> tuple[dict[str, NDArray[Any]], str]:
-        """Run a graph; return its outputs by name and the id of the weights that were used.
+        """Run a graph; return its outputs by name and the id of the weights that were used, one set for all samples.
+
+        Many samples are run in chunks, so that what they take on the way has a bound, see `_chunks`.
 
         `weights` are those to use, by default the last ones. `made_with` is the id of the weights that the feeds come
         from; if the last ones are others, they are refused. With `only`, no more of the graph is run than these outputs
-        need.
+        need. `where` [B] are the samples to run; of the others outputs are NaN, or what `fill` says by name, and sums
+        have no part of them. What `out` has arrays for is written to these.
         """
-        graph = self._graph(role)
-        wanted = graph.outputs if only is None else tuple(only)
+        self.check_open()
         if weights is None:
             weights = self.weights
             _check_same(weights, made_with)
-        try:
-            binding, bound = graph.idle.pop()
-        except IndexError:
-            binding, bound = graph.session.io_binding(), ""
+        samples = len(feeds["x"])
+        every = where is None or bool(where.all())
+        size = self.samples_at_once(role, feeds)
+        if every and 0 < samples <= size and not out:
+            return self._run(self._graph(role), role, feeds, weights, only), weights.id
+        outputs, inputs = self._signature(role).outputs, self._signature(role).inputs
+        kept = np.ones(samples, bool) if where is None else where
+        of_these = outputs if only is None else {name: outputs[name] for name in only}
+        gathered = Gathered(of_these, kept, self._sizes(role, feeds), fill or {}, out or {})
+        if kept.any():
+            graph = self._graph(role)
+            rows_of = chunks(samples if every else np.flatnonzero(kept), size)
+            # Of many chunks the last may hold all feeds in memory, so their binding ends with this call.
+            binding = graph.session.io_binding() if samples > size else None
+            bound = ""
+            for rows in rows_of:
+                part = fed(feeds, inputs, rows)
+                gathered.add(rows, self._run(graph, role, part, weights, only, binding, bound))
+                bound = weights.id
+        return gathered.result(), weights.id
+
+    def samples_at_once(self, role: str, feeds: Mapping[str, NDArray[Any]]) -> int:
+        """How many samples, such as these feeds are, the graph takes in one run."""
+        samples = len(feeds["x"])
+        if samples < 2 or role == TRAIN_ROLE:  # a step is one, whatever it takes
+            return max(1, samples)
+        size = self._samples.get(role)
+        if size is None:
+            footprint = self._footprints.get(role)
+            if footprint is None:
+                data, file = self.package.graphs[role], f"{role}.onnx"
+                footprint = self._footprints[role] = Footprint(data, file, self._signature(role), self._kernels)
+            sizes = self._sizes(role, feeds)
+            if "iterations" in feeds:  # as many slots as that at most
+                sizes.setdefault("slots", int(feeds["iterations"]))
+            size = max(1, self._memory // footprint.of_a_sample(sizes))
+            if footprint.fixed:
+                self._samples[role] = size
+        return size
+
+    def _signature(self, role: str) -> Signature:
+        """What is fed to a graph and read of it."""
+        found = self._signatures.get(role)
+        if found is None:
+            known = expected(self.package.manifest, role)
+            assert known is not None, "icnnrt runs no graph that it does not know"
+            found = self._signatures[role] = known
+        return found
+
+    def _sizes(self, role: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+        """The open sizes of a graph besides the batch, as far as these feeds tell."""
+        return {
+            size: feeds[name].shape[axis]
+            for name, tensor in self._signature(role).inputs.items()
+            for axis, size in enumerate(tensor.shape)
+            if axis and isinstance(size, str)
+        }
+
+    def _run(
+        self,
+        graph: _Graph,
+        role: str,
+        feeds: Mapping[str, NDArray[Any]],
+        weights: WeightSet,
+        only: Sequence[str] | None,
+        binding: Any = None,
+        bound: str = "",
+    ) -> dict[str, NDArray[Any]]:
+        """Run a graph once. `binding` is one to use, which binds the weights with the id `bound`, in place of an idle
+        one."""
+        wanted = graph.outputs if only is None else tuple(only)
+        idle = binding is None
+        if idle:
+            try:
+                binding, bound = graph.idle.pop()
+            except IndexError:
+                binding, bound = graph.session.io_binding(), ""
         try:
             if bound != weights.id:
                 values = weights.values(self._ort.OrtValue.ortvalue_from_numpy)
@@ -179,7 +269,9 @@ class Runner:
                 f"{self.package.path}: {role}.onnx: onnxruntime failed on a batch of {len(feeds['x'])} "
                 f"({first_line(error)}); {remedy}."
             ) from harmless(error)
-        graph.idle.append((binding, weights.id))
+        # A binding keeps what it was fed alive until it is fed anew: large batches are not to stay with an idle one.
+        if idle and sum([array.nbytes for array in feeds.values()]) <= COPIED:
+            graph.idle.append((binding, weights.id))
         # A graph may leave sizes open where it declares its outputs, so they are only known now.
         shapes = graph.shapes(len(feeds["x"]))
         if only is not None:
@@ -189,7 +281,7 @@ class Runner:
             for name, value, shape in zip(wanted, found, shapes, strict=True):
                 if value.shape != shape and not _is_of(value.shape, shape):
                     self._disagree(role, name, shown(shape), shown(value.shape))
-        return dict(zip(wanted, found, strict=True)), weights.id
+        return dict(zip(wanted, found, strict=True))
 
     def update_weights(
         self, new: Mapping[str, NDArray[Any]], *, made_with: str | None = None, note: object = None
@@ -210,7 +302,7 @@ class Runner:
                 raise InputError(f"weights: expected {spec.dtype}{list(spec.shape)} for {name!r}, but got {came}.")
             if name in self._frozen():
                 raise InputError(f"weights: {name!r} was exported as a constant; export it as an overridable weight.")
-        kept = {name: in_native_order(array) for name, array in new.items()}
+        kept = {name: as_used(array) for name, array in new.items()}
         while True:
             link = self._link.last()
             self.check_open()
@@ -287,8 +379,7 @@ class Runner:
 
     def _check_signature(self, role: str) -> dict[str, Shape]:
         """Return the outputs to read and their shapes, after checking that icnnrt can feed and read this graph."""
-        wanted, given = expected(self.package.manifest, role), self.package.manifest.graphs[role].signature
-        assert wanted is not None, "icnnrt runs no graph that it does not know"
+        wanted, given = self._signature(role), self.package.manifest.graphs[role].signature
         assert given is not None, "a package that is open lists what its graphs take and give"
         wrong = [f"has no input {name}" for name in wanted.inputs if name not in given.inputs]
         wrong += [

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any, Final, TypeAlias
 
 from icnnrt import _native
-from icnnrt._fields import show
+from icnnrt._arguments import integer
 from icnnrt._printable import cropped, harmless
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, ProviderError
 
@@ -42,11 +42,7 @@ def checked_threads(threads: object) -> int:
     """How many threads a session gets; `InputError` for what is no number of them."""
     if threads is None:
         return THREADS
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise InputError(f"threads: expected an integer of at least 1 or None, but got {show(threads)}.")
-    if threads > MAX_THREADS:
-        raise InputError(f"threads: expected at most {MAX_THREADS}, but got {show(threads)}; give no more than cores.")
-    return threads
+    return integer(threads, "threads", 1, MAX_THREADS, expected=f"an integer from 1 to {MAX_THREADS} or None")
 
 
 def session_options(ort: ModuleType, threads: int) -> Any:

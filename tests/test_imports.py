@@ -35,6 +35,7 @@ TIERS = {
     "solution": 0,
     "checkpoints": 0,
     "_arguments": 0,
+    "_chunks": 0,
     "tabular": 0,
     "_build_info": 0,
     "_onnx_graph": 0,

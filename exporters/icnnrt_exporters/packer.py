@@ -92,6 +92,7 @@ def embedded(opened: package.Package, role: str, *, portable: bool) -> onnx.Mode
 
 def check_absent(target: Path, overwrite: bool) -> None:
     """Told before the work, not after it."""
+    package.check_outside(target, "target")
     if target.exists() and not overwrite:
         raise ExportError(f"target: {target} is there already; pass overwrite=True to replace it, or choose another")
 
