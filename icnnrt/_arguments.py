@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -166,6 +166,13 @@ def writeable(out: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], 
         if isinstance(array, np.ndarray) and np.may_share_memory(out, array) and np.shares_memory(out, array):
             raise InputError(f"{name}: expected an array of its own, but it shares memory with an argument; copy one.")
     return out
+
+
+def finite_in_all(arrays: Collection[Floats]) -> NDArray[np.bool_] | None:
+    """[B] bool: which samples hold finite numbers only in every array; None where all do, which is told sooner."""
+    if all(np.isfinite(array).all() for array in arrays):
+        return None
+    return np.asarray(np.logical_and.reduce([finite_rows(array) for array in arrays]))
 
 
 def finite_rows(array: Floats) -> NDArray[np.bool_]:

@@ -8,9 +8,10 @@ is known without running it, and is the same on every machine, as the answers th
 reuse of memory needs more than that, and onnxruntime, which gives back what is not read any more, needs a small part of
 it. A chunk is as many samples as the bound is multiples of it. To write so much takes ten times as long as to call the
 nodes, so chunks cost no time; on the contrary, what fits the caches is faster (measured: argmin of 60,000 samples by a
-quarter). onnxruntime's arena keeps what a chunk took, some tens of megabytes for each graph; to have it shrunk after
-the last chunk gave nothing back (measured), so that is not done. What a graph does not list, as in the bodies of
-operators, counts as much as its largest input or output.
+quarter). What a graph does not list, as in the bodies of operators, counts as much as its largest input or output.
+
+onnxruntime's arena keeps what a chunk took, some tens of megabytes for each graph; to have it shrunk after the last
+chunk gave nothing back (measured), so that is not done.
 """
 
 import math

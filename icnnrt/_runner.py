@@ -270,7 +270,7 @@ class Runner:
                 f"({first_line(error)}); {remedy}."
             ) from harmless(error)
         # A binding keeps what it was fed alive until it is fed anew: large batches are not to stay with an idle one.
-        if idle and sum([array.nbytes for array in feeds.values()]) <= COPIED:
+        if idle and (len(feeds["x"]) < 2 or sum([array.nbytes for array in feeds.values()]) <= COPIED):
             graph.idle.append((binding, weights.id))
         # A graph may leave sizes open where it declares its outputs, so they are only known now.
         shapes = graph.shapes(len(feeds["x"]))

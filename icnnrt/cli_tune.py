@@ -255,10 +255,10 @@ def _check_places(out: Path, overwrite: bool, history: Path | None, picture: Pat
     _check_target(Path(os.path.abspath(out)), overwrite)
     if not os.access(out.absolute().parent, os.W_OK):
         raise InputError(f"out: its folder {out.absolute().parent} cannot be written to; choose another.")
-    if history is not None and not history.parent.is_dir():
-        raise InputError(f"history: its folder {history.parent} is not there; create it first.")
     if history is not None:
         check_apart(history, out)
+        if not history.parent.is_dir():
+            raise InputError(f"history: its folder {history.parent} is not there; create it first.")
     if picture is not None:
         if picture.suffix.lower() not in PICTURES:
             raise InputError(f"picture: expected a file name ending in {', '.join(PICTURES)}, but got {picture}.")

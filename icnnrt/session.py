@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt import polyhedron as _polyhedron
-from icnnrt._arguments import batch, converted, finite_rows, flag, integer, writeable
+from icnnrt._arguments import batch, converted, finite_in_all, finite_rows, flag, integer, writeable
 from icnnrt._chunks import chunks
 from icnnrt._fields import named
 from icnnrt._kept_convex import KeptConvex
@@ -206,11 +206,20 @@ class Session:
         """∇_x f(x, y), [B, *x_shape]. Needs gradient_x.onnx, an optional head of the export."""
         return self._evaluate("gradient_x", x, y, out=out)["gradient_x"]
 
-    def pullback(self, x: object, y: object, f_bar: object, gradient_bar: object) -> Pulled:
+    def pullback(
+        self,
+        x: object,
+        y: object,
+        f_bar: object,
+        gradient_bar: object,
+        *,
+        out: tuple[Floats, Floats] | None = None,
+    ) -> Pulled:
         """Cotangents of f and ∇_y f to y, x and the weights: the gradients of Σ_b f̄_b f(x_b, y_b) + ḡ_b'∇_y f.
 
         f_bar [B], gradient_bar [B, n]. ȳ = f̄ ∇_y f + ∇²_y f ḡ; θ̄ is summed over the batch. A sample with NaN or
-        infinity in any of the four has NaN in ȳ and x̄ and no part in θ̄. Needs pullback.onnx, an optional head.
+        infinity in any of the four has NaN in ȳ and x̄ and no part in θ̄. Needs pullback.onnx, an optional head. `out`
+        are arrays for ȳ and x̄, as `value_and_gradient` documents them; what is returned are views of them.
         """
         self._demand("pullback")
         Y, n = batch(y, "y", self._dtype, (self._n,), copy=False), (self._n,)
@@ -221,10 +230,12 @@ class Session:
             "f_bar": batch(f_bar, "f_bar", self._dtype, (), length=len(X), copy=False),
             "gradient_bar": batch(gradient_bar, "gradient_bar", self._dtype, n, length=len(X), copy=False),
         }
+        into = None
+        if out is not None:
+            into = self._into(out, ("y_bar", "x_bar"), len(X), (x, y, f_bar, gradient_bar, *feeds.values()))
         self._runner.check_open()
-        finite = np.logical_and.reduce([finite_rows(a) for a in feeds.values()])
-        out, _ = self._runner.run("pullback", feeds, where=finite)
-        return Pulled(out["y_bar"], out["x_bar"], _adjoint.weights_bar(out))
+        found, _ = self._runner.run("pullback", feeds, where=finite_in_all(feeds.values()), out=into)
+        return Pulled(found["y_bar"], found["x_bar"], _adjoint.weights_bar(found))
 
     def _demand(self, role: str) -> None:
         if role not in self.manifest.graphs:
@@ -261,7 +272,7 @@ class Session:
         if out is not None:
             into = self._into(out, only or outputs_of(self.manifest, role), len(Y), (x, y, v, *feeds.values()))
         self._runner.check_open()
-        finite = np.logical_and.reduce([finite_rows(a) for a in feeds.values()])
+        finite = finite_in_all(feeds.values())
         return self._runner.run(role, feeds, only=only, weights=weights, where=finite, out=into)[0]
 
     def _into(self, out: object, names: tuple[str, ...], B: int, inputs: tuple[object, ...]) -> dict[str, Floats]:

@@ -31,6 +31,9 @@ class Foreign:
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return np.array(self.value, dtype)
 
+    def __repr__(self) -> str:  # names tests, so the same in every process
+        return f"Foreign({self.value})"
+
 
 INTEGERS: list[Callable[[Any], object]] = [np.int64, np.uint8, np.array, lambda v: np.array(v, np.int16), Foreign]
 NUMBERS: list[Callable[[Any], object]] = [*INTEGERS, np.float32, np.longdouble, lambda v: np.array(v, np.float16)]

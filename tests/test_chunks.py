@@ -337,6 +337,15 @@ def test_results_are_written_where_the_caller_wants_them(memory: int) -> None:
         for array, given, same in zip(found, out, true, strict=True):
             assert array is given
             np.testing.assert_array_equal(array, same)
+    y_bar, x_bar = np.empty((B, 3)), np.empty((B, 2))
+    pulled = session.pullback(x, y, np.ones(B), y, out=(y_bar, x_bar))
+    true = session.pullback(x, y, np.ones(B), y)
+    for view, given, same in ((pulled.y, y_bar, true.y), (pulled.x, x_bar, true.x)):
+        assert np.shares_memory(view, given)
+        assert given.flags.writeable
+        np.testing.assert_array_equal(given, same)
+    with pytest.raises(InputError, match=r"^out: expected a tuple of 2 arrays, for y_bar, x_bar, but got ndarray"):
+        session.pullback(x, y, np.ones(B), y, out=y_bar)  # type: ignore[arg-type]
 
 
 def read_only(*shape: int) -> np.ndarray:

@@ -272,11 +272,11 @@ def test_no_history_is_kept_in_a_package(train_package: Path, data: Path, tmp_pa
     source, out = shutil.copytree(train_package, tmp_path / "model.icnn"), tmp_path / "out.icnn"
     before = {file.name: file.read_bytes() for file in source.iterdir()}
     (tmp_path / "link").symlink_to(source, target_is_directory=True)
-    for place in (source, source / "history", tmp_path / "link", out, tmp_path / "OUT.icnn"):
+    for place in (source, source / "history", tmp_path / "link", out, out / "history", tmp_path / "OUT.icnn"):
         options = ["--out", out, "--history", place]
         told = sentence(icnnrt("tune", source, data, *options, "--epochs", 1), 1)
-        assert "history: expected a folder" in told or "history: " in told
-        assert "choose " in told
+        assert "history: " in told
+        assert "; choose " in told
     picture = ["--out", out, "--picture", source / "loss.png"]
     assert "picture: " in sentence(icnnrt("tune", source, data, *picture), 1)
     assert {file.name: file.read_bytes() for file in source.iterdir()} == before
