@@ -1,8 +1,8 @@
 """Arguments that users hand over, made into arrays of the package's dtype or refused with one sentence."""
 
+import math
 import operator
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -13,10 +13,22 @@ from icnnrt.errors import InputError, SampleError
 
 Floats = NDArray[Any]
 NAMED: Final = 3  # how many samples an error names
+# Bytes of an array that is copied in any case; a larger one may be used as it is, and nobody keeps it then.
+COPIED: Final = 1 << 20
 
 
-def batch(value: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], *, length: int | None = None) -> Floats:
+def batch(
+    value: object,
+    name: str,
+    dtype: DTypeLike,
+    shape: tuple[int, ...],
+    *,
+    length: int | None = None,
+    copy: bool = True,
+) -> Floats:
     """Return a new C-ordered array [B, *shape] of `dtype`; `length` is the B it must have, if that is known.
+
+    Without `copy`, for use within one call, a large array that is so already is returned itself.
 
     Every float dtype is taken, rounded to `dtype` where that is narrower (Python lists are float64, and so is most
     data); what it cannot hold becomes infinity, which callers test for. Integers and booleans are taken where they
@@ -35,6 +47,8 @@ def batch(value: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], *,
             "numpy.ma.filled."
         )
     check_shape(given.shape, name, shape, length=length)
+    if not copy and given.nbytes > COPIED and given.dtype == dtype and given.flags.c_contiguous and given.flags.aligned:
+        return given
     with np.errstate(over="ignore"):
         array = np.array(given, dtype=dtype, order="C", copy=True)
     if given.dtype.kind in "iu" and not _exact(given, array):
@@ -72,13 +86,6 @@ def choice(value: object, name: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def whole(value: object, name: str, least: int) -> int:
-    """An integer of at least so much, or the `InputError`."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name}: expected an integer of at least {least}, but got {show(value)}.")
-    return int(value)
-
-
 def sample(i: object, samples: int) -> int:
     """The index of a sample, counted from the end where it is negative, or the `SampleError`."""
     try:
@@ -95,7 +102,7 @@ def rows(index: Any, samples: int) -> Any:
     """An index of samples, so that the batch dimension stays: an integer, a slice, a mask or integers."""
     if isinstance(index, slice):
         return index
-    if not isinstance(index, np.ndarray | list):
+    if not isinstance(index, list) and not (isinstance(index, np.ndarray) and index.ndim):
         return [sample(index, samples)]
     chosen = converted(index, "index")
     mask = chosen.dtype == bool and chosen.shape == (samples,)
@@ -139,17 +146,99 @@ def check_shape(
     raise InputError(f"{place}: expected shape [{expected}], but got {list(came)}; {remedy}.")
 
 
+def writeable(out: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], inputs: Sequence[object]) -> Floats:
+    """`out` itself, an array that a result of this dtype and shape may be written to, or the `InputError`.
+
+    It may share no memory with the `inputs`, which are read while it is written.
+    """
+    dtype = np.dtype(dtype)
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise InputError(f"{name}: expected a numpy array to write to, but got {type(out).__name__}.")
+    if out.dtype != dtype or out.shape != shape:
+        raise InputError(
+            f"{name}: expected an array of {dtype}{list(shape)} to write to, but got {out.dtype}{list(out.shape)}; "
+            f"make one by numpy.empty({shape}, {dtype.name!r})."
+        )
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        kind = "a C-contiguous" if not out.flags.c_contiguous else "a writeable"
+        raise InputError(f"{name}: expected {kind} array to write to, but got another; make one by numpy.empty.")
+    for array in inputs:
+        if isinstance(array, np.ndarray) and np.may_share_memory(out, array) and np.shares_memory(out, array):
+            raise InputError(f"{name}: expected an array of its own, but it shares memory with an argument; copy one.")
+    return out
+
+
+def finite_in_all(arrays: Collection[Floats]) -> NDArray[np.bool_] | None:
+    """[B] bool: which samples hold finite numbers only in every array; None where all do, which is told sooner."""
+    if all(np.isfinite(array).all() for array in arrays):
+        return None
+    return np.asarray(np.logical_and.reduce([finite_rows(array) for array in arrays]))
+
+
 def finite_rows(array: Floats) -> NDArray[np.bool_]:
     """[B] bool: which samples hold finite numbers only."""
     return np.asarray(np.isfinite(array).all(axis=tuple(range(1, array.ndim))))
 
 
-def not_negative(value: object, name: str) -> float:
-    """A finite number of at least 0 as a float, or the `InputError`: of Python or numpy, an array without axes too."""
-    given = value.item() if isinstance(value, np.ndarray | np.generic) and value.ndim == 0 else value
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= sys.float_info.max:
-        raise InputError(f"{name}: expected a finite number of at least 0, but got {show(value)}.")
-    return float(given)
+def integer(value: object, name: str, least: int, most: int | None = None, *, expected: str = "") -> int:
+    """An integer from `least` to `most` as Python's own, or the `InputError`; `expected` says it in other words.
+
+    Scalars of numpy, and arrays without axes of it or of another library, are integers where their dtype is; floats
+    are none, whatever their value, and neither are booleans.
+    """
+    given = alone(value)
+    try:
+        found = None if isinstance(given, float) else operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        found = None
+    if found is None or found < least or (most is not None and found > most):
+        usual = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
+        raise InputError(f"{name}: expected {expected or usual}, but got {show(value)}.")
+    return found
+
+
+def number(
+    value: object,
+    name: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    finite: bool = True,
+    expected: str = "",
+) -> float:
+    """A number of at least `least` and above `above` as a float, or the `InputError`; NaN is none.
+
+    Numbers are what `integer` takes, and floats of every kind; infinity only where it need not be finite. `expected`
+    says it in other words.
+    """
+    given = alone(value)
+    found = math.nan
+    if isinstance(given, int | float):
+        try:
+            found = float(given)
+        except OverflowError:  # an integer beyond every float
+            found = math.inf if given > 0 else -math.inf
+    # Written so that NaN is refused.
+    if not (found >= least and (found > above or above == -math.inf)) or (finite and math.isinf(found)):
+        bound = f" of at least {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
+        usual = f"a {'finite ' * finite}number{bound}"
+        raise InputError(f"{name}: expected {expected or usual}, but got {show(value)}.")
+    return found
+
+
+def alone(value: object) -> object:
+    """A Python number in place of a scalar, or of an array without axes; None for what is no number."""
+    if isinstance(value, int | float):
+        return None if isinstance(value, bool) else value
+    if np.ma.is_masked(value):
+        return None
+    try:
+        array = np.asarray(value)
+    except Exception:  # ragged lists, tensors on another device: as in `batch`
+        return None
+    if array.ndim or array.dtype.kind not in "iuf":
+        return None
+    return float(array) if array.dtype.kind == "f" else int(array)
 
 
 def check_finite_bar(y_bar: Floats, skipped: NDArray[np.bool_]) -> None:

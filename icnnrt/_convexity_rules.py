@@ -35,6 +35,8 @@ from icnnrt._onnx_numpy import (
     take,
 )
 from icnnrt._univariate import classify
+from icnnrt.errors import LimitError
+from icnnrt.limits import check
 
 Tensor: TypeAlias = NDArray[Any]
 
@@ -158,11 +160,12 @@ class Walk:
         return self.fact("f")
 
     def stepped(self, node: Node) -> None:
+        check("the proof of convexity")
         try:
             self.step(node)
         except Unsupported as error:
             raise Stop(node, str(error)) from error
-        except Stop:
+        except (Stop, LimitError):
             raise
         except MemoryError as error:
             raise Stop(node, "it takes more memory than there is") from error

@@ -28,7 +28,7 @@ def show(value: object) -> str:
         text = json.dumps(value[:81])  # of a name of megabytes the beginning is enough
     else:
         try:
-            text = json.dumps(value) if isinstance(value, bool | None) else ascii(value)
+            text = json.dumps(value) if isinstance(value, bool | None) else " ".join(ascii(value).split())
         except Exception:  # an object of the caller's own, or an integer with too many digits to write
             text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
@@ -40,10 +40,32 @@ def named(value: str) -> str:
 
 
 def plain(value: object) -> object:
-    """Let json write numpy scalars, which measurements tend to be."""
-    if isinstance(value, np.generic):
+    """Let json write numpy scalars, which measurements tend to be, and arrays of one number."""
+    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
         return value.item()
     raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def strict(value: Any) -> Any:
+    """The same as JSON can say it: scalars and arrays of numpy as Python's numbers and lists, NaN and infinity as null,
+    keys and whatever else as text."""
+    match value:
+        case Mapping():
+            return {str(key): strict(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [strict(inner) for inner in value]
+        case None | bool() | str():
+            return value
+        case int():
+            return int(value)  # of an enumeration too
+        case float():
+            return float(value) if math.isfinite(value) else None
+        case np.generic() | np.ndarray():
+            plainer = value.tolist()
+            # Of a long double tolist leaves what it was.
+            return strict(float(plainer) if isinstance(plainer, np.floating) else plainer)
+        case _:
+            return str(value)
 
 
 def load_json(data: bytes, place: str) -> object:

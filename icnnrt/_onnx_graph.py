@@ -8,7 +8,7 @@ bounds what is read. Field numbers: onnx.proto3.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +112,7 @@ def read_interface(data: bytes, file: str) -> Interface:
     return _Reader(data, file).interface()
 
 
-# What is read of each message.
+# What is read of each message, unless a reader wants others.
 _READ: Final = {
     "ModelProto": frozenset((7, 8, 25)),
     "OperatorSetIdProto": frozenset((1, 2)),
@@ -133,13 +133,15 @@ _Fields: TypeAlias = dict[int, list[int | _Span]]  # by field number, in order; 
 
 
 class _Reader(Wire):
-    def __init__(self, data: bytes, file: str) -> None:
-        super().__init__(data, file, MAX_STEPS)
+    wanted: ClassVar[Mapping[str, frozenset[int]]] = _READ
+
+    def __init__(self, data: bytes, file: str, steps: int = MAX_STEPS) -> None:
+        super().__init__(data, file, steps)
 
     def read(self, kind: str, span: _Span) -> _Fields:
         found: _Fields = {}
         declared = MESSAGES[kind]
-        for number, value, start, stop, here in self.fields(kind, *span, _READ[kind]):
+        for number, value, start, stop, here in self.fields(kind, *span, self.wanted[kind]):
             packed = declared[number].repeated and self.data[here] & 7 == BYTES
             integer = declared[number].type in _NUMBERS and not packed
             found.setdefault(number, []).append(value if integer else (start, stop))

@@ -11,22 +11,27 @@ exception at whatever place, is lost, and the next run makes another.
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import _native, _wire
+from icnnrt._arguments import COPIED, integer
+from icnnrt._chunks import MEMORY, WEIGHTS, Footprint, Gathered, chunks, fed
 from icnnrt._once import Once
 from icnnrt._onnx_graph import read_interface
 from icnnrt._printable import harmless
+from icnnrt._served import Served
 from icnnrt._turns import Link
-from icnnrt._weight_sets import WeightSet, in_native_order
-from icnnrt.errors import IcnnrtError, InputError, PackageError
+from icnnrt._weight_sets import WeightSet, as_used
+from icnnrt.errors import IcnnrtError, InputError, LimitError, PackageError
+from icnnrt.limits import Deadline, Limits, deadline, ended, timed
 from icnnrt.ort import (
     CPU,
     Provider,
+    bound_memory,
     checked_providers,
     checked_threads,
     first_line,
@@ -36,7 +41,7 @@ from icnnrt.ort import (
     session_options,
 )
 from icnnrt.package import OP_DOMAIN, Package
-from icnnrt.signatures import BATCH, Shape, expected, fits, shown
+from icnnrt.signatures import BATCH, TRAIN_ROLE, Shape, Signature, expected, fits, shown
 
 
 class _Graph:
@@ -77,19 +82,33 @@ class Runner:
     """
 
     def __init__(
-        self, package: Package, providers: Sequence[Provider] | None, threads: int | None, native: bool | None
+        self,
+        package: Package,
+        providers: Sequence[Provider] | None,
+        threads: int | None,
+        native: bool | None,
+        memory: int | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._ort = onnxruntime()
         self.package = package
         self._providers = checked_providers(self._ort, providers)
         self._kernels = native_operators(self._ort, native)
         self._threads = checked_threads(threads)
+        self._limits = limits
+        options = {"providers": providers, "threads": threads, "native": native}
+        self._served = Served(package, options, limits) if limits is not None and limits.process else None
         hashes = [package.manifest.weights.sha256, *sorted(g.sha256 for g in package.manifest.graphs.values())]
         self._first = WeightSet(
-            {name: in_native_order(array) for name, array in package.weights.items()},
+            {name: as_used(array) for name, array in package.weights.items()},
             hashlib.sha256("".join(hashes).encode()).hexdigest()[:16],
         )
         self._link = Link(self._first)
+        large = WEIGHTS * sum(array.nbytes for array in self._first.arrays.values())
+        self._memory = max(MEMORY, large) if memory is None else integer(memory, "memory", 1)
+        self._signatures: dict[str, Signature] = {}
+        self._footprints: dict[str, Footprint] = {}
+        self._samples: dict[str, int] = {}  # at once, by role; of graphs without open sizes but the batch
         self._constants: frozenset[str] | None = None
         self._graphs: Once[_Graph] = Once()
         self._closed = False
@@ -130,22 +149,157 @@ class Runner:
         made_with: str | None = None,
         weights: WeightSet | None = None,
         only: Sequence[str] | None = None,
+        where: NDArray[np.bool_] | None = None,
+        fill: Mapping[str, object] | None = None,
+        out: Mapping[str, NDArray[Any]] | None = None,
     ) -> tuple[dict[str, NDArray[Any]], str]:
-        """Run a graph; return its outputs by name and the id of the weights that were used.
+        """Run a graph; return its outputs by name and the id of the weights that were used, one set for all samples.
+
+        Many samples are run in chunks, so that what they take on the way has a bound, see `_chunks`.
 
         `weights` are those to use, by default the last ones. `made_with` is the id of the weights that the feeds come
         from; if the last ones are others, they are refused. With `only`, no more of the graph is run than these outputs
-        need. Outputs of `signatures.SINCE` are missing where the graph does not have them.
+        need; outputs of `signatures.SINCE` are missing where the graph does not have them. `where` [B] are the samples
+        to run; of the others outputs are NaN, or what `fill` says by name, and sums have no part of them. What `out`
+        has arrays for is written to these.
         """
-        graph = self._graph(role)
-        wanted = graph.outputs if only is None else tuple(name for name in only if name in graph.outputs)
+        given = made_with, weights, only, where, fill, out
+        if self._limits is None:
+            return self._run_all(role, feeds, *given)
+        with timed(self._limits):
+            return self._run_all(role, feeds, *given)
+
+    def _run_all(
+        self,
+        role: str,
+        feeds: Mapping[str, NDArray[Any]],
+        made_with: str | None,
+        weights: WeightSet | None,
+        only: Sequence[str] | None,
+        where: NDArray[np.bool_] | None,
+        fill: Mapping[str, object] | None,
+        out: Mapping[str, NDArray[Any]] | None,
+    ) -> tuple[dict[str, NDArray[Any]], str]:
+        self.check_open()
         if weights is None:
             weights = self.weights
             _check_same(weights, made_with)
-        try:
-            binding, bound = graph.idle.pop()
-        except IndexError:
-            binding, bound = graph.session.io_binding(), ""
+        if only is not None:
+            only = tuple(name for name in only if name in self._signature(role).outputs)
+        samples = len(feeds["x"])
+        every = where is None or bool(where.all())
+        size = self.samples_at_once(role, feeds)
+        if every and 0 < samples <= size and not out:
+            return self._run(self._graph(role), role, feeds, weights, only), weights.id
+        outputs, inputs = self._signature(role).outputs, self._signature(role).inputs
+        kept = np.ones(samples, bool) if where is None else where
+        of_these = outputs if only is None else {name: outputs[name] for name in only}
+        gathered = Gathered(of_these, kept, self._sizes(role, feeds), fill or {}, out or {})
+        if kept.any():
+            graph = self._graph(role)
+            rows_of = chunks(samples if every else np.flatnonzero(kept), size)
+            # Of many chunks the last may hold all feeds in memory, so their binding ends with this call.
+            binding = graph.session.io_binding() if samples > size and self._served is None else None
+            bound = ""
+            for rows in rows_of:
+                part = fed(feeds, inputs, rows)
+                gathered.add(rows, self._run(graph, role, part, weights, only, binding, bound))
+                bound = weights.id
+        return gathered.result(), weights.id
+
+    def samples_at_once(self, role: str, feeds: Mapping[str, NDArray[Any]]) -> int:
+        """How many samples, such as these feeds are, the graph takes in one run."""
+        samples = len(feeds["x"])
+        if samples < 2 or role == TRAIN_ROLE:  # a step is one, whatever it takes
+            return max(1, samples)
+        size = self._samples.get(role)
+        if size is None:
+            footprint = self._footprints.get(role)
+            if footprint is None:
+                data, file = self.package.graphs[role], f"{role}.onnx"
+                footprint = self._footprints[role] = Footprint(data, file, self._signature(role), self._kernels)
+            sizes = self._sizes(role, feeds)
+            if "iterations" in feeds:  # as many slots as that at most
+                sizes.setdefault("slots", int(feeds["iterations"]))
+            size = max(1, self._memory // footprint.of_a_sample(sizes))
+            if footprint.fixed:
+                self._samples[role] = size
+        return size
+
+    def _signature(self, role: str) -> Signature:
+        """What is fed to a graph and read of it."""
+        found = self._signatures.get(role)
+        if found is None:
+            known = expected(self.package.manifest, role)
+            assert known is not None, "icnnrt runs no graph that it does not know"
+            found = self._signatures[role] = known
+        return found
+
+    def _sizes(self, role: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+        """The open sizes of a graph besides the batch, as far as these feeds tell."""
+        return {
+            size: feeds[name].shape[axis]
+            for name, tensor in self._signature(role).inputs.items()
+            for axis, size in enumerate(tensor.shape)
+            if axis and isinstance(size, str)
+        }
+
+    def _run(
+        self,
+        graph: _Graph,
+        role: str,
+        feeds: Mapping[str, NDArray[Any]],
+        weights: WeightSet,
+        only: Sequence[str] | None,
+        binding: Any = None,
+        bound: str = "",
+    ) -> dict[str, NDArray[Any]]:
+        """Run a graph once. `binding` is one to use, which binds the weights with the id `bound`, in place of an idle
+        one."""
+        wanted = graph.outputs if only is None else tuple(only)
+        end = None if self._limits is None else deadline()
+        if self._served is None:
+            found = self._computed(graph, role, feeds, weights, wanted, only is not None, binding, bound, end)
+        else:
+            assert end is not None, "with limits, every run has an end"
+            dtypes = {name: self._signature(role).outputs[name].dtype for name in wanted}
+            found = self._served.run(role, feeds, weights, self._first, dtypes, end)
+        # A graph may leave sizes open where it declares its outputs, so they are only known now.
+        shapes = graph.shapes(len(feeds["x"]))
+        if only is not None:
+            by_name = dict(zip(graph.outputs, shapes, strict=True))
+            shapes = [by_name[name] for name in wanted]
+        if [value.shape for value in found] != shapes:
+            for name, value, shape in zip(wanted, found, shapes, strict=True):
+                if value.shape != shape and not _is_of(value.shape, shape):
+                    self._disagree(role, name, shown(shape), shown(value.shape))
+        return dict(zip(wanted, found, strict=True))
+
+    def run_once(
+        self, role: str, feeds: Mapping[str, NDArray[Any]], weights: WeightSet, only: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Run a graph once, for all samples together."""
+        return self._run(self._graph(role), role, feeds, weights, only)
+
+    def _computed(
+        self,
+        graph: _Graph,
+        role: str,
+        feeds: Mapping[str, NDArray[Any]],
+        weights: WeightSet,
+        wanted: Sequence[str],
+        no_more: bool,
+        binding: Any,
+        bound: str,
+        end: Deadline | None,
+    ) -> list[NDArray[Any]]:
+        """What onnxruntime makes of it in this process; with `no_more`, nothing that the wanted outputs do not need."""
+        idle = binding is None
+        if idle:
+            try:
+                binding, bound = graph.idle.pop()
+            except IndexError:
+                binding, bound = graph.session.io_binding(), ""
         try:
             if bound != weights.id:
                 values = weights.values(self._ort.OrtValue.ortvalue_from_numpy)
@@ -161,35 +315,35 @@ class Runner:
             # Anew for every run: outputs that stay bound keep their shape, so the next batch would have to match.
             for name in wanted:
                 binding.bind_output(name, "cpu")
-            if only is None:
+            if not no_more and end is None:
                 graph.session.run_with_iobinding(binding)
             else:
                 options = self._ort.RunOptions()
-                options.only_execute_path_to_fetches = True
-                graph.session.run_with_iobinding(binding, options)
-            found = binding.copy_outputs_to_cpu()
+                options.only_execute_path_to_fetches = no_more
+                with ended(end, lambda: setattr(options, "terminate", True)):
+                    graph.session.run_with_iobinding(binding, options)
+            found: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
             binding.clear_binding_outputs()
         except Exception as error:
-            remedy = (
-                "run smaller batches"
-                if isinstance(error, MemoryError) or re.search("alloc|memory", str(error), re.IGNORECASE)
-                else "icnnrt verify says whether the package is sound on this machine"
-            )
+            what = f"{self.package.path}: {role}.onnx"
+            if end is not None and not end.left():
+                raise end.error(what) from harmless(error)
+            memory = isinstance(error, MemoryError) or re.search("alloc|memory", str(error), re.IGNORECASE)
+            if memory and self._limits is not None:
+                raise LimitError(
+                    f"{what} needs more memory than the limit of {self._limits.bytes:,} bytes; give more, if you trust "
+                    "its maker, or run smaller batches."
+                ) from harmless(error)
+            remedy = "icnnrt verify says whether the package is sound on this machine"
+            if memory:
+                remedy = "run smaller batches"
             raise IcnnrtError(
-                f"{self.package.path}: {role}.onnx: onnxruntime failed on a batch of {len(feeds['x'])} "
-                f"({first_line(error)}); {remedy}."
+                f"{what}: onnxruntime failed on a batch of {len(feeds['x'])} ({first_line(error)}); {remedy}."
             ) from harmless(error)
-        graph.idle.append((binding, weights.id))
-        # A graph may leave sizes open where it declares its outputs, so they are only known now.
-        shapes = graph.shapes(len(feeds["x"]))
-        if only is not None:
-            by_name = dict(zip(graph.outputs, shapes, strict=True))
-            shapes = [by_name[name] for name in wanted]
-        if [value.shape for value in found] != shapes:
-            for name, value, shape in zip(wanted, found, shapes, strict=True):
-                if value.shape != shape and not _is_of(value.shape, shape):
-                    self._disagree(role, name, shown(shape), shown(value.shape))
-        return dict(zip(wanted, found, strict=True)), weights.id
+        # A binding keeps what it was fed alive until it is fed anew: large batches are not to stay with an idle one.
+        if idle and (len(feeds["x"]) < 2 or sum([array.nbytes for array in feeds.values()]) <= COPIED):
+            graph.idle.append((binding, weights.id))
+        return found
 
     def update_weights(
         self, new: Mapping[str, NDArray[Any]], *, made_with: str | None = None, note: object = None
@@ -210,7 +364,7 @@ class Runner:
                 raise InputError(f"weights: expected {spec.dtype}{list(spec.shape)} for {name!r}, but got {came}.")
             if name in self._frozen():
                 raise InputError(f"weights: {name!r} was exported as a constant; export it as an overridable weight.")
-        kept = {name: in_native_order(array) for name, array in new.items()}
+        kept = {name: as_used(array) for name, array in new.items()}
         while True:
             link = self._link.last()
             self.check_open()
@@ -223,6 +377,8 @@ class Runner:
         """Drop the sessions. Runs under way end well; later ones are refused."""
         self._closed = True
         self._graphs.give_up()
+        if self._served is not None:
+            self._served.close()
 
     def check_weights(self, made_with: str | None) -> None:
         """Refuse a solution that was computed with other weights than the present ones."""
@@ -253,11 +409,13 @@ class Runner:
                 "once; export the package again."
             )
         outputs = self._check_signature(role)
+        native = not self._kernels.isdisjoint(name for domain, name in found.operators if domain == OP_DOMAIN)
+        if self._served is not None:
+            return _Graph(None, outputs, (), frozenset(), native, {})
         options = session_options(self._ort, self._threads)
         options.add_session_config_entry("session.load_model_format", "ONNX")
         values = self._first.values(self._ort.OrtValue.ortvalue_from_numpy)
         options.add_external_initializers(names, [values[name] for name in names])
-        native = not self._kernels.isdisjoint(name for domain, name in found.operators if domain == OP_DOMAIN)
         if native:
             _native.register(options)
             # Kernels win over bodies, but which of them ran could not be told. Without the bodies a session that can
@@ -270,10 +428,24 @@ class Runner:
                 f"upgrade onnxruntime, {'try native=False, ' if native else ''}or export the package again."
             )
 
-        session = open_session(self._ort, data, options, self._providers, file, refused)
+        session = self._opened(data, options, file, refused)
         overridable = frozenset(node.name for node in session.get_overridable_initializers())
         bound = tuple(name for name in values if name in overridable)
         return _Graph(session, outputs, bound, overridable, native, values)
+
+    def _opened(self, data: bytes, options: Any, file: str, refused: Callable[[str], IcnnrtError]) -> Any:
+        """The session of a graph, within limits if there are some."""
+        end = deadline()
+        without: tuple[str, ...] = ()
+        if self._limits is not None:
+            without = bound_memory(self._ort, options, self._limits.bytes)
+        try:
+            with ended(end, lambda: options.set_load_cancellation_flag(True)):
+                return open_session(self._ort, data, options, self._providers, file, refused, without)
+        except PackageError as error:
+            if end is not None and not end.left():
+                raise end.error(f"{self.package.path}: {file}") from error.__cause__
+            raise
 
     def _frozen(self) -> frozenset[str]:
         """Weights that are constants of some graph, so that an update would not reach it."""
@@ -287,8 +459,7 @@ class Runner:
 
     def _check_signature(self, role: str) -> dict[str, Shape]:
         """Return the outputs to read and their shapes, after checking that icnnrt can feed and read this graph."""
-        wanted, given = expected(self.package.manifest, role), self.package.manifest.graphs[role].signature
-        assert wanted is not None, "icnnrt runs no graph that it does not know"
+        wanted, given = self._signature(role), self.package.manifest.graphs[role].signature
         assert given is not None, "a package that is open lists what its graphs take and give"
         wrong = [f"has no input {name}" for name in wanted.inputs if name not in given.inputs]
         wrong += [

@@ -13,13 +13,13 @@ import os
 import struct
 import subprocess
 import sys
-import threading
 import weakref
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from icnnrt import errors
@@ -27,7 +27,7 @@ from icnnrt._forks import inherit
 from icnnrt._printable import cropped
 from icnnrt._weight_sets import WeightSet
 from icnnrt.errors import IcnnrtError, InputError, LimitError, PackageError
-from icnnrt.limits import Deadline, Limits
+from icnnrt.limits import Deadline, Limits, ended
 from icnnrt.package import Package
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -53,6 +53,7 @@ class Served:
         self._package, self._options, self._limits = package, dict(options), limits
         self._idle: list[_Child] = []
         self._end = weakref.finalize(self, _end_all, self._idle)
+        self._closed = False
         inherit(self)
 
     def run(
@@ -70,20 +71,9 @@ class Served:
             child = self._idle.pop()
         except IndexError:
             child = _Child()
-        timer = threading.Timer(end.left() + GRACE, child.kill)
-        timer.daemon = True
-        timer.start()
         try:
-            if not child.weights:
-                child.ask(self._beginning(), {}, self._limits.bytes)
-                child.weights = first.id
-            known = weights.id in (child.weights, first.id)
-            new = {} if known else {f"weights.{n}": a for n, a in weights.arrays.items()}
-            request = {"role": role, "only": list(wanted), "weights": weights.id, "seconds": max(1e-3, end.left())}
-            found = child.ask(request, {**{f"feeds.{n}": a for n, a in feeds.items()}, **new}, self._limits.bytes)
-            child.weights = weights.id
-            if {name: array.dtype.name for name, array in found.items()} != wanted:
-                raise _Ended
+            with ended(Deadline(end.at + GRACE, end.seconds), child.kill):
+                found = self._asked(child, role, feeds, weights, first, wanted, end)
         except _Ended:
             code = child.close()
             if not end.left():
@@ -101,13 +91,37 @@ class Served:
         except BaseException:  # what it was asked may be under way
             child.close()
             raise
-        finally:
-            timer.cancel()
         self._idle.append(child)
+        if self._closed:  # meanwhile
+            _end_all(self._idle)
         return [found[name] for name in wanted]
+
+    def _asked(
+        self,
+        child: "_Child",
+        role: str,
+        feeds: Arrays,
+        weights: WeightSet,
+        first: WeightSet,
+        wanted: Mapping[str, str],
+        end: Deadline,
+    ) -> Arrays:
+        if not child.weights:
+            child.ask(self._beginning(), {}, self._limits.bytes)
+            child.weights = first.id
+        known = weights.id in (child.weights, first.id)
+        new = {} if known else {f"weights.{name}": array for name, array in weights.arrays.items()}
+        request = {"role": role, "only": list(wanted), "weights": weights.id, "seconds": max(1e-3, end.left())}
+        given = {f"feeds.{name}": array for name, array in feeds.items()}
+        found = child.ask(request, {**given, **new}, self._limits.bytes)
+        child.weights = weights.id
+        if {name: array.dtype.name for name, array in found.items()} != wanted:
+            raise _Ended
+        return found
 
     def close(self) -> None:
         """End the processes."""
+        self._closed = True
         _end_all(self._idle)
 
     def give_up(self) -> object:
@@ -154,7 +168,7 @@ class _Child:
         except (
             OSError,
             ValueError,
-            safetensors_numpy.SafetensorError,
+            SafetensorError,
         ) as error:  # ValueError: of JSON, of a closed pipe
             raise _Ended from error
         if answer.get("error") is not None:
@@ -249,6 +263,7 @@ def main() -> None:
                 elif content["weights"] == runner.first_id:
                     weights = runner.weights
                 feeds = {name.partition(".")[2]: a for name, a in arrays.items() if name.startswith("feeds.")}
+                assert weights is not None, "they came with the package"
                 with _seconds(content["seconds"]):
                     found = runner.run_once(content["role"], feeds, weights, content["only"])
             answer: dict[str, Any] = {"error": None}

@@ -1,21 +1,28 @@
-"""Manifests of older format versions, made into those of today's and back: the one place that asks for the version.
+"""Manifests and histories of older versions, made into today's and back: the one place that asks for the version.
 
-Version 2 differs from version 1 in what it says besides:
+Version 2 of a package differs from version 1 in what it says besides:
 
     graphs       `inputs` and `outputs` of each graph; of version 1 the graph itself tells
     weights      `sign` in place of `nonnegative`, which was true or false of a whole weight
     convexity    `rests_on`: the weights whose very values the proof needs; of version 1 nobody knows
 
+Version 2 of a history differs from version 1 likewise:
+
+    network      what the manifest says of the network; of version 1 a hash of all graphs and of the weights' shapes
+    checkpoints  `fingerprint` of each; of version 1 none
+
 The contents here are JSON from anybody: what is not as it should be is left for those who check every field.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from icnnrt._fields import AGAIN, show, wrong
+from icnnrt._fields import AGAIN, integer, matching, show, wrong
 from icnnrt.errors import InputError, PackageError
 
 CURRENT: Final = 2
+HISTORY_VERSION: Final = 2
 # In place of a graph's inputs and outputs, which version 1 did not list. No JSON holds it.
 UNTOLD: Final = object()
 
@@ -86,6 +93,36 @@ def as_version(content: dict[str, Any], version: int) -> dict[str, Any]:
     if "convexity" in content:
         old["convexity"] = {key: value for key, value in content["convexity"].items() if key != "rests_on"}
     return old
+
+
+def upgraded_history(content: dict[str, Any], place: str) -> tuple[dict[str, Any], int]:
+    """The content of a history.json, the key "version" taken out, as the current version has it, and its own version.
+
+    Raises `PackageError` for a version that is none, or newer, or for keys that its version does not have.
+    """
+    version = integer(1, (1 << 31) - 1)(content.get("version"), f"{place}version")
+    if version > HISTORY_VERSION:
+        raise PackageError(
+            f"{place}version is {version}, newer than the {HISTORY_VERSION} that this icnnrt reads; upgrade icnnrt."
+        )
+    new = {key: value for key, value in content.items() if key != "version"}
+    if version == 1:
+        digest = matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")
+        new["network"] = {"hash": digest(new.get("network"), f"{place}network")}
+        checkpoints = new.get("checkpoints")
+        for checkpoint in checkpoints if isinstance(checkpoints, list) else ():
+            if isinstance(checkpoint, dict):
+                _absent(checkpoint, ("fingerprint",), f"{place}checkpoints.")
+                checkpoint["fingerprint"] = []
+    return new, version
+
+
+def history_as_version(content: dict[str, Any], version: int) -> dict[str, Any]:
+    """The content of a history.json of today as an older version has it, for a history that is of that version."""
+    if version == HISTORY_VERSION:
+        return content
+    entries = ({key: value for key, value in c.items() if key != "fingerprint"} for c in content["checkpoints"])
+    return {**content, "version": version, "network": content["network"]["hash"], "checkpoints": list(entries)}
 
 
 def _objects(table: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

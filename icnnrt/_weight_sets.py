@@ -39,6 +39,27 @@ class WeightSet:
         return self._values
 
 
-def in_native_order(array: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers in this machine's order of bytes, C-ordered; the same array where it is so already."""
-    return np.asarray(array, array.dtype.newbyteorder("="), order="C")
+def as_used(array: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers in this machine's order of bytes, C-ordered and without denormals; the same array where it is
+    so already."""
+    return without_denormals(np.asarray(array, array.dtype.newbyteorder("="), order="C"))
+
+
+def without_denormals(array: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers, those nearer to 0 than the smallest normal one being 0 of their sign; float16 stays as it is.
+
+    The same array where there are none. Processors take a hundred cycles for a product with a denormal, so weights
+    that decayed made `value` 17 times as slow (of digits_completion, batch 64), and moments of units that are dead stay
+    denormal for ever. onnxruntime's own setting, session.set_denormal_as_zero, is no way out: it does not hold for
+    threads that are older than the session, and changes the arithmetic of the thread that makes one for good
+    (measured). Looking through 6.3 MB of float32 takes 1.5 ms. In graphs float16 is widened, to normal numbers.
+    """
+    if array.dtype.kind != "f" or array.itemsize < np.dtype(np.float32).itemsize:
+        return array
+    size = np.abs(array)
+    denormal = size < np.finfo(array.dtype).smallest_normal
+    if denormal.any():
+        denormal &= size > 0  # zeros are many where a weight is projected
+        if denormal.any():
+            return np.where(denormal, np.copysign(array.dtype.type(0), array), array)
+    return array

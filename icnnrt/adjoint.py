@@ -26,7 +26,8 @@ ADJOINTS: Final = ("exact", "prop3")
 ON_UNSAFE: Final = ("raise", "skip")
 SKIP: Final = "on_unsafe='skip' to leave them out of the sum"
 
-Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+# Feeds, and the samples to run -> outputs, NaN for the others.
+Run = Callable[[Mapping[str, NDArray[Any]], NDArray[np.bool_]], Mapping[str, NDArray[Any]]]
 
 
 def vjp(run: Run, manifest: Manifest, solution: object, y_bar: object, *, adjoint: str, on_unsafe: str) -> Cotangents:
@@ -48,34 +49,28 @@ def vjp(run: Run, manifest: Manifest, solution: object, y_bar: object, *, adjoin
         raise CertificateError(_unsafe(solution, skipped))
     check_finite_bar(ȳ, skipped)
     kept = ~skipped
-    x̄ = np.full_like(solution.x, np.nan)
-    box = manifest.domain is not None and manifest.domain.kind == "box"
-    bounds_bar = {name: np.full_like(solution.y, np.nan) for name in (BOUNDS_BAR if box else ())}
-    if not kept.any():
-        return Cotangents(no_weights_bar(manifest), x̄, skipped, np.zeros_like(skipped), *bounds_bar.values())
-    part = solution if kept.all() else solution[kept]
     depth = solution.lam.shape[1] if adjoint == "exact" else 1
     outputs = run(
         {
-            "x": part.x,
-            "y": part.y,
-            "slopes": part.slopes,
-            "offsets": part.offsets,
-            "cut_points": part.cut_points,
-            "lam_history": part.lam_history,
-            "y_bar": ȳ if kept.all() else ȳ[kept],
+            "x": solution.x,
+            "y": solution.y,
+            "slopes": solution.slopes,
+            "offsets": solution.offsets,
+            "cut_points": solution.cut_points,
+            "lam_history": solution.lam_history,
+            "y_bar": ȳ,
             "depth": np.array(depth, np.int64),
-            **{name: bound for name in BOUNDS if (bound := getattr(part, name)) is not None},
-        }
+            **{name: bound for name in BOUNDS if (bound := getattr(solution, name)) is not None},
+        },
+        kept,
     )
-    x̄[kept] = outputs["x_bar"]
-    for name, bar in bounds_bar.items():
-        bar[kept] = outputs[name]
-    at_kink = np.zeros_like(skipped)
     # Rounding moves a slope by some eps; another face moves it by much more than the root of eps.
-    scale = np.maximum(1.0, np.abs(part.slopes).max((1, 2)))
-    at_kink[kept] = outputs["slope_mismatch"] > np.sqrt(np.finfo(part.slopes.dtype).eps) * scale
-    return Cotangents(weights_bar(outputs), x̄, skipped, at_kink, *bounds_bar.values())
+    steepest = np.maximum(solution.slopes.max((1, 2), initial=0), -solution.slopes.min((1, 2), initial=0))
+    bound = np.sqrt(np.finfo(solution.slopes.dtype).eps) * np.maximum(1.0, steepest)
+    at_kink = kept & (outputs["slope_mismatch"] > bound)
+    box = manifest.domain is not None and manifest.domain.kind == "box"
+    bounds_bar = (outputs[name] for name in (BOUNDS_BAR if box else ()))
+    return Cotangents(weights_bar(outputs), outputs["x_bar"], skipped, at_kink, *bounds_bar)
 
 
 def vjp_qp(run: Run, manifest: Manifest, answer: object, z_bar: object, *, on_unsafe: str) -> Cotangents:
@@ -90,11 +85,8 @@ def vjp_qp(run: Run, manifest: Manifest, answer: object, z_bar: object, *, on_un
     if on_unsafe == "raise" and skipped.any():
         raise CertificateError(untrusted(skipped, answer.advice, SKIP))
     check_finite_bar(z̄, skipped)
-    kept, x̄, weights = ~skipped, np.full_like(answer.x, np.nan), no_weights_bar(manifest)
-    if kept.any():
-        outputs = run({"x": answer.x[kept], "z_bar": z̄[kept]})
-        x̄[kept], weights = outputs["x_bar"], weights_bar(outputs)
-    return Cotangents(weights, x̄, skipped, np.zeros_like(skipped))
+    outputs = run({"x": answer.x, "z_bar": z̄}, ~skipped)
+    return Cotangents(weights_bar(outputs), outputs["x_bar"], skipped, np.zeros_like(skipped))
 
 
 def _unsafe(solution: Solution, unsafe: NDArray[np.bool_]) -> str:
@@ -116,9 +108,3 @@ def _unsafe(solution: Solution, unsafe: NDArray[np.bool_]) -> str:
 def weights_bar(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """θ̄ by the names of the weights."""
     return {name.removeprefix(THETA_BAR): a for name, a in outputs.items() if name.startswith(THETA_BAR)}
-
-
-def no_weights_bar(manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """θ̄ of a batch without a sample: 0."""
-    tensors = manifest.weights.tensors.items()
-    return {name: np.zeros(spec.shape, spec.dtype) for name, spec in tensors if spec.trainable}

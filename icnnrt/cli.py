@@ -5,7 +5,8 @@ An entry point names a function that typer can make a command of. It is loaded f
 its module must be quick to import: what is heavy (torch) belongs into the function.
 
 Exit codes: 0 done; 1 an error, told in one sentence on stderr; 2 wrong usage; 3 `run`: some sample did not converge,
-`tune`: it stopped since no step was accepted any more; 4 `verify`: a check failed; 130 interrupted.
+`tune`: it stopped since no step was accepted any more; 4 `verify`: a check failed; 130 interrupted. `tune` writes what
+was learnt when it is interrupted, by SIGTERM (143) and SIGHUP (129) too; of those the other commands die, as they are.
 """
 
 import importlib.metadata
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 ENTRY_POINTS: Final = "icnnrt.commands"
 CHECKS: Final = "icnnrt.checks"
 ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
-INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+OF_SIGNALS: Final = 128  # and their number, as shells have it
+INTERRUPTED: Final = OF_SIGNALS + 2  # SIGINT
 ROWS_SHOWN: Final = 8
 ENTRIES_SHOWN: Final = 4
 MOST_SHOWN: Final = 400  # characters of a text from a file; --json has all of them
@@ -71,6 +73,10 @@ class _Screen(Console):
             else:
                 yield segment._replace(text="\n".join(map(printable, segment.text.split("\n"))))
 
+    def on_broken_pipe(self) -> None:
+        """Say that nobody reads any more: rich would end the process there, whatever was still to be done."""
+        raise  # the BrokenPipeError that is being handled
+
 
 def console(*, err: bool = False) -> Console:
     """Where tables (stdout) and progress (stderr) go. Made anew for each use, since stdout may be redirected."""
@@ -91,23 +97,9 @@ def one_line(text: str) -> Text:
 
 def print_json(content: Mapping[str, Any]) -> None:
     """One JSON object on stdout; NaN and infinity, which JSON lacks, become null."""
-    typer.echo(json.dumps(_plain(content), allow_nan=False))
+    from icnnrt._fields import strict
 
-
-def _plain(value: Any) -> Any:
-    match value:
-        case Mapping():
-            return {str(key): _plain(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [_plain(inner) for inner in value]
-        case float():
-            return value if math.isfinite(value) else None
-        case None | bool() | int() | str():
-            return value
-        case _ if hasattr(value, "tolist"):
-            return _plain(value.tolist())
-        case _:
-            return str(value)
+    typer.echo(json.dumps(strict(content), allow_nan=False))
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -253,7 +245,7 @@ def icnnrt_command(
     2 wrong usage
     3 run: some sample did not converge; tune: it stopped since no step was accepted any more
     4 verify: a check failed
-    130 interrupted; tune: what was learnt is written
+    130 interrupted; tune: what was learnt is written, as when SIGTERM (143) or SIGHUP (129) ends it
     """
 
 

@@ -1,7 +1,8 @@
 """`icnnrt tune`: fine-tuning on the command line, with onnxruntime alone.
 
 Ctrl-C is obeyed between two steps, so weights and optimiser state are never half of one and half of another; pressed
-again it changes nothing, so that what was learnt is written.
+again it changes nothing, so that what was learnt is written. The same holds of SIGTERM, by which machines and queues
+stop a process, and of SIGHUP, which comes when its terminal is closed.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import importlib.util
 import math
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -24,6 +26,7 @@ from rich.table import Table
 from icnnrt.cli import (
     ERROR,
     INTERRUPTED,
+    OF_SIGNALS,
     FollowFlag,
     JsonFlag,
     NativeFlag,
@@ -45,6 +48,7 @@ EPOCHS_SHOWN: Final = 12
 PICTURES: Final = (".png", ".svg", ".pdf")
 TARGET: Final = {"target": "y"}  # the other name that targets may have in a file
 STOPPING: Final = "icnnrt: stopping after this step; what was learnt is then written, so Ctrl-C is ignored until it is."
+SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not there on Windows
 
 
 @app.command()
@@ -89,15 +93,16 @@ def tune(
 ) -> None:
     """Adapt the weights of a package to DATA by its training graph, and write a new package. Needs no torch.
 
-    Steps that would harm are refused and counted, and one that did harm is undone and counted with them. Ctrl-C ends
-    between two steps and writes what was learnt: the best weights if there is validation data, else the last ones.
+    Steps that would harm are refused and counted, and one that did harm is undone and counted with them. Ctrl-C,
+    SIGTERM and SIGHUP end between two steps and write what was learnt: the best weights if there is validation data,
+    else the last ones.
 
     Exit codes:
     0 written
     1 an error, told in one sentence on stderr
     2 wrong usage
     3 stopped early, since every step of an epoch was refused or undone; what was learnt before is written
-    130 interrupted; what was learnt is written
+    130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; what was learnt is written
     """
     from icnnrt.checkpoints import History
     from icnnrt.finetune import FineTuner
@@ -110,7 +115,7 @@ def tune(
     began = time.perf_counter()
     with load(opened, threads=threads, native=native) as session:
         tuner = FineTuner(session, learning_rate=learning_rate, strict=strict)
-        there = History(history, opened.manifest).checkpoints if history else []
+        there = History.to_write(history, opened.manifest).checkpoints if history else []
         if resume and not there:
             raise InputError(f"resume: expected a checkpoint in {history}, but there is none; leave out --resume.")
         if there and not resume:
@@ -154,8 +159,9 @@ def tune(
             accepted = sum(report.accepted for report in followed.steps) - learnt.undone
             if not accepted and resumed_from is None:
                 if interrupted:
-                    tell("interrupted before anything was learnt; nothing is written.")
-                    raise typer.Exit(INTERRUPTED)
+                    with _whoever_listens(interrupted):
+                        tell("interrupted before anything was learnt; nothing is written.")
+                    raise typer.Exit(followed.code)
                 if fitted:
                     why = fitted.stopped or learnt.why_undone
                     raise InputError(f"data: {why}; nothing is written.")
@@ -199,28 +205,34 @@ def tune(
         "seconds": time.perf_counter() - began,
         "epochs": [r.as_dict() | {"gap_max": gap} for r, gap in zip(followed.epochs, followed.gaps, strict=True)],
     }
-    if as_json:
-        print_json(summary)
-    else:
-        _show(summary, held is not None)
+    told, code = [], 0
     if failure is not None:
         notes = " ".join(getattr(failure, "__notes__", []))
         where = f"{failure.filename}: " if failure.filename else ""
-        tell(f"{where}{failure.strerror or failure}, so tuning ended; what was learnt is in {written}. {notes}")
+        told.append(f"{where}{failure.strerror or failure}, so tuning ended; what was learnt is in {written}. {notes}")
     if unwritten:
-        tell(unwritten)
-    if failure is not None or unwritten:
-        raise typer.Exit(ERROR)
-    if interrupted:
+        told.append(unwritten)
+    if told:
+        code = ERROR
+    elif interrupted:
         more = f" Continue with --resume --history {history}." if history else ""
-        tell(
-            f"interrupted after {len(followed.steps)} steps; "
-            f"{'the best' if held is not None else 'the last'} weights are in {written}.{more}"
+        which = "the best" if held is not None else "the last"
+        told, code = (
+            [f"interrupted after {len(followed.steps)} steps; {which} weights are in {written}.{more}"],
+            followed.code,
         )
-        raise typer.Exit(INTERRUPTED)
-    if fitted and fitted.epochs and not fitted.epochs[-1].accepted:
-        tell(f"{fitted.stopped}; what was learnt before is in {written}.")
-        raise typer.Exit(STOPPED)
+    elif fitted and fitted.epochs and not fitted.epochs[-1].accepted:
+        told.append(f"{fitted.stopped}; what was learnt before is in {written}.")
+        code = STOPPED
+    with _whoever_listens(interrupted):
+        if as_json:
+            print_json(summary)
+        else:
+            _show(summary, held is not None)
+        for sentence in told:
+            tell(sentence)
+    if code:
+        raise typer.Exit(code)
 
 
 # --- Before the work -----------------------------------------------------------------------------
@@ -235,20 +247,24 @@ def _check_usage(val: str | None, patience: int | None, history: Path | None, re
 
 def _check_places(out: Path, overwrite: bool, history: Path | None, picture: Path | None) -> None:
     """What can be known of the places to write to is told now, not after hours of tuning."""
-    from icnnrt.package import _check_target
+    from icnnrt.checkpoints import check_apart
+    from icnnrt.package import _check_target, check_outside
 
     if os.path.lexists(out) and not overwrite:
         raise InputError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
     _check_target(Path(os.path.abspath(out)), overwrite)
     if not os.access(out.absolute().parent, os.W_OK):
         raise InputError(f"out: its folder {out.absolute().parent} cannot be written to; choose another.")
-    if history is not None and not history.parent.is_dir():
-        raise InputError(f"history: its folder {history.parent} is not there; create it first.")
+    if history is not None:
+        check_apart(history, out)
+        if not history.parent.is_dir():
+            raise InputError(f"history: its folder {history.parent} is not there; create it first.")
     if picture is not None:
         if picture.suffix.lower() not in PICTURES:
             raise InputError(f"picture: expected a file name ending in {', '.join(PICTURES)}, but got {picture}.")
         if not picture.parent.is_dir():
             raise InputError(f"picture: its folder {picture.parent} is not there; create it first.")
+        check_outside(picture, "picture")
 
 
 def _samples(
@@ -294,23 +310,55 @@ def _read(path: Path, manifest: "Manifest") -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _between_steps(followed: "_Followed") -> Iterator[None]:
-    """Let Ctrl-C wait for the end of a step, and ignore further ones until what was learnt is written."""
+    """Let signals wait for the end of a step, and ignore further ones until what was learnt is written."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread alone
         return
+    terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def press(number: int, frame: object) -> None:
-        if not followed.interrupted:
-            followed.interrupted = True
+        if followed.signal is None:
+            followed.signal = number
             # Not print: a handler runs in the middle of anything, a write to the same buffer among them.
             with contextlib.suppress(OSError):
                 os.write(2, f"{os.linesep if os.isatty(2) else ''}{STOPPING}{os.linesep}".encode())
+        # One that was closed refuses every write from now on, and is no terminal any more.
+        _say_no_more([descriptor for descriptor in terminals if not os.isatty(descriptor)])
 
-    before = signal.signal(signal.SIGINT, press)
+    before = {}
     try:
+        for name in SIGNALS:
+            number = getattr(signal, name, None)
+            # Whoever starts a process with SIGHUP ignored, as nohup does, wants it to go on.
+            if number is not None and (name == "SIGINT" or signal.getsignal(number) != signal.SIG_IGN):
+                before[number] = signal.signal(number, press)
         yield
     finally:
-        signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
+        for number, handler in before.items():
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual if handler is None else handler)
+
+
+@contextlib.contextmanager
+def _whoever_listens(interrupted: bool) -> Iterator[None]:
+    """Whoever interrupted the command need not be there to read what it says; its exit code stays what it is."""
+    try:
+        yield
+        if interrupted:
+            sys.stdout.flush()
+    except OSError:
+        if not interrupted:
+            raise
+        _say_no_more([1, 2])
+
+
+def _say_no_more(descriptors: Sequence[int]) -> None:
+    """Let what is written to these, and what lies in buffers for them, be lost without an error."""
+    if descriptors:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in descriptors:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 class _Followed:
@@ -323,7 +371,8 @@ class _Followed:
         self.epochs: list[EpochReport] = []
         self.gaps: list[float] = []
         """The largest duality gap of each epoch."""
-        self.interrupted = False
+        self.signal: int | None = None
+        """Which one asked for an end first."""
         self._first = 0  # step of the epoch under way
         columns = (
             TextColumn("epoch {task.fields[epoch]}"),
@@ -336,6 +385,11 @@ class _Followed:
         self._task = self._progress.add_task("", total=self.total, epoch=f"1/{epochs}", told="")
 
     @property
+    def code(self) -> int:
+        """The exit code of an interrupted command, as shells have it."""
+        return INTERRUPTED if self.signal is None else OF_SIGNALS + self.signal
+
+    @property
     def accepted(self) -> int:
         """Steps whose weights stayed, as far as later steps have told."""
         return sum(report.accepted - report.undone for report in self.steps)
@@ -346,11 +400,13 @@ class _Followed:
         try:
             yield
         finally:
-            self._progress.stop()
+            with contextlib.suppress(OSError):
+                self._progress.stop()
 
     def step(self, report: "StepReport") -> None:
         self.steps.append(report)
-        self._progress.start()
+        with contextlib.suppress(OSError):  # a bar that cannot be drawn costs nobody what was learnt
+            self._progress.start()
         self._tell(report)
 
     def epoch(self, report: "EpochReport") -> None:
@@ -365,13 +421,14 @@ class _Followed:
             told += f", validation {number(self.epochs[-1].validation)}"
         refused = len(self.steps) - self.accepted
         epoch = min(len(self.epochs) + 1, self.wanted)
-        self._progress.update(
-            self._task,
-            completed=len(self.steps),
-            epoch=f"{epoch}/{self.wanted}",
-            told=f"{told}, {refused} refused" if refused else told,
-        )
-        if self.interrupted:
+        with contextlib.suppress(OSError):
+            self._progress.update(
+                self._task,
+                completed=len(self.steps),
+                epoch=f"{epoch}/{self.wanted}",
+                told=f"{told}, {refused} refused" if refused else told,
+            )
+        if self.signal is not None:
             raise KeyboardInterrupt
 
 

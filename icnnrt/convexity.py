@@ -22,6 +22,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt import _arguments
 from icnnrt._arguments import batch
 from icnnrt._convexity_bounds import lipschitz, strong_convexity
 from icnnrt._convexity_grounds import Grounds, RepeatedProof
@@ -227,8 +228,7 @@ def prove(
         raise InputError(f"graph_bytes: expected the bytes of an ONNX file, but got {type(graph_bytes).__name__}.")
     if not isinstance(weights, Mapping) or not all(isinstance(array, np.ndarray) for array in weights.values()):
         raise InputError("weights: expected numpy arrays by name, as Package.weights has them, but got something else.")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise InputError(f"seed: expected an integer of at least 0, but got {show(seed)}.")
+    seed = _arguments.integer(seed, "seed", 0)
     try:
         box = _box(list(box), "box")
     except Exception as error:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import _piecewise, lp_files
-from icnnrt._arguments import batch, finite_rows, not_negative
+from icnnrt._arguments import batch, finite_rows, number
 from icnnrt._onnx_graph import read_graph
 from icnnrt._onnx_numpy import bounded
 from icnnrt.errors import InputError
@@ -143,7 +143,7 @@ def epigraph(
         raise InputError("source: the package holds the gradient of an energy alone; export the energy itself.")
     if manifest.kind == "qp":
         raise InputError("source: expected a package of an energy, but it holds a network of quadratic programs.")
-    mu = not_negative(mu, "mu")
+    mu = number(mu, "mu", least=0.0)
     (n,) = manifest.y_shape
     X = None
     if x is None:

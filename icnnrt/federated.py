@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt._arguments import converted
+from icnnrt._arguments import converted, integer
 from icnnrt._fields import named, show
 from icnnrt.errors import InputError, MissingDependencyError
 from icnnrt.finetune import BATCH_SIZE, FineTuner
@@ -148,6 +148,7 @@ def client_app(local: Callable[["Context"], Local], *, epochs: int = 1, batch_si
 
     Raises `MissingDependencyError` without flwr.
     """
+    epochs, batch_size = integer(epochs, "epochs", 1), integer(batch_size, "batch_size", 1)
     flwr = _flwr()
     app: ClientApp = flwr.ClientApp()
 

@@ -18,8 +18,10 @@ step. `check` asks at once; `save`, `write_package` and the end of `fit` ask on 
 kept is proven.
 """
 
+import contextlib
 import json
 import math
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -30,11 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import certificate
-from icnnrt._arguments import batch, finite_rows, flag, not_negative, whole
-from icnnrt._fields import named
+from icnnrt._arguments import alone, batch, finite_rows, flag, integer, number
+from icnnrt._fields import named, strict
 from icnnrt._turns import Turns
-from icnnrt._weight_sets import WeightSet
-from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History
+from icnnrt._weight_sets import WeightSet, as_used, without_denormals
+from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History, fingerprint_points
 from icnnrt.domains import MODELS
 from icnnrt.errors import InputError, PackageError
 from icnnrt.manifest import TRAIN_ROLE, TrainingSpec
@@ -94,7 +96,8 @@ class StepReport:
     """Weights that stayed as they were, as f would not be proven convex with what the step made of them."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values, for strict JSON: NaN and infinity are None."""
+        return dict(strict(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ class EpochReport:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values, for strict JSON: NaN and infinity are None."""
+        return dict(strict(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ class FitReport:
     """Why it ended before the last epoch; empty if it did not."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values, for strict JSON: NaN and infinity are None."""
+        return dict(strict(asdict(self)))
 
 
 class _Verdict(NamedTuple):
@@ -230,7 +235,7 @@ class FineTuner:
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
-        self._learning_rate = not_negative(value, "learning_rate")
+        self._learning_rate = number(value, "learning_rate", least=0.0)
 
     @property
     def steps(self) -> int:
@@ -276,7 +281,7 @@ class FineTuner:
         Raises `InputError` for wrong shapes or dtypes, no samples, targets outside what the loss takes, and, if strict,
         for NaN or infinity.
         """
-        rate = self.learning_rate if learning_rate is None else not_negative(learning_rate, "learning_rate")
+        rate = self.learning_rate if learning_rate is None else number(learning_rate, "learning_rate", least=0.0)
         data, skipped = self._data(x, target, "x", "target", lower, upper)
         return self._step(data, rate, skipped)
 
@@ -330,22 +335,18 @@ class FineTuner:
         Raises what `step` does, and `OSError` if the history cannot be written: weights and state are then kept in
         memory, so `save` can be called again.
         """
-        for name, number in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
-            if (number is not None or name != "patience") and (
-                not isinstance(number, int) or isinstance(number, bool) or number < 1
-            ):
-                raise InputError(f"{name}: expected an integer of at least 1, but got {number!r}.")
+        epochs, batch_size = integer(epochs, "epochs", 1), integer(batch_size, "batch_size", 1)
+        patience = None if patience is None else integer(patience, "patience", 1)
+        seed = integer(seed, "seed", 0)
         if patience is not None and validation is None:
             raise InputError("patience: expected validation data too, but got none; pass validation=(x, target).")
-        if not isinstance(worse, int | float) or not worse > 0:
-            raise InputError(f"worse: expected a positive part of the best loss, but got {worse!r}.")
-        seed = whole(seed, "seed", 0)
+        worse = number(worse, "worse", above=0.0, finite=False, expected="a positive part of the best loss")
         if validation is not None and (not isinstance(validation, tuple) or len(validation) not in (2, 4)):
             raise InputError(
                 "validation: expected a tuple (x, target), but got something else; pass two arrays, or four with lower "
                 "and upper for a box."
             )
-        rate = self.learning_rate if learning_rate is None else not_negative(learning_rate, "learning_rate")
+        rate = self.learning_rate if learning_rate is None else number(learning_rate, "learning_rate", least=0.0)
         data, skipped_rows = self._data(x, target, "x", "target", lower, upper)
         held: Arrays | None = None
         if validation is not None:
@@ -356,7 +357,7 @@ class FineTuner:
         turn = self._turns.take()
         try:
             self.keep()
-            kept = None if history is None else History(history, self.session.manifest, keep)
+            kept = None if history is None else self._history(history, keep)
             before = None if held is None else self._loss(held)
             best, best_epoch = before, None if held is None else 0
             reports: list[EpochReport] = []
@@ -455,7 +456,7 @@ class FineTuner:
         turn = self._turns.take()
         try:
             self._settle()
-            return self._save(History(history, self.session.manifest, keep), figures or {})
+            return self._save(self._history(history, keep), figures or {})
         finally:
             turn.end()
 
@@ -465,7 +466,7 @@ class FineTuner:
         Raises `InputError` if there is none or it is of another network, `PackageError` if it is damaged; then nothing
         has changed.
         """
-        step = None if step is None else whole(step, "step", 0)
+        step = None if step is None else integer(step, "step", 0)
         found = History(history, self.session.manifest)
         if not found.folder.exists():
             raise InputError(
@@ -480,10 +481,7 @@ class FineTuner:
                 f"its checkpoints are of steps {there}; call save first."
             )
         checkpoint = fitting[-1]
-        tensors = found.load(checkpoint)
-        weights = {n.removeprefix(WEIGHT): a for n, a in tensors.items() if n.startswith(WEIGHT)}
-        state = {n: a for n, a in tensors.items() if n.startswith(STATE)}
-        self._check_restored(found.folder / checkpoint.file, weights, state, len(tensors), checkpoint.step)
+        weights, state = self._restored(found, checkpoint)
         turn = self._turns.take()
         try:
             self._good = self._commit(weights, self._stage()._replace(state=state, trial=None))
@@ -775,21 +773,50 @@ class FineTuner:
     def _commit(self, weights: Mapping[str, NDArray[Any]], stage: _Stage) -> tuple[WeightSet, _Stage]:
         """Give the session these weights, and note what is known beside them, in one operation."""
         now, _ = self._now()
+        stage = stage._replace(state={name: without_denormals(array) for name, array in stage.state.items()})
         made = self._runner.update_weights(weights, made_with=now.id, note=stage)
         self._latest = stage
         return made, stage
 
     def _save(self, history: History, figures: Mapping[str, float | None]) -> Checkpoint:
-        odd = (None, math.inf, -math.inf)
-        finite = {name: value for name, value in figures.items() if value not in odd and value == value}
+        numbers = {name: None if value is None else alone(value) for name, value in figures.items()}
+        lost = [name for name, one in numbers.items() if isinstance(one, float) and not math.isfinite(one)]
+        finite = {name: value for name, value in figures.items() if value is not None and name not in lost}
         try:
-            return history.save(self.steps, dict(self.session.weights), self._stage().state, finite)
+            weights, stage = self._now()
+            return history.save(self.steps, weights.arrays, stage.state, finite, self._fingerprint(weights))
         except OSError as error:
             error.add_note(
                 f"Step {self.steps} is not saved in {history.folder}; weights and state are still in memory, so make "
                 "room or choose another folder and call save again."
             )
             raise
+
+    def _history(self, folder: StrPath, keep: int) -> History:
+        """The history in a folder, to save to: of this network, as far as its last checkpoint tells."""
+        history = History.to_write(folder, self.session.manifest, keep)
+        if history.checkpoints:
+            with contextlib.suppress(PackageError):  # a damaged one is no reason not to save another
+                self._restored(history, history.checkpoints[-1])
+        return history
+
+    def _restored(self, history: History, checkpoint: Checkpoint) -> tuple[Arrays, Arrays]:
+        """The weights and the state of a checkpoint, after checking that they are of this network."""
+        tensors = history.load(checkpoint)
+        weights = {n.removeprefix(WEIGHT): a for n, a in tensors.items() if n.startswith(WEIGHT)}
+        state = {n: a for n, a in tensors.items() if n.startswith(STATE)}
+        self._check_restored(history.folder / checkpoint.file, weights, state, len(tensors), checkpoint.step)
+        there = WeightSet({name: as_used(array) for name, array in weights.items()}, secrets.token_hex(8))
+        history.check(checkpoint, self._fingerprint(there))
+        return weights, state
+
+    def _fingerprint(self, weights: WeightSet) -> list[float | None]:
+        """What the network gives at a few points with these weights, see `icnnrt.checkpoints`."""
+        if self._qp:
+            return []
+        feeds = fingerprint_points(self.session.manifest)
+        found = self._runner.run("value", feeds, weights=weights, only=("f",))[0]["f"]
+        return [value if math.isfinite(value) else None for value in found.tolist()]
 
     def _check_restored(self, path: Path, weights: Arrays, state: Arrays, count: int, step: int) -> None:
         """Refuse tensors that are not exactly the session's weights and this optimiser's state."""

@@ -17,13 +17,14 @@ in the manifest.
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from icnnrt._arguments import flag, not_negative, whole
+from icnnrt._arguments import flag, integer, number
 from icnnrt.errors import InputError, LimitError
 
 SECONDS: Final = 60.0
@@ -47,11 +48,11 @@ class Limits:
     """Run graphs in a process of their own. Arrays go there and back, which takes a millisecond or so a call."""
 
     def __post_init__(self) -> None:
-        seconds = not_negative(self.seconds, "seconds")
-        if not 0 < seconds <= MOST_SECONDS:
-            raise InputError(f"seconds: expected more than 0 and at most {MOST_SECONDS:g}, but got {seconds:g}.")
+        seconds = number(self.seconds, "seconds", above=0.0)
+        if seconds > MOST_SECONDS:
+            raise InputError(f"seconds: expected at most {MOST_SECONDS:g}, but got {seconds:g}.")
         object.__setattr__(self, "seconds", seconds)
-        object.__setattr__(self, "bytes", whole(self.bytes, "bytes", LEAST_BYTES))
+        object.__setattr__(self, "bytes", integer(self.bytes, "bytes", LEAST_BYTES))
         object.__setattr__(self, "process", flag(self.process, "process"))
 
 
@@ -77,9 +78,11 @@ _in_force: ContextVar[Limits | None] = ContextVar("limits", default=None)
 _deadline: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 
-def in_force() -> Limits | None:
-    """The limits of the block that this is called in."""
-    return _in_force.get()
+def checked_limits(limits: Limits | None) -> Limits | None:
+    """Those, or else the ones of the block that this is called in; `InputError` for what are none."""
+    if limits is not None and not isinstance(limits, Limits):
+        raise InputError(f"limits: expected icnnrt.Limits or None, but got {type(limits).__name__}.")
+    return _in_force.get() if limits is None else limits
 
 
 def deadline() -> Deadline | None:
@@ -100,11 +103,10 @@ def within(limits: Limits | None) -> Iterator[None]:
 
     Without limits it is a block like any other.
     """
+    limits = checked_limits(limits)
     if limits is None:
         yield
         return
-    if not isinstance(limits, Limits):
-        raise InputError(f"limits: expected icnnrt.Limits or None, but got {type(limits).__name__}.")
     kept = _in_force.set(limits)
     try:
         with timed(limits):
@@ -124,6 +126,21 @@ def timed(limits: Limits) -> Iterator[Deadline]:
         yield end
     finally:
         _deadline.reset(kept)
+
+
+@contextlib.contextmanager
+def ended(end: Deadline | None, stop: Callable[[], object]) -> Iterator[None]:
+    """Have `stop` called, in another thread, if the block has not ended by then."""
+    if end is None:
+        yield
+        return
+    timer = threading.Timer(end.left(), stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Limited(Protocol):

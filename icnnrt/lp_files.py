@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from icnnrt._files import atomic_file
 from icnnrt.errors import InputError
+from icnnrt.package import check_outside
 
 __all__ = ["SUFFIXES", "Coo", "Program", "write_program"]
 
@@ -83,6 +84,7 @@ def write_program(path: Path, program: Program, name: str = "icnnrt") -> None:
             f"{path}: expected bounds that leave something, but a lower one is +inf or an upper one −inf; where there "
             "is none, lower is −inf and upper +inf."
         )
+    check_outside(path, "path")
     with atomic_file(path) as file:
         for line in writer(program, NOT_NAME.sub("_", name)):
             file.write(line.encode("ascii") + b"\n")

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any, Final, TypeAlias
 
 from icnnrt import _native
-from icnnrt._fields import show
+from icnnrt._arguments import integer
 from icnnrt._printable import cropped, harmless
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, ProviderError
 
@@ -42,11 +42,7 @@ def checked_threads(threads: object) -> int:
     """How many threads a session gets; `InputError` for what is no number of them."""
     if threads is None:
         return THREADS
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise InputError(f"threads: expected an integer of at least 1 or None, but got {show(threads)}.")
-    if threads > MAX_THREADS:
-        raise InputError(f"threads: expected at most {MAX_THREADS}, but got {show(threads)}; give no more than cores.")
-    return threads
+    return integer(threads, "threads", 1, MAX_THREADS, expected=f"an integer from 1 to {MAX_THREADS} or None")
 
 
 def session_options(ort: ModuleType, threads: int) -> Any:
@@ -58,6 +54,19 @@ def session_options(ort: ModuleType, threads: int) -> Any:
     return options
 
 
+def bound_memory(ort: ModuleType, options: Any, bytes: int) -> tuple[str, ...]:
+    """Have a session that is made next with these options take the memory for values from an arena of that size.
+
+    Returns the optimisations to leave out: those that compute while a graph is loaded.
+    """
+    where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # Extended by what is asked for (1), not by powers of two, which would end at half the size. It is the environment's
+    # until another one takes its place; sessions keep the one that they were made with.
+    ort.create_and_register_allocator(where, ort.OrtArenaCfg({"max_mem": bytes, "arena_extend_strategy": 1}))
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    return ("ConstantFolding",)
+
+
 def open_session(
     ort: ModuleType,
     data: bytes,
@@ -65,14 +74,19 @@ def open_session(
     providers: Sequence[tuple[str, Mapping[str, Any]]],
     file: str,
     refused: Callable[[str], IcnnrtError],
+    without: Sequence[str] = (),
 ) -> Any:
     """A session of the graph `data`, which `file` holds, on these providers and no others.
+
+    `without` are optimisations to leave out.
 
     Raises `ProviderError` where a provider is at fault, and `refused(why)` where the graph or onnxruntime is.
     """
     wanted = [(name, dict(settings)) for name, settings in providers]
     try:
-        session = ort.InferenceSession(data, options, providers=wanted, enable_fallback=0)
+        session = ort.InferenceSession(
+            data, options, providers=wanted, enable_fallback=0, disabled_optimizers=list(without) or None
+        )
     except Exception as error:
         if any(name != CPU for name, _ in wanted):
             raise ProviderError(

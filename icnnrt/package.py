@@ -139,6 +139,7 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from icnnrt import _wire
+from icnnrt._arguments import flag
 from icnnrt._fields import AGAIN, JsonObject, exactly, listing, load_json, named, show, surrogate, table, wrong
 from icnnrt._files import sync_folder
 from icnnrt._printable import harmless
@@ -263,8 +264,7 @@ class Package:
 
         Raises `PackageError` with one sentence at the first thing that is wrong, `InputError` for what is no path.
         """
-        if not isinstance(follow_links, bool):
-            raise InputError(f"follow_links: expected True or False, but got {show(follow_links)}.")
+        follow_links = flag(follow_links, "follow_links")
         folder = _folder_of(path)
         try:
             return cls(folder, *_read_and_check(folder, follow_links))
@@ -886,14 +886,30 @@ def _write(
     return Package(target, *checked, tuple(sorted(path.name for path in beside)))
 
 
+def check_outside(path: StrPath, argument: str) -> None:
+    """Refuse a place for a file or folder that lies in a package: with anything else in it a package does not open.
+
+    Links are followed, for the place may be reached by them; whether case counts is the file system's affair.
+    """
+    try:
+        folders = Path(os.path.realpath(path)).parents
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise InputError(f"{argument}: {path} cannot be looked at ({error}); choose another.") from error
+    for folder in folders:
+        if os.path.lexists(folder / MANIFEST_FILE) and _has_manifest(folder, follow_links=True):
+            raise InputError(
+                f"{argument}: {path} lies in the package {folder}, which would not open with another file in it; "
+                "choose a place outside."
+            )
+
+
 def _check_target(target: Path, overwrite: bool) -> tuple[Path, ...]:
-    """Refuse a path that is taken by anything but a package that may be overwritten.
+    """Refuse a path that is taken by anything but a package that may be overwritten, or that lies in one.
 
     Returns what lies in the folder to be replaced and is not the package's, which is to be in the new one too.
     """
     there = old = None
-    if not isinstance(overwrite, bool | np.bool_):
-        raise InputError(f"overwrite: expected True or False, but got {show(overwrite)}.")
+    overwrite = flag(overwrite, "overwrite")
     try:
         if "\0" in str(target):
             raise InputError(f"path: expected a place on the disk, but got {show(str(target))}; choose another.")
@@ -906,6 +922,7 @@ def _check_target(target: Path, overwrite: bool) -> tuple[Path, ...]:
             raise InputError(
                 f"path: expected a place in an existing folder, but {target.parent} is none; create it first."
             )
+        check_outside(target, "path")
         there = os.path.lexists(target)
         old = target if there else next(filter(_is_package, _asides(target)), None)
         if there and (target.is_symlink() or not _is_package(target)):
@@ -967,7 +984,16 @@ def _is_package(folder: Path) -> bool:
     try:
         if not all(_PACKAGE_FILE.fullmatch(name) for name in _list_folder(folder)[0]):
             return False
-        manifest = load_json(_read_file(folder / MANIFEST_FILE, limit=MAX_MANIFEST_BYTES), MANIFEST_FILE)
+    except PackageError:
+        return False
+    return _has_manifest(folder)
+
+
+def _has_manifest(folder: Path, follow_links: bool = False) -> bool:
+    """Whether the manifest.json of a folder says that it is a package's, and not one of the many others."""
+    try:
+        data = _read_file(folder / MANIFEST_FILE, follow_links, limit=MAX_MANIFEST_BYTES)
+        manifest = load_json(data, MANIFEST_FILE)
     except PackageError:
         return False
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import adjoint as _adjoint
-from icnnrt._arguments import batch, check_finite_bar, finite_rows, not_negative, sample, untrusted
+from icnnrt._arguments import batch, check_finite_bar, finite_rows, integer, number, sample, untrusted
 from icnnrt._piecewise import is_piecewise_linear
 from icnnrt.bundle_qp import (
     Polyhedron,
@@ -199,9 +199,9 @@ def argmin(
     B = len(X)
     spec = session.manifest.polyhedron
     usual = _usual(str(dtype)) if spec is None else vars(spec)
-    K = _iterations(usual["iterations"] if iterations is None else iterations)
-    μ = not_negative(usual["mu"] if mu is None else mu, "mu")
-    small = not_negative(usual["tolerance"] if tolerance is None else tolerance, "tolerance")
+    K = integer(usual["iterations"] if iterations is None else iterations, "iterations", 1, MAX_ITERATIONS)
+    μ = number(usual["mu"] if mu is None else mu, "mu", least=0.0)
+    small = number(usual["tolerance"] if tolerance is None else tolerance, "tolerance", least=0.0)
     P = given_rows(B, n, G=G, h=h, A=A, b=b, lower=lower, upper=upper)
     start = np.zeros((B, n)) if y_init is None else batch(y_init, "y_init", "float64", (n,), length=B)
     if not finite_rows(start).all():
@@ -451,13 +451,6 @@ def vjp(
     return ConstraintCotangents(G, h, A, b, lower, upper, mu, skipped, x_bar, weights)
 
 
-def _iterations(value: object) -> int:
-    whole = not isinstance(value, bool | np.bool_) and isinstance(value, int | np.integer)
-    if not whole or not 1 <= int(value) <= MAX_ITERATIONS:  # type: ignore[call-overload]
-        raise InputError(f"iterations: expected an integer from 1 to {MAX_ITERATIONS}, but got {value!r}.")
-    return int(value)  # type: ignore[call-overload]
-
-
 def given_rows(B: int, n: int, **given: object) -> Polyhedron:
     """G, h, A, b, lower and upper, any of them None, as a polyhedron of B samples in float64.
 
@@ -479,6 +472,8 @@ def given_rows(B: int, n: int, **given: object) -> Polyhedron:
 def _rows(name: str, value: object, B: int, shape: tuple[int | None, ...], *, bound: bool = False) -> Array:
     """[B, *shape] in float64, from that, from [*shape] for all samples, or, of a bound, from one number."""
     try:
+        if np.asarray(value).dtype.kind not in "fiub":  # of text numpy would make numbers
+            raise TypeError("not of real numbers")
         array = np.array(value, np.float64)  # a copy: a solution keeps it, and callers write in theirs
         came = list(array.shape)  # before it is made to fit
     except Exception as error:  # an object may have an idea of its own of what it is as an array

@@ -9,13 +9,12 @@ microsecond does not matter: it checks more, copies nothing, and its answers las
 """
 
 import functools
-import operator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt._arguments import flag, sample
+from icnnrt._arguments import choice, flag, integer, sample
 from icnnrt._forks import inherit
 from icnnrt.errors import IcnnrtError, InputError
 from icnnrt.ort import onnxruntime
@@ -91,15 +90,8 @@ class QPSolver:
         """
         sizes = {"n": n, "m": m, "q": q, "batch": batch}
         for name, size in sizes.items():
-            least = 1 if name in ("n", "batch") else 0
-            try:
-                sizes[name] = operator.index(size)
-            except Exception:
-                sizes[name] = -1
-            if not least <= sizes[name] <= SIZES_MAX:
-                raise InputError(f"{name}: expected an integer from {least} to {SIZES_MAX}, but got {size!r}.")
-        if not isinstance(dtype, str) or dtype not in DTYPES.values():
-            raise InputError(f"dtype: expected 'float32' or 'float64', but got {dtype!r}.")
+            sizes[name] = integer(size, name, 1 if name in ("n", "batch") else 0, SIZES_MAX)
+        dtype = choice(dtype, "dtype", tuple(DTYPES.values()))
         box, two_sided, warm = flag(box, "box"), flag(two_sided, "two_sided"), flag(warm, "warm")
         n, m, q, B = sizes.values()
         absent = {"h_lower": not two_sided, "lower": not box, "upper": not box}

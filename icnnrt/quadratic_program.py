@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import _native, _wire
-from icnnrt._arguments import flag, sample, untrusted
+from icnnrt._arguments import alone, flag, sample, untrusted
 from icnnrt._fields import show
 from icnnrt._once import Once
 from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError
@@ -467,9 +467,9 @@ def _datum(name: str, value: object, dtype: np.dtype[Any], shape: tuple[int, ...
 
 
 def _bound(name: str, value: object, dtype: np.dtype[Any], n: int) -> Floats:
-    if isinstance(value, int | float) or (isinstance(value, np.generic) and value.dtype == dtype):
+    if (one := alone(value)) is not None:
         try:
-            return np.full((), value, dtype)
+            return np.full((), one, dtype)
         except OverflowError:
             raise InputError(f"{name}: expected a number that {dtype} holds, but got {show(value)}.") from None
     return _datum(name, value, dtype, (n,))

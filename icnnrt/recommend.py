@@ -1,6 +1,5 @@
 """How many iterations a package's solver needs for a gap, told from data: what to export it with."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -9,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import certificate, reference
-from icnnrt._arguments import batch, finite_rows
-from icnnrt._fields import show
+from icnnrt._arguments import batch, finite_rows, integer, number
+from icnnrt._fields import strict
 from icnnrt.domains import MODELS, SPACE, Coordinates, Domain, box_coordinates, space_coordinates
 from icnnrt.errors import InputError
 from icnnrt.manifest import SolverSpec
@@ -39,8 +38,8 @@ class Recommendation:
     """Share of the samples that reach the gap with K = 1, 2, ..."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "iterations": {str(p): K for p, K in self.iterations.items()}}
+        """Plain values, for strict JSON."""
+        return dict(strict(asdict(self)))
 
 
 def recommend(
@@ -60,10 +59,8 @@ def recommend(
 
     Raises `InputError` for a package without a solver, wrong shapes, or no finite sample.
     """
-    if not isinstance(gap, int | float) or isinstance(gap, bool) or not 0 < gap <= sys.float_info.max:
-        raise InputError(f"gap: expected a positive number, but got {show(gap)}; 1e-3 is usual.")
-    if not isinstance(max_iterations, int) or isinstance(max_iterations, bool) or max_iterations < 1:
-        raise InputError(f"max_iterations: expected an integer of at least 1, but got {max_iterations!r}.")
+    gap = number(gap, "gap", above=0.0, expected="a positive number, such as 1e-3")
+    max_iterations = integer(max_iterations, "max_iterations", 1)
     if not isinstance(session, Session):
         raise InputError(f"session: expected what icnnrt.load returned, but got {type(session).__name__}.")
     spec = session._solver("recommend")
@@ -94,7 +91,7 @@ def recommend(
         if reached[-1] == 1.0:
             break
     enough = {p: next((K for K, share in enumerate(reached, 1) if 100 * share >= p), None) for p in PERCENT}
-    return Recommendation(float(gap), len(X), enough, len(reached), spec.iterations, tuple(reached))
+    return Recommendation(gap, len(X), enough, len(reached), spec.iterations, tuple(reached))
 
 
 def prefixes(

@@ -8,7 +8,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt._arguments import batch, finite_rows
+from icnnrt._arguments import batch, finite_rows, integer
+from icnnrt._fields import strict
 from icnnrt.convexity import Convexity, grounds, prove
 from icnnrt.errors import InputError
 from icnnrt.package import Package, opened
@@ -36,13 +37,9 @@ class RepairReport:
     """Largest change of an entry of y* over the samples that have one before and after; None without a solver."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            **asdict(self),
-            "before": self.before.to_json(),
-            "after": self.after.to_json(),
-            "clipped": dict(self.clipped),
-        }
+        """Plain values, for strict JSON: NaN and infinity are None."""
+        plain = {**asdict(self), "before": self.before.to_json(), "after": self.after.to_json()}
+        return dict(strict(plain))
 
 
 def project(
@@ -60,6 +57,7 @@ def project(
     cost much of what was trained, and training with the constraint is better where it can be done. Nothing is written
     if f cannot be proven convex in this way, which is an `InputError`.
     """
+    seed = integer(seed, "seed", 0)
     package = opened(source)
     if package.manifest.kind == "gradient":
         raise InputError("package: it holds a gradient alone, whose weights cannot be judged; export the energy.")

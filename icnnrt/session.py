@@ -4,7 +4,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from icnnrt import adjoint as _adjoint
 from icnnrt import certificate
 from icnnrt import polyhedron as _polyhedron
-from icnnrt._arguments import batch, converted, finite_rows, flag
+from icnnrt._arguments import batch, converted, finite_in_all, finite_rows, flag, integer, writeable
+from icnnrt._chunks import chunks
 from icnnrt._fields import named
 from icnnrt._kept_convex import KeptConvex
 from icnnrt._runner import Runner
@@ -25,12 +26,13 @@ from icnnrt.certificate import Tolerances
 from icnnrt.convexity import Convexity, prove
 from icnnrt.domains import MODELS
 from icnnrt.errors import CertificateError, InputError, PackageError
+from icnnrt.limits import Limits, checked_limits, each_call
 from icnnrt.manifest import Manifest, SolverSpec
 from icnnrt.ort import Provider
 from icnnrt.package import Package
 from icnnrt.polyhedron import ConstraintCotangents, PolyhedronSolution
 from icnnrt.qp_status import QPStatus
-from icnnrt.signatures import NAMES, arrays_of, outputs_of
+from icnnrt.signatures import arrays_of, outputs_of
 from icnnrt.solution import Cotangents, Pulled, QPAnswer, Solution
 from icnnrt.status import RESTS_ON_CONVEXITY, Status
 
@@ -45,7 +47,9 @@ def load(
     threads: int | None = None,
     native: bool | None = None,
     strict: bool = False,
+    memory: int | None = None,
     follow_links: bool = False,
+    limits: Limits | None = None,
 ) -> "Session":
     """Open the package at `path`, check it, and return a session that serves it.
 
@@ -61,7 +65,12 @@ def load(
                 times a call. A library that is there but that onnxruntime cannot use is a warning, and an error under
                 True
     strict:     let `argmin` raise when any sample did not converge, unless it is told otherwise
+    memory:     about how many bytes a call may take besides its arguments and its answer: large batches are run in
+                chunks, of one sample at least. 64 MiB by default, or four times the weights where that is more. Answers
+                depend on it by rounding at most; they are the same on every machine, if it is
     follow_links:  whether files of the package may be symbolic links to files, see `Package.open`
+    limits:     for a package of a stranger: how long each call of the session may take, how much memory, and whether in
+                a process of its own, see `icnnrt.Limits`; by default as much as there is
 
     A graph is handed to onnxruntime when it is first used, so this is fast and the first call of each method slow.
 
@@ -69,7 +78,9 @@ def load(
     without onnxruntime or the kernels that were demanded, `InputError` for other arguments.
     """
     package = path if isinstance(path, Package) else Package.open(path, follow_links=follow_links)
-    return Session(package, providers=providers, threads=threads, native=native, strict=strict)
+    return Session(
+        package, providers=providers, threads=threads, native=native, strict=strict, memory=memory, limits=limits
+    )
 
 
 class Session:
@@ -87,10 +98,14 @@ class Session:
         threads: int | None = None,
         native: bool | None = None,
         strict: bool = False,
+        memory: int | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._package = package
-        self._options = {"providers": providers, "threads": threads, "native": native, "strict": strict}
-        self._runner = Runner(package, providers, threads, native)
+        self._limits = checked_limits(limits)
+        self._options: dict[str, Any] = {"providers": providers, "threads": threads, "native": native}
+        self._options |= {"strict": strict, "memory": memory, "limits": self._limits}
+        self._runner = Runner(package, providers, threads, native, memory, self._limits)
         self._native = native
         self._strict = flag(strict, "strict")
         manifest = package.manifest
@@ -148,74 +163,88 @@ class Session:
 
     # --- The energy ------------------------------------------------------------------------------
 
-    def value(self, x: object, y: object) -> Floats:
-        """f(x, y), [B]; `value_and_gradient` documents x and y."""
-        return self._evaluate("value", x, y, only=("f",))["f"]
+    def value(self, x: object, y: object, *, out: Floats | None = None) -> Floats:
+        """f(x, y), [B]; `value_and_gradient` documents x, y and out."""
+        return self._evaluate("value", x, y, only=("f",), out=out)["f"]
 
-    def gradient(self, x: object, y: object) -> Floats:
-        """∇_y f(x, y), [B, n]; `value_and_gradient` documents x and y.
+    def gradient(self, x: object, y: object, *, out: Floats | None = None) -> Floats:
+        """∇_y f(x, y), [B, n]; `value_and_gradient` documents x, y and out.
 
         For an energy of y alone, x None, that is the map y -> ∇f(y): the transport map of optimal transport.
         """
         role = "gradient" if self.manifest.kind == "gradient" else "value"
-        return self._evaluate(role, x, y, only=("gradient",))["gradient"]
+        return self._evaluate(role, x, y, only=("gradient",), out=out)["gradient"]
 
-    def value_and_gradient(self, x: object, y: object) -> tuple[Floats, Floats]:
+    def value_and_gradient(
+        self, x: object, y: object, *, out: tuple[Floats, Floats] | None = None
+    ) -> tuple[Floats, Floats]:
         """f(x, y) and ∇_y f(x, y) for a batch: ([B], [B, n]) in the package's dtype.
 
         x [B, *x_shape] and y [B, n] are arrays or nested lists of numbers; y may lie anywhere, not only in the domain.
         x may be None where the energy has no context (x_shape is [0]). Floats of another width are converted; integers
         and booleans must convert exactly. A sample with NaN or infinity in x or y gets NaN and leaves the others as
-        they are.
+        they are. A large batch is run in chunks, see `load`; large arrays of the package's dtype are read where they
+        are, so nobody should write in them meanwhile.
+
+        out: arrays that the result is written to and that are returned, one for each it has: of its shape and dtype,
+        C-contiguous, writeable, and apart from x and y. What an exception leaves in them is not defined.
 
         Raises `InputError` for a wrong shape or dtype, or if the package holds only a gradient.
         """
-        out = self._evaluate("value", x, y)
-        return out["f"], out["gradient"]
+        found = self._evaluate("value", x, y, out=out)
+        return found["f"], found["gradient"]
 
-    def hvp(self, x: object, y: object, v: object) -> Floats:
+    def hvp(self, x: object, y: object, v: object, *, out: Floats | None = None) -> Floats:
         """∇²_y f(x, y) v, [B, n], for v [B, n]. Needs hvp.onnx, an optional head of the export."""
-        return self._evaluate("hvp", x, y, v)["hvp"]
+        return self._evaluate("hvp", x, y, v, out=out)["hvp"]
 
-    def hessian(self, x: object, y: object) -> Floats:
+    def hessian(self, x: object, y: object, *, out: Floats | None = None) -> Floats:
         """∇²_y f(x, y), dense: [B, n, n]. Needs hessian.onnx, an optional head of the export."""
-        return self._evaluate("hessian", x, y, only=("hessian",))["hessian"]
+        return self._evaluate("hessian", x, y, only=("hessian",), out=out)["hessian"]
 
-    def value_gradient_hessian(self, x: object, y: object) -> tuple[Floats, Floats, Floats]:
+    def value_gradient_hessian(
+        self, x: object, y: object, *, out: tuple[Floats, Floats, Floats] | None = None
+    ) -> tuple[Floats, Floats, Floats]:
         """f [B], ∇_y f [B, n] and ∇²_y f [B, n, n] in one run: of a material law, energy, stress and tangent."""
         if self.manifest.kind != "energy":
             raise _no_value(self.manifest)
-        out = self._evaluate("hessian", x, y)
-        return out["f"], out["gradient"], out["hessian"]
+        found = self._evaluate("hessian", x, y, out=out)
+        return found["f"], found["gradient"], found["hessian"]
 
-    def gradient_x(self, x: object, y: object) -> Floats:
+    def gradient_x(self, x: object, y: object, *, out: Floats | None = None) -> Floats:
         """∇_x f(x, y), [B, *x_shape]. Needs gradient_x.onnx, an optional head of the export."""
-        return self._evaluate("gradient_x", x, y)["gradient_x"]
+        return self._evaluate("gradient_x", x, y, out=out)["gradient_x"]
 
-    def pullback(self, x: object, y: object, f_bar: object, gradient_bar: object) -> Pulled:
+    def pullback(
+        self,
+        x: object,
+        y: object,
+        f_bar: object,
+        gradient_bar: object,
+        *,
+        out: tuple[Floats, Floats] | None = None,
+    ) -> Pulled:
         """Cotangents of f and ∇_y f to y, x and the weights: the gradients of Σ_b f̄_b f(x_b, y_b) + ḡ_b'∇_y f.
 
         f_bar [B], gradient_bar [B, n]. ȳ = f̄ ∇_y f + ∇²_y f ḡ; θ̄ is summed over the batch. A sample with NaN or
-        infinity in any of the four has NaN in ȳ and x̄ and no part in θ̄. Needs pullback.onnx, an optional head.
+        infinity in any of the four has NaN in ȳ and x̄ and no part in θ̄. Needs pullback.onnx, an optional head. `out`
+        are arrays for ȳ and x̄, as `value_and_gradient` documents them; what is returned are views of them.
         """
         self._demand("pullback")
-        Y = batch(y, "y", self._dtype, (self._n,))
-        X = self._no_context(len(Y)) if x is None else batch(x, "x", self._dtype, self._x_shape)
+        Y, n = batch(y, "y", self._dtype, (self._n,), copy=False), (self._n,)
+        X = self._no_context(len(Y)) if x is None else batch(x, "x", self._dtype, self._x_shape, copy=False)
         feeds = {
             "x": X,
-            "y": batch(Y, "y", self._dtype, (self._n,), length=len(X)),
-            "f_bar": batch(f_bar, "f_bar", self._dtype, (), length=len(X)),
-            "gradient_bar": batch(gradient_bar, "gradient_bar", self._dtype, (self._n,), length=len(X)),
+            "y": batch(Y, "y", self._dtype, n, length=len(X), copy=False),
+            "f_bar": batch(f_bar, "f_bar", self._dtype, (), length=len(X), copy=False),
+            "gradient_bar": batch(gradient_bar, "gradient_bar", self._dtype, n, length=len(X), copy=False),
         }
+        into = None
+        if out is not None:
+            into = self._into(out, ("y_bar", "x_bar"), len(X), (x, y, f_bar, gradient_bar, *feeds.values()))
         self._runner.check_open()
-        finite = np.logical_and.reduce([finite_rows(a) for a in feeds.values()])
-        y_bar, x_bar = np.full_like(Y, np.nan), np.full_like(X, np.nan)
-        weights = _adjoint.no_weights_bar(self.manifest)
-        if finite.any():
-            out, _ = self._runner.run("pullback", {name: a[finite] for name, a in feeds.items()})
-            y_bar[finite], x_bar[finite] = out["y_bar"], out["x_bar"]
-            weights = _adjoint.weights_bar(out)
-        return Pulled(y_bar, x_bar, weights)
+        found, _ = self._runner.run("pullback", feeds, where=finite_in_all(feeds.values()), out=into)
+        return Pulled(found["y_bar"], found["x_bar"], _adjoint.weights_bar(found))
 
     def _demand(self, role: str) -> None:
         if role not in self.manifest.graphs:
@@ -235,24 +264,41 @@ class Session:
         *,
         only: tuple[str, ...] | None = None,
         weights: WeightSet | None = None,
+        out: object = None,
     ) -> dict[str, NDArray[Any]]:
-        """Run a graph of the energy; a sample that holds NaN or infinity is left out, and NaN in every output."""
+        """Run a graph of the energy; a sample that holds NaN or infinity is left out, and NaN in every output.
+
+        `out` is what the caller wants the outputs in: an array if it is one, a tuple of arrays if they are several.
+        """
         self._demand(role)
-        X = None if x is None else batch(x, "x", self._dtype, self._x_shape)
-        Y = batch(y, "y", self._dtype, (self._n,), length=None if X is None else len(X))
+        X = None if x is None else batch(x, "x", self._dtype, self._x_shape, copy=False)
+        length = None if X is None else len(X)
+        Y = batch(y, "y", self._dtype, (self._n,), length=length, copy=False)
         feeds = {"x": self._no_context(len(Y)) if X is None else X, "y": Y}
         if role == "hvp":
-            feeds["y_dot"] = batch(v, "v", self._dtype, (self._n,), length=len(Y))
+            feeds["y_dot"] = batch(v, "v", self._dtype, (self._n,), length=len(Y), copy=False)
+        into = None
+        if out is not None:
+            into = self._into(out, only or outputs_of(self.manifest, role), len(Y), (x, y, v, *feeds.values()))
         self._runner.check_open()
-        finite = np.logical_and.reduce([finite_rows(a) for a in feeds.values()])
-        if len(Y) and finite.all():
-            return self._runner.run(role, feeds, only=only, weights=weights)[0]
-        out = self._nothing(only or outputs_of(self.manifest, role), len(Y))
-        if finite.any():
-            some, _ = self._runner.run(role, {name: a[finite] for name, a in feeds.items()}, only=only, weights=weights)
-            for name, array in some.items():
-                out[name][finite] = array
-        return out
+        finite = finite_in_all(feeds.values())
+        return self._runner.run(role, feeds, only=only, weights=weights, where=finite, out=into)[0]
+
+    def _into(self, out: object, names: tuple[str, ...], B: int, inputs: tuple[object, ...]) -> dict[str, Floats]:
+        """The arrays that a caller wants results in, by the names of these."""
+        given = [out] if len(names) == 1 else out
+        if not isinstance(given, list | tuple) or len(given) != len(names):
+            raise InputError(
+                f"out: expected a tuple of {len(names)} arrays, for {', '.join(names)}, but got "
+                f"{f'{len(given)} of them' if isinstance(given, list | tuple) else type(out).__name__}."
+            )
+        into: dict[str, Floats] = {}
+        for i, (name, array) in enumerate(zip(names, given, strict=True)):
+            dtype, (_, *shape) = arrays_of(self.manifest)[name]
+            argument = "out" if len(names) == 1 else f"out[{i}]"
+            others = (*inputs, *into.values())
+            into[name] = writeable(array, argument, dtype, (B, *map(int, shape)), others)
+        return into
 
     def _no_context(self, B: int) -> Floats:
         if math.prod(self._x_shape):
@@ -303,20 +349,9 @@ class Session:
         self._runner.check_open()
         finite = np.logical_and.reduce([finite_rows(a) for a in (X, *bounds.values())])
         run = finite & (bounds["lower"] <= bounds["upper"]).all(1) if bounds else finite
-        if B and run.all():
-            out, weights_id = self._runner.run("argmin", feeds)
-        else:
-            out, weights_id = self._nothing(NAMES["argmin"][1], B), self._runner.weights.id
-            if run.any():
-                some, weights_id = self._runner.run("argmin", {name: a[run] for name, a in feeds.items()})
-                for name, array in some.items():
-                    out[name][run] = array
-        tolerances = Tolerances(solver.gap_tolerance, solver.residual_tolerance)
+        out, weights_id = self._runner.run("argmin", feeds, where=run)
         assert self.manifest.domain is not None, "a solver has a domain"
-        model = MODELS[self.manifest.domain.kind]
-        status, _ = certificate.judge(
-            finite, out, tolerances, model, bounds.get("lower"), bounds.get("upper"), proven=self._is_proven(weights_id)
-        )
+        status = self._judged(finite, out, bounds, weights_id, self._runner.samples_at_once("argmin", feeds))
         if self._verdict == "violated":  # whether or not these cuts show it
             status[np.isin(status, RESTS_ON_CONVEXITY)] = Status.NOT_CONVEX
         status[finite & ~run] = Status.EMPTY_DOMAIN
@@ -326,14 +361,39 @@ class Session:
             "domain": self.manifest.domain.kind,
             "iterations": solver.iterations,
             "steps": solver.steps,
-            "gap_tolerance": tolerances.gap,
-            "residual_tolerance": tolerances.residual,
+            "gap_tolerance": solver.gap_tolerance,
+            "residual_tolerance": solver.residual_tolerance,
             "seconds": time.perf_counter() - started,
         }
         solution = Solution(x=X, **out, status=status, info=info, weights_id=weights_id, **bounds)
         if self._is_strict(strict):
             _demand(solution)
         return solution
+
+    def _judged(
+        self,
+        finite: NDArray[np.bool_],
+        out: Mapping[str, NDArray[Any]],
+        bounds: Mapping[str, Floats],
+        weights_id: str,
+        size: int,
+    ) -> NDArray[np.int8]:
+        """The status of every sample; so many at once, as this takes memory too."""
+        if len(finite) > size:
+
+            def of(those: Mapping[str, Floats], rows: Any) -> dict[str, Floats]:
+                return {name: a[rows] for name, a in those.items()}
+
+            parts = ((finite[rows], of(out, rows), of(bounds, rows)) for rows in chunks(len(finite), size))
+            return np.concatenate([self._judged(*part, weights_id, size) for part in parts])
+        solver, domain = self.manifest.solver, self.manifest.domain
+        assert solver is not None, "what is judged has been solved"
+        assert domain is not None, "a solver has a domain"
+        tolerances = Tolerances(solver.gap_tolerance, solver.residual_tolerance)
+        lower, upper = bounds.get("lower"), bounds.get("upper")
+        proven = self._is_proven(weights_id)
+        status, _ = certificate.judge(finite, out, tolerances, MODELS[domain.kind], lower, upper, proven=proven)
+        return status
 
     def solve_qp(self, x: object, *, strict: bool | None = None) -> QPAnswer:
         """z(x) of a package of kind "qp", a network that goes through quadratic programs: x [B, *x_shape] -> z [B, n].
@@ -350,14 +410,7 @@ class Session:
         X = batch(x, "x", self._dtype, self._x_shape)
         self._runner.check_open()
         finite = finite_rows(X)
-        if len(X) and finite.all():
-            out, weights_id = self._runner.run("solve", {"x": X})
-        else:
-            out, weights_id = self._unsolved(len(X)), self._runner.weights.id
-            if finite.any():
-                some, weights_id = self._runner.run("solve", {"x": X[finite]})
-                for name, array in some.items():
-                    out[name][finite] = array
+        out, weights_id = self._runner.run("solve", {"x": X}, where=finite, fill={"status": QPStatus.NOT_FINITE_INPUT})
         # Solved programs may be followed by layers that overflow.
         lost = ~np.isfinite(out["z"]).all(1) & (out["status"] == QPStatus.SOLVED)
         if lost.any():
@@ -377,10 +430,6 @@ class Session:
                 "Pass strict=False to get the answer with a status for every sample."
             )
         return answer
-
-    def _unsolved(self, B: int) -> dict[str, NDArray[Any]]:
-        status = np.full(B, QPStatus.NOT_FINITE_INPUT, np.int32)
-        return {**self._nothing(("z", "residual"), B), "status": status}
 
     def _demand_qp(self, what: str) -> None:
         if self.manifest.kind != "qp":
@@ -421,14 +470,15 @@ class Session:
         if isinstance(solution, Solution | QPAnswer):
             self._runner.check_weights(solution.weights_id)
 
-        def run(feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        def run(feeds: Mapping[str, NDArray[Any]], where: NDArray[np.bool_]) -> Mapping[str, NDArray[Any]]:
             role = "solve_adjoint" if qp else "adjoint"
-            return self._runner.run(role, feeds, made_with=solution.weights_id)[0]
+            return self._runner.run(role, feeds, made_with=solution.weights_id, where=where)[0]
 
         if qp:
             return _adjoint.vjp_qp(run, self.manifest, solution, y_bar, on_unsafe=on_unsafe)
         return _adjoint.vjp(run, self.manifest, solution, y_bar, adjoint=adjoint, on_unsafe=on_unsafe)
 
+    @each_call
     def argmin_polyhedron(
         self,
         x: object,
@@ -485,6 +535,7 @@ class Session:
             )
         return solution
 
+    @each_call
     def vjp_polyhedron(
         self, solution: PolyhedronSolution, y_bar: object, *, adjoint: str = "auto", on_unsafe: str = "raise"
     ) -> ConstraintCotangents:
@@ -502,6 +553,7 @@ class Session:
         """
         return _polyhedron.vjp(self, solution, y_bar, adjoint=adjoint, on_unsafe=on_unsafe)
 
+    @each_call
     def prove_convexity(self, x: object = None, *, seed: int = 0) -> Convexity:
         """Whether f is convex in y with the weights as they are now: proven, violated (with a witness) or unknown.
 
@@ -512,6 +564,7 @@ class Session:
         """
         if self.manifest.kind != "energy":
             raise _no_value(self.manifest)
+        seed = integer(seed, "seed", 0)
         X = None if x is None else batch(x, "x", self._dtype, self._x_shape)
         self._runner.check_open()
         weights = self._runner.weights  # one set for all, whatever is updated meanwhile
@@ -661,15 +714,6 @@ class Session:
                 return np.asarray(bounds["lower"] + (bounds["upper"] - bounds["lower"]) / 2, self._dtype)
         at = {"unit_box": 0.5, "simplex": 1.0 / self._n, "space": 0.0}[kind]
         return np.full((B, self._n), at, self._dtype)
-
-    def _nothing(self, names: Iterable[str], B: int) -> dict[str, NDArray[Any]]:
-        """Outputs of a graph for B samples, all NaN."""
-        arrays = arrays_of(self.manifest)
-        nothing = {}
-        for name in names:
-            dtype, (_, *shape) = arrays[name]
-            nothing[name] = np.full((B, *map(int, shape)), math.nan, dtype)
-        return nothing
 
 
 def _reopen(path: str, identity: str, options: dict[str, Any]) -> Session:

@@ -23,6 +23,7 @@ from icnnrt._fields import show
 from icnnrt._files import atomic_file
 from icnnrt._printable import harmless
 from icnnrt.errors import InputError
+from icnnrt.package import check_outside
 from icnnrt.solution import QPAnswer, Solution
 
 SUFFIXES: Final = (".npz", ".npy", ".csv")
@@ -229,6 +230,7 @@ def check_target(path: Path, *, source: Path | None = None) -> str:
         raise InputError(f"{path}: expected a file to write, but it is a folder.")
     if not path.parent.is_dir():
         raise InputError(f"{path}: its folder {path.parent} is not there; create it first.")
+    check_outside(path, "out")
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise InputError(f"{path}: is the input file itself; choose another name for the result.")
     return suffix

@@ -37,7 +37,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import bregman, certificate, golden, polyhedron, reference
-from icnnrt._arguments import batch, finite_rows
+from icnnrt._arguments import batch, finite_rows, integer
+from icnnrt._fields import strict
 from icnnrt.bundle_qp import Polyhedron, bundle_qp_argmin
 from icnnrt.convexity import Grounds, Repeated
 from icnnrt.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, Coordinates, box_coordinates, space_coordinates
@@ -137,8 +138,8 @@ class VerifyReport:
         return all(check.verdict != "fail" for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "passed": self.passed}
+        """Plain values, for strict JSON: NaN and infinity are None."""
+        return {**strict(asdict(self)), "passed": self.passed}
 
 
 def verify(
@@ -164,9 +165,7 @@ def verify(
     Raises `PackageError` for a package that cannot be opened at all, `InputError` for x of the wrong shape or without
     a finite sample.
     """
-    for argument, value, low, high in (("samples", samples, 1, MAX_SAMPLES), ("seed", seed, 0, 2**63 - 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise InputError(f"{argument}: expected an integer from {low} to {high}, but got {value!r}.")
+    samples, seed = integer(samples, "samples", 1, MAX_SAMPLES), integer(seed, "seed", 0, 2**63 - 1)
     progress("hashes and structure")
     package = opened(path)
     manifest = package.manifest

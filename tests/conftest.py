@@ -136,3 +136,15 @@ def nonconvex_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
             _export(path, energy, 4, 5, 8, nonnegative=(), allow_not_convex=True)
 
     return _once(tmp_path_factory, "nonconvex", make)
+
+
+@pytest.fixture(scope="session")
+def six_strains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float64, x [2] to y [6], as many as a strain has, with the heads hessian and pullback: for large batches."""
+    torch = pytest.importorskip("torch")
+    from icnnrt_models import PICNN
+
+    generator = torch.Generator().manual_seed(0)
+    energy = PICNN(2, 6, hidden=(8, 8), activation="softplus", dtype=torch.float64, generator=generator)
+    heads = ("hessian", "pullback")
+    return _once(tmp_path_factory, "six_strains", lambda path: _export(path, energy, 2, 6, 5, heads=heads))

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,24 +255,132 @@ def test_ctrl_c_after_a_step_that_ruins_the_network_writes_nothing(
     assert not out.exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process on Windows")
-def test_ctrl_c_pressed_three_times_still_writes(train_package: Path, data: Path, tmp_path: Path) -> None:
+def tuning(
+    train_package: Path, data: Path, tmp_path: Path, *before: object, **streams: Any
+) -> "subprocess.Popen[bytes]":
+    """A process that tunes for ever, once it has saved something; `before` starts it."""
     history, out = tmp_path / "history", tmp_path / "out.icnn"
-    command = [sys.executable, "-m", "icnnrt", "tune", train_package, data, "--out", out, "--epochs", 1_000_000]
-    with subprocess.Popen(
-        [str(part) for part in [*command, "--history", history]], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        while not (history / "history.json").exists() and process.poll() is None:
-            time.sleep(0.01)
-        for _ in range(3):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.02)
-        _, told = process.communicate()
-    assert process.returncode == 130, told
+    command = [*before, sys.executable, "-m", "icnnrt", "tune", train_package, data, "--out", out, "--history", history]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    process = subprocess.Popen([*map(str, command), "--epochs", "1000000"], **streams)
+    while not (history / "history.json").exists() and process.poll() is None:
+        time.sleep(0.01)
+    return process
+
+
+def test_no_history_is_kept_in_a_package(train_package: Path, data: Path, tmp_path: Path) -> None:
+    source, out = shutil.copytree(train_package, tmp_path / "model.icnn"), tmp_path / "out.icnn"
+    before = {file.name: file.read_bytes() for file in source.iterdir()}
+    (tmp_path / "link").symlink_to(source, target_is_directory=True)
+    for place in (source, source / "history", tmp_path / "link", out, out / "history", tmp_path / "OUT.icnn"):
+        options = ["--out", out, "--history", place]
+        told = sentence(icnnrt("tune", source, data, *options, "--epochs", 1), 1)
+        assert "history: " in told
+        assert "; choose " in told
+    picture = ["--out", out, "--picture", source / "loss.png"]
+    assert "picture: " in sentence(icnnrt("tune", source, data, *picture), 1)
+    assert {file.name: file.read_bytes() for file in source.iterdir()} == before
+    assert not out.exists()
+
+
+unix = pytest.mark.skipif(os.name == "nt", reason="no signals to another process on Windows")
+
+
+@unix
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (("SIGINT",), 130),
+        (("SIGTERM",), 143),
+        (("SIGHUP",), 129),
+        (("SIGINT", "SIGINT", "SIGINT"), 130),
+        (("SIGTERM", "SIGINT", "SIGHUP", "SIGTERM"), 143),
+        (("SIGHUP", "SIGTERM", "SIGINT"), 129),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_process_that_is_told_to_stop_saves_and_says_by_what(
+    train_package: Path, data: Path, tmp_path: Path, sent: tuple[str, ...], code: int
+) -> None:
+    with tuning(train_package, data, tmp_path) as process:
+        told = b""
+        for name in sent:
+            process.send_signal(getattr(signal, name))
+            while cli_tune.STOPPING.encode() not in told:  # the others come while it writes
+                assert process.stderr is not None
+                line = process.stderr.readline()
+                assert line
+                told += line
+        told += process.communicate()[1]
+    assert process.returncode == code, told
     assert told.count(cli_tune.STOPPING.encode()) == 1
-    assert f"weights are in {out}".encode() in told
+    assert b"interrupted after" in told
+    assert f"weights are in {tmp_path / 'out.icnn'}".encode() in told
     assert b"Traceback" not in told
+    saved, written = (
+        checkpoints.History(tmp_path / "history", library.Package.open(train_package).manifest),
+        weights(tmp_path / "out.icnn"),
+    )
+    tensors = saved.load(saved.checkpoints[-1])
+    for name, array in written.items():
+        np.testing.assert_array_equal(array, tensors[checkpoints.WEIGHT + name])
+
+
+@unix
+@pytest.mark.parametrize("reader", ["a terminal", "a pipe"])
+def test_whoever_closes_the_terminal_keeps_what_was_learnt(
+    train_package: Path, data: Path, tmp_path: Path, reader: str
+) -> None:
+    """Every write to a terminal that hung up fails, and so does one to a pipe that nobody reads any more."""
+    out = tmp_path / "out.icnn"
+    if reader == "a pipe":
+        ours, theirs = os.pipe()
+        started = tuning(train_package, data, tmp_path, stdout=theirs, stderr=theirs)
+    else:
+        import pty
+
+        ours, theirs = pty.openpty()
+        # The first process of a session of its own, whose terminal this is, so that the kernel tells it of the end.
+        lead = (
+            "import fcntl, os, sys, termios\n"
+            "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+            "os.execv(sys.argv[1], sys.argv[1:])\n"
+        )
+        streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
+        started = tuning(train_package, data, tmp_path, sys.executable, "-c", lead, **streams)
+    with started as process:
+        os.close(theirs)
+        os.close(ours)
+        if reader == "a pipe":
+            process.send_signal(signal.SIGTERM)
+        process.wait()
+    assert process.returncode == (143 if reader == "a pipe" else 129)
     assert library.Package.open(out).manifest.metadata["tuned_steps"] >= 1
+
+
+@unix
+def test_a_pipe_that_nobody_reads_costs_nothing_that_was_learnt(
+    train_package: Path, data: Path, tmp_path: Path
+) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "icnnrt", "tune", train_package, data, "--out", tmp_path / "out.icnn"]
+    done = subprocess.run([*map(str, command), "--epochs", "2"], stdout=theirs, stderr=theirs, check=False)
+    os.close(theirs)
+    assert done.returncode == 1
+    assert library.Package.open(tmp_path / "out.icnn").manifest.metadata["tuned_steps"] == 4
+
+
+@unix
+def test_nohup_goes_on(train_package: Path, data: Path, tmp_path: Path) -> None:
+    ignore = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    with tuning(train_package, data, tmp_path, sys.executable, "-c", ignore) as process:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate()
+    assert process.returncode == 143, told
 
 
 INTERRUPTED_AT_IMPORT = """
@@ -298,22 +407,6 @@ def test_ctrl_c_while_it_starts_is_one_line(train_package: Path, data: Path, tmp
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "icnnrt: interrupted.\n")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process on Windows")
-def test_a_process_that_gets_sigint_saves_and_exits_130(train_package: Path, data: Path, tmp_path: Path) -> None:
-    history, out = tmp_path / "history", tmp_path / "out.icnn"
-    command = [sys.executable, "-m", "icnnrt", "tune", train_package, data, "--out", out, "--epochs", 1_000_000]
-    with subprocess.Popen(
-        [str(part) for part in [*command, "--history", history]], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        while not (history / "history.json").exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate()
-    assert process.returncode == 130, told
-    assert b"interrupted after" in told
-    assert library.Package.open(out).manifest.metadata["tuned_steps"] >= 1
 
 
 def test_when_every_step_is_refused_nothing_is_written(

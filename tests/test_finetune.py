@@ -20,7 +20,7 @@ from safetensors import numpy as safetensors_numpy
 
 import icnnrt
 from icnnrt import _files, finetune
-from icnnrt.checkpoints import HISTORY_FILE, History
+from icnnrt.checkpoints import HISTORY_FILE, MAX_BYTES, History
 from icnnrt.errors import IcnnrtError, InputError, PackageError
 from icnnrt.finetune import EpochReport, FineTuner, StepReport
 from icnnrt.verify import verify
@@ -932,10 +932,17 @@ ATTACKS: dict[str, tuple[Callable[[Path], Any], str]] = {
         'the key "format" occurs twice',
     ),
     "not an object": (lambda h: (h / HISTORY_FILE).write_bytes(b"[]"), "should be a JSON object"),
-    "too long": (lambda h: (h / HISTORY_FILE).write_bytes(b" " * ((1 << 20) + 1)), "expected at most 1048576 bytes"),
+    "too long": (lambda h: (h / HISTORY_FILE).write_bytes(b" " * (MAX_BYTES + 1)), f"expected at most {MAX_BYTES} "),
     "a list of histories": (lambda h: ((h / HISTORY_FILE).unlink(), (h / HISTORY_FILE).mkdir()), "cannot be read"),
     "another format": (lambda h: seal(h, lambda c: c.update(format="gguf")), 'format should be "icnnrt-history"'),
-    "a later version": (lambda h: seal(h, lambda c: c.update(version=2)), "version should be the integer 1, but is 2"),
+    "a later version": (lambda h: seal(h, lambda c: c.update(version=3)), "version is 3, newer than the 2 that this"),
+    "no version": (lambda h: seal(h, lambda c: c.pop("version")), "version should be an integer from 1"),
+    "a network of text": (lambda h: seal(h, lambda c: c.update(network="0" * 64)), "network should be a JSON object"),
+    "of version 1 with what that has not": (
+        lambda h: seal(h, lambda c: c.update(version=1, network="0" * 64)), "fingerprint is not a key of"
+    ),
+    "a long fingerprint": (lambda h: seal(h, lambda c: entry(c, fingerprint=[0.0] * 5)), "a list of at most 4"),
+    "a fingerprint of text": (lambda h: seal(h, lambda c: entry(c, fingerprint=["0"])), "should be a finite number"),
     "no network": (lambda h: seal(h, lambda c: c.pop("network")), "network is missing"),
     "another key": (lambda h: seal(h, lambda c: c.update(colour=1)), "colour is not a key"),
     "out of the folder": (

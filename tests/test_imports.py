@@ -36,6 +36,7 @@ TIERS = {
     "checkpoints": 0,
     "_arguments": 0,
     "limits": 0,
+    "_chunks": 0,
     "tabular": 0,
     "_build_info": 0,
     "_onnx_graph": 0,

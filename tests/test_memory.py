@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 STATM = Path("/proc/self/statm")
+STATUS = Path("/proc/self/status")
 STEPS, CHECKED_EVERY = 10_000, 500
 CALLS = 50_000
+POINTS = {"evaluation": 1_000_000, "value": 1_000_000, "argmin": 60_000, "vjp": 60_000, "pullback": 60_000}
+BESIDES = 200_000_000  # what a call may take besides its outputs
 
 
 def resident() -> int:
@@ -76,7 +79,43 @@ def calls_of_kernels() -> None:
     assert growth < 4_000_000, f"{growth} bytes in {CALLS} calls"  # one leaked shape a call would be six megabytes
 
 
-PROGRAMS = {"steps": steps_of_a_tuner, "calls": calls_of_kernels}
+def peak() -> int:
+    """The most bytes of this process in memory until now. getrusage tells that of the process it came from as well."""
+    return 1024 * int(STATUS.read_text().split("VmHWM:")[1].split()[0])
+
+
+def large_batch(package: str, call: str) -> None:
+    """Peak memory is the outputs and a bound, and what the call took comes back."""
+    import icnnrt
+
+    session, samples, rng = icnnrt.load(package), POINTS[call], np.random.default_rng(0)
+    x, y = rng.standard_normal((samples, 2)), rng.random((samples, 6))
+
+    def outputs(count: int) -> list[np.ndarray]:
+        X, Y = x[:count], y[:count]
+        if call == "evaluation":
+            return list(session.value_gradient_hessian(X, Y))
+        if call == "value":
+            return [session.value(X, Y)]
+        if call == "pullback":
+            pulled = session.pullback(X, Y, Y[:, 0], Y)
+            return [pulled.y, pulled.x]
+        solution = session.argmin(X)
+        given = [a for a in map(solution.__getattribute__, solution.__slots__) if isinstance(a, np.ndarray)]
+        return given if call == "argmin" else [*given, session.vjp(solution, Y, on_unsafe="skip").x]
+
+    outputs(2)
+    before = resident()
+    found = outputs(samples)
+    taken = peak() - before - sum(a.nbytes for a in found)
+    assert all(len(a) == samples for a in found)
+    assert taken < BESIDES, f"{taken} bytes besides the outputs"
+    del found
+    kept = resident() - before
+    assert kept < BESIDES // 2, f"{kept} bytes are kept"
+
+
+PROGRAMS = {"steps": steps_of_a_tuner, "calls": calls_of_kernels, "large": large_batch}
 
 
 def alone(program: str, *arguments: object) -> None:
@@ -98,6 +137,11 @@ def test_calls_of_the_kernels_take_no_memory() -> None:
     if _native.build().library is None:
         pytest.skip("the native kernels are not built")
     alone("calls")
+
+
+@pytest.mark.parametrize("call", POINTS)
+def test_large_batches_take_their_outputs_and_a_bound(six_strains: Path, call: str) -> None:
+    alone("large", six_strains, call)
 
 
 if __name__ == "__main__":

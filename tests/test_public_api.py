@@ -11,7 +11,7 @@ import icnnrt
 # Classes and functions that each module defines under a name without an underscore. Modules whose own name begins
 # with an underscore are private throughout.
 PUBLIC = {
-    "adjoint": {"no_weights_bar", "vjp", "vjp_qp", "weights_bar"},
+    "adjoint": {"vjp", "vjp_qp", "weights_bar"},
     "bregman": {"bregman_adjoint", "bregman_argmin"},
     "bundle_qp": {
         "Model",
@@ -45,7 +45,7 @@ PUBLIC = {
     "cli_epigraph": {"epigraph"},
     "cli_repair": {"repair"},
     "cli_tune": {"tune"},
-    "checkpoints": {"Checkpoint", "History", "network_of"},
+    "checkpoints": {"Checkpoint", "History", "architecture", "check_apart", "fingerprint_points", "network_of"},
     "federated": {"Local", "client_app", "from_record", "get_weights", "set_weights", "to_record", "weighted_average"},
     "finetune": {"EpochReport", "FineTuner", "FitReport", "StepReport"},
     "tabular": {"check_size", "check_target", "read_archive", "read_array", "write_answers"},
@@ -66,7 +66,18 @@ PUBLIC = {
     },
     "polyhedron": {"ConstraintCotangents", "PolyhedronSolution", "argmin", "evaluated", "given_rows", "vjp"},
     "convexity": {"Convexity", "Evidence", "Repeated", "Witness", "grounds", "prove"},
-    "limits": {"Deadline", "Limited", "Limits", "check", "deadline", "each_call", "in_force", "timed", "within"},
+    "limits": {
+        "Deadline",
+        "Limited",
+        "Limits",
+        "check",
+        "checked_limits",
+        "deadline",
+        "each_call",
+        "ended",
+        "timed",
+        "within",
+    },
     "errors": {
         "CertificateError",
         "ExportError",
@@ -112,7 +123,7 @@ PUBLIC = {
         "open_session",
         "session_options",
     },
-    "package": {"Package", "opened", "weight_layout", "write"},
+    "package": {"Package", "check_outside", "opened", "weight_layout", "write"},
     "qp_reference": {
         "QP",
         "QPCotangents",

@@ -114,6 +114,7 @@ def ask_for_settings(opened: package.Package, role: str, model: onnx.ModelProto)
 
 def check_absent(target: Path, overwrite: bool) -> None:
     """Told before the work, not after it."""
+    package.check_outside(target, "target")
     if target.exists() and not overwrite:
         raise ExportError(f"target: {target} is there already; pass overwrite=True to replace it, or choose another")
 

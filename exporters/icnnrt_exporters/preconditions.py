@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from icnnrt.errors import ExportError
 from icnnrt.manifest import MAX_ITERATIONS
+from icnnrt.package import check_outside
 from icnnrt.signatures import BOUNDS, BOUNDS_BAR, NAMES, OF_POLYHEDRON, POLYHEDRON_ROLES, THETA_BAR
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
@@ -46,6 +47,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     """The package can be written to `path` when it is done."""
     if not path.parent.is_dir():
         raise ExportError(f"path: the folder {path.parent} is not there; create it first")
+    check_outside(path, "path")
     if path.exists() and not overwrite:
         raise ExportError(f"path: {path} is there already; pass overwrite=True to replace it, or choose another")
     if path.exists() and not (path / "manifest.json").is_file():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import icnnrt
 from icnnrt._files import write_atomically
 from icnnrt.errors import ExportError
+from icnnrt.package import check_outside
 from icnnrt_exporters import parity
 from icnnrt_exporters.energy_graph import example_batch
 from icnnrt_exporters.onnx_head import quiet
@@ -168,6 +169,7 @@ def check_file(path: Path, overwrite: bool) -> None:
         raise ExportError(f"path: the folder {path.parent} is not there; create it first")
     if path.is_dir():
         raise ExportError(f"path: {path} is a folder; give the name of a file, such as {path / 'model.pt'}")
+    check_outside(path, "path")
     if path.exists() and not overwrite:
         raise ExportError(f"path: {path} is there already; pass overwrite=True to replace it, or choose another")
 
