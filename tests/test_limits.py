@@ -109,14 +109,16 @@ def constant() -> Bomb:
 
 def product(n: int) -> Bomb:
     """One operator, which nothing interrupts, for some seconds."""
-    square = np.zeros((n, n), np.float64)
-    steps = [node("Add", "m s", "a"), node("MatMul", "a a", "p"), node("ReduceMax", "p both", "q", keepdims=0)]
-    steps = [node("Cast", "f0", "s", to=T.DOUBLE), node("Expand", "s size", "m"), *steps[1:]]
-    steps[2] = node("MatMul", "m m", "p")
-    steps += [node("Cast", "q", "r", to=T.FLOAT), node("Unsqueeze", "r first", "bomb")]
-    del square
-    one = [node("ReduceSum", "y", "f0", keepdims=0)]
-    return one + steps, values(size=[n, n], both=[0, 1], first=[0], **START), []
+    nodes = [
+        node("ReduceSum", "y", "total", keepdims=0),
+        node("Cast", "total", "wide", to=T.DOUBLE),
+        node("Expand", "wide size", "square"),
+        node("MatMul", "square square", "long"),
+        node("ReduceMax", "long both", "most", keepdims=0),
+        node("Cast", "most", "short", to=T.FLOAT),
+        node("Unsqueeze", "short first", "bomb"),
+    ]
+    return nodes, values(size=[n, n], both=[0, 1], first=[0], **START), []
 
 
 def planted(path: Path, bomb: Bomb) -> Path:
@@ -205,8 +207,8 @@ def test_no_operator_is_too_long_for_a_process(tmp_path: Path) -> None:
 def test_good_packages_answer_the_same(train_package: Path, given: Limits, tmp_path: Path) -> None:
     free = icnnrt.load(train_package)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((5, *free.x_shape))
-    target = rng.uniform(0.1, 0.9, (5, *free.y_shape)).astype(free.dtype)
+    x = rng.standard_normal((5, *free.manifest.x_shape))
+    target = rng.uniform(0.1, 0.9, (5, *free.manifest.y_shape)).astype(free.dtype)
     given = Limits(30.0, given.bytes, given.process)
     with icnnrt.load(train_package, limits=given) as bound:
         a, b = free.argmin(x), bound.argmin(x)
@@ -227,7 +229,7 @@ def test_good_packages_answer_the_same(train_package: Path, given: Limits, tmp_p
 
 def test_a_process_that_dies_is_one_sentence_and_another_one_comes(tmp_path: Path) -> None:
     with icnnrt.load(build(tmp_path / "tiny.icnn"), limits=Limits(process=True)) as session:
-        x = np.ones((2, *session.x_shape))
+        x = np.ones((2, *session.manifest.x_shape))
         y = session.argmin(x).y
         served = session._runner._served
         assert served is not None
@@ -246,7 +248,7 @@ def test_another_package_in_its_place_is_refused_by_the_process(tmp_path: Path) 
     with icnnrt.load(path, limits=Limits(process=True)) as session:
         attacks.edit_manifest(Path(path), lambda content: content.update(name="other"))
         with pytest.raises(PackageError, match="it was changed since"):
-            session.argmin(np.ones((2, *session.x_shape)))
+            session.argmin(np.ones((2, *session.manifest.x_shape)))
 
 
 def test_a_block_has_limits_as_a_whole(train_package: Path) -> None:
@@ -255,7 +257,7 @@ def test_a_block_has_limits_as_a_whole(train_package: Path) -> None:
         verify(train_package)
     with limits.within(Limits(seconds=300)), icnnrt.load(train_package, limits=Limits(seconds=1e-4)) as session:
         with pytest.raises(LimitError, match=r"the limit of 0\.0001 seconds"):
-            session.argmin(np.ones((2, *session.x_shape)))
+            session.argmin(np.ones((2, *session.manifest.x_shape)))
         with pytest.raises(LimitError, match=r"the limit of 0\.0001 seconds"):
             session.prove_convexity()
     assert limits.deadline() is None
@@ -286,7 +288,7 @@ def test_limits_are_no_numbers(train_package: Path) -> None:
 @pytest.mark.parametrize("command", ["verify", "inspect", "run"])
 def test_commands_take_limits(train_package: Path, tmp_path: Path, command: str) -> None:
     with icnnrt.load(train_package) as session:
-        np.save(tmp_path / "x.npy", np.ones((2, *session.x_shape)))
+        np.save(tmp_path / "x.npy", np.ones((2, *session.manifest.x_shape)))
     more = [str(tmp_path / "x.npy")] if command == "run" else []
     result = CliRunner().invoke(app, [command, str(train_package), *more, "--untrusted"])
     assert result.exit_code == 0, result.output
