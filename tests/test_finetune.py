@@ -987,7 +987,7 @@ def test_a_damaged_history_is_told_and_changes_nothing(
 
 def last_is_at_fault(attack: str) -> bool:
     whole = ("swapped", "JSON", "history", "twice", "object", "long", "list", "format", "version", "network", "key",
-             "folder", "beyond", "negative", "figures", "many")  # fmt: skip
+             "folder", "beyond", "negative", "figures", "many", "of text")  # fmt: skip
     return not any(word in attack for word in whole)
 
 
