@@ -30,7 +30,8 @@ def show(value: object) -> str:
         try:
             text = json.dumps(value) if isinstance(value, bool | None) else " ".join(ascii(value).split())
         except Exception:  # an object of the caller's own, or an integer with too many digits to write
-            text = f"a {type(value).__name__}"
+            kind = type(value).__name__
+            text = f"an {kind}" if kind[:1].lower() in "aeiou" else f"a {kind}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -135,8 +135,8 @@ _Fields: TypeAlias = dict[int, list[int | _Span]]  # by field number, in order; 
 class _Reader(Wire):
     wanted: ClassVar[Mapping[str, frozenset[int]]] = _READ
 
-    def __init__(self, data: bytes, file: str, steps: int = MAX_STEPS) -> None:
-        super().__init__(data, file, steps)
+    def __init__(self, data: bytes, file: str, steps: int | None = None) -> None:
+        super().__init__(data, file, MAX_STEPS if steps is None else steps)
 
     def read(self, kind: str, span: _Span) -> _Fields:
         found: _Fields = {}

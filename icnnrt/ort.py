@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from icnnrt import _native
 from icnnrt._arguments import integer
+from icnnrt._fields import show
 from icnnrt._printable import cropped, harmless
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, ProviderError
 
@@ -42,7 +43,10 @@ def checked_threads(threads: object) -> int:
     """How many threads a session gets; `InputError` for what is no number of them."""
     if threads is None:
         return THREADS
-    return integer(threads, "threads", 1, MAX_THREADS, expected=f"an integer from 1 to {MAX_THREADS} or None")
+    found = integer(threads, "threads", 1, expected="an integer of at least 1 or None")
+    if found > MAX_THREADS:
+        raise InputError(f"threads: expected at most {MAX_THREADS}, but got {show(found)}; give no more than cores.")
+    return found
 
 
 def session_options(ort: ModuleType, threads: int) -> Any:

@@ -172,7 +172,7 @@ def test_no_number(wrong: object) -> None:
 def test_infinity_where_it_is_allowed_and_integers_of_any_length() -> None:
     assert number(math.inf, "k", above=0, finite=False) == math.inf
     assert number(-(10**400), "k", finite=False) == -math.inf
-    with pytest.raises(InputError, match="expected an integer from 1 to 9, but got int"):
+    with pytest.raises(InputError, match="expected an integer from 1 to 9, but got an int"):
         integer(10**9999, "k", 1, 9)
 
 
