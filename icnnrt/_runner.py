@@ -439,8 +439,9 @@ class Runner:
         without: tuple[str, ...] = ()
         if self._limits is not None:
             without = bound_memory(self._ort, options, self._limits.bytes)
+        later = hasattr(options, "set_load_cancellation_flag")  # of versions of onnxruntime
         try:
-            with ended(end, lambda: options.set_load_cancellation_flag(True)):
+            with ended(end if later else None, lambda: options.set_load_cancellation_flag(True)):
                 return open_session(self._ort, data, options, self._providers, file, refused, without)
         except PackageError as error:
             if end is not None and not end.left():

@@ -3,8 +3,8 @@
 A graph is a program: a Loop of 2⁶⁰ trips is a few hundred bytes. What it can reach is known before it runs (`package`);
 how long it takes and how much memory is not, so both are bounded while it runs:
 
-    time     onnxruntime ends a run, or the loading of a graph, between two operators once the time is over. A single
-             operator is not interrupted; what it computes fits the memory, though.
+    time     onnxruntime ends a run, or the loading of a graph, between two operators once the time is over (the loading
+             from onnxruntime 1.22 on). A single operator is not interrupted; what it computes fits the memory, though.
     memory   what operators make comes from an arena of onnxruntime that has this size, and refuses more. Functions are
              counted before they are put in place of their calls, and tensors of text, each entry of which has memory of
              its own, are refused in every package (`_wire`). Nothing is computed while a graph is loaded.

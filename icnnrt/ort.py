@@ -19,6 +19,7 @@ CPU: Final = "CPUExecutionProvider"
 # PICNN of 1836 inputs: a second thread gained nothing at batch 1 and doubled the time at 16 and 128 (it spins).
 THREADS: Final = 1
 MAX_THREADS: Final = 1024
+_arena_of: Final[list[int]] = []  # the size of the arena that was registered last
 # 4 = fatal errors. The default, warnings, prints a line on stderr for every weight, because a session may override it;
 # errors are raised too, and onnxruntime prints the names in them as they are, escapes of a terminal included.
 LOG_SEVERITY: Final = 4
@@ -66,7 +67,15 @@ def bound_memory(ort: ModuleType, options: Any, bytes: int) -> tuple[str, ...]:
     where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     # Extended by what is asked for (1), not by powers of two, which would end at half the size. It is the environment's
     # until another one takes its place; sessions keep the one that they were made with.
-    ort.create_and_register_allocator(where, ort.OrtArenaCfg({"max_mem": bytes, "arena_extend_strategy": 1}))
+    try:
+        ort.create_and_register_allocator(where, ort.OrtArenaCfg({"max_mem": bytes, "arena_extend_strategy": 1}))
+    except Exception as error:  # of earlier versions, which take one for the whole process
+        if _arena_of != [bytes]:
+            raise InputError(
+                f"limits: onnxruntime {ort.__version__} has one bound of memory for a process, which is there already; "
+                "give all sessions the same limit of bytes, pass process=True, or upgrade onnxruntime."
+            ) from harmless(error)
+    _arena_of[:] = [bytes]
     options.add_session_config_entry("session.use_env_allocators", "1")
     return ("ConstantFolding",)
 
