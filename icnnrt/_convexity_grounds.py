@@ -298,14 +298,23 @@ class RepeatedProof:
         }
         self.values = found.values
         self._walks = [Walk(graph, weights or graph.initializers, *probe, _loose(bits, ())) for probe in PROBES]
-        for walk in self._walks:
-            walk.run()
-
-    def failure(self, weights: Mapping[str, Array]) -> str:
-        """Why f is no longer proven convex with these values; empty if it is."""
+        self._never = ""
         for walk in self._walks:
             try:
-                f = walk.again({name: weights[name] for name in self.values if name in weights})
+                walk.run()
+            except Stop as stop:
+                self._never = stop.why
+
+    def failure(self, weights: Mapping[str, Array]) -> str:
+        """Why f is not proven convex with these values of all weights that the proof needs the values of; empty if it
+        is."""
+        if self._never:
+            return self._never
+        new = {name: weights[name] for name in self.values}
+        for first in self._walks:
+            walk = first.copied()  # so that nothing is left of weights that are refused, and threads do not meet
+            try:
+                f = walk.again(new)
             except Stop as stop:
                 return stop.why
             if not f.has(CONVEX).all():

@@ -7,6 +7,7 @@ number made from the size of the batch unless it does nothing but shape another 
 was walked through then holds for every other.
 """
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -171,6 +172,13 @@ class Walk:
             raise Stop(node, "it takes more memory than there is") from error
         except Exception as error:  # of an operator that is used as nobody foresaw
             raise Stop(node, f"it cannot be followed ({str(error)[:120]})") from error
+
+    def copied(self) -> "Walk":
+        """The same walk, to go on with on its own."""
+        other = copy.copy(self)
+        for name in ("values", "others", "facts", "kinds", "bases", "origins", "broken"):
+            setattr(other, name, dict(getattr(self, name)))
+        return other
 
     def again(self, changed: Mapping[str, Tensor]) -> Fact:
         """The fact of f with other numbers for some weights, of the same shapes: of a walk that has been run, what

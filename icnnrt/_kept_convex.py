@@ -33,7 +33,10 @@ class KeptConvex:
         """Whether f is proven convex with all weights that `fault` finds nothing wrong with."""
         self._proof: Any = None
         verdict = manifest.convexity
-        if verdict is None or verdict.verdict != "proven" or verdict.rests_on == ():
+        if verdict is None or verdict.verdict != "proven":
+            return
+        if verdict.rests_on == ():
+            self.proven = True
             return
         # The prover, which whoever does not change weights, or only within signs, does not need.
         from icnnrt.convexity import Grounds, Repeated, grounds
@@ -49,8 +52,9 @@ class KeptConvex:
         self.proven = True
         self.signs = {name: sign for name, sign in found.signs.items() if name in moved}
         self.values = tuple(name for name in found.values if name in moved)
-        if self.values:
+        if found.values:
             self._proof = Repeated(graphs["value"], weights, found, trainable)
+            self.proven = not self._proof.failure(weights)
 
     def project(self, weights: dict[str, NDArray[Any]]) -> None:
         """Put the nearest weights with the signs that they need in the place of those that lack them."""
@@ -58,14 +62,21 @@ class KeptConvex:
             if name in weights:
                 weights[name] = sign.project(weights[name])
 
-    def fault(self, weights: Weights) -> str:
-        """Why f would not be convex, or not proven any more, with these weights; empty if it is as it was."""
-        for name, sign in self.signs.items():
-            if name in weights and (fault := sign.fault(weights[name])):
-                return f"{named(name)} should be {fault}"
-        return self.lost_proof(weights)
+    def fault(self, new: Weights, present: Weights) -> str:
+        """Why f would not be convex, or not proven any more, with new weights in the place of some of the present ones;
+        empty if it is as it was."""
+        return self.sign_fault(new) or self.lost_proof(new, present)
 
-    def lost_proof(self, weights: Weights) -> str:
+    def sign_fault(self, new: Weights) -> str:
+        """Which of the new weights has not the sign that it needs; empty if all have."""
+        for name, sign in self.signs.items():
+            if name in new and (fault := sign.fault(new[name])):
+                return f"{named(name)} should be {fault}"
+        return ""
+
+    def lost_proof(self, new: Weights, present: Weights) -> str:
         """Why the proof fails with these values of the weights that it rests on; empty if it does not."""
-        lost: str = "" if self._proof is None else self._proof.failure(weights)
+        if not self.proven or self._proof is None:
+            return ""
+        lost: str = self._proof.failure({**present, **new})
         return lost

@@ -3,15 +3,16 @@
 `operators[op_type](attributes, inputs) -> outputs` on arrays, in the dtype of the inputs. An operator that is not here,
 or a use of one that is not covered, raises `Unsupported`; a wrong answer is worse than none.
 
-A graph of a few bytes can ask for any amount of memory. Within `bounded`, all values that are kept share one bound, and
-a value that would take more than a part of what is left is refused before it is made.
+A graph of a few bytes can ask for any amount of memory. In a call by `call_bounded`, all values that are kept share
+one bound, and a value that would take more than a part of what is left is refused before it is made.
 """
 
+import contextvars
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,14 +59,15 @@ class _Memory:
 _memory: ContextVar[_Memory | None] = ContextVar("memory", default=None)
 
 
-@contextmanager
-def bounded(given: Iterable[Tensor]) -> Iterator[None]:
-    """Bound the values that are made in the block; `given` are the tensors that there are."""
-    token = _memory.set(_Memory(MEMORY + SHARE * sum(array.nbytes for array in given)))
-    try:
-        yield
-    finally:
-        _memory.reset(token)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def call_bounded(given: Iterable[Tensor], function: Callable[P, R], *args: P.args, **keywords: P.kwargs) -> R:
+    """Call a function with a bound on the values that it makes; `given` are the tensors that there are."""
+    context = contextvars.copy_context()  # which nothing has to undo, whatever interrupts the call
+    context.run(_memory.set, _Memory(MEMORY + SHARE * sum(array.nbytes for array in given)))
+    return context.run(function, *args, **keywords)
 
 
 @contextmanager

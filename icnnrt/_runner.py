@@ -12,7 +12,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,10 @@ from icnnrt._once import Once
 from icnnrt._onnx_graph import read_interface
 from icnnrt._printable import harmless
 from icnnrt._served import Served
-from icnnrt._turns import Link
+from icnnrt._turns import Link, Turns
 from icnnrt._weight_sets import WeightSet, as_used
-from icnnrt.errors import IcnnrtError, InputError, LimitError, PackageError
-from icnnrt.limits import Deadline, Limits, deadline, ended, timed
+from icnnrt.errors import IcnnrtError, InputError, PackageError
+from icnnrt.limits import Deadline, Limits, deadline, each_call, ended, needs_memory
 from icnnrt.ort import (
     CPU,
     Provider,
@@ -42,6 +42,10 @@ from icnnrt.ort import (
 )
 from icnnrt.package import OP_DOMAIN, Package
 from icnnrt.signatures import BATCH, TRAIN_ROLE, Shape, Signature, expected, fits, shown
+
+# What onnxruntime, and the C++ below it, say where there is none left.
+NO_MEMORY: Final = re.compile(r"[Ff]ailed to allocate memory|bad_alloc|[Aa]vailable memory of|out of memory")
+_bounding: Final = Turns()
 
 
 class _Graph:
@@ -95,7 +99,7 @@ class Runner:
         self._providers = checked_providers(self._ort, providers)
         self._kernels = native_operators(self._ort, native)
         self._threads = checked_threads(threads)
-        self._limits = limits
+        self.limits = self._limits = limits
         options = {"providers": providers, "threads": threads, "native": native}
         self._served = Served(package, options, limits) if limits is not None and limits.process else None
         hashes = [package.manifest.weights.sha256, *sorted(g.sha256 for g in package.manifest.graphs.values())]
@@ -141,6 +145,7 @@ class Runner:
         link = self._link = self._link.last()
         return link.value
 
+    @each_call
     def run(
         self,
         role: str,
@@ -163,23 +168,6 @@ class Runner:
         to run; of the others outputs are NaN, or what `fill` says by name, and sums have no part of them. What `out`
         has arrays for is written to these.
         """
-        given = made_with, weights, only, where, fill, out
-        if self._limits is None:
-            return self._run_all(role, feeds, *given)
-        with timed(self._limits):
-            return self._run_all(role, feeds, *given)
-
-    def _run_all(
-        self,
-        role: str,
-        feeds: Mapping[str, NDArray[Any]],
-        made_with: str | None,
-        weights: WeightSet | None,
-        only: Sequence[str] | None,
-        where: NDArray[np.bool_] | None,
-        fill: Mapping[str, object] | None,
-        out: Mapping[str, NDArray[Any]] | None,
-    ) -> tuple[dict[str, NDArray[Any]], str]:
         self.check_open()
         if weights is None:
             weights = self.weights
@@ -326,14 +314,11 @@ class Runner:
             binding.clear_binding_outputs()
         except Exception as error:
             what = f"{self.package.path}: {role}.onnx"
-            if end is not None and not end.left():
-                raise end.error(what) from harmless(error)
-            memory = isinstance(error, MemoryError) or re.search("alloc|memory", str(error), re.IGNORECASE)
+            if end is not None and (late := end.over(what)):
+                raise late from harmless(error)
+            memory = isinstance(error, MemoryError) or NO_MEMORY.search(str(error))
             if memory and self._limits is not None:
-                raise LimitError(
-                    f"{what} needs more memory than the limit of {self._limits.bytes:,} bytes; give more, if you trust "
-                    "its maker, or run smaller batches."
-                ) from harmless(error)
+                raise needs_memory(what, self._limits) from harmless(error)
             remedy = "icnnrt verify says whether the package is sound on this machine"
             if memory:
                 remedy = "run smaller batches"
@@ -435,18 +420,22 @@ class Runner:
 
     def _opened(self, data: bytes, options: Any, file: str, refused: Callable[[str], IcnnrtError]) -> Any:
         """The session of a graph, within limits if there are some."""
+        if self._limits is None:
+            return open_session(self._ort, data, options, self._providers, file, refused)
         end = deadline()
-        without: tuple[str, ...] = ()
-        if self._limits is not None:
-            without = bound_memory(self._ort, options, self._limits.bytes)
         later = hasattr(options, "set_load_cancellation_flag")  # of versions of onnxruntime
+        # The bound is the process's until the session is made.
+        turn = _bounding.take()
         try:
+            without = bound_memory(self._ort, options, self._limits.bytes)
             with ended(end if later else None, lambda: options.set_load_cancellation_flag(True)):
                 return open_session(self._ort, data, options, self._providers, file, refused, without)
         except PackageError as error:
-            if end is not None and not end.left():
-                raise end.error(f"{self.package.path}: {file}") from error.__cause__
+            if end is not None and (late := end.over(f"{self.package.path}: {file}")):
+                raise late from error.__cause__
             raise
+        finally:
+            turn.end()
 
     def _frozen(self) -> frozenset[str]:
         """Weights that are constants of some graph, so that an update would not reach it."""

@@ -10,9 +10,11 @@ size, JSON and safetensors, the names, dtypes and errors that there can be.
 import contextlib
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Final
@@ -27,12 +29,15 @@ from icnnrt._forks import inherit
 from icnnrt._printable import cropped
 from icnnrt._weight_sets import WeightSet
 from icnnrt.errors import IcnnrtError, InputError, LimitError, PackageError
-from icnnrt.limits import Deadline, Limits, ended
+from icnnrt.limits import MOST_SECONDS, Deadline, Limits, call, ended, needs_memory
 from icnnrt.package import Package
 
 Arrays = Mapping[str, NDArray[Any]]
 
 GRACE: Final = 0.5  # seconds that a child has to end a run itself, before it is killed
+STARTING: Final = 60.0  # seconds that one has to import onnxruntime and open its package
+ENDING: Final = 1.0  # seconds for one that closed its pipe to be gone, so that it is known what it ended with
+KEPT: Final = 4  # idle children at most
 MAX_JSON: Final = 1 << 20
 HEADER: Final = 1 << 24  # of a safetensors file, at most
 SLACK: Final = 256 << 20  # bytes of memory for what is no value of the graph: sessions, copies of what was fed
@@ -67,34 +72,46 @@ class Served:
     ) -> list[NDArray[Any]]:
         """The outputs of a graph: those `wanted`, which are of these dtypes. `first` are the weights of the package."""
         what = f"{self._package.path}: {role}.onnx"
+        while (idle := self._idle_one()) is not None:
+            try:
+                return self._asked(idle, role, feeds, weights, first, wanted, end)
+            except _Ended:  # perhaps it had ended while it was idle, for want of memory elsewhere, say
+                if late := end.over(what):
+                    raise late from None
+        began = time.monotonic()
+        child = self._started(what, first)
+        end = end.later(time.monotonic() - began)
         try:
-            child = self._idle.pop()
-        except IndexError:
-            child = _Child()
-        try:
-            with ended(Deadline(end.at + GRACE, end.seconds), child.kill):
-                found = self._asked(child, role, feeds, weights, first, wanted, end)
+            return self._asked(child, role, feeds, weights, first, wanted, end)
         except _Ended:
-            code = child.close()
-            if not end.left():
-                raise end.error(what) from None
-            raise PackageError(
-                f"{what}: the process that ran it ended without an answer ({_told(code)}); do not use this package "
-                "unless you trust it."
-            ) from None
-        except IcnnrtError as error:
-            child.weights = child.weights and UNKNOWN  # it may have new ones
-            self._idle.append(child)
-            if isinstance(error, LimitError) and not end.left():
-                raise end.error(what) from None
-            raise
-        except BaseException:  # what it was asked may be under way
+            raise end.over(what) or _without_an_answer(what, child) from None
+
+    def _idle_one(self) -> "_Child | None":
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _started(self, what: str, first: WeightSet) -> "_Child":
+        """A new process that has opened the package."""
+        end = Deadline(time.monotonic() + STARTING, STARTING)
+        try:
+            child = _Child()
+        except OSError as error:
+            raise IcnnrtError(
+                f"{what}: no process can be started for it ({error.strerror}); end others, or leave out process=True."
+            ) from error
+        try:
+            with ended(end, child.kill):
+                child.ask(self._beginning(), {}, 0)
+        except _Ended:
+            child.close()
+            raise end.over(f"{what}: the start of its process") or _without_an_answer(what, child) from None
+        except BaseException:
             child.close()
             raise
-        self._idle.append(child)
-        if self._closed:  # meanwhile
-            _end_all(self._idle)
-        return [found[name] for name in wanted]
+        child.weights = first.id
+        return child
 
     def _asked(
         self,
@@ -105,19 +122,32 @@ class Served:
         first: WeightSet,
         wanted: Mapping[str, str],
         end: Deadline,
-    ) -> Arrays:
-        if not child.weights:
-            child.ask(self._beginning(), {}, self._limits.bytes)
-            child.weights = first.id
+    ) -> list[NDArray[Any]]:
         known = weights.id in (child.weights, first.id)
         new = {} if known else {f"weights.{name}": array for name, array in weights.arrays.items()}
         request = {"role": role, "only": list(wanted), "weights": weights.id, "seconds": max(1e-3, end.left())}
         given = {f"feeds.{name}": array for name, array in feeds.items()}
-        found = child.ask(request, {**given, **new}, self._limits.bytes)
-        child.weights = weights.id
-        if {name: array.dtype.name for name, array in found.items()} != wanted:
-            raise _Ended
-        return found
+        answered = False
+        try:
+            with ended(Deadline(end.at + GRACE, end.seconds), child.kill):
+                found = child.ask(request, {**given, **new}, self._limits.bytes)
+            if {name: array.dtype.name for name, array in found.items()} != wanted:
+                raise _Ended
+            child.weights = weights.id
+            answered = True
+        except IcnnrtError as error:
+            child.weights, answered = UNKNOWN, True
+            if isinstance(error, LimitError) and (late := end.over(f"{self._package.path}: {role}.onnx")):
+                raise late from None
+            raise
+        finally:
+            if not answered or self._closed or len(self._idle) >= KEPT:
+                child.close()
+            else:
+                self._idle.append(child)
+                if self._closed:  # meanwhile
+                    _end_all(self._idle)
+        return [found[name] for name in wanted]
 
     def close(self) -> None:
         """End the processes."""
@@ -125,9 +155,11 @@ class Served:
         _end_all(self._idle)
 
     def give_up(self) -> object:
-        """Of a forked child: the processes are its parent's."""
+        """Of a forked child: the processes are its parent's, and end when that closes its pipes."""
         self._end.detach()
         kept, self._idle = self._idle, []
+        for child in kept:
+            child.let_go()
         self._end = weakref.finalize(self, _end_all, self._idle)
         return kept
 
@@ -142,6 +174,13 @@ class Served:
         }
 
 
+def _without_an_answer(what: str, child: "_Child") -> PackageError:
+    return PackageError(
+        f"{what}: the process that ran it ended without an answer ({_told(child.close())}); do not use this package "
+        "unless you trust it."
+    )
+
+
 class _Ended(Exception):
     """The child has ended, or sent what no child of ours sends."""
 
@@ -151,10 +190,15 @@ class _Child:
 
     def __init__(self) -> None:
         self.weights = ""  # the id of those that it has
+        self._ended = False
         self._owner = os.getpid()
         command = [sys.executable, "-c", START, *sys.path]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C in a terminal is for its parent
         )
 
     def ask(self, content: Mapping[str, Any], arrays: Arrays, most: int) -> Arrays:
@@ -170,6 +214,7 @@ class _Child:
             ValueError,
             SafetensorError,
         ) as error:  # ValueError: of JSON, of a closed pipe
+            self._ended = True
             raise _Ended from error
         if answer.get("error") is not None:
             kind = getattr(errors, str(answer["error"]), IcnnrtError)
@@ -181,15 +226,23 @@ class _Child:
         with contextlib.suppress(OSError):
             self._process.kill()
 
+    def let_go(self) -> None:
+        """Of a forked child's parent: close the ends of its pipes here."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                os.close(pipe.fileno())
+
     def close(self) -> int | None:
         """End it; what it ended with."""
         if self._owner != os.getpid():  # of a forked child's parent
             return None
-        self.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError, ValueError):
                 if pipe:
                     pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(ENDING if self._process.poll() is None and self._ended else 0)
+        self.kill()
         return self._process.wait()
 
 
@@ -201,8 +254,6 @@ def _end_all(children: list[_Child]) -> None:
 
 def _told(code: int | None) -> str:
     if code is not None and code < 0:
-        import signal
-
         with contextlib.suppress(ValueError):
             return signal.Signals(-code).name
     return f"exit code {code}"
@@ -241,6 +292,7 @@ def main() -> None:
     """Answer frames on stdin until there are no more."""
     from icnnrt._runner import Runner
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whatever prints must not print into a frame.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -264,30 +316,23 @@ def main() -> None:
                     weights = runner.weights
                 feeds = {name.partition(".")[2]: a for name, a in arrays.items() if name.startswith("feeds.")}
                 assert weights is not None, "they came with the package"
-                with _seconds(content["seconds"]):
-                    found = runner.run_once(content["role"], feeds, weights, content["only"])
+                limits = Limits(seconds=min(content["seconds"], MOST_SECONDS))
+                found = call(limits, runner.run_once, content["role"], feeds, weights, content["only"])
             answer: dict[str, Any] = {"error": None}
         except IcnnrtError as error:
             answer, found = {"error": type(error).__name__, "text": str(error)}, {}
         except MemoryError:
-            answer, found = {"error": "LimitError", "text": _no_memory(content)}, {}
+            answer, found = _no_memory(runner, content), {}
         try:
             _send(out, answer, found)
         except MemoryError:
-            _send(out, {"error": "LimitError", "text": _no_memory(content)}, {})
+            _send(out, _no_memory(runner, content), {})
 
 
-def _no_memory(content: Mapping[str, Any]) -> str:
-    return (
-        f"{content.get('role', 'package')}: it needs more memory than the limit; give more, if you trust its maker, or "
-        "run smaller batches."
-    )
-
-
-def _seconds(seconds: float) -> Any:
-    from icnnrt.limits import timed
-
-    return timed(Limits(seconds=seconds))
+def _no_memory(runner: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    path = content["path"] if runner is None else f"{runner.package.path}: {content['role']}.onnx"
+    limits = Limits(**content["limits"]) if runner is None else runner.limits
+    return {"error": "LimitError", "text": str(needs_memory(path, limits))}
 
 
 def _opened(content: Mapping[str, Any]) -> Any:
@@ -318,5 +363,5 @@ def _confine(more: int) -> None:
             has = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData:"))
         resource.setrlimit(resource.RLIMIT_DATA, (has + more, has + more))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, OSError, StopIteration, ValueError):
+    except (ImportError, OSError, OverflowError, StopIteration, ValueError):
         return  # the arena of onnxruntime has its limit all the same

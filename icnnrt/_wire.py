@@ -247,6 +247,9 @@ class Wire:
 _FUNCTIONS: Final = 25  # of ModelProto
 _EXTERNAL: Final = 1  # TensorProto.DataLocation.EXTERNAL
 _STRING: Final = 8  # TensorProto.DataType.STRING
+_OF_TEXT: Final = frozenset(
+    (b"RegexFullMatch", b"StringConcat", b"StringNormalizer", b"StringSplit", b"TfIdfVectorizer")
+)
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 
 # Fields that hold messages: number -> its type.
@@ -260,7 +263,7 @@ _KEPT: Final[dict[str, frozenset[int]]] = {
     "NodeProto": frozenset((4, 7)),  # op_type, domain
     "OperatorSetIdProto": frozenset((1, 2)),  # domain, version
     "FunctionProto": frozenset((1, 10)),  # name, domain
-    "AttributeProto": frozenset((1, 3)),  # name, i
+    "AttributeProto": frozenset((1, 3, 21)),  # name, i, ref_attr_name
     "TensorProto": frozenset((2, 8, 14)),  # data_type, name, data_location
     "StringStringEntryProto": frozenset((1, 2)),  # key, value
 }
@@ -387,6 +390,8 @@ class _Walk(Wire):
         if kind == "NodeProto":
             operator = (found.get(7, b""), found.get(4, b""))
             self.note(self.operators, operator, "operators", start)
+            if operator[1] in _OF_TEXT:
+                self.refuse_text(start)
             self.called[operator] += 1
         elif kind == "GraphProto":
             self.graphs += 1
@@ -409,7 +414,9 @@ class _Walk(Wire):
     def check_text_free(self, found: _Found, start: int) -> None:
         """Refuse what makes tensors of text: a Cast to them, a Constant of text. No bound of memory holds for them, as
         each entry has memory of its own."""
-        if (found.get(1) == b"to" and found.get(3) == _STRING) or found.get(1) in (b"value_string", b"value_strings"):
+        name = found.get(1)
+        # A reference stands for whatever the call of the function says.
+        if (name == b"to" and (found.get(3) == _STRING or 21 in found)) or name in (b"value_string", b"value_strings"):
             self.refuse_text(start)
 
     def refuse_text(self, start: int) -> NoReturn:

@@ -203,7 +203,9 @@ SecondsOption = Annotated[
 MebibytesOption = Annotated[
     int | None,
     typer.Option(
-        "--mebibytes", help=f"With --untrusted: what graphs may have of memory; {UNTRUSTED_MEBIBYTES} by default."
+        "--mebibytes",
+        min=1,
+        help=f"With --untrusted: what graphs may have of memory; {UNTRUSTED_MEBIBYTES} by default.",
     ),
 ]
 PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A package folder, such as model.icnn.")]

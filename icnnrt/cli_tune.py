@@ -442,20 +442,21 @@ def _write(tuner: "FineTuner", out: Path, overwrite: bool, history: Path | None)
         tuner.write_package(out, overwrite=overwrite)
         return out, ""
     except InputError as error:
-        aside = Path(tempfile.mkdtemp(prefix="icnnrt-")) / (out.name or "tuned.icnn")
-        return tuner.write_package(aside).path, f"{str(error).removesuffix('.')}; what was learnt is in {aside}."
+        why, remedy = str(error).removesuffix("."), ""
+        fault: Exception = error
     except OSError as error:
-        try:
-            aside = Path(tempfile.mkdtemp(prefix="icnnrt-")) / (out.name or "tuned.icnn")
-            why = f"{out}: {error.strerror or error}; what was learnt is in {aside}"
-            return tuner.write_package(aside).path, f"{why}, so make room and copy it from there."
-        except OSError:
-            kept = f"the last checkpoint is in {history}" if history and history.is_dir() else "nothing is kept"
-            raise OSError(
-                error.errno,
-                f"{error.strerror or error}, nor is there room in {tempfile.gettempdir()}; {kept}, so make room first.",
-                str(out),
-            ) from error
+        why, remedy = f"{out}: {error.strerror or error}", ", so make room and copy it from there"
+        fault = error
+    try:
+        aside = Path(tempfile.mkdtemp(prefix="icnnrt-")) / (out.name or "tuned.icnn")
+        return tuner.write_package(aside).path, f"{why}; what was learnt is in {aside}{remedy}."
+    except OSError as error:
+        kept = f"the last checkpoint is in {history}" if history and history.is_dir() else "nothing is kept"
+        raise OSError(
+            error.errno,
+            f"{why}, nor is there room in {tempfile.gettempdir()}; {kept}, so make room first.",
+            str(out),
+        ) from fault
 
 
 def _show(summary: Mapping[str, Any], judged: bool) -> None:

@@ -30,7 +30,7 @@ from icnnrt._convexity_grounds import grounds as find_grounds
 from icnnrt._convexity_rules import Stop, Walk
 from icnnrt._fields import JsonObject, exactly, integer, listing, named, positive, real, show, surrogate, text, wrong
 from icnnrt._onnx_graph import Graph, ancestors, read_graph
-from icnnrt._onnx_numpy import Unsupported, again, bounded, evaluate
+from icnnrt._onnx_numpy import Unsupported, again, call_bounded, evaluate
 from icnnrt._printable import cropped
 from icnnrt.certificate import ROUNDING
 from icnnrt.errors import InputError, PackageError
@@ -181,11 +181,14 @@ class Repeated:
     def __init__(
         self, graph_bytes: bytes, weights: Mapping[str, Array], found: Grounds, trainable: Collection[str]
     ) -> None:
-        self._proof = RepeatedProof(read_graph(graph_bytes, weights), weights, found, trainable)
+        graph = read_graph(graph_bytes, weights)
+        self._given = (*graph.initializers.values(), *weights.values())
+        self._proof = call_bounded(self._given, RepeatedProof, graph, weights, found, trainable)
 
     def failure(self, weights: Mapping[str, Array]) -> str:
-        """Why f is not proven convex with these values of the weights that there are; empty if it is."""
-        return self._proof.failure(weights)
+        """Why f is not proven convex with these values of the weights that the proof needs the values of, all of them;
+        empty if it is."""
+        return call_bounded(self._given, self._proof.failure, weights)
 
 
 def grounds(
@@ -200,7 +203,11 @@ def grounds(
     values. `given` are signs that weights have anyway; they are among those returned. None where there is no proof.
     Raises `PackageError` as `prove` does.
     """
-    return find_grounds(read_graph(graph_bytes, weights), weights, trainable, given)
+    graph = read_graph(graph_bytes, weights)
+    if _foreign(graph):
+        return None
+    held = (*graph.initializers.values(), *weights.values())
+    return call_bounded(held, find_grounds, graph, weights, trainable, given)
 
 
 def prove(
@@ -238,8 +245,17 @@ def prove(
         raise PackageError(
             f"value.onnx: expected an output f, but the outputs are {show(list(graph.outputs))}; export it again."
         )
-    with bounded((*graph.initializers.values(), *weights.values())):
-        return _prove(graph, weights, value, x_samples, seed, box)
+    held = (*graph.initializers.values(), *weights.values())
+    return call_bounded(held, _prove, graph, weights, value, x_samples, seed, box)
+
+
+def _foreign(graph: Graph) -> str:
+    """Why nothing can be proven of a graph, whatever its nodes are; empty if that is not so."""
+    if graph.functions:
+        return "the model brings functions of its own"
+    if not OPSETS[0] <= graph.opset <= OPSETS[1]:
+        return f"opset {graph.opset} is none of {OPSETS[0]} to {OPSETS[1]}, whose operators are known here"
+    return ""
 
 
 def _prove(
@@ -255,12 +271,8 @@ def _prove(
     least: tuple[str, float] | None = None
     found = Convexity("unknown")
     try:
-        if graph.functions:
-            raise Stop(None, "the model brings functions of its own")
-        if not OPSETS[0] <= graph.opset <= OPSETS[1]:
-            raise Stop(
-                None, f"opset {graph.opset} is none of {OPSETS[0]} to {OPSETS[1]}, whose operators are known here"
-            )
+        if foreign := _foreign(graph):
+            raise Stop(None, foreign)
         for samples, other in ((2, 3), (3, 2)):
             found = _walked(graph, weights, samples, other)
             least = found.min_weight or least

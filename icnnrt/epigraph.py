@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from icnnrt import _piecewise, lp_files
 from icnnrt._arguments import batch, finite_rows, number
-from icnnrt._onnx_graph import read_graph
-from icnnrt._onnx_numpy import bounded
+from icnnrt._onnx_graph import Graph, read_graph
+from icnnrt._onnx_numpy import call_bounded
 from icnnrt.errors import InputError
 from icnnrt.lp_files import Coo
 from icnnrt.package import Package
@@ -162,11 +162,15 @@ def epigraph(
     graph = read_graph(package.graphs["value"], weights)
     problems = []
     for i in range(B):
-        with bounded(graph.initializers.values()):
-            walk = _piecewise.Walk(graph, np.zeros(manifest.x_shape) if X is None else X[i], n)
-            f = walk.run()
+        given = np.zeros(manifest.x_shape) if X is None else X[i]
+        walk, f = call_bounded(graph.initializers.values(), _walked, graph, given, n)
         problems.append(_problem(f, walk.hidden, n, mu, {name: array[i] for name, array in rows.items()}))
     return problems
+
+
+def _walked(graph: Graph, x: Array, n: int) -> tuple[_piecewise.Walk, _piecewise.Affine]:
+    walk = _piecewise.Walk(graph, x, n)
+    return walk, walk.run()
 
 
 def _problem(

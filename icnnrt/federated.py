@@ -22,6 +22,7 @@ from icnnrt._arguments import converted, integer
 from icnnrt._fields import named, show
 from icnnrt.errors import InputError, MissingDependencyError
 from icnnrt.finetune import BATCH_SIZE, FineTuner
+from icnnrt.limits import call
 from icnnrt.manifest import Manifest
 from icnnrt.session import Session
 
@@ -55,14 +56,18 @@ def set_weights(target: Session | FineTuner, weights: Weights) -> None:
     that has a tuner through the tuner.
 
     Raises `InputError`, and nothing has changed, for a weight that the package has not or does not train, for a wrong
-    shape or dtype, for NaN or infinity, and for entries below zero where the energy would cease to be convex.
+    shape or dtype, for NaN or infinity, and for weights with which a proven energy would not be proven convex any more:
+    of another sign than the proof needs, or of values with which it fails.
     """
     session = _session(target)
-    checked = _checked(session, weights)
-    if isinstance(target, FineTuner):
-        target._take(checked)
-    else:
-        session._update_weights(checked)
+    if not isinstance(target, FineTuner):
+        session._update_weights(_checked(session, weights), kept=True)
+        return
+    turn = target._turns.take()  # or a step in between would change what the rest of the weights is
+    try:
+        target._take(_checked(session, weights))
+    finally:
+        turn.end()
 
 
 def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Arrays:
@@ -273,7 +278,7 @@ def _checked(session: Session, weights: Weights) -> Arrays:
         if not np.isfinite(array).all():
             raise InputError(f"weights: {named(name)} holds NaN or infinity; leave out the device that it comes from.")
         checked[name] = array
-    if fault := session._kept_convex.fault(checked):
+    if fault := call(session._limits, session._kept_convex.fault, checked, session._runner.weights.arrays):
         raise InputError(
             f"weights: {fault}, and the energy would not be convex; average, and add no noise, or project what comes "
             "of it."

@@ -39,6 +39,7 @@ from icnnrt._weight_sets import WeightSet, as_used, without_denormals
 from icnnrt.checkpoints import KEEP, STATE, WEIGHT, Checkpoint, History, fingerprint_points
 from icnnrt.domains import MODELS
 from icnnrt.errors import InputError, PackageError
+from icnnrt.limits import call
 from icnnrt.manifest import TRAIN_ROLE, TrainingSpec
 from icnnrt.package import Package, StrPath
 from icnnrt.session import Session
@@ -576,7 +577,7 @@ class FineTuner:
                 new = {name: out[f"new.{name}"] for name in self._spec.weights}
                 # The graph projects too, but for signs that were not known when it was exported.
                 self._kept.project(new)
-                held = self._hold(new)
+                held = self._hold(new, weights)
                 reason = self._refusal(out, status, new)
             if not reason:
                 state = {name: out[f"new.{name}"] for name in stage.state}
@@ -605,13 +606,15 @@ class FineTuner:
         finally:
             turn.end()
 
-    def _hold(self, new: Arrays) -> tuple[str, ...]:
+    def _hold(self, new: Arrays, weights: WeightSet) -> tuple[str, ...]:
         """Leave weights as they are whose values the proof rests on, if it fails with the new ones; their names."""
-        if all(np.isfinite(array).all() for array in new.values()) and self._kept.lost_proof(new):
-            held = tuple(name for name in self._kept.values if name in new)
-            new.update({name: self._runner.weights.arrays[name] for name in held})
-            return held
-        return ()
+        if not all(np.isfinite(array).all() for array in new.values()):
+            return ()
+        if not call(self.session._limits, self._kept.lost_proof, new, weights.arrays):
+            return ()
+        held = tuple(name for name in self._kept.values if name in new)
+        new.update({name: weights.arrays[name] for name in held})
+        return held
 
     def _check(self, data: Arrays) -> tuple[bool, str]:
         """Whether the present weights are sound on a batch, and why the step before is undone, if it is as they are
@@ -733,8 +736,8 @@ class FineTuner:
             return f"no sample was solved to the residual tolerance, so there is no gradient to trust; {remedy}"
         if not out["accepted"]:
             return "a new weight is not finite; lower the learning rate"
-        if lost := self._kept.fault(new):
-            return f"f would not be proven convex any more: {lost}; lower the learning rate"
+        if fault := self._kept.sign_fault(new):
+            return f"f would not be convex any more: {fault}; lower the learning rate"
         return ""
 
     def _now(self) -> tuple[WeightSet, _Stage]:
@@ -833,7 +836,7 @@ class FineTuner:
         for name, array in (weights | state).items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise PackageError(f"{path}: {named(name)} holds NaN or infinity; resume from another checkpoint.")
-        if fault := self._kept.fault(weights):
+        if fault := call(self.session._limits, self._kept.fault, weights, {}):
             raise PackageError(f"{path}: {fault}, and the energy would not be convex; resume from another checkpoint.")
         if state[STEP] != step:
             raise PackageError(

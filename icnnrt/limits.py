@@ -16,6 +16,7 @@ in the manifest.
 """
 
 import contextlib
+import contextvars
 import functools
 import threading
 import time
@@ -31,6 +32,7 @@ SECONDS: Final = 60.0
 BYTES: Final = 1 << 30
 LEAST_BYTES: Final = 1 << 20
 MOST_SECONDS: Final = 1e6  # what a timer takes
+MOST_BYTES: Final = 1 << 46  # what systems take for a bound
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,21 @@ class Limits:
     """
 
     seconds: float = SECONDS
-    """Of each call of a session, in seconds of the clock; of a whole command of the command line."""
+    """Of each call of a session, in seconds of the clock; each step of a `FineTuner` is one."""
     bytes: int = BYTES
-    """Of what the operators of one graph make, all of its runs at a time together; outputs among it."""
+    """Of what the operators of one graph make, all of its runs at a time together, outputs among it; with `process` of
+    each process besides."""
     process: bool = False
-    """Run graphs in a process of their own. Arrays go there and back, which takes a millisecond or so a call."""
+    """Run graphs in a process of their own. Arrays go there and back, which takes a millisecond or so a call; a call
+    for which a process has to be started first, as the first one has to, has the time for that besides. The process
+    opens the package itself, so its folder has to stay as it was."""
 
     def __post_init__(self) -> None:
         seconds = number(self.seconds, "seconds", above=0.0)
         if seconds > MOST_SECONDS:
             raise InputError(f"seconds: expected at most {MOST_SECONDS:g}, but got {seconds:g}.")
         object.__setattr__(self, "seconds", seconds)
-        object.__setattr__(self, "bytes", integer(self.bytes, "bytes", LEAST_BYTES))
+        object.__setattr__(self, "bytes", integer(self.bytes, "bytes", LEAST_BYTES, MOST_BYTES))
         object.__setattr__(self, "process", flag(self.process, "process"))
 
 
@@ -66,8 +71,14 @@ class Deadline(NamedTuple):
         """Seconds until then, 0 if it has passed."""
         return max(0.0, self.at - time.monotonic())
 
-    def error(self, what: str) -> LimitError:
-        """What to raise once it has passed; `what` took so long."""
+    def later(self, seconds: float) -> "Deadline":
+        """So much later."""
+        return Deadline(self.at + seconds, self.seconds)
+
+    def over(self, what: str) -> LimitError | None:
+        """What to raise, if it has passed while `what` was under way."""
+        if self.left():
+            return None
         return LimitError(
             f"{what} takes longer than the limit of {self.seconds:g} seconds; give more, if you trust its maker, or "
             "ask for less at a time."
@@ -93,39 +104,50 @@ def deadline() -> Deadline | None:
 def check(what: str) -> None:
     """Raise `LimitError` if the time of the call under way is over."""
     end = _deadline.get()
-    if end is not None and not end.left():
-        raise end.error(what)
+    if end is not None and (late := end.over(what)):
+        raise late
+
+
+def needs_memory(what: str, limits: Limits) -> LimitError:
+    """What to raise where there is not enough of it for `what`."""
+    return LimitError(
+        f"{what} needs more memory than the limit of {limits.bytes:,} bytes; give more, if you trust its maker, or run "
+        "smaller batches."
+    )
 
 
 @contextlib.contextmanager
-def within(limits: Limits | None) -> Iterator[None]:
+def within(limits: Limits) -> Iterator[None]:
     """Sessions that are opened in this block have these limits, and all of it together has their time.
 
-    Without limits it is a block like any other.
+    For whole commands: if it is interrupted as it begins or ends, its limits may stay those of the thread.
     """
-    limits = checked_limits(limits)
-    if limits is None:
+    kept = _in_force.set(limits), _deadline.set(_end_of(limits))
+    try:
         yield
-        return
-    kept = _in_force.set(limits)
-    try:
-        with timed(limits):
-            yield
     finally:
-        _in_force.reset(kept)
+        _in_force.reset(kept[0])
+        _deadline.reset(kept[1])
 
 
-@contextlib.contextmanager
-def timed(limits: Limits) -> Iterator[Deadline]:
-    """One call, which has to be over after the time of the limits, and before that of the call that it is made by."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def call(limits: Limits | None, function: Callable[P, R], *args: P.args, **keywords: P.kwargs) -> R:
+    """Call a function as one call, which has to be over after the time of the limits, and before that of the call that
+    it is made by."""
+    if limits is None:
+        return function(*args, **keywords)
+    # The deadline is that of a context of its own, which nothing has to undo: no interrupt can leave it behind.
+    context = contextvars.copy_context()
+    context.run(_deadline.set, _end_of(limits))
+    return context.run(function, *args, **keywords)
+
+
+def _end_of(limits: Limits) -> Deadline:
     end, outer = Deadline(time.monotonic() + limits.seconds, limits.seconds), _deadline.get()
-    if outer is not None and outer.at < end.at:
-        end = outer
-    kept = _deadline.set(end)
-    try:
-        yield end
-    finally:
-        _deadline.reset(kept)
+    return end if outer is None or end.at < outer.at else outer
 
 
 @contextlib.contextmanager
@@ -149,8 +171,6 @@ class Limited(Protocol):
     _limits: Limits | None
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
 S = TypeVar("S", bound=Limited)
 
 
@@ -161,7 +181,6 @@ def each_call(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S,
     def bounded(self: S, *args: P.args, **keywords: P.kwargs) -> R:
         if self._limits is None:
             return method(self, *args, **keywords)
-        with timed(self._limits):
-            return method(self, *args, **keywords)
+        return call(self._limits, method, self, *args, **keywords)
 
     return bounded

@@ -145,6 +145,7 @@ from icnnrt._files import sync_folder
 from icnnrt._printable import harmless
 from icnnrt.convexity import Convexity
 from icnnrt.errors import InputError, PackageError
+from icnnrt.limits import check
 from icnnrt.manifest import (
     FILE_SIZE,
     FORMAT,
@@ -487,6 +488,7 @@ def _check_files(
     if manifest.golden:
         everything.append(manifest.golden)
     for entry in everything:
+        check(f"{entry.file}: the check of it")
         found = hashlib.sha256(files[entry.file]).hexdigest()
         if found != entry.sha256:
             raise PackageError(

@@ -26,7 +26,7 @@ from icnnrt.certificate import Tolerances
 from icnnrt.convexity import Convexity, prove
 from icnnrt.domains import MODELS
 from icnnrt.errors import CertificateError, InputError, PackageError
-from icnnrt.limits import Limits, checked_limits, each_call
+from icnnrt.limits import Limits, call, checked_limits, each_call
 from icnnrt.manifest import Manifest, SolverSpec
 from icnnrt.ort import Provider
 from icnnrt.package import Package
@@ -113,8 +113,7 @@ class Session:
         self._x_shape, (self._n,) = manifest.x_shape, manifest.y_shape
         found = manifest.convexity
         # What was last seen of the energy, and with which weights: by the export, or by `prove_convexity`.
-        self._verdict = found.verdict if found else "unknown"
-        self._seen = self._runner.weights.id
+        self._seen = (found.verdict if found else "unknown", self._runner.weights.id)
 
     # --- What it is ------------------------------------------------------------------------------
 
@@ -352,7 +351,7 @@ class Session:
         out, weights_id = self._runner.run("argmin", feeds, where=run)
         assert self.manifest.domain is not None, "a solver has a domain"
         status = self._judged(finite, out, bounds, weights_id, self._runner.samples_at_once("argmin", feeds))
-        if self._verdict == "violated":  # whether or not these cuts show it
+        if self._seen[0] == "violated":  # whether or not these cuts show it
             status[np.isin(status, RESTS_ON_CONVEXITY)] = Status.NOT_CONVEX
         status[finite & ~run] = Status.EMPTY_DOMAIN
         info = {
@@ -505,7 +504,7 @@ class Session:
         x:             [B, *x_shape], converted to the package's dtype
         G, h, A, b:    [m, n], [m], [q, n], [q] for all samples, or with B in front
         lower, upper:  one number, [n] or [B, n]; infinite for none
-        mu:            of the regulariser; with 0 the constraints have to bound y, or y is NaN and the status SOLVER
+        mu:            of the regulariser; with 0 the constraints have to bound y, or y is NaN and the status UNBOUNDED
         iterations:    the most cuts; a sample stops at its tolerance
         tolerance:     of the gap relative to max(1, |lower_bound|)
         y_init:        [B, n], where to start; its nearest feasible point is the first cut's. 0 by default
@@ -523,7 +522,7 @@ class Session:
         solution = _polyhedron.argmin(
             self, x, **given, mu=mu, iterations=iterations, tolerance=tolerance, y_init=y_init
         )
-        if self._verdict == "violated":  # whether or not its cuts show it
+        if self._seen[0] == "violated":  # whether or not its cuts show it
             status = np.where(np.isin(solution.status, RESTS_ON_CONVEXITY), Status.NOT_CONVEX, solution.status)
             status, ray = status.astype(np.int8), np.zeros_like(solution.ray)
             trajectory = solution.trajectory._replace(status=status, ray=ray)
@@ -544,8 +543,9 @@ class Session:
         adjoint:    "prop3" for energies of pieces, "implicit" (needs hessian.onnx) for smooth ones, "exact" (needs
                     pullback.onnx) for the derivative of the iterations; "auto" asks the graph which of the first two.
                     `icnnrt.polyhedron` tells them apart
-        on_unsafe:  "raise", or "skip" to leave out samples without a trustworthy gradient: those of status SOLVER or
-                    worse, of "implicit" those of GAP too, and those with an inaccurate model on the way
+        on_unsafe:  "raise", or "skip" to leave out samples without a trustworthy gradient: those of status SOLVER,
+                    NOT_CONVEX, NOT_FINITE* or UNBOUNDED, of "implicit" those of GAP too, and those with an inaccurate
+                    model on the way
 
         x̄ and θ̄ need the head "polyhedron" or "pullback", and are None without. With the head "polyhedron" the adjoint
         that the manifest names, `manifest.polyhedron.adjoint`, is one graph, and "auto" takes it; the other two run in
@@ -578,7 +578,7 @@ class Session:
             # It was repeated with other numbers for the same weights, so it rests on the same.
             found = replace(found, rests_on=stated.rests_on)
         if weights is self._runner.weights:
-            self._verdict, self._seen = found.verdict, weights.id
+            self._seen = (found.verdict, weights.id)
         return found
 
     def close(self) -> None:
@@ -616,23 +616,27 @@ class Session:
         manifest, train = self.manifest, self.manifest.train
         trainable = [name for name, spec in manifest.weights.tensors.items() if spec.trainable]
         moved = train.weights if train else trainable
-        return KeptConvex(manifest, self._package.graphs, self._runner.weights.arrays, moved)
+        # Of the weights of the package: that is whose proof is kept.
+        first = self._package.weights
+        return call(self._limits, KeptConvex, manifest, self._package.graphs, first, moved)
 
     def _is_proven(self, weights_id: str) -> bool:
         """Whether f is proven convex with these weights: it was, and they are those of then, or have kept it so."""
-        return self._verdict == "proven" and (weights_id == self._seen or self._kept_convex.proven)
+        verdict, seen = self._seen
+        return verdict == "proven" and (weights_id == seen or self._kept_convex.proven)
 
     def _is_strict(self, strict: bool | None) -> bool:
         return self._strict if strict is None else flag(strict, "strict")
 
-    def _update_weights(self, new: Mapping[str, NDArray[Any]]) -> None:
+    def _update_weights(self, new: Mapping[str, NDArray[Any]], *, kept: bool = False) -> None:
         """Write new weights in place, for every graph at once; solutions from before become stale.
 
-        Shapes and dtypes are checked, signs are not: keeping the energy convex is the caller's.
+        Shapes and dtypes are checked, signs are not: keeping the energy convex is the caller's, who says by `kept` that
+        `KeptConvex` finds no fault with them.
         """
+        if self._seen[0] == "proven" and not kept:  # before they change, so that nothing proves these
+            self._seen = ("unknown", "")
         self._runner.update_weights({name: np.array(a) if isinstance(a, np.ndarray) else a for name, a in new.items()})
-        if self._verdict == "proven":
-            self._verdict = "unknown"
 
     def _solver(self, what: str) -> SolverSpec:
         if self.manifest.kind == "qp":

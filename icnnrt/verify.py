@@ -43,6 +43,7 @@ from icnnrt.bundle_qp import Polyhedron, bundle_qp_argmin
 from icnnrt.convexity import Grounds, Repeated
 from icnnrt.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import InputError
+from icnnrt.limits import check
 from icnnrt.manifest import Manifest
 from icnnrt.ort import Provider
 from icnnrt.package import Package, opened
@@ -166,7 +167,12 @@ def verify(
     a finite sample.
     """
     samples, seed = integer(samples, "samples", 1, MAX_SAMPLES), integer(seed, "seed", 0, 2**63 - 1)
-    progress("hashes and structure")
+
+    def begun(stage: str) -> None:
+        check(f"verify: {stage}")
+        progress(stage)
+
+    begun("hashes and structure")
     package = opened(path)
     manifest = package.manifest
     checks = [
@@ -178,53 +184,53 @@ def verify(
     with load(package, providers=providers, threads=threads, native=native) as session:
         trial = _QPTrial(session, X, rng) if manifest.kind == "qp" else _Trial(session, X, rng)
         if manifest.kind == "energy":
-            progress("gradient")
+            begun("gradient")
             checks.append(trial.gradient())
-            progress("convexity")
+            begun("convexity")
             checks.append(_proof(session, X))
             checks.append(trial.convexity())
         elif manifest.kind == "gradient":
-            progress("monotony")
+            begun("monotony")
             checks.append(trial.monotony())
         heads = (("hvp", trial.hvp), ("hessian", trial.hessian), ("gradient_x", trial.gradient_x))
         for role, of_head in heads:
             if role in manifest.graphs:
-                progress(role)
+                begun(role)
                 checks.append(of_head())
         if "pullback" in manifest.graphs:
-            progress("pullback")
+            begun("pullback")
             checks += trial.pullback()
         if manifest.polyhedron is not None:
-            progress("argmin over a polyhedron")
+            begun("argmin over a polyhedron")
             checks += trial.polyhedron()
         if package.golden:
-            progress("golden data")
+            begun("golden data")
             checks += _golden(session, package)
         counts: Counter[str] = Counter()
         if manifest.solver:
-            progress("argmin against the reference")
+            begun("argmin against the reference")
             solution = trial.argmin(X)
             checks += trial.against_reference(solution)
-            progress("native kernels against portable bodies")
+            begun("native kernels against portable bodies")
             checks.append(trial.kernels(solution, providers, threads))
-            progress("adjoint by x")
+            begun("adjoint by x")
             checks.append(trial.adjoint_by_x(solution))
             if trial.bounds:
-                progress("adjoint by the bounds")
+                begun("adjoint by the bounds")
                 checks.append(trial.adjoint_by_bounds(solution))
-            progress("adjoint by the weights")
+            begun("adjoint by the weights")
             checks.append(trial.adjoint_by_weights(solution))
             counts = Counter(Status(int(code)).name for code in solution.status)
             checks.append(_status(solution, counts))
         if isinstance(trial, _QPTrial):
-            progress("solve")
+            begun("solve")
             answer = trial.argmin(X)
             checks.append(trial.alone(answer))
-            progress("native kernels against portable bodies")
+            begun("native kernels against portable bodies")
             checks.append(trial.kernels(answer, providers, threads))
-            progress("adjoint by x")
+            begun("adjoint by x")
             checks.append(trial.adjoint_by_x(answer))
-            progress("adjoint by the weights")
+            begun("adjoint by the weights")
             checks.append(trial.adjoint_by_weights(answer))
             counts = Counter(QPStatus(int(code)).name for code in answer.status)
             checks.append(_qp_status(answer, counts))

@@ -131,7 +131,7 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
         "load": lambda: (
             icnnrt.load,
             {"path": FIXTURES / "qp.icnn", "providers": None, "threads": None, "native": None, "strict": False}
-            | {"follow_links": False},
+            | {"memory": 1 << 20, "follow_links": False},
         ),
         "Package.open": lambda: (Package.open, {"path": FIXTURES / "qp.icnn", "follow_links": False}),
         "Package.save": lambda: (
@@ -143,14 +143,17 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
         "weight_layout": lambda: (package.weight_layout, {"weights": u._package.weights}),
         "Manifest.from_json": lambda: (Manifest.from_json, {"data": u.manifest.to_json()}),
         "Convexity.from_json": lambda: (Convexity.from_json, {"value": u.manifest.convexity.to_json()}),
-        "value": lambda: (u.value, {"x": x, "y": y}),
+        "value": lambda: (u.value, {"x": x, "y": y, "out": np.empty(2, np.float32)}),
         "gradient": lambda: (u.gradient, {"x": x, "y": y}),
-        "value_and_gradient": lambda: (u.value_and_gradient, {"x": x, "y": y}),
+        "value_and_gradient": lambda: (u.value_and_gradient, {"x": x, "y": y, "out": None}),
         "hvp": lambda: (h.hvp, {"x": x, "y": y, "v": y}),
         "hessian": lambda: (h.hessian, {"x": x, "y": y}),
         "value_gradient_hessian": lambda: (h.value_gradient_hessian, {"x": x, "y": y}),
         "gradient_x": lambda: (h.gradient_x, {"x": x, "y": y}),
-        "pullback": lambda: (h.pullback, {"x": x, "y": y, "f_bar": np.ones(2), "gradient_bar": y}),
+        "pullback": lambda: (
+            h.pullback,
+            {"x": x, "y": y, "f_bar": np.ones(2), "gradient_bar": y, "out": None},
+        ),
         "value without context": lambda: (at["no_context"].value, {"x": None, "y": y}),
         "argmin": lambda: (u.argmin, {"x": x, "lower": None, "upper": None, "y_init": y, "warm": None, "strict": None}),
         "argmin, warm": lambda: (u.argmin, {"x": x, "warm": at["argmin"]}),
@@ -188,6 +191,10 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
         "resume": lambda: (tuner.resume, {"history": place / "history", "step": None}),
         "write_package": lambda: (tuner.write_package, {"path": "tuned", "overwrite": True}),
         "History": lambda: (History, {"folder": place / "history", "manifest": u.manifest, "keep": 2}),
+        "History.to_write": lambda: (
+            History.to_write,
+            {"folder": place / "history", "manifest": u.manifest, "keep": 2},
+        ),
         "History.load": lambda: (history.load, {"checkpoint": history.checkpoints[-1]}),
         "get_weights": lambda: (federated.get_weights, {"source": tuner}),
         "set_weights": lambda: (federated.set_weights, {"target": tuner, "weights": at["weights"]}),

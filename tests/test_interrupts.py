@@ -5,6 +5,7 @@ real timers go off at random instants. After each, another thread has to get its
 """
 
 import gc
+import inspect
 import pickle
 import shutil
 import signal
@@ -22,9 +23,10 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt import federated, qp_solver, quadratic_program
+from icnnrt import federated, limits, qp_solver, quadratic_program
 from icnnrt._once import Once
 from icnnrt._runner import Runner
+from icnnrt._served import Served
 from icnnrt._turns import Link, Turns
 from icnnrt._weight_sets import WeightSet
 from icnnrt.finetune import FineTuner
@@ -34,7 +36,9 @@ PATIENCE = 60  # seconds that another thread is waited for, which only a deadloc
 WAY = frozenset(
     function.__code__
     for function in (
-        *(Runner.run, Runner.update_weights, Runner.weights.fget, Runner._graph, Runner.check_weights),  # type: ignore[attr-defined]
+        *(Runner.run, inspect.unwrap(Runner.run), Runner._run, Runner._computed, Runner._opened, Runner._graph),
+        *(Runner.update_weights, Runner.weights.fget, Runner.check_weights),  # type: ignore[attr-defined]
+        *(limits.call, limits._end_of, Served.run, Served._asked, Served._idle_one, Served._started),
         *(Once.get, Once.find, Turns.take, Link.follow, Link.last, WeightSet.__init__, WeightSet.values),
         *(FineTuner._step, FineTuner._check, FineTuner._settle, FineTuner._undo_if_guilty, FineTuner._commit),
         *(FineTuner._now, FineTuner._run, FineTuner._moved, FineTuner.rollback, FineTuner.keep, FineTuner._take),
@@ -124,11 +128,26 @@ def test_an_exception_at_any_instruction(
     elsewhere(session.close)
 
 
+@pytest.mark.parametrize(("process", "stride"), [(False, 1), (True, 13)], ids=["here", "process"])
+def test_a_call_with_limits_may_be_interrupted_at_any_instruction(
+    train_package: Path, process: bool, stride: int
+) -> None:
+    """Its end is then nobody else's, and its process is not asked again."""
+    with icnnrt.load(train_package, limits=icnnrt.Limits(30, process=process)) as session:
+        f = session.value(X, Y)
+        for at in count(0, stride):
+            if not interrupted(partial(session.value, X, Y), at):
+                break
+            assert limits.deadline() is None
+            np.testing.assert_array_equal(session.value(X, Y), f)
+        assert at > 100
+
+
 def test_the_first_call_may_be_interrupted_at_any_instruction(train_package: Path) -> None:
     """While a session of onnxruntime is made, too."""
     package = icnnrt.Package.open(train_package)
     for at in count(0, 3):
-        session = icnnrt.load(package)
+        session = icnnrt.load(package, limits=icnnrt.Limits() if at % 2 else None)
         if not interrupted(partial(session.value, X, Y), at):
             break
         with ThreadPoolExecutor(1) as pool:

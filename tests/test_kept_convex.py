@@ -187,8 +187,9 @@ def test_proven_before_proven_after(packages: dict[str, Path], style: str, goal:
     assert sum(r.accepted for r in reports) > STEPS / 2
     assert {name for r in reports for name in r.held} <= set(values)
     assert bound  # went as far as they may, so without their signs they would have gone beyond
-    assert session.prove_convexity().verdict == "proven"
+    assert session._is_proven(session.weights_id)
     assert (session.argmin(x).status <= icnnrt.Status.GAP).all()
+    assert session.prove_convexity().verdict == "proven"
     written = tuner.write_package(tmp_path / "tuned.icnn")
     assert written.manifest.convexity is not None
     assert written.manifest.convexity.verdict == "proven"
@@ -232,6 +233,39 @@ def test_weights_that_would_lose_the_proof_stay(
     assert session.weights_id == weights_id
     assert tuner.step(x, target).accepted
     assert tuner.resume(tmp_path / "h").step == 1
+
+
+class Difference(nn.Module):
+    """(a − b)‖y‖², convex as long as a is not less than b: a proof that needs the values of two weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor([3.0])), nn.Parameter(torch.tensor([1.0]))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (self.a - self.b) * (y * y).sum(1) + (x * y).sum(1)
+
+
+def test_a_proof_is_of_the_weights_that_there_are(tmp_path: Path) -> None:
+    """Not of those that were tried last."""
+    energy = Difference().double()
+    x, y = map(torch.from_numpy, samples())
+    layer = BundleEntropyArgmin(energy, iterations=4, y_dim=N)
+    session = icnnrt.load(export(energy, layer, x, y, tmp_path / "d.icnn", train=TrainSpec()))
+    convexity = session.manifest.convexity
+    assert convexity is not None
+    assert convexity.rests_on == ("a", "b")
+    tuner = FineTuner(session, learning_rate=RATE)
+    federated.set_weights(tuner, {"a": np.array([23.0]), "b": np.array([-19.0])})
+    federated.set_weights(tuner, {"a": np.array([3.0]), "b": np.array([1.0])})
+    with pytest.raises(InputError, match="the energy would not be convex"):
+        federated.set_weights(tuner, {"b": np.array([22.0])})
+    with pytest.raises(InputError, match="the energy would not be convex"):
+        federated.set_weights(tuner, {"a": np.array([0.5])})
+    federated.set_weights(tuner, {"b": np.array([2.5])})
+    federated.set_weights(session, {"a": np.array([2.75])})
+    assert session._is_proven(session.weights_id)
+    assert session.prove_convexity().verdict == "proven"
 
 
 def test_live_session_and_written_package_agree_on_every_status(packages: dict[str, Path], tmp_path: Path) -> None:

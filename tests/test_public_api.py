@@ -115,6 +115,7 @@ PUBLIC = {
         "WeightsFile",
     },
     "ort": {
+        "bound_memory",
         "checked_providers",
         "checked_threads",
         "first_line",

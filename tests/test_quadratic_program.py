@@ -318,7 +318,7 @@ def test_layouts_do_not_matter(native):
             r"p: expected 3 samples, as Q has, or 1 for all, but got 2; data share one batch",
         ),
         ({"threads": 0}, r"threads: expected an integer of at least 1 or None, but got 0"),
-        ({"native": "yes"}, r"native: expected True, False or None, but got 'yes'"),
+        ({"native": "yes"}, r'native: expected True or False, but got "yes"'),
         ({"providers": []}, r"providers: expected a list such as"),
     ],
 )

@@ -178,7 +178,8 @@ def _safe(
     tolerance: float,
     domain: Domain,
 ) -> ir.Value:
-    """[B] bool, the samples that `Solution.unsafe(every_model=True)` does not name.
+    """[B] bool, the samples that `Solution.unsafe(every_model=True)` does not name; of an energy that is proven convex,
+    fewer, as what lies below its cuts by rounding is left out here.
 
         unit      = max(1, |lower_bound|)
         solved    = max(stationarity, feasibility, complementarity / unit) ≤ tolerance, at every model's complementarity

@@ -35,9 +35,9 @@ def pack(
         role: "value", "argmin", "adjoint", or another graph that the package has.
         portable: leave standard ONNX operators alone: no functions and no domain of ours, for tools that know neither.
             The native kernels can then not take over.
-        freeze: make constants of the weights and of `depth`, and compute beforehand what hangs on them alone, for
-            serving: runtimes lay constant matrices out for their products once. Not for "train", which must be fed
-            its new weights.
+        freeze: make constants of the weights, and of `depth` where it is no input, and compute beforehand what hangs
+            on them alone, for serving: runtimes lay constant matrices out for their products once. Not for "train",
+            which must be fed its new weights.
         settings_as_inputs: make plain inputs, which have to be fed, of what is a setting at run time: `depth` of an
             adjoint, `iterations`, `mu` and `tolerance` over a polyhedron. As overridable initialisers they may be left
             out, but onnxruntime for JavaScript drops silently what is fed to such. Their defaults are in the file's
