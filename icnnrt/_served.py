@@ -57,7 +57,6 @@ class Served:
             )
         self._package, self._options, self._limits = package, dict(options), limits
         self._idle: list[_Child] = []
-        self._end = weakref.finalize(self, _end_all, self._idle)
         self._closed = False
         inherit(self)
 
@@ -156,11 +155,9 @@ class Served:
 
     def give_up(self) -> object:
         """Of a forked child: the processes are its parent's, and end when that closes its pipes."""
-        self._end.detach()
         kept, self._idle = self._idle, []
         for child in kept:
             child.let_go()
-        self._end = weakref.finalize(self, _end_all, self._idle)
         return kept
 
     def _beginning(self) -> dict[str, Any]:
@@ -191,7 +188,6 @@ class _Child:
     def __init__(self) -> None:
         self.weights = ""  # the id of those that it has
         self._ended = False
-        self._owner = os.getpid()
         command = [sys.executable, "-c", START, *sys.path]
         self._process = subprocess.Popen(
             command,
@@ -200,6 +196,8 @@ class _Child:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in a terminal is for its parent
         )
+        # Whatever becomes of this object, of an exception anywhere too.
+        self._end = weakref.finalize(self, _ended_for_good, self._process, os.getpid())
 
     def ask(self, content: Mapping[str, Any], arrays: Arrays, most: int) -> Arrays:
         """Send a frame and read the answer, which holds at most so many bytes of arrays."""
@@ -234,16 +232,23 @@ class _Child:
 
     def close(self) -> int | None:
         """End it; what it ended with."""
-        if self._owner != os.getpid():  # of a forked child's parent
-            return None
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError, ValueError):
-                if pipe:
-                    pipe.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(ENDING if self._process.poll() is None and self._ended else 0)
-        self.kill()
-        return self._process.wait()
+        if self._ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(ENDING)
+        self._end()
+        return self._process.returncode
+
+
+def _ended_for_good(process: "subprocess.Popen[bytes]", owner: int) -> None:
+    if owner != os.getpid():  # a forked child's parent owns it
+        return
+    with contextlib.suppress(OSError):
+        process.kill()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError, ValueError):
+            if pipe:
+                pipe.close()
+    process.wait()
 
 
 def _end_all(children: list[_Child]) -> None:
