@@ -3,7 +3,10 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -261,6 +264,36 @@ def test_a_process_that_dies_while_it_is_idle_is_replaced(tmp_path: Path) -> Non
         np.testing.assert_array_equal(session.argmin(x).y, y)
         assert served._idle != [child]
     assert not served._idle
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_a_process_without_a_parent_ends_too(tmp_path: Path) -> None:
+    path = planted(tmp_path / "b.icnn", product(12_000))
+    code = (
+        "import icnnrt, numpy as np, os, threading\n"
+        f"session = icnnrt.load({str(path)!r}, limits=icnnrt.Limits(1, 4 << 30, process=True))\n"
+        "started = session._runner._served._started\n"
+        "def told(*given):\n"
+        "    child = started(*given)\n"
+        "    print(child._process.pid, flush=True)\n"
+        "    threading.Timer(0.5, lambda: os._exit(9)).start()\n"
+        "    return child\n"
+        "session._runner._served._started = told\n"
+        "session.value(np.zeros((2, 4)), np.zeros((2, 3)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 9, done.stderr
+    pid = int(done.stdout)
+    for _ in range(600):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        status = Path(f"/proc/{pid}/stat")
+        if status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return  # dead, and nobody asks how
+        time.sleep(0.1)
+    pytest.fail("the process goes on")
 
 
 def test_a_process_that_dies_is_one_sentence(tmp_path: Path) -> None:
