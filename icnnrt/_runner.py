@@ -427,9 +427,9 @@ class Runner:
         # The bound is the process's until the session is made.
         turn = _bounding.take()
         try:
-            without = bound_memory(self._ort, options, self._limits.bytes)
+            bound_memory(self._ort, options, self._limits.bytes)
             with ended(end if later else None, lambda: options.set_load_cancellation_flag(True)):
-                return open_session(self._ort, data, options, self._providers, file, refused, without)
+                return open_session(self._ort, data, options, self._providers, file, refused)
         except PackageError as error:
             if end is not None and (late := end.over(f"{self.package.path}: {file}")):
                 raise late from error.__cause__

@@ -14,7 +14,9 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -218,7 +220,7 @@ def with_limits(context: typer.Context, untrusted: bool, seconds: float | None, 
     if not untrusted:
         for name, value in (("seconds", seconds), ("mebibytes", mebibytes)):
             if value is not None:
-                raise InputError(f"{name}: expected --untrusted beside it, but there is none; give both, or neither.")
+                raise InputError(f"--{name}: expected --untrusted beside it, but there is none; give both, or neither.")
         return
     seconds = UNTRUSTED_SECONDS if seconds is None else seconds
     mebibytes = UNTRUSTED_MEBIBYTES if mebibytes is None else mebibytes
@@ -249,6 +251,19 @@ def icnnrt_command(
     4 verify: a check failed
     130 interrupted; tune: what was learnt is written, as when SIGTERM (143) or SIGHUP (129) ends it
     """
+    pressed.clear()
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _press)
+
+
+pressed: Final[list[int]] = []
+"""Whether Ctrl-C has come since the command began: what is imported meanwhile may swallow its exception."""
+
+
+def _press(number: int, frame: object) -> None:
+    pressed.append(number)
+    raise KeyboardInterrupt
 
 
 # --- run -----------------------------------------------------------------------------------------
@@ -777,7 +792,9 @@ def doctor(as_json: JsonFlag = False) -> None:
             limit = f" ({_native.LIMIT_VARIABLE}={native['limit']})" if native["limit"] else ""
             table.add_row("native operators", escape(f"on {native['instruction_set']}{limit}, {native['library']}"))
         else:
-            table.add_row("native operators", escape(f"none, operators run on portable bodies: {native['reason']}"))
+            # A limit that is none is refused by every session; without a library they run all the same.
+            told = "none" if native["limit"] else "none, operators run on portable bodies"
+            table.add_row("native operators", escape(f"{told}: {native['reason']}"))
         screen.print(table)
         for problem in facts["problems"]:
             screen.print(f"[bold red]problem[/]  {escape(problem)}")

@@ -34,6 +34,7 @@ from icnnrt.cli import (
     app,
     console,
     number,
+    pressed,
     print_json,
     tell,
 )
@@ -325,6 +326,8 @@ def _between_steps(followed: "_Followed") -> Iterator[None]:
         # One that was closed refuses every write from now on, and is no terminal any more.
         _say_no_more([descriptor for descriptor in terminals if not os.isatty(descriptor)])
 
+    if pressed:
+        raise KeyboardInterrupt
     before = {}
     try:
         for name in SIGNALS:

@@ -152,7 +152,9 @@ class Convexity:
         names = ", ".join(map(named, self.blame[:MAX_NAMED])) + more
         blame = f"; weights to look at: {names}" if self.blame else ""
         if self.verdict == "proven":
-            least = f"; the smallest weight that must be >= 0 is {self.min_weight[1]:.3g}" if self.min_weight else ""
+            least = (
+                f"; the smallest weight that must be >= 0 is {self.min_weight[1] + 0.0:.3g}" if self.min_weight else ""
+            )
             return f"f is proven convex in y{least}."
         if self.verdict == "violated":
             assert self.witness is not None

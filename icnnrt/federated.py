@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from icnnrt._arguments import converted, integer
 from icnnrt._fields import named, show
+from icnnrt._weight_sets import WeightSet
 from icnnrt.errors import InputError, MissingDependencyError
 from icnnrt.finetune import BATCH_SIZE, FineTuner
 from icnnrt.limits import call
@@ -61,11 +62,12 @@ def set_weights(target: Session | FineTuner, weights: Weights) -> None:
     """
     session = _session(target)
     if not isinstance(target, FineTuner):
-        session._update_weights(_checked(session, weights), kept=True)
+        while not session._follow(present := session._runner.weights, _checked(session, weights, present)):
+            pass  # somebody else has changed the rest of the weights, with which these were judged
         return
     turn = target._turns.take()  # or a step in between would change what the rest of the weights is
     try:
-        target._take(_checked(session, weights))
+        target._take(_checked(session, weights, session._runner.weights))
     finally:
         turn.end()
 
@@ -254,7 +256,7 @@ def _copies(session: Session) -> Arrays:
     return {name: np.array(weights[name]) for name in _exchanged(session.manifest)}
 
 
-def _checked(session: Session, weights: Weights) -> Arrays:
+def _checked(session: Session, weights: Weights, present: WeightSet) -> Arrays:
     manifest = session.manifest
     if not isinstance(weights, Mapping):
         raise InputError(f"weights: expected arrays by name, but got {type(weights).__name__}; see get_weights.")
@@ -278,7 +280,7 @@ def _checked(session: Session, weights: Weights) -> Arrays:
         if not np.isfinite(array).all():
             raise InputError(f"weights: {named(name)} holds NaN or infinity; leave out the device that it comes from.")
         checked[name] = array
-    if fault := call(session._limits, session._kept_convex.fault, checked, session._runner.weights.arrays):
+    if fault := call(session._limits, session._kept_convex.fault, checked, present.arrays):
         raise InputError(
             f"weights: {fault}, and the energy would not be convex; average, and add no noise, or project what comes "
             "of it."

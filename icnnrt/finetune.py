@@ -836,6 +836,13 @@ class FineTuner:
         for name, array in (weights | state).items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise PackageError(f"{path}: {named(name)} holds NaN or infinity; resume from another checkpoint.")
+        present = self._runner.weights.arrays
+        for name in weights.keys() - set(self._spec.weights):
+            if not np.array_equal(as_used(weights[name]), present[name], equal_nan=True):
+                raise PackageError(
+                    f"{path}: expected {named(name)}, which is not trained, to be that of this package, but it is "
+                    "another; resume with the package that it was saved by."
+                )
         if fault := call(self.session._limits, self._kept.fault, weights, {}):
             raise PackageError(f"{path}: {fault}, and the energy would not be convex; resume from another checkpoint.")
         if state[STEP] != step:

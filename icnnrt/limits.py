@@ -5,9 +5,10 @@ how long it takes and how much memory is not, so both are bounded while it runs:
 
     time     onnxruntime ends a run, or the loading of a graph, between two operators once the time is over (the loading
              from onnxruntime 1.22 on). A single operator is not interrupted; what it computes fits the memory, though.
-    memory   what operators make comes from an arena of onnxruntime that has this size, and refuses more. Functions are
-             counted before they are put in place of their calls, and tensors of text, each entry of which has memory of
-             its own, are refused in every package (`_wire`). Nothing is computed while a graph is loaded.
+    memory   what operators make comes from an arena of onnxruntime that has this size, and refuses more; what a few
+             (NonZero, Unique, sequences) need on the way besides does not. Functions are counted before they are put in
+             place of their calls, and tensors of text, each entry of which has memory of its own, are refused in every
+             package (`_wire`). Nothing is optimised or computed while a graph is loaded, so runs are somewhat slower.
     process  the graph runs in a process of its own, which is killed where the time is over, in the middle of an
              operator too, has no more memory than that, and cannot take the caller's down.
 
@@ -46,7 +47,7 @@ class Limits:
     """Of each call of a session, in seconds of the clock; each step of a `FineTuner` is one."""
     bytes: int = BYTES
     """Of what the operators of one graph make, all of its runs at a time together, outputs among it; with `process` of
-    each process besides."""
+    each process besides. What onnxruntime and icnnrt take themselves, some 80 MB, is not counted."""
     process: bool = False
     """Run graphs in a process of their own. Arrays go there and back, which takes a millisecond or so a call; a call
     for which a process has to be started first, as the first one has to, has the time for that besides. The process
@@ -158,8 +159,8 @@ def ended(end: Deadline | None, stop: Callable[[], object]) -> Iterator[None]:
         return
     timer = threading.Timer(end.left(), stop)
     timer.daemon = True
-    timer.start()
     try:
+        timer.start()
         yield
     finally:
         timer.cancel()

@@ -31,6 +31,8 @@ def onnxruntime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C, as its library was being loaded
+            raise KeyboardInterrupt from error
         raise MissingDependencyError(f"onnxruntime cannot be imported ({error}); {remedy}") from error
     if not hasattr(onnxruntime, "InferenceSession"):
         # What is left when the CPU and the GPU package were both installed and one of them is removed.
@@ -59,11 +61,12 @@ def session_options(ort: ModuleType, threads: int) -> Any:
     return options
 
 
-def bound_memory(ort: ModuleType, options: Any, bytes: int) -> tuple[str, ...]:
-    """Have a session that is made next with these options take the memory for values from an arena of that size.
-
-    Returns the optimisations to leave out: those that compute while a graph is loaded.
+def bound_memory(ort: ModuleType, options: Any, bytes: int) -> None:
+    """Have a session that is made next with these options take the memory for values from an arena of that size, and
+    compute nothing while it is made.
     """
+    # Optimisations compute constants, and some take time by the square of the nodes, which no flag ends.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     # Extended by what is asked for (1), not by powers of two, which would end at half the size. It is the environment's
     # until another one takes its place; sessions keep the one that they were made with.
@@ -77,7 +80,6 @@ def bound_memory(ort: ModuleType, options: Any, bytes: int) -> tuple[str, ...]:
             ) from harmless(error)
     _arena_of[:] = [bytes]
     options.add_session_config_entry("session.use_env_allocators", "1")
-    return ("ConstantFolding",)
 
 
 def open_session(
@@ -87,19 +89,14 @@ def open_session(
     providers: Sequence[tuple[str, Mapping[str, Any]]],
     file: str,
     refused: Callable[[str], IcnnrtError],
-    without: Sequence[str] = (),
 ) -> Any:
     """A session of the graph `data`, which `file` holds, on these providers and no others.
-
-    `without` are optimisations to leave out.
 
     Raises `ProviderError` where a provider is at fault, and `refused(why)` where the graph or onnxruntime is.
     """
     wanted = [(name, dict(settings)) for name, settings in providers]
     try:
-        session = ort.InferenceSession(
-            data, options, providers=wanted, enable_fallback=0, disabled_optimizers=list(without) or None
-        )
+        session = ort.InferenceSession(data, options, providers=wanted, enable_fallback=0)
     except Exception as error:
         if any(name != CPU for name, _ in wanted):
             raise ProviderError(

@@ -138,8 +138,8 @@ class PolyhedronSolution(_Frozen):
             Status.UNBOUNDED: "the energy falls along `ray`, within the constraints, as far as it was followed: "
             "bound y, or raise mu",
             Status.PRECISION: f"{held} left a gap of {gap:.1e}, but rounding may have moved it by "
-            f"{float(self.uncertainty[i]):.1e}, more than the tolerance: scale x and y down, allow a larger tolerance, "
-            "or export in float64 if it is float32",
+            f"{float(self.uncertainty[i]):.1e}, more than the tolerance: scale x and y down, centre the energy, "
+            "allow a larger tolerance, or export in float64 if it is float32",
         }[status]
         return f"sample {i}: {told}"
 

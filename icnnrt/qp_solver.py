@@ -217,6 +217,12 @@ class QPSolver:
         """How many samples have which status, and the advice on the first of each kind that was not solved."""
         return summarise(self.status.tolist(), QPStatus, self.advice) if self._solve.calls else "not run"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InputError(
+            "solver: expected what can be pickled, but a QPSolver holds memory that onnxruntime works in; make one of "
+            "the same sizes where it is needed."
+        )
+
     def __repr__(self) -> str:
         B, n = self.z.shape
         state = self.summary().partition("\n")[0]

@@ -628,13 +628,23 @@ class Session:
     def _is_strict(self, strict: bool | None) -> bool:
         return self._strict if strict is None else flag(strict, "strict")
 
-    def _update_weights(self, new: Mapping[str, NDArray[Any]], *, kept: bool = False) -> None:
+    def _follow(self, present: WeightSet, new: Mapping[str, NDArray[Any]]) -> bool:
+        """The same of weights with which `KeptConvex` finds no fault beside the present ones; False if others have come
+        in the place of these."""
+        try:
+            self._runner.update_weights(new, made_with=present.id)
+        except InputError:
+            if self._runner.weights is present:
+                raise
+            return False
+        return True
+
+    def _update_weights(self, new: Mapping[str, NDArray[Any]]) -> None:
         """Write new weights in place, for every graph at once; solutions from before become stale.
 
-        Shapes and dtypes are checked, signs are not: keeping the energy convex is the caller's, who says by `kept` that
-        `KeptConvex` finds no fault with them.
+        Shapes and dtypes are checked, signs are not: keeping the energy convex is the caller's.
         """
-        if self._seen[0] == "proven" and not kept:  # before they change, so that nothing proves these
+        if self._seen[0] == "proven":  # before they change, so that nothing proves these
             self._seen = ("unknown", "")
         self._runner.update_weights({name: np.array(a) if isinstance(a, np.ndarray) else a for name, a in new.items()})
 

@@ -94,7 +94,7 @@ def advise(
 
 def imprecise(uncertainty: float, bound: float, dtype: str) -> str:
     """What to do where rounding hides the gap: the numbers are too large for the dtype."""
-    remedy = "scale x down" + ("" if dtype == "float64" else ", or export in float64")
+    remedy = "scale x down, centre the energy" + ("" if dtype == "float64" else ", or export in float64")
     return f"rounding in {dtype} leaves the energy open by {uncertainty:.1e} > {bound:.1e}: {remedy}"
 
 

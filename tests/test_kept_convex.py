@@ -1,6 +1,8 @@
 """An energy that was proven convex stays so, however it is tuned: signs are kept, and what rests on more is watched."""
 
+import contextlib
 import itertools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 
 import icnnrt
 from icnnrt import federated
-from icnnrt.errors import InputError
+from icnnrt.errors import InputError, PackageError
 from icnnrt.finetune import FineTuner
 from icnnrt.signs import NONNEGATIVE, NONPOSITIVE, Sign
 from icnnrt_exporters import TrainSpec, export
@@ -266,6 +268,60 @@ def test_a_proof_is_of_the_weights_that_there_are(tmp_path: Path) -> None:
     federated.set_weights(session, {"a": np.array([2.75])})
     assert session._is_proven(session.weights_id)
     assert session.prove_convexity().verdict == "proven"
+
+
+def test_weights_that_are_set_meanwhile_are_judged_together(tmp_path: Path) -> None:
+    energy = Difference().double()
+    x, y = map(torch.from_numpy, samples())
+    layer = BundleEntropyArgmin(energy, iterations=4, y_dim=N)
+    package = export(energy, layer, x, y, tmp_path / "d.icnn", train=TrainSpec())
+    for _ in range(30):
+        session = icnnrt.load(package)
+        start = threading.Barrier(2)
+
+        def put(name: str, value: float, session: icnnrt.Session = session, start: Any = start) -> None:
+            start.wait()
+            with contextlib.suppress(InputError):
+                federated.set_weights(session, {name: np.array([value])})
+
+        threads = [threading.Thread(target=put, args=one) for one in (("a", 1.5), ("b", 1.52))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert session.weights["a"] >= session.weights["b"]
+
+
+class Partly(nn.Module):
+    """y'Qy/2 with a Q that is not trained, and a part that is."""
+
+    def __init__(self, curvature: float) -> None:
+        super().__init__()
+        self.register_buffer("Q", curvature * torch.eye(N))
+        self.a, self.c = nn.Linear(2 * N, 5), nn.Linear(5, 1)
+        small_(self.c.weight)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        z = F.softplus(self.a(torch.cat([x, y], 1)))
+        return (y @ self.Q * y).sum(1) / 2 + self.c(z)[:, 0]
+
+
+@pytest.mark.filterwarnings("ignore:energy. f is not convex")
+def test_a_checkpoint_brings_no_other_weights_than_trained_ones(tmp_path: Path) -> None:
+    x, y = map(torch.from_numpy, samples())
+    sessions = []
+    for curvature in (-0.2, 1.0):
+        torch.manual_seed(0)
+        energy = Partly(curvature).double()
+        layer = BundleEntropyArgmin(energy, iterations=4, y_dim=N)
+        path = tmp_path / f"{curvature}.icnn"
+        made = export(energy, layer, x, y, path, train=TrainSpec(), allow_not_convex=True)
+        sessions.append(icnnrt.load(made))
+    bent, good = sessions
+    FineTuner(bent).save(tmp_path / "h")
+    with pytest.raises(PackageError, match="Q, which is not trained, to be that of this package"):
+        FineTuner(good).resume(tmp_path / "h")
+    assert good._is_proven(good.weights_id)
 
 
 def test_live_session_and_written_package_agree_on_every_status(packages: dict[str, Path], tmp_path: Path) -> None:

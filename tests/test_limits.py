@@ -210,6 +210,15 @@ def test_what_would_grow_before_it_runs_is_no_package(tmp_path: Path, bomb: Call
     sentence(caught.value)
 
 
+def test_long_graphs_load_in_the_time_that_reading_them_takes(tmp_path: Path) -> None:
+    """Optimisations would take time by the square of the nodes, which nothing ends."""
+    steps = [node("Add", f"v{i} v{i}", f"v{i + 1}") for i in range(20_000)]
+    nodes = [node("Identity", "zero", "v0"), *steps, node("Identity", "v20000", "bomb")]
+    path = planted(tmp_path / "b.icnn", (nodes, values(**START), []))
+    with icnnrt.load(path, limits=Limits(seconds=20)) as session:
+        assert (session.value(X, Y) == 0).all()
+
+
 def test_functions_of_usual_sizes_are_no_bombs(tmp_path: Path) -> None:
     made = [function(f"F{i}", own(f"F{i - 1}", "a", "b")) for i in range(1, 40)]
     made = [function("F0", node("Identity", "a", "b")), *made]

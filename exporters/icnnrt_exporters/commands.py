@@ -492,6 +492,11 @@ def pack(
         written = (write(opened, out, graph or "argmin", **options, overwrite=overwrite),)
     for path in written:
         console().print(f"written   {escape(str(path))}, {path.stat().st_size:,} bytes")
+    if settings_as_inputs:
+        signature = opened.manifest.graphs[graph or "argmin"].signature
+        inputs = signature.inputs if signature else {}
+        usual = ", ".join(f"{name} {t.default!r} ({t.dtype})" for name, t in inputs.items() if t.default is not None)
+        console().print(f"to feed   usually {escape(usual)}")
 
 
 # --- verify --------------------------------------------------------------------------------------

@@ -56,7 +56,9 @@ def pack(
     target = Path(target)
     opened = package.opened(source)
     if role not in opened.graphs:
-        raise ExportError(f"graph: the package has no graph {role!r}; it has {', '.join(sorted(opened.graphs))}")
+        raise ExportError(
+            f"graph: the package has no graph {role!r}; it has {', '.join(sorted(opened.graphs))}, so name one of them"
+        )
     if freeze and role == "train":
         raise ExportError("freeze: the graph 'train' must be fed the weights it updates; pack it without freeze")
     if target.is_dir():
@@ -102,6 +104,8 @@ def ask_for_settings(opened: package.Package, role: str, model: onnx.ModelProto)
     signature = opened.manifest.graphs[role].signature
     assert signature is not None, "a package that is open lists what its graphs take and give"
     defaults = {name: tensor.default for name, tensor in signature.inputs.items() if tensor.default is not None}
+    if not defaults:
+        raise ExportError(f"settings_as_inputs: the graph {role!r} has no settings; leave it out")
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in defaults]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
