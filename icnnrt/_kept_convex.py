@@ -25,8 +25,8 @@ class KeptConvex:
     """
 
     def __init__(self, manifest: Manifest, graphs: Mapping[str, bytes], weights: Weights, moved: Collection[str]):
-        tensors = manifest.weights.tensors
-        self.signs: Mapping[str, Sign] = {name: sign for name in moved if (sign := tensors[name].sign)}
+        given, trainable = manifest.weights.signs, manifest.weights.trainable
+        self.signs: Mapping[str, Sign] = {name: sign for name, sign in given.items() if name in moved}
         self.values: tuple[str, ...] = ()
         """Those of the weights whose very values the proof rests on."""
         self.proven = False
@@ -41,8 +41,6 @@ class KeptConvex:
         # The prover, which whoever does not change weights, or only within signs, does not need.
         from icnnrt.convexity import Grounds, Repeated, grounds
 
-        trainable = [name for name, spec in tensors.items() if spec.trainable]
-        given = {name: spec.sign for name, spec in tensors.items() if spec.sign}
         if verdict.rests_on is None:
             found = grounds(graphs["value"], weights, trainable, given)
         else:

@@ -99,15 +99,15 @@ class Runner:
         self._providers = checked_providers(self._ort, providers)
         self._kernels = native_operators(self._ort, native)
         self._threads = checked_threads(threads)
-        self.limits = self._limits = limits
-        options = {"providers": providers, "threads": threads, "native": native}
-        self._served = Served(package, options, limits) if limits is not None and limits.process else None
+        self._limits = limits
         hashes = [package.manifest.weights.sha256, *sorted(g.sha256 for g in package.manifest.graphs.values())]
         self._first = WeightSet(
             {name: as_used(array) for name, array in package.weights.items()},
             hashlib.sha256("".join(hashes).encode()).hexdigest()[:16],
         )
         self._link = Link(self._first)
+        options = {"providers": providers, "threads": threads, "native": native}
+        self._served = Served(package, options, limits, self._first.id) if limits and limits.process else None
         large = WEIGHTS * sum(array.nbytes for array in self._first.arrays.values())
         self._memory = max(MEMORY, large) if memory is None else integer(memory, "memory", 1)
         self._signatures: dict[str, Signature] = {}
@@ -251,7 +251,7 @@ class Runner:
         else:
             assert end is not None, "with limits, every run has an end"
             dtypes = {name: self._signature(role).outputs[name].dtype for name in wanted}
-            found = self._served.run(role, feeds, weights, self._first, dtypes, end)
+            found = self._served.run(role, feeds, weights, dtypes, end)
         # A graph may leave sizes open where it declares its outputs, so they are only known now.
         shapes = graph.shapes(len(feeds["x"]))
         if only is not None:

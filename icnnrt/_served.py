@@ -41,20 +41,21 @@ MAX_JSON: Final = 1 << 20
 HEADER: Final = 1 << 24  # of a safetensors file, at most
 SLACK: Final = 256 << 20  # bytes of memory for what is no value of the graph: sessions, copies of what was fed
 UNKNOWN: Final = "?"
+WEIGHTS, FEEDS = "weights.", "feeds."  # what names of arrays begin with, on their way there
 START: Final = "import sys; sys.path[:] = sys.argv[1:]; from icnnrt._served import main; main()"
 
 
 class Served:
     """What a `Runner` has in the place of sessions."""
 
-    def __init__(self, package: Package, options: Mapping[str, Any], limits: Limits) -> None:
-        """`options` are those of a session: providers, threads, native."""
+    def __init__(self, package: Package, options: Mapping[str, Any], limits: Limits, first: str) -> None:
+        """`options` are those of a session: providers, threads, native; `first` is the id of the package's weights."""
         if not sys.executable:
             raise InputError(
                 "limits: expected a Python that can be started again, for process=True, but this one is part of "
                 "another program; leave process out."
             )
-        self._package, self._options, self._limits = package, dict(options), limits
+        self._package, self._options, self._limits, self._first = package, dict(options), limits, first
         self._idle: list[_Child] = []
         self._closed = False
         inherit(self)
@@ -64,23 +65,22 @@ class Served:
         role: str,
         feeds: Arrays,
         weights: WeightSet,
-        first: WeightSet,
         wanted: Mapping[str, str],
         end: Deadline,
     ) -> list[NDArray[Any]]:
-        """The outputs of a graph: those `wanted`, which are of these dtypes. `first` are the weights of the package."""
+        """The outputs of a graph: those `wanted`, which are of these dtypes."""
         what = f"{self._package.path}: {role}.onnx"
         while (idle := self._idle_one()) is not None:
             try:
-                return self._asked(idle, role, feeds, weights, first, wanted, end)
+                return self._asked(idle, role, feeds, weights, wanted, end)
             except _Ended:  # perhaps it had ended while it was idle, for want of memory elsewhere, say
                 if late := end.over(what):
                     raise late from None
         began = time.monotonic()
-        child = self._started(what, first)
+        child = self._started(what)
         end = end.later(time.monotonic() - began)
         try:
-            return self._asked(child, role, feeds, weights, first, wanted, end)
+            return self._asked(child, role, feeds, weights, wanted, end)
         except _Ended:
             raise end.over(what) or _without_an_answer(what, child) from None
 
@@ -90,7 +90,7 @@ class Served:
         except IndexError:
             return None
 
-    def _started(self, what: str, first: WeightSet) -> "_Child":
+    def _started(self, what: str) -> "_Child":
         """A new process that has opened the package."""
         end = Deadline(time.monotonic() + STARTING, STARTING)
         try:
@@ -108,7 +108,7 @@ class Served:
         except BaseException:
             child.close()
             raise
-        child.weights = first.id
+        child.weights = self._first
         return child
 
     def _asked(
@@ -117,18 +117,15 @@ class Served:
         role: str,
         feeds: Arrays,
         weights: WeightSet,
-        first: WeightSet,
         wanted: Mapping[str, str],
         end: Deadline,
     ) -> list[NDArray[Any]]:
-        known = weights.id in (child.weights, first.id)
-        new = {} if known else {f"weights.{name}": array for name, array in weights.arrays.items()}
+        new = {} if weights.id in (child.weights, self._first) else _under(WEIGHTS, weights.arrays)
         request = {"role": role, "only": list(wanted), "weights": weights.id, "seconds": max(1e-3, end.left())}
-        given = {f"feeds.{name}": array for name, array in feeds.items()}
         answered = False
         try:
             with ended(Deadline(end.at + GRACE, end.seconds), child.kill):
-                found = child.ask(request, {**given, **new}, self._limits.bytes)
+                found = child.ask(request, {**_under(FEEDS, feeds), **new}, self._limits.bytes)
             if {name: array.dtype.name for name, array in found.items()} != wanted:
                 raise _Ended
             child.weights = weights.id
@@ -259,6 +256,14 @@ def _told(code: int | None) -> str:
     return f"exit code {code}"
 
 
+def _under(prefix: str, arrays: Arrays) -> Arrays:
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+def _of(prefix: str, arrays: Arrays) -> Arrays:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
 def _send(pipe: BinaryIO | Any, content: Mapping[str, Any], arrays: Arrays) -> None:
     text = json.dumps(content).encode()
     data = safetensors_numpy.save({name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()})
@@ -299,40 +304,39 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     runner: Runner | None = None
-    weights: WeightSet | None = None
+    limits = Limits()
     while True:
         try:
             content, arrays = _receive(sys.stdin.buffer, None)
         except ValueError:
             os._exit(0)  # onnxruntime's own end may hang or crash, and nothing is left to do
+        answer: dict[str, Any] = {"error": None}
+        found: Arrays = {}
+        place = content["path"] if runner is None else f"{runner.package.path}: {content['role']}.onnx"
         try:
             if runner is None:
-                runner = _opened(content)
+                limits = Limits(**content["limits"])
+                runner = _opened(content, limits)
                 weights = runner.weights
-                found: Arrays = {}
             else:
-                new = {name.partition(".")[2]: a for name, a in arrays.items() if name.startswith("weights.")}
-                if new:
+                if new := _of(WEIGHTS, arrays):
                     weights = WeightSet(new, content["weights"])
                 elif content["weights"] == runner.first_id:
                     weights = runner.weights
-                feeds = {name.partition(".")[2]: a for name, a in arrays.items() if name.startswith("feeds.")}
-                assert weights is not None, "they came with the package"
-                limits = Limits(seconds=min(content["seconds"], MOST_SECONDS))
-                _die_after(limits.seconds + 2 * GRACE)
-                found = call(limits, runner.run_once, content["role"], feeds, weights, content["only"])
-                _die_after(0)
-            answer: dict[str, Any] = {"error": None}
+                seconds = min(content["seconds"], MOST_SECONDS)
+                _die_after(seconds + 2 * GRACE)
+                own = Limits(seconds=seconds)
+                found = call(own, runner.run_once, content["role"], _of(FEEDS, arrays), weights, content["only"])
         except IcnnrtError as error:
-            _die_after(0)
-            answer, found = {"error": type(error).__name__, "text": str(error)}, {}
+            answer = {"error": type(error).__name__, "text": str(error)}
         except MemoryError:
+            answer = _no_memory(place, limits)
+        finally:
             _die_after(0)
-            answer, found = _no_memory(runner, content), {}
         try:
             _send(out, answer, found)
         except MemoryError:
-            _send(out, _no_memory(runner, content), {})
+            _send(out, _no_memory(place, limits), {})
 
 
 def _die_after(seconds: float) -> None:
@@ -342,13 +346,11 @@ def _die_after(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _no_memory(runner: Any, content: Mapping[str, Any]) -> dict[str, Any]:
-    path = content["path"] if runner is None else f"{runner.package.path}: {content['role']}.onnx"
-    limits = Limits(**content["limits"]) if runner is None else runner.limits
-    return {"error": "LimitError", "text": str(needs_memory(path, limits))}
+def _no_memory(place: str, limits: Limits) -> dict[str, Any]:
+    return {"error": "LimitError", "text": str(needs_memory(place, limits))}
 
 
-def _opened(content: Mapping[str, Any]) -> Any:
+def _opened(content: Mapping[str, Any], limits: Limits) -> Any:
     from icnnrt._runner import Runner
 
     package = Package.open(content["path"], follow_links=True)  # the hash says whether it is the same
@@ -357,7 +359,6 @@ def _opened(content: Mapping[str, Any]) -> Any:
             f"{content['path']}: expected the package that was opened, but it was changed since; call icnnrt.load "
             "again."
         )
-    limits = Limits(**content["limits"])
     options = content["options"]
     providers = options["providers"]
     if providers is not None:

@@ -248,7 +248,7 @@ def _session(value: object) -> Session:
 def _exchanged(manifest: Manifest) -> tuple[str, ...]:
     if manifest.train is not None:
         return manifest.train.weights
-    return tuple(name for name, spec in manifest.weights.tensors.items() if spec.trainable)
+    return manifest.weights.trainable
 
 
 def _copies(session: Session) -> Arrays:

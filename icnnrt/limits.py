@@ -180,8 +180,6 @@ def each_call(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S,
 
     @functools.wraps(method)
     def bounded(self: S, *args: P.args, **keywords: P.kwargs) -> R:
-        if self._limits is None:
-            return method(self, *args, **keywords)
         return call(self._limits, method, self, *args, **keywords)
 
     return bounded

@@ -181,6 +181,16 @@ class WeightsFile:
     bytes: int
     tensors: Mapping[str, WeightSpec]
 
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The names of those that may be updated."""
+        return tuple(name for name, spec in self.tensors.items() if spec.trainable)
+
+    @property
+    def signs(self) -> dict[str, Sign]:
+        """What is asked of the signs of weights, by the names of those of which something is."""
+        return {name: spec.sign for name, spec in self.tensors.items() if spec.sign}
+
 
 @dataclass(frozen=True)
 class TrainingSpec:

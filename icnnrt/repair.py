@@ -81,13 +81,12 @@ def project(
         )
     value_moved, y_moved = _moves(package, weights, x, seed)
     tensors = package.manifest.weights.tensors
-    trainable = [name for name, spec in tensors.items() if spec.trainable]
     given = {
         name: united(spec.sign, Sign(NONNEGATIVE) if name in clipped else None, spec.shape)
         for name, spec in tensors.items()
     }
     signs: Mapping[str, Sign] = {name: sign for name, sign in given.items() if sign}
-    found = grounds(package.graphs["value"], weights, trainable, signs)
+    found = grounds(package.graphs["value"], weights, package.manifest.weights.trainable, signs)
     assert found is not None, "what is proven has grounds"
     signs, after = {**signs, **found.signs}, replace(after, rests_on=found.values)
     tensors = {name: replace(spec, sign=signs.get(name)) for name, spec in tensors.items()}

@@ -614,8 +614,7 @@ class Session:
     def _kept_convex(self) -> KeptConvex:
         """What weights have to be that take the place of these, made by whoever changes them first."""
         manifest, train = self.manifest, self.manifest.train
-        trainable = [name for name, spec in manifest.weights.tensors.items() if spec.trainable]
-        moved = train.weights if train else trainable
+        moved = train.weights if train else manifest.weights.trainable
         # Of the weights of the package: that is whose proof is kept.
         first = self._package.weights
         return call(self._limits, KeptConvex, manifest, self._package.graphs, first, moved)

@@ -160,7 +160,7 @@ def _names(manifest: "Manifest", role: str) -> tuple[tuple[str, ...], tuple[str,
         inputs = (*inputs, *BOUNDS)
         outputs = (*outputs, *BOUNDS_BAR) if role == "adjoint" else outputs
     if role in ("adjoint", "pullback", "solve_adjoint", "adjoint_polyhedron"):
-        trainable = (name for name, spec in manifest.weights.tensors.items() if spec.trainable)
+        trainable = manifest.weights.trainable
         outputs = (*outputs, *(THETA_BAR + name for name in trainable))
     return inputs, outputs
 

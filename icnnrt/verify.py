@@ -276,19 +276,18 @@ def _proof(session: Session, X: NDArray[Any]) -> Check:
     told = found.sentence().removesuffix(".")
     if found.verdict == "proven" and found.rests_on is not None:
         package = session._package
-        tensors = package.manifest.weights.tensors
-        signs = {name: spec.sign for name, spec in tensors.items() if spec.sign}
-        trainable = [name for name, spec in tensors.items() if spec.trainable]
-        noted = Grounds(signs, found.rests_on)
-        if lost := Repeated(package.graphs["value"], package.weights, noted, trainable).failure(package.weights):
+        told_of = package.manifest.weights
+        noted = Grounds(told_of.signs, found.rests_on)
+        proof = Repeated(package.graphs["value"], package.weights, noted, told_of.trainable)
+        if lost := proof.failure(package.weights):
             told += f", but not for all weights with the signs that the manifest notes: {lost}"
             return Check("convexity proof", excess, None, "fail", told)
-        told += ", and with all weights of the signs that the manifest notes" if signs else ""
+        told += ", and with all weights of the signs that the manifest notes" if noted.signs else ""
     return Check("convexity proof", excess, None, verdicts[found.verdict], told)
 
 
 def _signs(package: Package) -> Check:
-    marked = {name: spec.sign for name, spec in package.manifest.weights.tensors.items() if spec.sign}
+    marked = package.manifest.weights.signs
     if not marked:
         instead = "" if package.manifest.kind == "qp" else "; convexity is tried instead"
         return Check("signs", None, 0.0, "skipped", f"no sign is asked of any weight{instead}")
@@ -816,7 +815,7 @@ class _Trial:
         The session's weights are changed in place and, whatever happens, put back.
         """
         name, session, steps = "adjoint: weights", self.session, self.floating.adjoint_steps
-        trainable = [key for key, spec in session.manifest.weights.tensors.items() if spec.trainable]
+        trainable = session.manifest.weights.trainable
         if not trainable:
             return Check(name, None, None, "skipped", "no weight is trainable")
         part = solution[:ADJOINT_SAMPLES]

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import icnnrt
 from icnnrt import LimitError, Limits, limits
+from icnnrt._served import Served
 from icnnrt.cli import app
 from icnnrt.errors import IcnnrtError, InputError, PackageError
 from icnnrt.verify import verify
@@ -258,12 +259,17 @@ def test_good_packages_answer_the_same(train_package: Path, given: Limits, tmp_p
         np.testing.assert_allclose(bound.argmin(x).y, b.y, rtol=1e-5)
 
 
+def processes(session: icnnrt.Session) -> Served:
+    """Those of a session that has some."""
+    served = session._runner._served
+    assert served is not None
+    return served
+
+
 def test_a_process_that_dies_while_it_is_idle_is_replaced(tmp_path: Path) -> None:
     with icnnrt.load(build(tmp_path / "tiny.icnn"), limits=Limits(process=True)) as session:
-        x = np.ones((2, *session.manifest.x_shape))
+        x, served = np.ones((2, *session.manifest.x_shape)), processes(session)
         y = session.argmin(x).y
-        served = session._runner._served
-        assert served is not None
         (child,) = served._idle
         os.kill(child._process.pid, signal.SIGINT)  # as Ctrl-C in a terminal sends to all
         np.testing.assert_array_equal(session.argmin(x).y, y)
@@ -308,8 +314,7 @@ def test_a_process_without_a_parent_ends_too(tmp_path: Path) -> None:
 def test_a_process_that_dies_is_one_sentence(tmp_path: Path) -> None:
     path = planted(tmp_path / "b.icnn", endless())
     with icnnrt.load(path, limits=Limits(process=True)) as session:
-        served = session._runner._served
-        assert served is not None
+        served = processes(session)
         started = served._started
 
         def killed(*given: Any) -> Any:
@@ -327,10 +332,8 @@ def test_a_process_that_dies_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_starts_processes_of_its_own(tmp_path: Path) -> None:
     with icnnrt.load(build(tmp_path / "tiny.icnn"), limits=Limits(process=True)) as session:
-        x = np.ones((2, *session.manifest.x_shape))
+        x, served = np.ones((2, *session.manifest.x_shape)), processes(session)
         y = session.argmin(x).y
-        served = session._runner._served
-        assert served is not None
         (theirs,) = served._idle
         pid = os.fork()
         if not pid:

@@ -285,10 +285,8 @@ def _convexity(plain: package.Package, x_example: Tensor, allow_not_convex: bool
 
 def _grounded(plain: package.Package, proven: Convexity) -> tuple[Mapping[str, Sign], Convexity]:
     """The signs that a proof needs of the weights, those asked for anyway among them, and what else it rests on."""
-    tensors = plain.manifest.weights.tensors
-    trainable = [name for name, spec in tensors.items() if spec.trainable]
-    given = {name: spec.sign for name, spec in tensors.items() if spec.sign}
-    found = grounds(plain.graphs["value"], plain.weights, trainable, given)
+    told = plain.manifest.weights
+    found = grounds(plain.graphs["value"], plain.weights, told.trainable, told.signs)
     assert found is not None, "what is proven has grounds"
     return found.signs, replace(proven, rests_on=found.values)
 

@@ -133,7 +133,7 @@ def _check_heads(session: icnnrt.Session, judge: nn.Module, x: Tensor, y: Tensor
     if "pullback" in manifest.graphs and f is not None:
         v = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape).to(y.dtype)
         paired = (torch.sin(f.detach()).to(y.dtype).double() * f).sum() + (v.double() * g).sum()
-        trainable = [name for name, spec in manifest.weights.tensors.items() if spec.trainable]
+        trainable = manifest.weights.trainable
         named = dict(judge.named_parameters(remove_duplicate=False))
         inputs = [leaf, context, *(named[name] for name in trainable)]
         bars = torch.autograd.grad(paired, inputs, retain_graph=True, materialize_grads=True)
@@ -166,7 +166,7 @@ def _check_argmin(
     depths = [("exact", solver.iterations), *([("prop3", 1)] if spec.step_size is None else [])]
     gaps: list[float] = []
     not_convex = 0
-    trainable = [name for name, spec in session.manifest.weights.tensors.items() if spec.trainable]
+    trainable = session.manifest.weights.trainable
     for x, y in inputs(x_example, y_example):
         X = x.double()
         bounds = random_bounds(y.numpy()) if domain.kind == "box" else {}
