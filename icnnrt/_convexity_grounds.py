@@ -11,11 +11,14 @@ when they change: a positive semidefinite product, a difference, a slope below 1
             it is made of;  S <- S and what is demanded, if the weights of now have that sign
     until   proven, or nothing new is demanded
 
+A divisor that is not 0 with the numbers of now must not become 0 with others, which would leave f without a finite
+value: a half-line holds its end, so weights that a divisor is made of mostly stay numbers.
+
 Which sign, tells the walk with the numbers, in which every value was convex, concave or affine. Nothing depends on the
 tracing being right: what it found is believed only if the walk with it succeeds.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,8 +59,8 @@ def grounds(
     `given` are signs that the weights have anyway, whether or not the proof needs them.
     """
     free = [name for name in trainable if name in graph.initializers and graph.initializers[name].dtype.kind == "f"]
-    exact = _walked(graph, weights, {}, PROBES[0])
-    if exact is None or not _proven(graph, weights, {}):
+    proof = _Proof.of(graph, weights or graph.initializers)
+    if proof is None:
         return None
     bits = {name: np.zeros(graph.initializers[name].shape, np.uint8) for name in free}
     for name, sign in given.items():
@@ -65,14 +68,18 @@ def grounds(
             bits[name] |= sign.bits(bits[name].shape)
     values: set[str] = set()
     while True:
-        blocking = _demanded(graph, weights, exact, bits, values)
+        blocking = _demanded(proof, bits, values)
         if blocking is None:
             break
         # Where it is not known what blocks the way, every weight stays as it is.
         values |= blocking if blocking - values else set(free)
     for name in sorted(values):  # what stood beside what really blocks the way need not stay as it is
-        if _proven(graph, weights, _loose(bits, values - {name})):
-            values.remove(name)
+        for sign_of_now in (np.uint8(0), _sign_of(graph.initializers[name])):
+            tried = {**bits, name: bits[name] | sign_of_now}
+            if proof.holds(_loose(tried, values - {name})):
+                bits = tried
+                values.remove(name)
+                break
     signs = {name: sign for name, sign in given.items() if name in bits}
     for name in free:
         if name not in values:
@@ -85,33 +92,59 @@ def grounds(
     return Grounds(signs, tuple(name for name in free if name in values))
 
 
-def _demanded(
-    graph: Graph, weights: Mapping[str, Array], exact: Walk, bits: dict[str, Bits], values: set[str]
-) -> set[str] | None:
+class _Proof:
+    """The proof with the numbers of now, and with other weights in their place."""
+
+    def __init__(self, graph: Graph, names: Collection[str], exact: Sequence[Walk]) -> None:
+        self.graph = graph
+        self.names = names
+        self.exact = exact[0]
+        self._apart = [walk.divisors for walk in exact]
+
+    @classmethod
+    def of(cls, graph: Graph, names: Collection[str]) -> "_Proof | None":
+        exact = [Walk(graph, names, *probe) for probe in PROBES]
+        return cls(graph, names, exact) if all(map(_succeeds, exact)) else None
+
+    def holds(self, loose: Mapping[str, Fact]) -> bool:
+        return all(
+            _succeeds(Walk(self.graph, self.names, *probe, loose, apart))
+            for probe, apart in zip(PROBES, self._apart, strict=True)
+        )
+
+
+def _succeeds(walk: Walk) -> bool:
+    try:
+        f = walk.run()
+    except Stop:
+        return False
+    return f.shape == (walk.batch,) and bool(f.has(CONVEX).all())
+
+
+def _demanded(proof: _Proof, bits: dict[str, Bits], values: set[str]) -> set[str] | None:
     """Add to `bits` what the proof demands with the weights in `values` as they are; None once it succeeds, else
     weights that stand in its way."""
     for _ in range(ROUNDS):
         loose = _loose(bits, values)
-        walk = _Demands(graph, weights, exact, loose)
+        walk = _Demands(proof, loose)
         try:
             f = walk.run()
         except Stop as stop:
             return _blocking(walk, stop.node, loose)
-        if f.has(CONVEX).all() and _proven(graph, weights, loose):
+        if f.has(CONVEX).all() and proof.holds(loose):
             return None
-        if not _add(bits, walk.demands, graph.initializers):
+        if not _add(bits, walk.demands, proof.graph.initializers):
             break
     # What bends and has no sign may be more than a factor: the sign of a square's argument, say.
     node, _ = walk.culprit()
     near = _blocking(walk, node, loose)
     before = {one: bits[one].copy() for one in near}
     for one in near:
-        array = graph.initializers[one]
-        bits[one] |= np.uint8(NONNEGATIVE if (array >= 0).all() else NONPOSITIVE if (array <= 0).all() else 0)
-    if _proven(graph, weights, _loose(bits, values)):
+        bits[one] |= _sign_of(proof.graph.initializers[one])
+    if proof.holds(_loose(bits, values)):
         for one in near:  # those that are not needed after all
             kept, bits[one] = bits[one], before[one]
-            if not _proven(graph, weights, _loose(bits, values)):
+            if not proof.holds(_loose(bits, values)):
                 bits[one] = kept
         return None
     bits.update(before)
@@ -135,19 +168,9 @@ def _loose(bits: Mapping[str, Bits], values: Collection[str]) -> dict[str, Fact]
     }
 
 
-def _walked(
-    graph: Graph, weights: Mapping[str, Array], loose: Mapping[str, Fact], probe: tuple[int, int]
-) -> Walk | None:
-    walk = Walk(graph, weights or graph.initializers, *probe, loose)
-    try:
-        f = walk.run()
-    except Stop:
-        return None
-    return walk if f.shape == probe[:1] and f.has(CONVEX).all() else None
-
-
-def _proven(graph: Graph, weights: Mapping[str, Array], loose: Mapping[str, Fact]) -> bool:
-    return all(_walked(graph, weights, loose, probe) is not None for probe in PROBES)
+def _sign_of(array: Array) -> np.uint8:
+    """The sign that all entries have."""
+    return np.uint8(NONNEGATIVE if (array >= 0).all() else NONPOSITIVE if (array <= 0).all() else 0)
 
 
 def _add(bits: dict[str, Bits], demands: Mapping[str, Bits], now: Mapping[str, Array]) -> bool:
@@ -168,9 +191,9 @@ def _add(bits: dict[str, Bits], demands: Mapping[str, Bits], now: Mapping[str, A
 class _Demands(Walk):
     """A walk with weights in intervals, which notes the signs that would have to be known: `demands`, by weight."""
 
-    def __init__(self, graph: Graph, weights: Mapping[str, Array], exact: Walk, loose: Mapping[str, Fact]) -> None:
-        super().__init__(graph, weights or graph.initializers, *PROBES[0], loose)
-        self.exact = exact
+    def __init__(self, proof: _Proof, loose: Mapping[str, Fact]) -> None:
+        super().__init__(proof.graph, proof.names, *PROBES[0], loose, proof.exact.divisors)
+        self.exact = proof.exact
         self.loose = loose
         self.demands: dict[str, Bits] = {}
 
@@ -302,6 +325,7 @@ class RepeatedProof:
         for walk in self._walks:
             try:
                 walk.run()
+                walk.apart = dict(walk.divisors)  # and not 0 these stay
             except Stop as stop:
                 self._never = stop.why
 

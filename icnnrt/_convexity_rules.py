@@ -48,6 +48,9 @@ FACT: Final = 19  # bytes that are known of one number
 NAME: Final = 64  # and of one name in a set of them
 _BEYOND: Final = (1 << 31) - 1  # what exporters write for the end of an axis of any size
 
+# Operators with a pole at 0, and which operand has it; Pow has it where the exponent is negative.
+_POLES: Final = {"Div": 1, "Reciprocal": 0, "Log": 0, "Pow": 0}
+
 # How a value depends on y as a polynomial: each kind includes the ones before it.
 _NONE, _LINEAR, _AFFINE, QUADRATIC, _OTHER = range(5)
 # _LINEAR: affine with coefficients of y that are weights alone; _AFFINE: affine; QUADRATIC: of degree two, and its
@@ -121,9 +124,12 @@ class Walk:
     Weights in `loose` may be any numbers within the intervals given there, entry by entry, as x may: what the walk
     finds then holds for all of them, and not only for the numbers in the graph.
 
+    `apart` tells of values which entries must not be 0 with any of them, where f would not be finite.
+
     After `run`: facts["f"], and
     least: (number, names), the smallest weight that had to be >= 0 and was, and where it comes from
     broken: names of the weights of a wrong sign, node by node
+    divisors: the values that f is not finite at 0 of, and which of their entries cannot be 0
     """
 
     def __init__(
@@ -133,8 +139,11 @@ class Walk:
         batch: int,
         other: int,
         loose: Mapping[str, Fact] = MappingProxyType({}),
+        apart: Mapping[str, NDArray[np.bool_]] = MappingProxyType({}),
     ) -> None:
         self.graph = graph
+        self.apart = apart
+        self.divisors: dict[str, NDArray[np.bool_]] = {}
         self.nodes = tuple(ancestors(graph, "f"))
         self.batch = batch
         self.values = probe(graph, batch, 1)
@@ -176,7 +185,7 @@ class Walk:
     def copied(self) -> "Walk":
         """The same walk, to go on with on its own."""
         other = copy.copy(self)
-        for name in ("values", "others", "facts", "kinds", "bases", "origins", "broken"):
+        for name in ("values", "others", "facts", "kinds", "bases", "origins", "broken", "divisors"):
             setattr(other, name, dict(getattr(self, name)))
         return other
 
@@ -234,7 +243,9 @@ class Walk:
         made = [name for name in node.outputs if name]
         if any(name not in self.values for name in made):
             raise Unsupported("an output beyond the first is not known here")
-        if node.op_type == "Shape" or (all(name in self.known for name in read) and not stirred):
+        known = node.op_type == "Shape" or (all(name in self.known for name in read) and not stirred)
+        self.check_pole(node, known)
+        if known:
             self.known.update(made)
             self.kinds.update(dict.fromkeys(made, _NONE))
             return
@@ -267,6 +278,24 @@ class Walk:
                 continue
             if name in self.known and self.values[name].dtype.kind == "f" and not np.isfinite(self.values[name]).all():
                 raise Stop(None, f"the weight {named(name)} holds numbers that are not finite")
+
+    def check_pole(self, node: Node, known: bool) -> None:
+        """Weights must not make f infinite for every x: a divisor is not 0 by itself, and where `apart` says that it
+        cannot be 0, it cannot. What x and y make 0 is the sample's own matter, and infinite numbers that are known may
+        be masks, which `check_finite` looks at where they meet y."""
+        operand = _POLES.get(node.op_type)
+        if operand is None or (node.op_type == "Pow" and not (self.fact(node.inputs[1]).lo < 0).any()):
+            return
+        name = node.inputs[operand]
+        f = self.fact(name)
+        away = (f.lo > 0) | (f.hi < 0)
+        apart = self.apart.get(name)
+        zero = not known and bool(((f.lo == 0) & (f.hi == 0)).any())
+        if zero or (apart is not None and (apart & ~away).any()):
+            made = _listed(self.origins.get(name, frozenset()))
+            raise Stop(node, f"{node.op_type} is not finite at 0, where {made} {'puts' if zero else 'may put'} it")
+        take(away.nbytes)
+        self.divisors[name] = away
 
     def idle(self, node: Node, i: int) -> bool:
         """Whether this operand of a maximum or minimum, infinite throughout, never is the result."""

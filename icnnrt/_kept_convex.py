@@ -61,7 +61,7 @@ class KeptConvex:
                 weights[name] = sign.project(weights[name])
 
     def fault(self, new: Weights, present: Weights) -> str:
-        """Why f would not be convex, or not proven any more, with new weights in the place of some of the present ones;
+        """Why f would no longer be known to be convex with new weights in the place of some of the present ones;
         empty if it is as it was."""
         return self.sign_fault(new) or self.lost_proof(new, present)
 

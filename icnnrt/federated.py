@@ -282,7 +282,7 @@ def _checked(session: Session, weights: Weights, present: WeightSet) -> Arrays:
         checked[name] = array
     if fault := call(session._limits, session._kept_convex.fault, checked, present.arrays):
         raise InputError(
-            f"weights: {fault}, and the energy would not be convex; average, and add no noise, or project what comes "
-            "of it."
+            f"weights: {fault}, and the energy would no longer be known to be convex; average, and add no noise, or "
+            "project what comes of it."
         )
     return checked

@@ -737,7 +737,7 @@ class FineTuner:
         if not out["accepted"]:
             return "a new weight is not finite; lower the learning rate"
         if fault := self._kept.sign_fault(new):
-            return f"f would not be convex any more: {fault}; lower the learning rate"
+            return f"f would no longer be known to be convex: {fault}; lower the learning rate"
         return ""
 
     def _now(self) -> tuple[WeightSet, _Stage]:
@@ -844,7 +844,10 @@ class FineTuner:
                     "another; resume with the package that it was saved by."
                 )
         if fault := call(self.session._limits, self._kept.fault, weights, {}):
-            raise PackageError(f"{path}: {fault}, and the energy would not be convex; resume from another checkpoint.")
+            raise PackageError(
+                f"{path}: {fault}, and the energy would no longer be known to be convex; "
+                "resume from another checkpoint."
+            )
         if state[STEP] != step:
             raise PackageError(
                 f"{path}: expected the state of step {step}, as the history has it, but it is of step "

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 import icnnrt
 from icnnrt import federated
+from icnnrt.convexity import prove
 from icnnrt.errors import InputError, PackageError
 from icnnrt.finetune import FineTuner
 from icnnrt.signs import NONNEGATIVE, NONPOSITIVE, Sign
@@ -230,11 +232,76 @@ def test_weights_that_would_lose_the_proof_stay(
     assert any((session.weights[n] != before[n]).any() for n in before)
     weights_id = session.weights_id
     for where in (session, tuner):
-        with pytest.raises(InputError, match="and the energy would not be convex; average"):
+        with pytest.raises(InputError, match="and the energy would no longer be known to be convex; average"):
             federated.set_weights(where, {name: np.full_like(before[name], value)})
     assert session.weights_id == weights_id
     assert tuner.step(x, target).accepted
     assert tuner.resume(tmp_path / "h").step == 1
+
+
+def over(x: Tensor, y: Tensor, d: Tensor, c: Tensor) -> Tensor:
+    return (y * y / d).sum(1)
+
+
+def times_the_reciprocal(x: Tensor, y: Tensor, d: Tensor, c: Tensor) -> Tensor:
+    return (y * y * (1 / d)).sum(1)
+
+
+def at_a_temperature(x: Tensor, y: Tensor, d: Tensor, c: Tensor) -> Tensor:
+    return d[0] * torch.logsumexp(y / d[0], 1)
+
+
+def to_a_power(x: Tensor, y: Tensor, d: Tensor, c: Tensor) -> Tensor:
+    return (y * y * d**-2).sum(1)
+
+
+def logarithm_of_a_sum(x: Tensor, y: Tensor, d: Tensor, c: Tensor) -> Tensor:
+    return torch.log((torch.exp(y) * c).sum(1) + d[0])
+
+
+def with_a_divisor_of_x(x: Tensor, y: Tensor, d: Tensor, c: Tensor) -> Tensor:
+    return (y * y / (d * (1 + x.abs()))).sum(1)
+
+
+class Divided(nn.Module):
+    """Something is divided by d, and must not be by 0; c scales convex y² besides."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.d, self.c, self.form = nn.Parameter(torch.full((N,), 0.1)), nn.Parameter(torch.full((N,), 0.1)), form
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.form(x, y, self.d, self.c) + (self.c * (y * y)).sum(1) + (x * y).sum(1)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [over, times_the_reciprocal, at_a_temperature, to_a_power, logarithm_of_a_sum, with_a_divisor_of_x],
+    ids=lambda form: form.__name__,
+)
+def test_no_weight_that_f_is_divided_by_becomes_zero(
+    form: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], tmp_path: Path
+) -> None:
+    """A sign holds 0 as well, where f would not be finite for any x: the proof is repeated for such weights."""
+    energy = Divided(form).double()
+    x, y = map(torch.from_numpy, samples())
+    session = icnnrt.load(
+        export(energy, BundleEntropyArgmin(energy, iterations=4, y_dim=N), x, y, tmp_path / "d.icnn", train=TrainSpec())
+    )
+    manifest = session.manifest
+    assert manifest.convexity is not None
+    assert (manifest.convexity.verdict, manifest.convexity.rests_on) == ("proven", ("d",))
+    assert manifest.weights.signs == {"c": Sign(NONNEGATIVE)}
+    with pytest.raises(InputError, match=r"not finite at 0, where .*\bd (may )?put"):
+        federated.set_weights(session, {"d": np.zeros(N)})
+    zero = {"c": np.zeros(N), "d": np.zeros(N)}
+    assert prove(session._package.graphs["value"], zero).verdict != "proven"
+    tuner = FineTuner(session, learning_rate=0.05)
+    inputs, target = samples(1)
+    for _ in range(30):
+        tuner.step(inputs, steep(target))
+    assert np.isfinite(session.value(inputs, target)).all()
+    assert session.prove_convexity().verdict == "proven"
 
 
 class Difference(nn.Module):
@@ -260,9 +327,9 @@ def test_a_proof_is_of_the_weights_that_there_are(tmp_path: Path) -> None:
     tuner = FineTuner(session, learning_rate=RATE)
     federated.set_weights(tuner, {"a": np.array([23.0]), "b": np.array([-19.0])})
     federated.set_weights(tuner, {"a": np.array([3.0]), "b": np.array([1.0])})
-    with pytest.raises(InputError, match="the energy would not be convex"):
+    with pytest.raises(InputError, match="no longer be known to be convex"):
         federated.set_weights(tuner, {"b": np.array([22.0])})
-    with pytest.raises(InputError, match="the energy would not be convex"):
+    with pytest.raises(InputError, match="no longer be known to be convex"):
         federated.set_weights(tuner, {"a": np.array([0.5])})
     federated.set_weights(tuner, {"b": np.array([2.5])})
     federated.set_weights(session, {"a": np.array([2.75])})
