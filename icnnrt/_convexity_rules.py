@@ -157,7 +157,8 @@ class Walk:
         self.origins: dict[str, frozenset[str]] = {name: frozenset((name,)) for name in names}
         self.stirred = False  # whether samples of x meet
         self.least: tuple[float, frozenset[str]] | None = None
-        self.broken: dict[str, tuple[frozenset[str], float]] = {}  # by output
+        # By output: the names, how far beyond 0, and 1 for what should be >= 0, −1 for what should be <= 0.
+        self.broken: dict[str, tuple[frozenset[str], float, int]] = {}
         for i in graph.inputs:
             shape = self.values[i.name].shape
             self.facts[i.name] = rules.anything(shape, AFFINE if i.name == "y" else FREE)
@@ -763,7 +764,7 @@ class Walk:
                 if wanted is not convex and self.broken:
                     bent = bent | (code == 0)  # behind a weight that broke a rule, more may
                 margins = [
-                    sign * met
+                    (float((sign * met).min()), sign)
                     for strict, sign in ((bent, 1), (code == CONCAVE, -1))
                     if strict.any() and wanted.any()
                     for met in [WEIGHED[node.op_type](node, promote(self.values[known]), strict, wanted, here)]
@@ -771,10 +772,10 @@ class Walk:
                 ]
                 if not margins or not names:
                     continue
-                least = float(min(m.min() for m in margins))
+                least, sign = min(margins)
                 if wanted is not convex:
                     if least < 0:
-                        self.broken[output] = (names, least)
+                        self.broken[output] = (names, least, sign)
                 elif self.least is None or least < self.least[0]:
                     self.least = (least, names)
 
@@ -804,9 +805,11 @@ class Walk:
     def why(self, node: Node, output: str) -> str:
         op = node.op_type
         if output in self.broken:
-            names, least = self.broken[output]
+            names, least, sign = self.broken[output]
+            should, bent = (">= 0", "convex") if sign > 0 else ("<= 0", "concave")
             return (
-                f"{_listed(names)} should be >= 0 where it meets values that are convex in y, but reaches {least:.3g}"
+                f"{_listed(names)} should be {should} where it meets values that are {bent} in y, but reaches "
+                f"{sign * least:.3g}"
             )
         dependent = [one for one in node.inputs if one and one not in self.known and not self.fact(one).free.all()]
         if op in ("Mul", "Div", "MatMul", "Gemm", "Einsum", "Conv"):

@@ -300,7 +300,7 @@ def _walked(graph: Graph, weights: Mapping[str, Array], samples: int, other: int
             raise Stop(None, f"f has the shape {list(f.shape)} for {samples} samples")
         if not f.has(1).all():
             culprit, name = walk.culprit()
-            blame = tuple(sorted(set().union(*(names for names, _ in walk.broken.values()))))
+            blame = tuple(sorted(set().union(*(names for names, *_ in walk.broken.values()))))
             raise Stop(culprit, walk.why(culprit, name) if culprit else "f is not made by any operator", blame)
         least = (", ".join(sorted(walk.least[1])), walk.least[0]) if walk.least else None
         strong, bound = (_or_none(figure, walk) for figure in (strong_convexity, lipschitz))

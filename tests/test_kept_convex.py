@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -175,6 +176,29 @@ def test_the_manifest_says_what_the_proof_rests_on(packages: dict[str, Path], st
     assert {name: s.sign.to_json() for name, s in manifest.weights.tensors.items() if s.sign} == signs
     assert manifest.convexity is not None
     assert (manifest.convexity.verdict, manifest.convexity.rests_on) == ("proven", values)
+
+
+@pytest.mark.parametrize(
+    ("op", "value", "told"),
+    [
+        ("Identity", -0.25, "w should be >= 0 where it meets values that are convex in y, but reaches -0.25"),
+        ("Neg", 0.25, "w should be <= 0 where it meets values that are concave in y, but reaches 0.25"),
+    ],
+)
+def test_a_weight_of_the_wrong_sign_is_told_with_the_side_that_it_should_be_on(
+    op: str, value: float, told: str
+) -> None:
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 18]>
+        value (double[batch, 3] x, double[batch, 3] y) => (double[batch] f)
+        <double[3, 1] w = {{{value}, {value}, {value}}}, int64[1] one = {{1}}> {{
+            z = Exp(y)
+            s = {op}(z)
+            p = MatMul(s, w)
+            f = Squeeze(p, one)
+        }}"""
+    )
+    assert prove(model.SerializeToString(), {}).reason == told
 
 
 @pytest.mark.parametrize("goal", [steep, turned], ids=["steep", "turned"])
