@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 
 import icnnrt
-from icnnrt import reference
+from icnnrt.mathematics import reference
 
 models, packages = Path(sys.argv[1]), Path(sys.argv[2])
 version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])

@@ -18,7 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks import tables
 from benchmarks.settings import Settings
-from icnnrt.cli import console
+from icnnrt.cli.app import console
 from icnnrt.errors import IcnnrtError
 
 BUDGET, QUICK_BUDGET = 2.0, 0.12  # seconds for the contenders of one row

@@ -11,7 +11,7 @@ from benchmarks.interleaved import Contender, Missing, first_line, race
 from benchmarks.report import Row, base_of, entries
 from benchmarks.settings import Settings
 from benchmarks.threads import threads
-from icnnrt import reference
+from icnnrt.mathematics import reference
 
 
 def adjoint(settings: Settings) -> list[Row]:

@@ -22,7 +22,7 @@ from benchmarks.networks import DIGITS, NETWORKS, package
 from benchmarks.report import Row, entries
 from benchmarks.settings import Settings
 from benchmarks.threads import cores, threads
-from icnnrt.package import Package
+from icnnrt.format.package import Package
 
 FLOOR: Final = "loop"
 CALLS: Final = "K calls"

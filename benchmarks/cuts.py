@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt import reference
+from icnnrt.mathematics import reference
 
 Start = Literal["cold", "warm"]
 DISTINCT = 8  # samples; larger batches repeat them, which costs every contender the same as so many others

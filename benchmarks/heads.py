@@ -17,7 +17,7 @@ from benchmarks.networks import MAP
 from benchmarks.report import Row, entries
 from benchmarks.settings import Settings
 from benchmarks.threads import cores, threads
-from icnnrt.package import Package
+from icnnrt.format.package import Package
 
 BATCHES: Final = (1, 128, 100_000)  # those that the targets are for, whatever --batch says
 QUICK_BATCHES: Final = (1, 128)

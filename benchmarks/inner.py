@@ -17,7 +17,7 @@ from benchmarks.interleaved import Contender, Missing, first_line, race
 from benchmarks.report import Row, base_of, entries
 from benchmarks.settings import Settings
 from benchmarks.threads import threads
-from icnnrt import reference
+from icnnrt.mathematics import reference
 
 SHAPES: Final = ((10, 5), (10, 30), (159, 10), (159, 30), (2048, 10), (2048, 30))  # (n, k)
 QUICK_SHAPES: Final = ((10, 5), (159, 10))

@@ -22,7 +22,7 @@ from benchmarks.interleaved import Contender, Missing, first_line, race
 from benchmarks.report import Target
 from benchmarks.settings import Settings
 from benchmarks.threads import threads
-from icnnrt import reference
+from icnnrt.mathematics import reference
 
 SAMPLES: Final = DISTINCT  # where the batch is not what grows: enough that their steps average out
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmarks.report import Row
 from benchmarks.threads import shown
-from icnnrt.cli import number
+from icnnrt.cli.app import number
 
 OVERHEAD: Final = "empty graph"
 

@@ -17,7 +17,7 @@ from benchmarks.networks import DIGITS
 from benchmarks.report import Row, entries
 from benchmarks.settings import Settings
 from benchmarks.threads import cores, threads
-from icnnrt.package import Package
+from icnnrt.format.package import Package
 
 BATCHES: Final = (1, 32)  # those that the targets are for, whatever --batch says
 RATE: Final = 1e-4  # small, so that the last step meets the same problem as the first

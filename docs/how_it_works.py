@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from icnnrt import reference
-from icnnrt.reference import Array
+from icnnrt.mathematics import reference
+from icnnrt.mathematics.reference import Array
 
 CUTS = 4
 

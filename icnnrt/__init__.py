@@ -13,7 +13,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from icnnrt._native import ops_library
     from icnnrt.errors import (
         CertificateError,
         ExportError,
@@ -25,15 +24,16 @@ if TYPE_CHECKING:
         ProviderError,
         SampleError,
     )
-    from icnnrt.finetune import EpochReport, FineTuner, FitReport, StepReport
+    from icnnrt.format.package import Package
     from icnnrt.limits import Limits
-    from icnnrt.package import Package
-    from icnnrt.qp_solver import QPData, QPSolver
-    from icnnrt.qp_status import QPStatus
-    from icnnrt.quadratic_program import QPGradients, QPSolution, qp
-    from icnnrt.session import Session, load
-    from icnnrt.solution import Cotangents, Solution
-    from icnnrt.status import Status
+    from icnnrt.mathematics.qp_status import QPStatus
+    from icnnrt.mathematics.status import Status
+    from icnnrt.native_library import ops_library
+    from icnnrt.serving.qp_solver import QPData, QPSolver
+    from icnnrt.serving.quadratic_program import QPGradients, QPSolution, qp
+    from icnnrt.serving.session import Session, load
+    from icnnrt.serving.solution import Cotangents, Solution
+    from icnnrt.tuning.finetune import EpochReport, FineTuner, FitReport, StepReport
 
     __version__: str
 
@@ -70,24 +70,24 @@ __all__ = [
 
 # Imported when first used, so that `import icnnrt` (and with it the command line) takes no time.
 _HOME = {
-    "Cotangents": "solution",
-    "EpochReport": "finetune",
-    "FineTuner": "finetune",
-    "FitReport": "finetune",
+    "Cotangents": "serving.solution",
+    "EpochReport": "tuning.finetune",
+    "FineTuner": "tuning.finetune",
+    "FitReport": "tuning.finetune",
     "Limits": "limits",
-    "Package": "package",
-    "QPData": "qp_solver",
-    "QPGradients": "quadratic_program",
-    "QPSolution": "quadratic_program",
-    "QPSolver": "qp_solver",
-    "QPStatus": "qp_status",
-    "Session": "session",
-    "Solution": "solution",
-    "Status": "status",
-    "StepReport": "finetune",
-    "load": "session",
-    "ops_library": "_native",
-    "qp": "quadratic_program",
+    "Package": "format.package",
+    "QPData": "serving.qp_solver",
+    "QPGradients": "serving.quadratic_program",
+    "QPSolution": "serving.quadratic_program",
+    "QPSolver": "serving.qp_solver",
+    "QPStatus": "mathematics.qp_status",
+    "Session": "serving.session",
+    "Solution": "serving.solution",
+    "Status": "mathematics.status",
+    "StepReport": "tuning.finetune",
+    "load": "serving.session",
+    "ops_library": "native_library",
+    "qp": "serving.quadratic_program",
 }
 
 

@@ -22,7 +22,7 @@ def _run() -> None:
     except ImportError as error:
         print(f"icnnrt: the command line needs typer and rich ({error}): pip install 'icnnrt[cli]'", file=sys.stderr)
         raise SystemExit(2) from None
-    from icnnrt.cli import app
+    from icnnrt.cli.commands import app
 
     for stream in (sys.stdout, sys.stderr):
         # Tables hold characters that an old Windows code page lacks; a question mark is better than a traceback.

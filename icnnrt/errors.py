@@ -1,6 +1,6 @@
 """Every exception icnnrt raises on purpose; one parent, so one `except` catches them all."""
 
-from icnnrt._printable import printable
+from icnnrt.printable import printable
 
 
 class IcnnrtError(Exception):

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt._arguments import converted, integer
-from icnnrt._fields import named, show
-from icnnrt._weight_sets import WeightSet
+from icnnrt.arguments import converted, integer
 from icnnrt.errors import InputError, MissingDependencyError
-from icnnrt.finetune import BATCH_SIZE, FineTuner
+from icnnrt.format.manifest import Manifest
 from icnnrt.limits import call
-from icnnrt.manifest import Manifest
-from icnnrt.session import Session
+from icnnrt.printable import named, show
+from icnnrt.serving.session import Session
+from icnnrt.serving.weight_sets import WeightSet
+from icnnrt.tuning.finetune import BATCH_SIZE, FineTuner
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, ConfigRecord, Context, Message

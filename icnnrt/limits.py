@@ -8,7 +8,7 @@ how long it takes and how much memory is not, so both are bounded while it runs:
     memory   what operators make comes from an arena of onnxruntime that has this size, and refuses more; what a few
              (NonZero, Unique, sequences) need on the way besides does not. Functions are counted before they are put in
              place of their calls, and tensors of text, each entry of which has memory of its own, are refused in every
-             package (`_wire`). Nothing is optimised or computed while a graph is loaded, so runs are somewhat slower.
+             package (`wire`). Nothing is optimised or computed while a graph is loaded, so runs are somewhat slower.
     process  the graph runs in a process of its own, which is killed where the time is over, in the middle of an
              operator too, has no more memory than that, and cannot take the caller's down.
 
@@ -26,7 +26,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from icnnrt._arguments import flag, integer, number
+from icnnrt.arguments import flag, integer, number
 from icnnrt.errors import InputError, LimitError
 
 SECONDS: Final = 60.0

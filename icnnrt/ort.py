@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final, TypeAlias
 
-from icnnrt import _native
-from icnnrt._arguments import integer
-from icnnrt._fields import show
-from icnnrt._printable import cropped, harmless
+from icnnrt import native_library
+from icnnrt.arguments import integer
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, ProviderError
+from icnnrt.printable import cropped, harmless, show
 
 Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
 
@@ -138,10 +137,10 @@ def native_operators(ort: ModuleType, native: bool | None) -> frozenset[str]:
     """The operators that native kernels are to serve."""
     if native is not None and not isinstance(native, bool):
         raise InputError(f"native: expected True, False or None, but got {native!r}.")
-    if native is False or (native is None and _native.build().library is None):
+    if native is False or (native is None and native_library.build().library is None):
         return frozenset()
     try:
-        return _native.kernels(ort).operators
+        return native_library.kernels(ort).operators
     except MissingDependencyError as error:
         if native:
             raise

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from icnnrt import package, signatures
 from icnnrt.errors import PackageError
+from icnnrt.format import package, signatures
 
 ROLES = ("value", "argmin", "adjoint")
 

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icnnrt.qp_reference import QP
-from icnnrt.qp_status import QPStatus
+from icnnrt.mathematics.qp_reference import QP
+from icnnrt.mathematics.qp_status import QPStatus
 
 
 class Known(NamedTuple):

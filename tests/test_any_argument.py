@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt import FineTuner, IcnnrtError, Package, QPSolver, federated, golden, lp_files, package, qp, tabular
-from icnnrt.checkpoints import History
+from icnnrt import FineTuner, IcnnrtError, Package, QPSolver, federated, qp
+from icnnrt.checking import golden
+from icnnrt.checking.recommend import recommend
+from icnnrt.checking.repair import project
+from icnnrt.checking.verify import verify
+from icnnrt.cli import tabular
 from icnnrt.convexity import Convexity, prove
-from icnnrt.epigraph import epigraph
-from icnnrt.manifest import Manifest
-from icnnrt.recommend import recommend
-from icnnrt.repair import project
-from icnnrt.verify import verify
+from icnnrt.epigraph import epigraph, lp_files
+from icnnrt.format import package
+from icnnrt.format.checkpoints import History
+from icnnrt.format.manifest import Manifest
 
 FIXTURES = Path(__file__).parent / "fixtures" / "version1"
 

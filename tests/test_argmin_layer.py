@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from icnnrt import reference
+from icnnrt.mathematics import reference
 from icnnrt_models import FICNN, PICNN, ArgminResult, BundleEntropyArgmin
 from icnnrt_models.bundle_entropy import (
     bundle_entropy_solve,

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt._arguments import integer, number
-from icnnrt._fields import strict
+from icnnrt.arguments import integer, number
+from icnnrt.checking.recommend import recommend
+from icnnrt.checking.repair import project
+from icnnrt.checking.verify import verify
 from icnnrt.errors import InputError
-from icnnrt.finetune import EpochReport, FineTuner, FitReport, StepReport
-from icnnrt.quadratic_program import qp
-from icnnrt.recommend import recommend
-from icnnrt.repair import project
-from icnnrt.verify import verify
+from icnnrt.format.fields import strict
+from icnnrt.serving.quadratic_program import qp
+from icnnrt.tuning.finetune import EpochReport, FineTuner, FitReport, StepReport
 
 X, TARGET = np.linspace(-1, 1, 24).reshape(8, 3), np.full((8, 4), 0.4)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt.package import Package
+from icnnrt.format.package import Package
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx_functions import all_nodes, check_portable
 
-from icnnrt import reference
+from icnnrt.mathematics import reference
 from icnnrt_exporters.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
 
 TYPES = {np.float64: TensorProto.DOUBLE, np.float32: TensorProto.FLOAT}

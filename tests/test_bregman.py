@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import icnnrt
-from icnnrt import Status, bregman, certificate, reference
-from icnnrt.domains import MODELS, Coordinates, box_coordinates, space_coordinates
+from icnnrt import Status
+from icnnrt.checking.recommend import recommend
+from icnnrt.checking.verify import verify
 from icnnrt.errors import ExportError, InputError
-from icnnrt.recommend import recommend
-from icnnrt.verify import verify
+from icnnrt.mathematics import bregman, certificate, reference
+from icnnrt.mathematics.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt_exporters import TrainSpec
 from icnnrt_exporters.exporter import export
 from icnnrt_exporters.solver_choice import choose_solver

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from icnnrt.bundle_qp import (
+from icnnrt.mathematics.bundle_qp import (
     Polyhedron,
     bundle_qp_adjoint,
     bundle_qp_argmin,
     bundle_qp_implicit,
 )
-from icnnrt.qp_reference import QP, qp_solve
-from icnnrt.reference import sigmoid, softplus
-from icnnrt.status import Status
+from icnnrt.mathematics.qp_reference import QP, qp_solve
+from icnnrt.mathematics.reference import sigmoid, softplus
+from icnnrt.mathematics.status import Status
 
 B, N, UNITS, MU = 4, 5, 12, 0.2
 # Central with h = 1e-5 of an algorithm whose programs are solved to 1e-12, relative to the size of the gradient.

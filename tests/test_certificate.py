@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt import certificate, reference
-from icnnrt.certificate import Tolerances
-from icnnrt.domains import SIMPLEX, SPACE, UNIT_BOX, box_coordinates
-from icnnrt.reference import in_coordinates
-from icnnrt.status import Status
+from icnnrt.mathematics import certificate, reference
+from icnnrt.mathematics.certificate import Tolerances
+from icnnrt.mathematics.domains import SIMPLEX, SPACE, UNIT_BOX, box_coordinates
+from icnnrt.mathematics.reference import in_coordinates
+from icnnrt.mathematics.status import Status
 
 B, N, UNITS, K = 48, 5, 6, 8
 TOLERANCES = {np.float32: Tolerances(1e-3, 3e-5), np.float64: Tolerances(1e-3, 1e-8)}

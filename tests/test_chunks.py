@@ -13,12 +13,12 @@ pytest.importorskip("onnxruntime")
 
 import icnnrt
 from icnnrt import Session
-from icnnrt._chunks import MEMORY, Footprint, Gathered
-from icnnrt._weight_sets import WeightSet
 from icnnrt.errors import InputError
-from icnnrt.package import Package
-from icnnrt.signatures import BATCH, TRAIN_ROLE, Tensor, expected
-from icnnrt.status import Status
+from icnnrt.format.package import Package
+from icnnrt.format.signatures import BATCH, TRAIN_ROLE, Tensor, expected
+from icnnrt.mathematics.status import Status
+from icnnrt.serving.chunks import MEMORY, Footprint, Gathered
+from icnnrt.serving.weight_sets import WeightSet
 
 FOLDER = Path(__file__).parent / "fixtures" / "version1"
 HEADS = FOLDER / "bregman.icnn"  # float64 with every head

@@ -18,14 +18,19 @@ pytest.importorskip("onnxruntime")
 
 from typer.testing import CliRunner
 
-from icnnrt import _native, cli, tabular
+from icnnrt import native_library
+from icnnrt.checking.recommend import recommend
+from icnnrt.cli import app as console_app
+from icnnrt.cli import run as run_command
+from icnnrt.cli import tabular
+from icnnrt.cli import verify as verify_command
+from icnnrt.cli.commands import app
 from icnnrt.errors import InputError
-from icnnrt.recommend import recommend
-from icnnrt.session import load
+from icnnrt.serving.session import load
 
 
 def icnnrt(*arguments: object) -> Any:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
 
 
 def sentence(result: Any, code: int = 1) -> str:
@@ -83,7 +88,7 @@ def test_neither_help_nor_the_runtime_commands_import_torch(
 def test_help_lists_the_commands_of_all_packages() -> None:
     done = subprocess.run([sys.executable, "-m", "icnnrt", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    declared = {point.name for point in importlib.metadata.entry_points(group=cli.ENTRY_POINTS)}
+    declared = {point.name for point in importlib.metadata.entry_points(group=console_app.ENTRY_POINTS)}
     assert {"export", "demo"} <= declared
     for name in {"run", "inspect", "verify", "doctor", *declared}:
         assert re.search(rf"^\W*{name}\s+\w", done.stdout, re.MULTILINE), name
@@ -96,10 +101,12 @@ def test_entry_points_are_declared_as_they_are_written() -> None:
 
     declared = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     commands = pytest.importorskip("icnnrt_exporters.commands")
-    for name, value in declared["project"]["entry-points"][cli.ENTRY_POINTS].items():
+    for name, value in declared["project"]["entry-points"][console_app.ENTRY_POINTS].items():
         assert value == f"icnnrt_exporters.commands:{name}"
         assert callable(getattr(commands, name))
-    assert declared["project"]["entry-points"][cli.CHECKS] == {"torch_files": "icnnrt_exporters.commands:torch_files"}
+    assert declared["project"]["entry-points"][verify_command.CHECKS] == {
+        "torch_files": "icnnrt_exporters.commands:torch_files"
+    }
     assert callable(commands.torch_files)
 
 
@@ -109,11 +116,13 @@ def test_without_its_check_verify_says_what_to_install(
     points: list[importlib.metadata.EntryPoint] = []
     plain = importlib.metadata.entry_points
     monkeypatch.setattr(
-        cli.importlib.metadata, "entry_points", lambda **k: points if k.get("group") == cli.CHECKS else plain(**k)
+        importlib.metadata,
+        "entry_points",
+        lambda **k: points if k.get("group") == verify_command.CHECKS else plain(**k),
     )
     command = ("verify", digits_like_package, "--torchscript", tmp_path / "f.pt")
     assert "no check of files of torch is installed; pip install" in sentence(icnnrt(*command))
-    points.append(importlib.metadata.EntryPoint("torch_files", "no_such_module_here:check", cli.CHECKS))
+    points.append(importlib.metadata.EntryPoint("torch_files", "no_such_module_here:check", verify_command.CHECKS))
     assert "cannot be loaded from no_such_module_here" in sentence(icnnrt(*command))
 
 
@@ -158,8 +167,8 @@ def test_without_torch_the_commands_are_listed_and_say_what_to_install(command: 
 
 
 def test_a_command_that_cannot_be_loaded_takes_nothing_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = importlib.metadata.EntryPoint("broken", "no_such_module_here:command", cli.ENTRY_POINTS)
-    monkeypatch.setattr(cli, "_entry_points", lambda: {"broken": point})
+    point = importlib.metadata.EntryPoint("broken", "no_such_module_here:command", console_app.ENTRY_POINTS)
+    monkeypatch.setattr(console_app, "_entry_points", lambda: {"broken": point})
     monkeypatch.setattr(typer_group(), "commands", dict(typer_group().commands))
     helped = icnnrt("--help")
     assert helped.exit_code == 0
@@ -170,7 +179,7 @@ def test_a_command_that_cannot_be_loaded_takes_nothing_with_it(monkeypatch: pyte
 def typer_group() -> Any:
     import typer
 
-    return typer.main.get_command(cli.app)
+    return typer.main.get_command(app)
 
 
 # --- run -----------------------------------------------------------------------------------------
@@ -185,7 +194,7 @@ def test_run_reads_every_format_and_prints_a_table(name: str, digits_like_packag
 
 
 def test_run_says_whether_kernels_ran(digits_like_package: Path, inputs: Path) -> None:
-    built = _native.build().library is not None
+    built = native_library.build().library is not None
     for flag, native in (([], built), (["--portable"], False), *([(["--native"], True)] if built else [])):
         arguments = ["run", digits_like_package, inputs / "x.npy", *flag]
         assert json.loads(icnnrt(*arguments, "--json").stdout)["native"] is native
@@ -260,7 +269,7 @@ def test_large_inputs_run_in_batches_and_advice_names_the_sample_of_the_file(
     x[17] = np.inf
     np.save(tmp_path / "x.npy", x)
     assert icnnrt("run", digits_like_package, tmp_path / "x.npy", "--out", whole).exit_code == 3
-    monkeypatch.setattr(cli, "BATCH", 7)
+    monkeypatch.setattr(run_command, "BATCH", 7)
     result = icnnrt("run", digits_like_package, tmp_path / "x.npy", "--out", parts)
     assert "sample 17: x holds" in result.stdout
     with np.load(whole) as a, np.load(parts) as b:
@@ -567,7 +576,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     content = json.loads(icnnrt("doctor", "--json").stdout)
     assert content["problems"] == []
     assert content["threads"] == 1
-    native, built = content["native"], _native.build()
+    native, built = content["native"], native_library.build()
     assert native["library"] == (str(built.library) if built.library else None)
     assert (native["instruction_set"] in native["compiled_for"]) == (built.library is not None)
     assert bool(native["reason"]) == (built.library is None)
@@ -577,10 +586,10 @@ def test_doctor_tells_of_a_library_that_cannot_be_used(monkeypatch: pytest.Monke
     monkeypatch.setattr(importlib.metadata, "version", versions({"onnxruntime": "1.31", "onnxruntime-gpu": ""}))
     broken = tmp_path / "libicnnrt_ops.so"
     broken.write_bytes(b"no library")
-    monkeypatch.setattr(_native, "build", lambda: _native.Build(broken, "", "GNU 12", ("x86_64_v2",)))
-    _native.kernels.cache_clear()
+    monkeypatch.setattr(native_library, "build", lambda: native_library.Build(broken, "", "GNU 12", ("x86_64_v2",)))
+    native_library.kernels.cache_clear()
     result = icnnrt("doctor", "--json")
-    _native.kernels.cache_clear()
+    native_library.kernels.cache_clear()
     assert result.exit_code == 1
     assert f"native: onnxruntime cannot use {broken}" in json.loads(result.stdout)["problems"][0]
 

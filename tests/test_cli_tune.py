@@ -22,7 +22,9 @@ pytest.importorskip("onnxruntime")
 from test_cli import FACTORY, icnnrt, sentence
 
 import icnnrt as library
-from icnnrt import checkpoints, cli_tune, finetune, package
+from icnnrt.cli import tune
+from icnnrt.format import checkpoints, package
+from icnnrt.tuning import finetune
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_it_does_what_fit_does(train_package: Path, data: Path, tmp_path: Path) 
 
 
 def test_the_defaults_are_those_of_the_library() -> None:
-    defaults = {name: p.default for name, p in inspect.signature(cli_tune.tune).parameters.items()}
+    defaults = {name: p.default for name, p in inspect.signature(tune.tune).parameters.items()}
     assert (defaults["learning_rate"], defaults["batch_size"]) == (finetune.LEARNING_RATE, finetune.BATCH_SIZE)
     assert checkpoints.KEEP == 5  # as the help says
 
@@ -306,14 +308,14 @@ def test_a_process_that_is_told_to_stop_saves_and_says_by_what(
         told = b""
         for name in sent:
             process.send_signal(getattr(signal, name))
-            while cli_tune.STOPPING.encode() not in told:  # the others come while it writes
+            while tune.STOPPING.encode() not in told:  # the others come while it writes
                 assert process.stderr is not None
                 line = process.stderr.readline()
                 assert line
                 told += line
         told += process.communicate()[1]
     assert process.returncode == code, told
-    assert told.count(cli_tune.STOPPING.encode()) == 1
+    assert told.count(tune.STOPPING.encode()) == 1
     assert b"interrupted after" in told
     assert f"weights are in {tmp_path / 'out.icnn'}".encode() in told
     assert b"Traceback" not in told
@@ -399,7 +401,9 @@ icnnrt.__main__.main()
 """
 
 
-@pytest.mark.parametrize("module", ["rich", "typer", "icnnrt.cli", "numpy", "icnnrt.finetune", "onnxruntime"])
+@pytest.mark.parametrize(
+    "module", ["rich", "typer", "icnnrt.cli.app", "numpy", "icnnrt.tuning.finetune", "onnxruntime"]
+)
 def test_ctrl_c_while_it_starts_is_one_line(train_package: Path, data: Path, tmp_path: Path, module: str) -> None:
     command = ["tune", train_package, data, "--out", tmp_path / "out.icnn"]
     done = subprocess.run(

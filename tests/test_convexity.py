@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from icnnrt._onnx_graph import ancestors, read_graph
-from icnnrt._onnx_numpy import evaluate, operators
 from icnnrt.convexity import Convexity, prove
+from icnnrt.convexity.onnx_numpy import evaluate, operators
 from icnnrt.errors import PackageError
-from icnnrt.package import Package
+from icnnrt.format.onnx_graph import ancestors, read_graph
+from icnnrt.format.package import Package
 
 DIGITS = Path(__file__).parent.parent / "models" / "digits_completion" / "digits_completion.icnn"
 
@@ -705,8 +705,8 @@ LARGE_VALUES: dict[str, tuple[list[onnx.NodeProto], Mapping[str, Any]]] = {
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes that the values of one proof may take, but for what the weights add."""
-    monkeypatch.setattr("icnnrt._onnx_numpy.MEMORY", 1 << 23)
-    monkeypatch.setattr("icnnrt.convexity.MAX_NUMBERS", 1 << 12)
+    monkeypatch.setattr("icnnrt.convexity.onnx_numpy.MEMORY", 1 << 23)
+    monkeypatch.setattr("icnnrt.convexity.segments.MAX_NUMBERS", 1 << 12)
     return 1 << 23
 
 
@@ -784,11 +784,11 @@ def test_the_proof_of_a_wide_energy_makes_no_square_matrix() -> None:
 
 def test_few_segments_are_tried_where_y_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     data = model([node("Sin", "y", "s"), total("s")], {}, n=1 << 10)
-    monkeypatch.setattr("icnnrt.convexity.MAX_NUMBERS", 1 << 18)
+    monkeypatch.setattr("icnnrt.convexity.segments.MAX_NUMBERS", 1 << 18)
     verdict, bytes_held = peak(lambda: prove(data, {}))
     assert verdict.verdict == "violated"
     assert bytes_held < 32 << 20
-    monkeypatch.setattr("icnnrt.convexity.MAX_NUMBERS", 1 << 15)
+    monkeypatch.setattr("icnnrt.convexity.segments.MAX_NUMBERS", 1 << 15)
     assert prove(data, {}).evidence is None
 
 
@@ -806,7 +806,7 @@ def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
     """The value alone of a torch energy, by the exporter's own stages."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    from icnnrt import package
+    from icnnrt.format import package
     from icnnrt_exporters.energy_graph import trace_energy
     from icnnrt_exporters.exporter import plain_graph, serialise, stored
     from icnnrt_exporters.heads import Input, _theta, trace

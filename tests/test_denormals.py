@@ -9,10 +9,10 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 import icnnrt
-from icnnrt._weight_sets import without_denormals
-from icnnrt.checkpoints import History
-from icnnrt.finetune import FineTuner
-from icnnrt.package import Package
+from icnnrt.format.checkpoints import History
+from icnnrt.format.package import Package
+from icnnrt.serving.weight_sets import without_denormals
+from icnnrt.tuning.finetune import FineTuner
 
 PACKAGE = Path(__file__).parent / "fixtures" / "version1" / "unit_box.icnn"
 X, Y = np.linspace(-1, 1, 16).reshape(8, 2), np.full((8, 3), 0.4)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt.verify import verify
+from icnnrt.checking.verify import verify
 from icnnrt_models import digits
 
 HERE = Path(__file__).parents[1] / "models" / "digits_completion"

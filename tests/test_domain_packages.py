@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import icnnrt
-from icnnrt import Status, reference
-from icnnrt import verify as checks
-from icnnrt.domains import MODELS, Coordinates, box_coordinates, space_coordinates
+from icnnrt import Status
+from icnnrt.checking import verify as checks
+from icnnrt.checking.verify import verify
 from icnnrt.errors import InputError
-from icnnrt.finetune import FineTuner
-from icnnrt.verify import verify
+from icnnrt.mathematics import reference
+from icnnrt.mathematics.domains import MODELS, Coordinates, box_coordinates, space_coordinates
+from icnnrt.tuning.finetune import FineTuner
 from icnnrt_exporters import TrainSpec, siblings
 from icnnrt_exporters.exporter import export
 from icnnrt_exporters.optimizers import SGD

@@ -14,8 +14,8 @@ import torch
 from onnx import TensorProto, helper
 from scipy.optimize import minimize
 
-from icnnrt import certificate, reference
-from icnnrt.domains import MODELS, NAMES, SIMPLEX, SPACE, UNIT_BOX, box_coordinates, space_coordinates
+from icnnrt.mathematics import certificate, reference
+from icnnrt.mathematics.domains import MODELS, NAMES, SIMPLEX, SPACE, UNIT_BOX, box_coordinates, space_coordinates
 from icnnrt_exporters.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
 from icnnrt_models import FICNN, BundleEntropyArgmin
 

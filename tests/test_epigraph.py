@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt.domains import SPACE, space_coordinates
 from icnnrt.epigraph import EpigraphProblem, epigraph
+from icnnrt.epigraph.lp_files import Coo, Program, write_program
 from icnnrt.errors import InputError
-from icnnrt.lp_files import Coo, Program, write_program
-from icnnrt.package import Package
-from icnnrt.qp_status import QPStatus
-from icnnrt.reference import bundle_entropy_argmin, in_coordinates
+from icnnrt.format.package import Package
+from icnnrt.mathematics.domains import SPACE, space_coordinates
+from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.mathematics.reference import bundle_entropy_argmin, in_coordinates
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")

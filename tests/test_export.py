@@ -13,8 +13,8 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 import icnnrt
-from icnnrt import reference
 from icnnrt.errors import ExportError
+from icnnrt.mathematics import reference
 from icnnrt_exporters.exporter import export
 from icnnrt_exporters.packer import pack
 from icnnrt_exporters.versions import IR_VERSION, OPSET

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from safetensors import numpy as safetensors_numpy
 
 import icnnrt
-from icnnrt import _files, finetune
-from icnnrt.checkpoints import HISTORY_FILE, MAX_BYTES, History
+from icnnrt.checking.verify import verify
 from icnnrt.errors import IcnnrtError, InputError, PackageError
-from icnnrt.finetune import EpochReport, FineTuner, StepReport
-from icnnrt.verify import verify
+from icnnrt.format import files
+from icnnrt.format.checkpoints import HISTORY_FILE, MAX_BYTES, History
+from icnnrt.tuning import finetune
+from icnnrt.tuning.finetune import EpochReport, FineTuner, StepReport
 
 pytest.importorskip("onnxruntime")
 
@@ -1118,16 +1119,16 @@ def test_a_folder_that_cannot_be_written(tuner: FineTuner, samples: Samples, tmp
 
 def test_files_appear_whole_and_as_readable_as_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plain").write_bytes(b"1")
-    _files.write_atomically(tmp_path / "f", b"1")
+    files.write_atomically(tmp_path / "f", b"1")
     assert (tmp_path / "f").stat().st_mode == (tmp_path / "plain").stat().st_mode
-    _files.write_atomically(tmp_path / "f", b"22")
+    files.write_atomically(tmp_path / "f", b"22")
     assert (tmp_path / "f").read_bytes() == b"22"
-    assert _files.read_plain(tmp_path / "f", 2) == b"22"
-    assert _files.read_plain(tmp_path / "f", 1) is None
+    assert files.read_plain(tmp_path / "f", 2) == b"22"
+    assert files.read_plain(tmp_path / "f", 1) is None
     assert sorted(os.listdir(tmp_path)) == ["f", "plain"]
-    assert _files.scratch_of(".f.0123.tmp") == "f"
-    assert _files.scratch_of("f.0123.tmp") is None
-    assert _files.scratch_of(".tmp") is None
+    assert files.scratch_of(".f.0123.tmp") == "f"
+    assert files.scratch_of("f.0123.tmp") is None
+    assert files.scratch_of(".tmp") is None
 
 
 # --- Many threads ----------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt import quadratic_program
-from icnnrt.finetune import FineTuner
+from icnnrt.serving import quadratic_program
+from icnnrt.tuning.finetune import FineTuner
 
 PATIENCE = 60.0  # seconds for a child, which only a deadlock takes
 THREADS = 6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt.verify import verify
+from icnnrt.checking.verify import verify
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -171,7 +171,7 @@ def test_golden_data_tells_a_changed_graph(package: Path, tmp_path: Path) -> Non
     golden = {name: np.array(a) for name, a in opened.golden.items()}
     golden["value.f"] = golden["value.f"] + 1e-6
     spec = opened.manifest
-    from icnnrt import package as packages
+    from icnnrt.format import package as packages
 
     packages.write(
         tmp_path / "bent.icnn",

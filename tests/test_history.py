@@ -13,12 +13,12 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 import icnnrt
-from icnnrt.checkpoints import HISTORY_FILE, History, architecture, check_apart
+from icnnrt.cli.tabular import check_target
+from icnnrt.epigraph.lp_files import Coo, Program, write_program
 from icnnrt.errors import InputError
-from icnnrt.finetune import FineTuner
-from icnnrt.lp_files import Coo, Program, write_program
-from icnnrt.package import Package
-from icnnrt.tabular import check_target
+from icnnrt.format.checkpoints import HISTORY_FILE, History, architecture, check_apart
+from icnnrt.format.package import Package
+from icnnrt.tuning.finetune import FineTuner
 
 FIXTURES = Path(__file__).parent / "fixtures" / "version1"
 X, TARGET = np.linspace(-1, 1, 16).reshape(8, 2), np.full((8, 3), 0.4)

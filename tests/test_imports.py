@@ -11,73 +11,25 @@ from test_session import build
 ROOT = Path(__file__).resolve().parent.parent
 FOREIGN = ("torch", "onnx", "onnx_ir", "onnxscript", "icnnrt_models", "icnnrt_exporters", "scipy", "sklearn")
 
-# A module may import modules of its own tier and of lower ones. Tier 0 is pure: no onnxruntime, no session.
-TIERS = {
-    "errors": 0,
-    "status": 0,
-    "domains": 0,
-    "reference": 0,
-    "certificate": 0,
-    "bregman": 0,
-    "_fields": 0,
-    "_printable": 0,
-    "_files": 0,
-    "_wire": 0,
-    "_forks": 0,
-    "_turns": 0,
-    "_once": 0,
-    "_weight_sets": 0,
-    "_upgrade": 0,
-    "signatures": 0,
-    "signs": 0,
-    "manifest": 0,
-    "package": 0,
-    "solution": 0,
-    "checkpoints": 0,
-    "_arguments": 0,
-    "limits": 0,
-    "_chunks": 0,
-    "tabular": 0,
-    "_build_info": 0,
-    "_onnx_graph": 0,
-    "_onnx_numpy": 0,
-    "_curvature": 0,
-    "_univariate": 0,
-    "_convexity_rules": 0,
-    "_convexity_bounds": 0,
-    "_convexity_grounds": 0,
-    "_kept_convex": 0,
-    "convexity": 0,
-    "golden": 0,
-    "qp_status": 0,
-    "qp_advice": 0,
-    "qp_reference": 0,
-    "_piecewise": 0,
-    "lp_files": 0,
-    "bundle_qp": 0,
-    "_native": 1,
-    "ort": 1,
-    "_served": 1,
-    "_runner": 1,
-    "adjoint": 2,
-    "session": 2,
-    "quadratic_program": 2,
-    "polyhedron": 2,
-    "qp_solver": 2,
-    "epigraph": 3,
-    "__init__": 3,
-    "finetune": 3,
-    "federated": 3,
-    "verify": 3,
-    "recommend": 3,
-    "repair": 3,
-    "cli": 4,
-    "cli_tune": 4,
-    "cli_repair": 4,
-    "cli_epigraph": 4,
-    "__main__": 4,
-}
-MAY_IMPORT_ONNXRUNTIME = 1
+# Folders and modules of icnnrt, lowest first. A file may import what stands in a line above its own, and from its own
+# folder; nothing that stands beside it.
+LAYERS = (
+    ("_build_info", "printable"),
+    ("errors",),
+    ("arguments", "native_library"),
+    ("limits", "mathematics", "ort"),
+    ("format",),
+    ("convexity",),
+    ("serving",),
+    ("tuning", "checking", "epigraph", "__init__"),
+    ("federated",),
+    ("cli",),
+    ("__main__",),
+)
+LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}
+MAY_IMPORT_ONNXRUNTIME = ("ort", "serving", "checking", "cli")
+# Reading a package, opening and using a session needs no prover: what does, imports it where it is used.
+WITHOUT_PROVER = ("serving",)
 
 
 def python(code: str) -> str:
@@ -87,27 +39,31 @@ def python(code: str) -> str:
     return done.stdout
 
 
-def imports(file: Path) -> set[str]:
-    """The modules a file imports, in full, wherever in it the import stands; TYPE_CHECKING blocks aside."""
+def imports(file: Path, *, at_once: bool = False) -> set[str]:
+    """The modules a file imports, in full, wherever in it the import stands, TYPE_CHECKING blocks aside.
+
+    `at_once`: those alone that it imports when it is imported itself.
+    """
     found: set[str] = set()
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    only_types = {
+    aside = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        if (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"))
+        or (at_once and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
-        if id(node) in only_types:
+        if id(node) in aside:
             continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
             assert node.module is not None
-            # `from icnnrt import certificate` names a module, `from icnnrt.errors import InputError` does not.
-            named = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= named if node.module == "icnnrt" else {node.module}
+            # `from icnnrt.mathematics import certificate` names a module, `from icnnrt.errors import InputError` not.
+            found |= {node.module} if node.module.startswith("icnnrt.") else set()
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
@@ -137,22 +93,49 @@ def test_the_version_is_a_string() -> None:
     assert python("import icnnrt; print(icnnrt.__version__)").strip()
 
 
-MODULES = sorted((ROOT / "icnnrt").glob("*.py"))
+HOME = ROOT / "icnnrt"
+MODULES = sorted(HOME.rglob("*.py"))
 
 
-@pytest.mark.parametrize("file", MODULES, ids=lambda file: file.stem)
-def test_modules_import_only_what_their_tier_may(file: Path) -> None:
-    assert file.stem in TIERS, f"icnnrt/{file.name} is new: say in TIERS which modules it may import"
-    own = TIERS[file.stem]
+def place(file: Path) -> str:
+    """Where in LAYERS a file of icnnrt stands."""
+    first = file.relative_to(HOME).parts[0]
+    return first.removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(HOME)))
+def test_imports_go_down(file: Path) -> None:
+    own = place(file)
+    assert own in LAYER, f"icnnrt/{own} is new: say in LAYERS where it stands"
     for module in imports(file):
         head, _, rest = module.partition(".")
-        assert head not in FOREIGN, f"icnnrt/{file.name} imports {module}"
+        assert head not in FOREIGN, f"{file} imports {module}"
         if head == "onnxruntime":
-            assert own >= MAY_IMPORT_ONNXRUNTIME, f"icnnrt/{file.name} is pure, but imports onnxruntime"
-        if head == "icnnrt" and rest:
-            other = rest.partition(".")[0]
-            if other in TIERS:
-                assert TIERS[other] <= own, f"icnnrt/{file.name} imports {module}, which stands above it"
+            assert own in MAY_IMPORT_ONNXRUNTIME, f"{file} is pure, but imports onnxruntime"
+        other = rest.partition(".")[0]
+        if head == "icnnrt" and other in LAYER and other != own:
+            assert LAYER[other] < LAYER[own], f"{file} imports {module}, which does not stand below it"
+    if own in WITHOUT_PROVER:
+        assert not any(module.startswith("icnnrt.convexity") for module in imports(file, at_once=True))
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """What is imported when a file is: of any two files one at most needs the other."""
+    files = {
+        ".".join(("icnnrt", *file.relative_to(HOME).with_suffix("").parts)).removesuffix(".__init__"): file
+        for file in MODULES
+        if file != HOME / "__init__.py"  # which imports what it names when it is asked for
+    }
+    needs = {}
+    for name, file in files.items():
+        found = imports(file, at_once=True) & files.keys()
+        # `from icnnrt.convexity import rules` is of the module alone, though the package's own file runs before it.
+        needs[name] = {one for one in found if not any(other.startswith(f"{one}.") for other in found)}
+    left = dict(needs)
+    while ready := [name for name, others in left.items() if not others & left.keys()]:
+        for name in ready:
+            del left[name]
+    assert not left, f"a circle among {sorted(left)}"
 
 
 @pytest.mark.parametrize(

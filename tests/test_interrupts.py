@@ -23,13 +23,14 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt import federated, limits, qp_solver, quadratic_program
-from icnnrt._once import Once
-from icnnrt._runner import Runner
-from icnnrt._served import Served
-from icnnrt._turns import Link, Turns
-from icnnrt._weight_sets import WeightSet
-from icnnrt.finetune import FineTuner
+from icnnrt import federated, limits
+from icnnrt.serving import qp_solver, quadratic_program
+from icnnrt.serving.once import Once
+from icnnrt.serving.runner import Runner
+from icnnrt.serving.served import Served
+from icnnrt.serving.turns import Link, Turns
+from icnnrt.serving.weight_sets import WeightSet
+from icnnrt.tuning.finetune import FineTuner
 
 PATIENCE = 60  # seconds that another thread is waited for, which only a deadlock takes
 # What a run, an update of weights and a commit of the tuner go through; other functions hold nothing that is shared.

@@ -20,8 +20,8 @@ import icnnrt
 from icnnrt import federated
 from icnnrt.convexity import prove
 from icnnrt.errors import InputError, PackageError
-from icnnrt.finetune import FineTuner
-from icnnrt.signs import NONNEGATIVE, NONPOSITIVE, Sign
+from icnnrt.format.signs import NONNEGATIVE, NONPOSITIVE, Sign
+from icnnrt.tuning.finetune import FineTuner
 from icnnrt_exporters import TrainSpec, export
 from icnnrt_exporters.surgery import Ops, describe, numbered, value
 from icnnrt_exporters.train_graph import projected

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import icnnrt
-from icnnrt import _wire
-from icnnrt.finetune import FineTuner
-from icnnrt.package import Package
+from icnnrt.format import wire
+from icnnrt.format.package import Package
+from icnnrt.tuning.finetune import FineTuner
 
 KILLS = 200  # a quarter of a second each; for more: python tests/test_kills.py PACKAGE SCRATCH 5000
 
@@ -61,7 +61,7 @@ def kill_again_and_again(source: Path, scratch: Path, kills: int = KILLS) -> Non
     """In a process of its own, without torch: a fork then copies little."""
     # What the graphs are made of is found out once for the same bytes: that takes most of the time of opening and of
     # writing a package, and none of it is spent on the disk, where a kill could do harm.
-    _wire.survey = functools.cache(_wire.survey)
+    wire.survey = functools.cache(wire.survey)
     path, history, log = scratch / "device.icnn", scratch / "history", scratch / "committed"
     original = Package.open(source)
     original.save(path)

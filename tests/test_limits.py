@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 
 import icnnrt
 from icnnrt import LimitError, Limits, limits
-from icnnrt._served import Served
-from icnnrt.cli import app
+from icnnrt.checking.verify import verify
+from icnnrt.cli.commands import app
 from icnnrt.errors import IcnnrtError, InputError, PackageError
-from icnnrt.verify import verify
+from icnnrt.serving.served import Served
 
 SHORT = Limits(seconds=0.5, bytes=64 << 20)
 X, Y = np.zeros((2, 4)), np.zeros((2, 3))

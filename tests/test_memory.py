@@ -27,7 +27,7 @@ def steps_of_a_tuner(package: str) -> None:
     from test_finetune import X_DIM, N, check_convex
 
     import icnnrt
-    from icnnrt.finetune import FineTuner
+    from icnnrt.tuning.finetune import FineTuner
 
     session = icnnrt.load(package)
     tuner = FineTuner(session, learning_rate=0.02)
@@ -132,9 +132,9 @@ def test_ten_thousand_steps_stay_convex_and_take_no_memory(train_package: Path) 
 
 def test_calls_of_the_kernels_take_no_memory() -> None:
     pytest.importorskip("onnxruntime")
-    from icnnrt import _native
+    from icnnrt import native_library
 
-    if _native.build().library is None:
+    if native_library.build().library is None:
         pytest.skip("the native kernels are not built")
     alone("calls")
 

@@ -34,17 +34,20 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 import icnnrt
-from icnnrt import _wire, federated, golden, tabular
-from icnnrt._wire import BYTES, MESSAGES, VARINT, Wire
-from icnnrt.checkpoints import History
+from icnnrt import federated
+from icnnrt.checking import golden
+from icnnrt.checking.recommend import recommend
+from icnnrt.checking.repair import project
+from icnnrt.checking.verify import verify
+from icnnrt.cli import tabular
 from icnnrt.epigraph import epigraph
 from icnnrt.errors import IcnnrtError
-from icnnrt.finetune import FineTuner
-from icnnrt.package import Package
-from icnnrt.recommend import recommend
-from icnnrt.repair import project
-from icnnrt.session import Session
-from icnnrt.verify import verify
+from icnnrt.format import wire
+from icnnrt.format.checkpoints import History
+from icnnrt.format.package import Package
+from icnnrt.format.wire import BYTES, MESSAGES, VARINT, Wire
+from icnnrt.serving.session import Session
+from icnnrt.tuning.finetune import FineTuner
 
 FIXTURES: Final = Path(__file__).parent / "fixtures" / "version1"
 PACKAGES: Final = sorted(path.name for path in FIXTURES.glob("*.icnn"))
@@ -415,7 +418,8 @@ def use_weights(case: Case) -> None:
 
 
 def use_inspect(case: Case) -> None:
-    from icnnrt.cli import _tree, console
+    from icnnrt.cli.app import console
+    from icnnrt.cli.inspect import _tree
 
     with open(os.devnull, "w") as nowhere:
         screen = console()
@@ -623,16 +627,16 @@ def child(first: int, count: int, seed: int, histories: Path) -> None:
     except (ImportError, ValueError):
         pass
     # Most graphs are those of the fixtures, and what they hold is found out once: it takes most of the time.
-    walked, seen = _wire.survey, dict[bytes, _wire.Survey]()
+    walked, seen = wire.survey, dict[bytes, wire.Survey]()
 
-    def survey(data: bytes, file: str, steps: int = _wire.MAX_STEPS) -> _wire.Survey:
+    def survey(data: bytes, file: str, steps: int = wire.MAX_STEPS) -> wire.Survey:
         if (found := seen.get(data)) is None:
             found = walked(data, file, steps)
             if len(seen) < len(PACKAGES) * 8:
                 seen[data] = found
         return found
 
-    _wire.survey = survey
+    wire.survey = survey
     for path in FIXTURES.glob("*/*.onnx"):
         survey(path.read_bytes(), path.name)
     for number in range(first, first + count):

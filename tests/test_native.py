@@ -39,13 +39,14 @@ from test_bodies import (  # noqa: F401, the same cases, on the kernels
 )
 
 import icnnrt
-from icnnrt import _native, reference
-from icnnrt._runner import Runner
+from icnnrt import native_library
 from icnnrt.errors import InputError, MissingDependencyError
-from icnnrt.package import OP_DOMAIN, Package
+from icnnrt.format.package import OP_DOMAIN, Package
+from icnnrt.mathematics import reference
+from icnnrt.serving.runner import Runner
 
-if _native.build().library is None:
-    pytest.skip(f"there is no native library: {_native.build().reason}", allow_module_level=True)
+if native_library.build().library is None:
+    pytest.skip(f"there is no native library: {native_library.build().reason}", allow_module_level=True)
 
 SIZE_LIMIT = 1_100_000  # bytes; a third for each instruction set
 DIGITS = Path(__file__).parent.parent / "models" / "digits_completion" / "digits_completion.icnn"
@@ -175,15 +176,15 @@ def test_a_source_tree_finds_the_library_of_the_installation_it_hides(monkeypatc
     def hidden(name: str) -> Any:
         raise ImportError(name)
 
-    expected = _native.build()
-    monkeypatch.setattr(_native.importlib, "import_module", hidden)
-    assert _native.build.__wrapped__() == expected
-    monkeypatch.setattr(_native.importlib.metadata, "distribution", _not_installed)
-    assert "never installed" in _native.build.__wrapped__().reason
+    expected = native_library.build()
+    monkeypatch.setattr(native_library.importlib, "import_module", hidden)
+    assert native_library.build.__wrapped__() == expected
+    monkeypatch.setattr(native_library.importlib.metadata, "distribution", _not_installed)
+    assert "never installed" in native_library.build.__wrapped__().reason
 
 
 def _not_installed(name: str) -> Any:
-    raise _native.importlib.metadata.PackageNotFoundError(name)
+    raise native_library.importlib.metadata.PackageNotFoundError(name)
 
 
 def test_a_model_with_bodies_runs_the_kernels() -> None:
@@ -437,14 +438,14 @@ def test_registering_twice_is_an_error() -> None:
         "BundleEntropyAdjoint BundleEntropySolve BundleQuadraticAdjoint BundleQuadraticSolve BundleSimplexAdjoint "
         "BundleSimplexSolve QPAdjoint QPSolve"
     )
-    assert options.get_session_config_entry("ai.icnnrt.instruction_set") in _native.build().instruction_sets
+    assert options.get_session_config_entry("ai.icnnrt.instruction_set") in native_library.build().instruction_sets
     with pytest.raises(Exception, match="registered there already; call register_custom_ops_library once"):
         options.register_custom_ops_library(icnnrt.ops_library())
 
 
-@pytest.mark.parametrize("limit", ["", *_native.build().instruction_sets])
+@pytest.mark.parametrize("limit", ["", *native_library.build().instruction_sets])
 def test_the_instruction_set_can_be_lowered(limit: str) -> None:
-    sets = _native.build().instruction_sets
+    sets = native_library.build().instruction_sets
     best = doctor("")["native"]["instruction_set"]
     native = doctor(limit)["native"]
     assert native["instruction_set"] == sets[max(sets.index(limit or best), sets.index(best))]
@@ -454,8 +455,8 @@ def test_the_instruction_set_can_be_lowered(limit: str) -> None:
 def test_an_instruction_set_that_is_none_is_refused() -> None:
     sentence = (
         f"ICNNRT_MAX_INSTRUCTION_SET: expected the name of an instruction set of this library "
-        f"({' '.join(_native.build().instruction_sets)}), but got 'sse2'; set one of these before the process starts, "
-        "or unset it."
+        f"({' '.join(native_library.build().instruction_sets)}), but got 'sse2'; set one of these before the process "
+        "starts, or unset it."
     )
     assert doctor("sse2", 1)["problems"] == [sentence]
     program = f"""
@@ -471,7 +472,7 @@ except icnnrt.InputError as error:
 
 def limited(limit: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python in a process of its own, as the library reads the variable once."""
-    environment = {**os.environ, _native.LIMIT_VARIABLE: limit}
+    environment = {**os.environ, native_library.LIMIT_VARIABLE: limit}
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
 
 
@@ -610,11 +611,11 @@ def other_library(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretend that something else was built."""
 
     def pretend(library: Path | None, reason: str = "") -> None:
-        _native.kernels.cache_clear()
-        monkeypatch.setattr(_native, "build", lambda: _native.Build(library, reason, "", ()))
+        native_library.kernels.cache_clear()
+        monkeypatch.setattr(native_library, "build", lambda: native_library.Build(library, reason, "", ()))
 
     yield pretend
-    _native.kernels.cache_clear()
+    native_library.kernels.cache_clear()
 
 
 def test_without_a_library(other_library: Any) -> None:
@@ -652,9 +653,9 @@ def test_a_source_tree_that_was_never_installed_runs_portably() -> None:
         "def distribution(name): raise importlib.metadata.PackageNotFoundError(name)\n"
         "importlib.metadata.distribution = distribution\n"
         "import icnnrt\n"
-        "from icnnrt import _native\n"
-        "assert icnnrt.__file__.startswith(sys.path[0]) and not _native.build().library, _native.build()\n"
-        f"print(icnnrt.load({str(DIGITS)!r}).native, _native.build().reason)\n"
+        "from icnnrt.native_library import build\n"
+        "assert icnnrt.__file__.startswith(sys.path[0]) and not build().library, build()\n"
+        f"print(icnnrt.load({str(DIGITS)!r}).native, build().reason)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "False icnnrt runs from a source tree that was never installed", done.stderr

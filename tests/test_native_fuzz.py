@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from test_bodies import SIGNATURES, model
 
 import icnnrt
-from icnnrt import _native, reference
+from icnnrt import native_library
+from icnnrt.mathematics import reference
 
-if _native.build().library is None:
-    pytest.skip(f"there is no native library: {_native.build().reason}", allow_module_level=True)
+if native_library.build().library is None:
+    pytest.skip(f"there is no native library: {native_library.build().reason}", allow_module_level=True)
 
 # Every type numpy and onnxruntime share; the kernels are there for the last two.
 TYPES = [np.bool_, np.int8, np.uint16, np.int32, np.int64, np.uint64, np.float16, np.float32, np.float64]

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from onnx import AttributeProto, TensorProto, helper
 from safetensors import numpy as safetensors_numpy
 
-from icnnrt import package as package_format
 from icnnrt.errors import InputError, PackageError
-from icnnrt.package import (
+from icnnrt.format import package as package_format
+from icnnrt.format.package import (
     Domain,
     GraphFile,
     Manifest,

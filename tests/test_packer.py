@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import icnnrt
-from icnnrt import _files, _native, package
+from icnnrt import native_library
 from icnnrt.errors import ExportError, PackageError
+from icnnrt.format import files, package
 from icnnrt_exporters import export, pack, siblings
 from icnnrt_exporters.freezing import frozen
 from icnnrt_exporters.inlining import inlined
@@ -25,7 +26,7 @@ from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin
 Arrays = dict[str, NDArray[Any]]
 DIGITS = Path(__file__).parents[1] / "models" / "digits_completion" / "digits_completion.icnn"
 SPACE = Path(__file__).parent / "fixtures" / "version1" / "space.icnn"
-KERNELS = _native.build().library is not None
+KERNELS = native_library.build().library is not None
 # The portable bodies' and the kernels' sums stand in another order: float32 answers differ by some 1e-6 (measured).
 LOOSE = {"float32": 3e-4, "float64": 1e-9}
 
@@ -674,17 +675,17 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target.write_bytes(b"old")
 
     def fail() -> None:
-        with _files.atomic_file(target) as file:
+        with files.atomic_file(target) as file:
             file.write(b"half")
             (scratch,) = (p for p in tmp_path.iterdir() if p != target)
-            assert _files.scratch_of(scratch.name) == "f"
+            assert files.scratch_of(scratch.name) == "f"
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
-    with _files.atomic_file(target) as file:
+    with files.atomic_file(target) as file:
         file.write(b"ne")
         file.write(b"w")
         assert target.read_bytes() == b"old"
@@ -697,10 +698,10 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_the_command_line(tmp_path: Path) -> None:
     testing = pytest.importorskip("typer.testing")
-    from icnnrt import cli
+    from icnnrt.cli.commands import app
 
     def icnnrt_pack(*arguments: object, code: int = 0) -> Any:
-        result = testing.CliRunner().invoke(cli.app, ["pack", str(DIGITS), *map(str, arguments)])
+        result = testing.CliRunner().invoke(app, ["pack", str(DIGITS), *map(str, arguments)])
         assert result.exit_code == code, result.output
         return result
 

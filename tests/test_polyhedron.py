@@ -8,9 +8,9 @@ import pytest
 
 import icnnrt
 from icnnrt.epigraph import epigraph
-from icnnrt.manifest import POLYHEDRON_ROLES
-from icnnrt.polyhedron import PolyhedronSolution
-from icnnrt.status import Status
+from icnnrt.format.manifest import POLYHEDRON_ROLES
+from icnnrt.mathematics.status import Status
+from icnnrt.serving.polyhedron import PolyhedronSolution
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")

@@ -10,11 +10,11 @@ from test_polyhedron import without_graphs
 from typer.testing import CliRunner
 
 import icnnrt
-from icnnrt import cli
+from icnnrt.checking.verify import verify
+from icnnrt.cli.commands import app
 from icnnrt.errors import ExportError
-from icnnrt.manifest import Manifest, PolyhedronSpec
-from icnnrt.status import Status
-from icnnrt.verify import verify
+from icnnrt.format.manifest import Manifest, PolyhedronSpec
+from icnnrt.mathematics.status import Status
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -256,7 +256,7 @@ def test_what_the_package_says(polyhedron_packages: dict[str, Path]) -> None:
     assert manifest.polyhedron == PolyhedronSpec(100, 1.0, 1e-9, "prop3")
     assert icnnrt.Package.open(polyhedron_packages["smooth"]).manifest.polyhedron.adjoint == "implicit"  # type: ignore[union-attr]
     assert {"polyhedron", "polyhedron_adjoint"} <= set(manifest.parity)
-    shown = CliRunner().invoke(cli.app, ["inspect", str(polyhedron_packages["pieces"])], env={"COLUMNS": "200"})
+    shown = CliRunner().invoke(app, ["inspect", str(polyhedron_packages["pieces"])], env={"COLUMNS": "200"})
     assert "over a polyhedron: at most 100 cuts" in shown.stdout
     assert "adjoint prop3" in shown.stdout
     report = verify(polyhedron_packages["pieces"], samples=4)

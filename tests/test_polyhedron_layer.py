@@ -11,13 +11,13 @@ torch = pytest.importorskip("torch")
 
 from test_argmin_layer import numpy_value_and_gradient  # noqa: E402
 
-from icnnrt.bundle_qp import (  # noqa: E402
+from icnnrt.mathematics.bundle_qp import (  # noqa: E402
     Polyhedron,
     bundle_qp_adjoint,
     bundle_qp_argmin,
     bundle_qp_implicit,
 )
-from icnnrt.status import Status  # noqa: E402
+from icnnrt.mathematics.status import Status  # noqa: E402
 from icnnrt_models import FICNN, PICNN, PolyhedronArgmin, QPLayer, pieces  # noqa: E402
 from icnnrt_models import quadratic_program as home  # noqa: E402
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt.bundle_qp import Polyhedron, bundle_qp_argmin
-from icnnrt.manifest import POLYHEDRON_ROLES
-from icnnrt.status import Status
+from icnnrt.format.manifest import POLYHEDRON_ROLES
+from icnnrt.mathematics.bundle_qp import Polyhedron, bundle_qp_argmin
+from icnnrt.mathematics.status import Status
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")

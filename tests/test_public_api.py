@@ -8,64 +8,64 @@ import pytest
 
 import icnnrt
 
-# Classes and functions that each module defines under a name without an underscore. Modules whose own name begins
-# with an underscore are private throughout.
+# Classes and functions that each module defines under a name without an underscore.
 PUBLIC = {
-    "adjoint": {"vjp", "vjp_qp", "weights_bar"},
-    "bregman": {"bregman_adjoint", "bregman_argmin"},
-    "bundle_qp": {
-        "Model",
-        "Polyhedron",
-        "PolyhedronCotangents",
-        "PolyhedronTrajectory",
-        "bundle_qp_adjoint",
-        "bundle_qp_argmin",
-        "bundle_qp_bound",
-        "bundle_qp_excess",
-        "bundle_qp_implicit",
-        "bundle_qp_models",
-        "bundle_qp_status",
-        "bundle_qp_uncertainty",
+    "checking.golden": {"Replayed", "compute", "replay"},
+    "checking.recommend": {"Recommendation", "prefixes", "recommend"},
+    "checking.repair": {"RepairReport", "project"},
+    "checking.verify": {"Check", "VerifyReport", "contexts", "verify"},
+    "cli.app": {"as_command", "console", "icnnrt_command", "number", "one_line", "print_json", "tell", "with_limits"},
+    "cli.doctor": {"doctor"},
+    "cli.epigraph": {"epigraph"},
+    "cli.inspect": {"inspect"},
+    "cli.repair": {"repair"},
+    "cli.run": {"run"},
+    "cli.tabular": {"bound", "check_size", "check_target", "read_archive", "read_array", "write_answers"},
+    "cli.tune": {"tune"},
+    "cli.verify": {"verify"},
+    "convexity.prover": {"Repeated", "grounds", "prove"},
+    "epigraph.lp_files": {"Coo", "Program", "write_program"},
+    "epigraph.problem": {"EpigraphProblem", "EpigraphSolution", "epigraph"},
+    "errors": {
+        "CertificateError",
+        "ExportError",
+        "IcnnrtError",
+        "InputError",
+        "LimitError",
+        "MissingDependencyError",
+        "PackageError",
+        "ProviderError",
+        "SampleError",
     },
-    "recommend": {"Recommendation", "prefixes", "recommend"},
-    "cli": {
-        "as_command",
-        "console",
-        "doctor",
-        "icnnrt_command",
-        "inspect",
-        "number",
-        "one_line",
-        "print_json",
-        "run",
-        "tell",
-        "verify",
-        "with_limits",
-    },
-    "cli_epigraph": {"epigraph"},
-    "cli_repair": {"repair"},
-    "cli_tune": {"tune"},
-    "checkpoints": {"Checkpoint", "History", "architecture", "check_apart", "fingerprint_points", "network_of"},
     "federated": {"Local", "client_app", "from_record", "get_weights", "set_weights", "to_record", "weighted_average"},
-    "finetune": {"EpochReport", "FineTuner", "FitReport", "StepReport"},
-    "tabular": {"check_size", "check_target", "read_archive", "read_array", "write_answers"},
-    "verify": {"Check", "VerifyReport", "contexts", "verify"},
-    "certificate": {
-        "Tolerances",
-        "convexity_violation",
-        "differentiable",
-        "duality_gap",
-        "judge",
-        "kkt_residuals",
-        "magnification",
-        "relative_residual",
-        "rounding",
-        "status_of",
-        "uncertainty",
-        "unit",
+    "format.checkpoints": {"Checkpoint", "History", "architecture", "check_apart", "fingerprint_points", "network_of"},
+    "format.manifest": {
+        "Domain",
+        "File",
+        "GraphFile",
+        "Manifest",
+        "OpSet",
+        "PolyhedronSpec",
+        "SolverSpec",
+        "TrainingSpec",
+        "WeightSpec",
+        "WeightsFile",
     },
-    "polyhedron": {"ConstraintCotangents", "PolyhedronSolution", "argmin", "evaluated", "given_rows", "vjp"},
-    "convexity": {"Convexity", "Evidence", "Repeated", "Witness", "grounds", "prove"},
+    "format.package": {"Package", "check_outside", "opened", "weight_layout", "write"},
+    "format.signatures": {
+        "Signature",
+        "Tensor",
+        "arrays_of",
+        "declared",
+        "expected",
+        "fits",
+        "listed",
+        "outputs_of",
+        "shown",
+        "state_of",
+    },
+    "format.signs": {"Run", "Sign", "united"},
+    "format.verdict": {"Convexity", "Evidence", "Witness", "box_of"},
     "limits": {
         "Deadline",
         "Limited",
@@ -79,18 +79,36 @@ PUBLIC = {
         "needs_memory",
         "within",
     },
-    "errors": {
-        "CertificateError",
-        "ExportError",
-        "IcnnrtError",
-        "InputError",
-        "LimitError",
-        "MissingDependencyError",
-        "PackageError",
-        "ProviderError",
-        "SampleError",
+    "mathematics.bregman": {"bregman_adjoint", "bregman_argmin"},
+    "mathematics.bundle_qp": {
+        "Model",
+        "Polyhedron",
+        "PolyhedronCotangents",
+        "PolyhedronTrajectory",
+        "bundle_qp_adjoint",
+        "bundle_qp_argmin",
+        "bundle_qp_bound",
+        "bundle_qp_excess",
+        "bundle_qp_implicit",
+        "bundle_qp_models",
+        "bundle_qp_status",
+        "bundle_qp_uncertainty",
     },
-    "domains": {
+    "mathematics.certificate": {
+        "Tolerances",
+        "convexity_violation",
+        "differentiable",
+        "duality_gap",
+        "judge",
+        "kkt_residuals",
+        "magnification",
+        "relative_residual",
+        "rounding",
+        "status_of",
+        "uncertainty",
+        "unit",
+    },
+    "mathematics.domains": {
         "Coordinates",
         "Domain",
         "box_coordinates",
@@ -100,33 +118,8 @@ PUBLIC = {
         "softplus",
         "space_coordinates",
     },
-    "epigraph": {"EpigraphProblem", "EpigraphSolution", "epigraph"},
-    "golden": {"Replayed", "compute", "replay"},
-    "lp_files": {"Coo", "Program", "write_program"},
-    "manifest": {
-        "Domain",
-        "File",
-        "GraphFile",
-        "Manifest",
-        "OpSet",
-        "PolyhedronSpec",
-        "SolverSpec",
-        "TrainingSpec",
-        "WeightSpec",
-        "WeightsFile",
-    },
-    "ort": {
-        "bound_memory",
-        "checked_providers",
-        "checked_threads",
-        "first_line",
-        "native_operators",
-        "onnxruntime",
-        "open_session",
-        "session_options",
-    },
-    "package": {"Package", "check_outside", "opened", "weight_layout", "write"},
-    "qp_reference": {
+    "mathematics.qp_advice": {"qp_advice", "qp_cause"},
+    "mathematics.qp_reference": {
         "QP",
         "QPCotangents",
         "QPIterate",
@@ -137,11 +130,8 @@ PUBLIC = {
         "qp_gradients",
         "qp_solve",
     },
-    "qp_advice": {"qp_advice", "qp_cause"},
-    "qp_solver": {"QPData", "QPSolver"},
-    "qp_status": {"QPStatus", "advise"},
-    "quadratic_program": {"QPGradients", "QPSolution", "qp"},
-    "reference": {
+    "mathematics.qp_status": {"QPStatus", "advise"},
+    "mathematics.reference": {
         "CoordinatesCotangents",
         "CutCotangents",
         "Evaluation",
@@ -157,23 +147,52 @@ PUBLIC = {
         "kkt_adjoint",
         "solve_spd",
     },
-    "repair": {"RepairReport", "project"},
-    "session": {"Session", "load"},
-    "signatures": {
-        "Signature",
-        "Tensor",
-        "arrays_of",
-        "declared",
-        "expected",
-        "fits",
-        "listed",
-        "outputs_of",
-        "shown",
-        "state_of",
+    "mathematics.status": {"Status", "advise", "imprecise", "summarise"},
+    "ort": {
+        "bound_memory",
+        "checked_providers",
+        "checked_threads",
+        "first_line",
+        "native_operators",
+        "onnxruntime",
+        "open_session",
+        "session_options",
     },
-    "signs": {"Run", "Sign", "united"},
-    "solution": {"Cotangents", "Pulled", "QPAnswer", "Solution"},
-    "status": {"Status", "advise", "imprecise", "summarise"},
+    "serving.adjoint": {"vjp", "vjp_qp", "weights_bar"},
+    "serving.polyhedron": {"ConstraintCotangents", "PolyhedronSolution", "argmin", "evaluated", "given_rows", "vjp"},
+    "serving.qp_solver": {"QPData", "QPSolver"},
+    "serving.quadratic_program": {"QPGradients", "QPSolution", "qp"},
+    "serving.session": {"Session", "load"},
+    "serving.solution": {"Cotangents", "Pulled", "QPAnswer", "Solution"},
+    "tuning.finetune": {"EpochReport", "FineTuner", "FitReport", "StepReport"},
+}
+# What others of our own modules use, and nobody else should.
+INTERNAL = {
+    "arguments",
+    "cli.commands",
+    "convexity.bounds",
+    "convexity.onnx_numpy",
+    "convexity.piecewise",
+    "convexity.rests_on",
+    "convexity.rules",
+    "convexity.segments",
+    "convexity.univariate",
+    "convexity.walk",
+    "format.fields",
+    "format.files",
+    "format.onnx_graph",
+    "format.upgrade",
+    "format.wire",
+    "native_library",
+    "printable",
+    "serving.chunks",
+    "serving.forks",
+    "serving.kept_convex",
+    "serving.once",
+    "serving.runner",
+    "serving.served",
+    "serving.turns",
+    "serving.weight_sets",
 }
 TOP = {
     "CertificateError",
@@ -244,7 +263,11 @@ TUNER = {
     "write_package",
 }
 
-MODULES = sorted(m.name for m in pkgutil.iter_modules(icnnrt.__path__) if not m.name.startswith("_"))
+MODULES = sorted(
+    m.name.removeprefix("icnnrt.")
+    for m in pkgutil.walk_packages(icnnrt.__path__, "icnnrt.")
+    if not m.ispkg and not m.name.startswith("icnnrt._")
+)
 
 
 def defined(name: str) -> dict[str, object]:
@@ -271,14 +294,24 @@ def test_the_top_level_names() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_public_name_is_known_and_documented(name: str) -> None:
-    assert name in PUBLIC, f"icnnrt.{name} is new: list its public names in PUBLIC, or begin its name with _"
+    assert importlib.import_module(f"icnnrt.{name}").__doc__
+    if name in INTERNAL:
+        return
+    assert name in PUBLIC, f"icnnrt.{name} is new: list its public names in PUBLIC, or the module in INTERNAL"
     found = defined(name)
-    if name == "manifest":  # it shares its checks of JSON values with package; users have no use for those
+    if name == "format.manifest":  # it shares its checks of JSON values with package; users have no use for those
         found = {key: value for key, value in found.items() if inspect.isclass(value)}
     assert set(found) == PUBLIC[name]
-    assert importlib.import_module(f"icnnrt.{name}").__doc__
     for key in PUBLIC[name]:
         assert inspect.getdoc(found[key]), f"icnnrt.{name}.{key} has no docstring"
+
+
+def test_the_prover_and_the_epigraph_are_packages_with_names_of_their_own() -> None:
+    for name in ("convexity", "epigraph"):
+        package = importlib.import_module(f"icnnrt.{name}")
+        assert package.__all__ == sorted(package.__all__)
+        for one in package.__all__:
+            assert inspect.getdoc(getattr(package, one))
 
 
 @pytest.mark.parametrize(("owner", "expected"), [("Session", SESSION), ("FineTuner", TUNER)])
@@ -290,9 +323,9 @@ def test_the_methods_of_a_session_and_of_a_tuner(owner: str, expected: set[str])
 
 
 def test_what_package_offered_before_its_manifest_moved_is_still_there() -> None:
-    from icnnrt import manifest, package
+    from icnnrt.format import manifest, package
 
     for name in package.__all__:
         assert getattr(package, name) is not None
-    for name in PUBLIC["manifest"]:
+    for name in PUBLIC["format.manifest"]:
         assert getattr(package, name) is getattr(manifest, name)

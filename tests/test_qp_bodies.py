@@ -28,8 +28,8 @@ from quadratic_programs import (
 )
 
 import icnnrt
-from icnnrt.qp_reference import QP, QPCotangents, QPReference, kkt_residual, qp_adjoint, qp_solve
-from icnnrt.qp_status import QPStatus
+from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference, kkt_residual, qp_adjoint, qp_solve
+from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.bodies import functions_qp
 from icnnrt_exporters.qp_graphs import qp_graphs, qp_model
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import icnnrt
 from icnnrt.errors import InputError
-from icnnrt.finetune import FineTuner
+from icnnrt.tuning.finetune import FineTuner
 from icnnrt_exporters import TrainSpec, export
 from icnnrt_models import BundleEntropyArgmin, QPLayer
 

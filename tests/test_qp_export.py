@@ -13,11 +13,11 @@ from quadratic_programs import mixed
 from torch import nn
 
 import icnnrt
-from icnnrt import _native
+from icnnrt import native_library
+from icnnrt.checking.verify import verify
 from icnnrt.errors import CertificateError, ExportError, InputError
-from icnnrt.finetune import FineTuner
-from icnnrt.qp_status import QPStatus
-from icnnrt.verify import verify
+from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.tuning.finetune import FineTuner
 from icnnrt_exporters import SGD, QPLayer, TrainSpec, add_bodies, export, qp_translation_table
 from icnnrt_exporters.onnx_head import quiet
 from icnnrt_models import BundleEntropyArgmin
@@ -86,7 +86,7 @@ class Layer(nn.Module):
 def sessions(path):
     """onnxruntime's own, without and with the native library."""
     yield onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    if _native.build().library is not None:
+    if native_library.build().library is not None:
         options = onnxruntime.SessionOptions()
         options.register_custom_ops_library(icnnrt.ops_library())
         yield onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -311,7 +311,7 @@ def test_the_command_line_serves_it(made, tmp_path):
     """run, inspect and tune; what needs an energy says so."""
     from typer.testing import CliRunner
 
-    from icnnrt.cli import app
+    from icnnrt.cli.commands import app
 
     def icnnrt_(*arguments):
         return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt.qp_status import QPStatus
+from icnnrt.mathematics.qp_status import QPStatus
 
 inf = np.inf
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from quadratic_programs import KINDS, UNSOLVABLE, bundle_models, mixed, solvable, unsolvable
 
-from icnnrt.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
-from icnnrt.qp_status import QPStatus
+from icnnrt.mathematics.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
+from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_models import QPLayer, QPResult
 from icnnrt_models import quadratic_program as home
 

@@ -23,13 +23,21 @@ from quadratic_programs import (
 from test_qp_reference import check_rays
 
 import icnnrt
-from icnnrt import _native
-from icnnrt.package import OP_DOMAIN
-from icnnrt.qp_reference import QP, QPCotangents, QPReference, kkt_residual, qp_adjoint, qp_gradients, qp_solve
-from icnnrt.qp_status import QPStatus
+from icnnrt import native_library
+from icnnrt.format.package import OP_DOMAIN
+from icnnrt.mathematics.qp_reference import (
+    QP,
+    QPCotangents,
+    QPReference,
+    kkt_residual,
+    qp_adjoint,
+    qp_gradients,
+    qp_solve,
+)
+from icnnrt.mathematics.qp_status import QPStatus
 
-if _native.build().library is None:
-    pytest.skip(f"there is no native library: {_native.build().reason}", allow_module_level=True)
+if native_library.build().library is None:
+    pytest.skip(f"there is no native library: {native_library.build().reason}", allow_module_level=True)
 
 SOLVE_INPUTS = {"Q": 3, "p": 2, "G": 3, "h_lower": 2, "h": 2, "A": 3, "b": 2, "lower": 2, "upper": 2, "start": 2}
 SOLVE_OUTPUTS = {"z": 2, "lam": 2, "nu": 2, "mu": 2, "slack": 2, "box_slack": 2, "residual": 2, "status": 1, "ray": 2}

@@ -14,8 +14,8 @@ from quadratic_programs import (
     unsolvable,
 )
 
-from icnnrt.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
-from icnnrt.qp_status import QPStatus, advise
+from icnnrt.mathematics.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
+from icnnrt.mathematics.qp_status import QPStatus, advise
 
 each_size = pytest.mark.parametrize("size", SIZES, ids=str)
 each_kind = pytest.mark.parametrize("kind", KINDS)

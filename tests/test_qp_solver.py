@@ -6,8 +6,8 @@ from quadratic_programs import mixed, solvable
 
 import icnnrt
 from icnnrt.errors import InputError
-from icnnrt.qp_reference import QP
-from icnnrt.qp_status import QPStatus
+from icnnrt.mathematics.qp_reference import QP
+from icnnrt.mathematics.qp_status import QPStatus
 
 
 def both(qp, dtype="float64", **keywords):

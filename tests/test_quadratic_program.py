@@ -9,12 +9,12 @@ import pytest
 from quadratic_programs import mixed, solvable, unsolvable
 
 import icnnrt
-from icnnrt import CertificateError, InputError, MissingDependencyError, ProviderError, QPStatus, _native
-from icnnrt.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
+from icnnrt import CertificateError, InputError, MissingDependencyError, ProviderError, QPStatus, native_library
+from icnnrt.mathematics.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
 
 
 def kernels() -> bool:
-    return _native.build().library is not None and "QPSolve" in _native.kernels(onnxruntime).operators
+    return native_library.build().library is not None and "QPSolve" in native_library.kernels(onnxruntime).operators
 
 
 each_dtype = pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -9,12 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 import icnnrt
-from icnnrt import cli
-from icnnrt.repair import project
+from icnnrt.checking.repair import project
+from icnnrt.cli.commands import app
 
 
 def invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
 
 
 def test_clipping_makes_it_convex_and_says_how_far_it_moves(nonconvex_package: Path, tmp_path: Path) -> None:

@@ -22,9 +22,6 @@ import pytest
 from onnx import TensorProto, helper
 
 import icnnrt
-from icnnrt import certificate, reference
-from icnnrt import package as package_format
-from icnnrt._runner import Runner
 from icnnrt.errors import (
     CertificateError,
     IcnnrtError,
@@ -33,8 +30,11 @@ from icnnrt.errors import (
     PackageError,
     ProviderError,
 )
-from icnnrt.package import Package, SolverSpec, weight_layout
-from icnnrt.status import Status
+from icnnrt.format import package as package_format
+from icnnrt.format.package import Package, SolverSpec, weight_layout
+from icnnrt.mathematics import certificate, reference
+from icnnrt.mathematics.status import Status
+from icnnrt.serving.runner import Runner
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -20,11 +20,11 @@ from rich.progress import Progress
 
 import icnnrt
 from icnnrt import FineTuner, IcnnrtError, PackageError, convexity
-from icnnrt import package as package_format
-from icnnrt._fields import named, show
-from icnnrt._printable import cropped, harmless, is_plain, printable
-from icnnrt.cli import app, console, one_line, tell
-from icnnrt.package import Package
+from icnnrt.cli.app import console, one_line, tell
+from icnnrt.cli.commands import app
+from icnnrt.format import package as package_format
+from icnnrt.format.package import Package
+from icnnrt.printable import cropped, harmless, is_plain, named, printable, show
 
 FIXTURE = Path(__file__).parent / "fixtures" / "version1" / "unit_box.icnn"
 

@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 import icnnrt
 import icnnrt_exporters
-from icnnrt import cli, reference
+from icnnrt.cli.app import CHECK_FAILED, ERROR
+from icnnrt.cli.commands import app
 from icnnrt.errors import ExportError
+from icnnrt.mathematics import reference
 from icnnrt_exporters.file_parity import compare
 from icnnrt_exporters.program import export_program
 from icnnrt_exporters.script_solver import ScriptSolver
@@ -297,7 +299,7 @@ def relu_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Files]:
 
 def verify_command(package: Path, *options: object) -> Any:
     arguments = ["verify", package, "--samples", 2, *options]
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
 
 
 def test_verify_compares_files_with_the_package(relu_package: Path, relu_files: dict[str, Files]) -> None:
@@ -307,7 +309,7 @@ def test_verify_compares_files_with_the_package(relu_package: Path, relu_files: 
     for name in ("torchscript: y", "torchscript: adjoint", "program: gradient"):
         assert name in done.stdout
     done = verify_command(relu_package, "--torchscript", other.torchscript, "--program", same.program, "--json")
-    assert done.exit_code == cli.CHECK_FAILED, done.output
+    assert done.exit_code == CHECK_FAILED, done.output
     told = json.loads(done.stdout)
     assert told["passed"] is False
     verdicts = {check["name"]: check["verdict"] for check in told["checks"]}
@@ -344,7 +346,7 @@ def test_files_that_cannot_be_compared_are_one_sentence(
 ) -> None:
     def refused(package: Path, *options: object) -> str:
         done = verify_command(package, *options)
-        assert done.exit_code == cli.ERROR, done.output
+        assert done.exit_code == ERROR, done.output
         assert done.stdout == ""
         assert done.stderr.strip().count("\n") == 0
         return str(done.stderr)

@@ -28,9 +28,9 @@ from safetensors import numpy as safetensors_numpy
 from torch import Tensor, nn
 
 import icnnrt
-from icnnrt._native import build as native_build
 from icnnrt.errors import ExportError
-from icnnrt.signs import NONNEGATIVE, Sign
+from icnnrt.format.signs import NONNEGATIVE, Sign
+from icnnrt.native_library import build as native_build
 from icnnrt_exporters import SGD, Adam, AdamW, TrainSpec
 from icnnrt_exporters import exporter as exporter_module
 from icnnrt_exporters import losses as losses_module
@@ -100,7 +100,7 @@ class Traced(NamedTuple):
             residual_tolerance=residual_tolerance or RESIDUAL_TOLERANCE[str(self.dtype).removeprefix("torch.")],
         )
         weights = {name: t.detach().numpy() for name, t in self.theta.items()}
-        data, layout = icnnrt.package.weight_layout(weights)
+        data, layout = icnnrt.format.package.weight_layout(weights)
         (folder / "weights.safetensors").write_bytes(data)
         path = folder / "train.onnx"
         path.write_bytes(exporter_module.serialise(graph, weights, layout, {}))

@@ -1,4 +1,5 @@
-"""Good packages pass every check of `icnnrt.verify`; each kind of damage is told by the check that is there for it."""
+"""Good packages pass every check of `icnnrt.checking.verify`; each kind of damage is told by the check that is there
+for it."""
 
 import dataclasses
 import json
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt import _native, golden
-from icnnrt import verify as checks
+from icnnrt import native_library
+from icnnrt.checking import golden
+from icnnrt.checking import verify as checks
+from icnnrt.checking.verify import Check, VerifyReport, verify
 from icnnrt.errors import InputError, PackageError
-from icnnrt.session import Session
-from icnnrt.verify import Check, VerifyReport, verify
+from icnnrt.serving.session import Session
 
 pytest.importorskip("onnxruntime")
 
@@ -56,7 +58,7 @@ def test_good_packages_pass_every_check(fixture: str, seed: int, request: pytest
     assert report.passed
     assert [check.name for check in report.checks] == NAMES
     verdicts = {check.name: check.verdict for check in report.checks}
-    assert verdicts.pop("kernels") == ("skipped" if _native.build().library is None else "pass")
+    assert verdicts.pop("kernels") == ("skipped" if native_library.build().library is None else "pass")
     assert set(verdicts.values()) == {"pass"}
     assert report.status == {"CONVERGED": 32}
     assert report.source == "random"

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt import _upgrade, golden
+from icnnrt.checking import golden
+from icnnrt.checking.verify import verify
 from icnnrt.errors import InputError, PackageError
-from icnnrt.finetune import FineTuner
-from icnnrt.manifest import Manifest
-from icnnrt.package import Package
-from icnnrt.signatures import BATCH, expected
-from icnnrt.signs import NONNEGATIVE, NONPOSITIVE, Sign
-from icnnrt.verify import verify
+from icnnrt.format import upgrade
+from icnnrt.format.manifest import Manifest
+from icnnrt.format.package import Package
+from icnnrt.format.signatures import BATCH, expected
+from icnnrt.format.signs import NONNEGATIVE, NONPOSITIVE, Sign
+from icnnrt.tuning.finetune import FineTuner
 
 FOLDER = Path(__file__).parent / "fixtures" / "version1"
 PATHS = sorted(FOLDER.glob("*.icnn"))
@@ -153,5 +154,5 @@ def test_nothing_else_asks_for_the_version() -> None:
     package = Path(icnnrt.__file__).parent
     asks = {file.name for file in package.glob("*.py") if "format_version" in file.read_text(encoding="utf-8")}
     # manifest hands the version through, package specifies it, cli shows it.
-    assert asks == {"_upgrade.py", "manifest.py", "package.py", "cli.py"}
-    assert _upgrade.CURRENT == 2
+    assert asks == {"upgrade.py", "manifest.py", "package.py", "cli.py"}
+    assert upgrade.CURRENT == 2

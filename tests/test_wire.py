@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from test_package import evil_branch
 
-from icnnrt import _wire
-from icnnrt._onnx_graph import read_graph
-from icnnrt._wire import MAX_STEPS, MESSAGES, Declared
 from icnnrt.errors import PackageError
-from icnnrt.package import Package
+from icnnrt.format import wire
+from icnnrt.format.onnx_graph import read_graph
+from icnnrt.format.package import Package
+from icnnrt.format.wire import MAX_STEPS, MESSAGES, Declared
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def good(tmp_path: Path) -> Path:
 
 def refused(data: bytes, sentence: str) -> None:
     with pytest.raises(PackageError, match=sentence) as caught:
-        _wire.survey(data, "value.onnx")
+        wire.survey(data, "value.onnx")
     assert "\n" not in str(caught.value)
 
 
@@ -128,7 +128,7 @@ def test_a_singular_field_given_twice_is_refused(kind: str, f: Declared) -> None
     refused(data, re.escape(f"field {f.number} of {kind} is given twice"))
     once = model(kind, one(f))
     with contextlib.suppress(PackageError) if kind == "StringStringEntryProto" else contextlib.nullcontext():
-        _wire.survey(once, "value.onnx")
+        wire.survey(once, "value.onnx")
 
 
 @pytest.mark.parametrize(("kind", "f"), every(lambda f: f.oneof))
@@ -150,7 +150,7 @@ def test_a_number_of_32_bits_has_no_more(kind: str, f: Declared) -> None:
     refused(data, re.escape(f"field {f.number} of {kind} has more than 32 bits"))
     for value in (1, (1 << 31) - 1, (1 << 64) - 1):
         if (kind, f.number) != ("TensorProto", 14):
-            _wire.survey(model(kind, field(f.number, value)), "value.onnx")
+            wire.survey(model(kind, field(f.number, value)), "value.onnx")
 
 
 @pytest.mark.parametrize(("kind", "f"), every(lambda f: True))
@@ -206,13 +206,13 @@ def test_bytes_that_readers_could_read_differently(good: Path, tail: bytes, sent
 
 @pytest.mark.parametrize("tail", [b"\xc0\x3e\x05", b"\x78\x05", field(500, b"later"), b"\x7a\x80\x00"])
 def test_fields_of_later_versions_are_skipped(tail: bytes) -> None:
-    before = _wire.survey(attacks.model(), "value.onnx")
-    after = _wire.survey(attacks.model() + tail, "value.onnx")
+    before = wire.survey(attacks.model(), "value.onnx")
+    after = wire.survey(attacks.model() + tail, "value.onnx")
     assert (after.operators, after.external, after.graphs) == (before.operators, before.external, before.graphs)
 
 
 def test_the_walk_finds_what_onnx_finds() -> None:
-    found = _wire.survey(attacks.model(evil_branch), "value.onnx")
+    found = wire.survey(attacks.model(evil_branch), "value.onnx")
     assert found.operators == {
         ("", "Add"),
         ("", "Identity"),
@@ -233,18 +233,18 @@ def test_functions_are_left_out_and_nothing_else() -> None:
         m.functions.add(name="BundleEntropySolve", domain="elsewhere")
 
     data = attacks.model(more)
-    left = onnx.ModelProto.FromString(_wire.without_functions(data, "ai.icnnrt", {"BundleEntropySolve"}, "value.onnx"))
+    left = onnx.ModelProto.FromString(wire.without_functions(data, "ai.icnnrt", {"BundleEntropySolve"}, "value.onnx"))
     whole = onnx.ModelProto.FromString(data)
     del whole.functions[0]
     assert left == whole
-    assert _wire.without_functions(data, "ai.icnnrt", {"Absent"}, "value.onnx") == data
+    assert wire.without_functions(data, "ai.icnnrt", {"Absent"}, "value.onnx") == data
 
 
 @settings(max_examples=400, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_walked_or_refused(data: bytes) -> None:
     with contextlib.suppress(PackageError):
-        _wire.survey(data, "x.onnx")
+        wire.survey(data, "x.onnx")
     with contextlib.suppress(PackageError):
         read_graph(data, {})
 
@@ -285,7 +285,7 @@ BAD: list[tuple[list[onnx.NodeProto], list[str], str]] = [
 
 @pytest.mark.parametrize(("nodes", "outputs"), GOOD)
 def test_functions_in_order_are_taken(nodes: list[onnx.NodeProto], outputs: list[str]) -> None:
-    _wire.survey(function(nodes, outputs), "value.onnx")
+    wire.survey(function(nodes, outputs), "value.onnx")
 
 
 @pytest.mark.parametrize(("nodes", "outputs", "name"), BAD)
@@ -298,7 +298,7 @@ def test_functions_out_of_order_are_refused(nodes: list[onnx.NodeProto], outputs
 
 
 def steps(data: bytes) -> int:
-    return _wire.survey(data, "value.onnx").steps
+    return wire.survey(data, "value.onnx").steps
 
 
 def tensor(content: bytes) -> bytes:
@@ -352,11 +352,11 @@ TOO_MUCH = {
 @pytest.mark.parametrize("case", TOO_MUCH)
 def test_the_walk_ends_at_its_bound(case: str) -> None:
     with pytest.raises(PackageError, match="expected graphs of some hundred thousand nodes at most"):
-        _wire.survey(TOO_MUCH[case], "value.onnx", 1000)
+        wire.survey(TOO_MUCH[case], "value.onnx", 1000)
 
 
 def test_the_reader_of_the_prover_ends_at_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("icnnrt._onnx_graph.MAX_STEPS", 1000)
+    monkeypatch.setattr("icnnrt.format.onnx_graph.MAX_STEPS", 1000)
     packed = tensor(field(1, b"\x05" * 1000) + field(2, 7))
     for data in (*(TOO_MUCH[case] for case in ("fields of two bytes", "unpacked floats", "empty nodes")), packed):
         with pytest.raises(PackageError, match="expected graphs of some hundred thousand nodes at most"):
@@ -365,9 +365,9 @@ def test_the_reader_of_the_prover_ends_at_its_bound(monkeypatch: pytest.MonkeyPa
 
 def test_the_graphs_of_a_package_share_one_bound(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = sum(steps(graph) for graph in Package.open(good).graphs.values())
-    monkeypatch.setattr(_wire, "MAX_STEPS", taken)
+    monkeypatch.setattr(wire, "MAX_STEPS", taken)
     Package.open(good)
-    monkeypatch.setattr(_wire, "MAX_STEPS", taken - 1)
+    monkeypatch.setattr(wire, "MAX_STEPS", taken - 1)
     with pytest.raises(PackageError, match="too many fields to"):
         Package.open(good)
 
@@ -388,6 +388,6 @@ def test_what_is_kept_is_bounded(data: bytes, sentence: str) -> None:
 
 
 def test_external_tensors_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_wire, "MAX_EXTERNAL", 2)
+    monkeypatch.setattr(wire, "MAX_EXTERNAL", 2)
     entries = attacks.entry("location", "a") + attacks.entry("offset", "0") + attacks.entry("length", "0")
     refused(field(7, field(5, entries) * 3), "more than 2 tensors keep their bytes in another file")

@@ -2,8 +2,8 @@
 
 import onnx_ir as ir
 
-from icnnrt.manifest import Domain
-from icnnrt.package import OP_DOMAIN
+from icnnrt.format.manifest import Domain
+from icnnrt.format.package import OP_DOMAIN
 from icnnrt_exporters.coordinates import Coordinates
 from icnnrt_exporters.surgery import (
     Ops,

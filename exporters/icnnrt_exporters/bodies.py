@@ -6,8 +6,8 @@ registered.
 
 import onnx
 
-from icnnrt.domains import MODELS, SIMPLEX, SPACE
-from icnnrt.package import OP_DOMAIN
+from icnnrt.format.package import OP_DOMAIN
+from icnnrt.mathematics.domains import MODELS, SIMPLEX, SPACE
 from icnnrt_exporters import bundle_quadratic, bundle_simplex
 from icnnrt_exporters.bundle_domain import adjoint_body, solve_body
 from icnnrt_exporters.bundle_entropy_adjoint import BundleEntropyAdjoint
@@ -35,7 +35,8 @@ PARTS = {SIMPLEX: bundle_simplex.PARTS, SPACE: bundle_quadratic.PARTS}
 
 
 def functions(domain: str = "unit_box") -> list[onnx.FunctionProto]:
-    """The bodies of the two operators that serve `domain`, of icnnrt.domains.NAMES, and of all functions they call.
+    """The bodies of the two operators that serve `domain`, of icnnrt.mathematics.domains.NAMES, and of all functions
+    they call.
 
     Two bodies, `MODELS[domain].operators` + "Solve" and + "Adjoint", come last.
     """

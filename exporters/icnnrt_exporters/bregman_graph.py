@@ -1,12 +1,12 @@
 """The graphs of Bregman proximal gradient: argmin.onnx and adjoint.onnx with the signatures of the bundle method's.
 
-`icnnrt.bregman` states the method and its adjoint. No operator is needed: the step is closed form.
+`icnnrt.mathematics.bregman` states the method and its adjoint. No operator is needed: the step is closed form.
 """
 
 import onnx_ir as ir
 
-from icnnrt.domains import SIMPLEX, SPACE
-from icnnrt.manifest import Domain
+from icnnrt.format.manifest import Domain
+from icnnrt.mathematics.domains import SIMPLEX, SPACE
 from icnnrt_exporters.adjoint_graph import bounds_bars, slope_mismatch
 from icnnrt_exporters.argmin_graph import UNIT_BOX, stacked
 from icnnrt_exporters.coordinates import Coordinates, factor
@@ -237,7 +237,8 @@ def _curvature(op: Ops, at: Coordinates, p: ir.Value, a: ir.Value, axis_1: ir.Va
 
 
 def _conjugate(op: Ops, at: Coordinates, s: ir.Value, axis_2: ir.Value) -> ir.Value:
-    """C(s) [B, K] of s [B, K, n], double; in forms that neither overflow nor cancel, as in `icnnrt.domains`."""
+    """C(s) [B, K] of s [B, K, n], double; in forms that neither overflow nor cancel, as in
+    `icnnrt.mathematics.domains`."""
     half = op.constant(0.5, DOUBLE)
     if at.model is SPACE:
         return op("Mul", half, op("ReduceSumSquare", s, axis_2, keepdims=0))

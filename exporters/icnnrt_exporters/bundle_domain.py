@@ -13,7 +13,7 @@ every node counts most. Here a domain hands over small functions of its own, its
     FirstLogits(s, bound) -> u
     NextLogits(u, du) -> u
 
-s, u, du [B, 1, n] or [B, 3, n]; all is double. See `icnnrt.domains` for the formulas.
+s, u, du [B, 1, n] or [B, 3, n]; all is double. See `icnnrt.mathematics.domains` for the formulas.
 """
 
 from dataclasses import dataclass

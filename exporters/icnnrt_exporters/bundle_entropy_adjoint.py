@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The body of ai.icnnrt::BundleEntropyAdjoint, the ONNX twin of `icnnrt.reference.kkt_adjoint`."""
+"""The body of ai.icnnrt::BundleEntropyAdjoint, the ONNX twin of `icnnrt.mathematics.reference.kkt_adjoint`."""
 
 from typing import Final
 

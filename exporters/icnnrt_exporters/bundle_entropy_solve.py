@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The body of ai.icnnrt::BundleEntropySolve, the ONNX twin of `icnnrt.reference.bundle_entropy_solve`.
+"""The body of ai.icnnrt::BundleEntropySolve, the ONNX twin of `icnnrt.mathematics.reference.bundle_entropy_solve`.
 
 The method and its symbols are the reference's. Three things are said differently, to the same effect and with fewer
 nodes, since every node of a small graph costs as much as its arithmetic:
@@ -16,7 +16,7 @@ from typing import Final
 import onnx
 from onnxscript import BOOL, INT64, graph, script
 
-from icnnrt.reference import BACKTRACK, EPS, LAM_FLOOR, LOGIT_BOUND, LOGIT_STEP, RELUCTANCE, SLACK_FLOOR
+from icnnrt.mathematics.reference import BACKTRACK, EPS, LAM_FLOOR, LOGIT_BOUND, LOGIT_STEP, RELUCTANCE, SLACK_FLOOR
 from icnnrt_exporters.solve_spd import DOMAIN, ONE, InverseSPD, double, op
 
 DOUBLE: Final = onnx.TensorProto.DOUBLE

@@ -9,7 +9,7 @@ from typing import Final
 import onnx
 from onnxscript import script
 
-from icnnrt.reference import LOGIT_BOUND
+from icnnrt.mathematics.reference import LOGIT_BOUND
 from icnnrt_exporters.bundle_domain import Parts
 from icnnrt_exporters.bundle_entropy_solve import STEP_HIGH, STEP_LOW
 from icnnrt_exporters.solve_spd import DOMAIN, TWO, double, op

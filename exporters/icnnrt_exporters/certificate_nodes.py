@@ -1,11 +1,12 @@
-"""What `icnnrt.certificate` says of rounding, as nodes: for the graphs that leave samples out by themselves."""
+"""What `icnnrt.mathematics.certificate` says of rounding, as nodes: for the graphs that leave samples out by
+themselves."""
 
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from icnnrt.certificate import DIGITS, ROUNDING, UNCERTAIN
-from icnnrt.domains import SIMPLEX, SPACE, Domain
+from icnnrt.mathematics.certificate import DIGITS, ROUNDING, UNCERTAIN
+from icnnrt.mathematics.domains import SIMPLEX, SPACE, Domain
 from icnnrt_exporters.surgery import Ops
 
 DOUBLE = ir.DataType.DOUBLE

@@ -18,15 +18,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from icnnrt.cli import FollowFlag, JsonFlag, PackageArgument, console, number, print_json
+from icnnrt.cli.app import FollowFlag, JsonFlag, PackageArgument, console, number, print_json
 from icnnrt.errors import ExportError, InputError, MissingDependencyError
-from icnnrt.reference import STEPS
+from icnnrt.mathematics.reference import STEPS
 
 if TYPE_CHECKING:
     import torch
 
-    from icnnrt.package import Package
-    from icnnrt.verify import Check
+    from icnnrt.checking.verify import Check
+    from icnnrt.format.package import Package
     from icnnrt_exporters.train_spec import TrainSpec
 
 EXAMPLES: Final = 16  # samples that an export is traced and checked with
@@ -68,7 +68,7 @@ class KindName(StrEnum):
 
 
 class DomainName(StrEnum):
-    """Where y* lies; `icnnrt.manifest.Domain` has the regularisers."""
+    """Where y* lies; `icnnrt.format.manifest.Domain` has the regularisers."""
 
     unit_box = "unit_box"
     box = "box"
@@ -248,7 +248,7 @@ def export(
     with _needs("export", *NEEDED):
         import torch
 
-        from icnnrt.session import load
+        from icnnrt.serving.session import load
         from icnnrt_exporters import checkpoint as checkpoints
         from icnnrt_exporters.exporter import export as write
         from icnnrt_models import BundleEntropyArgmin
@@ -360,7 +360,7 @@ def _training(
 def _data(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    from icnnrt import tabular
+    from icnnrt.cli import tabular
 
     arrays = tabular.read_archive(path, ("x", "y"))
     x, y = arrays["x"], arrays["y"]
@@ -464,7 +464,7 @@ def pack(
     1 an error; nothing is written
     2 wrong usage
     """
-    from icnnrt.package import Package
+    from icnnrt.format.package import Package
 
     if siblings:
         given = {"--graph": graph is not None, "--freeze": freeze, "--settings-as-inputs": settings_as_inputs}

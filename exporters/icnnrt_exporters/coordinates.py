@@ -1,4 +1,5 @@
-"""y = shift + scale∘p in a graph: the solver works in p, the energy in y, and `icnnrt.domains` says which p is which y.
+"""y = shift + scale∘p in a graph: the solver works in p, the energy in y, and `icnnrt.mathematics.domains` says which p
+is which y.
 
 =========  ============================  =====
 domain     y                             R(p)
@@ -17,8 +18,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from icnnrt.domains import MODELS
-from icnnrt.manifest import Domain
+from icnnrt.format.manifest import Domain
+from icnnrt.mathematics.domains import MODELS
 from icnnrt_exporters.surgery import Ops, value
 
 DOUBLE = ir.DataType.DOUBLE

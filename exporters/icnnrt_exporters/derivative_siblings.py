@@ -21,10 +21,10 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from icnnrt import package
-from icnnrt.domains import MODELS, Domain
 from icnnrt.errors import ExportError
-from icnnrt.signatures import BOUNDS, BOUNDS_BAR
+from icnnrt.format import package
+from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR
+from icnnrt.mathematics.domains import MODELS, Domain
 from icnnrt_exporters.certificate_nodes import Rounding
 from icnnrt_exporters.inlining import inlined
 from icnnrt_exporters.packer import check_absent, embedded, of_anybody, write

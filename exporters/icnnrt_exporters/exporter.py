@@ -19,14 +19,15 @@ from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
 import icnnrt
-from icnnrt import golden, package
-from icnnrt._piecewise import is_piecewise_linear
+from icnnrt.checking import golden
 from icnnrt.convexity import Convexity, grounds
+from icnnrt.convexity.piecewise import is_piecewise_linear
 from icnnrt.errors import ExportError
-from icnnrt.manifest import GraphFile
-from icnnrt.polyhedron import _usual
-from icnnrt.signatures import listed
-from icnnrt.signs import NONNEGATIVE, Sign
+from icnnrt.format import package
+from icnnrt.format.manifest import GraphFile
+from icnnrt.format.signatures import listed
+from icnnrt.format.signs import NONNEGATIVE, Sign
+from icnnrt.serving.polyhedron import _usual
 from icnnrt_exporters import parity
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import UNIT_BOX, argmin_graph

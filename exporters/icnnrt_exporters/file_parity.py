@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 import icnnrt
+from icnnrt.checking.verify import Check, contexts
 from icnnrt.errors import InputError
-from icnnrt.package import Package, opened
-from icnnrt.verify import Check, contexts
+from icnnrt.format.package import Package, opened
 from icnnrt_exporters import parity
 from icnnrt_exporters.onnx_head import quiet
 from icnnrt_exporters.program import quiet_serialiser
@@ -41,7 +41,7 @@ def compare(
     """Compare files of torch with the package: value, gradient, y*, energy and, of TorchScript, the exact adjoint.
 
     torch.jit.load and torch.export.load run what a file holds, so these must be files you trust. x, samples, seed and
-    native are those of `icnnrt.verify.verify`.
+    native are those of `icnnrt.checking.verify.verify`.
 
     Raises `InputError` for a file that cannot be loaded, or does not take the package's inputs.
     """

@@ -12,8 +12,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from icnnrt._printable import harmless
 from icnnrt.errors import ExportError
+from icnnrt.printable import harmless
 from icnnrt_exporters.inlining import subgraphs
 
 # These give another result at every call.

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import onnx
 
-from icnnrt import package
-from icnnrt._files import atomic_file
-from icnnrt._printable import cropped, harmless
 from icnnrt.errors import ExportError, IcnnrtError
+from icnnrt.format import package
+from icnnrt.format.files import atomic_file
+from icnnrt.printable import cropped, harmless
 from icnnrt_exporters.freezing import frozen
 from icnnrt_exporters.inlining import inlined
 

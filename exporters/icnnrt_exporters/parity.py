@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import icnnrt
-from icnnrt import _wire, bregman, reference
-from icnnrt.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt.errors import ExportError
-from icnnrt.manifest import ENERGY_ROLES, OP_DOMAIN, Domain, Manifest
+from icnnrt.format import wire
+from icnnrt.format.manifest import ENERGY_ROLES, OP_DOMAIN, Domain, Manifest
+from icnnrt.mathematics import bregman, reference
+from icnnrt.mathematics.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt_exporters import parity_polyhedron
 from icnnrt_exporters.preconditions import Solver
 from icnnrt_exporters.true_hessian import true_hessian
@@ -88,7 +89,7 @@ def check(
             _worst(figures, name, got, true)
     facts = _check_argmin(session, judge, solver, x_example, y_example, figures) if solver else {}
     energy = session._package.graphs[ENERGY_ROLES[session.manifest.kind]]
-    through_programs = (OP_DOMAIN, "QPSolve") in _wire.survey(energy, "energy").operators
+    through_programs = (OP_DOMAIN, "QPSolve") in wire.survey(energy, "energy").operators
     for name, figure in figures.items():
         bound = TOLERANCE[session.manifest.dtype][name]
         if through_programs:

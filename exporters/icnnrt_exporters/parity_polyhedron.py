@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import icnnrt
-from icnnrt.bundle_qp import (
+from icnnrt.mathematics.bundle_qp import (
     Polyhedron,
     PolyhedronCotangents,
     bundle_qp_adjoint,
@@ -16,8 +16,8 @@ from icnnrt.bundle_qp import (
     bundle_qp_implicit,
     bundle_qp_models,
 )
-from icnnrt.polyhedron import PolyhedronSolution
-from icnnrt.status import ANSWERED
+from icnnrt.mathematics.status import ANSWERED
+from icnnrt.serving.polyhedron import PolyhedronSolution
 from icnnrt_exporters.true_hessian import true_hessian
 
 Array = NDArray[np.float64]

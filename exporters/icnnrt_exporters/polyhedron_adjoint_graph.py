@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from icnnrt.manifest import PolyhedronSpec
-from icnnrt.package import OP_DOMAIN
-from icnnrt.qp_reference import STEPS
-from icnnrt.status import Status
+from icnnrt.format.manifest import PolyhedronSpec
+from icnnrt.format.package import OP_DOMAIN
+from icnnrt.mathematics.qp_reference import STEPS
+from icnnrt.mathematics.status import Status
 from icnnrt_exporters.polyhedron_graph import Constraints, all_finite, filled, setting
 from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, shapes_from, static, value
 

@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from icnnrt import certificate
-from icnnrt.bundle_qp import FALLS, FAR, FURTHER, LEFT, MILD, OFF, OUT, SAME
-from icnnrt.manifest import PolyhedronSpec
-from icnnrt.package import OP_DOMAIN
-from icnnrt.qp_reference import BOUND_MAX, STEPS, TOLERANCE
-from icnnrt.qp_status import QPStatus
-from icnnrt.status import Status
+from icnnrt.format.manifest import PolyhedronSpec
+from icnnrt.format.package import OP_DOMAIN
+from icnnrt.mathematics import certificate
+from icnnrt.mathematics.bundle_qp import FALLS, FAR, FURTHER, LEFT, MILD, OFF, OUT, SAME
+from icnnrt.mathematics.qp_reference import BOUND_MAX, STEPS, TOLERANCE
+from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.mathematics.status import Status
 from icnnrt_exporters.surgery import (
     Ops,
     copy,
@@ -65,7 +65,7 @@ class _Met(NamedTuple):
 
 
 def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
-    """From value and gradient (θ, x, y -> f, gradient) to the whole of `icnnrt.bundle_qp.bundle_qp_argmin`.
+    """From value and gradient (θ, x, y -> f, gradient) to the whole of `icnnrt.mathematics.bundle_qp.bundle_qp_argmin`.
 
         y = argmin over z in P of ½ ‖z‖² − y_init'z
         repeat:   f, g = f(x, y), ∇_y f(x, y);   rows = [rows; g' −1],  heights = [heights; g'y − f]
@@ -507,7 +507,7 @@ def _rounding(
     offsets: ir.Value,
     points: ir.Value,
 ) -> ir.Value:
-    """What rounding may add to a comparison of energies and cuts, as `icnnrt.bundle_qp` has it: [B, 1]."""
+    """What rounding may add to a comparison of energies and cuts, as `icnnrt.mathematics.bundle_qp` has it: [B, 1]."""
     one, two = op.constant([1]), op.constant([2])
     far = op("Max", op("ReduceMax", op("Abs", points), one, keepdims=0), op("Abs", y))
     reach = op("ReduceSum", op("Mul", op("Abs", slopes), op("Unsqueeze", far, one)), two, keepdims=0)
@@ -527,7 +527,7 @@ def _uncertainty(
     points: ir.Value,
     lam: ir.Value,
 ) -> ir.Value:
-    """`icnnrt.bundle_qp.bundle_qp_uncertainty`: [B, 1]."""
+    """`icnnrt.mathematics.bundle_qp.bundle_qp_uncertainty`: [B, 1]."""
     one, two = op.constant([1]), op.constant([2])
     steep, far = op("Abs", slopes), op("Max", op("Abs", points), op("Unsqueeze", op("Abs", y), one))
     size = op("Add", op("Abs", offsets), op("ReduceSum", op("Mul", steep, far), two, keepdims=0))
@@ -541,7 +541,7 @@ def _uncertainty(
 def _excess(
     op: Ops, P: Constraints, y: ir.Value, lam: ir.Value, nu: ir.Value, bounds: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """`icnnrt.bundle_qp.bundle_qp_excess`: [B, 1] each."""
+    """`icnnrt.mathematics.bundle_qp.bundle_qp_excess`: [B, 1] each."""
     one, two, none = op.constant([1]), op.constant([2]), op.constant(0.0, DOUBLE)
     column = op("Unsqueeze", y, two)
     Gy, Ay = (op("Squeeze", op("MatMul", rows, column), two) for rows in (P.G, P.A))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from icnnrt.errors import ExportError
-from icnnrt.manifest import MAX_ITERATIONS
-from icnnrt.package import check_outside
-from icnnrt.signatures import BOUNDS, BOUNDS_BAR, NAMES, OF_POLYHEDRON, POLYHEDRON_ROLES, THETA_BAR
+from icnnrt.format.manifest import MAX_ITERATIONS
+from icnnrt.format.package import check_outside
+from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR, NAMES, OF_POLYHEDRON, POLYHEDRON_ROLES, THETA_BAR
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
 Solver = BundleEntropyArgmin | BregmanProximalGradient

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop_op
 from torch.func import grad
 
-from icnnrt._files import write_atomically
 from icnnrt.errors import ExportError
+from icnnrt.format.files import write_atomically
 from icnnrt_exporters import parity
 from icnnrt_exporters.energy_graph import EnergyGraph, example_batch, trace_energy
 from icnnrt_exporters.heads import Input, boundary_names, trace, value_and_gradient

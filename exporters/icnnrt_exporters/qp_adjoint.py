@@ -1,13 +1,13 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The body of ai.icnnrt::QPAdjoint, the ONNX twin of `icnnrt.qp_reference.qp_adjoint`; its symbols are explained
-there."""
+"""The body of ai.icnnrt::QPAdjoint, the ONNX twin of `icnnrt.mathematics.qp_reference.qp_adjoint`; its symbols are
+explained there."""
 
 from typing import Final
 
 import onnx
 from onnxscript import script
 
-from icnnrt.qp_reference import HARD
+from icnnrt.mathematics.qp_reference import HARD
 from icnnrt_exporters.qp_interior_point import DOUBLE
 from icnnrt_exporters.qp_newton import HALF, ZERO, QPCondensed, QPFactors, QPRefined
 from icnnrt_exporters.qp_solve import NOT_A_NUMBER, SOLVED

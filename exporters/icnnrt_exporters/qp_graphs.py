@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto, helper
 
 import icnnrt
-from icnnrt.package import OP_DOMAIN
-from icnnrt.qp_reference import STEPS, QPCotangents, QPReference
+from icnnrt.format.package import OP_DOMAIN
+from icnnrt.mathematics.qp_reference import STEPS, QPCotangents, QPReference
 from icnnrt_exporters.bodies import functions_qp
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 

@@ -1,6 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The interior point method for quadratic programs in ONNX, the twin of `icnnrt.qp_reference.interior_point` and of
-what is around it: equilibration, cold and warm start, the way back to the units of the data.
+"""The interior point method for quadratic programs in ONNX, the twin of
+`icnnrt.mathematics.qp_reference.interior_point` and of what is around it: equilibration, cold and warm start, the way
+back to the units of the data.
 
 Its symbols are the reference's, and these say the same with fewer nodes:
 
@@ -18,7 +19,7 @@ from typing import Final
 import onnx
 from onnxscript import BOOL, INT64, graph, script
 
-from icnnrt.qp_reference import (
+from icnnrt.mathematics.qp_reference import (
     BOUND_MAX,
     CYCLES,
     ENOUGH,

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.func import vjp
 
 from icnnrt.errors import ExportError
-from icnnrt.qp_status import QPStatus
+from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.energy_graph import example_batch, followed, read_tensors
 from icnnrt_exporters.heads import Head, Input, trace
 from icnnrt_exporters.lowering import lower

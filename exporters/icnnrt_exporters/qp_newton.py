@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
 """The condensed KKT system of a quadratic program in ONNX: factors, one solve, one refinement; see
-`icnnrt.qp_reference`, whose symbols these are.
+`icnnrt.mathematics.qp_reference`, whose symbols these are.
 
     [H   A'] [dz]   [r_z − C' W t]
     [A   −δ] [dν] = [r_ν         ]      H = Q + ρ + C' W C,  C = [G; I],  dλ = W (C dz + t)

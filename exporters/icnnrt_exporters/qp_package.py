@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import icnnrt
-from icnnrt import golden, package
+from icnnrt.checking import golden
 from icnnrt.errors import ExportError
-from icnnrt.qp_status import QPStatus
-from icnnrt.signatures import QP_NAMES
-from icnnrt.signs import NONNEGATIVE, Sign
+from icnnrt.format import package
+from icnnrt.format.signatures import QP_NAMES
+from icnnrt.format.signs import NONNEGATIVE, Sign
+from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters import parity
 from icnnrt_exporters.exporter import GOLDEN_SAMPLES, dtype_name, plain_graph, producer, serialise, stored
 from icnnrt_exporters.losses import loss_graph, named

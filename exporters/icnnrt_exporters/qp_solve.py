@@ -1,5 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The body of ai.icnnrt::QPSolve, the ONNX twin of `icnnrt.qp_reference.qp_solve`; its symbols are explained there.
+"""The body of ai.icnnrt::QPSolve, the ONNX twin of `icnnrt.mathematics.qp_reference.qp_solve`; its symbols are
+explained there.
 
 Vectors are rows inside, [B, 1, n]; numbers of a sample are [B, 1, 1]; C = [G; I], λ of all its rows is [B, 1, m + n];
 all is double.
@@ -11,9 +12,18 @@ import numpy as np
 import onnx
 from onnxscript import script
 
-from icnnrt.qp_reference import BOUND_MAX, CANCELLED, CERTIFICATE, CERTIFIED, FALLS, RAY, RAY_FLOAT32, TOLERANCE
-from icnnrt.qp_status import QPStatus
-from icnnrt.reference import EPS
+from icnnrt.mathematics.qp_reference import (
+    BOUND_MAX,
+    CANCELLED,
+    CERTIFICATE,
+    CERTIFIED,
+    FALLS,
+    RAY,
+    RAY_FLOAT32,
+    TOLERANCE,
+)
+from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.mathematics.reference import EPS
 from icnnrt_exporters.inverse_cholesky import TINY
 from icnnrt_exporters.qp_interior_point import BOUND_LARGEST, DOUBLE, INFINITY, QPInteriorPoint, QPLargest, QPResidual
 from icnnrt_exporters.qp_newton import HALF, ZERO

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from icnnrt.qp_status import QPStatus
-from icnnrt.signs import Sign
+from icnnrt.format.signs import Sign
+from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.optimizers import Optimizer
 from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, split, static
 from icnnrt_exporters.train_graph import update

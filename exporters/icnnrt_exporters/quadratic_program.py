@@ -18,8 +18,8 @@ import onnxscript
 import torch
 
 from icnnrt.errors import ExportError
-from icnnrt.package import OP_DOMAIN
-from icnnrt.qp_reference import QP, QPCotangents, QPReference
+from icnnrt.format.package import OP_DOMAIN
+from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference
 from icnnrt_exporters.bodies import functions_qp
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 

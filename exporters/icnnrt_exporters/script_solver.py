@@ -1,4 +1,5 @@
-"""The bundle entropy method and its exact adjoint as TorchScript code: the statement of `icnnrt.reference` once more.
+"""The bundle entropy method and its exact adjoint as TorchScript code: the statement of `icnnrt.mathematics.reference`
+once more.
 
 Problem (Amos, Xu, Kolter, *Input Convex Neural Networks*, ICML 2017, section 4)::
 
@@ -18,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from icnnrt.reference import (
+from icnnrt.mathematics.reference import (
     BACKTRACK,
     EPS,
     LAM_FLOOR,
@@ -269,7 +270,7 @@ class ScriptSolver(nn.Module):
     def inner(self, G: Tensor, e: Tensor, lam_start: Tensor | None, steps: int) -> Model:
         """Solve the k-cut model, G [B, k, n], e [B, k], by a predictor-corrector interior point method on (λ, w, t).
 
-        lam_start: multipliers of the first k−1 cuts. As `icnnrt.reference.bundle_entropy_solve`.
+        lam_start: multipliers of the first k−1 cuts. As `icnnrt.mathematics.reference.bundle_entropy_solve`.
         """
         enough = self.enough(G, e)
         state = self.first(G, e, lam_start)
@@ -399,7 +400,8 @@ class ScriptSolver(nn.Module):
 
     @torch.jit.export
     def kkt_adjoint(self, G: Tensor, e: Tensor, lam: Tensor, y_bar: Tensor) -> tuple[Tensor, Tensor]:
-        """Proposition 3: c_y [B, n] and c_λ [B, k] for ∂ℓ/∂y = ȳ [B, n]; as `icnnrt.reference.kkt_adjoint`."""
+        """Proposition 3: c_y [B, n] and c_λ [B, k] for ∂ℓ/∂y = ȳ [B, n]; as
+        `icnnrt.mathematics.reference.kkt_adjoint`."""
         bar = y_bar.unsqueeze(1)
         s = -torch.bmm(lam.unsqueeze(1), G)
         y = torch.sigmoid(s)
@@ -418,7 +420,8 @@ class ScriptSolver(nn.Module):
         return c_y[:, 0], c_lam[:, :, 0]
 
     def adjoint(self, solution: Solution, points: Points, y_bar: Tensor) -> tuple[Tensor, Tensor]:
-        """ē [B, K] and ḡ_i + ē_i (½ − y_i) [B, K, n]; as `icnnrt.reference.argmin_adjoint` at full depth."""
+        """ē [B, K] and ḡ_i + ē_i (½ − y_i) [B, K, n]; as `icnnrt.mathematics.reference.argmin_adjoint` at full
+        depth."""
         Y = solution.cut_points.to(torch.float64)
         K = self.iterations
         offset_bar = torch.zeros_like(solution.offsets)

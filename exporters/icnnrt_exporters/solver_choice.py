@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from icnnrt import certificate
-from icnnrt.domains import UNIT_BOX, Coordinates
-from icnnrt.manifest import SolverSpec
-from icnnrt.recommend import prefixes
-from icnnrt.reference import STEPS
+from icnnrt.checking.recommend import prefixes
+from icnnrt.format.manifest import SolverSpec
+from icnnrt.mathematics import certificate
+from icnnrt.mathematics.domains import UNIT_BOX, Coordinates
+from icnnrt.mathematics.reference import STEPS
 from icnnrt_exporters.preconditions import Solver
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
 

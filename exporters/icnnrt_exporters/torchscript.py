@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import icnnrt
-from icnnrt._files import write_atomically
 from icnnrt.errors import ExportError
-from icnnrt.package import check_outside
+from icnnrt.format.files import write_atomically
+from icnnrt.format.package import check_outside
 from icnnrt_exporters import parity
 from icnnrt_exporters.energy_graph import example_batch
 from icnnrt_exporters.onnx_head import quiet

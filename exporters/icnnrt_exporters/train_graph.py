@@ -6,9 +6,9 @@ from typing import Final
 
 import onnx_ir as ir
 
-from icnnrt.domains import MODELS
-from icnnrt.manifest import Domain
-from icnnrt.signs import NONNEGATIVE, NONPOSITIVE, Sign
+from icnnrt.format.manifest import Domain
+from icnnrt.format.signs import NONNEGATIVE, NONPOSITIVE, Sign
+from icnnrt.mathematics.domains import MODELS
 from icnnrt_exporters.adjoint_graph import adjoint_graph
 from icnnrt_exporters.argmin_graph import argmin_graph
 from icnnrt_exporters.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph

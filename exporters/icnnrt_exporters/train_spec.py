@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from icnnrt import package
 from icnnrt.errors import ExportError
-from icnnrt.signatures import NEW, OF_ONE_STEP
+from icnnrt.format import package
+from icnnrt.format.signatures import NEW, OF_ONE_STEP
 from icnnrt_exporters.losses import Loss, named
 from icnnrt_exporters.optimizers import AnyOptimizer, resolve
 

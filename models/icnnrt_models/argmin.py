@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from icnnrt.domains import NAMES
-from icnnrt.reference import STEPS
+from icnnrt.mathematics.domains import NAMES
+from icnnrt.mathematics.reference import STEPS
 from icnnrt_models.bundle_entropy import ArgminResult, argmin_adjoint, bundle_entropy_argmin, implicit_adjoint
 from icnnrt_models.domains import MODELS, Domain
 from icnnrt_models.energy import check_size

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from icnnrt.domains import NAMES
+from icnnrt.mathematics.domains import NAMES
 from icnnrt_models.argmin import check_tolerance
 from icnnrt_models.energy import check_size
 from icnnrt_models.energy_at import float_of, has_context, y_dim_of
@@ -31,9 +31,9 @@ class BregmanProximalGradient(nn.Module):
 
         s <- (s − τ ∇_y f(x, y))/(1 + τ),   y = y(s)
 
-    `icnnrt.bregman` states the method, `icnnrt.domains` the domains, R and y(s). It solves no model of cuts, so a step
-    is cheaper than one of the bundle method; for energies with kinks (ReLU) it does not converge: use
-    `BundleEntropyArgmin` there.
+    `icnnrt.mathematics.bregman` states the method, `icnnrt.mathematics.domains` the domains, R and y(s). It solves no
+    model of cuts, so a step is cheaper than one of the bundle method; for energies with kinks (ReLU) it does not
+    converge: use `BundleEntropyArgmin` there.
 
     `forward(x, y_init=None, lower=None, upper=None) -> y` [batch, n]. It is differentiated by autograd through all K
     steps, which keeps K graphs of the energy; y_init, the domain's centre where not given, lies in the domain. lower

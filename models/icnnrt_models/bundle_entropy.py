@@ -1,4 +1,5 @@
-"""The bundle entropy method and its adjoints on tensors: the torch twin of `icnnrt.reference`, with its symbols.
+"""The bundle entropy method and its adjoints on tensors: the torch twin of `icnnrt.mathematics.reference`, with its
+symbols.
 
 Problem (Amos, Xu, Kolter, *Input Convex Neural Networks*, ICML 2017, section 4)::
 
@@ -24,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from icnnrt.reference import BACKTRACK, EPS, LAM_FLOOR, RELUCTANCE, SLACK_FLOOR, STEPS
+from icnnrt.mathematics.reference import BACKTRACK, EPS, LAM_FLOOR, RELUCTANCE, SLACK_FLOOR, STEPS
 from icnnrt_models.domains import UNIT_BOX, Domain
 
 __all__ = [
@@ -68,7 +69,7 @@ def _substitute(factors: tuple[Tensor, Tensor, Tensor], R: Tensor) -> Tensor:
 
 
 def solve_spd(A: Float[Tensor, "batch k k"], R: Float[Tensor, "batch k r"]) -> Float[Tensor, "batch k r"]:
-    """A⁻¹ R for symmetric positive semidefinite A, as `icnnrt.reference.solve_spd`; never raises."""
+    """A⁻¹ R for symmetric positive semidefinite A, as `icnnrt.mathematics.reference.solve_spd`; never raises."""
     return _substitute(_factorise(A.clone()), R)
 
 

@@ -1,4 +1,4 @@
-"""The bundle method over a polyhedron and its adjoints on tensors: the torch twin of `icnnrt.bundle_qp`.
+"""The bundle method over a polyhedron and its adjoints on tensors: the torch twin of `icnnrt.mathematics.bundle_qp`.
 
     y* = argmin over y in P of  f(y) + (μ/2) ‖y‖²,      P = {Gy <= h,  Ay = b,  lower <= y <= upper}
 
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icnnrt.bundle_qp import FALLS, FAR, FURTHER, GROWTH, LEFT, MILD, OFF, OUT, SAME
-from icnnrt.certificate import ROUNDING, UNCERTAIN
-from icnnrt.qp_reference import BOUND_MAX, STEPS
-from icnnrt.qp_reference import TOLERANCE as QP_TOLERANCE
-from icnnrt.qp_status import QPStatus
-from icnnrt.status import Status
+from icnnrt.mathematics.bundle_qp import FALLS, FAR, FURTHER, GROWTH, LEFT, MILD, OFF, OUT, SAME
+from icnnrt.mathematics.certificate import ROUNDING, UNCERTAIN
+from icnnrt.mathematics.qp_reference import BOUND_MAX, STEPS
+from icnnrt.mathematics.qp_reference import TOLERANCE as QP_TOLERANCE
+from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.mathematics.status import Status
 from icnnrt_models.interior_point import Solution
 
 __all__ = [
@@ -55,7 +55,7 @@ class Model(NamedTuple):
 
 
 class PolyhedronTrajectory(NamedTuple):
-    """All that the bundle method leaves behind; as `icnnrt.bundle_qp.PolyhedronTrajectory`.
+    """All that the bundle method leaves behind; as `icnnrt.mathematics.bundle_qp.PolyhedronTrajectory`.
 
     J <= K slots of cuts: as many as some sample has.
     """
@@ -327,7 +327,7 @@ def _solve(
 
 def _solved(qp: _QP, warm: Tensor | None, k: int, mu: float) -> Solution:
     """The model of k cuts, from the warm start; what is not SOLVED from there once more without, and the better of the
-    two. As `icnnrt.bundle_qp._solved`, it is solved as that of f/σ where slopes are small and μ = 0."""
+    two. As `icnnrt.mathematics.bundle_qp._solved`, it is solved as that of f/σ where slopes are small and μ = 0."""
     Q, p, G, h, A, b, lower, upper = qp
     σ = G[:, :k, :-1].abs().flatten(1).amax(1, keepdim=True)
     σ = torch.where((σ > 0) & (mu == 0), σ.clamp(max=1.0), 1.0)
@@ -438,7 +438,7 @@ def _unit(lower_bound: Tensor) -> Tensor:
 
 
 def _bound(slopes: Tensor, offsets: Tensor, P: Polyhedron, mu: float, solution: Solution) -> Tensor:
-    """As `icnnrt.bundle_qp.bundle_qp_bound`, at the model's multipliers: [B], −∞ where they prove none."""
+    """As `icnnrt.mathematics.bundle_qp.bundle_qp_bound`, at the model's multipliers: [B], −∞ where they prove none."""
     k, n = slopes.shape[1:]
     cuts, rows = solution.lam[:, :k].clamp(min=0.0), solution.lam[:, k:].clamp(min=0.0)
     nu, bounds, y = solution.nu, solution.mu[:, :n], solution.z[:, :n]
@@ -464,8 +464,8 @@ def _bound(slopes: Tensor, offsets: Tensor, P: Polyhedron, mu: float, solution: 
 
 
 def _excess(y: Tensor, P: Polyhedron, lam: Tensor, nu: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """As `icnnrt.bundle_qp.bundle_qp_excess`: what the energy may lie below the bound by as y leaves P, and how far out
-    it is, [B]."""
+    """As `icnnrt.mathematics.bundle_qp.bundle_qp_excess`: what the energy may lie below the bound by as y leaves P, and
+    how far out it is, [B]."""
     Gy, Ay = (P.G @ y[:, :, None])[:, :, 0], (P.A @ y[:, :, None])[:, :, 0]
     above, off = (Gy - P.h).clamp(min=0.0), (Ay - P.b).abs()
     beyond = torch.maximum(y - P.upper, P.lower - y).clamp(min=0.0)
@@ -475,7 +475,7 @@ def _excess(y: Tensor, P: Polyhedron, lam: Tensor, nu: Tensor, bounds: Tensor) -
 
 
 def _convexity_violation(slopes: Tensor, offsets: Tensor, cut_points: Tensor) -> Tensor:
-    """As `icnnrt.certificate.convexity_violation`: max_ij [v_j(y_i) − f(y_i)], [B] >= 0."""
+    """As `icnnrt.mathematics.certificate.convexity_violation`: max_ij [v_j(y_i) − f(y_i)], [B] >= 0."""
     v = offsets[:, None] + cut_points @ slopes.mT
     return (v.amax(2) - v.diagonal(0, 1, 2)).amax(1)
 
@@ -483,7 +483,7 @@ def _convexity_violation(slopes: Tensor, offsets: Tensor, cut_points: Tensor) ->
 def _rounding(
     y: Tensor, energy: Tensor, slopes: Tensor, offsets: Tensor, cut_points: Tensor, precision: float
 ) -> Tensor:
-    """As `icnnrt.bundle_qp._rounding`: what rounding may add to a comparison of energies and cuts, [B]."""
+    """As `icnnrt.mathematics.bundle_qp._rounding`: what rounding may add to a comparison of energies and cuts, [B]."""
     far = torch.maximum(cut_points.abs().amax(1), y.abs())
     size = offsets.abs() + (slopes.abs() * far[:, None]).sum(2)
     return ROUNDING * precision * torch.maximum(energy.abs().clamp(min=1.0), size.amax(1))
@@ -499,7 +499,7 @@ def _uncertainty(
     lam: Tensor,
     precision: float,
 ) -> Tensor:
-    """As `icnnrt.bundle_qp._uncertainty`: by how much rounding may have moved the gap, [B]."""
+    """As `icnnrt.mathematics.bundle_qp._uncertainty`: by how much rounding may have moved the gap, [B]."""
     G = slopes.abs()
     far = torch.maximum(cut_points.abs(), y.abs()[:, None])
     held = (lam.clamp(min=0.0) * (offsets.abs() + (G * far).sum(2))).sum(1) + (G.amax(1) * y.abs()).sum(1)

@@ -1,4 +1,4 @@
-"""The domains of `icnnrt.domains` on tensors, with its symbols: what the bundle method has to know of each.
+"""The domains of `icnnrt.mathematics.domains` on tensors, with its symbols: what the bundle method has to know of each.
 
 s, u, y, z [B, m, n] throughout: rows over y. Nothing here is recorded by autograd but where it says so.
 """
@@ -10,8 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from icnnrt import domains
-from icnnrt.reference import LOGIT_BOUND, LOGIT_STEP
+from icnnrt.mathematics import domains
+from icnnrt.mathematics.reference import LOGIT_BOUND, LOGIT_STEP
 
 __all__ = ["MODELS", "SIMPLEX", "SPACE", "UNIT_BOX", "Domain"]
 

@@ -1,4 +1,5 @@
-"""Convex quadratic programs in torch: the statement of `icnnrt.qp_reference` once more, in TorchScript's Python.
+"""Convex quadratic programs in torch: the statement of `icnnrt.mathematics.qp_reference` once more, in TorchScript's
+Python.
 
 Problem, signs, method and adjoint stand there; the functions here bear the same names and the same symbols. Everything
 is float64 and has a leading axis of B samples. TorchScript reads no constants of a module, so they come as defaults of
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icnnrt.qp_reference import (
+from icnnrt.mathematics.qp_reference import (
     BOUND_MAX,
     CANCELLED,
     CERTIFICATE,
@@ -33,7 +34,7 @@ from icnnrt.qp_reference import (
     TO_BOUNDARY,
     WARM,
 )
-from icnnrt.qp_status import QPStatus
+from icnnrt.mathematics.qp_status import QPStatus
 
 __all__ = ["Data", "Iterate", "Newton", "Solution", "adjoint", "adjoint_system", "newton_solve", "solve"]
 
@@ -42,7 +43,7 @@ FLOAT_MOST, DOUBLE_MOST = torch.finfo(torch.float32).max, torch.finfo(torch.floa
 
 
 class Data(NamedTuple):
-    """B problems; as `icnnrt.qp_reference.QP`."""
+    """B problems; as `icnnrt.mathematics.qp_reference.QP`."""
 
     Q: Tensor
     p: Tensor
@@ -56,7 +57,7 @@ class Data(NamedTuple):
 
 
 class Iterate(NamedTuple):
-    """A primal-dual point; as `icnnrt.qp_reference.QPIterate`."""
+    """A primal-dual point; as `icnnrt.mathematics.qp_reference.QPIterate`."""
 
     z: Tensor
     nu: Tensor
@@ -67,7 +68,7 @@ class Iterate(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """As `icnnrt.qp_reference.QPReference`, and the outputs of the operator QPSolve in their order."""
+    """As `icnnrt.mathematics.qp_reference.QPReference`, and the outputs of the operator QPSolve in their order."""
 
     z: Tensor
     lam: Tensor
@@ -102,7 +103,7 @@ class Factors(NamedTuple):
 
 
 class Newton(NamedTuple):
-    """The regularised system, condensed to z and ν and factored; as `icnnrt.qp_reference._Newton`."""
+    """The regularised system, condensed to z and ν and factored; as `icnnrt.mathematics.qp_reference._Newton`."""
 
     Q: Tensor
     G: Tensor
@@ -618,8 +619,8 @@ def solve(
     float_most: float = FLOAT_MOST,
     double_most: float = DOUBLE_MOST,
 ) -> Solution:
-    """As `icnnrt.qp_reference.qp_solve`: `precision` is the rounding of the data, `tolerance` what counts as solved and
-    as inaccurate, start [B, n + m + q + n] is (z, λ, ν, μ) of problems nearby."""
+    """As `icnnrt.mathematics.qp_reference.qp_solve`: `precision` is the rounding of the data, `tolerance` what counts
+    as solved and as inaccurate, start [B, n + m + q + n] is (z, λ, ν, μ) of problems nearby."""
     B, n, m, q = qp.p.size(0), qp.p.size(1), qp.h.size(1), qp.b.size(1)
     finite = (
         torch.isfinite(qp.Q).all(2).all(1) & torch.isfinite(qp.G).all(2).all(1) & torch.isfinite(qp.A).all(2).all(1)

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from icnnrt.certificate import DIGITS
-from icnnrt.polyhedron import TOLERANCE, PolyhedronSolution
-from icnnrt.qp_status import QPStatus
-from icnnrt.status import Status, imprecise
+from icnnrt.mathematics.certificate import DIGITS
+from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.mathematics.status import Status, imprecise
+from icnnrt.serving.polyhedron import TOLERANCE, PolyhedronSolution
 from icnnrt_models.bundle_qp import (
     Polyhedron,
     PolyhedronCotangents,
@@ -97,14 +97,14 @@ class PolyhedronArgmin(nn.Module):
     A constraint without the batch axis, or with one of size 1, is shared by all samples, and its gradient is the SUM
     over the batch. All have gradients, and so have x and the weights, once, not twice.
 
-    `icnnrt.bundle_qp` states the method: cuts and constraints in one quadratic program an iteration, so that every
-    answer is feasible; the same as `icnnrt.Session.argmin_polyhedron`, on the device of the data. A sample is done once
-    its gap is within the tolerance, and depends on its neighbours by rounding alone.
+    `icnnrt.mathematics.bundle_qp` states the method: cuts and constraints in one quadratic program an iteration, so
+    that every answer is feasible; the same as `icnnrt.Session.argmin_polyhedron`, on the device of the data. A sample
+    is done once its gap is within the tolerance, and depends on its neighbours by rounding alone.
 
     `solve`, of the same arguments, gives a `PolyhedronResult`: y with certificate, multipliers and a status for each
     sample; nothing is recorded for autograd. `last` is that of the last call of `forward`.
 
-    Which adjoint is right (as `icnnrt.polyhedron` has them):
+    Which adjoint is right (as `icnnrt.serving.polyhedron` has them):
 
     - "prop3": the cuts of the model that gave y*, held fixed: exact for energies of pieces (ReLU). Keeps the graph of f
       at every cut.
@@ -389,7 +389,7 @@ def _result(T: PolyhedronTrajectory, x: Tensor) -> PolyhedronResult:
 
 def _trusted(T: PolyhedronTrajectory, result: PolyhedronResult, adjoint: PolyhedronAdjoint) -> Tensor:
     """[B]: the gradient of that sample can be taken. Whether Newton's program is solved is known on the way back."""
-    # As `icnnrt.certificate.differentiable`.
+    # As `icnnrt.mathematics.certificate.differentiable`.
     status, unit = result.status, result.lower_bound.abs().clamp(min=1.0)
     trusted = ((status <= Status.GAP) | (status == Status.PRECISION)) & (result.uncertainty <= DIGITS * unit)
     if adjoint == "implicit":

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icnnrt import quadratic_program as icnnrt_qp
 from icnnrt.errors import IcnnrtError
-from icnnrt.qp_advice import qp_advice
-from icnnrt.qp_reference import STEPS, TOLERANCE
-from icnnrt.qp_status import QPStatus, advise
+from icnnrt.mathematics.qp_advice import qp_advice
+from icnnrt.mathematics.qp_reference import STEPS, TOLERANCE
+from icnnrt.mathematics.qp_status import QPStatus, advise
+from icnnrt.serving import quadratic_program as icnnrt_qp
 from icnnrt_models.energy import check_size
 from icnnrt_models.interior_point import Data, Solution, adjoint, adjoint_system, newton_solve, solve
 
@@ -31,7 +31,7 @@ class QPResult(NamedTuple):
     mu: Tensor  # [B, n] the same of the box
     slack: Tensor  # [B, m] of the side that λ points at, > 0; no gradient
     residual: Tensor  # [B, 3] float64, relative stationarity, feasibility, duality gap; no gradient
-    status: Tensor  # [B] int32, of icnnrt.qp_status.QPStatus
+    status: Tensor  # [B] int32, of icnnrt.mathematics.qp_status.QPStatus
 
 
 class QPLayer(nn.Module):
@@ -53,8 +53,8 @@ class QPLayer(nn.Module):
     A datum without the batch axis, or with one of size 1, is shared by all samples, and its gradient is the SUM over
     the batch. Of nothing but shared data the answer is [1, n].
 
-    Every sample has a status of its own, `icnnrt.qp_status.QPStatus`, and up to rounding never depends on its
-    neighbours: where no z meets the constraints, the objective falls without end, or the data hold NaN, z is NaN. A
+    Every sample has a status of its own, `icnnrt.mathematics.qp_status.QPStatus`, and up to rounding never depends on
+    its neighbours: where no z meets the constraints, the objective falls without end, or the data hold NaN, z is NaN. A
     gradient is taken of SOLVED samples alone. `on_unsafe` says what becomes of the others:
 
         "nan"    gradients are NaN, of shared data too: never silently those of fewer samples

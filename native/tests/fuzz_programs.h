@@ -19,7 +19,7 @@ using icnnrt::QpStatus;
 
 inline constexpr double kNoBound = 1e30;  // bounds from here on are none
 
-// Relative KKT residuals as icnnrt/qp_reference.py defines them, each less what the rounding of the answer to T, and of
+// Relative KKT residuals as icnnrt/mathematics/qp_reference.py defines them, each less what the rounding of the answer to T, and of
 // the sums here, may have made of it.
 template <typename T>
 double relative_residual(const Program<T>& of, const ProgramAnswer<T>& answer) {

@@ -1,0 +1,1 @@
+"""Checks of packages: verify, golden data, recommendations, repair."""

@@ -1,0 +1,192 @@
+"""Linear and convex quadratic programs as text, CPLEX' LP format and free MPS: HiGHS, Gurobi, CPLEX and SCIP read them.
+
+    min over z of  ½ z'Qz + p'z + constant   s.t.  Gz <= h,   Az = b,   lower <= z <= upper
+
+Numbers have as many digits as give the same float64 back. What the formats take for granted is written out: every
+bound, as both take 0 for a lower bound that is not there. In LP a quadratic objective is [ ... ] / 2 of both triangles'
+sum; in MPS it is the section QUADOBJ with the entries of one triangle, and the constant is the negative of the
+objective's right-hand side.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt.errors import InputError
+from icnnrt.format.files import atomic_file
+from icnnrt.format.package import check_outside
+
+__all__ = ["SUFFIXES", "Coo", "Program", "write_program"]
+
+Array = NDArray[np.float64]
+Lines = Iterator[str]
+
+SUFFIXES: Final = (".lp", ".mps")
+NOT_NAME: Final = re.compile(r"[^A-Za-z0-9_.-]")
+COLUMNS: Final = 200  # of a line: CPLEX takes no more than 560
+
+
+class Coo(NamedTuple):
+    """A sparse matrix by its entries, for `scipy.sparse.coo_array((values, (rows, columns)), shape)`."""
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    values: Array
+    shape: tuple[int, int]
+
+    def dense(self) -> Array:
+        """The same with its zeros."""
+        matrix = np.zeros(self.shape)
+        np.add.at(matrix, (self.rows, self.columns), self.values)
+        return matrix
+
+
+class Program(NamedTuple):
+    """One quadratic program; Q symmetric, with both triangles. Infinite bounds are none."""
+
+    Q: Coo
+    p: Array
+    G: Coo
+    h: Array
+    A: Coo
+    b: Array
+    lower: Array
+    upper: Array
+    constant: float
+    variables: Sequence[str]  # of letters, digits and underscores, a letter first, none "e" with digits
+
+
+def write_program(path: Path, program: Program, name: str = "icnnrt") -> None:
+    """Write a .lp or a .mps, atomically: a scratch file beside it, flushed to the disk, then renamed.
+
+    Of `name` letters, digits and _ . - are kept, and what else it has becomes _: it stands in a line of the file.
+
+    Raises `InputError` for another ending, numbers that are not finite, a lower bound of +inf or an upper one of −inf.
+    """
+    if not isinstance(path, Path) or not isinstance(program, Program) or not isinstance(name, str):
+        came = ", ".join(type(one).__name__ for one in (path, program, name))
+        raise InputError(f"path, program, name: expected a Path, a Program and text, but got {came}.")
+    writers = {".lp": _lp, ".mps": _mps}
+    writer = writers.get(path.suffix.lower())
+    if writer is None:
+        raise InputError(
+            f"{path}: expected a file name ending in .lp or .mps, but got {path.suffix!r}; the ending tells the format."
+        )
+    parts = (program.Q.values, program.p, program.G.values, program.h, program.A.values, program.b, program.constant)
+    if not all(np.isfinite(a).all() for a in parts) or np.isnan([*program.lower, *program.upper]).any():
+        raise InputError(f"{path}: expected finite numbers to write, but the program holds NaN or infinity.")
+    if (np.asarray(program.lower) == np.inf).any() or (np.asarray(program.upper) == -np.inf).any():
+        raise InputError(
+            f"{path}: expected bounds that leave something, but a lower one is +inf or an upper one −inf; where there "
+            "is none, lower is −inf and upper +inf."
+        )
+    check_outside(path, "path")
+    with atomic_file(path) as file:
+        for line in writer(program, NOT_NAME.sub("_", name)):
+            file.write(line.encode("ascii") + b"\n")
+
+
+def _number(value: Any) -> str:
+    return repr(float(value))
+
+
+def _by_row(matrix: Coo) -> list[list[tuple[int, float]]]:
+    rows: list[list[tuple[int, float]]] = [[] for _ in range(matrix.shape[0])]
+    for i, j, value in zip(matrix.rows.tolist(), matrix.columns.tolist(), matrix.values.tolist(), strict=True):
+        rows[i].append((j, value))
+    return rows
+
+
+def _term(value: float, variable: str) -> str:
+    return f"{'-' if value < 0 else '+'} {_number(abs(value))} {variable}"
+
+
+def _wrapped(head: str, terms: Sequence[str]) -> Lines:
+    line = head
+    for term in terms:
+        if len(line) + len(term) >= COLUMNS:
+            yield line
+            line = "  "
+        line = f"{line} {term}"
+    yield line
+
+
+def _lp(program: Program, name: str) -> Lines:
+    names = program.variables
+    yield f"\\ {name}"
+    yield "Minimize"
+    terms = [_term(value, names[j]) for j, value in enumerate(program.p.tolist()) if value]
+    Q = program.Q
+    if len(Q.values):
+        quadratic = []
+        for i, j, value in zip(Q.rows.tolist(), Q.columns.tolist(), Q.values.tolist(), strict=True):
+            if i == j:
+                quadratic.append(_term(value, f"{names[i]} ^ 2"))
+            elif i < j:
+                quadratic.append(_term(2.0 * value, f"{names[i]} * {names[j]}"))
+        terms += ["+ [", *quadratic, "] / 2"]
+    if program.constant:
+        terms.append(f"{'-' if program.constant < 0 else '+'} {_number(abs(program.constant))}")
+    # An objective must have a term.
+    yield from _wrapped(" obj:", terms or [f"+ 0.0 {names[0]}"])
+    yield "Subject To"
+    for kind, relation, matrix, right in (("g", "<=", program.G, program.h), ("a", "=", program.A, program.b)):
+        for i, row in enumerate(_by_row(matrix)):
+            row_terms = [_term(value, names[j]) for j, value in row] or [f"+ 0.0 {names[0]}"]
+            yield from _wrapped(f" {kind}{i}:", [*row_terms, f"{relation} {_number(right[i])}"])
+    yield "Bounds"
+    for variable, low, high in zip(names, program.lower.tolist(), program.upper.tolist(), strict=True):
+        if low == -np.inf and high == np.inf:
+            yield f" {variable} free"
+        else:
+            yield f" {_bound(low)} <= {variable} <= {_bound(high)}"
+    yield "End"
+
+
+def _bound(value: float) -> str:
+    return {np.inf: "+inf", -np.inf: "-inf"}.get(value) or _number(value)
+
+
+def _mps(program: Program, name: str) -> Lines:
+    names = program.variables
+    yield f"NAME {name}"
+    yield "ROWS"
+    yield " N obj"
+    m, q = program.G.shape[0], program.A.shape[0]
+    yield from (f" L g{i}" for i in range(m))
+    yield from (f" E a{i}" for i in range(q))
+    yield "COLUMNS"
+    columns: list[list[tuple[str, float]]] = [[("obj", value)] for value in program.p.tolist()]
+    for kind, matrix in (("g", program.G), ("a", program.A)):
+        for i, row in enumerate(_by_row(matrix)):
+            for j, value in row:
+                columns[j].append((f"{kind}{i}", value))
+    for variable, entries in zip(names, columns, strict=True):
+        yield from (f" {variable} {row} {_number(value)}" for row, value in entries)
+    yield "RHS"
+    if program.constant:
+        yield f" RHS obj {_number(-program.constant)}"
+    for kind, right in (("g", program.h), ("a", program.b)):
+        yield from (f" RHS {kind}{i} {_number(value)}" for i, value in enumerate(right.tolist()) if value)
+    yield "BOUNDS"
+    for variable, low, high in zip(names, program.lower.tolist(), program.upper.tolist(), strict=True):
+        if low == high:
+            yield f" FX BND {variable} {_number(low)}"
+            continue
+        if low == -np.inf:
+            yield f" {'FR' if high == np.inf else 'MI'} BND {variable}"
+        else:
+            yield f" LO BND {variable} {_number(low)}"
+        if high != np.inf:
+            yield f" UP BND {variable} {_number(high)}"
+    if len(program.Q.values):
+        yield "QUADOBJ"
+        Q = program.Q
+        for i, j, value in zip(Q.rows.tolist(), Q.columns.tolist(), Q.values.tolist(), strict=True):
+            if i <= j:
+                yield f" {names[i]} {names[j]} {_number(value)}"
+    yield "ENDATA"

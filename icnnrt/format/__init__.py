@@ -1,0 +1,1 @@
+"""The package on disk: files, graphs' wire format, the manifest, signatures, the verdict's record, checkpoints."""

@@ -1,0 +1,63 @@
+"""Why a quadratic program has no answer, told from its data: which eigenvalue, which datum, which pair of bounds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt.mathematics.qp_reference import BOUND_MAX, STEPS
+from icnnrt.mathematics.qp_status import QPStatus, advise
+
+__all__ = ["qp_advice", "qp_cause"]
+
+
+def qp_advice(
+    i: int,
+    status: int,
+    residual: NDArray[Any],
+    data: Mapping[str, NDArray[Any]],
+    *,
+    steps: int = STEPS,
+    ray: bool = True,
+) -> str:
+    """One sentence with numbers on sample `i`: what its data say of the cause, else what its status does.
+
+    residual:  [3], relative stationarity, feasibility, duality gap
+    data:      of `icnnrt.qp`, by their names, of that sample alone; those that are absent are empty or left out
+    ray:       whether who reads it has the ray to look at
+    """
+    verdict = QPStatus(status)
+    a, b, c = (float(r) for r in residual)
+    return f"sample {i}: {qp_cause(verdict, data) or advise(verdict, residual=(a, b, c), steps=steps, ray=ray)}"
+
+
+def qp_cause(status: QPStatus, data: Mapping[str, NDArray[Any]]) -> str:
+    """What can be said with the data of a sample at hand; "" if that is no more than `advise` says."""
+    data = {name: np.asarray(a, np.float64) for name, a in data.items()}
+    match status:
+        case QPStatus.NOT_CONVEX:
+            least = float(np.linalg.eigvalsh(0.5 * (data["Q"] + data["Q"].T))[0])
+            return (
+                f"Q has the eigenvalue {least:.1e}, so the problem is not convex: pass F F' + ε I with a factor F, "
+                f"or add {-least:.1e} to the diagonal"
+            )
+        case QPStatus.NOT_FINITE_INPUT:
+            sides = {"h": -1.0, "upper": -1.0, "h_lower": 1.0, "lower": 1.0}
+            bad = [
+                name
+                for name, a in data.items()
+                if ((np.isnan(a) | (sides[name] * a >= BOUND_MAX)).any() if name in sides else not np.isfinite(a).all())
+            ]
+            return f"NaN, or an infinity that is no absent bound, in {', '.join(bad)}: clean it" if bad else ""
+        case QPStatus.PRIMAL_INFEASIBLE:
+            for low, high in (("h_lower", "h"), ("lower", "upper")):
+                if low in data and high in data and data[low].size and data[high].size:
+                    crossed = data[low] > data[high]
+                    if crossed.any():
+                        entry = int(np.argmax(crossed))
+                        return (
+                            f"{low}[{entry}] = {data[low][entry]:.3g} exceeds {high}[{entry}] = "
+                            f"{data[high][entry]:.3g}: exchange or widen them"
+                        )
+    return ""

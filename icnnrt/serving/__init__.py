@@ -1,0 +1,1 @@
+"""Sessions: a package opened with onnxruntime, its answers, and quadratic programs."""

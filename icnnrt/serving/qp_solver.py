@@ -1,0 +1,347 @@
+"""Quadratic programs of one size over and over, as a control loop has them: memory and bindings are made once.
+
+    solver = icnnrt.QPSolver(n=10, m=5)
+    z = solver.solve(Q, p, G, h)             # a view of solver.z, written over by the next call
+    gradients = solver.vjp(z_bar)            # of every datum, written over by the next call too
+
+The problem, its signs and its statuses are those of `icnnrt.qp`, the better choice where sizes change, or where a
+microsecond does not matter: it checks more, copies nothing, and its answers last. A `QPSolver` is for one thread.
+"""
+
+import functools
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt.arguments import choice, flag, integer, sample
+from icnnrt.errors import IcnnrtError, InputError
+from icnnrt.mathematics.qp_advice import qp_advice
+from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.mathematics.status import summarise
+from icnnrt.ort import onnxruntime
+from icnnrt.serving.forks import inherit
+from icnnrt.serving.quadratic_program import ADJOINT, DTYPES, SHAPES, SOLUTION, _session
+
+__all__ = ["QPData", "QPSolver"]
+
+Floats = NDArray[Any]
+ABSENT: Final = {"h_lower": "two_sided=True", "lower": "box=True", "upper": "box=True"}
+SIZES_MAX: Final = 1 << 20  # far more than memory holds of Q
+
+
+class QPData(NamedTuple):
+    """An array for every datum; those of bounds that the solver was made without have no columns."""
+
+    Q: Floats
+    p: Floats
+    G: Floats
+    h_lower: Floats
+    h: Floats
+    A: Floats
+    b: Floats
+    lower: Floats
+    upper: Floats
+
+
+class QPSolver:
+    """B problems of n variables, m rows of G and q equalities, one call after the other.
+
+    Everything that `solve` gets is copied into `data`, and what it does not get is still there from the call before:
+    `solver.solve(p=p)` solves for a new p. `data` may also be written in place. After a call `z`, `lam`, `nu`, `mu`,
+    `slack`, `box_slack`, `residual`, `status` and `ray` hold what `QPSolution` says of them, and `advice` and `summary`
+    tell how it went.
+    """
+
+    z: Floats
+    lam: Floats
+    nu: Floats
+    mu: Floats
+    slack: Floats
+    box_slack: Floats
+    residual: NDArray[np.float64]
+    status: NDArray[np.int32]
+    ray: Floats
+
+    def __init__(
+        self,
+        n: int,
+        m: int = 0,
+        q: int = 0,
+        *,
+        batch: int = 1,
+        dtype: str = "float64",
+        box: bool = False,
+        two_sided: bool = False,
+        warm: bool = False,
+        native: bool | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """
+        n, m, q:    sizes of z, h and b; m and q may be 0
+        batch:      B, how many problems a call solves
+        dtype:      "float32" or "float64"
+        box:        there are `lower` and `upper`; until they are given they are infinite
+        two_sided:  there is `h_lower`
+        warm:       a call starts from the answer of the one before; samples without one start cold
+        native, threads:  as `icnnrt.load` takes them
+
+        Raises `InputError` for sizes that are none, and what `icnnrt.load` raises for the last two.
+        """
+        sizes = {"n": n, "m": m, "q": q, "batch": batch}
+        for name, size in sizes.items():
+            sizes[name] = integer(size, name, 1 if name in ("n", "batch") else 0, SIZES_MAX)
+        dtype = choice(dtype, "dtype", tuple(DTYPES.values()))
+        box, two_sided, warm = flag(box, "box"), flag(two_sided, "two_sided"), flag(warm, "warm")
+        n, m, q, B = sizes.values()
+        absent = {"h_lower": not two_sided, "lower": not box, "upper": not box}
+        empty = {"h_lower": -np.inf, "h": np.inf, "lower": -np.inf, "upper": np.inf}
+        length = {"n": n, "m": m, "q": q}
+
+        def array(name: str) -> Floats:
+            shape = (1, 0) if absent.get(name) else (B, *(length[letter] for letter in SHAPES[name]))
+            return np.full(shape, empty.get(name, 0.0), dtype)
+
+        self.data = QPData(*(array(name) for name in QPData._fields))
+        # Arrays of these shapes are taken without another look; none is where there is no such datum.
+        self._inputs = [
+            (name, a, a.dtype, *((None, None) if absent.get(name) else (a.shape, a.shape[1:])))
+            for name, a in self.data._asdict().items()
+        ]
+        self._warm = warm
+        self._start = np.full((B, 2 * n + m + q) if warm else (1, 0), np.nan, dtype)
+        kinds = {"residual": np.float64, "status": np.int32}
+        shapes: dict[str, tuple[int, ...]] = {
+            **{"z": (n,), "lam": (m,), "nu": (q,), "mu": (n,), "slack": (m,), "box_slack": (n,)},
+            **{"residual": (3,), "status": (), "ray": (2 * n + m + q,)},
+        }
+        answers = {name: np.zeros((B, *shapes[name]), kinds.get(name, dtype)) for name in SOLUTION}
+        for name, value in answers.items():
+            setattr(self, name, value)
+        self._bars = {f"{name}_bar": np.zeros((B, *shapes[name]), dtype) for name in ("z", "lam", "nu", "mu")}
+        self._only_z_bar = True  # the other three are zero, and need not be written again
+        self._d = [np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in ADJOINT]
+        self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
+        self._square = np.zeros_like(self.data.Q)
+        self._rows = np.zeros_like(self.data.G), np.zeros_like(self.data.A)
+        self._where = dtype, native, threads
+        self._solve = _Bound("solve", self._where, {**self.data._asdict(), "start": self._start}, answers)
+        self._sides = _Sides(self)
+
+    def solve(
+        self,
+        Q: Any = None,
+        p: Any = None,
+        G: Any = None,
+        h: Any = None,
+        A: Any = None,
+        b: Any = None,
+        *,
+        lower: Any = None,
+        upper: Any = None,
+        h_lower: Any = None,
+    ) -> Floats:
+        """z [B, n]. Data are [B, ...], or without the batch axis to be the same for all samples.
+
+        What became of each sample is in `status`, a `QPStatus` each; z is NaN where there is no answer.
+
+        Raises `InputError` for shapes that do not fit and for what are no real numbers; `data` is as before then.
+        """
+        # All are looked at before the first is copied, so that what is refused changes nothing.
+        parts = []
+        given = (Q, p, G, h_lower, h, A, b, lower, upper)
+        for value, (name, into, dtype, whole, one) in zip(given, self._inputs):  # noqa: B905  a tenth of a microsecond
+            if value is not None:
+                if type(value) is not np.ndarray or value.dtype != dtype or value.shape not in (one, whole):
+                    value = _fitted(name, value, into)
+                parts.append((into, value))
+        for into, value in parts:
+            into[...] = value
+        if self._warm:
+            np.concatenate((self.z, self.lam, self.nu, self.mu), 1, out=self._start)
+            if not self._solve.calls:
+                self._start.fill(np.nan)  # cold
+        self._solve()
+        return self.z
+
+    def vjp(self, z_bar: Any, lam_bar: Any = None, nu_bar: Any = None, mu_bar: Any = None) -> QPData:
+        """∂ℓ/∂ of all data of the last `solve`, for a loss ℓ with ∂ℓ/∂z = z_bar and so on; None is zero.
+
+        Samples that are not SOLVED have NaN. Where the same datum was given to all samples, sum over the first axis.
+        """
+        if not self._solve.calls:
+            raise InputError("z_bar: expected a solved problem to differentiate; call solve before vjp.")
+        given = {"z_bar": z_bar}
+        if lam_bar is not None or nu_bar is not None or mu_bar is not None or not self._only_z_bar:
+            given |= {"lam_bar": lam_bar, "nu_bar": nu_bar, "mu_bar": mu_bar}
+        parts = []
+        for name, value in given.items():
+            into = self._bars[name]
+            if value is None and name != "z_bar":
+                value = 0.0
+            elif type(value) is not np.ndarray or value.dtype != into.dtype or value.shape != into.shape:
+                value = _fitted(name, value, into)
+            parts.append((into, value))
+        for into, value in parts:
+            into[...] = value
+        self._only_z_bar = lam_bar is None and nu_bar is None and mu_bar is None
+        self._adjoint()
+        self._sides.write()
+        return self.gradients
+
+    @functools.cached_property
+    def _adjoint(self) -> "_Bound":
+        """Made with the first `vjp`: who only solves needs no session for it."""
+        read = {name: getattr(self, name) for name in ("lam", "mu", "slack", "box_slack", "status")}
+        return _Bound(
+            "adjoint",
+            self._where,
+            {**{name: getattr(self.data, name) for name in "QGA"}, **read, **self._bars},
+            dict(zip(ADJOINT, self._d, strict=True)),
+        )
+
+    @property
+    def ok(self) -> bool:
+        """Whether every sample is SOLVED."""
+        return not self.status.any()
+
+    def advice(self, i: int = 0) -> str:
+        """One sentence with numbers: how sample `i` of the last `solve` went, and what would make it better."""
+        if not self._solve.calls:
+            raise InputError("advice: expected a solved problem to tell of; call solve first.")
+        i = sample(i, len(self.status))
+        data = {name: a[i if len(a) > 1 else 0] for name, a in self.data._asdict().items()}
+        return qp_advice(i, int(self.status[i]), self.residual[i], data)
+
+    def summary(self) -> str:
+        """How many samples have which status, and the advice on the first of each kind that was not solved."""
+        return summarise(self.status.tolist(), QPStatus, self.advice) if self._solve.calls else "not run"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InputError(
+            "solver: expected what can be pickled, but a QPSolver holds memory that onnxruntime works in; make one of "
+            "the same sizes where it is needed."
+        )
+
+    def __repr__(self) -> str:
+        B, n = self.z.shape
+        state = self.summary().partition("\n")[0]
+        return f"<QPSolver of {B} x (n {n}, m {self.lam.shape[1]}, q {self.nu.shape[1]}): {state}>"
+
+
+def _fitted(name: str, value: Any, into: Floats) -> Floats:
+    """`value` as an array of real numbers that can be assigned to `into`."""
+    array: Floats = value if type(value) is np.ndarray else _converted(name, value)
+    wanted = into.shape
+    if not wanted[1] and name in ABSENT:
+        raise InputError(f"{name}: expected none, as the solver was made without; make it with {ABSENT[name]}.")
+    if array.dtype != into.dtype and not np.can_cast(array.dtype, into.dtype, "same_kind"):
+        raise InputError(f"{name}: expected real numbers, but got {array.dtype}; convert them to {into.dtype}.")
+    if array.shape != wanted and array.shape != wanted[1:]:
+        try:
+            np.broadcast_to(array, wanted)
+        except ValueError:
+            raise InputError(
+                f"{name}: expected shape {list(wanted)} or {list(wanted[1:])}, but got {list(array.shape)}; make a "
+                "QPSolver of the sizes that the data have."
+            ) from None
+    return array
+
+
+def _converted(name: str, value: Any) -> Floats:
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise InputError(
+            f"{name}: expected an array, but {type(value).__name__} does not convert to one ({error}); pass a numpy "
+            "array."
+        ) from error
+
+
+class _Bound:
+    """A graph whose inputs and outputs are arrays of numpy for good; a forked child binds them anew."""
+
+    def __init__(
+        self,
+        role: str,
+        where: tuple[str, bool | None, int | None],
+        inputs: dict[str, Floats],
+        outputs: dict[str, Floats],
+    ) -> None:
+        self._role, self._where = role, where
+        self._inputs, self._outputs = inputs, outputs
+        self._held: tuple[Any, Any, list[Any]] | None = self._bind()
+        self.calls = 0
+        inherit(self)
+
+    def _bind(self) -> tuple[Any, Any, list[Any]]:
+        ort = onnxruntime()
+        dtype, native, threads = self._where
+        session, _ = _session(self._role, dtype, native, None, threads)
+        binding = session.io_binding()
+        values = []  # the OrtValues, which do not own the arrays' memory
+        for arrays, bind in (
+            (self._inputs, binding.bind_ortvalue_input),
+            (self._outputs, binding.bind_ortvalue_output),
+        ):
+            for name, array in arrays.items():
+                value = ort.OrtValue.ortvalue_from_numpy(array)
+                bind(name, value)
+                values.append(value)
+        return session, binding, values
+
+    def give_up(self) -> object:
+        held, self._held = self._held, None
+        return held
+
+    def __call__(self) -> None:
+        held = self._held
+        if held is None:
+            held = self._held = self._bind()
+        try:
+            held[0].run_with_iobinding(held[1])
+        except Exception as error:
+            raise IcnnrtError(f"qp: onnxruntime failed ({error}); try smaller batches, or native=False.") from error
+        self.calls += 1
+
+
+class _Sides:
+    """The gradients of the data from (d_z, d_λ, d_ν, d_μ), into memory that is there: the head of `qp_reference`."""
+
+    def __init__(self, solver: QPSolver) -> None:
+        d_z, d_lam, d_nu, _ = solver._d
+        self.d = solver._d
+        self.solver = solver
+        self.column = d_z[:, :, None], solver.z[:, None]
+        self.over_G = solver.lam[:, :, None], d_z[:, None], d_lam[:, :, None], solver.z[:, None]
+        self.over_A = solver.nu[:, :, None], d_z[:, None], d_nu[:, :, None], solver.z[:, None]
+        self.transposed = solver._square.swapaxes(1, 2)
+
+    def write(self) -> None:
+        solver, out = self.solver, self.solver.gradients
+        d_z, d_lam, d_nu, d_mu = self.d
+        square = solver._square
+        np.multiply(*self.column, out=square)
+        np.add(square, self.transposed, out=out.Q)
+        np.multiply(out.Q, 0.5, out=out.Q)
+        out.p[...] = d_z
+        for (multiplier, d_row, d_multiplier, row), gradient, other in (
+            (self.over_G, out.G, solver._rows[0]),
+            (self.over_A, out.A, solver._rows[1]),
+        ):
+            if gradient.size:
+                np.multiply(multiplier, d_row, out=gradient)
+                np.multiply(d_multiplier, row, out=other)
+                np.add(gradient, other, out=gradient)
+        if d_nu.size:
+            np.negative(d_nu, out=out.b)
+        for d, multiplier, upper, lower in (
+            (d_lam, solver.lam, out.h, out.h_lower),
+            (d_mu, solver.mu, out.upper, out.lower),
+        ):
+            if upper.size:
+                np.multiply(d, multiplier > 0, out=upper)
+                np.negative(upper, out=upper)
+            if lower.size:
+                np.multiply(d, multiplier < 0, out=lower)
+                np.negative(lower, out=lower)

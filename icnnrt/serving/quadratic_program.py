@@ -1,0 +1,599 @@
+"""Quadratic programs at run time: solved with a status for every sample, and differentiated, without torch or onnx.
+
+    minimise over z in R^n  ½ z'Qz + p'z   s.t.  h_lower <= Gz <= h,   Az = b,   lower <= z <= upper
+
+    solution = icnnrt.qp(Q, p, G, h)
+    gradients = solution.vjp(z_bar)          # ∂loss/∂Q, p, G, h, each in the shape it was given in
+
+Q [n, n] is symmetric positive semidefinite (its symmetric part is used), G [m, n], A [q, n]. Each datum may have
+a batch axis in front, of B or of 1; one without it, or of 1, is shared by all B problems, and its gradient is the sum
+over them. Where no datum has one, neither has the answer. Multipliers are signed: λ_i > 0 pushes back from h_i, λ_i < 0
+from h_lower_i, and so μ for the box, so that Qz + p + G'λ + A'ν + μ = 0.
+
+Two ONNX graphs of one node each, QPSolve and QPAdjoint of ai.icnnrt, do the work, in icnnrt/graphs/; native
+kernels run them where icnnrt was installed with them, portable bodies elsewhere, in float64 inside. The mathematics is
+stated in `icnnrt.mathematics.qp_reference`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt import native_library
+from icnnrt.arguments import alone, flag, sample, untrusted
+from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError
+from icnnrt.format import wire
+from icnnrt.format.package import OP_DOMAIN
+from icnnrt.mathematics.qp_advice import qp_advice
+from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
+from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.mathematics.status import summarise
+from icnnrt.ort import (
+    Provider,
+    checked_providers,
+    checked_threads,
+    native_operators,
+    onnxruntime,
+    open_session,
+    session_options,
+)
+from icnnrt.printable import show
+from icnnrt.serving.once import Once
+
+__all__ = ["QPGradients", "QPSolution", "qp"]
+
+Floats = NDArray[Any]  # float32 or float64: the dtype of Q
+
+DTYPES: Final = {np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
+OPERATORS: Final = {"solve": "QPSolve", "adjoint": "QPAdjoint"}
+SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray"]
+ADJOINT: Final = ["d_z", "d_lam", "d_nu", "d_mu"]
+GRAPHS: Final = Path(__file__).parents[1] / "graphs"
+ON_UNSAFE: Final = ("nan", "raise", "skip")
+# Shapes of the data, the batch axis aside.
+SHAPES: Final = {
+    "Q": "nn",
+    "p": "n",
+    "G": "mn",
+    "h_lower": "m",
+    "h": "m",
+    "A": "qn",
+    "b": "q",
+    "lower": "n",
+    "upper": "n",
+}
+
+# Why they have it.
+_ENTRY = "an entry for each entry of z, as many as Q has rows"
+MEANING: Final = {
+    **dict.fromkeys(("p", "lower", "upper"), _ENTRY),
+    "G": "a row for each bound and a column for each entry of z",
+    "A": "a row for each equality and a column for each entry of z",
+    "h": "an entry for each row of G",
+    "h_lower": "an entry for each row of G",
+    "b": "an entry for each row of A",
+}
+
+
+def qp(
+    Q: object,
+    p: object,
+    G: object = None,
+    h: object = None,
+    A: object = None,
+    b: object = None,
+    *,
+    lower: object = None,
+    upper: object = None,
+    h_lower: object = None,
+    start: "QPSolution | None" = None,
+    native: bool | None = None,
+    providers: Sequence[Provider] | None = None,
+    threads: int | None = None,
+) -> "QPSolution":
+    """Solve min over z of ½ z'Qz + p'z s.t. h_lower <= Gz <= h, Az = b, lower <= z <= upper.
+
+    Q ... b:          arrays of one dtype, float32 or float64, shaped as the head of this module says. What is left out
+                      is not there; G comes with h, h_lower or both, A with b. Bounds of ±1e30 and beyond are none
+    lower, upper:     also one number for all of z
+    h_lower:          lower bounds of Gz
+    start:            the solution of a problem nearby, of the same sizes; samples it did not solve start cold
+    native, providers, threads:  as `icnnrt.load` takes them
+
+    Returns a `QPSolution`. No sample spoils another: each has a status of its own, and data with NaN, an objective
+    that is not convex, or constraints that contradict each other are statuses, not errors. The data are not copied,
+    and `QPSolution.vjp` reads Q, G and A again: leave them as they are until then.
+
+    Raises `InputError` for shapes or dtypes that do not fit, and what `icnnrt.load` raises for the last three.
+    """
+    Q_given, dtype = _matrix(Q)
+    n = Q_given.shape[-1]
+    if G is None:
+        if h is not None or h_lower is not None:
+            name = "h" if h is not None else "h_lower"
+            raise InputError(f"G: expected the rows that {name} bounds, but got none; pass G, or leave {name} out.")
+        m = 0
+    else:
+        if h is None and h_lower is None:
+            raise InputError("h: expected the bounds of Gz, but got none; pass h, h_lower or both, or leave G out.")
+        G = _array("G", G, dtype)
+        m = G.shape[-2] if G.ndim > 1 else -1
+    if (A is None) != (b is None):
+        name, other = ("A", "b") if A is None else ("b", "A")
+        raise InputError(f"{name}: expected one, as {other} was given, but got none; pass both or neither.")
+    if A is None:
+        q = 0
+    else:
+        A = _array("A", A, dtype)
+        q = A.shape[-2] if A.ndim > 1 else -1
+    given: dict[str, Floats | None] = {
+        "Q": Q_given,
+        "p": _datum("p", p, dtype, (n,)),
+        "G": None if G is None else _datum("G", G, dtype, (m, n), rows=True),
+        "h_lower": None if h_lower is None else _datum("h_lower", h_lower, dtype, (m,)),
+        "h": None if h is None else _datum("h", h, dtype, (m,)),
+        "A": None if A is None else _datum("A", A, dtype, (q, n), rows=True),
+        "b": None if b is None else _datum("b", b, dtype, (q,)),
+        "lower": None if lower is None else _bound("lower", lower, dtype, n),
+        "upper": None if upper is None else _bound("upper", upper, dtype, n),
+    }
+    feeds, B, batched = _batched(given, dtype, n, m, q)
+    feeds["start"] = _nothing(dtype, n)["lower"] if start is None else _start(start, dtype, n, m, q, B)
+    if not B:
+        feeds = {name: a[:0] for name, a in feeds.items()}
+    where = (native, providers, threads)
+    session, ran_native = _session("solve", DTYPES[dtype], *where)
+    out = _run(session, SOLUTION, feeds)
+    return QPSolution._of(out, feeds, given, batched, ran_native, where)
+
+
+def _array_solver(
+    native: bool | None = None, providers: Sequence[Provider] | None = None, threads: int | None = None
+) -> Callable[..., QPReference]:
+    """`qp_reference.qp_solve` by the sessions of `qp`: (QP of float64, start or None) -> QPReference.
+
+    Its `steps` are those of the graphs, whatever it is told.
+    """
+
+    def solve(problem: QP, start: Sequence[Floats] | None = None, steps: int = STEPS) -> QPReference:
+        feeds = problem._asdict()
+        feeds["start"] = np.zeros((1, 0)) if start is None else np.concatenate(start, 1)
+        session, _ = _session("solve", "float64", native, providers, threads)
+        return QPReference(*_run(session, SOLUTION, feeds))
+
+    return solve
+
+
+class QPGradients:
+    """∂loss/∂ of every datum of a quadratic program, each in the shape it was given in, None where it was not given.
+
+    A datum that several problems shared has the sum over them. Each is computed when it is first asked for.
+    """
+
+    def __init__(self, solution: "QPSolution", d: Sequence[Floats], skipped: NDArray[np.bool_] | None) -> None:
+        self._given = solution._given
+        self._points: tuple[Floats, ...] = solution._rows[:4]
+        self._d = d
+        self._kept = None if skipped is None else ~skipped
+        self.skipped = np.zeros(len(d[0]), bool) if skipped is None else skipped
+        """[B] bool: samples that were left out of the sums; their own data have NaN."""
+
+    def _rows_of(self, name: str) -> tuple[bool, bool]:
+        """Whether the datum stands for several samples, and whether it has no batch axis."""
+        datum = self._given[name]
+        assert datum is not None
+        alone = datum.ndim <= len(SHAPES[name])
+        return len(self.skipped) != 1 and (alone or len(datum) == 1), alone
+
+    def _vector(self, name: str, value: Floats) -> Floats:
+        """`value` [B, k], each sample's own, in the shape of the datum."""
+        shared, alone = self._rows_of(name)
+        if shared:
+            value = (value if self._kept is None else value[self._kept]).sum(0, keepdims=True)
+        elif alone and self._kept is not None:  # the only sample, left out
+            value = np.zeros_like(value)
+        if not alone:
+            return value
+        datum = self._given[name]
+        assert datum is not None
+        return value[0] if datum.ndim else np.asarray(value.sum())  # one number for all of z
+
+    def _matrix(self, name: str, *pairs: tuple[Floats, Floats]) -> Floats:
+        """The sum of a c' over pairs (a, c) of rows, in the shape of the datum."""
+        shared, alone = self._rows_of(name)
+        if shared or (alone and self._kept is not None):
+            if self._kept is not None:
+                pairs = tuple((a[self._kept], c[self._kept]) for a, c in pairs)
+            terms = [a.T @ c for a, c in pairs]
+        elif alone:
+            terms = [a[0][:, None] * c[0] for a, c in pairs]
+        else:
+            terms = [a[:, :, None] * c[:, None, :] for a, c in pairs]
+        value: Floats = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+        return value[None] if shared and not alone else value
+
+    @functools.cached_property
+    def Q(self) -> Floats:
+        """½ (d_z z' + z d_z'): symmetric."""
+        M = self._matrix("Q", (self._d[0], self._points[0]))
+        return 0.5 * (M + M.swapaxes(-1, -2))
+
+    @functools.cached_property
+    def p(self) -> Floats:
+        """d_z"""
+        return self._vector("p", self._d[0])
+
+    @functools.cached_property
+    def G(self) -> Floats | None:
+        """λ d_z' + d_λ z'"""
+        if self._given["G"] is None:
+            return None
+        z, lam, _, _ = self._points
+        return self._matrix("G", (lam, self._d[0]), (self._d[1], z))
+
+    @functools.cached_property
+    def A(self) -> Floats | None:
+        """ν d_z' + d_ν z'"""
+        if self._given["A"] is None:
+            return None
+        z, _, nu, _ = self._points
+        return self._matrix("A", (nu, self._d[0]), (self._d[2], z))
+
+    @functools.cached_property
+    def h(self) -> Floats | None:
+        """−d_λ where λ > 0, else 0."""
+        if self._given["h"] is None:
+            return None
+        return self._vector("h", -self._d[1] * (self._points[1] > 0))
+
+    @functools.cached_property
+    def h_lower(self) -> Floats | None:
+        """−d_λ where λ < 0, else 0."""
+        if self._given["h_lower"] is None:
+            return None
+        return self._vector("h_lower", -self._d[1] * (self._points[1] < 0))
+
+    @functools.cached_property
+    def upper(self) -> Floats | None:
+        """−d_μ where μ > 0, else 0."""
+        if self._given["upper"] is None:
+            return None
+        return self._vector("upper", -self._d[3] * (self._points[3] > 0))
+
+    @functools.cached_property
+    def lower(self) -> Floats | None:
+        """−d_μ where μ < 0, else 0."""
+        if self._given["lower"] is None:
+            return None
+        return self._vector("lower", -self._d[3] * (self._points[3] < 0))
+
+    @functools.cached_property
+    def b(self) -> Floats | None:
+        """−d_ν"""
+        return None if self._given["b"] is None else self._vector("b", -self._d[2])
+
+    def __repr__(self) -> str:
+        names = ", ".join(name for name, datum in self._given.items() if datum is not None)
+        return f"<QPGradients of {names} and {len(self.skipped)} samples, {self.skipped.sum()} skipped>"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class QPSolution:
+    """z and multipliers of B quadratic programs, with residuals and a status each. Arrays are read-only.
+
+    T is the dtype of Q. Without batch axis in the data there is none here either: z is [n], residual [3], status
+    a `QPStatus`. Of a sample that is not SOLVED or INACCURATE all but status and ray is NaN. The length is B.
+    """
+
+    z: Floats
+    """[B, n] T, the answer."""
+    lam: Floats
+    """[B, m] T, the multipliers of Gz: positive where h holds it, negative where h_lower does."""
+    nu: Floats
+    """[B, q] T, the multipliers of Az = b."""
+    mu: Floats
+    """[B, n] T, the multipliers of the box: positive where upper holds z, negative where lower does."""
+    slack: Floats
+    """[B, m] T, how far Gz is from the bound that lam points at; positive."""
+    box_slack: Floats
+    """[B, n] T, how far z is from the bound that mu points at; positive."""
+    residual: NDArray[np.float64]
+    """[B, 3] float64: relative stationarity, feasibility, duality gap."""
+    status: Any
+    """[B] int32, a `QPStatus` each."""
+    ray: Floats
+    """[B, n + m + q + n] T: of PRIMAL_INFEASIBLE a certificate (0, λ, ν, μ), of DUAL_INFEASIBLE a direction (d, 0, 0,
+    0), see `QPStatus`; else 0."""
+    native: bool
+    """Whether native kernels ran, and will for gradients."""
+    _rows: tuple[Floats, ...]
+    _feeds: dict[str, Floats]
+    _given: dict[str, Floats | None]
+    _where: tuple[Any, ...]
+
+    @classmethod
+    def _of(
+        cls,
+        out: list[Floats],
+        feeds: dict[str, Floats],
+        given: dict[str, Floats | None],
+        batched: bool,
+        native: bool,
+        where: tuple[Any, ...],
+    ) -> "QPSolution":
+        for array in out:
+            array.setflags(write=False)
+        parts: list[Any] = out if batched else [array[0] for array in out]
+        z, lam, nu, mu, slack, box_slack, residual, status, ray = parts
+        if not batched:
+            status = QPStatus(int(status))
+        return cls(z, lam, nu, mu, slack, box_slack, residual, status, ray, native, tuple(out), feeds, given, where)
+
+    def __len__(self) -> int:
+        return len(self._rows[0])
+
+    @property
+    def ok(self) -> Any:
+        """[B] bool, or of one problem without batch axis a bool: the status is SOLVED."""
+        return self.status == QPStatus.SOLVED
+
+    def vjp(
+        self,
+        z_bar: object = None,
+        lam_bar: object = None,
+        nu_bar: object = None,
+        mu_bar: object = None,
+        *,
+        on_unsafe: str = "nan",
+    ) -> QPGradients:
+        """∂ℓ/∂ of all data for a loss ℓ with ∂ℓ/∂z = z_bar and, where it depends on them, ∂ℓ/∂lam = lam_bar and so on.
+
+        z_bar ... mu_bar:  in the shapes of z ... mu; floats of another width are converted. None is zero
+        on_unsafe:         what becomes of samples that are not SOLVED: "nan" makes their gradients NaN, and so the sums
+                           that shared data get; "raise", the default of `Session.vjp`, raises `CertificateError`;
+                           "skip" leaves them out of the sums
+
+        Where a multiplier and its slack are both 0 the answer has a kink, and the gradient is that of one side.
+        """
+        if not isinstance(on_unsafe, str) or on_unsafe not in ON_UNSAFE:
+            raise InputError(f"on_unsafe: expected one of {', '.join(map(repr, ON_UNSAFE))}, but got {on_unsafe!r}.")
+        z, lam, nu, mu, slack, box_slack, _, status, _ = self._rows
+        dtype = z.dtype
+        skipped = None
+        if on_unsafe != "nan":
+            failed = status != QPStatus.SOLVED
+            if failed.any():
+                if on_unsafe == "raise":
+                    raise CertificateError(_unsolved(self, failed))
+                skipped = failed
+        none = _nothing(dtype, z.shape[1])["lower"]
+        bars = (
+            np.zeros_like(z) if z_bar is None else _bar("z_bar", z_bar, self.z, z),
+            none if lam_bar is None else _bar("lam_bar", lam_bar, self.lam, lam),
+            none if nu_bar is None else _bar("nu_bar", nu_bar, self.nu, nu),
+            none if mu_bar is None else _bar("mu_bar", mu_bar, self.mu, mu),
+        )
+        feeds = self._feeds
+        session, _ = _session("adjoint", DTYPES[dtype], *self._where)
+        d = _run(
+            session,
+            ADJOINT,
+            {
+                "Q": feeds["Q"],
+                "G": feeds["G"],
+                "A": feeds["A"],
+                "lam": lam,
+                "mu": mu,
+                "slack": slack,
+                "box_slack": box_slack,
+                "status": status,
+                "z_bar": bars[0],
+                "lam_bar": bars[1],
+                "nu_bar": bars[2],
+                "mu_bar": bars[3],
+            },
+        )
+        return QPGradients(self, d, skipped)
+
+    def advice(self, i: int = 0) -> str:
+        """One sentence with numbers: how sample `i` went, and what would make it better."""
+        i = sample(i, len(self))
+        data = {name: a[i if len(a) > 1 else 0] for name, a in self._feeds.items() if name != "start"}
+        return qp_advice(i, int(self._rows[7][i]), self._rows[6][i], data)
+
+    def summary(self) -> str:
+        """How many samples have which status, and the advice on the first of each kind that was not solved."""
+        return summarise(self._rows[7].tolist(), QPStatus, self.advice)
+
+    def __repr__(self) -> str:
+        return f"<QPSolution of {len(self)} x {self._rows[0].shape[1]}: {self.summary().partition(chr(10))[0]}>"
+
+
+def _unsolved(solution: QPSolution, failed: NDArray[np.bool_]) -> str:
+
+    def reason(i: int) -> str:
+        return f"{QPStatus(int(solution._rows[7][i])).name}, {solution.advice(i)}"
+
+    return untrusted(failed, reason, "on_unsafe='skip' to leave them out of the sums")
+
+
+# --- Arguments ---------------------------------------------------------------------------------------------------
+
+
+def _array(name: str, value: object, dtype: np.dtype[Any] | None) -> Floats:
+    """An array of `dtype`, or of float32 or float64 if that is None."""
+    try:
+        array = value if type(value) is np.ndarray else np.asarray(value)
+    except Exception as error:
+        raise InputError(
+            f"{name}: expected an array, but {type(value).__name__} does not convert to one ({error}); "
+            "pass a numpy array."
+        ) from error
+    if array.dtype != dtype and (dtype is not None or array.dtype not in DTYPES):
+        expected = "float32 or float64" if dtype is None else f"{dtype}, as Q is,"
+        raise InputError(f"{name}: expected {expected} but got {array.dtype}; convert all data to one of them.")
+    if np.ma.isMaskedArray(value):
+        raise InputError(f"{name}: expected numbers without a mask, but got some; fill them in with numpy.ma.filled.")
+    return array
+
+
+def _matrix(Q: object) -> tuple[Floats, np.dtype[Any]]:
+    array = _array("Q", Q, None)
+    shape = array.shape
+    if array.ndim not in (2, 3) or shape[-1] != shape[-2] or not shape[-1]:
+        raise InputError(
+            f"Q: expected a square matrix [n, n] or a batch of them [B, n, n], but got shape {list(shape)}; "
+            "the objective is ½ z'Qz + p'z."
+        )
+    return array, array.dtype
+
+
+def _datum(name: str, value: object, dtype: np.dtype[Any], shape: tuple[int, ...], rows: bool = False) -> Floats:
+    """An array of `shape`, with or without a batch axis; `rows` says that the first size is its own."""
+    array = _array(name, value, dtype)
+    came = array.shape
+    if came != shape and (len(came) != len(shape) + 1 or came[1:] != shape):
+        sizes = [SHAPES[name][0] if rows else str(shape[0]), *map(str, shape[1:])]
+        expected = ", ".join(sizes)
+        raise InputError(
+            f"{name}: expected shape [{expected}] or, for a batch, [B, {expected}], but got {list(came)}; {name} has "
+            f"{MEANING[name]}."
+        )
+    return array
+
+
+def _bound(name: str, value: object, dtype: np.dtype[Any], n: int) -> Floats:
+    if (one := alone(value)) is not None:
+        try:
+            return np.full((), one, dtype)
+        except OverflowError:
+            raise InputError(f"{name}: expected a number that {dtype} holds, but got {show(value)}.") from None
+    return _datum(name, value, dtype, (n,))
+
+
+def _batched(
+    given: dict[str, Floats | None], dtype: np.dtype[Any], n: int, m: int, q: int
+) -> tuple[dict[str, Floats], int, bool]:
+    """What the graph takes, B, and whether any datum had a batch axis."""
+    nothing = _nothing(dtype, n)
+    feeds: dict[str, Floats] = {}
+    B, batched, first = 1, False, ""
+    for name, datum in given.items():
+        if datum is None:
+            feeds[name] = nothing[name]
+            continue
+        rank = len(SHAPES[name])
+        if datum.ndim == rank:
+            feeds[name] = datum[None]
+        elif datum.ndim < rank:  # one number for all of z
+            feeds[name] = np.full((1, n), datum, dtype)
+        else:
+            feeds[name] = datum
+            batched = True
+            size = len(datum)
+            if size != 1:
+                if B not in (1, size):
+                    raise InputError(
+                        f"{name}: expected {B} samples, as {first} has, or 1 for all, but got {size}; "
+                        "data share one batch."
+                    )
+                if not first:
+                    B, first = size, name
+    if given["G"] is not None and given["h"] is None:
+        feeds["h"] = np.full((1, m), np.inf, dtype)
+    return feeds, B, batched
+
+
+@functools.cache
+def _nothing(dtype: np.dtype[Any], n: int) -> dict[str, Floats]:
+    """What the graph takes for data that are not there."""
+    none = np.zeros((1, 0), dtype)
+    rows = np.zeros((1, 0, n), dtype)
+    return {"G": rows, "A": rows, **dict.fromkeys(("h_lower", "h", "b", "lower", "upper"), none)}
+
+
+def _start(start: object, dtype: np.dtype[Any], n: int, m: int, q: int, B: int) -> Floats:
+    if not isinstance(start, QPSolution):
+        raise InputError(f"start: expected a QPSolution, but got {type(start).__name__}; pass what icnnrt.qp returned.")
+    z, lam, nu, mu = start._rows[:4]
+    came = (z.shape[1], lam.shape[1], nu.shape[1])
+    if came != (n, m, q) or len(z) not in (1, B) or z.dtype != dtype:
+        raise InputError(
+            f"start: expected a solution of {B} samples with n, m, q = {n}, {m}, {q} in {dtype}, but got {len(z)} with "
+            f"{', '.join(map(str, came))} in {z.dtype}; leave it out to start cold."
+        )
+    return np.concatenate((z, lam, nu, mu), 1)
+
+
+def _bar(name: str, value: object, like: Floats, rows: Floats) -> Floats:
+    """An array of the shape of `like`, [B, ...] as `rows` is."""
+    try:
+        array = np.asarray(value, rows.dtype)
+    except Exception as error:
+        raise InputError(
+            f"{name}: expected an array of numbers, but {type(value).__name__} does not convert to one ({error})."
+        ) from error
+    if array.shape != like.shape:
+        raise InputError(
+            f"{name}: expected shape {list(like.shape)}, that of {name.removesuffix('_bar')}, but got "
+            f"{list(array.shape)}; it is the derivative of the loss by that."
+        )
+    return array if array.ndim == 2 else array[None]
+
+
+# --- Sessions ----------------------------------------------------------------------------------------------------
+
+_sessions: Once[tuple[Any, bool]] = Once()
+
+
+def _session(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
+    """onnxruntime's session of a graph, made once, and whether native kernels run in it."""
+    # Before the look-up, where True would be found as 1, and where a list cannot be looked up at all.
+    threads, native = checked_threads(threads), None if native is None else flag(native, "native")
+    key = (role, dtype, native, threads, None if providers is None else repr(providers))
+    return _sessions.find(key) or _sessions.get(key, lambda: _make(role, dtype, native, providers, threads))
+
+
+def _make(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
+    ort = onnxruntime()
+    wanted = checked_providers(ort, providers)
+    operator = OPERATORS[role]
+    has_kernel = operator in native_operators(ort, native)
+    if native and not has_kernel:
+        raise MissingDependencyError(
+            f"native: the native library of this icnnrt has no kernel for {operator}; install icnnrt anew, or pass "
+            "native=False."
+        )
+    file = f"qp_{role}_{dtype}.onnx"
+    data = (GRAPHS / file).read_bytes()
+    options = session_options(ort, threads)
+    if has_kernel:
+        native_library.register(options)
+        # Without the bodies a session that can be made at all runs the kernels.
+        names = frozenset(name for domain, name in wire.survey(data, file).functions if domain == OP_DOMAIN)
+        data = wire.without_functions(data, OP_DOMAIN, names, file)
+
+    def refused(why: str) -> IcnnrtError:
+        return IcnnrtError(
+            f"{file}: onnxruntime cannot load it ({why}); upgrade onnxruntime{' or try native=False' * has_kernel}."
+        )
+
+    session = open_session(ort, data, options, wanted, file, refused)
+    return session, has_kernel
+
+
+def _run(session: Any, names: list[str], feeds: dict[str, Floats]) -> list[Floats]:
+    try:
+        # Faster than io-binding, which wants an OrtValue made of each of up to twelve small arrays.
+        out: list[Floats] = session.run(names, feeds)
+    except Exception as error:
+        raise IcnnrtError(
+            f"qp: onnxruntime failed on a batch of {len(feeds['p' if 'p' in feeds else 'lam'])} ({error}); run smaller "
+            "batches, or try native=False."
+        ) from error
+    return out

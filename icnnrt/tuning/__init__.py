@@ -1,0 +1,1 @@
+"""Gradient updates on the device."""
