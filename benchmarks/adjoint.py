@@ -90,7 +90,7 @@ def _add_torch(
     try:
         import torch
 
-        from icnnrt_models.bundle_entropy import kkt_adjoint
+        from icnnrt_models.layers.bundle_entropy import kkt_adjoint
     except ImportError as error:
         contenders["torch eager"] = contenders["torch.compile"] = Missing(first_line(error))
         return

@@ -42,7 +42,7 @@ def bundle_cuts(k: int, n: int) -> Cuts:
     import torch
 
     from icnnrt_models import FICNN
-    from icnnrt_models.argmin import BundleEntropyArgmin
+    from icnnrt_models.layers.argmin import BundleEntropyArgmin
 
     generator = torch.Generator().manual_seed(0)
     energy = FICNN(4, n, hidden=HIDDEN, activation="relu", dtype=torch.float64, generator=generator)

@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from benchmarks.graphs import TYPES
-from icnnrt_exporters.bodies import OP_DOMAIN
+from icnnrt_exporters.operators.bodies import OP_DOMAIN
 
 SOLVE: Final = "BundleEntropySolve"
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 import icnnrt
 from benchmarks.interleaved import Missing, first_line
-from icnnrt_exporters.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
+from icnnrt_exporters.operators.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
 
 TYPES: Final = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
 ALWAYS_DOUBLE: Final = ("lower_bound", "residual")

@@ -107,7 +107,7 @@ def _add_torch(
     try:
         import torch
 
-        from icnnrt_models.bundle_entropy import bundle_entropy_solve
+        from icnnrt_models.layers.bundle_entropy import bundle_entropy_solve
     except ImportError as error:
         contenders["torch eager"] = contenders["torch.compile"] = Missing(first_line(error))
         return

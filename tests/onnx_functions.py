@@ -2,7 +2,7 @@
 
 import onnx
 
-from icnnrt_exporters.bodies import OP_DOMAIN, OP_VERSION, OPSET
+from icnnrt_exporters.operators.bodies import OP_DOMAIN, OP_VERSION, OPSET
 
 
 def all_nodes(nodes):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from icnnrt.mathematics import reference
 from icnnrt_models import FICNN, PICNN, ArgminResult, BundleEntropyArgmin
-from icnnrt_models.bundle_entropy import (
+from icnnrt_models.layers.bundle_entropy import (
     bundle_entropy_solve,
     implicit_adjoint,
     kkt_adjoint,

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from onnx_functions import all_nodes, check_portable
 
 from icnnrt.mathematics import reference
-from icnnrt_exporters.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
+from icnnrt_exporters.operators.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
 
 TYPES = {np.float64: TensorProto.DOUBLE, np.float32: TensorProto.FLOAT}
 SIGNATURES = {
@@ -373,7 +373,7 @@ def test_loops_stay_small():
 def test_functions_are_the_same_in_every_process():
     """Python's hash seed decides the order of sets, and translators iterate over sets."""
     program = (
-        "import hashlib; from icnnrt_exporters.bodies import functions;"
+        "import hashlib; from icnnrt_exporters.operators.bodies import functions;"
         "print(hashlib.sha256(b''.join(f.SerializeToString(deterministic=True) for f in functions())).hexdigest())"
     )
     here = hashlib.sha256(b"".join(f.SerializeToString(deterministic=True) for f in functions())).hexdigest()

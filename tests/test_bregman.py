@@ -15,8 +15,8 @@ from icnnrt.errors import ExportError, InputError
 from icnnrt.mathematics import bregman, certificate, reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt_exporters import TrainSpec
+from icnnrt_exporters.checks.solver_choice import choose_solver
 from icnnrt_exporters.exporter import export
-from icnnrt_exporters.solver_choice import choose_solver
 from icnnrt_models import FICNN, BregmanProximalGradient
 
 X_DIM, N, MU, H = 2, 3, 2.5, 1e-5

@@ -807,10 +807,10 @@ def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
     from icnnrt.format import package
-    from icnnrt_exporters.energy_graph import trace_energy
-    from icnnrt_exporters.exporter import plain_graph, serialise, stored
-    from icnnrt_exporters.heads import Input, _theta, trace
-    from icnnrt_exporters.onnx_head import quiet, to_onnx
+    from icnnrt_exporters.graphs.onnx_head import quiet, to_onnx
+    from icnnrt_exporters.tracing.energy_graph import trace_energy
+    from icnnrt_exporters.tracing.heads import Input, _theta, trace
+    from icnnrt_exporters.writing import plain_graph, serialise, stored
 
     energy.eval()
     dtype = next(energy.parameters()).dtype

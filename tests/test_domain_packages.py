@@ -23,8 +23,8 @@ from icnnrt.mathematics import reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt.tuning.finetune import FineTuner
 from icnnrt_exporters import TrainSpec, siblings
+from icnnrt_exporters.assembly.optimizers import SGD
 from icnnrt_exporters.exporter import export
-from icnnrt_exporters.optimizers import SGD
 from icnnrt_models import FICNN, BundleEntropyArgmin
 
 X_DIM, N, MU = 2, 3, 2.5

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 
 from icnnrt.mathematics import certificate, reference
 from icnnrt.mathematics.domains import MODELS, NAMES, SIMPLEX, SPACE, UNIT_BOX, box_coordinates, space_coordinates
-from icnnrt_exporters.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
+from icnnrt_exporters.operators.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
 from icnnrt_models import FICNN, BundleEntropyArgmin
 
 each_model = pytest.mark.parametrize("domain", [UNIT_BOX, SIMPLEX, SPACE], ids=lambda d: d.name)

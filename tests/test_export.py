@@ -16,7 +16,7 @@ import icnnrt
 from icnnrt.errors import ExportError
 from icnnrt.mathematics import reference
 from icnnrt_exporters.exporter import export
-from icnnrt_exporters.packer import pack
+from icnnrt_exporters.graphs.packer import pack
 from icnnrt_exporters.versions import IR_VERSION, OPSET
 from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin
 

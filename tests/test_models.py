@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from icnnrt_models import CELU, FICNN, PICNN, ContextEnergy, Energy, LeakyReLU, NonNegativeLinear
-from icnnrt_models.activations import SOFTPLUS_THRESHOLD, convex_activation, free_activation
-from icnnrt_models.energy import check_input
-from icnnrt_models.initialisation import draw_nonnegative, gaussian_moments, nonnegative_law
-from icnnrt_models.nonnegative import inverse_softplus
+from icnnrt_models.networks.activations import SOFTPLUS_THRESHOLD, convex_activation, free_activation
+from icnnrt_models.networks.energy import check_input
+from icnnrt_models.networks.initialisation import draw_nonnegative, gaussian_moments, nonnegative_law
+from icnnrt_models.networks.nonnegative import inverse_softplus
 
 ACTIVATIONS = ("relu", "softplus", "leaky_relu", "celu")
 POSITIVITIES = ("projection", "softplus")

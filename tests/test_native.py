@@ -514,7 +514,7 @@ def test_an_onnxruntime_without_the_interface_is_told(oldest_too: bool) -> None:
 
 
 def test_plain_onnxruntime_runs_a_packed_graph(digits_like_package: Path, tmp_path: Path) -> None:
-    from icnnrt_exporters.packer import pack
+    from icnnrt_exporters.graphs.packer import pack
 
     x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
     packed = str(pack(digits_like_package, tmp_path / "argmin.onnx"))

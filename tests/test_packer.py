@@ -19,8 +19,8 @@ from icnnrt import native_library
 from icnnrt.errors import ExportError, PackageError
 from icnnrt.format import files, package
 from icnnrt_exporters import export, pack, siblings
-from icnnrt_exporters.freezing import frozen
-from icnnrt_exporters.inlining import inlined
+from icnnrt_exporters.graphs.freezing import frozen
+from icnnrt_exporters.graphs.inlining import inlined
 from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin
 
 Arrays = dict[str, NDArray[Any]]

@@ -21,7 +21,7 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from icnnrt_exporters import export, pack  # noqa: E402
-from icnnrt_exporters.preconditions import of_layer  # noqa: E402
+from icnnrt_exporters.checks.preconditions import of_layer  # noqa: E402
 from icnnrt_models import FICNN, PolyhedronArgmin  # noqa: E402
 
 N = 4

@@ -18,8 +18,9 @@ from icnnrt.mathematics.bundle_qp import (  # noqa: E402
     bundle_qp_implicit,
 )
 from icnnrt.mathematics.status import Status  # noqa: E402
-from icnnrt_models import FICNN, PICNN, PolyhedronArgmin, QPLayer, pieces  # noqa: E402
-from icnnrt_models import quadratic_program as home  # noqa: E402
+from icnnrt_models import FICNN, PICNN, PolyhedronArgmin, QPLayer  # noqa: E402
+from icnnrt_models.layers import pieces  # noqa: E402
+from icnnrt_models.layers import quadratic_program as home  # noqa: E402
 
 T = torch.float64
 B, N, X, UNITS, MU = 4, 5, 3, 12, 0.2

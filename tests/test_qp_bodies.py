@@ -30,8 +30,8 @@ from quadratic_programs import (
 import icnnrt
 from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference, kkt_residual, qp_adjoint, qp_solve
 from icnnrt.mathematics.qp_status import QPStatus
-from icnnrt_exporters.bodies import functions_qp
-from icnnrt_exporters.qp_graphs import qp_graphs, qp_model
+from icnnrt_exporters.operators.bodies import functions_qp
+from icnnrt_exporters.operators.qp_graphs import qp_graphs, qp_model
 
 TYPES = (np.float64, np.float32)
 KEPT = ("lam", "mu", "slack", "box_slack", "status")  # what QPAdjoint takes of what QPSolve gave
@@ -298,7 +298,7 @@ def test_the_models_pass_onnx_checker(op, attributes, dtype):
 
 
 def test_the_graphs_of_the_package_are_made_of_these_bodies():
-    """If not: python -m icnnrt_exporters.qp_graphs."""
+    """If not: python -m icnnrt_exporters.operators.qp_graphs."""
     folder = Path(icnnrt.__file__).parent / "graphs"
     made = qp_graphs()
     assert {file.name for file in folder.iterdir()} == set(made)

@@ -19,7 +19,7 @@ from icnnrt.errors import CertificateError, ExportError, InputError
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.tuning.finetune import FineTuner
 from icnnrt_exporters import SGD, QPLayer, TrainSpec, add_bodies, export, qp_translation_table
-from icnnrt_exporters.onnx_head import quiet
+from icnnrt_exporters.graphs.onnx_head import quiet
 from icnnrt_models import BundleEntropyArgmin
 
 OLD = onnx.helper.make_opsetid("", 18)

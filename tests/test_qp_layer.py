@@ -13,7 +13,7 @@ from quadratic_programs import KINDS, UNSOLVABLE, bundle_models, mixed, solvable
 from icnnrt.mathematics.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_models import QPLayer, QPResult
-from icnnrt_models import quadratic_program as home
+from icnnrt_models.layers import quadratic_program as home
 
 # Both are converged to 1e-12 in the gap, which moves z by its root times 1/√(curvature), and less where constraints
 # hold it.

@@ -20,10 +20,10 @@ from icnnrt.cli.app import CHECK_FAILED, ERROR
 from icnnrt.cli.commands import app
 from icnnrt.errors import ExportError
 from icnnrt.mathematics import reference
-from icnnrt_exporters.file_parity import compare
-from icnnrt_exporters.program import export_program
-from icnnrt_exporters.script_solver import ScriptSolver
-from icnnrt_exporters.torchscript import check_torchscript, export_torchscript, load_torchscript
+from icnnrt_exporters.torch_files.file_parity import compare
+from icnnrt_exporters.torch_files.program import export_program
+from icnnrt_exporters.torch_files.script_solver import ScriptSolver
+from icnnrt_exporters.torch_files.torchscript import check_torchscript, export_torchscript, load_torchscript
 from icnnrt_models import FICNN, PICNN, BregmanProximalGradient, BundleEntropyArgmin
 
 # TorchScript's end is announced on every use of it.

@@ -31,16 +31,15 @@ import icnnrt
 from icnnrt.errors import ExportError
 from icnnrt.format.signs import NONNEGATIVE, Sign
 from icnnrt.native_library import build as native_build
-from icnnrt_exporters import SGD, Adam, AdamW, TrainSpec
-from icnnrt_exporters import exporter as exporter_module
-from icnnrt_exporters import losses as losses_module
-from icnnrt_exporters.energy_graph import trace_energy
+from icnnrt_exporters import SGD, Adam, AdamW, TrainSpec, writing
+from icnnrt_exporters.assembly import losses as losses_module
+from icnnrt_exporters.assembly.losses import binary_cross_entropy, huber, loss_graph, named, squared_error
+from icnnrt_exporters.assembly.optimizers import resolve
+from icnnrt_exporters.assembly.train_graph import ANSWER, train_graph
 from icnnrt_exporters.exporter import RESIDUAL_TOLERANCE, export
-from icnnrt_exporters.heads import cut_vjp, hessian_vector_product, value_and_gradient
-from icnnrt_exporters.losses import binary_cross_entropy, huber, loss_graph, named, squared_error
-from icnnrt_exporters.onnx_head import quiet, to_onnx
-from icnnrt_exporters.optimizers import resolve
-from icnnrt_exporters.train_graph import ANSWER, train_graph
+from icnnrt_exporters.graphs.onnx_head import quiet, to_onnx
+from icnnrt_exporters.tracing.energy_graph import trace_energy
+from icnnrt_exporters.tracing.heads import cut_vjp, hessian_vector_product, value_and_gradient
 from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin
 
 STEPS = 100
@@ -103,7 +102,7 @@ class Traced(NamedTuple):
         data, layout = icnnrt.format.package.weight_layout(weights)
         (folder / "weights.safetensors").write_bytes(data)
         path = folder / "train.onnx"
-        path.write_bytes(exporter_module.serialise(graph, weights, layout, {}))
+        path.write_bytes(writing.serialise(graph, weights, layout, {}))
         return path
 
 

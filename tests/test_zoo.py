@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 from icnnrt.convexity import Repeated, grounds, prove
 from icnnrt.errors import ExportError
-from icnnrt_exporters import decompositions, error_function, heads, windows
-from icnnrt_exporters.energy_graph import EnergyGraph, trace_energy, trace_gradient
-from icnnrt_exporters.heads import Head
-from icnnrt_exporters.onnx_head import to_onnx
-from icnnrt_exporters.preconditions import check_energy, float64_judge
-from icnnrt_exporters.smooth_softplus import smoothed
+from icnnrt_exporters.checks.preconditions import check_energy, float64_judge
+from icnnrt_exporters.graphs.onnx_head import to_onnx
+from icnnrt_exporters.tracing import decompositions, error_function, heads, windows
+from icnnrt_exporters.tracing.energy_graph import EnergyGraph, trace_energy, trace_gradient
+from icnnrt_exporters.tracing.heads import Head
+from icnnrt_exporters.tracing.smooth_softplus import smoothed
 
 BATCHES = (1, 3, 128)
 # Relative to the largest entry. float64 differs by the order of sums; second derivatives add up more of them.

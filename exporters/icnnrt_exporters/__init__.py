@@ -12,15 +12,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from icnnrt_exporters.derivative_siblings import siblings
+    from icnnrt_exporters.assembly.optimizers import SGD, Adam, AdamW
+    from icnnrt_exporters.assembly.train_spec import TrainSpec
     from icnnrt_exporters.exporter import export
-    from icnnrt_exporters.optimizers import SGD, Adam, AdamW
-    from icnnrt_exporters.packer import pack
-    from icnnrt_exporters.program import export_program
-    from icnnrt_exporters.quadratic_program import add_bodies, qp_translation_table
-    from icnnrt_exporters.torchscript import check_torchscript, export_torchscript
-    from icnnrt_exporters.train_spec import TrainSpec
-    from icnnrt_models.quadratic_program import QPLayer
+    from icnnrt_exporters.graphs.derivative_siblings import siblings
+    from icnnrt_exporters.graphs.packer import pack
+    from icnnrt_exporters.graphs.quadratic_program import add_bodies, qp_translation_table
+    from icnnrt_exporters.torch_files.program import export_program
+    from icnnrt_exporters.torch_files.torchscript import check_torchscript, export_torchscript
+    from icnnrt_models.layers.quadratic_program import QPLayer
 
 __all__ = [
     "SGD",
@@ -40,19 +40,19 @@ __all__ = [
 
 # Imported when first used: torch takes seconds, and the command line lists these commands without it.
 _HOME = {
-    "SGD": "icnnrt_exporters.optimizers",
-    "Adam": "icnnrt_exporters.optimizers",
-    "AdamW": "icnnrt_exporters.optimizers",
-    "QPLayer": "icnnrt_models.quadratic_program",
-    "TrainSpec": "icnnrt_exporters.train_spec",
-    "add_bodies": "icnnrt_exporters.quadratic_program",
-    "check_torchscript": "icnnrt_exporters.torchscript",
+    "SGD": "icnnrt_exporters.assembly.optimizers",
+    "Adam": "icnnrt_exporters.assembly.optimizers",
+    "AdamW": "icnnrt_exporters.assembly.optimizers",
+    "QPLayer": "icnnrt_models.layers.quadratic_program",
+    "TrainSpec": "icnnrt_exporters.assembly.train_spec",
+    "add_bodies": "icnnrt_exporters.graphs.quadratic_program",
+    "check_torchscript": "icnnrt_exporters.torch_files.torchscript",
     "export": "icnnrt_exporters.exporter",
-    "export_program": "icnnrt_exporters.program",
-    "export_torchscript": "icnnrt_exporters.torchscript",
-    "pack": "icnnrt_exporters.packer",
-    "qp_translation_table": "icnnrt_exporters.quadratic_program",
-    "siblings": "icnnrt_exporters.derivative_siblings",
+    "export_program": "icnnrt_exporters.torch_files.program",
+    "export_torchscript": "icnnrt_exporters.torch_files.torchscript",
+    "pack": "icnnrt_exporters.graphs.packer",
+    "qp_translation_table": "icnnrt_exporters.graphs.quadratic_program",
+    "siblings": "icnnrt_exporters.graphs.derivative_siblings",
 }
 
 

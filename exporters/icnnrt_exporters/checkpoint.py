@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from icnnrt.errors import ExportError, InputError
-from icnnrt_exporters.preconditions import SOLVER, Solver
+from icnnrt_exporters.checks.preconditions import SOLVER, Solver
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
 NAMED: Final = 5  # how many names a sentence lists

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from icnnrt.checking.verify import Check
     from icnnrt.format.package import Package
-    from icnnrt_exporters.train_spec import TrainSpec
+    from icnnrt_exporters.assembly.train_spec import TrainSpec
 
 EXAMPLES: Final = 16  # samples that an export is traced and checked with
 NEEDED: Final = ("torch", "onnx", "onnx_ir", "onnxscript", "jaxtyping")
 
 
 class LossName(StrEnum):
-    """The losses that need no code of one's own; `icnnrt_exporters.losses` states them."""
+    """The losses that need no code of one's own; `icnnrt_exporters.assembly.losses` states them."""
 
     squared_error = "squared_error"
     binary_cross_entropy = "binary_cross_entropy"
@@ -302,7 +302,7 @@ def export(
     parity, convexity = dict(package.manifest.parity), package.manifest.convexity
     scripted: dict[str, float] = {}
     if torchscript is not None and isinstance(layer, BundleEntropyArgmin):
-        from icnnrt_exporters.torchscript import check_torchscript, export_torchscript
+        from icnnrt_exporters.torch_files.torchscript import check_torchscript, export_torchscript
 
         with _one_thread(), _stages("TorchScript: ") as stage:
             stage("tracing")
@@ -346,7 +346,7 @@ def export(
 def _training(
     loss: LossName, optimizer: OptimizerName | None, weights: str | None, clip_norm: float | None
 ) -> "TrainSpec":
-    from icnnrt_exporters.train_spec import TrainSpec
+    from icnnrt_exporters.assembly.train_spec import TrainSpec
 
     names = [part.strip() for part in (weights or "all").split(",") if part.strip()]
     return TrainSpec(
@@ -474,14 +474,14 @@ def pack(
                 f"weights have gradients, but {wrong[0]} was given; leave it out."
             )
         with _needs("export", "onnx", "onnx_ir"):
-            from icnnrt_exporters.derivative_siblings import siblings as write_siblings
+            from icnnrt_exporters.graphs.derivative_siblings import siblings as write_siblings
     else:
         if out.suffix.lower() != ".onnx":
             raise InputError(f"out: expected a file name ending in .onnx, but got {out}.")
         if out.exists() and not overwrite:
             raise ExportError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
         with _needs("export", "onnx"):
-            from icnnrt_exporters.packer import pack as write
+            from icnnrt_exporters.graphs.packer import pack as write
     if not out.parent.is_dir():
         raise InputError(f"{out}: its folder {out.parent} is not there; create it first.")
     opened = Package.open(package, follow_links=follow_links)
@@ -507,7 +507,7 @@ def torch_files(
 ) -> "list[Check]":
     """What `icnnrt verify` makes of --torchscript and --program: see `file_parity.compare`."""
     with _needs("export", *NEEDED):
-        from icnnrt_exporters.file_parity import compare
+        from icnnrt_exporters.torch_files.file_parity import compare
     with _one_thread():
         return compare(package, torchscript, programs, x, **settings)
 

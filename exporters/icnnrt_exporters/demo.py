@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 import icnnrt
+from icnnrt_exporters.assembly.train_spec import TrainSpec
 from icnnrt_exporters.exporter import export
-from icnnrt_exporters.train_spec import TrainSpec
 from icnnrt_models import BundleEntropyArgmin, digits
 
 SHOWN = 10

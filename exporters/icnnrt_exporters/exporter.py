@@ -1,6 +1,5 @@
 """From a trained torch energy and its solver to one package that onnxruntime runs."""
 
-import importlib.metadata
 import math
 import shutil
 import tempfile
@@ -12,10 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import torch
-from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
 import icnnrt
@@ -28,28 +24,17 @@ from icnnrt.format.manifest import GraphFile
 from icnnrt.format.signatures import listed
 from icnnrt.format.signs import NONNEGATIVE, Sign
 from icnnrt.serving.polyhedron import _usual
-from icnnrt_exporters import parity
-from icnnrt_exporters.adjoint_graph import adjoint_graph
-from icnnrt_exporters.argmin_graph import UNIT_BOX, argmin_graph
-from icnnrt_exporters.bodies import functions, functions_qp
-from icnnrt_exporters.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
-from icnnrt_exporters.energy_graph import EnergyGraph, Kind, trace_energy, trace_gradient
-from icnnrt_exporters.heads import (
-    cut_vjp,
-    gradient,
-    gradient_x,
-    hessian,
-    hessian_product,
-    hessian_vector_product,
-    pullback,
-    value_and_gradient,
-)
-from icnnrt_exporters.losses import loss_graph, named
-from icnnrt_exporters.onnx_head import quiet, to_onnx
-from icnnrt_exporters.optimizers import resolve
-from icnnrt_exporters.polyhedron_adjoint_graph import polyhedron_adjoint_graph
-from icnnrt_exporters.polyhedron_graph import polyhedron_graph
-from icnnrt_exporters.preconditions import (
+from icnnrt_exporters.assembly.adjoint_graph import adjoint_graph
+from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX, argmin_graph
+from icnnrt_exporters.assembly.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
+from icnnrt_exporters.assembly.losses import loss_graph, named
+from icnnrt_exporters.assembly.optimizers import resolve
+from icnnrt_exporters.assembly.polyhedron_adjoint_graph import polyhedron_adjoint_graph
+from icnnrt_exporters.assembly.polyhedron_graph import polyhedron_graph
+from icnnrt_exporters.assembly.train_graph import train_graph
+from icnnrt_exporters.assembly.train_spec import TrainSpec
+from icnnrt_exporters.checks import parity
+from icnnrt_exporters.checks.preconditions import (
     Solver,
     check_energy,
     check_examples,
@@ -61,23 +46,29 @@ from icnnrt_exporters.preconditions import (
     float64_judge,
     of_layer,
 )
-from icnnrt_exporters.smooth_softplus import smoothed
-from icnnrt_exporters.solver_choice import choose_solver
-from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
-from icnnrt_exporters.train_graph import train_graph
-from icnnrt_exporters.train_spec import TrainSpec
-from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
+from icnnrt_exporters.checks.solver_choice import choose_solver
+from icnnrt_exporters.graphs.onnx_head import quiet, to_onnx
+from icnnrt_exporters.tracing.energy_graph import EnergyGraph, Kind, trace_energy, trace_gradient
+from icnnrt_exporters.tracing.heads import (
+    cut_vjp,
+    gradient,
+    gradient_x,
+    hessian,
+    hessian_product,
+    hessian_vector_product,
+    pullback,
+    value_and_gradient,
+)
+from icnnrt_exporters.tracing.smooth_softplus import smoothed
+from icnnrt_exporters.versions import IR_VERSION, OPSET
+from icnnrt_exporters.writing import GOLDEN_SAMPLES, dtype_name, plain_graph, producer, serialise, stored
 from icnnrt_models import BregmanProximalGradient, PolyhedronArgmin
 
 Progress = Callable[[str], None]
 
 # role -> how its head is traced; the solver's graphs are assembled from others
 OPTIONAL_HEADS: Final = {"hvp": hessian_product, "hessian": hessian, "gradient_x": gradient_x}
-# Inputs of heads that are data; what else a head takes are weights.
-DATA: Final = ("x", "y", "y_dot", "f_bar", "gradient_bar")
-GOLDEN_SAMPLES: Final = 4
 RUNS: Final = 10  # of a solver that is timed, of which the shortest counts
-QP_OPERATORS: Final = {(package.OP_DOMAIN, name, "") for name in ("QPSolve", "QPAdjoint")}
 
 # KKT residual up to which a model counts as solved, relative to max(1, |lower bound|).
 RESIDUAL_TOLERANCE = {"float32": 3e-5, "float64": 1e-8}
@@ -482,11 +473,6 @@ def residual_tolerance(solver: Solver, x_example: Tensor) -> float:
     return solver.residual_tolerance or RESIDUAL_TOLERANCE[dtype_name(x_example)]
 
 
-def dtype_name(tensor: Tensor) -> str:
-    """numpy's name of a tensor's dtype."""
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def _solver_spec(solver: Solver, x_example: Tensor) -> package.SolverSpec:
     step_size = step_size_of(solver)
     return package.SolverSpec(
@@ -497,70 +483,6 @@ def _solver_spec(solver: Solver, x_example: Tensor) -> package.SolverSpec:
         "BundleEntropy" if step_size is None else "BregmanProximalGradient",
         step_size,
     )
-
-
-def stored(module: nn.Module, read: Collection[str]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """The weights of a package, and which of them can be trained: the state_dict, less the second names of shared
-    tensors, since a shared weight is stored under the name graphs read."""
-    state = module.state_dict()
-    places = {state[name].data_ptr(): name for name in read if name in state}
-    kept = {name: t for name, t in state.items() if name in read or t.data_ptr() not in places}
-    # All names of a shared parameter: the graph reads it under any one of them.
-    learnable = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in kept.items()}
-    return weights, tuple(name for name in read if name in learnable)
-
-
-def plain_graph(head: ir.Model, name: str) -> ir.Graph:
-    """A head as a graph of its own, with its data inputs first."""
-    data = [v for v in head.graph.inputs if v.name in DATA]
-    inputs, outputs, nodes, constants = dismantle(head.graph, "energy")
-    weights = [v for v in inputs if v not in data]
-    return ir.Graph([*data, *weights], outputs, nodes=nodes, initializers=numbered(constants), name=name)
-
-
-def serialise(
-    graph: ir.Graph,
-    weights: Mapping[str, np.ndarray],
-    layout: Mapping[str, tuple[int, int]],
-    constants: Mapping[str, Tensor],
-    domain: package.Domain = UNIT_BOX,
-) -> bytes:
-    """One self-contained ONNX file: op bodies included, weights overridable and stored once, beside it."""
-    for v in list(graph.inputs):
-        assert v.name is not None
-        if v.name in constants:
-            v.const_value = ir.tensor(constants[v.name].cpu().numpy(), name=v.name)
-            graph.inputs.remove(v)
-            graph.register_initializer(v)
-        elif v.name in weights:
-            offset, length = layout[v.name]
-            assert v.dtype is not None
-            v.const_value = ir.ExternalTensor(
-                package.WEIGHTS_FILE,
-                offset,
-                length,
-                v.dtype,
-                shape=ir.Shape(weights[v.name].shape),
-                name=v.name,
-            )
-            graph.register_initializer(v)
-    graph.opset_imports[""] = OPSET
-    model = ir.Model(graph, ir_version=IR_VERSION, producer_name="icnnrt")
-    used = {node.op_identifier() for node in graph.all_nodes()}
-    protos = [*functions(domain.kind), *(functions_qp() if used & QP_OPERATORS else ())]
-    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, protos)}
-    if used & bodies.keys():
-        graph.opset_imports[package.OP_DOMAIN] = OP_VERSION
-        model.functions.update(bodies)
-        passes.RemoveUnusedFunctionsPass()(model)
-    passes.RemoveUnusedNodesPass()(model)
-    transposed_products(graph)
-    passes.RemoveUnusedNodesPass()(model)
-    passes.ClearMetadataAndDocStringPass()(model)
-    passes.NameFixPass()(model)
-    proto = ir.to_proto(model)
-    return proto.SerializeToString(deterministic=True)
 
 
 def _examined(
@@ -592,11 +514,3 @@ def _golden_inputs(x_example: Tensor, y_example: Tensor, domain: package.Domain 
     v = rng.standard_normal(y.shape)[few]
     bounds = parity.random_bounds(y.numpy()[few]) if domain and domain.kind == "box" else {}
     return {"x": x.numpy()[few], "y": y.numpy()[few], "y_dot": v.astype(y.numpy().dtype), **bounds}
-
-
-def producer() -> dict[str, str]:
-    return {
-        "icnnrt": importlib.metadata.version("icnnrt"),
-        "torch": str(torch.__version__),
-        "onnx": onnx.__version__,
-    }

@@ -18,17 +18,17 @@ from icnnrt.format import package
 from icnnrt.format.signatures import QP_NAMES
 from icnnrt.format.signs import NONNEGATIVE, Sign
 from icnnrt.mathematics.qp_status import QPStatus
-from icnnrt_exporters import parity
-from icnnrt_exporters.exporter import GOLDEN_SAMPLES, dtype_name, plain_graph, producer, serialise, stored
-from icnnrt_exporters.losses import loss_graph, named
-from icnnrt_exporters.onnx_head import quiet, to_onnx
-from icnnrt_exporters.optimizers import resolve
-from icnnrt_exporters.preconditions import check_examples, check_target, check_weights, float64_judge
-from icnnrt_exporters.qp_network import QPNetwork, adjoint_head, solve_head
-from icnnrt_exporters.qp_train_graph import qp_train_graph
-from icnnrt_exporters.surgery import dismantle, numbered
-from icnnrt_exporters.train_spec import TrainSpec
+from icnnrt_exporters.assembly.losses import loss_graph, named
+from icnnrt_exporters.assembly.optimizers import resolve
+from icnnrt_exporters.assembly.qp_train_graph import qp_train_graph
+from icnnrt_exporters.assembly.train_spec import TrainSpec
+from icnnrt_exporters.checks import parity
+from icnnrt_exporters.checks.preconditions import check_examples, check_target, check_weights, float64_judge
+from icnnrt_exporters.graphs.onnx_head import quiet, to_onnx
+from icnnrt_exporters.graphs.surgery import dismantle, numbered
+from icnnrt_exporters.tracing.qp_network import QPNetwork, adjoint_head, solve_head
 from icnnrt_exporters.versions import IR_VERSION, OPSET
+from icnnrt_exporters.writing import GOLDEN_SAMPLES, dtype_name, plain_graph, producer, serialise, stored
 
 # Against torch in float64. z is known to the root of the gap where a constraint is weakly active; float32 data move it
 # by their own rounding too, and a cotangent by more where constraints nearly depend on each other.

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from icnnrt_models import PICNN, BundleEntropyArgmin
-from icnnrt_models.picnn import PICNNLayer
+from icnnrt_models.networks.picnn import PICNNLayer
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data" / "bibtex.npz"

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from icnnrt_models.argmin import BundleEntropyArgmin
-from icnnrt_models.picnn import PICNN
+from icnnrt_models.layers.argmin import BundleEntropyArgmin
+from icnnrt_models.networks.picnn import PICNN
 
 SIDE = 8
 HALF = SIDE * SIDE // 2  # 32 pixels given, 32 to complete

@@ -1,0 +1,1 @@
+"""The graphs of a package put together: argmin, adjoint, polyhedron, train."""

@@ -1,0 +1,1 @@
+"""What must hold before an export, and what is compared after it."""

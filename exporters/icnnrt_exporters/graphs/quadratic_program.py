@@ -1,0 +1,129 @@
+"""Modules with QPLayer in ONNX: what torch.onnx.export makes of its operators, and the bodies that run them anywhere.
+
+    program = torch.onnx.export(model, (x,), dynamo=True, custom_translation_table=qp_translation_table())
+    add_bodies(program)
+    program.save("model.onnx")
+
+The nodes are ai.icnnrt::QPSolve (and ::QPAdjoint where a traced graph takes gradients), with bodies in standard
+operators beside them: any ONNX runtime runs those, and one that has icnnrt's native library registered runs its kernels
+instead.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxscript
+import torch
+
+from icnnrt.errors import ExportError
+from icnnrt.format.package import OP_DOMAIN
+from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference
+from icnnrt_exporters.operators.bodies import functions_qp
+from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
+
+# Imported for the operators that it registers.
+from icnnrt_models.layers import quadratic_program as _quadratic_program
+
+__all__ = ["add_bodies", "qp_translation_table"]
+
+OPERATORS = onnxscript.values.Opset(OP_DOMAIN, OP_VERSION)
+ADJOINT_INPUTS = (
+    *("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status"),
+    *("z_bar", "lam_bar", "nu_bar", "mu_bar"),
+)
+
+
+def _operator(name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Sequence[str] = ()) -> Any:
+    """The operator with its schema, by which torch's translator knows the types."""
+    types: Mapping[str, str] = {"status": "tensor(int32)", "residual": "tensor(double)"}
+    schema = onnx.defs.OpSchema(
+        name,
+        OP_DOMAIN,
+        OP_VERSION,
+        inputs=[onnx.defs.OpSchema.FormalParameter(a, types.get(a, "T")) for a in inputs],
+        outputs=[onnx.defs.OpSchema.FormalParameter(a, types.get(a, "T")) for a in outputs],
+        type_constraints=[("T", ["tensor(float)", "tensor(double)"], "")],
+        attributes=[onnx.defs.OpSchema.Attribute(a, onnx.defs.OpSchema.AttrType.INT) for a in attributes],
+    )
+    return onnxscript.values.Op(OPERATORS, name, schema)
+
+
+QPSolve = _operator("QPSolve", (*QP._fields, "start"), QPReference._fields, ("steps",))
+QPAdjoint = _operator("QPAdjoint", ADJOINT_INPUTS, QPCotangents._fields)
+
+
+def _qp_solve(
+    Q: Any,
+    p: Any,
+    G: Any,
+    h_lower: Any,
+    h: Any,
+    A: Any,
+    b: Any,
+    lower: Any,
+    upper: Any,
+    start: Any,
+    steps: int,
+    skip: bool,
+) -> Any:
+    # `skip` is of the gradient alone.
+    return QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps=steps)
+
+
+def _qp_adjoint(*data: Any) -> Any:
+    return QPAdjoint(*data)
+
+
+def qp_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The custom_translation_table of torch.onnx.export for modules that hold a `QPLayer`."""
+    assert _quadratic_program.qp_solve is not None
+    return {
+        torch.ops.icnnrt.qp_solve.default: _qp_solve,
+        torch.ops.icnnrt.qp_adjoint.default: _qp_adjoint,
+    }
+
+
+def add_bodies(program: Any) -> Any:
+    """Put the bodies of the operators into a model that holds their nodes.
+
+    Args:
+        program: what torch.onnx.export returned, an onnx.ModelProto, or an onnx_ir.Model; changed in place.
+
+    Returns:
+        The same.
+
+    Raises:
+        ExportError: the model's opset is older than the bodies'.
+    """
+    if isinstance(program, onnx.ModelProto):
+        model = ir.from_proto(program)
+        _add(model)
+        program.CopyFrom(ir.to_proto(model))
+    else:
+        _add(program if isinstance(program, ir.Model) else program.model)
+    return program
+
+
+def _add(model: ir.Model) -> None:
+    opset = model.graph.opset_imports.get("", OPSET)
+    if opset < OPSET:
+        raise ExportError(
+            f"program: expected opset {OPSET} or later, which the bodies are written in, but it has {opset}; pass "
+            f"opset_version={OPSET} to torch.onnx.export"
+        )
+    model.graph.opset_imports[OP_DOMAIN] = OP_VERSION
+    used = {node.op_identifier() for node in model.graph.all_nodes()}
+    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, functions_qp())}
+    wanted, queue = set(), [name for name in used if name in bodies]
+    while queue:
+        name = queue.pop()
+        if name not in wanted:
+            wanted.add(name)
+            queue += [node.op_identifier() for node in bodies[name].all_nodes() if node.op_identifier() in bodies]
+    model.functions.update({name: body for name, body in bodies.items() if name in wanted})
+    # A function may not call for another opset than the graph that uses it.
+    for name in wanted:
+        model.functions[name].opset_imports[""] = opset
+    model.ir_version = max(min(model.ir_version or IR_VERSION, 13), IR_VERSION)

@@ -1,0 +1,1 @@
+"""The portable bodies of the operators of domain ai.icnnrt, in standard ONNX operators."""

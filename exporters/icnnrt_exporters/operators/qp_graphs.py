@@ -1,0 +1,109 @@
+"""The four ONNX models by which `icnnrt.qp` solves and differentiates quadratic programs, without torch or onnx.
+
+Each is one node, QPSolve or QPAdjoint, with the bodies that make it portable; they lie in icnnrt/graphs as part of the
+package. After a change of a body, `python -m icnnrt_exporters.operators.qp_graphs` writes them anew.
+"""
+
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import onnx
+from onnx import TensorProto, helper
+
+import icnnrt
+from icnnrt.format.package import OP_DOMAIN
+from icnnrt.mathematics.qp_reference import STEPS, QPCotangents, QPReference
+from icnnrt_exporters.operators.bodies import functions_qp
+from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
+
+Shapes: TypeAlias = dict[str, list[str | int]]
+
+TYPES: Final = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
+# Each input has a leading axis of its own, B or 1, and those that may be absent have columns of their own, all or none.
+DATA: Final[Shapes] = {
+    "Q": ["B_Q", "n", "n"],
+    "p": ["B_p", "n"],
+    "G": ["B_G", "m", "n"],
+    "h_lower": ["B_h_lower", "m_h_lower"],
+    "h": ["B_h", "m"],
+    "A": ["B_A", "q", "n"],
+    "b": ["B_b", "q"],
+    "lower": ["B_lower", "n_lower"],
+    "upper": ["B_upper", "n_upper"],
+    "start": ["B_start", "all_start"],
+}
+SOLUTION: Final[Shapes] = {
+    "z": ["B", "n"],
+    "lam": ["B", "m"],
+    "nu": ["B", "q"],
+    "mu": ["B", "n"],
+    "slack": ["B", "m"],
+    "box_slack": ["B", "n"],
+    "residual": ["B", 3],
+    "status": ["B"],
+    "ray": ["B", "all"],
+}
+BARS: Final[Shapes] = {
+    "z_bar": ["B", "n"],
+    "lam_bar": ["B_lam", "m_lam"],
+    "nu_bar": ["B_nu", "q_nu"],
+    "mu_bar": ["B_mu", "n_mu"],
+}
+ADJOINT: Final[Shapes] = {"d_z": ["B", "n"], "d_lam": ["B", "m"], "d_nu": ["B", "q"], "d_mu": ["B", "n"]}
+assert tuple(SOLUTION) == QPReference._fields
+assert tuple(ADJOINT) == QPCotangents._fields
+SIGNATURES: Final[dict[str, tuple[Shapes, Shapes]]] = {
+    "QPSolve": (DATA, SOLUTION),
+    "QPAdjoint": (
+        {name: {**DATA, **SOLUTION}[name] for name in ("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status")}
+        | BARS,
+        ADJOINT,
+    ),
+}
+
+
+def qp_model(operator: str, dtype: str, **attributes: Any) -> onnx.ModelProto:
+    """One node of QPSolve (attribute steps) or QPAdjoint for float32 or float64, with its bodies."""
+    inputs, outputs = SIGNATURES[operator]
+
+    def declared(name: str, shape: list[str | int]) -> onnx.ValueInfoProto:
+        T = {"residual": TensorProto.DOUBLE, "status": TensorProto.INT32}.get(name, TYPES[dtype])
+        return helper.make_tensor_value_info(name, T, shape)
+
+    graph = helper.make_graph(
+        [helper.make_node(operator, list(inputs), list(outputs), domain=OP_DOMAIN, **attributes)],
+        operator,
+        [declared(name, shape) for name, shape in inputs.items()],
+        [declared(name, shape) for name, shape in outputs.items()],
+    )
+    return helper.make_model(
+        graph,
+        functions=functions_qp(operator),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(OP_DOMAIN, OP_VERSION)],
+        ir_version=IR_VERSION,
+        producer_name="icnnrt",
+    )
+
+
+def qp_graphs() -> dict[str, bytes]:
+    """File name in icnnrt/graphs -> what it holds."""
+    files = {}
+    graphs: tuple[tuple[str, str, dict[str, int]], ...]
+    graphs = ("QPSolve", "solve", {"steps": STEPS}), ("QPAdjoint", "adjoint", {})
+    for operator, role, attributes in graphs:
+        for dtype in TYPES:
+            model = qp_model(operator, dtype, **attributes)
+            files[f"qp_{role}_{dtype}.onnx"] = model.SerializeToString(deterministic=True)
+    return files
+
+
+def main() -> None:
+    """Write them where icnnrt is."""
+    folder = Path(icnnrt.__file__).parent / "graphs"
+    folder.mkdir(exist_ok=True)
+    for name, data in qp_graphs().items():
+        (folder / name).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""TorchScript files and torch.export programs, for hosts that have libtorch."""

@@ -1,0 +1,206 @@
+"""Bregman proximal gradient as a torch layer: y* = argmin_y f(x, y) + R(y) for smooth energies."""
+
+import math
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from icnnrt.mathematics.domains import NAMES
+from icnnrt_models.layers.argmin import check_tolerance
+from icnnrt_models.layers.energy_at import float_of, has_context, y_dim_of
+from icnnrt_models.networks.energy import check_size
+
+__all__ = ["BregmanProximalGradient", "BregmanResult"]
+
+EDGE = {torch.float32: 1e-6}  # as in the exported graph; 1e-12 in float64
+
+
+class BregmanResult(NamedTuple):
+    """y with its certificate; energy, lower_bound and gap are float64."""
+
+    y: Float[Tensor, "batch n"]
+    energy: Float[Tensor, " batch"]
+    lower_bound: Float[Tensor, " batch"]
+    gap: Float[Tensor, " batch"]
+
+
+class BregmanProximalGradient(nn.Module):
+    """K steps of Bregman proximal gradient on an energy smooth and convex in y, as a layer.
+
+        s <- (s − τ ∇_y f(x, y))/(1 + τ),   y = y(s)
+
+    `icnnrt.mathematics.bregman` states the method, `icnnrt.mathematics.domains` the domains, R and y(s). It solves no
+    model of cuts, so a step is cheaper than one of the bundle method; for energies with kinks (ReLU) it does not
+    converge: use `BundleEntropyArgmin` there.
+
+    `forward(x, y_init=None, lower=None, upper=None) -> y` [batch, n]. It is differentiated by autograd through all K
+    steps, which keeps K graphs of the energy; y_init, the domain's centre where not given, lies in the domain. lower
+    and upper [batch, n] are the bounds of y for domain "box", and for no other.
+
+    `solve`, of the same arguments, gives a `BregmanResult`: y with its duality gap.
+
+    Args:
+        energy: a module with forward(x, y) -> [batch], convex in y, twice differentiable.
+        iterations: steps K.
+        step_size: τ > 0. Too long a step swings, too short a one creeps: 1 suits energies as curved as R, and the
+            inverse of their ratio others.
+        gap_tolerance: the duality gap up to which an answer counts as solved once exported.
+        domain: "unit_box", "box", "simplex" or "space".
+        mu: μ of (μ/2)‖y‖² for domain "space".
+        y_dim: n, needed only for an energy without an attribute `y_dim`.
+
+    Raises:
+        ValueError: a sentence with the argument, what was expected, what came, and the remedy.
+    """
+
+    steps = 1  # what a package says of a solver without inner steps
+    residual_tolerance = None
+
+    def __init__(
+        self,
+        energy: nn.Module,
+        iterations: int = 20,
+        step_size: float = 1.0,
+        gap_tolerance: float = 1e-3,
+        *,
+        domain: str = "unit_box",
+        mu: float = 1.0,
+        y_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("iterations", iterations, 1, "give the number of steps K")
+        for name, number in (("step_size", step_size), ("mu", mu)):
+            if not (isinstance(number, int | float) and math.isfinite(number) and number > 0):
+                raise ValueError(f"{name} must be a finite number > 0, got {number!r}: 1.0 is usual.")
+        check_tolerance("gap_tolerance", gap_tolerance)
+        if domain not in NAMES:
+            raise ValueError(f"domain must be one of {', '.join(NAMES)}, got {domain!r}: name one of them.")
+        self.energy = energy
+        self.y_dim = y_dim_of(energy, y_dim)
+        self.iterations = iterations
+        self.step_size = float(step_size)
+        self.gap_tolerance = gap_tolerance
+        self.domain = domain
+        self.mu = float(mu)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch ..."],
+        y_init: Float[Tensor, "batch n"] | None = None,
+        lower: Float[Tensor, "batch n"] | None = None,
+        upper: Float[Tensor, "batch n"] | None = None,
+    ) -> Float[Tensor, "batch n"]:
+        """y after K steps, for each row of x."""
+        return self._run(x, y_init, lower, upper)[0]
+
+    @torch.no_grad()
+    def solve(
+        self,
+        x: Float[Tensor, "batch ..."],
+        y_init: Float[Tensor, "batch n"] | None = None,
+        lower: Float[Tensor, "batch n"] | None = None,
+        upper: Float[Tensor, "batch n"] | None = None,
+    ) -> BregmanResult:
+        """The y of `forward` with its certificate, without gradient."""
+        y, p, f, lower_bound = self._run(x, y_init, lower, upper)
+        energy = f.double() + self._regulariser(p.double())
+        return BregmanResult(y, energy, lower_bound, energy - lower_bound)
+
+    def extra_repr(self) -> str:
+        return (
+            f"y_dim={self.y_dim}, iterations={self.iterations}, step_size={self.step_size}, domain={self.domain!r}, "
+            f"gap_tolerance={self.gap_tolerance}"
+        )
+
+    # --- How -------------------------------------------------------------------------------------
+
+    def _run(
+        self, x: Tensor, y_init: Tensor | None, lower: Tensor | None, upper: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """y, its p, f(x, y), and the lower bound."""
+        shift, scale, like = self._coordinates(x, lower, upper)
+        energy = cast(Any, self.energy)
+        context = energy.context(x) if has_context(self.energy) else None
+        recorded = torch.is_grad_enabled()
+
+        def f(y: Tensor) -> Tensor:
+            return cast(Tensor, energy(x, y) if context is None else energy.value(context, y))
+
+        p = self._start(x, y_init, shift, scale, like)
+        s, τ = self._logits(p), self.step_size
+        lower_bound = torch.full((len(p),), -math.inf, dtype=torch.float64, device=p.device)
+        for _ in range(self.iterations):
+            y = shift + scale * p
+            with torch.enable_grad():
+                y = y if recorded and y.requires_grad else y.detach().requires_grad_()
+                value = f(y)
+                (g,) = torch.autograd.grad(value.sum(), y, create_graph=recorded, materialize_grads=True)
+            slope = scale * g
+            with torch.no_grad():
+                G, P = slope.double(), p.double()
+                e = value.double() + (G * (self._centre - P)).sum(1)
+                lower_bound = torch.fmax(lower_bound, e - self._conjugate(-G))
+            s = (s - τ * slope) / (1.0 + τ)
+            p = self._point(s)
+        y = shift + scale * p
+        return y, p, f(y.detach()), lower_bound
+
+    def _coordinates(self, x: Tensor, lower: Tensor | None, upper: Tensor | None) -> tuple[Any, Any, Tensor]:
+        """shift, scale and a tensor of the energy's dtype."""
+        like = float_of(self.energy, x)
+        if (self.domain == "box") != (lower is not None) or (self.domain == "box") != (upper is not None):
+            raise ValueError(
+                f"lower, upper must be given for domain 'box' and for no other, got domain {self.domain!r} with "
+                f"{sum(bound is not None for bound in (lower, upper))} of the two: give both or neither."
+            )
+        if lower is not None and upper is not None:
+            return lower, torch.where(lower <= upper, upper - lower, math.nan), like
+        return 0.0, 1.0 / math.sqrt(self.mu) if self.domain == "space" else 1.0, like
+
+    @property
+    def _centre(self) -> float:
+        return {"space": 0.0, "simplex": 1.0 / self.y_dim}.get(self.domain, 0.5)
+
+    def _start(self, x: Tensor, y_init: Tensor | None, shift: Any, scale: Any, like: Tensor) -> Tensor:
+        shape = (x.shape[0], self.y_dim)
+        if y_init is None:
+            return torch.full(shape, self._centre, dtype=like.dtype, device=x.device)
+        if y_init.shape != shape or y_init.dtype != like.dtype:
+            raise ValueError(
+                f"y_init must be {like.dtype} of shape {list(shape)}, got {y_init.dtype} of shape "
+                f"{list(y_init.shape)}: give one row for each row of x, or leave it out."
+            )
+        if self.domain == "space":
+            return (y_init / scale).detach()
+        fixed = torch.as_tensor(scale == 0.0)
+        p = torch.where(fixed, 0.5, (y_init - shift) / torch.where(fixed, 1.0, torch.as_tensor(scale).to(like)))
+        if not ((p >= -1e-6) & (p <= 1 + 1e-6)).all():
+            raise ValueError("y_init must lie in the domain, got numbers outside it: clamp it, or leave it out.")
+        return p.clamp(0.0, 1.0).to(like.dtype).detach()
+
+    def _logits(self, p: Tensor) -> Tensor:
+        if self.domain == "space":
+            return p
+        edge = EDGE.get(p.dtype, 1e-12)
+        q = p.clamp(edge, 1.0 - edge)
+        return q.log() if self.domain == "simplex" else q.log() - (1.0 - q).log()
+
+    def _point(self, s: Tensor) -> Tensor:
+        if self.domain == "space":
+            return s
+        return s.softmax(-1) if self.domain == "simplex" else s.sigmoid()
+
+    def _conjugate(self, s: Tensor) -> Tensor:
+        if self.domain == "space":
+            return 0.5 * s.square().sum(-1)
+        if self.domain == "simplex":
+            return s.logsumexp(-1) - s.mean(-1)
+        return (0.5 * s.abs() + torch.log1p((-s.abs()).exp())).sum(-1)
+
+    def _regulariser(self, p: Tensor) -> Tensor:
+        if self.domain == "space":
+            return 0.5 * p.square().sum(-1)
+        entropy = torch.special.entr(p)
+        return -(entropy if self.domain == "simplex" else entropy + torch.special.entr(1.0 - p)).sum(-1)
