@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import icnnrt
-from icnnrt.serving import quadratic_program
+from icnnrt.serving import operators
 from icnnrt.tuning.finetune import FineTuner
 
 PATIENCE = 60.0  # seconds for a child, which only a deadlock takes
@@ -82,7 +82,7 @@ def forked(package: str, forks: int) -> Counter[str]:
         session.argmin(X)
         session.close()
         del session, tuner, solver
-        quadratic_program._sessions.give_up()
+        operators.sessions.give_up()
         gc.collect()
 
     load = cycle((calls["argmin"], calls["step"], calls["vjp"], calls["qp"]))

@@ -31,7 +31,7 @@ import icnnrt
 from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference, kkt_residual, qp_adjoint, qp_solve
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.operators.bodies import functions_qp
-from icnnrt_exporters.operators.qp_graphs import qp_graphs, qp_model
+from icnnrt_exporters.operators.operator_graphs import operator_graphs, qp_model
 
 TYPES = (np.float64, np.float32)
 KEPT = ("lam", "mu", "slack", "box_slack", "status")  # what QPAdjoint takes of what QPSolve gave
@@ -298,9 +298,9 @@ def test_the_models_pass_onnx_checker(op, attributes, dtype):
 
 
 def test_the_graphs_of_the_package_are_made_of_these_bodies():
-    """If not: python -m icnnrt_exporters.operators.qp_graphs."""
+    """If not: python -m icnnrt_exporters.operators.operator_graphs."""
     folder = Path(icnnrt.__file__).parent / "graphs"
-    made = qp_graphs()
+    made = operator_graphs()
     assert {file.name for file in folder.iterdir()} == set(made)
     for name, data in made.items():
         assert (folder / name).read_bytes() == data, name

@@ -21,7 +21,8 @@ from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import onnxruntime
 from icnnrt.serving.forks import inherit
-from icnnrt.serving.quadratic_program import ADJOINT, DTYPES, SHAPES, SOLUTION, _session
+from icnnrt.serving.operators import operator_session
+from icnnrt.serving.quadratic_program import ADJOINT, DTYPES, SHAPES, SOLUTION
 
 __all__ = ["QPData", "QPSolver"]
 
@@ -277,7 +278,7 @@ class _Bound:
     def _bind(self) -> tuple[Any, Any, list[Any]]:
         ort = onnxruntime()
         dtype, native, threads = self._where
-        session, _ = _session(self._role, dtype, native, None, threads)
+        session, _ = operator_session(f"qp_{self._role}", dtype, native, None, threads)
         binding = session.io_binding()
         values = []  # the OrtValues, which do not own the arrays' memory
         for arrays, bind in (

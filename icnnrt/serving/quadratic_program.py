@@ -18,42 +18,30 @@ stated in `icnnrt.mathematics.qp_reference`.
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt import native_library
-from icnnrt.arguments import alone, flag, sample, untrusted
-from icnnrt.errors import CertificateError, IcnnrtError, InputError, MissingDependencyError
-from icnnrt.format import wire
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.arguments import alone, sample, untrusted
+from icnnrt.errors import CertificateError, IcnnrtError, InputError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import (
     Provider,
-    checked_providers,
-    checked_threads,
-    native_operators,
-    onnxruntime,
-    open_session,
-    session_options,
 )
 from icnnrt.printable import show
-from icnnrt.serving.once import Once
+from icnnrt.serving.operators import operator_session
 
 __all__ = ["QPGradients", "QPSolution", "qp"]
 
 Floats = NDArray[Any]  # float32 or float64: the dtype of Q
 
 DTYPES: Final = {np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
-OPERATORS: Final = {"solve": "QPSolve", "adjoint": "QPAdjoint"}
 SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray"]
 ADJOINT: Final = ["d_z", "d_lam", "d_nu", "d_mu"]
-GRAPHS: Final = Path(__file__).parents[1] / "graphs"
 ON_UNSAFE: Final = ("nan", "raise", "skip")
 # Shapes of the data, the batch axis aside.
 SHAPES: Final = {
@@ -147,7 +135,7 @@ def qp(
     if not B:
         feeds = {name: a[:0] for name, a in feeds.items()}
     where = (native, providers, threads)
-    session, ran_native = _session("solve", DTYPES[dtype], *where)
+    session, ran_native = operator_session("qp_solve", DTYPES[dtype], *where)
     out = _run(session, SOLUTION, feeds)
     return QPSolution._of(out, feeds, given, batched, ran_native, where)
 
@@ -163,7 +151,7 @@ def _array_solver(
     def solve(problem: QP, start: Sequence[Floats] | None = None, steps: int = STEPS) -> QPReference:
         feeds = problem._asdict()
         feeds["start"] = np.zeros((1, 0)) if start is None else np.concatenate(start, 1)
-        session, _ = _session("solve", "float64", native, providers, threads)
+        session, _ = operator_session("qp_solve", "float64", native, providers, threads)
         return QPReference(*_run(session, SOLUTION, feeds))
 
     return solve
@@ -379,7 +367,7 @@ class QPSolution:
             none if mu_bar is None else _bar("mu_bar", mu_bar, self.mu, mu),
         )
         feeds = self._feeds
-        session, _ = _session("adjoint", DTYPES[dtype], *self._where)
+        session, _ = operator_session("qp_adjoint", DTYPES[dtype], *self._where)
         d = _run(
             session,
             ADJOINT,
@@ -544,47 +532,6 @@ def _bar(name: str, value: object, like: Floats, rows: Floats) -> Floats:
             f"{list(array.shape)}; it is the derivative of the loss by that."
         )
     return array if array.ndim == 2 else array[None]
-
-
-# --- Sessions ----------------------------------------------------------------------------------------------------
-
-_sessions: Once[tuple[Any, bool]] = Once()
-
-
-def _session(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
-    """onnxruntime's session of a graph, made once, and whether native kernels run in it."""
-    # Before the look-up, where True would be found as 1, and where a list cannot be looked up at all.
-    threads, native = checked_threads(threads), None if native is None else flag(native, "native")
-    key = (role, dtype, native, threads, None if providers is None else repr(providers))
-    return _sessions.find(key) or _sessions.get(key, lambda: _make(role, dtype, native, providers, threads))
-
-
-def _make(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> tuple[Any, bool]:
-    ort = onnxruntime()
-    wanted = checked_providers(ort, providers)
-    operator = OPERATORS[role]
-    has_kernel = operator in native_operators(ort, native)
-    if native and not has_kernel:
-        raise MissingDependencyError(
-            f"native: the native library of this icnnrt has no kernel for {operator}; install icnnrt anew, or pass "
-            "native=False."
-        )
-    file = f"qp_{role}_{dtype}.onnx"
-    data = (GRAPHS / file).read_bytes()
-    options = session_options(ort, threads)
-    if has_kernel:
-        native_library.register(options)
-        # Without the bodies a session that can be made at all runs the kernels.
-        names = frozenset(name for domain, name in wire.survey(data, file).functions if domain == OP_DOMAIN)
-        data = wire.without_functions(data, OP_DOMAIN, names, file)
-
-    def refused(why: str) -> IcnnrtError:
-        return IcnnrtError(
-            f"{file}: onnxruntime cannot load it ({why}); upgrade onnxruntime{' or try native=False' * has_kernel}."
-        )
-
-    session = open_session(ort, data, options, wanted, file, refused)
-    return session, has_kernel
 
 
 def _run(session: Any, names: list[str], feeds: dict[str, Floats]) -> list[Floats]:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from icnnrt.mathematics.reference import BACKTRACK, EPS, LAM_FLOOR, RELUCTANCE, SLACK_FLOOR, STEPS
 from icnnrt_models.layers.domains import UNIT_BOX, Domain
+from icnnrt_models.layers.kernels import eager_on_cpu, kernel
 
 __all__ = [
     "ArgminResult",
@@ -94,8 +95,13 @@ def bundle_entropy_solve(
 
     On return λ is the best of all iterates, λ >= 0 and 1'λ = 1, y = σ(−G'λ). A sample stops changing once its duality
     gap is at rounding level, so its answer does not depend on its neighbours. A sample with NaN or infinite cuts has
-    y = NaN. Convergence is told by `residual`, never assumed.
+    y = NaN. Convergence is told by `residual`, never assumed. On the CPU the native kernel does the same, if there is
+    one: `icnnrt_models.layers.kernels`.
     """
+    found = kernel(f"{domain.role}_solve", "float64") if steps == STEPS and eager_on_cpu(G, e) else None
+    if found is not None:
+        warm = e[:, :0] if lam_start is None else lam_start
+        return InnerSolution(*map(torch.from_numpy, found([a.numpy() for a in (G, e, warm)])))
     B, k, n = G.shape
     plain_G = domain.plain(G)
     plain_e = e[:, :, None]
@@ -293,6 +299,10 @@ def kkt_adjoint(
     active cuts is made: the slack w = max v − v on the diagonal switches inactive cuts off smoothly and makes
     duplicates harmless.
     """
+    found = kernel(f"{domain.role}_adjoint", "float64") if eager_on_cpu(G, e, lam, y_bar) else None
+    if found is not None:
+        c_y, c_λ = map(torch.from_numpy, found([a.numpy() for a in (G, e, lam, y_bar)]))
+        return c_y, c_λ
     ȳ = y_bar[:, None]
     G = domain.plain(G)
     s = (lam[:, None] @ G).neg_()

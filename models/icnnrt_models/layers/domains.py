@@ -35,6 +35,11 @@ class Domain:
     first_logits: Callable[[Tensor, float], Tensor]  # (s, bound) -> u
     next_logits: Callable[[Tensor, Tensor], Tensor]  # (u, du) -> u; du is overwritten
 
+    @property
+    def role(self) -> str:
+        """What its operators are called in `icnnrt.serving.operators`, less "_solve" and "_adjoint"."""
+        return "bundle_" + domains.MODELS[self.name].operators.removeprefix("Bundle").lower()
+
 
 def _same(a: Tensor) -> Tensor:
     return a

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icnnrt.errors import IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_reference import STEPS, TOLERANCE
 from icnnrt.mathematics.qp_status import QPStatus, advise
-from icnnrt.serving import quadratic_program as icnnrt_qp
 from icnnrt_models.layers.interior_point import Data, Solution, adjoint, adjoint_system, newton_solve, solve
+from icnnrt_models.layers.kernels import Kernel, kernel
 from icnnrt_models.networks.energy import check_size
 
 __all__ = ["OnUnsafe", "QPLayer", "QPResult"]
@@ -262,14 +261,12 @@ def _demand_solved(found: Solution, data: Data, steps: int) -> None:
 
 # ---------------------------------------------------------------- the operators
 
-Arrays = Sequence[Any]
-
 
 class Kernels(NamedTuple):
     """The two operators on the CPU, numpy in and out, arguments and results in the order of ai.icnnrt's."""
 
-    solve: Callable[[Arrays], Arrays]  # 10 inputs -> 9 outputs
-    adjoint: Callable[[Arrays], Arrays]  # 12 inputs -> 4 outputs
+    solve: Kernel  # 10 inputs -> 9 outputs
+    adjoint: Kernel  # 12 inputs -> 4 outputs
 
 
 def kernels(dtype: torch.dtype, steps: int) -> Kernels | None:
@@ -278,33 +275,9 @@ def kernels(dtype: torch.dtype, steps: int) -> Kernels | None:
     One function to replace: `icnnrt_models.layers.quadratic_program.kernels = lambda dtype, steps: None` takes torch's
     solver.
     """
-    return _native_kernels(str(dtype).removeprefix("torch.")) if steps == STEPS else None
-
-
-@functools.cache
-def _native_kernels(dtype: str) -> Kernels | None:
-    """The graphs of `icnnrt.qp`, if native kernels run in them; tensors pass through them without a copy."""
-    try:
-        made = [_session(role, dtype) for role in ("solve", "adjoint")]
-    except IcnnrtError:
-        return None
-    if not all(native for _, native in made):
-        return None
-
-    def kernel(role: str) -> Callable[[Arrays], Arrays]:
-        names = [node.name for node in made[role == "adjoint"][0].get_inputs()]
-
-        def run(arrays: Arrays) -> Arrays:
-            session, _ = _session(role, dtype)  # asked for each time, as a forked child has another one
-            return cast(Arrays, session.run(None, dict(zip(names, map(np.ascontiguousarray, arrays), strict=True))))
-
-        return run
-
-    return Kernels(kernel("solve"), kernel("adjoint"))
-
-
-def _session(role: str, dtype: str) -> tuple[Any, bool]:
-    return icnnrt_qp._session(role, dtype, None, None, None)
+    name = str(dtype).removeprefix("torch.")
+    solve, adjoint = (kernel(f"qp_{role}", name) for role in ("solve", "adjoint"))
+    return Kernels(solve, adjoint) if solve and adjoint and steps == STEPS else None
 
 
 def _batch(data: Sequence[Tensor]) -> Any:

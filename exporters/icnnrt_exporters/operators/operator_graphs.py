@@ -1,7 +1,9 @@
-"""The four ONNX models by which `icnnrt.qp` solves and differentiates quadratic programs, without torch or onnx.
+"""The ONNX models of one node each, in icnnrt/graphs, by which Python calls the operators of ai.icnnrt.
 
-Each is one node, QPSolve or QPAdjoint, with the bodies that make it portable; they lie in icnnrt/graphs as part of the
-package. After a change of a body, `python -m icnnrt_exporters.operators.qp_graphs` writes them anew.
+QPSolve and QPAdjoint come with the bodies that make them portable: `icnnrt.qp` needs neither torch nor onnx. The
+operators of the bundle method come without, for torch's layers, which have the same method in torch where there are no
+kernels. After a change of a body or a signature, `python -m icnnrt_exporters.operators.operator_graphs` writes them
+anew.
 """
 
 from pathlib import Path
@@ -13,6 +15,8 @@ from onnx import TensorProto, helper
 import icnnrt
 from icnnrt.format.package import OP_DOMAIN
 from icnnrt.mathematics.qp_reference import STEPS, QPCotangents, QPReference
+from icnnrt.mathematics.reference import STEPS as BUNDLE_STEPS
+from icnnrt.serving.operators import OPERATORS
 from icnnrt_exporters.operators.bodies import functions_qp
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
@@ -60,11 +64,31 @@ SIGNATURES: Final[dict[str, tuple[Shapes, Shapes]]] = {
         ADJOINT,
     ),
 }
+CUTS: Final[Shapes] = {"slopes": ["B", "k", "n"], "offsets": ["B", "k"]}
+BUNDLE: Final[dict[str, tuple[Shapes, Shapes]]] = {
+    "Solve": (
+        CUTS | {"lam_start": ["B", "k_start"]},
+        {"y": ["B", "n"], "lam": ["B", "k"], "lower_bound": ["B"], "residual": ["B", 3]},
+    ),
+    "Adjoint": (CUTS | {"lam": ["B", "k"], "y_bar": ["B", "n"]}, {"c_y": ["B", "n"], "c_lam": ["B", "k"]}),
+}
 
 
 def qp_model(operator: str, dtype: str, **attributes: Any) -> onnx.ModelProto:
     """One node of QPSolve (attribute steps) or QPAdjoint for float32 or float64, with its bodies."""
-    inputs, outputs = SIGNATURES[operator]
+    return _model(operator, SIGNATURES[operator], dtype, functions_qp(operator), **attributes)
+
+
+def bundle_model(operators: str, suffix: str) -> onnx.ModelProto:
+    """One node of an operator of the bundle method, `Domain.operators` + "Solve" or "Adjoint", for float64."""
+    attributes = {"steps": BUNDLE_STEPS} if suffix == "Solve" else {}
+    return _model(operators + suffix, BUNDLE[suffix], "float64", [], **attributes)
+
+
+def _model(
+    operator: str, signature: tuple[Shapes, Shapes], dtype: str, bodies: list[onnx.FunctionProto], **attributes: Any
+) -> onnx.ModelProto:
+    inputs, outputs = signature
 
     def declared(name: str, shape: list[str | int]) -> onnx.ValueInfoProto:
         T = {"residual": TensorProto.DOUBLE, "status": TensorProto.INT32}.get(name, TYPES[dtype])
@@ -78,30 +102,31 @@ def qp_model(operator: str, dtype: str, **attributes: Any) -> onnx.ModelProto:
     )
     return helper.make_model(
         graph,
-        functions=functions_qp(operator),
+        functions=bodies,
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(OP_DOMAIN, OP_VERSION)],
         ir_version=IR_VERSION,
         producer_name="icnnrt",
     )
 
 
-def qp_graphs() -> dict[str, bytes]:
+def operator_graphs() -> dict[str, bytes]:
     """File name in icnnrt/graphs -> what it holds."""
-    files = {}
-    graphs: tuple[tuple[str, str, dict[str, int]], ...]
-    graphs = ("QPSolve", "solve", {"steps": STEPS}), ("QPAdjoint", "adjoint", {})
-    for operator, role, attributes in graphs:
-        for dtype in TYPES:
-            model = qp_model(operator, dtype, **attributes)
-            files[f"qp_{role}_{dtype}.onnx"] = model.SerializeToString(deterministic=True)
-    return files
+    models = {}
+    for dtype in TYPES:
+        models[f"qp_solve_{dtype}"] = qp_model("QPSolve", dtype, steps=STEPS)
+        models[f"qp_adjoint_{dtype}"] = qp_model("QPAdjoint", dtype)
+    for role, operator in OPERATORS.items():
+        if role.startswith("bundle_"):
+            suffix = role.rpartition("_")[2].capitalize()
+            models[f"{role}_float64"] = bundle_model(operator.removesuffix(suffix), suffix)
+    return {f"{name}.onnx": model.SerializeToString(deterministic=True) for name, model in models.items()}
 
 
 def main() -> None:
     """Write them where icnnrt is."""
     folder = Path(icnnrt.__file__).parent / "graphs"
     folder.mkdir(exist_ok=True)
-    for name, data in qp_graphs().items():
+    for name, data in operator_graphs().items():
         (folder / name).write_bytes(data)
 
 
