@@ -251,7 +251,8 @@ def test_ctrl_c_after_a_step_that_ruins_the_network_writes_nothing(
 ) -> None:
     press_after(0)
     out = tmp_path / "out.icnn"
-    result = icnnrt("tune", train_package, data, "--out", out, "--lr", 100, "--history", tmp_path / "history")
+    # Products of weights overflow: a lower rate leaves some small networks as easy to solve as they were.
+    result = icnnrt("tune", train_package, data, "--out", out, "--lr", 1e200, "--history", tmp_path / "history")
     assert result.exit_code == 130
     assert "interrupted before anything was learnt; nothing is written" in result.stderr
     assert not out.exists()

@@ -407,7 +407,8 @@ def test_unsolved_samples_after_a_step_are_told_by_the_rate(
 
 # --- Steps that do harm ----------------------------------------------------------------------------
 
-RUINOUS = 100.0
+RUINOUS = 100.0  # of the digits network
+OVERFLOWING = 1e200  # of every network: small ones may be solved however large their weights, but products overflow
 
 
 @pytest.fixture(scope="session")
@@ -460,7 +461,7 @@ def test_after_a_step_is_undone_it_is_as_if_never_taken(train_package: Path, sam
         lambda tuner: tuner.step(samples.x, samples.y),
         lambda tuner: tuner.check(samples.x, samples.y),
         lambda tuner: tuner.save(tmp_path / "h"),
-        lambda tuner: tuner.fit(samples.x, samples.y, epochs=1, learning_rate=RUINOUS),
+        lambda tuner: tuner.fit(samples.x, samples.y, epochs=1, learning_rate=OVERFLOWING),
         lambda tuner: (tuner.keep(), tuner.rollback(), tuner.check(samples.x, samples.y)),  # kept is not proven
     ]
     straight = FineTuner(icnnrt.load(train_package), learning_rate=0.01)
@@ -472,7 +473,7 @@ def test_after_a_step_is_undone_it_is_as_if_never_taken(train_package: Path, sam
         tuner = FineTuner(icnnrt.load(train_package), learning_rate=0.01)
         for _ in range(3):
             tuner.step(samples.x, samples.y)
-        tuner.step(samples.x, samples.y, learning_rate=RUINOUS)
+        tuner.step(samples.x, samples.y, learning_rate=OVERFLOWING)
         assert tuner.steps == 4
         find(tuner)
         assert tuner.steps == 3
@@ -501,7 +502,7 @@ def test_rolling_back_or_resuming_ends_the_trial(tuner: FineTuner, samples: Samp
     tuner.step(samples.x, samples.y)
     tuner.save(tmp_path / "h")
     for back in (tuner.rollback, lambda: tuner.resume(tmp_path / "h")):
-        tuner.step(samples.x, samples.y, learning_rate=RUINOUS)
+        tuner.step(samples.x, samples.y, learning_rate=OVERFLOWING)
         back()
         before = all_of(tuner)
         assert tuner.check(samples.x, samples.y)

@@ -1,6 +1,7 @@
 """Packed files: standard operators alone, weights frozen, and functions with their derivatives beside them."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,25 @@ def softplus_weights_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def double_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """float64, x [3] to y [4], a PICNN of softplus units."""
+    """float64, x [3] to y [4], a PICNN of softplus units.
+
+    So steep that three cuts leave y on its way: near the optimum it is known to the root of rounding only, and so are
+    gradients and differences.
+    """
     generator = torch.Generator().manual_seed(0)
     energy = PICNN(3, 4, (6, 6), activation="softplus", dtype=torch.float64, generator=generator)
-    return exported(energy, 3, 4, 8, tmp_path_factory.mktemp("packer") / "double.icnn")
+    with torch.no_grad():
+        for name, p in energy.named_parameters():
+            if name.endswith("W_y"):
+                p.mul_(3.0)
+    return exported(energy, 3, 4, 3, tmp_path_factory.mktemp("packer") / "double.icnn", gap_tolerance=1.0)
 
 
-def exported(energy: torch.nn.Module, x_dim: int, n: int, iterations: int, path: Path) -> Path:
+def exported(energy: torch.nn.Module, x_dim: int, n: int, iterations: int, path: Path, **options: Any) -> Path:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(4, x_dim, generator=generator, dtype=torch.float64)
     y = torch.rand(4, n, generator=generator, dtype=torch.float64)
-    export(energy, BundleEntropyArgmin(energy, iterations=iterations), x, y, path)
+    export(energy, BundleEntropyArgmin(energy, iterations=iterations, **options), x, y, path)
     return path
 
 
@@ -506,7 +515,9 @@ def test_adj_argmin_equals_finite_differences_of_argmin(double_package: Path, tm
         direction = random.standard_normal(at.shape)
         argument = name.replace(".", "__")
         difference = loss(**{argument: at + step * direction}) - loss(**{argument: at - step * direction})
-        np.testing.assert_allclose((came[f"adj_{name}"] * direction).sum(), difference / (2 * step), rtol=2e-4)
+        # Relative to the gradient, of which the direction may show little.
+        close = 2e-4 * np.linalg.norm(came[f"adj_{name}"]) * np.linalg.norm(direction)
+        np.testing.assert_allclose((came[f"adj_{name}"] * direction).sum(), difference / (2 * step), rtol=0, atol=close)
 
 
 def rewritten(source: Path, target: Path, **changed: Any) -> Path:
@@ -534,17 +545,19 @@ def test_samples_without_a_gradient_are_marked_and_left_out(double_package: Path
     _, adj_argmin, *_ = siblings(double_package, tmp_path)
     y_bar = sample.y_bar.copy()
     y_bar[0] = np.nan  # where there is no answer, its loss has no gradient either
-    for bad in (np.nan, np.inf):
+    # Kernels are held to kernels: y near an optimum is known to the root of rounding, and other methods find another
+    # one.
+    for bad, native in itertools.product((np.nan, np.inf), (False, True) if KERNELS else (False,)):
         x = sample.x.copy()
         x[0, 1] = bad
-        expected = sample.session.vjp(sample.session.argmin(x), y_bar, on_unsafe="skip")
+        with icnnrt.load(double_package, native=native) as session:
+            expected = session.vjp(session.argmin(x), y_bar, on_unsafe="skip")
         assert expected.skipped.tolist() == [True, False, False]
         gradients = {f"adj_{name}": a for name, a in expected.weights.items()}
-        for native in (False, True) if KERNELS else (False,):
-            came = run(adj_argmin, {"x": x, "y_init": sample.start, "adj_y": y_bar}, native=native)
-            assert np.isnan(came["adj_x"][0]).all()
-            assert_close(came, {"adj_x": expected.x} | gradients, 1e-9)
-            assert all(np.isfinite(came[name]).all() for name in gradients)
+        came = run(adj_argmin, {"x": x, "y_init": sample.start, "adj_y": y_bar}, native=native)
+        assert np.isnan(came["adj_x"][0]).all()
+        assert_close(came, {"adj_x": expected.x} | gradients, 1e-9)
+        assert all(np.isfinite(came[name]).all() for name in gradients)
 
 
 def test_samples_that_prove_the_energy_not_convex_are_marked(double_package: Path, tmp_path: Path) -> None:

@@ -191,11 +191,25 @@ def test_gradients_are_those_of_the_algorithm(adjoint, activation, K):
     assert layer.last.cuts.max() > 1 or K == 1
 
 
+def firm(layer, x, given, margin=1e-2):
+    """x and constraints of B samples that converge where each constraint either pushes or is away, by more than the
+    margin: differences leave alone which of them hold y."""
+    found = layer.solve(x, **given)
+    rows = given["h"] - (given["G"] @ found.y[:, :, None])[:, :, 0]
+    box = torch.minimum(found.y - given["lower"], given["upper"] - found.y)
+    apart = torch.cat([torch.maximum(found.lam, rows), torch.maximum(found.bounds.abs(), box)], 1)
+    kept = ((found.status == 0) & (apart > margin).all(1)).nonzero()[:B, 0]
+    assert len(kept) == B
+    return x[kept], {name: a[kept] for name, a in given.items()}
+
+
 def test_gradients_of_a_smooth_energy_are_those_of_its_argmin():
     """Of Newton's method: sequential quadratic programs."""
     energy = Units(softplus, 1)
+    # A gap below the usual 1e-9 tells y to 1e-6 or so. Not all reach it: models of cuts nearly alike are not solved so
+    # far.
     layer = PolyhedronArgmin(energy, 200, MU, tolerance=1e-10, on_unsafe="raise", y_dim=N)
-    x, given = contexts(), constraints()
+    x, given = firm(layer, contexts(24), constraints(samples=24))
     y_star = layer(x, **given).detach()
 
     def newton(x, G, h, A, b, lower, upper):
@@ -402,8 +416,9 @@ def test_float32_is_near_float64(activation):
     assert layer.last.status.tolist() == [0] * B
     for name, a in found.items():
         assert a.dtype == (torch.float64 if name in given and name != "G" else torch.float32)
-        error = (a.double() - truth[name]).norm() / truth[name].norm()
-        assert error <= (1e-3 if activation is relu else 5e-2), name
+        # Relative to a hundredth of the largest at least: of bounds that hold no y it is zero.
+        size = max(truth[name].norm(), 1e-2 * max(t.norm() for t in truth.values()))
+        assert (a.double() - truth[name]).norm() <= (1e-3 if activation is relu else 5e-2) * size, name
 
 
 def test_weights_that_are_given_to_the_call():

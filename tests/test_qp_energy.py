@@ -8,7 +8,7 @@ from torch import nn
 import icnnrt
 from icnnrt.errors import InputError
 from icnnrt.tuning.finetune import FineTuner
-from icnnrt_exporters import TrainSpec, export
+from icnnrt_exporters import SGD, TrainSpec, export
 from icnnrt_models import BundleEntropyArgmin, QPLayer
 
 
@@ -68,11 +68,20 @@ def test_float32(tmp_path):
     net = Projected().eval()
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
     target = torch.full((8, 5), 0.2)
-    export(net, None, x, target, tmp_path / "net.icnn", kind="qp", train=TrainSpec())
+    export(net, None, x, target, tmp_path / "net.icnn", kind="qp", train=TrainSpec(optimizer=SGD()))
+    stepper, wanted = torch.optim.SGD(net.parameters(), 0.5), []
     with icnnrt.load(tmp_path / "net.icnn") as session:
         answer = session.solve_qp(x.numpy())
         assert answer.ok.all()
         np.testing.assert_allclose(answer.z, net(x).detach().numpy(), atol=1e-5)
-        tuner = FineTuner(session, learning_rate=0.05)
+        tuner = FineTuner(session, learning_rate=0.5)
         losses = [tuner.step(x.numpy(), target.numpy()).loss for _ in range(10)]
-        assert losses[-1] < 0.7 * losses[0], losses
+    for _ in range(10):
+        stepper.zero_grad()
+        loss = nn.functional.mse_loss(net(x), target)
+        loss.backward()
+        stepper.step()
+        wanted.append(loss.item())
+    # In float32 an entry of z within 1e-3 of its bound may count as held or not, which is a hundredth of a step or so.
+    np.testing.assert_allclose(losses, wanted, rtol=2e-2)
+    assert losses[-1] < losses[0]
