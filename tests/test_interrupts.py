@@ -24,7 +24,7 @@ import pytest
 
 import icnnrt
 from icnnrt import federated, limits
-from icnnrt.serving import qp_solver, quadratic_program
+from icnnrt.serving import operators, qp_solver, quadratic_program
 from icnnrt.serving.once import Once
 from icnnrt.serving.runner import Runner
 from icnnrt.serving.served import Served
@@ -43,7 +43,7 @@ WAY = frozenset(
         *(Once.get, Once.find, Turns.take, Link.follow, Link.last, WeightSet.__init__, WeightSet.values),
         *(FineTuner._step, FineTuner._check, FineTuner._settle, FineTuner._undo_if_guilty, FineTuner._commit),
         *(FineTuner._now, FineTuner._run, FineTuner._moved, FineTuner.rollback, FineTuner.keep, FineTuner._take),
-        *(quadratic_program._session, quadratic_program._run, qp_solver.QPSolver.solve, qp_solver._Bound.__call__),
+        *(operators.operator_session, quadratic_program._run, qp_solver.QPSolver.solve, qp_solver._Bound.__call__),
     )
 )
 
