@@ -8,6 +8,7 @@ import torch
 from onnx_ir.passes import common as passes
 
 from icnnrt.errors import ExportError
+from icnnrt_exporters.graphs.exported import exported
 from icnnrt_exporters.graphs.quadratic_program import qp_translation_table
 from icnnrt_exporters.graphs.scalars import lift_float64_scalars
 from icnnrt_exporters.graphs.surgery import spread_scalars
@@ -72,12 +73,10 @@ def to_onnx(head: Head) -> ir.Model:
     """
     if any(argument.example.dtype == torch.float64 for argument in head.inputs):
         lift_float64_scalars(head.graph)
-    dim = torch.export.Dim("batch")
-    shapes = tuple(None if argument.batch_dim is None else {argument.batch_dim: dim} for argument in head.inputs)
     try:
         with quiet(), sped_up():
             program = torch.onnx.export(
-                _exported(head, (shapes,) if _takes_varargs(head.graph) else shapes),
+                _prepared(head),
                 dynamo=True,
                 opset_version=OPSET,
                 optimize=True,
@@ -100,16 +99,12 @@ def to_onnx(head: Head) -> ir.Model:
     return model
 
 
-def _exported(head: Head, shapes: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    """The head's graph as torch.export has it.
+def _prepared(head: Head) -> torch.export.ExportedProgram:
+    """The head's program, which torch.onnx decomposes again only where that finds something to do.
 
-    torch.onnx decomposes what it is given once more, though `make_fx` has done so already: a third of the time of an
-    export. That is left out where the graph holds nothing that ONNX lacks or that works in place, as recurrent cells
-    do.
+    `make_fx` has decomposed it already. What is left is what ONNX lacks, or what works in place, as recurrent cells do.
     """
-    # Clones: two inputs that are one tensor would become one input.
-    examples = tuple(argument.example.clone() for argument in head.inputs)
-    program = torch.export.export(head.graph, examples, dynamic_shapes=shapes, strict=False)
+    program = exported(head)
     targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
     operators = {target for target in targets if isinstance(target, torch._ops.OpOverload)}
     decompose = program.run_decompositions
@@ -138,10 +133,6 @@ def rename(graph: ir.Graph, head: Head) -> None:
         value.name = argument.name
     for value, name in zip(graph.outputs, head.outputs, strict=True):
         value.name = name
-
-
-def _takes_varargs(module: torch.nn.Module) -> bool:
-    return module.forward.__code__.co_flags & 0x04 != 0
 
 
 def _demand_ranks(model: ir.Model) -> None:
