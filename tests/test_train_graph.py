@@ -52,8 +52,8 @@ BATCH, SAMPLES = 6, 24
 X_DIM, N = 3, 6
 # Of weights and state after a step. float64: rounding of the solves. float32: of every node.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
-# Of how many of the steps: where a multiplier and its slack are both nearly zero in one of the models, the gradient jumps,
-# and each method smooths the jump in its own way. Few steps come so near.
+# Of how many of the steps: where a multiplier and its slack are both nearly zero in one of the models, the gradient
+# jumps, and each method smooths the jump in its own way. Few steps come so near.
 MOST = 0.9
 # On smooth energies solved to rounding; see the module docstring.
 AT_CONVERGENCE = {torch.float64: 1e-6, torch.float32: 5e-3}
