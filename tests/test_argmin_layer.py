@@ -91,17 +91,19 @@ def worst_against_finite_differences(argmin, x, y_bar, found: dict[str, Tensor],
     for i, (name, gradient) in enumerate(found.items()):
         direction = torch.randn(gradient.shape, generator=seeded(100 + i), dtype=F64)
         direction /= direction.norm()
-        values = []
-        for sign in (1, -1):
-            moved = copy.deepcopy(argmin)
-            point = x.clone()
-            target = point if name == "x" else dict(moved.energy.named_parameters())[name]
-            with torch.no_grad():
-                target += sign * h * direction
-            values.append((moved.solve(point).y * y_bar).sum().item())
-        expected = (values[0] - values[1]) / (2 * h)
-        error = abs((gradient * direction).sum().item() - expected)
-        worst = max(worst, error / max(gradient.norm().item(), floor))
+        errors = []
+        for step in (h, 4 * h, h / 4):  # a wrong gradient is wrong at each; noise, bends and truncation are not
+            values = []
+            for sign in (1, -1):
+                moved = copy.deepcopy(argmin)
+                point = x.clone()
+                target = point if name == "x" else dict(moved.energy.named_parameters())[name]
+                with torch.no_grad():
+                    target += sign * step * direction
+                values.append((moved.solve(point).y * y_bar).sum().item())
+            expected = (values[0] - values[1]) / (2 * step)
+            errors.append(abs((gradient * direction).sum().item() - expected))
+        worst = max(worst, min(errors) / max(gradient.norm().item(), floor))
     return worst
 
 
@@ -137,8 +139,8 @@ def test_float32_energies(kind, activation):
         assert result.y.dtype == result.lam.dtype == result.cut_points.dtype == torch.float32
         for field in ("energy", "lower_bound", "gap", "residual", "slopes", "offsets", "lam_history"):
             assert getattr(result, field).dtype == F64
-        # One cut tells y as well as its slope is known. Where several meet, the values they were given count: those of
-        # two models that differ by ε and curve by 4 or more, as entropy does, are least within √(ε/2) of each other.
+        # One cut tells y as well as its slope is known. Where several meet, their values count: two models that differ
+        # by ε and curve by 4 or more, as entropy does, are least within √(ε/2) of each other.
         f = expected.energy - reference.negative_entropy(expected.y)
         allowed = FLOAT32_ANSWER if K == 1 else np.sqrt(2.0**-22 * np.maximum(1.0, np.abs(f)) / 2)[:, None]
         assert (np.abs(result.y.numpy() - expected.y) <= allowed).all(), (n, K)
@@ -272,26 +274,31 @@ def test_saturated_answers():
 DIFFERENTIATED = [("relu", 3), ("relu", 7), ("softplus", 3), ("softplus", 5)]
 
 
-def differentiable_problem(kind, activation):
-    energy = build(kind, activation, y_dim=12, hidden=(16, 16), gain=8.0)
-    return energy, contexts(energy, 3), loss_weights(3, 12)
+def differentiable_problem(kind, activation, K):
+    """Smooth energies are so far from converged that rounding is not amplified: of the first draw with three such."""
+    for seed in range(20):
+        energy = build(kind, activation, seed, y_dim=12, hidden=(16, 16), gain=8.0)
+        x = contexts(energy, 30)
+        if activation == "softplus":
+            x = x[BundleEntropyArgmin(energy, K).solve(x).gap >= 1e-7]
+        if len(x) >= 3:
+            return energy, x[:3], loss_weights(3, 12)
+    raise AssertionError("every draw has converged")
 
 
 @each_kind
 @pytest.mark.parametrize(("activation", "K"), DIFFERENTIATED)
 def test_exact_is_the_derivative_of_the_algorithm(kind, activation, K):
-    energy, x, y_bar = differentiable_problem(kind, activation)
+    energy, x, y_bar = differentiable_problem(kind, activation, K)
     argmin = BundleEntropyArgmin(energy, K)
-    if activation == "softplus":
-        assert (argmin.solve(x).gap >= 1e-7).all()
     assert worst_against_finite_differences(argmin, x, y_bar, gradients(argmin, x, y_bar)) <= FINITE_DIFFERENCES
 
 
 @each_kind
 def test_prop3_is_exact_for_relu_and_only_there(kind):
     for activation, right in (("relu", True), ("softplus", False)):
-        energy, x, y_bar = differentiable_problem(kind, activation)
-        argmin = BundleEntropyArgmin(energy, 3, adjoint="prop3")  # the fourth cut may lie on a kink
+        energy, x, y_bar = differentiable_problem(kind, activation, 4)
+        argmin = BundleEntropyArgmin(energy, 4, adjoint="prop3")
         error = worst_against_finite_differences(argmin, x, y_bar, gradients(argmin, x, y_bar))
         assert (error <= FINITE_DIFFERENCES) == right
 
@@ -400,7 +407,7 @@ class KKTSolve(torch.autograd.Function):
 @each_kind
 @pytest.mark.parametrize(("activation", "K"), DIFFERENTIATED)
 def test_exact_equals_autograd_through_the_unrolled_solver(kind, activation, K):
-    energy, x, y_bar = differentiable_problem(kind, activation)
+    energy, x, y_bar = differentiable_problem(kind, activation, K)
     x_leaf = x.clone().requires_grad_()
     y = torch.full((3, 12), 0.5, dtype=F64).requires_grad_()
     slopes, offsets = [], []
@@ -443,11 +450,14 @@ def test_implicit_equals_the_dense_solve():
 
     found = implicit_adjoint(result, y_bar, hvp, 1e-12)
     assert np.abs(found.numpy() - expected).max() <= 1e-11
-    # Each sample stops by itself: alone or in a batch, the same.
-    alone = ArgminResult(*(t[2:3] for t in result))
-    assert torch.equal(
-        found[2:3], implicit_adjoint(alone, y_bar[2:3], lambda s: (hessian[2:3] @ s[:, :, None])[:, :, 0], 1e-12)
-    )
+    # Each sample stops by itself: alone or in a batch, the same up to rounding, far from the end though it is.
+    early = implicit_adjoint(result, y_bar, hvp, 1e-2)
+    assert (early - found).abs().max() > 1e-6
+    for b in range(5):
+        one = slice(b, b + 1)
+        alone = ArgminResult(*(t[one] for t in result))
+        found = implicit_adjoint(alone, y_bar[one], lambda s, one=one: (hessian[one] @ s[:, :, None])[:, :, 0], 1e-2)
+        assert (early[one] - found).abs().max() <= 1e-12
 
 
 @each_kind

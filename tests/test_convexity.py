@@ -357,8 +357,7 @@ UNPROVEN: dict[str, list[onnx.NodeProto]] = {
 ACROSS = np.array([[1.0, -1.0, 0.0, -2.0], [-1.0, 0.0, 1.0, 1.0], [0.0, 1.0, -1.0, 1.0]])
 PLANTED: dict[str, Any] = {
     "W": ACROSS * np.random.default_rng(5).uniform(1, 2, 4),
-    "V": np.abs(NUMBERS["V"])
-    * [[-1], [1], [1], [1]],  # the kink of unit 0 is concave wherever another unit is positive
+    "V": np.abs(NUMBERS["V"]) * [[-1], [1], [1], [1]],  # unit 0 bends f down wherever another unit is positive
     "W3": np.diag([1.0, 1.0, -0.3]),
     "steep": np.array([0.1, 0.5, 1.5, 1.0]),
 }

@@ -545,8 +545,7 @@ def test_samples_without_a_gradient_are_marked_and_left_out(double_package: Path
     _, adj_argmin, *_ = siblings(double_package, tmp_path)
     y_bar = sample.y_bar.copy()
     y_bar[0] = np.nan  # where there is no answer, its loss has no gradient either
-    # Kernels are held to kernels: y near an optimum is known to the root of rounding, and other methods find another
-    # one.
+    # Kernels are held to kernels: where a multiplier is nearly zero, gradients of other methods part from theirs.
     for bad, native in itertools.product((np.nan, np.inf), (False, True) if KERNELS else (False,)):
         x = sample.x.copy()
         x[0, 1] = bad

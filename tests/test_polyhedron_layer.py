@@ -206,8 +206,7 @@ def firm(layer, x, given, margin=1e-2):
 def test_gradients_of_a_smooth_energy_are_those_of_its_argmin():
     """Of Newton's method: sequential quadratic programs."""
     energy = Units(softplus, 1)
-    # A gap below the usual 1e-9 tells y to 1e-6 or so. Not all reach it: models of cuts nearly alike are not solved so
-    # far.
+    # A gap below the usual 1e-9 tells y to 1e-6 or so. Not all reach it: models of cuts nearly alike are solved worse.
     layer = PolyhedronArgmin(energy, 200, MU, tolerance=1e-10, on_unsafe="raise", y_dim=N)
     x, given = firm(layer, contexts(24), constraints(samples=24))
     y_star = layer(x, **given).detach()

@@ -53,7 +53,9 @@ def test_fine_tuning_keeps_what_was_clipped_nonnegative(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     energy = FICNN(2, 2, hidden=(4, 4), activation="softplus", dtype=torch.float64, generator=generator)
     with torch.no_grad():
-        energy.get_parameter("layers.1.W_z.weight")[:, :2] = -3.0
+        # Units that are nearly linear in what is concave: wherever f is looked at it is not convex.
+        energy.get_parameter("layers.1.b").fill_(20.0)
+        energy.get_parameter("layers.1.W_z.weight").fill_(0.01)[:, :2] = -3.0
     layer = BundleEntropyArgmin(energy, iterations=4, gap_tolerance=1.0)
     x, y = torch.rand(4, 2, dtype=torch.float64), torch.rand(4, 2, dtype=torch.float64)
     with pytest.warns(UserWarning, match="not convex in y"):
@@ -61,16 +63,22 @@ def test_fine_tuning_keeps_what_was_clipped_nonnegative(tmp_path: Path) -> None:
     report = project(tmp_path / "bad.icnn", tmp_path / "good.icnn")
     assert report.clipped
     rng = np.random.default_rng(0)
-    x, target = rng.standard_normal((16, 2)), rng.random((16, 2))
-    with icnnrt.load(tmp_path / "good.icnn") as session:
-        tuner = icnnrt.FineTuner(session, learning_rate=1e-2)
-        for _ in range(5):
-            told = tuner.step(x, target)
-            assert told.accepted, told.reason
-        held = [session.weights[name] for name in report.clipped]
-        assert min(float(w.min()) for w in held) == 0.0
-        assert any((w > 0).any() for w in held)
-        tuner.write_package(tmp_path / "tuned.icnn")
+    x, away = rng.standard_normal((16, 2)), rng.uniform(-0.5, 0.5, (16, 2))
+    least, most = [], []
+    for sign in (1, -1):  # of the first two steps, which are opposite, one would make negative what is zero
+        with icnnrt.load(tmp_path / "good.icnn") as session:
+            answer = session.argmin(x).y
+            target = answer + sign * away * np.minimum(answer, 1 - answer)
+            tuner = icnnrt.FineTuner(session, learning_rate=1e-2)
+            for _ in range(5):
+                told = tuner.step(x, target)
+                assert told.accepted, told.reason
+                held = np.concatenate([session.weights[name].ravel() for name in report.clipped])
+                least.append(held.min())
+                most.append(held.max())
+            tuner.write_package(tmp_path / "tuned.icnn", overwrite=True)
+    assert min(least) == 0.0
+    assert max(most) > 0.01
     found = icnnrt.Package.open(tmp_path / "tuned.icnn").manifest.convexity
     assert found is not None
     assert found.verdict == "proven"
