@@ -53,14 +53,18 @@ def _if_mixed(promote: Any) -> Any:
 
 def _mixes(node: Any) -> bool:
     """Whether an operator may have to convert what it reads: all but operators on one kind of real numbers, and choices
-    between such."""
+    between such. A size that stands beside a tensor, not in a shape, is a number of another kind."""
     if node.target is torch.ops.aten._to_copy.default:  # which says itself what it makes
         return False
     values = [one.meta.get("val") for one in node.all_input_nodes]
-    if node.target is torch.ops.aten.where.self and values[0] is not None and values[0].dtype == torch.bool:
+    if None in values:
+        return True
+    if node.target is torch.ops.aten.where.self and values[0].dtype == torch.bool:
         values = values[1:]
-    dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
-    return None in values or (bool(dtypes) and (len(dtypes) > 1 or not dtypes.pop().is_floating_point))
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    beside = any(not isinstance(one.meta["val"], torch.Tensor) for one in node.args if isinstance(one, torch.fx.Node))
+    dtypes = {tensor.dtype for tensor in tensors}
+    return bool(tensors) and (beside or len(dtypes) > 1 or not dtypes.pop().is_floating_point)
 
 
 @functools.cache
