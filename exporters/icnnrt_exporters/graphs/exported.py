@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
@@ -37,13 +38,16 @@ def exported(head: Head) -> ExportedProgram:
     constants: dict[str, Any] = {}
     copies: dict[fx.Node, fx.Node] = {}
     lifted: dict[str, fx.Node] = {}  # by the attribute that holds them
+    values = [node.meta.get("val") for node in head.graph.graph.nodes if node.op == "placeholder"]
+    mode = detect_fake_mode(values)  # in which all values of the graph are told
+    assert mode is not None
     for node in head.graph.graph.nodes:
         if node.op == "get_attr":
             path = str(node.target)
             if path not in lifted:
                 value = _attribute(head.graph, path).detach()
                 lifted[path] = placeholder = graph.placeholder(f"c_{path.replace('.', '_')}")
-                placeholder.meta = {"val": value, **node.meta}
+                placeholder.meta = {**node.meta, "val": mode.from_tensor(value, static_shapes=True)}
                 constants[placeholder.name] = value
                 argument = TensorArgument(name=placeholder.name)
                 specs.append(InputSpec(InputKind.CONSTANT_TENSOR, argument, placeholder.name, None))

@@ -102,20 +102,35 @@ def to_onnx(head: Head) -> ir.Model:
 def _prepared(head: Head) -> torch.export.ExportedProgram:
     """The head's program, which torch.onnx decomposes again only where that finds something to do.
 
-    `make_fx` has decomposed it already. What is left is what ONNX lacks, or what works in place, as recurrent cells do.
+    `make_fx` has decomposed it already. What is left is what ONNX lacks, or what works in place, as recurrent cells do:
+    that torch.export has to trace once more.
     """
-    program = exported(head)
-    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    operators = {target for target in targets if isinstance(target, torch._ops.OpOverload)}
+    operators = _operators(head.graph.graph)
+    program = _traced_again(head) if any(op._schema.is_mutable for op in operators) else exported(head)
     decompose = program.run_decompositions
 
     def run_decompositions(table: Any = None) -> torch.export.ExportedProgram:
-        if table is None or any(op in table or op._schema.is_mutable for op in operators):
+        left = _operators(program.graph)
+        if table is None or any(op in table or op._schema.is_mutable for op in left):
             return decompose(table)
         return program
 
     program.run_decompositions = run_decompositions
     return program
+
+
+def _operators(graph: torch.fx.Graph) -> set[torch._ops.OpOverload]:
+    targets = [node.target for node in graph.nodes if node.op == "call_function"]
+    return {target for target in targets if isinstance(target, torch._ops.OpOverload)}
+
+
+def _traced_again(head: Head) -> torch.export.ExportedProgram:
+    # Clones: two inputs that are one tensor would become one input.
+    examples = tuple(argument.example.clone() for argument in head.inputs)
+    dim = torch.export.Dim("batch")
+    shapes = tuple(None if argument.batch_dim is None else {argument.batch_dim: dim} for argument in head.inputs)
+    varargs = head.graph.forward.__code__.co_flags & 0x04 != 0
+    return torch.export.export(head.graph, examples, dynamic_shapes=(shapes,) if varargs else shapes, strict=False)
 
 
 def rename(graph: ir.Graph, head: Head) -> None:

@@ -63,6 +63,7 @@ def lift_float64_scalars(module: fx.GraphModule) -> None:
                 with module.graph.inserting_after(node):
                     ones = node
                     product = module.graph.call_function(aten.mul.Tensor, (ones, tensor))
+                    product.meta = dict(node.meta)
                 node.replace_all_uses_with(product, delete_user_cb=lambda user, p=product: user is not p)
                 node.args = tuple(args)
             continue
