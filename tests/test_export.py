@@ -274,7 +274,9 @@ def test_the_x_path_is_computed_once(picnn: Exported, role: str) -> None:
         assert not any(inside for node, inside in reads if name in node.input), f"{name} is read inside the loop"
     for name in biases:
         assert name in picnn.package.weights
-        assert sum(name in node.input for node, _ in reads) == 1, name
+        # The last one shifts f alone, which no gradient needs.
+        least = 0 if (role, name) == ("adjoint", "layers.2.b") else 1
+        assert least <= sum(name in node.input for node, _ in reads) <= 1, name
     batch = {"argmin": 1, "adjoint": 2}[role]  # the adjoint pulls back through x once more, by transposed products
     for name in ("context_layers.0.W", "context_layers.1.W"):
         assert sum(name in node.input for node, _ in reads) <= batch

@@ -106,13 +106,13 @@ def _prepared(head: Head) -> torch.export.ExportedProgram:
     that torch.export has to trace once more.
     """
     operators = _operators(head.graph.graph)
-    program = _traced_again(head) if any(op._schema.is_mutable for op in operators) else exported(head)
-    decompose = program.run_decompositions
+    if any(op._schema.is_mutable for op in operators):
+        return _traced_again(head)
+    program = exported(head)
 
     def run_decompositions(table: Any = None) -> torch.export.ExportedProgram:
-        left = _operators(program.graph)
-        if table is None or any(op in table or op._schema.is_mutable for op in left):
-            return decompose(table)
+        if table is None or any(op in table for op in _operators(program.graph)):
+            return _traced_again(head).run_decompositions(table)
         return program
 
     program.run_decompositions = run_decompositions
