@@ -184,7 +184,7 @@ def test_what_cannot_be_set_is_refused_and_changes_nothing(session: icnnrt.Sessi
     assert "layers.0.b holds NaN or infinity" in told[-1]
     bad("layers.1.W_z.weight", -1e-3 * np.ones((6, 6)))
     assert (
-        "layers.1.W_z.weight should be nonnegative, but its smallest entry is -0.001, and the energy would not be"
+        "layers.1.W_z.weight should be nonnegative, but its smallest entry is -0.001, and the energy would no longer be"
         in told[-1]
     )
     with pytest.raises(InputError, match="expected arrays by name, but got list"):

@@ -159,6 +159,7 @@ PUBLIC = {
         "session_options",
     },
     "serving.adjoint": {"vjp", "vjp_qp", "weights_bar"},
+    "serving.operators": {"operator_session"},
     "serving.polyhedron": {"ConstraintCotangents", "PolyhedronSolution", "argmin", "evaluated", "given_rows", "vjp"},
     "serving.qp_solver": {"QPData", "QPSolver"},
     "serving.quadratic_program": {"QPGradients", "QPSolution", "qp"},

@@ -800,7 +800,8 @@ def test_a_package_with_train_onnx(name: str, tmp_path: Path) -> None:
         assert float(out["loss"]) == pytest.approx(float(loss.detach()), abs=1e-9)
     state = judge.state_dict()
     for weight in said.weights:
-        np.testing.assert_allclose(plain.values[weight], state[weight].numpy(), rtol=0, atol=1e-9)
+        # Ten steps, each by a solve that ends at rounding and tells y to the root of it.
+        np.testing.assert_allclose(plain.values[weight], state[weight].numpy(), rtol=0, atol=1e-8)
         # A weight of the last layer that y does not meet has no gradient.
         last = weight.rpartition(".")[2] in ("b", "W_x", "W_u", "bias")
         assert last or not np.array_equal(plain.values[weight], package.weights[weight])

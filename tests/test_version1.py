@@ -152,7 +152,8 @@ def test_a_manifest_of_version_1_is_held_to_version_1(change: object, sentence: 
 def test_nothing_else_asks_for_the_version() -> None:
     """Every other module sees manifests of the current version only."""
     package = Path(icnnrt.__file__).parent
-    asks = {file.name for file in package.glob("*.py") if "format_version" in file.read_text(encoding="utf-8")}
-    # manifest hands the version through, package specifies it, cli shows it.
-    assert asks == {"upgrade.py", "manifest.py", "package.py", "cli.py"}
+    asks = {file for file in package.rglob("*.py") if "format_version" in file.read_text(encoding="utf-8")}
+    # manifest hands the version through, package specifies it, inspect shows it.
+    own = {"format/upgrade.py", "format/manifest.py", "format/package.py", "cli/inspect.py"}
+    assert {file.relative_to(package).as_posix() for file in asks} == own
     assert upgrade.CURRENT == 2
