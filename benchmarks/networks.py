@@ -163,7 +163,10 @@ def _sources() -> str:
 
     digest = hashlib.sha256(f"{torch.__version__} {onnxscript.__version__}".encode())
     folders = (ROOT / "exporters" / "icnnrt_exporters", ROOT / "models" / "icnnrt_models")
-    files = [*(file for folder in folders for file in folder.glob("*.py")), ROOT / "icnnrt" / "reference.py"]
+    files = [
+        *(file for folder in folders for file in folder.rglob("*.py")),
+        ROOT / "icnnrt" / "mathematics" / "reference.py",
+    ]
     for file in sorted(files):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
