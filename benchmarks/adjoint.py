@@ -90,7 +90,7 @@ def _add_torch(
     try:
         import torch
 
-        from icnnrt_models.layers.bundle_entropy import kkt_adjoint
+        from icnnrt_models.layers.bundle_entropy import kkt_adjoint_in_torch
     except ImportError as error:
         contenders["torch eager"] = contenders["torch.compile"] = Missing(first_line(error))
         return
@@ -100,8 +100,10 @@ def _add_torch(
         contenders[name] = Contender(lambda: function(*(t.double() for t in tensors)))
         answers[name] = lambda: function(*(t.double() for t in tensors))[0].numpy()
 
-    add("torch eager", kkt_adjoint)
-    fast = compiled_elsewhere(settings, dtype, count) or peers.compiled(kkt_adjoint, *(t.double() for t in tensors))
+    add("torch eager", kkt_adjoint_in_torch)
+    fast = compiled_elsewhere(settings, dtype, count) or peers.compiled(
+        kkt_adjoint_in_torch, *(t.double() for t in tensors)
+    )
     if isinstance(fast, Missing):
         contenders["torch.compile"] = fast
     else:

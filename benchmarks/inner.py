@@ -107,7 +107,7 @@ def _add_torch(
     try:
         import torch
 
-        from icnnrt_models.layers.bundle_entropy import bundle_entropy_solve
+        from icnnrt_models.layers.bundle_entropy import solve_in_torch
     except ImportError as error:
         contenders["torch eager"] = contenders["torch.compile"] = Missing(first_line(error))
         return
@@ -121,11 +121,11 @@ def _add_torch(
         contenders[name] = Contender(lambda: function(*arguments()))
         answers[name] = lambda: function(*arguments()).y.numpy()
 
-    add("torch eager", bundle_entropy_solve)
+    add("torch eager", solve_in_torch)
     if (reason := compiled_elsewhere(settings, dtype, count)) is not None:
         contenders["torch.compile"] = reason
         return
-    fast = peers.compiled(bundle_entropy_solve, *arguments())
+    fast = peers.compiled(solve_in_torch, *arguments())
     if isinstance(fast, Missing):
         contenders["torch.compile"] = fast
     else:

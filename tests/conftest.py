@@ -19,9 +19,20 @@ def pytest_report_header() -> str | None:
     return f"seeds of the tests are moved by {seeds.SHIFT}" if seeds.SHIFT else None
 
 
-# A shell that puts the tests in the background has SIGINT ignored, also by what they start; some of them press Ctrl-C.
+# A shell that puts the tests in the background has SIGINT ignored, and nohup SIGHUP, also by what they start; some of
+# them press Ctrl-C or hang up.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The argmin layer's method in torch, eagerly too: kernels round in another way."""
+    from icnnrt_models.layers import bundle_entropy
+
+    monkeypatch.setattr(bundle_entropy, "kernel", lambda role, dtype: None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,6 @@ from icnnrt.mathematics import certificate, reference
 from icnnrt.mathematics.domains import MODELS, NAMES, SIMPLEX, SPACE, UNIT_BOX, box_coordinates, space_coordinates
 from icnnrt_exporters.operators.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
 from icnnrt_models import FICNN, BundleEntropyArgmin
-from icnnrt_models.layers import bundle_entropy
 
 each_model = pytest.mark.parametrize("domain", [UNIT_BOX, SIMPLEX, SPACE], ids=lambda d: d.name)
 each_new_model = pytest.mark.parametrize("domain", [SIMPLEX, SPACE], ids=lambda d: d.name)
@@ -596,9 +595,8 @@ def place_of(case, inputs):
 
 @each_case
 @pytest.mark.parametrize("activation", ["relu", "softplus"])
-def test_the_layer_answers_as_the_reference(case, activation, monkeypatch):
-    """The method in torch: kernels round in another way, and of a point on a kink another cut comes of that."""
-    monkeypatch.setattr(bundle_entropy, "kernel", lambda role, dtype: None)
+@pytest.mark.usefixtures("without_kernels")  # of a point on a kink, rounded in another way, another cut comes
+def test_the_layer_answers_as_the_reference(case, activation):
     for K in (1, 6):
         layer, inputs = layer_of(case, K, activation), inputs_of(case)
         domain, coordinates = MODELS[layer.domain], place_of(case, inputs)

@@ -33,9 +33,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def noted(role: str, dtype: str) -> Any:
         found = plain(role, dtype)
 
-        def run(arrays: Any) -> Any:
+        def run(*tensors: Tensor) -> Any:
             roles.append(role)
-            return found(arrays)  # type: ignore[misc]
+            return found(*tensors)  # type: ignore[misc]
 
         return found and run
 
@@ -163,3 +163,20 @@ def test_other_depths_and_machines_without_kernels_are_served_by_torch(
 
 def _without(role: str, dtype: str) -> Any:
     raise MissingDependencyError("there is no library")
+
+
+@needs_kernels
+def test_whatever_tensors_come_are_taken(ran: list[str]) -> None:
+    """A cotangent that is negative by a bit alone, and float32, which the layer itself never gives."""
+    layer = BundleEntropyArgmin(PICNN(X, N, hidden=(8,)).double(), iterations=3)
+    x = torch.randn(B, X, dtype=torch.float64, requires_grad=True)
+    y = layer(x)
+    seed = torch.complex(y.detach(), y.detach()).conj().imag
+    assert seed.is_neg()
+    torch.testing.assert_close(
+        torch.autograd.grad(y, x, seed, retain_graph=True)[0], torch.autograd.grad(y, x, seed.resolve_neg())[0]
+    )
+    G, e = cuts(4)
+    ran.clear()
+    assert bundle_entropy.bundle_entropy_solve(G.float(), e.float()).y.dtype == torch.float32
+    assert ran == []

@@ -25,7 +25,6 @@ from icnnrt_exporters.torch_files.program import export_program
 from icnnrt_exporters.torch_files.script_solver import ScriptSolver
 from icnnrt_exporters.torch_files.torchscript import check_torchscript, export_torchscript, load_torchscript
 from icnnrt_models import FICNN, PICNN, BregmanProximalGradient, BundleEntropyArgmin
-from icnnrt_models.layers import bundle_entropy
 
 # TorchScript's end is announced on every use of it.
 pytestmark = [
@@ -170,9 +169,8 @@ def test_one_loaded_file_serves_every_batch_with_and_without_gradients(written: 
         assert not expected, "a weight without a gradient"
 
 
-def test_certificates_and_cuts_are_those_of_the_layer(picnn: Written, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In torch, as the file is: kernels end a solve with the same gap and other multipliers."""
-    monkeypatch.setattr(bundle_entropy, "kernel", lambda role, dtype: None)
+@pytest.mark.usefixtures("without_kernels")  # which end a solve with the same gap and other multipliers
+def test_certificates_and_cuts_are_those_of_the_layer(picnn: Written) -> None:
     x, y = picnn.inputs(4)
     for start in (None, y, y.round()):
         got, expected = picnn.loaded.argmin(x, start), picnn.layer.solve(x, start)

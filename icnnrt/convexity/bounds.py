@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.convexity import rules as rules
+from icnnrt.convexity import rules
 from icnnrt.convexity.onnx_numpy import Unsupported, convolve, promote, reduced_axes, run
 from icnnrt.convexity.rules import CONCAVE, CONVEX, Fact
 from icnnrt.convexity.walk import MAX_QUADRATIC, MOVERS, QUADRATIC, Walk

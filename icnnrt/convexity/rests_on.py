@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.convexity import rules as rules
+from icnnrt.convexity import rules
 from icnnrt.convexity.onnx_numpy import run
 from icnnrt.convexity.rules import AFFINE, CONCAVE, CONVEX, FREE, Fact
 from icnnrt.convexity.walk import MOVERS, WEIGHED, Stop, Walk

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.convexity import rules as rules
+from icnnrt.convexity import rules
 from icnnrt.convexity.rules import AFFINE, CONCAVE, CONVEX, FALLING, RISING, Fact
 from icnnrt.format.onnx_graph import Node
 

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.convexity import rules as rules
+from icnnrt.convexity import rules
 from icnnrt.convexity.onnx_numpy import (
     Unsupported,
     axes_of,

@@ -91,24 +91,18 @@ def exported(head: Head) -> ExportedProgram:
 
 def _numbers(graph: fx.Graph, tensor: fx.Node, meta: dict[str, Any]) -> fx.Node:
     """How many numbers a tensor holds, of which sym_numel has no translation: the product of its sizes."""
-    known = math.prod(size for size in tensor.meta["val"].shape if isinstance(size, int))
-    product, value = None, 1
-    for axis, size in enumerate(tensor.meta["val"].shape):
+    sizes = tensor.meta["val"].shape
+    value: Any = math.prod(size for size in sizes if isinstance(size, int))
+    product: Any = value
+    for axis, size in enumerate(sizes):
         if not isinstance(size, int):
             one = graph.call_function(SYM_SIZE, (tensor, axis))
             one.meta = {**meta, "val": size}
-            product, value = _times(graph, product, one, value * size, meta)
-    assert product is not None, "a number that is known is no node"
-    return _times(graph, product, known, meta["val"], meta)[0] if known != 1 else product
-
-
-def _times(graph: fx.Graph, one: fx.Node | None, other: Any, value: Any, meta: dict[str, Any]) -> tuple[fx.Node, Any]:
-    """The node one · other, which makes `value`; `other` where there is no first."""
-    if one is None:
-        return other, value
-    product = graph.call_function(operator.mul, (one, other))
-    product.meta = {**meta, "val": value}
-    return product, value
+            value = size * value
+            product = graph.call_function(operator.mul, (one, product))
+            product.meta = {**meta, "val": value}
+    assert isinstance(product, fx.Node), "a number that is known is no node"
+    return product
 
 
 def _attribute(module: torch.nn.Module, path: str) -> Tensor:

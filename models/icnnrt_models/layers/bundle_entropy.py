@@ -38,7 +38,9 @@ __all__ = [
     "bundle_entropy_solve",
     "implicit_adjoint",
     "kkt_adjoint",
+    "kkt_adjoint_in_torch",
     "negative_entropy",
+    "solve_in_torch",
     "solve_spd",
 ]
 
@@ -95,13 +97,25 @@ def bundle_entropy_solve(
 
     On return λ is the best of all iterates, λ >= 0 and 1'λ = 1, y = σ(−G'λ). A sample stops changing once its duality
     gap is at rounding level, so its answer does not depend on its neighbours. A sample with NaN or infinite cuts has
-    y = NaN. Convergence is told by `residual`, never assumed. On the CPU the native kernel does the same, if there is
-    one: `icnnrt_models.layers.kernels`.
+    y = NaN. Convergence is told by `residual`, never assumed.
+
+    By the native kernel where `icnnrt_models.layers.kernels` says so, else by `solve_in_torch`.
     """
-    found = kernel(f"{domain.role}_solve", "float64") if steps == STEPS and eager_on_cpu(G, e) else None
-    if found is not None:
-        warm = e[:, :0] if lam_start is None else lam_start
-        return InnerSolution(*map(torch.from_numpy, found([a.numpy() for a in (G, e, warm)])))
+    native = steps == STEPS and G.dtype == torch.float64 and eager_on_cpu(G, e)
+    if native and (found := kernel(f"{domain.role}_solve", "float64")):
+        return InnerSolution(*found(G, e, e[:, :0] if lam_start is None else lam_start))
+    return solve_in_torch(G, e, lam_start, steps, domain)
+
+
+@torch.no_grad()
+def solve_in_torch(
+    G: Float[Tensor, "batch k n"],
+    e: Float[Tensor, "batch k"],
+    lam_start: Float[Tensor, "batch k_prev"] | None = None,
+    steps: int = STEPS,
+    domain: Domain = UNIT_BOX,
+) -> InnerSolution:
+    """`bundle_entropy_solve` on any device, traced or not."""
     B, k, n = G.shape
     plain_G = domain.plain(G)
     plain_e = e[:, :, None]
@@ -298,11 +312,25 @@ def kkt_adjoint(
     ∂ℓ/∂e = c_λ, ∂ℓ/∂G = λ c_y' + c_λ (y − c)', c the centre, ½ in the box. No choice of
     active cuts is made: the slack w = max v − v on the diagonal switches inactive cuts off smoothly and makes
     duplicates harmless.
+
+    By the native kernel where `icnnrt_models.layers.kernels` says so, else by `kkt_adjoint_in_torch`.
     """
-    found = kernel(f"{domain.role}_adjoint", "float64") if eager_on_cpu(G, e, lam, y_bar) else None
-    if found is not None:
-        c_y, c_λ = map(torch.from_numpy, found([a.numpy() for a in (G, e, lam, y_bar)]))
+    native = G.dtype == torch.float64 and eager_on_cpu(G, e, lam, y_bar)
+    if native and (found := kernel(f"{domain.role}_adjoint", "float64")):
+        c_y, c_λ = found(G, e, lam, y_bar)
         return c_y, c_λ
+    return kkt_adjoint_in_torch(G, e, lam, y_bar, domain)
+
+
+@torch.no_grad()
+def kkt_adjoint_in_torch(
+    G: Float[Tensor, "batch k n"],
+    e: Float[Tensor, "batch k"],
+    lam: Float[Tensor, "batch k"],
+    y_bar: Float[Tensor, "batch n"],
+    domain: Domain = UNIT_BOX,
+) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch k"]]:
+    """`kkt_adjoint` on any device, traced or not."""
     ȳ = y_bar[:, None]
     G = domain.plain(G)
     s = (lam[:, None] @ G).neg_()

@@ -6,8 +6,7 @@ method runs in torch.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from icnnrt.serving.operators import operator_session
 
 __all__ = ["Kernel", "eager_on_cpu", "kernel"]
 
-Kernel = Callable[[Sequence[Any]], list[Any]]  # numpy arrays, inputs to outputs in the operator's order
+Kernel = Callable[..., tuple[Tensor, ...]]  # tensors on the CPU, inputs to outputs in the operator's order
 
 
 def eager_on_cpu(*tensors: Tensor) -> bool:
@@ -35,9 +34,9 @@ def eager_on_cpu(*tensors: Tensor) -> bool:
 
 @functools.cache
 def kernel(role: str, dtype: str) -> Kernel | None:
-    """The operator of this name in `icnnrt.serving.operators`, for numpy arrays of this dtype; None without a kernel.
+    """The operator of this name in `icnnrt.serving.operators`, for tensors of this dtype; None without a kernel.
 
-    Arrays pass through it without a copy, if they are contiguous.
+    Their memory is read without a copy, if it is contiguous.
     """
     try:
         session, native = operator_session(role, dtype)
@@ -47,9 +46,9 @@ def kernel(role: str, dtype: str) -> Kernel | None:
         return None
     names = [node.name for node in session.get_inputs()]
 
-    def run(arrays: Sequence[Any]) -> list[Any]:
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         session, _ = operator_session(role, dtype)  # asked for each time, as a forked child has another one
-        found: list[Any] = session.run(None, dict(zip(names, map(np.ascontiguousarray, arrays), strict=True)))
-        return found
+        arrays = [np.ascontiguousarray(t.detach().resolve_neg().numpy()) for t in tensors]
+        return tuple(map(torch.from_numpy, session.run(None, dict(zip(names, arrays, strict=True)))))
 
     return run

@@ -263,7 +263,7 @@ def _demand_solved(found: Solution, data: Data, steps: int) -> None:
 
 
 class Kernels(NamedTuple):
-    """The two operators on the CPU, numpy in and out, arguments and results in the order of ai.icnnrt's."""
+    """The two operators on the CPU, arguments and results in the order of ai.icnnrt's."""
 
     solve: Kernel  # 10 inputs -> 9 outputs
     adjoint: Kernel  # 12 inputs -> 4 outputs
@@ -330,8 +330,7 @@ def qp_solve(
     data = (Q, p, G, h_lower, h, A, b, lower, upper, start)
     found = kernels(p.dtype, steps) if p.device.type == "cpu" else None
     if found is not None:
-        outputs = found.solve([a.detach().numpy() for a in data])
-        return cast(Any, tuple(torch.from_numpy(a) for a in outputs))
+        return cast(Any, found.solve(*data))
     B, dtype = _batch(data), p.dtype
     if B == 0:
         return cast(Any, tuple(a.clone() for a in _outputs(data, 0)))
@@ -376,7 +375,7 @@ def qp_adjoint(
     data = (Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar)
     found = kernels(z_bar.dtype, STEPS) if z_bar.device.type == "cpu" else None
     if found is not None:
-        return cast(Any, tuple(torch.from_numpy(a) for a in found.adjoint([a.detach().numpy() for a in data])))
+        return cast(Any, found.adjoint(*data))
     B, dtype = z_bar.shape[0], z_bar.dtype
     if B == 0:
         return cast(Any, tuple(z_bar.new_empty((0, a.shape[1])) for a in (z_bar, lam, A, mu)))
