@@ -287,6 +287,14 @@ def with_a_divisor_of_x(x: Tensor, y: Tensor, d: Tensor, c: Tensor) -> Tensor:
     return (y * y / (d * (1 + x.abs()))).sum(1)
 
 
+def with_x_alone_beside(x: Tensor, y: Tensor, d: Tensor, c: Tensor) -> Tensor:
+    return (y * y / (d * x.exp())).sum(1)
+
+
+def before_y_is_met(x: Tensor, y: Tensor, d: Tensor, c: Tensor) -> Tensor:
+    return (x * d.log()).sum(1)
+
+
 class Divided(nn.Module):
     """Something is divided by d, and must not be by 0; c scales convex y² besides."""
 
@@ -300,7 +308,10 @@ class Divided(nn.Module):
 
 @pytest.mark.parametrize(
     "form",
-    [over, times_the_reciprocal, at_a_temperature, to_a_power, logarithm_of_a_sum, with_a_divisor_of_x],
+    [
+        *(over, times_the_reciprocal, at_a_temperature, to_a_power, logarithm_of_a_sum),
+        *(with_a_divisor_of_x, with_x_alone_beside),
+    ],
     ids=lambda form: form.__name__,
 )
 def test_no_weight_that_f_is_divided_by_becomes_zero(
@@ -316,7 +327,7 @@ def test_no_weight_that_f_is_divided_by_becomes_zero(
     assert manifest.convexity is not None
     assert (manifest.convexity.verdict, manifest.convexity.rests_on) == ("proven", ("d",))
     assert manifest.weights.signs == {"c": Sign(NONNEGATIVE)}
-    with pytest.raises(InputError, match=r"not finite at 0, where .*\bd (may )?put"):
+    with pytest.raises(InputError, match=r"not finite where .*\bd (may )?puts? it"):
         federated.set_weights(session, {"d": np.zeros(N)})
     zero = {"c": np.zeros(N), "d": np.zeros(N)}
     assert prove(session._package.graphs["value"], zero).verdict != "proven"
@@ -326,6 +337,17 @@ def test_no_weight_that_f_is_divided_by_becomes_zero(
         tuner.step(inputs, steep(target))
     assert np.isfinite(session.value(inputs, target)).all()
     assert session.prove_convexity().verdict == "proven"
+
+
+def test_nor_where_it_is_met_before_y_is(tmp_path: Path) -> None:
+    energy = Divided(before_y_is_met).double()
+    x, y = map(torch.from_numpy, samples())
+    session = icnnrt.load(export(energy, None, x, y, tmp_path / "d.icnn"))
+    assert session.manifest.convexity is not None
+    assert (session.manifest.convexity.verdict, session.manifest.convexity.rests_on) == ("proven", ("d",))
+    for number in (0.0, -1.0):
+        with pytest.raises(InputError, match="Log is not finite where d puts it"):
+            federated.set_weights(session, {"d": np.full(N, number)})
 
 
 class Difference(nn.Module):

@@ -13,6 +13,7 @@
 Nothing is ever proven by sampling. onnxruntime may fuse operators; that changes rounding, not the function.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
@@ -173,8 +174,9 @@ def _walked(graph: Graph, weights: Mapping[str, Array], samples: int, other: int
 
 
 def _or_none(figure: Callable[[Walk], float | None], walk: Walk) -> float | None:
-    """A figure that a proof can do without."""
+    """A figure that a proof can do without; one that is infinite, as slopes of y/x are, says nothing."""
     try:
-        return figure(walk)
+        found = figure(walk)
     except Exception:
         return None
+    return found if found is not None and math.isfinite(found) else None

@@ -11,8 +11,10 @@ when they change: a positive semidefinite product, a difference, a slope below 1
             it is made of;  S <- S and what is demanded, if the weights of now have that sign
     until   proven, or nothing new is demanded
 
-A divisor that is not 0 with the numbers of now must not become 0 with others, which would leave f without a finite
-value: a half-line holds its end, so weights that a divisor is made of mostly stay numbers.
+Weights must not make an operator infinite for every x, as a divisor of 0 does. A half-line holds its end, so an operand
+that is where its operator is finite with the numbers of now has to stay there with all others; and where x alone may
+lead it outside, it has to be inside with 0 in the place of the weights. So those that a divisor is made of mostly stay
+numbers.
 
 Which sign, tells the walk with the numbers, in which every value was convex, concave or affine. Nothing depends on the
 tracing being right: what it found is believed only if the walk with it succeeds.
@@ -28,7 +30,7 @@ from numpy.typing import NDArray
 from icnnrt.convexity import rules
 from icnnrt.convexity.onnx_numpy import run
 from icnnrt.convexity.rules import AFFINE, CONCAVE, CONVEX, FREE, Fact
-from icnnrt.convexity.walk import MOVERS, WEIGHED, Stop, Walk
+from icnnrt.convexity.walk import MOVERS, WEIGHED, Pole, Stop, Walk
 from icnnrt.format.onnx_graph import Graph, Node
 from icnnrt.format.signs import NONNEGATIVE, NONPOSITIVE, Sign
 
@@ -99,7 +101,7 @@ class _Proof:
         self.graph = graph
         self.names = names
         self.exact = exact[0]
-        self._apart = [walk.divisors for walk in exact]
+        self._apart = [walk.finite for walk in exact]
 
     @classmethod
     def of(cls, graph: Graph, names: Collection[str]) -> "_Proof | None":
@@ -107,10 +109,26 @@ class _Proof:
         return cls(graph, names, exact) if all(map(_succeeds, exact)) else None
 
     def holds(self, loose: Mapping[str, Fact]) -> bool:
-        return all(
+        return self.pole(loose) is None and all(
             _succeeds(Walk(self.graph, self.names, *probe, loose, apart))
             for probe, apart in zip(PROBES, self._apart, strict=True)
         )
+
+    def pole(self, loose: Collection[str]) -> Pole | None:
+        """Where an operator is not finite with 0 in the place of these weights."""
+        return _pole(self.exact, {name: np.zeros_like(self.graph.initializers[name]) for name in loose})
+
+
+def _pole(walk: Walk, changed: Mapping[str, Array]) -> Pole | None:
+    """Where an operator is not finite with these numbers, of a walk that has been run; whether f is convex is not
+    asked."""
+    try:
+        walk.copied().again(changed)
+    except Pole as pole:
+        return pole
+    except Stop:
+        pass
+    return None
 
 
 def _succeeds(walk: Walk) -> bool:
@@ -126,6 +144,8 @@ def _demanded(proof: _Proof, bits: dict[str, Bits], values: set[str]) -> set[str
     weights that stand in its way."""
     for _ in range(ROUNDS):
         loose = _loose(bits, values)
+        if (pole := proof.pole(loose)) is not None:
+            return set(pole.blame) & loose.keys()
         walk = _Demands(proof, loose)
         try:
             f = walk.run()
@@ -192,7 +212,7 @@ class _Demands(Walk):
     """A walk with weights in intervals, which notes the signs that would have to be known: `demands`, by weight."""
 
     def __init__(self, proof: _Proof, loose: Mapping[str, Fact]) -> None:
-        super().__init__(proof.graph, proof.names, *PROBES[0], loose, proof.exact.divisors)
+        super().__init__(proof.graph, proof.names, *PROBES[0], loose, proof.exact.finite)
         self.exact = proof.exact
         self.loose = loose
         self.demands: dict[str, Bits] = {}
@@ -325,7 +345,16 @@ class RepeatedProof:
         for walk in self._walks:
             try:
                 walk.run()
-                walk.apart = dict(walk.divisors)  # and not 0 these stay
+                walk.apart = dict(walk.finite)  # and so they stay
+            except Stop as stop:
+                self._never = stop.why
+        self._ends: Walk | None = None
+        self._zeros = {name: np.zeros_like(graph.initializers[name]) for name in bits}
+        first = self._walks[0]
+        if any(first.origins[name] and not inside.all() for name, inside in first.finite.items()):
+            self._ends = Walk(graph, weights or graph.initializers, *PROBES[0])
+            try:
+                self._ends.run()
             except Stop as stop:
                 self._never = stop.why
 
@@ -335,6 +364,8 @@ class RepeatedProof:
         if self._never:
             return self._never
         new = {name: weights[name] for name in self.values}
+        if self._ends is not None and (pole := _pole(self._ends, {**self._zeros, **new})) is not None:
+            return pole.why
         for first in self._walks:
             walk = first.copied()  # so that nothing is left of weights that are refused, and threads do not meet
             try:

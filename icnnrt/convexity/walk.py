@@ -48,8 +48,8 @@ FACT: Final = 19  # bytes that are known of one number
 NAME: Final = 64  # and of one name in a set of them
 _BEYOND: Final = (1 << 31) - 1  # what exporters write for the end of an axis of any size
 
-# Operators with a pole at 0, and which operand has it; Pow has it where the exponent is negative.
-_POLES: Final = {"Div": 1, "Reciprocal": 0, "Log": 0, "Pow": 0}
+# Operators that are not finite everywhere, and of which operand that is told; of Pow it hangs on the exponent.
+_BOUNDED: Final = {"Div": 1, "Reciprocal": 0, "Log": 0, "Sqrt": 0, "Pow": 0}
 
 # How a value depends on y as a polynomial: each kind includes the ones before it.
 _NONE, _LINEAR, _AFFINE, QUADRATIC, _OTHER = range(5)
@@ -118,18 +118,22 @@ def probe(graph: Graph, batch: int, seed: int) -> dict[str, Tensor]:
     return values
 
 
+class Pole(Stop):
+    """Weights make an operator infinite or not a number, or may do so; `blame` says which."""
+
+
 class Walk:
     """Facts of every value that f is made from, for `batch` samples; `names` are the weights to be named.
 
     Weights in `loose` may be any numbers within the intervals given there, entry by entry, as x may: what the walk
     finds then holds for all of them, and not only for the numbers in the graph.
 
-    `apart` tells of values which entries must not be 0 with any of them, where f would not be finite.
+    `apart` tells, by what a node makes, which entries of its operand must be where it is finite with any of them.
 
     After `run`: facts["f"], and
     least: (number, names), the smallest weight that had to be >= 0 and was, and where it comes from
     broken: names of the weights of a wrong sign, node by node
-    divisors: the values that f is not finite at 0 of, and which of their entries cannot be 0
+    finite: of every node that is not finite everywhere, by what it makes, where it is for sure
     """
 
     def __init__(
@@ -143,7 +147,8 @@ class Walk:
     ) -> None:
         self.graph = graph
         self.apart = apart
-        self.divisors: dict[str, NDArray[np.bool_]] = {}
+        self.finite: dict[str, NDArray[np.bool_]] = {}
+        self.changed: Collection[str] = loose.keys()  # weights that are not, or need not be, what they were
         self.nodes = tuple(ancestors(graph, "f"))
         self.batch = batch
         self.values = probe(graph, batch, 1)
@@ -186,14 +191,14 @@ class Walk:
     def copied(self) -> "Walk":
         """The same walk, to go on with on its own."""
         other = copy.copy(self)
-        for name in ("values", "others", "facts", "kinds", "bases", "origins", "broken", "divisors"):
+        for name in ("values", "others", "facts", "kinds", "bases", "origins", "broken", "finite"):
             setattr(other, name, dict(getattr(self, name)))
         return other
 
     def again(self, changed: Mapping[str, Tensor]) -> Fact:
         """The fact of f with other numbers for some weights, of the same shapes: of a walk that has been run, what
         depends on them is walked through once more."""
-        self.least, self.broken = None, {}
+        self.least, self.broken, self.changed = None, {}, changed.keys()
         dirty = set(changed)
         for environment in (self.values, self.others):
             environment.update(changed)
@@ -281,22 +286,36 @@ class Walk:
                 raise Stop(None, f"the weight {named(name)} holds numbers that are not finite")
 
     def check_pole(self, node: Node, known: bool) -> None:
-        """Weights must not make f infinite for every x: a divisor is not 0 by itself, and where `apart` says that it
-        cannot be 0, it cannot. What x and y make 0 is the sample's own matter, and infinite numbers that are known may
-        be masks, which `check_finite` looks at where they meet y."""
-        operand = _POLES.get(node.op_type)
-        if operand is None or (node.op_type == "Pow" and not (self.fact(node.inputs[1]).lo < 0).any()):
+        """Weights must not make an operator infinite for every x: no operand is outside of where it is finite, and
+        where `apart` says that it is inside for sure, it still is.
+
+        What x and y lead outside is the sample's own matter, and infinite numbers that are known and that nobody moves
+        may be masks, which `check_finite` looks at where they meet y.
+        """
+        operand = _BOUNDED.get(node.op_type)
+        if operand is None:
             return
-        name = node.inputs[operand]
-        f = self.fact(name)
-        away = (f.lo > 0) | (f.hi < 0)
-        apart = self.apart.get(name)
-        zero = not known and bool(((f.lo == 0) & (f.hi == 0)).any())
-        if zero or (apart is not None and (apart & ~away).any()):
-            made = _listed(self.origins.get(name, frozenset()))
-            raise Stop(node, f"{node.op_type} is not finite at 0, where {made} {'puts' if zero else 'may put'} it")
-        take(away.nbytes)
-        self.divisors[name] = away
+        a = self.fact(node.inputs[operand])
+        made = self.origins[node.outputs[0]]
+        moved = not made.isdisjoint(self.changed)
+        if node.op_type == "Pow":
+            exponent = self.fact(node.inputs[1])
+            if not self.origins.get(node.inputs[1], frozenset()).isdisjoint(self.changed) and (exponent.lo < 0).any():
+                raise Pole(node, f"Pow is not finite at 0 where {_listed(made)} makes the exponent < 0", tuple(made))
+            inside, outside = _of_power(a, exponent)
+        elif node.op_type == "Sqrt":
+            inside, outside = a.lo >= 0, a.hi < 0
+        elif node.op_type == "Log":
+            inside, outside = a.lo > 0, a.hi <= 0
+        else:
+            inside, outside = (a.lo > 0) | (a.hi < 0), (a.lo == 0) & (a.hi == 0)
+        apart = self.apart.get(node.outputs[0])
+        is_outside = (moved or not known) and bool(outside.any())
+        if is_outside or (apart is not None and (apart & ~inside).any()):
+            puts = "puts" if is_outside else "may put"
+            raise Pole(node, f"{node.op_type} is not finite where {_listed(made)} {puts} it", tuple(made))
+        take(inside.nbytes)
+        self.finite[node.outputs[0]] = inside
 
     def idle(self, node: Node, i: int) -> bool:
         """Whether this operand of a maximum or minimum, infinite throughout, never is the result."""
@@ -825,6 +844,15 @@ class Walk:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(named, sorted(names))) or "a constant"
+
+
+def _of_power(a: Fact, exponent: Fact) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where a^exponent is finite for sure, and where it is not for sure: 0 has no negative power, a number below 0 none
+    that is no integer."""
+    zero, whole = exponent.lo < 0, (exponent.lo == exponent.hi) & (exponent.lo == np.floor(exponent.lo))
+    above = np.where(zero, a.lo > 0, a.lo >= 0)
+    inside = above | (whole & np.where(zero, a.hi < 0, True))
+    return inside, (zero & (a.lo == 0) & (a.hi == 0)) | (~whole & (a.hi < 0))
 
 
 def _largest(first: Callable[[Tensor], Tensor], a: Fact) -> Fact:
