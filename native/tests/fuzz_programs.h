@@ -19,8 +19,8 @@ using icnnrt::QpStatus;
 
 inline constexpr double kNoBound = 1e30;  // bounds from here on are none
 
-// Relative KKT residuals as icnnrt/mathematics/qp_reference.py defines them, each less what the rounding of the answer to T, and of
-// the sums here, may have made of it.
+// Relative KKT residuals as icnnrt/mathematics/qp_reference.py defines them, each less what the rounding of the answer
+// to T, and of the sums here, may have made of it.
 template <typename T>
 double relative_residual(const Program<T>& of, const ProgramAnswer<T>& answer) {
   const std::size_t n = of.n, m = of.m, q = of.q;
