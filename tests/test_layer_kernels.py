@@ -33,9 +33,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def noted(role: str, dtype: str) -> Any:
         found = plain(role, dtype)
 
-        def run(*tensors: Tensor) -> Any:
+        def run(arrays: Any) -> Any:
             roles.append(role)
-            return found(*tensors)  # type: ignore[misc]
+            return found(arrays)  # type: ignore[misc]
 
         return found and run
 

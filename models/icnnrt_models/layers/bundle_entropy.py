@@ -27,7 +27,7 @@ from torch import Tensor
 
 from icnnrt.mathematics.reference import BACKTRACK, EPS, LAM_FLOOR, RELUCTANCE, SLACK_FLOOR, STEPS
 from icnnrt_models.layers.domains import UNIT_BOX, Domain
-from icnnrt_models.layers.kernels import eager_on_cpu, kernel
+from icnnrt_models.layers.kernels import eager_on_cpu, kernel, run_on
 
 __all__ = [
     "ArgminResult",
@@ -103,7 +103,7 @@ def bundle_entropy_solve(
     """
     native = steps == STEPS and G.dtype == torch.float64 and eager_on_cpu(G, e)
     if native and (found := kernel(f"{domain.role}_solve", "float64")):
-        return InnerSolution(*found(G, e, e[:, :0] if lam_start is None else lam_start))
+        return InnerSolution(*run_on(found, (G, e, e[:, :0] if lam_start is None else lam_start)))
     return solve_in_torch(G, e, lam_start, steps, domain)
 
 
@@ -317,7 +317,7 @@ def kkt_adjoint(
     """
     native = G.dtype == torch.float64 and eager_on_cpu(G, e, lam, y_bar)
     if native and (found := kernel(f"{domain.role}_adjoint", "float64")):
-        c_y, c_λ = found(G, e, lam, y_bar)
+        c_y, c_λ = run_on(found, (G, e, lam, y_bar))
         return c_y, c_λ
     return kkt_adjoint_in_torch(G, e, lam, y_bar, domain)
 

@@ -6,7 +6,8 @@ method runs in torch.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from icnnrt.errors import IcnnrtError
 from icnnrt.serving.operators import operator_session
 
-__all__ = ["Kernel", "eager_on_cpu", "kernel"]
+__all__ = ["Kernel", "eager_on_cpu", "kernel", "run_on"]
 
-Kernel = Callable[..., tuple[Tensor, ...]]  # tensors on the CPU, inputs to outputs in the operator's order
+Kernel = Callable[[Sequence[Any]], Sequence[Any]]  # numpy arrays, inputs to outputs in the operator's order
 
 
 def eager_on_cpu(*tensors: Tensor) -> bool:
@@ -34,9 +35,9 @@ def eager_on_cpu(*tensors: Tensor) -> bool:
 
 @functools.cache
 def kernel(role: str, dtype: str) -> Kernel | None:
-    """The operator of this name in `icnnrt.serving.operators`, for tensors of this dtype; None without a kernel.
+    """The operator of this name in `icnnrt.serving.operators`, for numpy arrays of this dtype; None without a kernel.
 
-    Their memory is read without a copy, if it is contiguous.
+    Arrays pass through it without a copy, if they are contiguous.
     """
     try:
         session, native = operator_session(role, dtype)
@@ -46,9 +47,14 @@ def kernel(role: str, dtype: str) -> Kernel | None:
         return None
     names = [node.name for node in session.get_inputs()]
 
-    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+    def run(arrays: Sequence[Any]) -> Sequence[Any]:
         session, _ = operator_session(role, dtype)  # asked for each time, as a forked child has another one
-        arrays = [np.ascontiguousarray(t.detach().resolve_neg().numpy()) for t in tensors]
-        return tuple(map(torch.from_numpy, session.run(None, dict(zip(names, arrays, strict=True)))))
+        found: Sequence[Any] = session.run(None, dict(zip(names, map(np.ascontiguousarray, arrays), strict=True)))
+        return found
 
     return run
+
+
+def run_on(kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What a kernel makes of tensors on the CPU, which share their memory with the arrays that it sees."""
+    return tuple(map(torch.from_numpy, kernel([t.detach().resolve_neg().numpy() for t in tensors])))

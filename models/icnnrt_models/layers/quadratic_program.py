@@ -13,7 +13,7 @@ from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_reference import STEPS, TOLERANCE
 from icnnrt.mathematics.qp_status import QPStatus, advise
 from icnnrt_models.layers.interior_point import Data, Solution, adjoint, adjoint_system, newton_solve, solve
-from icnnrt_models.layers.kernels import Kernel, kernel
+from icnnrt_models.layers.kernels import Kernel, kernel, run_on
 from icnnrt_models.networks.energy import check_size
 
 __all__ = ["OnUnsafe", "QPLayer", "QPResult"]
@@ -263,7 +263,7 @@ def _demand_solved(found: Solution, data: Data, steps: int) -> None:
 
 
 class Kernels(NamedTuple):
-    """The two operators on the CPU, arguments and results in the order of ai.icnnrt's."""
+    """The two operators on the CPU, numpy in and out, arguments and results in the order of ai.icnnrt's."""
 
     solve: Kernel  # 10 inputs -> 9 outputs
     adjoint: Kernel  # 12 inputs -> 4 outputs
@@ -330,7 +330,7 @@ def qp_solve(
     data = (Q, p, G, h_lower, h, A, b, lower, upper, start)
     found = kernels(p.dtype, steps) if p.device.type == "cpu" else None
     if found is not None:
-        return cast(Any, found.solve(*data))
+        return cast(Any, run_on(found.solve, data))
     B, dtype = _batch(data), p.dtype
     if B == 0:
         return cast(Any, tuple(a.clone() for a in _outputs(data, 0)))
@@ -375,7 +375,7 @@ def qp_adjoint(
     data = (Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar)
     found = kernels(z_bar.dtype, STEPS) if z_bar.device.type == "cpu" else None
     if found is not None:
-        return cast(Any, found.adjoint(*data))
+        return cast(Any, run_on(found.adjoint, data))
     B, dtype = z_bar.shape[0], z_bar.dtype
     if B == 0:
         return cast(Any, tuple(z_bar.new_empty((0, a.shape[1])) for a in (z_bar, lam, A, mu)))
