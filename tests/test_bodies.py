@@ -42,7 +42,7 @@ GAP_TOLERANCE = {np.float64: 1e-8, np.float32: 3e-5}
 ADJOINT_TOLERANCE = {np.float64: 1e-9, np.float32: 1e-5}
 
 # Nodes in each Loop's body, constants aside.
-STEP_NODES, SWEEP_NODES, ELIMINATION_NODES = 107, 11, 11
+STEP_NODES, SWEEP_NODES, ELIMINATION_NODES = 112, 11, 11
 
 each_dtype = pytest.mark.parametrize("dtype", TYPES)
 

@@ -7,6 +7,7 @@ import icnnrt
 from icnnrt.mathematics import certificate, reference
 from icnnrt.mathematics.certificate import Tolerances
 from icnnrt.mathematics.domains import SIMPLEX, SPACE, UNIT_BOX, box_coordinates
+from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.reference import in_coordinates
 from icnnrt.mathematics.status import Status
 
@@ -79,8 +80,8 @@ def least(energy, T, domain, answer):
 
     own = best = with_digits(p)
     with np.errstate(all="ignore"):
-        s, g = domain.logits(p), energy(p.astype(L), L)[1].astype(np.float64)
-        others = [domain.point((1 - t) * s - t * g) for t in 10.0 ** np.arange(-6, 0.5)]
+        s, g = domain.logits(NUMPY, p), energy(p.astype(L), L)[1].astype(np.float64)
+        others = [domain.point(NUMPY, (1 - t) * s - t * g) for t in 10.0 ** np.arange(-6, 0.5)]
     others += [answer["cut_points"][:, k].astype(np.float64) for k in range(K)]
     for q in others:
         for share in (1.0, 0.5, 0.01):

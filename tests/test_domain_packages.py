@@ -23,6 +23,7 @@ from icnnrt.checking.verify import verify
 from icnnrt.errors import InputError
 from icnnrt.mathematics import reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, box_coordinates, space_coordinates
+from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.tuning.finetune import FineTuner
 from icnnrt_exporters import TrainSpec, siblings
 from icnnrt_exporters.assembly.optimizers import SGD
@@ -149,7 +150,7 @@ def test_argmin_is_the_reference_s(load: Load, kind: str, B: int) -> None:
     assert (solution.gap > 1e-6).any()  # so that the gradients below are those of an algorithm on its way
     for seed in range(20):
         p = somewhere(kind, B, seed)
-        energy = session.value(x, at.y(p)) + model.regulariser(p)
+        energy = session.value(x, at.y(p)) + model.regulariser(NUMPY, p)[:, 0]
         assert (energy >= solution.lower_bound - 1e-9).all()
     if kind == "box":
         assert ((bounds["lower"] <= solution.y) & (solution.y <= bounds["upper"])).all()

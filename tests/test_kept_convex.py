@@ -24,7 +24,7 @@ from icnnrt.format.signs import NONNEGATIVE, NONPOSITIVE, Sign
 from icnnrt.tuning.finetune import FineTuner
 from icnnrt_exporters import TrainSpec, export
 from icnnrt_exporters.assembly.train_graph import projected
-from icnnrt_exporters.graphs.surgery import Ops, describe, numbered, value
+from icnnrt_exporters.surgery import Ops, describe, numbered, value
 from icnnrt_models import BundleEntropyArgmin
 
 N = 3  # entries of x and of y

@@ -25,7 +25,7 @@ from icnnrt_exporters.assembly.train_spec import TrainSpec
 from icnnrt_exporters.checks import parity
 from icnnrt_exporters.checks.preconditions import check_examples, check_target, check_weights, float64_judge
 from icnnrt_exporters.graphs.onnx_head import quiet, to_onnx
-from icnnrt_exporters.graphs.surgery import dismantle, numbered
+from icnnrt_exporters.surgery import dismantle, numbered
 from icnnrt_exporters.tracing.qp_network import QPNetwork, adjoint_head, solve_head
 from icnnrt_exporters.versions import IR_VERSION, OPSET
 from icnnrt_exporters.writing import GOLDEN_SAMPLES, dtype_name, plain_graph, producer, serialise, stored

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from icnnrt.format import package
 from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX
-from icnnrt_exporters.graphs.surgery import dismantle, numbered, transposed_products
 from icnnrt_exporters.operators.bodies import functions, functions_qp
+from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 # Inputs of heads that are data; what else a head takes are weights.

@@ -12,7 +12,8 @@ from icnnrt.errors import InputError
 from icnnrt.format.fields import strict
 from icnnrt.format.manifest import SolverSpec
 from icnnrt.mathematics import certificate, reference
-from icnnrt.mathematics.domains import MODELS, SPACE, Coordinates, Domain, box_coordinates, space_coordinates
+from icnnrt.mathematics.domains import MODELS, Coordinates, Domain, box_coordinates, space_coordinates
+from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.serving.session import Session
 
 Array = NDArray[np.float64]
@@ -106,7 +107,7 @@ def prefixes(
     of_p = reference.in_coordinates(value_and_gradient, at)
     c = model.centre(shape[1])
     p = np.full(shape, c)
-    s = p if model is SPACE else model.logits(p)
+    s = model.logits(NUMPY, p)
     G, e = np.empty((shape[0], 0, shape[1])), np.empty((shape[0], 0))
     lam: Array | None = None
     best = np.full(shape[0], -np.inf)
@@ -118,8 +119,8 @@ def prefixes(
             e = np.concatenate([e, offset[:, None]], axis=1)
             p, lam, lower_bound, _ = reference.bundle_entropy_solve(G, e, lam, spec.steps, model)
         else:
-            lower_bound = best = np.maximum(best, offset - model.conjugate(-g))
+            lower_bound = best = np.maximum(best, offset - model.conjugate(NUMPY, -g)[:, 0])
             s = (s - spec.step_size * g) / (1.0 + spec.step_size)
-            p = model.point(s)
+            p = model.point(NUMPY, s)
         f, g = of_p(p)
-        yield f + model.regulariser(p), lower_bound
+        yield f + model.regulariser(NUMPY, p)[:, 0], lower_bound

@@ -47,6 +47,7 @@ from icnnrt.limits import check
 from icnnrt.mathematics import bregman, certificate, reference
 from icnnrt.mathematics.bundle_qp import Polyhedron, bundle_qp_argmin
 from icnnrt.mathematics.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, Coordinates, box_coordinates, space_coordinates
+from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.status import ANSWERED, Status
 from icnnrt.ort import Provider
@@ -716,12 +717,10 @@ class _Trial:
         rounding = certificate.rounding(part.energy, part.slopes, part.offsets, self.domain, part.cut_points)
         y = part.y.astype(np.float64)
         p = at.p(y)
-        if (
-            self.bounds and solver.step_size is None
-        ):  # (y − lower)/(upper − lower) loses the digits that y and lower share, so by the multipliers
-            G, e, λ = (a.astype(np.float64) for a in (part.slopes, part.offsets, part.lam))
-            p = reference.evaluate(G, e, λ).y
-        energy = self.f(y, X)[0] + self.domain.regulariser(p)
+        if self.bounds and solver.step_size is None:
+            # (y − lower)/(upper − lower) loses the digits that y and lower share, so by the multipliers
+            p = certificate.implied_point(part.slopes, part.lam)
+        energy = self.f(y, X)[0] + self.domain.regulariser(NUMPY, p)[:, 0]
         residual = certificate.kkt_residuals(part.slopes, part.offsets, part.lam, p, self.domain)
         gap = certificate.duality_gap(energy, part.slopes, part.offsets, part.lam, self.domain)
         differences = [np.abs(energy - part.energy), np.abs(gap - part.gap)]
@@ -735,7 +734,7 @@ class _Trial:
         seen = [energy, true.energy]
         for _ in range(DIRECTIONS):
             p = self.somewhere(len(X))
-            seen.append(self.f(at.y(p), X)[0] + self.domain.regulariser(p))
+            seen.append(self.f(at.y(p), X)[0] + self.domain.regulariser(NUMPY, p)[:, 0])
         yield _worst(
             "lower bound",
             np.maximum(part.lower_bound - np.min(seen, axis=0), 0.0),

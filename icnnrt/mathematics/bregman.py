@@ -20,12 +20,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.mathematics.domains import SIMPLEX, SPACE, UNIT_BOX, Domain
+from icnnrt.mathematics.domains import UNIT_BOX, Domain
+from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.reference import CutCotangents, Trajectory
 
 Array = NDArray[np.float64]
 
-EDGE = 1e-12  # logits of the start are those of entries this far from 0 and 1, where they would be infinite
+# Logits of the start are those of entries this far from 0 and 1, where they would be infinite.
+EDGE = 1e-12
+EDGE_FLOAT32 = 1e-6
 
 
 def bregman_argmin(
@@ -41,18 +44,18 @@ def bregman_argmin(
     B, n = p_init.shape
     c = domain.centre(n)
     p = p_init
-    s = p if domain is SPACE else domain.logits(np.clip(p, EDGE, 1.0 - EDGE))
+    s = domain.logits(NUMPY, p, EDGE)
     slopes, points = np.empty((B, iterations, n)), np.empty((B, iterations, n))
     offsets = np.empty((B, iterations))
     for k in range(iterations):
         f, g = value_and_gradient(p)
         points[:, k], slopes[:, k], offsets[:, k] = p, g, f + (g * (c - p)).sum(1)
         s = (s - step_size * g) / (1.0 + step_size)
-        p = domain.point(s)
-    bounds = offsets - domain.conjugate(-slopes)
+        p = domain.point(NUMPY, s)
+    bounds = offsets - domain.conjugate(NUMPY, -slopes)[:, :, 0]
     lam = np.zeros((B, iterations))
     lam[np.arange(B), bounds.argmax(1)] = 1.0
-    energy, lower_bound = value_and_gradient(p)[0] + domain.regulariser(p), bounds.max(1)
+    energy, lower_bound = value_and_gradient(p)[0] + domain.regulariser(NUMPY, p)[:, 0], bounds.max(1)
     return Trajectory(
         p,
         lam,
@@ -78,18 +81,9 @@ def bregman_adjoint(
     """Cotangents of the cuts for a loss with ∂ℓ/∂y = ȳ [B, n], by `hvp(y, s) -> ∇²f(y) s`; the start is a constant."""
     Y = trajectory.cut_points
     seed = np.empty_like(Y)
-    s_bar = _curvature(trajectory.y, y_bar, domain)
+    s_bar = domain.curvature_at(NUMPY, trajectory.y, y_bar)
     for k in range(Y.shape[1] - 1, -1, -1):
         seed[:, k] = -step_size / (1.0 + step_size) * s_bar
         if k:
-            s_bar = s_bar / (1.0 + step_size) + _curvature(Y[:, k], hvp(Y[:, k], seed[:, k]), domain)
+            s_bar = s_bar / (1.0 + step_size) + domain.curvature_at(NUMPY, Y[:, k], hvp(Y[:, k], seed[:, k]))
     return CutCotangents(np.zeros(Y.shape[:2]), seed)
-
-
-def _curvature(p: Array, a: Array, domain: Domain) -> Array:
-    """D a at y(s) = p."""
-    if domain is SPACE:
-        return a
-    if domain is SIMPLEX:
-        return p * (a - (p * a).sum(1, keepdims=True))
-    return p * (1.0 - p) * a

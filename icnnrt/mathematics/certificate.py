@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.mathematics.domains import SPACE, UNIT_BOX, Domain, negative_entropy
-from icnnrt.mathematics.reference import evaluate
+from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.status import ANSWERED, Status
 
 Array = NDArray[np.float64]
@@ -70,6 +70,12 @@ def relative_residual(residual: Array, lower_bound: Array) -> Array:
     return np.maximum(residual[:, :2].max(1), residual[:, 2] / unit(lower_bound))
 
 
+def implied_point(slopes: Floats, lam: Floats, domain: Domain = UNIT_BOX) -> Array:
+    """y(−G'λ), [B, n] float64: where the multipliers lam [B, K] of slopes [B, K, n] put y."""
+    G, λ = _float64(slopes, lam)
+    return np.asarray(domain.point(NUMPY, -np.einsum("bkn,bk->bn", G, λ)), np.float64)
+
+
 def kkt_residuals(slopes: Floats, offsets: Floats, lam: Floats, y: Floats, domain: Domain = UNIT_BOX) -> Array:
     """Stationarity, feasibility and complementarity of (λ, y) for the model max_i v_i − H, recomputed in float64.
 
@@ -82,9 +88,8 @@ def kkt_residuals(slopes: Floats, offsets: Floats, lam: Floats, y: Floats, domai
     """
     G, e, λ, y64 = _float64(slopes, offsets, lam, y)
     with np.errstate(invalid="ignore", over="ignore"):
-        s = -np.einsum("bkn,bk->bn", G, λ)
         v = e + np.einsum("bkn,bn->bk", G, y64 - domain.centre(y64.shape[1]))
-        stationarity = np.abs(y64 - domain.point(s)).max(1)
+        stationarity = np.abs(y64 - implied_point(G, λ, domain)).max(1)
         feasibility = np.maximum(np.abs(λ.sum(1) - 1.0), (-λ).max(1))
         return np.stack([stationarity, feasibility, v.max(1) - (λ * v).sum(1)], axis=1)
 
@@ -97,7 +102,8 @@ def duality_gap(energy: Floats, slopes: Floats, offsets: Floats, lam: Floats, do
     """
     G, e, λ, energy64 = _float64(slopes, offsets, lam, energy)
     with np.errstate(invalid="ignore", over="ignore"):
-        return energy64 - evaluate(G, e, λ, domain).dual
+        s = -np.einsum("bkn,bk->bn", domain.plain(NUMPY, G), λ)
+        return energy64 - ((λ * e).sum(1) - domain.conjugate(NUMPY, s)[:, 0])
 
 
 def convexity_violation(slopes: Floats, offsets: Floats, cut_points: Floats, domain: Domain = UNIT_BOX) -> Array:
@@ -133,7 +139,7 @@ def _sizes(
     magnified: Array | None,
 ) -> Array:
     """About the largest number that each cut is summed from, [B, K]: see `rounding`."""
-    reach = domain.reach(G)
+    reach = domain.reach(NUMPY, G)[:, :, 0]
     if domain is SPACE and cut_points is not None:
         length, far = (np.sqrt((a.astype(np.float64) ** 2).sum(2)) for a in (G, cut_points))
         reach = np.maximum(reach, length * far.max(1, keepdims=True))
@@ -193,7 +199,7 @@ def uncertainty(
         else:
             λ = lam.astype(np.float64)
             s = -(λ[:, None] @ G)[:, 0]
-            held, logit = (λ * size).sum(1) + (np.abs(G).max(1) * np.abs(domain.point(s))).sum(1), np.abs(s)
+            held, logit = (λ * size).sum(1) + (np.abs(G).max(1) * np.abs(domain.point(NUMPY, s))).sum(1), np.abs(s)
         total = np.maximum(UNCERTAIN * eps * np.maximum(np.maximum(1.0, np.abs(energy)), held), -gap)
         if magnified is None:
             return np.asarray(total)

@@ -5,7 +5,7 @@ import onnx_ir as ir
 from icnnrt.format.manifest import Domain
 from icnnrt.format.package import OP_DOMAIN
 from icnnrt_exporters.assembly.coordinates import Coordinates
-from icnnrt_exporters.graphs.surgery import (
+from icnnrt_exporters.surgery import (
     Ops,
     describe,
     dismantle,

@@ -5,7 +5,7 @@ import onnx_ir as ir
 from icnnrt.format.manifest import Domain
 from icnnrt.format.package import OP_DOMAIN
 from icnnrt_exporters.assembly.coordinates import Coordinates
-from icnnrt_exporters.graphs.surgery import (
+from icnnrt_exporters.surgery import (
     Ops,
     copy,
     describe,
@@ -109,7 +109,7 @@ def argmin_graph(head: ir.Model, K: int, steps: int, domain: Domain = UNIT_BOX) 
     value_nodes, mapping = copy(needed(body_nodes, [f]), {y_in: y_star}, "final")
     op.extend(value_nodes)
     f_star = mapping.get(f, f)
-    regulariser = at.regulariser(op, p_star, axis_1)
+    regulariser = at.regulariser(op, p_star)
     energy = op("Add", op("Cast", f_star, to=DOUBLE), regulariser)
     gap = op("Sub", energy, lower)
 

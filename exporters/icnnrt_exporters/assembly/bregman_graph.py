@@ -6,11 +6,12 @@
 import onnx_ir as ir
 
 from icnnrt.format.manifest import Domain
-from icnnrt.mathematics.domains import SIMPLEX, SPACE
+from icnnrt.mathematics.bregman import EDGE, EDGE_FLOAT32
 from icnnrt_exporters.assembly.adjoint_graph import bounds_bars, slope_mismatch
 from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX, stacked
 from icnnrt_exporters.assembly.coordinates import Coordinates, factor
-from icnnrt_exporters.graphs.surgery import (
+from icnnrt_exporters.operators.traced import Symbol, Traced, nodes_of
+from icnnrt_exporters.surgery import (
     Ops,
     copy,
     describe,
@@ -52,16 +53,20 @@ def bregman_argmin_graph(head: ir.Model, K: int, step_size: float, domain: Domai
     axis_1, axis_2, centre = op.constant([1]), op.constant([2]), op.constant(at.centre, T)
     kept, part = (factor(op, c, y_init) for c in (1 / (1 + step_size), step_size / (1 + step_size)))
 
+    def logits(xp: Traced, p: Symbol) -> Symbol:
+        return at.model.logits(xp, p, EDGE_FLOAT32 if T == ir.DataType.FLOAT else EDGE)  # type: ignore[no-any-return]
+
+    s_init = nodes_of(op, logits, p_init, dtype=T)
     counter, going = value("cut/iteration", INT64, []), value("cut/going", BOOL, [])
     p_in, s_in = value("cut/p_in", T, ["batch", n]), value("cut/s_in", T, ["batch", n])
-    body = Ops("cut")
+    body = Ops("cut", op.constants)
     y_in = at.y(body, p_in)
     replace(body_nodes, {y: y_in})
     body.extend(body_nodes)
     slope = at.scaled(body, gradient)
     e = body("Add", f, body("ReduceSum", body("Mul", slope, body("Sub", centre, p_in)), axis_1, keepdims=0))
     s_out = body("Sub", body("Mul", kept, s_in), body("Mul", part, slope))
-    p_out = _point(body, at, s_out)
+    p_out = nodes_of(body, at.model.point, s_out, dtype=T)
     outputs = [
         describe(body("Identity", going), "cut/next_going", BOOL, []),
         describe(p_out, "cut/next_p", T, ["batch", n]),
@@ -76,7 +81,7 @@ def bregman_argmin_graph(head: ir.Model, K: int, step_size: float, domain: Domai
         op.constant(K),
         op.constant(True, BOOL),
         p_init,
-        _logits(op, at, p_init),
+        s_init,
         outputs=5,
         body=loop_body,
     )
@@ -87,7 +92,8 @@ def bregman_argmin_graph(head: ir.Model, K: int, step_size: float, domain: Domai
 
     # The dual of one cut alone, λ = 1: e_i − C(−g_i).
     wide = op("Neg", op("Cast", slopes, to=DOUBLE))
-    bounds = op("Sub", op("Cast", offsets, to=DOUBLE), _conjugate(op, at, wide, axis_2))
+    conjugate = op("Squeeze", nodes_of(op, at.model.conjugate, wide, rank=3), axis_2)
+    bounds = op("Sub", op("Cast", offsets, to=DOUBLE), conjugate)
     lower = op("ReduceMax", bounds, axis_1, keepdims=0)
     best = op("ArgMax", bounds, axis=1, keepdims=1)
     lam = op("Cast", op("Equal", op.constant([list(range(K))]), best), to=T)
@@ -96,7 +102,7 @@ def bregman_argmin_graph(head: ir.Model, K: int, step_size: float, domain: Domai
     y_star = at.answer(op, p_star)
     value_nodes, mapping = copy(needed(body_nodes, [f]), {y_in: y_star}, "final")
     op.extend(value_nodes)
-    energy = op("Add", op("Cast", mapping.get(f, f), to=DOUBLE), at.regulariser(op, p_star, axis_1))
+    energy = op("Add", op("Cast", mapping.get(f, f), to=DOUBLE), at.regulariser(op, p_star))
     final = [
         describe(y_star, "y", T, ["batch", n]),
         describe(lam, "lam", T, ["batch", K]),
@@ -163,13 +169,13 @@ def bregman_adjoint_graph(
     op.extend(invariant)
 
     kept, part = (factor(op, c, y) for c in (1 / (1 + step_size), -step_size / (1 + step_size)))
-    zero, one = op.constant([0]), op.constant([1])
+    zero = op.constant([0])
     p = at.p(op, y)
-    s_bar = _curvature(op, at, p, at.scaled(op, y_bar), one)
+    s_bar = nodes_of(op, at.model.curvature_at, p, at.scaled(op, y_bar), dtype=T)
     if K > 1:
         counter, going = value("back/iteration", INT64, []), value("back/going", BOOL, [])
         s_bar_in = value("back/s_bar_in", T, ["batch", n])
-        body = Ops("back")
+        body = Ops("back", op.constants)
         k = body("Sub", op.constant(K - 1), counter)
         p_k = body("Gather", points, k, axis=1)
         y_k = p_k if at.identity else body("Gather", y_points, k, axis=1)
@@ -177,14 +183,14 @@ def bregman_adjoint_graph(
         replace(hvp_nodes, {y_k_in: y_k, s_in: at.scaled(body, seed_k)})
         body.extend(hvp_nodes)
         p_bar_k = at.scaled(body, same.get(hessian_s, hessian_s))
-        s_bar_k = body("Add", body("Mul", kept, s_bar_in), _curvature(body, at, p_k, p_bar_k, one))
+        bent = nodes_of(body, at.model.curvature_at, p_k, p_bar_k, dtype=T)
+        s_bar_k = body("Add", body("Mul", kept, s_bar_in), bent)
         outputs = [
             describe(body("Identity", going), "back/next_going", BOOL, []),
             describe(s_bar_k, "back/next_s_bar", T, ["batch", n]),
             describe(seed_k, "back/seed", T, ["batch", n]),
         ]
         loop_body = ir.Graph([counter, going, s_bar_in], outputs, nodes=body.nodes, name="back_through_one_step")
-        op.constants.extend(body.constants)
         s_bar, later = op.many("Loop", op.constant(K - 1), op.constant(True, BOOL), s_bar, outputs=2, body=loop_body)
     # Seeds came last first, the first point's is still due.
     first = op("Unsqueeze", op("Mul", part, s_bar), zero)
@@ -203,53 +209,6 @@ def bregman_adjoint_graph(
     constants = [*numbered([*push_constants, *hvp_constants, *op.constants]), depth]
     inputs = [x, y, slopes, offsets, points, lam_history, y_bar, depth, *at.inputs, *weights]
     return ir.Graph(inputs, [*cotangents, mismatch], nodes=op.nodes, initializers=constants, name="adjoint")
-
-
-# --- The domains ---------------------------------------------------------------------------------
-
-
-def _point(op: Ops, at: Coordinates, s: ir.Value) -> ir.Value:
-    """y(s)."""
-    if at.model is SPACE:
-        return op("Identity", s)
-    return op("Softmax", s, axis=-1) if at.model is SIMPLEX else op("Sigmoid", s)
-
-
-def _logits(op: Ops, at: Coordinates, p: ir.Value) -> ir.Value:
-    """An s with y(s) = p, of entries kept off 0 and 1, where it would be infinite."""
-    if at.model is SPACE:
-        return op("Identity", p)
-    edge = {ir.DataType.FLOAT: 1e-6}.get(at.dtype, 1e-12)
-    q = op("Clip", p, op.constant(edge, at.dtype), op.constant(1.0 - edge, at.dtype))
-    if at.model is SIMPLEX:
-        return op("Log", q)
-    return op("Sub", op("Log", q), op("Log", op("Sub", op.constant(1.0, at.dtype), q)))
-
-
-def _curvature(op: Ops, at: Coordinates, p: ir.Value, a: ir.Value, axis_1: ir.Value) -> ir.Value:
-    """D a with D = ∂y/∂s at y(s) = p."""
-    if at.model is SPACE:
-        return op("Identity", a)
-    if at.model is SIMPLEX:
-        mean = op("ReduceSum", op("Mul", p, a), axis_1, keepdims=1)
-        return op("Mul", p, op("Sub", a, mean))
-    return op("Mul", op("Mul", p, op("Sub", op.constant(1.0, at.dtype), p)), a)
-
-
-def _conjugate(op: Ops, at: Coordinates, s: ir.Value, axis_2: ir.Value) -> ir.Value:
-    """C(s) [B, K] of s [B, K, n], double; in forms that neither overflow nor cancel, as in
-    `icnnrt.mathematics.domains`."""
-    half = op.constant(0.5, DOUBLE)
-    if at.model is SPACE:
-        return op("Mul", half, op("ReduceSumSquare", s, axis_2, keepdims=0))
-    if at.model is SIMPLEX:
-        largest = op("ReduceMax", s, axis_2, keepdims=1)
-        total = op("Log", op("ReduceSum", op("Exp", op("Sub", s, largest)), axis_2, keepdims=1))
-        spread = op("Sub", largest, op("ReduceMean", s, axis_2, keepdims=1))
-        return op("Squeeze", op("Add", total, spread), axis_2)
-    size = op("Abs", s)
-    tail = op("Log", op("Add", op.constant(1.0, DOUBLE), op("Exp", op("Neg", size))))
-    return op("ReduceSum", op("Add", op("Mul", half, size), tail), axis_2, keepdims=0)
 
 
 def _zeros(op: Ops, batch: ir.Value, shape: list[int], dtype: ir.DataType) -> ir.Value:

@@ -20,10 +20,10 @@ import onnx_ir as ir
 
 from icnnrt.format.manifest import Domain
 from icnnrt.mathematics.domains import MODELS
-from icnnrt_exporters.graphs.surgery import Ops, value
+from icnnrt_exporters.operators.traced import nodes_of
+from icnnrt_exporters.surgery import Ops, value
 
 DOUBLE = ir.DataType.DOUBLE
-SMALLEST = 1e-300  # p log max(p, SMALLEST) is 0 at p = 0 and p log p elsewhere
 
 
 def factor(op: Ops, c: float, like: ir.Value) -> ir.Value:
@@ -106,16 +106,10 @@ class Coordinates:
             return self.p(op, y)
         row = op("Unsqueeze", op("Cast", lam, to=DOUBLE), op.constant([1]))
         s = op("Neg", op("MatMul", row, op("Cast", slopes, to=DOUBLE)))
-        return op("Cast", op("Sigmoid", op("Squeeze", s, op.constant([1]))), to=self.dtype)
+        p = nodes_of(op, self.model.point, op("Squeeze", s, op.constant([1])))
+        return op("Cast", p, to=self.dtype)
 
-    def regulariser(self, op: Ops, p: ir.Value, axis_1: ir.Value) -> ir.Value:
+    def regulariser(self, op: Ops, p: ir.Value) -> ir.Value:
         """R(p) [B], double."""
-        wide = op("Cast", p, to=DOUBLE)
-        if self.domain.kind == "space":
-            return op("Mul", op("ReduceSumSquare", wide, axis_1, keepdims=0), op.constant(0.5, DOUBLE))
-        if self.domain.kind == "simplex":
-            tiny = op.constant(SMALLEST, DOUBLE)
-            return op("ReduceSum", op("Mul", wide, op("Log", op("Max", wide, tiny))), axis_1, keepdims=0)
-        one, tiny = op.constant(1.0, DOUBLE), op.constant(SMALLEST, DOUBLE)
-        terms = [op("Mul", q, op("Log", op("Max", q, tiny))) for q in (wide, op("Sub", one, wide))]
-        return op("ReduceSum", op("Add", *terms), axis_1, keepdims=0)
+        found = nodes_of(op, self.model.regulariser, op("Cast", p, to=DOUBLE))
+        return op("Squeeze", found, op.constant([1]))

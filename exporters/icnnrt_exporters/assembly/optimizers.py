@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 import onnx_ir as ir
 
 from icnnrt.errors import ExportError
-from icnnrt_exporters.graphs.surgery import Ops
+from icnnrt_exporters.surgery import Ops
 
 
 class Step(NamedTuple):

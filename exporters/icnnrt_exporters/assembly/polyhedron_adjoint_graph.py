@@ -10,7 +10,7 @@ from icnnrt.format.package import OP_DOMAIN
 from icnnrt.mathematics.qp_reference import STEPS
 from icnnrt.mathematics.status import Status
 from icnnrt_exporters.assembly.polyhedron_graph import Constraints, all_finite, filled, setting
-from icnnrt_exporters.graphs.surgery import Ops, describe, dismantle, numbered, replace, shapes_from, static, value
+from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, shapes_from, static, value
 
 INT32, INT64, DOUBLE, BOOL = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
 POINTS = "points"  # the batch of the pull-back: all cut points of all samples

@@ -11,7 +11,7 @@ from icnnrt.mathematics.bundle_qp import FALLS, FAR, FURTHER, LEFT, MILD, OFF, O
 from icnnrt.mathematics.qp_reference import BOUND_MAX, STEPS, TOLERANCE
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.status import Status
-from icnnrt_exporters.graphs.surgery import (
+from icnnrt_exporters.surgery import (
     Ops,
     copy,
     describe,

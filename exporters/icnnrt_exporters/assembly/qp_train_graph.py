@@ -8,7 +8,7 @@ from icnnrt.format.signs import Sign
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.assembly.optimizers import Optimizer
 from icnnrt_exporters.assembly.train_graph import update
-from icnnrt_exporters.graphs.surgery import Ops, describe, dismantle, numbered, replace, split, static
+from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, split, static
 
 INT32, INT64, DOUBLE, BOOL = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
 

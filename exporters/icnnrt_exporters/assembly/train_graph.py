@@ -14,7 +14,7 @@ from icnnrt_exporters.assembly.argmin_graph import argmin_graph
 from icnnrt_exporters.assembly.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
 from icnnrt_exporters.assembly.optimizers import Optimizer, Step
 from icnnrt_exporters.graphs.certificate_nodes import Rounding
-from icnnrt_exporters.graphs.surgery import Ops, describe, dismantle, numbered, replace, sizes, static, value
+from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, sizes, static, value
 
 INT64, DOUBLE, BOOL = ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
 UNIT_BOX: Final = Domain()

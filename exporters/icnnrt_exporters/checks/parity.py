@@ -19,7 +19,7 @@ import icnnrt
 from icnnrt.errors import ExportError
 from icnnrt.format import wire
 from icnnrt.format.manifest import ENERGY_ROLES, OP_DOMAIN, Domain, Manifest
-from icnnrt.mathematics import bregman, reference
+from icnnrt.mathematics import bregman, certificate, reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt_exporters.checks import parity_polyhedron
 from icnnrt_exporters.checks.preconditions import Solver
@@ -316,7 +316,7 @@ def true_adjoint(
     )
     if domain.kind == "box" and step_size is None:
         # The answer in p by its multipliers: (y − lower)/(upper − lower) loses digits.
-        p = reference.evaluate(trajectory.slopes, trajectory.offsets, trajectory.lam, model).y
+        p = certificate.implied_point(trajectory.slopes, trajectory.lam, model)
     else:
         p = Coordinates(*(c[:, 0] if np.ndim(c) else c for c in at)).p(trajectory.y)
     trajectory = trajectory._replace(y=p)

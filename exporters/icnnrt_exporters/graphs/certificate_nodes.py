@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from icnnrt.mathematics.certificate import DIGITS, ROUNDING, UNCERTAIN
 from icnnrt.mathematics.domains import SIMPLEX, SPACE, Domain
-from icnnrt_exporters.graphs.surgery import Ops
+from icnnrt_exporters.surgery import Ops
 
 DOUBLE = ir.DataType.DOUBLE
 SMALLEST = 2.2250738585072014e-308  # 0 log 0 = 0

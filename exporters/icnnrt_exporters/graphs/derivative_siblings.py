@@ -28,7 +28,7 @@ from icnnrt.mathematics.domains import MODELS, Domain
 from icnnrt_exporters.graphs.certificate_nodes import Rounding
 from icnnrt_exporters.graphs.inlining import inlined
 from icnnrt_exporters.graphs.packer import check_absent, embedded, of_anybody, write
-from icnnrt_exporters.graphs.surgery import Ops, Parts, describe, dismantle, numbered, replace, sizes, static, value
+from icnnrt_exporters.surgery import Ops, Parts, describe, dismantle, numbered, replace, sizes, static, value
 
 DOUBLE: Final = ir.DataType.DOUBLE
 

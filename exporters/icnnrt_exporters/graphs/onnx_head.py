@@ -11,8 +11,8 @@ from icnnrt.errors import ExportError
 from icnnrt_exporters.graphs.exported import exported
 from icnnrt_exporters.graphs.quadratic_program import qp_translation_table
 from icnnrt_exporters.graphs.scalars import lift_float64_scalars
-from icnnrt_exporters.graphs.surgery import spread_scalars
 from icnnrt_exporters.graphs.torch_onnx import sped_up
+from icnnrt_exporters.surgery import spread_scalars
 from icnnrt_exporters.tracing.heads import Head
 from icnnrt_exporters.tracing.quiet import quiet
 from icnnrt_exporters.versions import OPSET

@@ -7,11 +7,8 @@ registered.
 import onnx
 
 from icnnrt.format.package import OP_DOMAIN
-from icnnrt.mathematics.domains import MODELS, SIMPLEX, SPACE
-from icnnrt_exporters.operators import bundle_quadratic, bundle_simplex
-from icnnrt_exporters.operators.bundle_domain import adjoint_body, solve_body
-from icnnrt_exporters.operators.bundle_entropy_adjoint import BundleEntropyAdjoint
-from icnnrt_exporters.operators.bundle_entropy_solve import BundleEntropySolve
+from icnnrt.mathematics.domains import MODELS
+from icnnrt_exporters.operators.bundle import adjoint_body, solve_body
 from icnnrt_exporters.operators.inverse_cholesky import InverseCholesky
 from icnnrt_exporters.operators.qp_adjoint import QPAdjoint
 from icnnrt_exporters.operators.qp_interior_point import (
@@ -31,8 +28,6 @@ from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 __all__ = ["IR_VERSION", "OPSET", "OP_DOMAIN", "OP_VERSION", "functions", "functions_qp"]
 
-PARTS = {SIMPLEX: bundle_simplex.PARTS, SPACE: bundle_quadratic.PARTS}
-
 
 def functions(domain: str = "unit_box") -> list[onnx.FunctionProto]:
     """The bodies of the two operators that serve `domain`, of icnnrt.mathematics.domains.NAMES, and of all functions
@@ -41,17 +36,8 @@ def functions(domain: str = "unit_box") -> list[onnx.FunctionProto]:
     Two bodies, `MODELS[domain].operators` + "Solve" and + "Adjoint", come last.
     """
     model = MODELS[domain]
-    bodies = [f.to_function_proto() for f in (InverseSPD, SolveSPD)]
-    if model in PARTS:
-        parts = PARTS[model]
-        bodies += [f.to_function_proto() for f in parts.functions()]
-        for make, suffix in ((solve_body, "Solve"), (adjoint_body, "Adjoint")):
-            body = make(parts).to_function_proto()
-            body.name = model.operators + suffix
-            bodies.append(body)
-    else:
-        bodies += [f.to_function_proto() for f in (BundleEntropySolve, BundleEntropyAdjoint)]
-    return _imported(bodies)
+    linear = [f.to_function_proto() for f in (InverseSPD, SolveSPD)]
+    return [*_imported(linear), solve_body(model), adjoint_body(model)]
 
 
 def functions_qp(*operators: str) -> list[onnx.FunctionProto]:

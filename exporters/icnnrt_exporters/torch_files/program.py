@@ -8,7 +8,7 @@ import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch.func import grad
 
 from icnnrt.errors import ExportError
 from icnnrt.format.files import write_atomically
+from icnnrt.mathematics import bundle, cut_model
+from icnnrt.mathematics.domains import UNIT_BOX
 from icnnrt_exporters.checks import parity
 from icnnrt_exporters.checks.preconditions import (
     check_energy,
@@ -26,12 +28,13 @@ from icnnrt_exporters.checks.preconditions import (
     float64_judge,
 )
 from icnnrt_exporters.graphs.onnx_head import quiet
-from icnnrt_exporters.torch_files.script_solver import Model, ScriptSolver, State
 from icnnrt_exporters.torch_files.torchscript import check_file, check_unit_box
 from icnnrt_exporters.tracing.energy_graph import EnergyGraph, example_batch, trace_energy
 from icnnrt_exporters.tracing.heads import Input, boundary_names, trace, value_and_gradient
 from icnnrt_exporters.tracing.smooth_softplus import smoothed
 from icnnrt_models import BundleEntropyArgmin
+from icnnrt_models.layers.bundle_entropy import InnerSolution, as_inner_solution
+from icnnrt_models.layers.namespace import TORCH
 
 ProgramHead = Literal["value", "argmin"]
 
@@ -128,7 +131,7 @@ class _ValueAndGradient(nn.Module):
 
 
 class _Argmin(nn.Module):
-    """(x, y_init) -> the K-step argmin and its certificate; the steps are those of `ScriptSolver`."""
+    """(x, y_init) -> the K-step argmin and its certificate."""
 
     def __init__(
         self, energy: nn.Module, solver: BundleEntropyArgmin, traced: EnergyGraph, x: Tensor, y: Tensor
@@ -137,8 +140,6 @@ class _Argmin(nn.Module):
         _plant(self, energy, traced.theta)
         self._names = tuple(traced.theta)
         self._iterations, self._steps = solver.iterations, solver.steps
-        # In a tuple, so that none of them is a submodule.
-        self._solver = (ScriptSolver(None, solver.y_dim, solver.iterations, solver.steps),)
         names, crossing = list(traced.theta), boundary_names(traced)
         theta = [Input(name, tensor, None) for name, tensor in traced.theta.items()]
         c_example = traced.prepare(traced.theta, x)
@@ -162,48 +163,38 @@ class _Argmin(nn.Module):
         self._at = trace(at, [*theta, *boundary, Input("y", y, 0)], ["f", "gradient"]).graph.forward
 
     def forward(self, x: Tensor, y_init: Tensor) -> tuple[Tensor, ...]:
-        (solver,) = self._solver
         weights = _planted(self, self._names)
         c = self._prepare(*weights, x) if self._prepare is not None else ()
-        y, double = y_init, torch.float64
-        slopes: list[Tensor] = []
-        offsets: list[Tensor] = []
-        lam: Tensor | None = None
-        model: Model | None = None
-        for _ in range(self._iterations):
-            f, g = self._at(*weights, *c, y)
-            slopes.append(g.to(double))
-            offsets.append(f.to(double) + (slopes[-1] * (0.5 - y.to(double))).sum(1))
-            G, e = torch.stack(slopes, 1), torch.stack(offsets, 1)
-            model = solver.certified(G, e, self._best(solver, G, e, lam))
-            lam = model.lam
-            y = model.y.to(y_init.dtype)
-        assert model is not None, "iterations >= 1"
-        answer = y.to(double)
-        entropy = (torch.special.entr(answer) + torch.special.entr(1.0 - answer)).sum(1)
-        energy = self._at(*weights, *c, y)[0].to(double) - entropy
-        residual = torch.cat([(answer - model.y).abs().amax(1, keepdim=True), model.residual[:, 1:]], dim=1)
-        bound = model.lower_bound
-        return y, model.lam.to(y_init.dtype), energy, bound, energy - bound, residual
 
-    def _best(self, solver: ScriptSolver, G: Tensor, e: Tensor, lam_start: Tensor | None) -> Tensor:
-        """The multipliers [B, k, 1] of the k-cut model: steps of the solver under a while_loop."""
-        enough, steps = solver.enough(G, e), self._steps
+        def value_and_gradient(y: Tensor) -> tuple[Tensor, Tensor]:
+            f, g = self._at(*weights, *c, y)
+            return f, g
+
+        found = bundle.argmin(TORCH, UNIT_BOX, value_and_gradient, y_init, self._iterations, self._solve)
+        return found.y, found.lam, found.energy, found.lower_bound, found.gap, found.residual
+
+    def _solve(self, G: Tensor, e: Tensor, lam_start: Tensor | None) -> InnerSolution:
+        """The k-cut model: steps of `icnnrt.mathematics.cut_model` under a while_loop."""
+        row = e[:, None]
+        cuts = cut_model.prepared(TORCH, UNIT_BOX, G, row)
+        first = cut_model.first(TORCH, UNIT_BOX, cuts, row[:, :, :0] if lam_start is None else lam_start[:, None])
+        steps = self._steps
+
+        def split(rest: Sequence[Tensor]) -> tuple[cut_model.Cuts, cut_model.Iterate]:
+            return cut_model.Cuts(*rest[len(first) :]), cut_model.Iterate(*rest[: len(first)])
 
         def unfinished(i: Tensor, *rest: Tensor) -> Tensor:
-            *_, gap, _G, _e, enough = rest
-            return (i < steps) & (gap > enough).any()
+            left: Tensor = cut_model.unfinished(TORCH, *split(rest))
+            return (i < steps) & left
 
         def step(i: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-            *state, G, e, enough = rest
-            return (i + 1, *map(_dense, solver.step(G, e, enough, State(*state))))
+            return (i + 1, *map(_dense, cut_model.step(TORCH, UNIT_BOX, *split(rest))))
 
-        state = map(_dense, solver.first(G, e, lam_start))
-        start = (torch.zeros((), dtype=torch.int64), *state)
+        start = (torch.zeros((), dtype=torch.int64), *map(_dense, first))
         # The operator itself: torch.while_loop would have dynamo trace the bodies, which may not take tensors along.
         loop: Any = while_loop_op
-        *_, best_lam, _gap = loop(unfinished, step, start, (G, e, enough))
-        return cast(Tensor, best_lam)
+        last = cut_model.Iterate(*loop(unfinished, step, start, tuple(map(_dense, cuts)))[1:])
+        return as_inner_solution(cut_model.certified(TORCH, UNIT_BOX, G, row, last.best_lam))
 
 
 @contextlib.contextmanager

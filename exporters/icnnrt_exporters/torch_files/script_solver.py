@@ -1,33 +1,22 @@
-"""The bundle entropy method and its exact adjoint as TorchScript code: the statement of `icnnrt.mathematics.reference`
-once more.
+"""The bundle entropy method and its exact adjoint as TorchScript: the statements of `icnnrt.mathematics`, traced, in
+scripted loops.
 
-Problem (Amos, Xu, Kolter, *Input Convex Neural Networks*, ICML 2017, section 4)::
-
-    y* = argmin over y in [0,1]^n of  f(y) − H(y),      H(y) = −Σ y log y + (1−y) log(1−y)
-
-    primal   min over y, t of  t − H(y)   s.t.  v = e + G(y − ½) <= t·1,   e_i = f(y_i) + g_i'(½ − y_i)
-    dual     max over λ in the simplex of  e'λ + ½ 1's − Σ softplus(s),   s = −G'λ
-    link     y = σ(s),   D = ∂y/∂s = diag(σ(s) σ(−s))
-
-TorchScript is a small part of Python: its compiler reads no Greek letters, no jaxtyping and no constants of a module,
-so this cannot be the code of `icnnrt_models.layers.bundle_entropy`. A test holds both to the same numbers. As there,
-all but the energy is float64, a vector over cuts is a column [B, k, 1] and a vector over y a row [B, 1, n].
+`cut_model.first`, `unfinished`, `step` and `certified`, and `kkt_adjoint`, are traced over torch's namespace for the
+unit box. What is scripted is what a trace cannot hold: loops, and autograd around the energy. Those lines say once more
+what `icnnrt.mathematics.bundle` and `recursive_adjoint` say; a test holds both to the same numbers. TorchScript is a
+small part of Python: its compiler reads no Greek letters, no jaxtyping and no constants of a module.
 """
 
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from icnnrt.mathematics.reference import (
-    BACKTRACK,
-    EPS,
-    LAM_FLOOR,
-    LOGIT_BOUND,
-    LOGIT_STEP,
-    RELUCTANCE,
-    SLACK_FLOOR,
-)
+from icnnrt.mathematics import cut_model
+from icnnrt.mathematics.domains import UNIT_BOX
+from icnnrt.mathematics.kkt_adjoint import kkt_adjoint
+from icnnrt_models.layers.namespace import TORCH
 
 # Methods that the exporter adds to the traced energy; long names, since they stand beside the names of its weights.
 CONTEXT = "icnnrt_context"  # (x) -> List[Tensor], everything that depends on x alone
@@ -60,18 +49,6 @@ class Model(NamedTuple):
     residual: Tensor
 
 
-class State(NamedTuple):
-    """An iterate of the interior point method; columns over cuts [B, k, 1], rows over y [B, 1, n]."""
-
-    lam: Tensor
-    u: Tensor  # logits
-    s: Tensor  # −G'λ
-    w: Tensor  # slack
-    t: Tensor  # height [B, 1, 1]
-    best_lam: Tensor
-    best_gap: Tensor  # [B, 1, 1]
-
-
 class Points(NamedTuple):
     """The energy at the cut points, still attached to its graph."""
 
@@ -80,12 +57,29 @@ class Points(NamedTuple):
     g: list[Tensor]  # ∇_y f [B, n]
 
 
-class Factors(NamedTuple):
-    """LU factors of a matrix that was scaled to unit diagonal."""
+def _first(G: Tensor, e: Tensor, lam_start: Tensor) -> tuple[Tensor, ...]:
+    cuts = cut_model.prepared(TORCH, UNIT_BOX, G, e)
+    return (*cuts, *cut_model.first(TORCH, UNIT_BOX, cuts, lam_start))
 
-    LU: Tensor
-    pivots: Tensor
-    scale: Tensor
+
+def _unfinished(*cuts_and_iterate: Tensor) -> Tensor:
+    cuts, iterate = cut_model.Cuts(*cuts_and_iterate[:5]), cut_model.Iterate(*cuts_and_iterate[5:])
+    unfinished: Tensor = cut_model.unfinished(TORCH, cuts, iterate)
+    return unfinished
+
+
+def _step(*cuts_and_iterate: Tensor) -> tuple[Tensor, ...]:
+    cuts, iterate = cut_model.Cuts(*cuts_and_iterate[:5]), cut_model.Iterate(*cuts_and_iterate[5:])
+    return cut_model.step(TORCH, UNIT_BOX, cuts, iterate)
+
+
+def _certified(G: Tensor, e: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
+    return cut_model.certified(TORCH, UNIT_BOX, G, e, lam)
+
+
+def _kkt_adjoint(G: Tensor, e: Tensor, lam: Tensor, y_bar: Tensor) -> tuple[Tensor, Tensor]:
+    c_y, c_lam = kkt_adjoint(TORCH, UNIT_BOX, G, e, lam, y_bar)
+    return c_y, c_lam
 
 
 class EnableGrad:
@@ -117,15 +111,6 @@ class ScriptSolver(nn.Module):
             state_dict name, the gradient of every parameter that requires one, summed over the batch.
     """
 
-    BACKTRACK: Final[tuple[float, ...]] = tuple(BACKTRACK.tolist())
-    RELUCTANCE: Final[tuple[float, ...]] = tuple(RELUCTANCE.tolist())
-    EPS: Final[float] = EPS
-    LAM_FLOOR: Final[float] = LAM_FLOOR
-    LOGIT_BOUND: Final[float] = LOGIT_BOUND
-    LOGIT_STEP: Final[float] = LOGIT_STEP
-    SLACK_FLOOR: Final[float] = SLACK_FLOOR
-    TINY: Final[float] = torch.finfo(torch.float64).tiny
-
     def __init__(self, energy: Any, y_dim: int, iterations: int, steps: int) -> None:
         super().__init__()
         self.energy = energy
@@ -133,6 +118,14 @@ class ScriptSolver(nn.Module):
         self.y_dim = y_dim
         self.iterations = iterations
         self.steps = steps
+        # Functions, not modules: they add no names to the weights'.
+        G, e = torch.rand(2, 3, 4, dtype=torch.float64), torch.rand(2, 1, 3, dtype=torch.float64)
+        state = _first(G, e, e[:, :, :2])
+        self.first = _traced(_first, G, e, e[:, :, :2])
+        self.unfinished = _traced(_unfinished, *state)
+        self.step = _traced(_step, *state)
+        self.certified = _traced(_certified, G, e, e)
+        self.kkt = _traced(_kkt_adjoint, G, e, e, G[:, :1])
 
     def forward(self, x: Tensor, y_init: Tensor | None = None) -> Tensor:
         return self.argmin(x, y_init).y
@@ -268,160 +261,29 @@ class ScriptSolver(nn.Module):
 
     @torch.jit.export
     def inner(self, G: Tensor, e: Tensor, lam_start: Tensor | None, steps: int) -> Model:
-        """Solve the k-cut model, G [B, k, n], e [B, k], by a predictor-corrector interior point method on (λ, w, t).
+        """Solve the k-cut model, G [B, k, n], e [B, k], `icnnrt.mathematics.cut_model.solve`.
 
-        lam_start: multipliers of the first k−1 cuts. As `icnnrt.mathematics.reference.bundle_entropy_solve`.
+        lam_start [B, k_prev]: multipliers of the first cuts.
         """
-        enough = self.enough(G, e)
-        state = self.first(G, e, lam_start)
+        row = e.unsqueeze(1)
+        before = row[:, :, :0] if lam_start is None else lam_start.unsqueeze(1)
+        G_, N, e_, eye, enough, lam, u, w, s, best_lam, best_gap = self.first(G, row, before)
         for _ in range(steps):
-            if not bool((state.best_gap > enough).any()):
+            if not bool(self.unfinished(G_, N, e_, eye, enough, lam, u, w, s, best_lam, best_gap)):
                 break
-            state = self.step(G, e, enough, state)
-        return self.certified(G, e, state.best_lam)
-
-    def enough(self, G: Tensor, e: Tensor) -> Tensor:
-        """Rounding of the cut values, [B, 1, 1]: a gap that small is zero."""
-        largest = (e.abs() + 0.5 * G.abs().sum(2)).amax(1)
-        return 2.0 * self.EPS * (1.0 + largest).view(-1, 1, 1)
-
-    def first(self, G: Tensor, e: Tensor, lam_start: Tensor | None) -> State:
-        """The iterate to begin with."""
-        k = G.size(1)
-        e = e.unsqueeze(2)
-        if lam_start is None:
-            lam = torch.full_like(e, 1.0 / k)
-            bound = 2.0
-        else:
-            lam = torch.cat([0.9 * lam_start, torch.zeros_like(e[:, lam_start.size(1) :, 0])], dim=1) + 0.1 / k
-            lam = (lam / lam.sum(1, keepdim=True)).unsqueeze(2)
-            bound = 4.0
-        s = -torch.bmm(lam.transpose(1, 2), G)
-        v = self.cut_values(G, e, s)
-        gap = v.amax(1, keepdim=True) - (lam * v).sum(1, keepdim=True)
-        u = s.clamp(-bound, bound)
-        v = self.cut_values(G, e, u)
-        M = v.amax(1, keepdim=True)
-        delta = (lam * (M - v)).sum(1, keepdim=True) + 10.0 * self.EPS * (1.0 + M.abs())
-        return State(lam, u, s, M - v + delta, M + delta, lam, gap)
-
-    def step(self, G: Tensor, e: Tensor, enough: Tensor, state: State) -> State:
-        """One predictor-corrector step; the best iterate of a sample whose gap is `enough` stays."""
-        lam, u, s, w, t, best_lam, best_gap = state
-        k, n = G.size(1), G.size(2)
-        Gt = G.transpose(1, 2)
-        e = e.unsqueeze(2)
-        b, r = self.BACKTRACK, self.RELUCTANCE
-        backtrack = torch.cat([torch.full_like(t, b[0]), torch.full_like(t, b[1]), torch.full_like(t, b[2])], dim=1)
-        reluctance = torch.cat([torch.full_like(t, r[0]), torch.full_like(t, r[1]), torch.full_like(t, r[2])], dim=1)
-
-        unfinished = best_gap > enough  # False for NaN
-        y = torch.sigmoid(u)
-        D = y * torch.sigmoid(-u)
-        v = torch.baddbmm(e, G, (y - 0.5).transpose(1, 2))
-        r_u = u - s  # u + G'λ
-        r_t = 1.0 - lam.sum(1, keepdim=True)
-        GD = G * D
-        r_d = v + w - t - torch.bmm(GD, r_u.transpose(1, 2))
-        lam_w = lam * w
-        mu = lam_w.mean(1, keepdim=True)
-        factors = self.factorise(torch.bmm(GD, Gt), (w / lam).squeeze(2))
-
-        # predictor: r_c = −λw, so r_c/λ = −w and dw = −w (1 + dλ/λ)
-        x = self.substitute(factors, torch.cat([r_d - w, torch.ones_like(lam)], dim=2))
-        x_0, x_1 = x[:, :, :1], x[:, :, 1:]
-        x_1_sum = x_1.sum(1, keepdim=True)
-        d_lam = x_0 - x_1 * ((x_0.sum(1, keepdim=True) - r_t) / x_1_sum)
-        rho = d_lam / lam
-        dw = -w * (1.0 + rho)
-        # a = the most, up to 1, that keeps λ + a dλ and w + a dw >= 0; the larger of −ρ and 1 + ρ is ½ + |ρ + ½|
-        a = ((rho + 0.5).abs().amax(1, keepdim=True) + 0.5).clamp(min=1.0).reciprocal()
-        affine = ((lam + a * d_lam) * (w + a * dw)).mean(1, keepdim=True)
-        centring = (affine / mu).clamp(0.0, 1.0) ** 3
-        # corrector
-        r_c = centring * mu - lam_w - (a * a) * (d_lam * dw)
-        x_0 = self.substitute(factors, r_d + r_c / lam)
-        dt = (x_0.sum(1, keepdim=True) - r_t) / x_1_sum
-        d_lam = x_0 - x_1 * dt
-        dw = (r_c - w * d_lam) / lam
-        # α = 0.99 of the way to the boundary, at most 1
-        approach = torch.maximum((-d_lam / lam).amax(1, keepdim=True), (-dw / w).amax(1, keepdim=True))
-        alpha = 0.99 / approach.clamp(min=0.99)
-
-        trial = lam.transpose(1, 2) + (alpha * backtrack) * d_lam.transpose(1, 2)  # [B, 3, k]
-        trial = trial.clamp(min=self.LAM_FLOOR)  # off zero, where w/λ would overflow
-        trial = trial / trial.sum(2, keepdim=True)
-        trial_s = -torch.bmm(trial, G)
-        trial_v = torch.baddbmm(e.transpose(1, 2), torch.sigmoid(trial_s) - 0.5, Gt)
-        trial_gap = trial_v.amax(2, keepdim=True) - (trial * trial_v).sum(2, keepdim=True)  # [B, 3, 1]
-        chosen = (trial_gap * reluctance).argmin(1, keepdim=True)  # [B, 1, 1]
-        gap = trial_gap.gather(1, chosen)
-
-        du = -(r_u + torch.bmm(d_lam.transpose(1, 2), G))  # one whole step
-        alpha = alpha * backtrack.gather(1, chosen)
-        u = u + (alpha * du).clamp(-self.LOGIT_STEP, self.LOGIT_STEP)
-        u = u.clamp(-self.LOGIT_BOUND, self.LOGIT_BOUND)
-        lam = trial.gather(1, chosen.expand(-1, -1, k)).transpose(1, 2)
-        s = trial_s.gather(1, chosen.expand(-1, -1, n))
-        w = (w + alpha * dw).clamp(min=self.SLACK_FLOOR)
-        t = t + alpha * dt
-
-        better = (gap < best_gap) & unfinished
-        return State(lam, u, s, w, t, torch.where(better, lam, best_lam), torch.where(better, gap, best_gap))
-
-    def certified(self, G: Tensor, e: Tensor, lam: Tensor) -> Model:
-        """The point of the multipliers lam [B, k, 1], with its bound and residuals."""
-        e = e.unsqueeze(2)
-        s = -torch.bmm(lam.transpose(1, 2), G)
-        v = self.cut_values(G, e, s)
-        gap = v.amax(1, keepdim=True) - (lam * v).sum(1, keepdim=True)
-        # ½ s − softplus(s), summed in the form that does not cancel for large |s|.
-        dual = (lam * e).sum([1, 2]) - (0.5 * s.abs() + torch.log1p(torch.exp(-s.abs()))).sum([1, 2])
-        poison = 0.0 * gap[:, 0]  # [B, 1]: NaN where any cut is NaN or infinite, else 0
-        residual = torch.cat([poison, (lam.sum(1) - 1.0).abs(), gap[:, 0]], dim=1)
-        return Model(torch.sigmoid(s)[:, 0] + poison, lam[:, :, 0], dual + poison[:, 0], residual)
-
-    def cut_values(self, G: Tensor, e: Tensor, s: Tensor) -> Tensor:
-        """v = e + G(σ(s) − ½), [B, k, 1]."""
-        return torch.baddbmm(e, G, (torch.sigmoid(s) - 0.5).transpose(1, 2))
-
-    def factorise(self, A: Tensor, diagonal: Tensor) -> Factors:
-        """LU of A + diag(diagonal), scaled to unit diagonal; duplicate cuts make it singular, hence the ridge."""
-        A = A + torch.diag_embed(diagonal)
-        scale = A.diagonal(dim1=1, dim2=2).clamp(min=self.TINY).rsqrt().unsqueeze(2)
-        A = A * scale * scale.transpose(1, 2)
-        ridge = torch.full_like(diagonal, 4.0 * self.EPS)
-        LU, pivots, _ = torch.linalg.lu_factor_ex(A + torch.diag_embed(ridge))
-        return Factors(LU, pivots, scale)
-
-    def substitute(self, factors: Factors, R: Tensor) -> Tensor:
-        """The solution X of A X = R, R [B, k, r]."""
-        return torch.linalg.lu_solve(factors.LU, factors.pivots, R * factors.scale) * factors.scale
+            lam, u, w, s, best_lam, best_gap = self.step(G_, N, e_, eye, enough, lam, u, w, s, best_lam, best_gap)
+        y, lam, lower_bound, feasibility, gap = self.certified(G, row, best_lam)
+        residual = torch.cat([0.0 * gap, feasibility, gap], dim=2)
+        return Model(y[:, 0], lam[:, 0], lower_bound[:, 0, 0], residual[:, 0])
 
     @torch.jit.export
     def kkt_adjoint(self, G: Tensor, e: Tensor, lam: Tensor, y_bar: Tensor) -> tuple[Tensor, Tensor]:
-        """Proposition 3: c_y [B, n] and c_λ [B, k] for ∂ℓ/∂y = ȳ [B, n]; as
-        `icnnrt.mathematics.reference.kkt_adjoint`."""
-        bar = y_bar.unsqueeze(1)
-        s = -torch.bmm(lam.unsqueeze(1), G)
-        y = torch.sigmoid(s)
-        D = y * torch.sigmoid(-s)
-        v = torch.baddbmm(e.unsqueeze(2), G, (y - 0.5).transpose(1, 2))
-        w = (v.amax(1, keepdim=True) - v).squeeze(2)
-        q = lam.sqrt().unsqueeze(2)
-        qG = q * G
-        qSq = torch.bmm(qG * D, qG.transpose(1, 2))
-        delta = 1e-13 * qSq.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) + 1e-30
-        r = -torch.bmm(G, (D * bar).transpose(1, 2))
-        X = self.substitute(self.factorise(qSq, w + delta), torch.cat([q * r, q], dim=2))
-        qX = (q * X).sum(1, keepdim=True)
-        c_lam = q * (X[:, :, :1] - X[:, :, 1:] * (qX[:, :, :1] / qX[:, :, 1:]))
-        c_y = -D * (bar + torch.bmm(c_lam.transpose(1, 2), G))
-        return c_y[:, 0], c_lam[:, :, 0]
+        """Proposition 3: c_y [B, n] and c_λ [B, k] for ∂ℓ/∂y = ȳ [B, n]."""
+        c_y, c_lam = self.kkt(G, e.unsqueeze(1), lam.unsqueeze(1), y_bar.unsqueeze(1))
+        return c_y[:, 0], c_lam[:, 0]
 
     def adjoint(self, solution: Solution, points: Points, y_bar: Tensor) -> tuple[Tensor, Tensor]:
-        """ē [B, K] and ḡ_i + ē_i (½ − y_i) [B, K, n]; as `icnnrt.mathematics.reference.argmin_adjoint` at full
-        depth."""
+        """ē [B, K] and ḡ_i + ē_i (½ − y_i) [B, K, n], as `icnnrt.mathematics.recursive_adjoint` at full depth."""
         Y = solution.cut_points.to(torch.float64)
         K = self.iterations
         offset_bar = torch.zeros_like(solution.offsets)
@@ -452,3 +314,8 @@ class ScriptSolver(nn.Module):
             if found is not None:
                 product = found
         return product
+
+
+def _traced(statement: Callable[..., Any], *examples: Tensor) -> Any:
+    """A function for any batch, number of cuts and dimension."""
+    return torch.jit.trace(statement, examples, check_trace=False)

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from icnnrt.mathematics.domains import NAMES
+from icnnrt.mathematics.domains import MODELS, NAMES, Domain
 from icnnrt.mathematics.reference import STEPS
 from icnnrt_models.layers.bundle_entropy import ArgminResult, argmin_adjoint, bundle_entropy_argmin, implicit_adjoint
-from icnnrt_models.layers.domains import MODELS, Domain
 from icnnrt_models.layers.energy_at import (
     EnergyAt,
     OnceDifferentiable,

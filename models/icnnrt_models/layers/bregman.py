@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from icnnrt.mathematics.domains import NAMES
+from icnnrt.mathematics.bregman import EDGE, EDGE_FLOAT32
+from icnnrt.mathematics.domains import MODELS, NAMES
 from icnnrt_models.layers.argmin import check_tolerance
 from icnnrt_models.layers.energy_at import float_of, has_context, y_dim_of
+from icnnrt_models.layers.namespace import TORCH
 from icnnrt_models.networks.energy import check_size
 
 __all__ = ["BregmanProximalGradient", "BregmanResult"]
-
-EDGE = {torch.float32: 1e-6}  # as in the exported graph; 1e-12 in float64
 
 
 class BregmanResult(NamedTuple):
@@ -82,7 +82,7 @@ class BregmanProximalGradient(nn.Module):
         self.iterations = iterations
         self.step_size = float(step_size)
         self.gap_tolerance = gap_tolerance
-        self.domain = domain
+        self.domain, self.model = domain, MODELS[domain]
         self.mu = float(mu)
 
     def forward(
@@ -105,7 +105,7 @@ class BregmanProximalGradient(nn.Module):
     ) -> BregmanResult:
         """The y of `forward` with its certificate, without gradient."""
         y, p, f, lower_bound = self._run(x, y_init, lower, upper)
-        energy = f.double() + self._regulariser(p.double())
+        energy = f.double() + self.model.regulariser(TORCH, p.double())[:, 0]
         return BregmanResult(y, energy, lower_bound, energy - lower_bound)
 
     def extra_repr(self) -> str:
@@ -128,8 +128,8 @@ class BregmanProximalGradient(nn.Module):
         def f(y: Tensor) -> Tensor:
             return cast(Tensor, energy(x, y) if context is None else energy.value(context, y))
 
-        p = self._start(x, y_init, shift, scale, like)
-        s, τ = self._logits(p), self.step_size
+        p, c = self._start(x, y_init, shift, scale, like), self.model.centre(self.y_dim)
+        s, τ = self.model.logits(TORCH, p, EDGE_FLOAT32 if p.dtype == torch.float32 else EDGE), self.step_size
         lower_bound = torch.full((len(p),), -math.inf, dtype=torch.float64, device=p.device)
         for _ in range(self.iterations):
             y = shift + scale * p
@@ -140,10 +140,10 @@ class BregmanProximalGradient(nn.Module):
             slope = scale * g
             with torch.no_grad():
                 G, P = slope.double(), p.double()
-                e = value.double() + (G * (self._centre - P)).sum(1)
-                lower_bound = torch.fmax(lower_bound, e - self._conjugate(-G))
+                e = value.double() + (G * (c - P)).sum(1)
+                lower_bound = torch.fmax(lower_bound, e - self.model.conjugate(TORCH, -G)[:, 0])
             s = (s - τ * slope) / (1.0 + τ)
-            p = self._point(s)
+            p = self.model.point(TORCH, s)
         y = shift + scale * p
         return y, p, f(y.detach()), lower_bound
 
@@ -159,14 +159,10 @@ class BregmanProximalGradient(nn.Module):
             return lower, torch.where(lower <= upper, upper - lower, math.nan), like
         return 0.0, 1.0 / math.sqrt(self.mu) if self.domain == "space" else 1.0, like
 
-    @property
-    def _centre(self) -> float:
-        return {"space": 0.0, "simplex": 1.0 / self.y_dim}.get(self.domain, 0.5)
-
     def _start(self, x: Tensor, y_init: Tensor | None, shift: Any, scale: Any, like: Tensor) -> Tensor:
         shape = (x.shape[0], self.y_dim)
         if y_init is None:
-            return torch.full(shape, self._centre, dtype=like.dtype, device=x.device)
+            return torch.full(shape, self.model.centre(self.y_dim), dtype=like.dtype, device=x.device)
         if y_init.shape != shape or y_init.dtype != like.dtype:
             raise ValueError(
                 f"y_init must be {like.dtype} of shape {list(shape)}, got {y_init.dtype} of shape "
@@ -179,28 +175,3 @@ class BregmanProximalGradient(nn.Module):
         if not ((p >= -1e-6) & (p <= 1 + 1e-6)).all():
             raise ValueError("y_init must lie in the domain, got numbers outside it: clamp it, or leave it out.")
         return p.clamp(0.0, 1.0).to(like.dtype).detach()
-
-    def _logits(self, p: Tensor) -> Tensor:
-        if self.domain == "space":
-            return p
-        edge = EDGE.get(p.dtype, 1e-12)
-        q = p.clamp(edge, 1.0 - edge)
-        return q.log() if self.domain == "simplex" else q.log() - (1.0 - q).log()
-
-    def _point(self, s: Tensor) -> Tensor:
-        if self.domain == "space":
-            return s
-        return s.softmax(-1) if self.domain == "simplex" else s.sigmoid()
-
-    def _conjugate(self, s: Tensor) -> Tensor:
-        if self.domain == "space":
-            return 0.5 * s.square().sum(-1)
-        if self.domain == "simplex":
-            return s.logsumexp(-1) - s.mean(-1)
-        return (0.5 * s.abs() + torch.log1p((-s.abs()).exp())).sum(-1)
-
-    def _regulariser(self, p: Tensor) -> Tensor:
-        if self.domain == "space":
-            return 0.5 * p.square().sum(-1)
-        entropy = torch.special.entr(p)
-        return -(entropy if self.domain == "simplex" else entropy + torch.special.entr(1.0 - p)).sum(-1)

@@ -1,6 +1,6 @@
 """Moves on ONNX graphs that the assembly of the solver graphs needs: split by dependence, splice, copy."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +13,10 @@ class Ops:
     Values are named prefix/..., as no weight is: ONNX forbids a name inside a loop that stands outside it too.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, constants: list[ir.Value] | None = None) -> None:
         self.prefix = prefix
         self.nodes: list[ir.Node] = []
-        self.constants: list[ir.Value] = []
+        self.constants: list[ir.Value] = [] if constants is None else constants
 
     def __call__(
         self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, domain: str = "", **attributes: object
@@ -135,8 +135,17 @@ def needed(nodes: Sequence[ir.Node], results: Iterable[ir.Value]) -> list[ir.Nod
     for node in reversed(nodes):
         if any(v in wanted for v in node.outputs):
             kept.append(node)
-            wanted.update(v for v in node.inputs if v is not None)
+            wanted.update(_read_by(node))
     return kept[::-1]
+
+
+def _read_by(node: ir.Node) -> Iterator[ir.Value]:
+    """The inputs of a node and of all nodes in the graphs inside it."""
+    yield from (v for v in node.inputs if v is not None)
+    for attribute in node.attributes.values():
+        if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph():
+                yield from _read_by(inner)
 
 
 def copy(

@@ -1,0 +1,342 @@
+"""The namespace of `icnnrt.mathematics.namespace` that writes ONNX nodes: a statement run over it becomes a graph.
+
+    trace = Traced("cut")
+    y = at.point(trace, trace.of(s))          # nodes in trace.op.nodes, the value in y.value
+
+A traced value has the operators of an array; each appends a node to the innermost graph, unless the same node stands
+there or outside already. Values take the name of the variable that the statement holds them in, so that a graph can be
+read beside it. All arrays have the same number of axes.
+"""
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from icnnrt.format.package import OP_DOMAIN
+from icnnrt_exporters.surgery import Ops, needed, value
+
+INT64, DOUBLE, BOOL = ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
+SMALLEST: Final = float(np.finfo(np.float64).tiny)
+STATEMENTS: Final = "icnnrt.mathematics"
+
+
+class Symbol:
+    """A traced value: what a node will compute."""
+
+    __array_ufunc__ = None  # numpy's numbers leave operators to us
+
+    def __init__(self, trace: "Traced", v: ir.Value, dtype: ir.DataType) -> None:
+        self.trace, self.value, self.dtype = trace, v, dtype
+
+    def _with(self, op_type: str, other: Any, dtype: ir.DataType | None = None, swapped: bool = False) -> "Symbol":
+        other = self.trace.lifted(other, self.dtype)
+        return self.trace.node(op_type, *((other, self) if swapped else (self, other)), result=dtype or self.dtype)
+
+    def __add__(self, other: Any) -> "Symbol":
+        return self._with("Add", other)
+
+    def __radd__(self, other: Any) -> "Symbol":
+        return self._with("Add", other, swapped=True)
+
+    def __sub__(self, other: Any) -> "Symbol":
+        return self._with("Sub", other)
+
+    def __rsub__(self, other: Any) -> "Symbol":
+        return self._with("Sub", other, swapped=True)
+
+    def __mul__(self, other: Any) -> "Symbol":
+        return self._with("Mul", other)
+
+    def __rmul__(self, other: Any) -> "Symbol":
+        return self._with("Mul", other, swapped=True)
+
+    def __truediv__(self, other: Any) -> "Symbol":
+        return self._with("Div", other)
+
+    def __rtruediv__(self, other: Any) -> "Symbol":
+        if isinstance(other, float) and other == 1.0:
+            return self.trace.node("Reciprocal", self)
+        return self._with("Div", other, swapped=True)
+
+    def __matmul__(self, other: "Symbol") -> "Symbol":
+        return self._with("MatMul", other)
+
+    def __gt__(self, other: Any) -> "Symbol":
+        return self._with("Greater", other, BOOL)
+
+    def __lt__(self, other: Any) -> "Symbol":
+        return self._with("Less", other, BOOL)
+
+    def __and__(self, other: "Symbol") -> "Symbol":
+        return self._with("And", other)
+
+    def __neg__(self) -> "Symbol":
+        producer = self.value.producer()
+        if producer is not None and producer.op_type == "Neg" and producer.domain == "":
+            return Symbol(self.trace, producer.inputs[0], self.dtype)  # type: ignore[arg-type]
+        return self.trace.node("Neg", self)
+
+    def __abs__(self) -> "Symbol":
+        return self.trace.node("Abs", self)
+
+
+def nodes_of(
+    op: Ops, statement: Callable[..., Symbol], *values: ir.Value, dtype: ir.DataType = DOUBLE, rank: int = 2
+) -> ir.Value:
+    """Append the nodes of `statement(xp, *values)` to a graph's, for values of one type and rank."""
+    xp = Traced(f"{op.prefix}/{len(op.nodes)}", op, rank)
+    return statement(xp, *(xp.of(v, dtype) for v in values)).value
+
+
+class Traced:
+    """The namespace; `op` holds the nodes of the innermost graph.
+
+    Args:
+        prefix: stands before the names of values, as no weight's name does.
+        op: nodes to append to; new ones of this prefix where not given.
+        rank: how many axes arrays have.
+        taken: names that are not to be given.
+    """
+
+    def __init__(self, prefix: str, op: Ops | None = None, rank: int = 3, taken: Iterable[str] = ()) -> None:
+        self.op = op if op is not None else Ops(prefix)
+        self.prefix = prefix
+        self.rank = rank
+        self._outer: list[Ops] = []
+        self._known: list[dict[Any, Sequence[Symbol]]] = [{}]
+        self._constants: dict[Any, Symbol] = {}
+        self._used: dict[str, int] = {}  # how often a name was asked for
+        self._taken = set(taken)
+        self._given: set[ir.Value] = set()  # values that have the name they keep
+
+    # --- Writing nodes ---------------------------------------------------------------------------
+
+    def of(self, v: ir.Value, dtype: ir.DataType = DOUBLE) -> Symbol:
+        """An existing value as a traced one."""
+        self._given.add(v)
+        self._taken.add(v.name or "")
+        return Symbol(self, v, dtype)
+
+    def lifted(self, a: Any, dtype: ir.DataType) -> Symbol:
+        """A number as a constant of one entry and of this type; a traced value as it is."""
+        if isinstance(a, Symbol):
+            return a
+        return self.constant(np.asarray([a], dtype.numpy()), dtype)
+
+    def constant(self, a: Any, dtype: ir.DataType = INT64) -> Symbol:
+        array = np.asarray(a, dtype.numpy())
+        key = (array.tobytes(), array.shape, dtype)
+        if key not in self._constants:
+            self._constants[key] = self.of(self.op.constant(array, dtype), dtype)
+        return self._constants[key]
+
+    def node(self, op_type: str, *inputs: Symbol, result: ir.DataType | None = None, **attributes: Any) -> Symbol:
+        """One node with one output, of the type of its first input where `result` does not say otherwise."""
+        return self.nodes(op_type, *inputs, results=[result or inputs[0].dtype], **attributes)[0]
+
+    def nodes(
+        self, op_type: str, *inputs: Symbol, results: Sequence[ir.DataType], domain: str = "", **attributes: Any
+    ) -> Sequence[Symbol]:
+        self._name()
+        # Numbers, not id(): an object that is gone may leave its own to another.
+        key = (op_type, domain, *(v.value for v in inputs), repr(sorted(attributes.items())))
+        for known in self._known:
+            if op_type != "Loop" and key in known:
+                return known[key]
+        _no_scale_beside_product(op_type, inputs)
+        made = self.op.many(op_type, *(v.value for v in inputs), outputs=len(results), domain=domain, **attributes)
+        for v in made:
+            v.name = self._free("t")
+        found = [Symbol(self, v, dtype) for v, dtype in zip(made, results, strict=True)]
+        self._known[-1][key] = found
+        return found
+
+    def _name(self) -> None:
+        """Give values the names of the variables that hold them, in every statement that is running; the outermost
+        has the first word."""
+        frames = []
+        frame: Any = sys._getframe(2)
+        while frame is not None:
+            if frame.f_globals.get("__name__", "").startswith(STATEMENTS):
+                frames.append(frame)
+            frame = frame.f_back
+        for frame in reversed(frames):
+            for name, held in frame.f_locals.items():
+                if isinstance(held, Symbol) and held.value not in self._given and not name.startswith("_"):
+                    held.value.name = self._free(name)
+                    self._given.add(held.value)
+
+    def _free(self, name: str) -> str:
+        """prefix/name, or the next that nothing has: name_2, name_3, ..."""
+        for count in itertools.count(self._used.get(name, 0) + 1):
+            self._used[name] = count
+            found = name if count == 1 else f"{name}_{count}"
+            if found not in self._taken:
+                self._taken.add(found)
+                return f"{self.prefix}/{found}" if self.prefix else found
+        raise AssertionError
+
+    # --- The namespace ---------------------------------------------------------------------------
+
+    def exp(self, a: Symbol) -> Symbol:
+        return self.node("Exp", a)
+
+    def log(self, a: Symbol) -> Symbol:
+        return self.node("Log", a)
+
+    def log1p(self, a: Symbol) -> Symbol:
+        return self.log(1.0 + a)
+
+    def sqrt(self, a: Symbol) -> Symbol:
+        return self.node("Sqrt", a)
+
+    def sigmoid(self, s: Symbol) -> Symbol:
+        """1/(1 + e^−s): overflow gives 0, as it should, while ONNX Runtime's Sigmoid of float64 is 1 − 1/(1 + e^s) for
+        negative s and loses the lower tail."""
+        return 1.0 / (1.0 + self.exp(-s))
+
+    def x_log_x(self, a: Symbol) -> Symbol:
+        return a * self.log(self.maximum(a, SMALLEST))
+
+    def maximum(self, a: Symbol, b: Any) -> Symbol:
+        return self.node("Max", a, self.lifted(b, a.dtype))
+
+    def minimum(self, a: Symbol, b: Any) -> Symbol:
+        return self.node("Min", a, self.lifted(b, a.dtype))
+
+    def clip(self, a: Symbol, low: Any, high: Any) -> Symbol:
+        if isinstance(low, Symbol) or isinstance(high, Symbol):
+            return self.maximum(self.minimum(a, high), low)
+        bounds = (self.constant(np.float64(bound), a.dtype) for bound in (low, high))  # without an axis, as Clip asks
+        return self.node("Clip", a, *bounds)
+
+    def where(self, condition: Symbol, a: Symbol, b: Symbol) -> Symbol:
+        return self.node("Where", condition, a, b, result=a.dtype)
+
+    def sum(self, a: Symbol) -> Symbol:
+        return self.node("ReduceSum", a, self._last, keepdims=1)
+
+    def max(self, a: Symbol) -> Symbol:
+        return self.node("ReduceMax", a, self._last, keepdims=1)
+
+    def mean(self, a: Symbol) -> Symbol:
+        return self.node("ReduceMean", a, self._last, keepdims=1)
+
+    def count(self, a: Symbol) -> Symbol:
+        return self.node("Cast", self._size(a, -1), result=a.dtype, to=a.dtype)
+
+    def mT(self, a: Symbol) -> Symbol:
+        return self.node("Transpose", a, perm=[0, 2, 1])
+
+    def argmin1(self, a: Symbol) -> Symbol:
+        return self.node("ArgMin", a, result=INT64, axis=1, keepdims=1)
+
+    def pick1(self, a: Symbol, i: Symbol) -> Symbol:
+        return self.node("GatherND", a, i, batch_dims=1)
+
+    def ones_like(self, a: Symbol) -> Symbol:
+        shape = self.node("Shape", a, result=INT64)
+        return self.node("ConstantOfShape", shape, result=a.dtype, value=ir.tensor([1.0], dtype=a.dtype))
+
+    def eye(self, row: Symbol) -> Symbol:
+        k = self._size(row, -1)
+        square = self.node("ConstantOfShape", self.node("Concat", k, k, axis=0))
+        return self.node("EyeLike", square, result=row.dtype, dtype=row.dtype)
+
+    def rows(self, numbers: Sequence[float], like: Symbol) -> Symbol:
+        return self.constant(np.asarray(numbers)[None, :, None], like.dtype)
+
+    def extended(self, row: Symbol, like: Symbol) -> Symbol:
+        missing = self.node("Sub", self._size(like, -1), self._size(row, -1))
+        zeros = self.constant([0] * 5)
+        return self.node("Pad", row, self.node("Concat", zeros, missing, axis=0))
+
+    def concat(self, arrays: Sequence[Symbol]) -> Symbol:
+        return self.node("Concat", *arrays, axis=-1)
+
+    def stack(self, arrays: Sequence[Symbol]) -> Symbol:
+        return self.node("Concat", *(self.node("Unsqueeze", a, self.constant([1])) for a in arrays), axis=1)
+
+    def double(self, a: Symbol) -> Symbol:
+        return a if a.dtype == DOUBLE else self.node("Cast", a, result=DOUBLE, to=DOUBLE)
+
+    def like(self, a: Symbol, other: Symbol) -> Symbol:
+        return a if a.dtype == other.dtype else self.node("Cast", a, result=other.dtype, to=other.dtype)
+
+    def inverse_spd(self, A: Symbol, eye: Symbol) -> Callable[[Symbol], Symbol]:
+        inverse = self.node("InverseSPD", A, eye, domain=OP_DOMAIN)
+        return lambda r: r @ inverse
+
+    def solve_spd(self, A: Symbol, eye: Symbol, rows: Sequence[Symbol]) -> Sequence[Symbol]:
+        found = self.node("SolveSPD", A, self.node("Concat", *rows, axis=1), eye, domain=OP_DOMAIN)
+        return self.nodes("Split", found, results=[A.dtype] * len(rows), axis=1, num_outputs=len(rows))
+
+    def any(self, a: Symbol) -> Symbol:
+        counted = self.node("Cast", a, result=INT64, to=INT64)
+        return self.node("Cast", self.node("ReduceSum", counted, keepdims=0), result=BOOL, to=BOOL)
+
+    def loop(
+        self, unfinished: Callable[..., Symbol], step: Callable[..., Any], state: Iterable[Symbol], most: Symbol
+    ) -> Sequence[Symbol]:
+        state = list(state)
+        going = unfinished(*state)
+        counter, on = value(self._free("trip"), INT64, []), value(self._free("going"), BOOL, [])
+        held = [ir.Value(name=self._free("state"), type=ir.TensorType(v.dtype)) for v in state]
+        self._outer.append(self.op)
+        self.op = Ops(self.prefix, self.op.constants)
+        self._known.append({})
+        following = list(step(*(Symbol(self, v, s.dtype) for v, s in zip(held, state, strict=True))))
+        results = [unfinished(*following), *following]
+        made = set(itertools.chain.from_iterable(node.outputs for node in self.op.nodes))
+        outputs: list[ir.Value] = []
+        for v in results:  # an output of a body is made in it, and is one output only
+            if v.value in made and v.value not in outputs:
+                outputs.append(v.value)
+            else:
+                outputs.append(self.op("Identity", v.value))
+                outputs[-1].name = self._free("t")
+        for output, result in zip(outputs, results, strict=True):
+            output.type = ir.TensorType(result.dtype)
+        body_op, self.op = self.op, self._outer.pop()
+        self._known.pop()
+        body = ir.Graph([counter, on, *held], outputs, nodes=needed(body_op.nodes, outputs), name="step")
+        return self.nodes("Loop", most, going, *state, results=[v.dtype for v in state], body=body)
+
+    # --- How -------------------------------------------------------------------------------------
+
+    @property
+    def _last(self) -> Symbol:
+        """The last axis, counted from the front: by −1 ONNX Runtime 1.31 does not reduce an empty batch."""
+        return self.constant([self.rank - 1])
+
+    def _size(self, a: Symbol, axis: int) -> Symbol:
+        """How many entries an axis has, [1]."""
+        ends = {} if axis == -1 else {"end": axis + 1}
+        return self.node("Shape", a, result=INT64, start=axis, **ends)
+
+
+def _no_scale_beside_product(op_type: str, inputs: Sequence[Symbol]) -> None:
+    """Refuse what ONNX Runtime computes wrongly.
+
+    It folds a product with a number into the MatMul beside it, as float32 even among doubles (MatMulScaleFusion of
+    1.31: off by 1e-8); and up to 1.21 it fuses a bare transpose and a product of doubles into one it has no kernel for.
+    """
+
+    def made_by(v: Symbol, *kinds: str) -> ir.Node | None:
+        producer = v.value.producer()
+        return producer if producer is not None and producer.op_type in kinds else None
+
+    def is_number(v: ir.Value | None) -> bool:
+        return v is not None and v.const_value is not None and v.const_value.size == 1
+
+    if op_type in ("Mul", "Div") and any(is_number(v.value) for v in inputs):
+        assert not any(made_by(v, "MatMul") for v in inputs), "a number times a product of matrices: state it otherwise"
+    if op_type == "MatMul":
+        for v in inputs:
+            assert not made_by(v, "Transpose"), "a transpose right before a product: negate it, and the product"
+            scaled = made_by(v, "Mul", "Div")
+            assert scaled is None or not any(map(is_number, scaled.inputs)), "a number times a factor of a product"

@@ -1,0 +1,215 @@
+"""The operations that the algorithms of this folder are stated in, and how numpy does them.
+
+Every algorithm is written once, over a namespace `xp`, and run by what stands behind it: numpy here, torch in
+`icnnrt_models.layers.namespace`, and ONNX nodes, which `icnnrt_exporters.operators.traced` writes down instead of
+computing. Arrays of all of them have Python's operators + − * / @ > < &, unary − and abs(). Whatever else a statement
+needs is one of these:
+
+==================  ================================================================================================
+exp, log, sqrt      as in IEEE 754, without a warning: log 0 = −∞, log of a negative number is NaN
+log1p               log(1 + a), with an absolute error of rounding (ONNX forms the sum first)
+sigmoid             1/(1 + e^−s) without overflow, exact in both tails
+x_log_x             a log a; 0 at 0, NaN below
+maximum, minimum    of an array and an array or a number; NaN where either is
+clip                to [low, high], numbers or arrays; NaN stays
+where               of two arrays, by a condition
+sum, max, mean      over the last axis, which stays with one entry. `max` may pass over NaN (ONNX Runtime does): what
+                    must be NaN with it takes it from a sum
+count               how many entries the last axis has, to be broadcast against rows
+mT                  the last two axes exchanged. Never right before @: onnxruntime 1.18 to 1.21 has no kernel for it
+argmin1, pick1      where the least entry of a [B, m, 1] stands, and the row of a [B, m, k] there: [B, 1, k]
+ones_like           as many ones
+eye                 the identity [k, k] for a row of k entries
+rows                numbers, one a row: [B, m, 1] for m of them and any array of B samples
+extended            a row with zeros behind it, as long as another one
+concat              arrays side by side in the last axis
+stack               arrays [B, ...] one behind the other in a new axis 1
+double, like        as float64; in the dtype of another array
+inverse_spd         for A [B, k, k] symmetric and positive semidefinite: the function r -> A⁻¹r of a row, as exact as a
+                    search direction has to be (1e-4 where A is nearly singular). eye is the identity [k, k]
+solve_spd           A⁻¹r for some rows r, as exact as by LU
+any                 whether an entry is true
+loop                `state = step(*state)` while `unfinished(*state)`, at most `most` times
+==================  ================================================================================================
+
+All numbers are float64 where nothing else is said. A sample may be NaN and the others are as if it were not there.
+Python's `if` and `for` are for what is fixed when an algorithm is written down: a domain, never an entry or a size.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = Any  # of the namespace at hand
+
+TINY: Final = float(np.finfo(np.float64).tiny)
+EPS: Final = float(np.finfo(np.float64).eps)
+# Duplicate rows make a system singular. Scaled to unit diagonal it gets this much more of it, so it never is.
+RIDGE: Final = 4 * EPS
+
+
+class Namespace(Protocol):
+    """What the head of this file lists."""
+
+    def exp(self, a: Array) -> Array: ...
+    def log(self, a: Array) -> Array: ...
+    def log1p(self, a: Array) -> Array: ...
+    def sqrt(self, a: Array) -> Array: ...
+    def sigmoid(self, s: Array) -> Array: ...
+    def x_log_x(self, a: Array) -> Array: ...
+    def maximum(self, a: Array, b: Array | float) -> Array: ...
+    def minimum(self, a: Array, b: Array | float) -> Array: ...
+    def clip(self, a: Array, low: Array | float, high: Array | float) -> Array: ...
+    def where(self, condition: Array, a: Array, b: Array) -> Array: ...
+    def sum(self, a: Array) -> Array: ...
+    def max(self, a: Array) -> Array: ...
+    def mean(self, a: Array) -> Array: ...
+    def count(self, a: Array) -> Array: ...
+    def mT(self, a: Array) -> Array: ...
+    def argmin1(self, a: Array) -> Array: ...
+    def pick1(self, a: Array, i: Array) -> Array: ...
+    def ones_like(self, a: Array) -> Array: ...
+    def eye(self, row: Array) -> Array: ...
+    def rows(self, numbers: Sequence[float], like: Array) -> Array: ...
+    def extended(self, row: Array, like: Array) -> Array: ...
+    def concat(self, arrays: Sequence[Array]) -> Array: ...
+    def stack(self, arrays: Sequence[Array]) -> Array: ...
+    def double(self, a: Array) -> Array: ...
+    def like(self, a: Array, other: Array) -> Array: ...
+    def inverse_spd(self, A: Array, eye: Array) -> Callable[[Array], Array]: ...
+    def solve_spd(self, A: Array, eye: Array, rows: Sequence[Array]) -> Sequence[Array]: ...
+    def any(self, a: Array) -> Any: ...
+    def loop(self, unfinished: Callable[..., Any], step: Callable[..., Any], state: Any, most: Any) -> Any: ...
+
+
+class Numpy:
+    """The namespace of float64 numpy arrays."""
+
+    @staticmethod
+    def exp(a: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return np.exp(a)
+
+    @staticmethod
+    def log(a: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.log(a)
+
+    log1p = staticmethod(np.log1p)
+
+    @staticmethod
+    def sqrt(a: Array) -> Array:
+        with np.errstate(invalid="ignore"):
+            return np.sqrt(a)
+
+    @staticmethod
+    def sigmoid(s: Array) -> Array:
+        e = np.exp(-np.abs(s))
+        return np.where(s >= 0, 1.0, e) / (1.0 + e)
+
+    @staticmethod
+    def x_log_x(a: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(a == 0.0, 0.0, a * np.log(a))
+
+    maximum = staticmethod(np.maximum)
+    minimum = staticmethod(np.minimum)
+
+    @staticmethod
+    def clip(a: Array, low: Array | float, high: Array | float) -> Array:
+        return np.minimum(np.maximum(a, low), high)
+
+    where = staticmethod(np.where)
+
+    @staticmethod
+    def sum(a: Array) -> Array:
+        return a.sum(-1, keepdims=True)
+
+    @staticmethod
+    def max(a: Array) -> Array:
+        return a.max(-1, keepdims=True)
+
+    @staticmethod
+    def mean(a: Array) -> Array:
+        return a.mean(-1, keepdims=True)
+
+    @staticmethod
+    def count(a: Array) -> Array:
+        return np.full((*a.shape[:-1], 1), float(a.shape[-1]))
+
+    @staticmethod
+    def mT(a: Array) -> Array:
+        return a.swapaxes(-1, -2)
+
+    @staticmethod
+    def argmin1(a: Array) -> Array:
+        return a.argmin(1)[:, :, None]
+
+    @staticmethod
+    def pick1(a: Array, i: Array) -> Array:
+        return np.take_along_axis(a, i, 1)
+
+    ones_like = staticmethod(np.ones_like)
+
+    @staticmethod
+    def eye(row: Array) -> Array:
+        return np.eye(row.shape[-1])
+
+    @staticmethod
+    def rows(numbers: Sequence[float], like: Array) -> Array:
+        return np.broadcast_to(np.asarray(numbers)[None, :, None], (len(like), len(numbers), 1))
+
+    @staticmethod
+    def extended(row: Array, like: Array) -> Array:
+        return np.concatenate([row, np.zeros_like(like[..., row.shape[-1] :])], axis=-1)
+
+    @staticmethod
+    def concat(arrays: Sequence[Array]) -> Array:
+        return np.concatenate(arrays, axis=-1)
+
+    @staticmethod
+    def stack(arrays: Sequence[Array]) -> Array:
+        return np.stack(arrays, axis=1)
+
+    @staticmethod
+    def double(a: Array) -> Array:
+        return np.asarray(a, np.float64)
+
+    @staticmethod
+    def like(a: Array, other: Array) -> Array:
+        return np.asarray(a, other.dtype)
+
+    @staticmethod
+    def inverse_spd(A: Array, eye: Array) -> Callable[[Array], Array]:
+        scale = 1.0 / np.sqrt(np.maximum(np.einsum("bii->bi", A), TINY))[:, None, :]
+        scaled = A * scale * scale.swapaxes(1, 2) + RIDGE * eye
+        return lambda r: _solved(scaled, (r * scale).swapaxes(1, 2)).swapaxes(1, 2) * scale
+
+    @classmethod
+    def solve_spd(cls, A: Array, eye: Array, rows: Sequence[Array]) -> Sequence[Array]:
+        found = cls.inverse_spd(A, eye)(np.concatenate(rows, axis=1))
+        return np.split(found, np.cumsum([r.shape[1] for r in rows])[:-1], axis=1)
+
+    any = staticmethod(np.any)
+
+    @staticmethod
+    def loop(unfinished: Callable[..., Any], step: Callable[..., Any], state: Any, most: Any) -> Any:
+        for _ in range(most):
+            if not unfinished(*state):
+                break
+            state = step(*state)
+        return state
+
+
+NUMPY: Final = Numpy()
+
+
+def _solved(A: Array, R: Array) -> Array:
+    """A⁻¹ R; NaN in a sample whose A is singular in spite of its ridge, where numpy raises for the whole batch."""
+    try:
+        return np.linalg.solve(A, R)
+    except np.linalg.LinAlgError:
+        if len(A) == 1:
+            return np.full_like(R, np.nan)
+        return np.concatenate([_solved(A[b : b + 1], R[b : b + 1]) for b in range(len(A))])
