@@ -24,7 +24,7 @@ Vectors are rows, over cuts [B, 1, k] and over y [B, 1, n], the trials of a step
 float64, stated over `icnnrt.mathematics.namespace`.
 """
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from icnnrt.mathematics.domains import Domain
 from icnnrt.mathematics.namespace import EPS, Array, Namespace
@@ -72,7 +72,7 @@ class Model(NamedTuple):
     gap: Array  # [B, 1, 1] max v − λ'v
 
 
-def solve(xp: Namespace, at: Domain, G: Array, e: Array, lam_start: Array, steps: int) -> Model:
+def solve(xp: Namespace, at: Domain, G: Array, e: Array, lam_start: Array, steps: Any) -> Model:
     """Solve the model of slopes G [B, k, n] and offsets e [B, 1, k] over the domain `at`.
 
     lam_start [B, 1, k_prev]: multipliers of the first k_prev <= k cuts to go on from, none for a cold start. A sample

@@ -54,7 +54,7 @@ def bregman_argmin_graph(head: ir.Model, K: int, step_size: float, domain: Domai
     kept, part = (factor(op, c, y_init) for c in (1 / (1 + step_size), step_size / (1 + step_size)))
 
     def logits(xp: Traced, p: Symbol) -> Symbol:
-        return at.model.logits(xp, p, EDGE_FLOAT32 if T == ir.DataType.FLOAT else EDGE)  # type: ignore[no-any-return]
+        return at.model.logits(xp, p, EDGE_FLOAT32 if T == ir.DataType.FLOAT else EDGE)
 
     s_init = nodes_of(op, logits, p_init, dtype=T)
     counter, going = value("cut/iteration", INT64, []), value("cut/going", BOOL, [])

@@ -28,7 +28,7 @@ def solve_body(at: Domain) -> onnx.FunctionProto:
     def traced(xp: Traced, slopes: Symbol, offsets: Symbol, lam_start: Symbol) -> Sequence[Symbol]:
         G, e, before = _double(xp, slopes), _row(xp, offsets), _row(xp, lam_start)
         steps = xp.node("Constant", result=INT64, value_int=ir.RefAttr("value_int", "steps", ir.AttributeType.INT))
-        found = cut_model.solve(xp, at, G, e, before, steps)  # type: ignore[arg-type]
+        found = cut_model.solve(xp, at, G, e, before, steps)
         y = xp.node("CastLike", found.y, slopes)
         rounding = xp.max(abs(_double(xp, y) - found.y)) + 0.0 * found.gap
         return [
@@ -50,7 +50,7 @@ def adjoint_body(at: Domain) -> onnx.FunctionProto:
     """
 
     def traced(xp: Traced, slopes: Symbol, *rows: Symbol) -> Sequence[Symbol]:
-        found = kkt_adjoint(xp, at, _double(xp, slopes), *(_row(xp, row) for row in rows))  # type: ignore[arg-type]
+        found = kkt_adjoint(xp, at, _double(xp, slopes), *(_row(xp, row) for row in rows))
         return [xp.node("CastLike", _flat(xp, c), slopes) for c in found]
 
     inputs, outputs = ["slopes", "offsets", "lam", "y_bar"], ["c_y", "c_lam"]
