@@ -17,7 +17,7 @@ from icnnrt.mathematics import cut_model
 from icnnrt.mathematics.domains import SIMPLEX, SPACE, UNIT_BOX
 from icnnrt.mathematics.kkt_adjoint import kkt_adjoint
 from icnnrt.mathematics.namespace import NUMPY, Namespace
-from icnnrt_exporters.operators.bodies import OP_DOMAIN, functions
+from icnnrt_exporters.operators.bodies import OP_DOMAIN, functions, functions_qp
 from icnnrt_exporters.operators.traced import DOUBLE, Traced
 from icnnrt_exporters.surgery import needed
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
@@ -75,7 +75,7 @@ def by_onnx(statement: Statement, *arrays: np.ndarray) -> list[np.ndarray]:
         name="statement",
     )
     model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION))
-    model.functions.extend(f for f in functions() if f.name in ("InverseSPD", "SolveSPD"))
+    model.functions.extend([*functions()[:2], *functions_qp()[:2]])
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -97,6 +97,8 @@ def finite(a: np.ndarray) -> np.ndarray:
 
 # name: (statement, arrays, what comes)
 A = HARD
+M = np.arange(24.0).reshape(3, 2, 4)
+SIGN = np.array([1.0, -1.0, -1.0])[:, None, None]
 ROOMY = np.array([[[-800.0, -40.0, 0.0, 800.0]]])
 CASES: dict[str, tuple[Statement, tuple[np.ndarray, ...], Any]] = {
     "exp": (lambda xp, a: xp.exp(a), (A,), np.where(A > 700, INF, np.exp(np.minimum(A, 700)))),
@@ -128,6 +130,33 @@ CASES: dict[str, tuple[Statement, tuple[np.ndarray, ...], Any]] = {
     "extended": (lambda xp, a, b: xp.extended(a, b), (A, np.ones((3, 1, 6))), np.pad(A, ((0, 0), (0, 0), (0, 2)))),
     "extended from nothing": (lambda xp, a, b: xp.extended(a, b), (A[:, :, :0], A), np.zeros_like(A)),
     "concat": (lambda xp, a, b: xp.concat([a, b]), (A, A), np.concatenate([A, A], 2)),
+    "min": (lambda xp, a: xp.min(a), (finite(A),), finite(A).min(-1, keepdims=True)),
+    "total": (lambda xp, a: xp.total(a), (M,), M.sum((1, 2), keepdims=True)),
+    "largest": (lambda xp, a: xp.largest(a), (M,), np.abs(M).max((1, 2), keepdims=True)),
+    "isfinite": (lambda xp, a: xp.indicator(xp.isfinite(a)), (A,), np.isfinite(A) * 1.0),
+    "all": (lambda xp, a: xp.indicator(xp.all(a >= 0.0)), (A,), (A >= 0).all(-1, keepdims=True) * 1.0),
+    "not, or, at most": (lambda xp, a: xp.indicator(~(a <= 1.0) | (a < -2.0)), (A,), (~(A <= 1) | (A < -2)) * 1.0),
+    "power_of_2": (
+        lambda xp, a: xp.power_of_2(a),
+        (np.array([[[3.0, 0.4, 1e5]]]),),
+        np.array([[[4.0, 0.5, 131072.0]]]),
+    ),
+    "eyes": (lambda xp, a: xp.eyes(a), (A,), np.broadcast_to(np.eye(4), (3, 4, 4))),
+    "concat_rows": (lambda xp, a, b: xp.concat_rows([a, b]), (A, M), np.concatenate([A, M], 1)),
+    "halves": (lambda xp, a: xp.halves(a)[1] - 1.0, (A,), A[:, :, 2:] - 1.0),
+    "parts": (
+        lambda xp, a, b: xp.parts(a, [xp.sum(b), None, xp.sum(b)])[1] + 0.0,
+        (np.arange(12.0).reshape(3, 1, 4), np.ones((3, 1, 2))),
+        np.arange(12.0).reshape(3, 1, 4)[:, :, 1:3],
+    ),
+    "pick": (lambda xp, a: xp.pick(xp.total(a) > 30.0, a), (M,), M[1:]),
+    "pick of none": (lambda xp, a: xp.pick(xp.sum(0.0 * a) > 7.5, a), (M[:, :1],), M[:0, :1]),
+    "put": (lambda xp, a: xp.put(xp.sum(a) > 7.5, xp.pick(xp.sum(a) > 7.5, -a), a), (M[:, :1],), M[:, :1] * SIGN),
+    "positive_definite": (
+        lambda xp, a: xp.indicator(xp.positive_definite(a, xp.eye(a))),
+        (np.array([[[2.0, 1.0], [1.0, 2.0]], [[1.0, 2.0], [2.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]),),
+        np.array([[[1.0]], [[0.0]], [[0.0]]]),
+    ),
     "any": (lambda xp, a: xp.any(a > 1.0), (A,), True),
     "any of NaN": (lambda xp, a: xp.any(a > 1.0), (np.full((1, 1, 2), NAN),), False),
     "any of none": (lambda xp, a: xp.any(a > 1.0), (np.ones((0, 1, 2)),), False),
@@ -163,11 +192,11 @@ def test_linear_systems(run: Callable[..., list[np.ndarray]], k: int) -> None:
 
     def solved(xp: Namespace, M: Any, r: Any) -> Any:
         eye = xp.eye(r)
-        return [xp.inverse_spd(M, eye)(r), *xp.solve_spd(M, eye, [r, 2.0 * r])]
+        return [xp.inverse_spd(M, eye)(r), xp.factor_spd(M, eye)(r), *xp.solve_spd(M, eye, [r, 2.0 * r])]
 
     expected = np.linalg.solve(M[[0, 2]], r[[0, 2]].swapaxes(1, 2)).swapaxes(1, 2)
-    direction, exact, twice = run(solved, M, r)
-    for found, times, rtol in ((direction, 1.0, 1e-6), (exact, 1.0, 1e-9), (twice, 2.0, 1e-9)):
+    direction, factored, exact, twice = run(solved, M, r)
+    for found, times, rtol in ((direction, 1.0, 1e-6), (factored, 1.0, 1e-8), (exact, 1.0, 1e-9), (twice, 2.0, 1e-9)):
         assert np.isnan(found[1]).all()
         np.testing.assert_allclose(found[[0, 2]], times * expected, rtol=rtol, atol=rtol * np.abs(expected).max())
 
@@ -271,3 +300,15 @@ def test_a_solve_is_the_same_traced_by_torch() -> None:
         c_y, c_lam = kkt_adjoint(TORCH, UNIT_BOX, G, e, expected.lam, torch.ones_like(y))
         assert c_y.isfinite().all()
         assert c_lam.isfinite().all()
+
+
+@pytest.mark.parametrize("run", [by_numpy, by_torch, by_onnx], ids=["numpy", "torch", "onnx"])
+@pytest.mark.parametrize("bound", [0.5, 9.0])
+def test_one_of_two_branches_is_taken(run: Callable[..., list[np.ndarray]], bound: float) -> None:
+    def statement(xp: Namespace, a: Any) -> Any:
+        b = a + 1.0
+        return xp.cond(xp.any(a > bound), lambda: [2.0 * b, a], lambda: [a, b])
+
+    a = np.array([[[1.0, 2.0]]])
+    for found, expected in zip(run(statement, a), [2 * (a + 1), a] if bound < 2 else [a, a + 1], strict=True):
+        np.testing.assert_array_equal(found, expected)

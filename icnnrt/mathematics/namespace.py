@@ -2,8 +2,8 @@
 
 Every algorithm is written once, over a namespace `xp`, and run by what stands behind it: numpy here, torch in
 `icnnrt_models.layers.namespace`, and ONNX nodes, which `icnnrt_exporters.operators.traced` writes down instead of
-computing. Arrays of all of them have Python's operators + − * / @ > < &, unary − and abs(). Whatever else a statement
-needs is one of these:
+computing. Arrays of all of them have Python's operators + − * / @ > < >= <= & | ~, unary − and abs(). Whatever else a
+statement needs is one of these (a row is [B, 1, k]):
 
 ==================  ================================================================================================
 exp, log, sqrt      as in IEEE 754, without a warning: log 0 = −∞, log of a negative number is NaN
@@ -13,16 +13,29 @@ x_log_x             a log a; 0 at 0, NaN below
 maximum, minimum    of an array and an array or a number; NaN where either is
 clip                to [low, high], numbers or arrays; NaN stays
 where               of two arrays, by a condition
-sum, max, mean      over the last axis, which stays with one entry. `max` may pass over NaN (ONNX Runtime does): what
+total, largest      over both axes of each sample's matrix: the sum, and the largest magnitude, which may pass over NaN
+isfinite, indicator neither NaN nor infinite; 1 for true, 0 for false
+power_of_2          the power of 2 nearest to a number, by its logarithm
+pick, put           the samples for which [B, 1, 1] is true, by themselves; and what was found for them among the others
+cond                then() if a condition on all samples holds, else otherwise(): lists of as many arrays
+piece               statement(xp, *arrays), in a graph as a function of this name, which stands there once
+all                 whether all entries of a row are true, [B, 1, 1]
+positive_definite   whether all pivots of a symmetric matrix are positive, [B, 1, 1]
+factor_spd          for A [B, k, k] symmetric and positive semidefinite: the function r -> A⁻¹r of rows [B, m, k], as
+                    exact as by LU after one refinement
+sum, max, min, mean over the last axis, which stays with one entry. `max` may pass over NaN (ONNX Runtime does): what
                     must be NaN with it takes it from a sum
 count               how many entries the last axis has, to be broadcast against rows
 mT                  the last two axes exchanged. Never right before @: onnxruntime 1.18 to 1.21 has no kernel for it
 argmin1, pick1      where the least entry of a [B, m, 1] stands, and the row of a [B, m, k] there: [B, 1, k]
 ones_like           as many ones
-eye                 the identity [k, k] for a row of k entries
+eye, eyes           the identity [k, k] for a row of k entries, alone and for every sample
 rows                numbers, one a row: [B, m, 1] for m of them and any array of B samples
 extended            a row with zeros behind it, as long as another one
 concat              arrays side by side in the last axis
+concat_rows         matrices [B, m, k] one above the other
+halves              a row in two equal parts
+parts               a row in parts as long as other rows are; one of them may be None, for the rest
 stack               arrays [B, ...] one behind the other in a new axis 1
 double, like        as float64; in the dtype of another array
 inverse_spd         for A [B, k, k] symmetric and positive semidefinite: the function r -> A⁻¹r of a row, as exact as a
@@ -64,6 +77,7 @@ class Namespace(Protocol):
     def where(self, condition: Array, a: Array, b: Array) -> Array: ...
     def sum(self, a: Array) -> Array: ...
     def max(self, a: Array) -> Array: ...
+    def min(self, a: Array) -> Array: ...
     def mean(self, a: Array) -> Array: ...
     def count(self, a: Array) -> Array: ...
     def mT(self, a: Array) -> Array: ...
@@ -71,6 +85,22 @@ class Namespace(Protocol):
     def pick1(self, a: Array, i: Array) -> Array: ...
     def ones_like(self, a: Array) -> Array: ...
     def eye(self, row: Array) -> Array: ...
+    def eyes(self, row: Array) -> Array: ...
+    def total(self, M: Array) -> Array: ...
+    def largest(self, M: Array) -> Array: ...
+    def isfinite(self, a: Array) -> Array: ...
+    def indicator(self, condition: Array) -> Array: ...
+    def power_of_2(self, a: Array) -> Array: ...
+    def pick(self, which: Array, a: Array) -> Array: ...
+    def put(self, which: Array, found: Array, among: Array) -> Array: ...
+    def cond(self, condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any: ...
+    def piece(self, name: str, statement: Callable[..., Any], arrays: Sequence[Any]) -> Any: ...
+    def all(self, condition: Array) -> Array: ...
+    def positive_definite(self, M: Array, eye: Array) -> Array: ...
+    def factor_spd(self, A: Array, eye: Array) -> Callable[[Array], Array]: ...
+    def concat_rows(self, arrays: Sequence[Array]) -> Array: ...
+    def halves(self, row: Array) -> Sequence[Array]: ...
+    def parts(self, row: Array, like: Sequence[Array | None]) -> Sequence[Array]: ...
     def rows(self, numbers: Sequence[float], like: Array) -> Array: ...
     def extended(self, row: Array, like: Array) -> Array: ...
     def concat(self, arrays: Sequence[Array]) -> Array: ...
@@ -131,8 +161,56 @@ class Numpy:
         return a.max(-1, keepdims=True)
 
     @staticmethod
+    def min(a: Array) -> Array:
+        return a.min(-1, keepdims=True)
+
+    @staticmethod
     def mean(a: Array) -> Array:
         return a.mean(-1, keepdims=True)
+
+    @staticmethod
+    def total(M: Array) -> Array:
+        return M.sum((-2, -1), keepdims=True)
+
+    @staticmethod
+    def largest(M: Array) -> Array:
+        return np.abs(M).max((-2, -1), keepdims=True)
+
+    isfinite = staticmethod(np.isfinite)
+
+    @staticmethod
+    def indicator(condition: Array) -> Array:
+        return condition.astype(np.float64)
+
+    @staticmethod
+    def power_of_2(a: Array) -> Array:
+        return 2.0 ** np.round(np.log2(a))
+
+    @staticmethod
+    def pick(which: Array, a: Array) -> Array:
+        return a[which[:, 0, 0]]
+
+    @staticmethod
+    def put(which: Array, found: Array, among: Array) -> Array:
+        result = among.copy()
+        result[which[:, 0, 0]] = found
+        return result
+
+    @staticmethod
+    def cond(condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        return then() if condition else otherwise()
+
+    @classmethod
+    def piece(cls, name: str, statement: Callable[..., Any], arrays: Sequence[Any]) -> Any:
+        return statement(cls(), *arrays)
+
+    @staticmethod
+    def all(condition: Array) -> Array:
+        return condition.all(-1, keepdims=True)
+
+    @staticmethod
+    def positive_definite(M: Array, eye: Array) -> Array:
+        return (np.linalg.eigvalsh(M)[:, 0] > 0.0)[:, None, None]
 
     @staticmethod
     def count(a: Array) -> Array:
@@ -157,6 +235,10 @@ class Numpy:
         return np.eye(row.shape[-1])
 
     @staticmethod
+    def eyes(row: Array) -> Array:
+        return np.broadcast_to(np.eye(row.shape[-1]), (len(row), row.shape[-1], row.shape[-1]))
+
+    @staticmethod
     def rows(numbers: Sequence[float], like: Array) -> Array:
         return np.broadcast_to(np.asarray(numbers)[None, :, None], (len(like), len(numbers), 1))
 
@@ -167,6 +249,20 @@ class Numpy:
     @staticmethod
     def concat(arrays: Sequence[Array]) -> Array:
         return np.concatenate(arrays, axis=-1)
+
+    @staticmethod
+    def concat_rows(arrays: Sequence[Array]) -> Array:
+        return np.concatenate(arrays, axis=1)
+
+    @staticmethod
+    def halves(row: Array) -> Sequence[Array]:
+        return np.split(row, 2, axis=-1)
+
+    @staticmethod
+    def parts(row: Array, like: Sequence[Array | None]) -> Sequence[Array]:
+        known = sum(a.shape[-1] for a in like if a is not None)
+        sizes = [row.shape[-1] - known if a is None else a.shape[-1] for a in like]
+        return np.split(row, np.cumsum(sizes)[:-1], axis=-1)
 
     @staticmethod
     def stack(arrays: Sequence[Array]) -> Array:
@@ -185,6 +281,8 @@ class Numpy:
         scale = 1.0 / np.sqrt(np.maximum(np.einsum("bii->bi", A), TINY))[:, None, :]
         scaled = A * scale * scale.swapaxes(1, 2) + RIDGE * eye
         return lambda r: _solved(scaled, (r * scale).swapaxes(1, 2)).swapaxes(1, 2) * scale
+
+    factor_spd = inverse_spd
 
     @classmethod
     def solve_spd(cls, A: Array, eye: Array, rows: Sequence[Array]) -> Sequence[Array]:

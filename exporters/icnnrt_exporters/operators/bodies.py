@@ -4,25 +4,15 @@ A node of that domain runs these bodies in any ONNX runtime, and the native kern
 registered.
 """
 
+from typing import Any
+
 import onnx
 
 from icnnrt.format.package import OP_DOMAIN
 from icnnrt.mathematics.domains import MODELS
-from icnnrt_exporters.operators.bundle import adjoint_body, solve_body
+from icnnrt_exporters.operators import bundle, quadratic_program
 from icnnrt_exporters.operators.inverse_cholesky import InverseCholesky
-from icnnrt_exporters.operators.qp_adjoint import QPAdjoint
-from icnnrt_exporters.operators.qp_interior_point import (
-    QPDirection,
-    QPEquilibrated,
-    QPEvaluated,
-    QPInteriorPoint,
-    QPLargest,
-    QPResidual,
-    QPRoot,
-    QPSizeOfZ,
-)
-from icnnrt_exporters.operators.qp_newton import QPCondensed, QPFactors, QPRefined
-from icnnrt_exporters.operators.qp_solve import QPConvex, QPFarkas, QPRecession, QPSolve
+from icnnrt_exporters.operators.positive_definite import PositiveDefinite
 from icnnrt_exporters.operators.solve_spd import InverseSPD, SolveSPD
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
@@ -36,31 +26,23 @@ def functions(domain: str = "unit_box") -> list[onnx.FunctionProto]:
     Two bodies, `MODELS[domain].operators` + "Solve" and + "Adjoint", come last.
     """
     model = MODELS[domain]
-    linear = [f.to_function_proto() for f in (InverseSPD, SolveSPD)]
-    return [*_imported(linear), solve_body(model), adjoint_body(model)]
+    return [*_imported(InverseSPD, SolveSPD), *bundle.solve_body(model), *bundle.adjoint_body(model)]
 
 
 def functions_qp(*operators: str) -> list[onnx.FunctionProto]:
     """The bodies of QPSolve or QPAdjoint or, by default, both, which come last, and of all functions they call."""
     solves = not operators or "QPSolve" in operators
     differentiates = not operators or "QPAdjoint" in operators
-    newton = (InverseCholesky, QPFactors, QPCondensed, QPRefined)
-    interior_point = (
-        QPLargest,
-        QPRoot,
-        QPEquilibrated,
-        QPSizeOfZ,
-        QPResidual,
-        QPEvaluated,
-        QPDirection,
-        QPInteriorPoint,
-    )
-    solve = (*interior_point, QPConvex, QPFarkas, QPRecession, QPSolve)
-    wanted = (*newton, *(solve if solves else ()), *((QPAdjoint,) if differentiates else ()))
-    return _imported([f.to_function_proto() for f in wanted])
+    return [
+        *_imported(InverseCholesky, *([PositiveDefinite] if solves else [])),
+        *(quadratic_program.solve_body() if solves else []),
+        *(quadratic_program.adjoint_body() if differentiates else []),
+    ]
 
 
-def _imported(bodies: list[onnx.FunctionProto]) -> list[onnx.FunctionProto]:
+def _imported(*scripts: Any) -> list[onnx.FunctionProto]:
+    """Functions of onnxscript."""
+    bodies = [f.to_function_proto() for f in scripts]
     for body in bodies:
         # onnxscript overlooks calls of our own functions that stand inside a Loop.
         del body.opset_import[:]

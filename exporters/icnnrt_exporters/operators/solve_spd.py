@@ -33,6 +33,7 @@ def double(*values: float) -> onnx.TensorProto:
     return onnx.helper.make_tensor("value", onnx.TensorProto.DOUBLE, [len(values)], values)
 
 
+ZERO: Final = double(0.0)
 ONE: Final = double(1.0)
 TWO: Final = double(2.0)
 # A pivot is 1 less what the pivots before explain, so below this it is rounding: a duplicate.

@@ -8,7 +8,9 @@ there or outside already. Values take the name of the variable that the statemen
 read beside it. All arrays have the same number of axes.
 """
 
+import inspect
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -18,6 +20,7 @@ import onnx_ir as ir
 
 from icnnrt.format.package import OP_DOMAIN
 from icnnrt_exporters.surgery import Ops, needed, value
+from icnnrt_exporters.versions import OP_VERSION, OPSET
 
 INT64, DOUBLE, BOOL = ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
 SMALLEST: Final = float(np.finfo(np.float64).tiny)
@@ -71,6 +74,18 @@ class Symbol:
     def __lt__(self, other: Any) -> "Symbol":
         return self._with("Less", other, BOOL)
 
+    def __ge__(self, other: Any) -> "Symbol":
+        return self._with("GreaterOrEqual", other, BOOL)
+
+    def __le__(self, other: Any) -> "Symbol":
+        return self._with("LessOrEqual", other, BOOL)
+
+    def __or__(self, other: "Symbol") -> "Symbol":
+        return self._with("Or", other)
+
+    def __invert__(self) -> "Symbol":
+        return self.trace.node("Not", self)
+
     def __and__(self, other: "Symbol") -> "Symbol":
         return self._with("And", other)
 
@@ -109,6 +124,7 @@ class Traced:
         self._outer: list[Ops] = []
         self._known: list[dict[Any, Sequence[Symbol]]] = [{}]
         self._constants: dict[Any, Symbol] = {}
+        self.pieces: dict[str, tuple[ir.Function, list[ir.DataType]]] = {}  # by name, with the types of their outputs
         self._used: dict[str, int] = {}  # how often a name was asked for
         self._taken = set(taken)
         self._given: set[ir.Value] = set()  # values that have the name they keep
@@ -145,7 +161,7 @@ class Traced:
         # Numbers, not id(): an object that is gone may leave its own to another.
         key = (op_type, domain, *(v.value for v in inputs), repr(sorted(attributes.items())))
         for known in self._known:
-            if op_type != "Loop" and key in known:
+            if op_type not in ("Loop", "If") and key in known:
                 return known[key]
         _no_scale_beside_product(op_type, inputs)
         made = self.op.many(op_type, *(v.value for v in inputs), outputs=len(results), domain=domain, **attributes)
@@ -166,7 +182,8 @@ class Traced:
             frame = frame.f_back
         for frame in reversed(frames):
             for name, held in frame.f_locals.items():
-                if isinstance(held, Symbol) and held.value not in self._given and not name.startswith("_"):
+                known = not isinstance(held, Symbol) or held.trace is not self or held.value in self._given
+                if not known and not name.startswith("_"):
                     held.value.name = self._free(name)
                     self._given.add(held.value)
 
@@ -214,14 +231,70 @@ class Traced:
         bounds = (self.constant(np.float64(bound), a.dtype) for bound in (low, high))  # without an axis, as Clip asks
         return self.node("Clip", a, *bounds)
 
-    def where(self, condition: Symbol, a: Symbol, b: Symbol) -> Symbol:
-        return self.node("Where", condition, a, b, result=a.dtype)
+    def where(self, condition: Symbol, a: Any, b: Any) -> Symbol:
+        dtype = next((v.dtype for v in (a, b) if isinstance(v, Symbol)), DOUBLE)
+        a, b = self.lifted(a, dtype), self.lifted(b, dtype)
+        return self.node("Where", condition, a, b, result=dtype)
 
     def sum(self, a: Symbol) -> Symbol:
         return self.node("ReduceSum", a, self._last, keepdims=1)
 
     def max(self, a: Symbol) -> Symbol:
         return self.node("ReduceMax", a, self._last, keepdims=1)
+
+    def min(self, a: Symbol) -> Symbol:
+        return self.node("ReduceMin", a, self._last, keepdims=1)
+
+    def total(self, M: Symbol) -> Symbol:
+        return self.node("ReduceSum", M, self.constant([1, 2]), keepdims=1)
+
+    def largest(self, M: Symbol) -> Symbol:
+        return self.node("ReduceMax", abs(M), self.constant([1, 2]), keepdims=1)
+
+    def isfinite(self, a: Symbol) -> Symbol:
+        return abs(a) < float("inf")
+
+    def indicator(self, condition: Symbol) -> Symbol:
+        return self.node("Cast", condition, result=DOUBLE, to=DOUBLE)
+
+    def power_of_2(self, a: Symbol) -> Symbol:
+        exponent = self.node("Round", self.log(a) / math.log(2.0))
+        return self.node("Pow", self.lifted(2.0, DOUBLE), exponent)
+
+    def all(self, condition: Symbol) -> Symbol:
+        return self.min(self.indicator(condition)) > 0.0
+
+    def pick(self, which: Symbol, a: Symbol) -> Symbol:
+        return self.node("Compress", a, self._samples(which), axis=0)
+
+    def _samples(self, which: Symbol) -> Symbol:
+        return self.node("Squeeze", which, self.constant([1, 2]))
+
+    def put(self, which: Symbol, found: Symbol, among: Symbol) -> Symbol:
+        samples = self._size(among, 0)
+        count = self.node("Squeeze", samples)
+        places = self.node("Range", self.constant(0), count, self.constant(1))
+        at = self.node("Compress", places, self._samples(which), axis=0)
+        return self.node("ScatterND", among, self.node("Unsqueeze", at, self.constant([1])), found)
+
+    def cond(self, condition: Symbol, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Sequence[Symbol]:
+        branches: dict[str, Any] = {}
+        found: list[Symbol] = []
+        for name, branch in (("then_branch", then), ("else_branch", otherwise)):
+            self._open()
+            found = list(branch())
+            branches[name] = self._closed([], found, name)
+        return self.nodes("If", condition, results=[v.dtype for v in found], **branches)
+
+    def piece(self, name: str, statement: Callable[..., Any], arrays: Sequence[Symbol]) -> Sequence[Symbol]:
+        if name not in self.pieces:
+            inner = Traced("", rank=self.rank)
+            inner.pieces = self.pieces
+            given = [ir.Value(name=f"in_{i}") for i in range(len(arrays))]
+            found = list(statement(inner, *(inner.of(v, a.dtype) for v, a in zip(given, arrays, strict=True))))
+            made = inner.function(name, given, found, inspect.getdoc(statement))
+            self.pieces[name] = made, [v.dtype for v in found]
+        return self.nodes(name, *arrays, results=self.pieces[name][1], domain=OP_DOMAIN)
 
     def mean(self, a: Symbol) -> Symbol:
         return self.node("ReduceMean", a, self._last, keepdims=1)
@@ -247,6 +320,10 @@ class Traced:
         square = self.node("ConstantOfShape", self.node("Concat", k, k, axis=0))
         return self.node("EyeLike", square, result=row.dtype, dtype=row.dtype)
 
+    def eyes(self, row: Symbol) -> Symbol:
+        k = self._size(row, -1)
+        return self.node("Expand", self.eye(row), self.node("Concat", self._size(row, 0), k, k, axis=0))
+
     def rows(self, numbers: Sequence[float], like: Symbol) -> Symbol:
         return self.constant(np.asarray(numbers)[None, :, None], like.dtype)
 
@@ -257,6 +334,20 @@ class Traced:
 
     def concat(self, arrays: Sequence[Symbol]) -> Symbol:
         return self.node("Concat", *arrays, axis=-1)
+
+    def concat_rows(self, arrays: Sequence[Symbol]) -> Symbol:
+        return self.node("Concat", *arrays, axis=1)
+
+    def halves(self, row: Symbol) -> Sequence[Symbol]:
+        return self.nodes("Split", row, results=[row.dtype] * 2, axis=self.rank - 1, num_outputs=2)
+
+    def parts(self, row: Symbol, like: Sequence[Symbol | None]) -> Sequence[Symbol]:
+        sizes = [None if a is None else self._size(a, -1) for a in like]
+        rest = self._size(row, -1)
+        for size in sizes:
+            rest = rest if size is None else rest - size
+        ends = self.node("Concat", *(rest if size is None else size for size in sizes), axis=0)
+        return self.nodes("Split", row, ends, results=[row.dtype] * len(like), axis=self.rank - 1)
 
     def stack(self, arrays: Sequence[Symbol]) -> Symbol:
         return self.node("Concat", *(self.node("Unsqueeze", a, self.constant([1])) for a in arrays), axis=1)
@@ -270,6 +361,14 @@ class Traced:
     def inverse_spd(self, A: Symbol, eye: Symbol) -> Callable[[Symbol], Symbol]:
         inverse = self.node("InverseSPD", A, eye, domain=OP_DOMAIN)
         return lambda r: r @ inverse
+
+    def factor_spd(self, A: Symbol, eye: Symbol) -> Callable[[Symbol], Symbol]:
+        above = self.node("Trilu", self.ones_like(eye), self.constant(1), upper=1)
+        V, Vt = self.nodes("InverseCholesky", A, eye, above, results=[A.dtype] * 2, domain=OP_DOMAIN)
+        return lambda r: r @ Vt @ V
+
+    def positive_definite(self, M: Symbol, eye: Symbol) -> Symbol:
+        return self.node("PositiveDefinite", M, eye, result=BOOL, domain=OP_DOMAIN)
 
     def solve_spd(self, A: Symbol, eye: Symbol, rows: Sequence[Symbol]) -> Sequence[Symbol]:
         found = self.node("SolveSPD", A, self.node("Concat", *rows, axis=1), eye, domain=OP_DOMAIN)
@@ -286,25 +385,51 @@ class Traced:
         going = unfinished(*state)
         counter, on = value(self._free("trip"), INT64, []), value(self._free("going"), BOOL, [])
         held = [ir.Value(name=self._free("state"), type=ir.TensorType(v.dtype)) for v in state]
+        self._open()
+        following = list(step(*(Symbol(self, v, s.dtype) for v, s in zip(held, state, strict=True))))
+        results = [unfinished(*following), *following]
+        body = self._closed([counter, on, *held], results, "step")
+        return self.nodes("Loop", most, going, *state, results=[v.dtype for v in state], body=body)
+
+    # --- Graphs ----------------------------------------------------------------------------------
+
+    def function(
+        self, name: str, given: Sequence[ir.Value], results: Sequence[Symbol], doc: str | None = None, **attributes: Any
+    ) -> ir.Function:
+        """All that was traced as a function of ai.icnnrt: constants in front, then what its outputs need."""
+        outputs = [v.value for v in results]
+        constants = []
+        for v in self.op.constants:
+            node = ir.node("Constant", [], attributes={"value": v.const_value}, num_outputs=1)
+            node.outputs[0].name = self._free("constant")
+            ir.convenience.replace_all_uses_with(v, node.outputs[0])
+            constants.append(node)
+        imports = {"": OPSET, OP_DOMAIN: OP_VERSION}
+        nodes = needed([*constants, *self.op.nodes], outputs)
+        graph = ir.Graph(given, outputs, nodes=nodes, opset_imports=imports, name=name, doc_string=doc)
+        return ir.Function(OP_DOMAIN, name, graph=graph, attributes=list(attributes.values()))
+
+    def _open(self) -> None:
+        """Begin a graph inside the one at hand."""
         self._outer.append(self.op)
         self.op = Ops(self.prefix, self.op.constants)
         self._known.append({})
-        following = list(step(*(Symbol(self, v, s.dtype) for v, s in zip(held, state, strict=True))))
-        results = [unfinished(*following), *following]
+
+    def _closed(self, inputs: Sequence[ir.Value], results: Sequence[Symbol], name: str) -> ir.Graph:
+        """End it. Each of its outputs is made in it, and is one output only."""
         made = set(itertools.chain.from_iterable(node.outputs for node in self.op.nodes))
         outputs: list[ir.Value] = []
-        for v in results:  # an output of a body is made in it, and is one output only
+        for v in results:
             if v.value in made and v.value not in outputs:
                 outputs.append(v.value)
             else:
                 outputs.append(self.op("Identity", v.value))
                 outputs[-1].name = self._free("t")
-        for output, result in zip(outputs, results, strict=True):
-            output.type = ir.TensorType(result.dtype)
-        body_op, self.op = self.op, self._outer.pop()
+            outputs[-1].type = ir.TensorType(v.dtype)
+        nodes = needed(self.op.nodes, outputs)
+        self.op = self._outer.pop()
         self._known.pop()
-        body = ir.Graph([counter, on, *held], outputs, nodes=needed(body_op.nodes, outputs), name="step")
-        return self.nodes("Loop", most, going, *state, results=[v.dtype for v in state], body=body)
+        return ir.Graph(inputs, outputs, nodes=nodes, name=name)
 
     # --- How -------------------------------------------------------------------------------------
 

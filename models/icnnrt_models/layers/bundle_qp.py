@@ -21,7 +21,7 @@ from icnnrt.mathematics.qp_reference import BOUND_MAX, STEPS
 from icnnrt.mathematics.qp_reference import TOLERANCE as QP_TOLERANCE
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.status import Status
-from icnnrt_models.layers.interior_point import Solution
+from icnnrt_models.layers.qp_script import Solution
 
 __all__ = [
     "Model",

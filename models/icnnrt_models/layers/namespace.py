@@ -53,6 +53,54 @@ class Torch:
         return a.amax(-1, keepdim=True)
 
     @staticmethod
+    def min(a: Tensor) -> Tensor:
+        return a.amin(-1, keepdim=True)
+
+    @staticmethod
+    def total(M: Tensor) -> Tensor:
+        return M.sum((-2, -1), keepdim=True)
+
+    @staticmethod
+    def largest(M: Tensor) -> Tensor:
+        return M.abs().amax((-2, -1), keepdim=True)
+
+    @staticmethod
+    def isfinite(a: Tensor) -> Tensor:
+        return torch.isfinite(a)
+
+    @staticmethod
+    def indicator(condition: Tensor) -> Tensor:
+        return condition.to(torch.float64)
+
+    @staticmethod
+    def power_of_2(a: Tensor) -> Tensor:
+        return torch.exp2(torch.round(torch.log2(a)))
+
+    @staticmethod
+    def all(condition: Tensor) -> Tensor:
+        return condition.all(-1, keepdim=True)
+
+    @staticmethod
+    def pick(which: Tensor, a: Tensor) -> Tensor:
+        return a[which[:, 0, 0]]
+
+    @staticmethod
+    def put(which: Tensor, found: Tensor, among: Tensor) -> Tensor:
+        return among.index_put((which[:, 0, 0],), found)
+
+    @staticmethod
+    def cond(condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        return then() if condition else otherwise()
+
+    @classmethod
+    def piece(cls, name: str, statement: Callable[..., Any], arrays: Sequence[Any]) -> Any:
+        return statement(cls(), *arrays)
+
+    @staticmethod
+    def positive_definite(M: Tensor, eye: Tensor) -> Tensor:
+        return (torch.linalg.eigvalsh(M)[:, :1] > 0.0)[:, None]
+
+    @staticmethod
     def mean(a: Tensor) -> Tensor:
         return a.mean(-1, keepdim=True)
 
@@ -82,6 +130,10 @@ class Torch:
         place = torch.cumsum(_filled(row.sum((0, 1)), 1.0), 0)
         return (place[:, None] == place).to(row.dtype)
 
+    @classmethod
+    def eyes(cls, row: Tensor) -> Tensor:
+        return cls.eye(row).expand(row.shape[0], -1, -1)
+
     @staticmethod
     def rows(numbers: Sequence[float], like: Tensor) -> Tensor:
         one = _filled(like[:, :1, :1], 1.0)
@@ -94,6 +146,19 @@ class Torch:
     @staticmethod
     def concat(arrays: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(arrays), dim=-1)
+
+    @staticmethod
+    def concat_rows(arrays: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(arrays), dim=1)
+
+    @staticmethod
+    def halves(row: Tensor) -> Sequence[Tensor]:
+        return row.chunk(2, dim=-1)
+
+    @staticmethod
+    def parts(row: Tensor, like: Sequence[Tensor | None]) -> Sequence[Tensor]:
+        known = sum(a.shape[-1] for a in like if a is not None)
+        return row.split([row.shape[-1] - known if a is None else a.shape[-1] for a in like], dim=-1)
 
     @staticmethod
     def stack(arrays: Sequence[Tensor]) -> Tensor:
@@ -113,6 +178,8 @@ class Torch:
         scale = A.diagonal(dim1=1, dim2=2).clamp(min=TINY).rsqrt()[:, None]
         LU, pivots, _ = torch.linalg.lu_factor_ex(A * scale * scale.mT + RIDGE * eye)
         return lambda r: torch.linalg.lu_solve(LU, pivots, (r * scale).mT).mT * scale
+
+    factor_spd = inverse_spd
 
     @classmethod
     def solve_spd(cls, A: Tensor, eye: Tensor, rows: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from icnnrt.mathematics.qp_advice import qp_advice
-from icnnrt.mathematics.qp_reference import STEPS, TOLERANCE
+from icnnrt.mathematics.qp_reference import STEPS, precision_of
 from icnnrt.mathematics.qp_status import QPStatus, advise
-from icnnrt_models.layers.interior_point import Data, Solution, adjoint, adjoint_system, newton_solve, solve
 from icnnrt_models.layers.kernels import Kernel, kernel, run_on
+from icnnrt_models.layers.qp_script import Data, Solution, precision, qp_script
 from icnnrt_models.networks.energy import check_size
 
 __all__ = ["OnUnsafe", "QPLayer", "QPResult"]
@@ -285,23 +285,6 @@ def _batch(data: Sequence[Tensor]) -> Any:
     return next((a.shape[0] for a in data if not (isinstance(a.shape[0], int) and a.shape[0] == 1)), 1)
 
 
-@functools.cache
-def _compiled() -> tuple[Any, ...]:
-    """The solver, the system of the adjoint and its solution by TorchScript: half the time of Python where small.
-
-    Run without its optimiser, which takes a second at every new shape and gains nothing afterwards.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return tuple(torch.jit.script(f) for f in (solve, adjoint_system, adjoint))
-
-
-def _precision(dtype: torch.dtype) -> tuple[float, tuple[float, float]]:
-    """Rounding of the data, and the residuals that count as solved and as inaccurate."""
-    name = np.dtype(np.float32 if dtype == torch.float32 else np.float64)
-    return torch.finfo(dtype).eps, TOLERANCE[name]
-
-
 def _wide(data: Sequence[Tensor], B: int) -> list[Tensor]:
     return [a.detach().double().expand(B, *a.shape[1:]) for a in data]
 
@@ -337,10 +320,11 @@ def qp_solve(
     Q, p, G, h_lower, h, A, b, lower, upper, start = _wide(data, B)
     inf = float("inf")
     whole = Data(Q, p, G, _or(h_lower, h, -inf), h, A, b, _or(lower, p, -inf), _or(upper, p, inf))
+    # Without TorchScript's optimiser, which takes a second at every new shape and gains nothing afterwards.
     with torch.no_grad(), torch.jit.optimized_execution(False):
-        solution = _compiled()[0](whole, start if start.shape[1] else None, steps, *_precision(dtype))
-    floats = [a.to(dtype).contiguous() for a in solution[:6]]
-    return cast(Any, (*floats, solution.residual, solution.status, solution.ray.to(dtype)))
+        solution = qp_script().solve(*whole, start, precision(data[1]), steps)
+    floats = [a.to(dtype).clone(memory_format=torch.contiguous_format) for a in solution[:6]]
+    return cast(Any, (*floats, solution.residual.clone(), solution.status, solution.ray.to(dtype).clone()))
 
 
 def _outputs(data: Sequence[Tensor], B: Any) -> tuple[Tensor, ...]:
@@ -381,12 +365,11 @@ def qp_adjoint(
         return cast(Any, tuple(z_bar.new_empty((0, a.shape[1])) for a in (z_bar, lam, A, mu)))
     good = status == QPStatus.SOLVED
     Q, G, A, lam, mu, slack, box_slack, _, z_bar, lam_bar, nu_bar, mu_bar = _wide(data, B)
-    nu = A[:, :, 0]
-    bars = (z_bar, _or(lam_bar, lam, 0.0), _or(nu_bar, nu, 0.0), _or(mu_bar, mu, 0.0))
+    bars = torch.cat([_or(lam_bar, lam, 0.0), _or(mu_bar, mu, 0.0)], 1)
+    nu_bar = _or(nu_bar, A[:, :, 0], 0.0)
     with torch.no_grad(), torch.jit.optimized_execution(False):
-        system = _compiled()[1](Q, G, A, lam, mu, slack, box_slack)
-        d = _compiled()[2](system, good, *bars)
-    return cast(Any, tuple(a.to(dtype).contiguous() for a in d))
+        d = qp_script().adjoint(Q, G, A, lam, mu, slack, box_slack, z_bar, bars, nu_bar)
+    return cast(Any, tuple(torch.where(good[:, None], a, torch.nan).to(dtype).contiguous() for a in d))
 
 
 @qp_adjoint.register_fake
@@ -561,115 +544,125 @@ def differentiable(*arguments: Any) -> tuple[Tensor, ...]:
 # ---------------------------------------------------------------- TorchScript
 
 
-def _traced(
-    Q: Tensor,
-    p: Tensor,
-    G: Tensor,
-    h_lower: Tensor,
-    h: Tensor,
-    A: Tensor,
-    b: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-    steps: int,
-    skip: bool,
-    demand: bool,
-    eps32: float = torch.finfo(torch.float32).eps,
-    eps64: float = torch.finfo(torch.float64).eps,
-    tolerance32: tuple[float, float] = TOLERANCE[np.dtype(np.float32)],
-    tolerance64: tuple[float, float] = TOLERANCE[np.dtype(np.float64)],
-) -> Solution:
+@functools.cache
+def _scripted() -> Any:
     """The operator as TorchScript's own code, differentiable by autograd.
 
     The answer is held fixed, and one Newton step from it, which is 0, is recorded with a fixed matrix: its derivative
     is that of the KKT conditions, so it is the adjoint, once.
     """
-    dtype = p.dtype
-    B = 1
-    for size in (
-        Q.size(0),
-        p.size(0),
-        G.size(0),
-        h_lower.size(0),
-        h.size(0),
-        A.size(0),
-        b.size(0),
-        lower.size(0),
-        upper.size(0),
-    ):
-        if size != 1:
-            B = size
-    n, m = p.size(1), h.size(1)
-    infinity = float("inf")
-    double = torch.float64
-    Q, p, G = Q.to(double).expand(B, n, n), p.to(double).expand(B, n), G.to(double).expand(B, m, n)
-    A, b = A.to(double).expand(B, A.size(1), n), b.to(double).expand(B, b.size(1))
-    h = h.to(double).expand(B, m)
-    h_lower = h_lower.to(double).expand(B, m) if h_lower.size(1) == m else torch.full_like(h, -infinity)
-    lower = lower.to(double).expand(B, n) if lower.size(1) == n else torch.full_like(p, -infinity)
-    upper = upper.to(double).expand(B, n) if upper.size(1) == n else torch.full_like(p, infinity)
-    precision, tolerance = eps64, tolerance64
-    if dtype == torch.float32:
-        precision, tolerance = eps32, tolerance32
-    # Fixed by detach, not by no_grad alone: TorchScript's optimiser takes Q.mT in there for the one outside, which then
-    # has no derivative.
-    fixed = Data(
-        Q.detach(),
-        p.detach(),
-        G.detach(),
-        h_lower.detach(),
-        h.detach(),
-        A.detach(),
-        b.detach(),
-        lower.detach(),
-        upper.detach(),
-    )
-    with torch.no_grad():
-        found = solve(fixed, None, steps, precision, tolerance)
-    if demand:
-        assert bool((found.status == 0).all()), "on_unsafe: a quadratic program has no solution that could be found"
-    z, lam, nu, mu = found.z, found.lam, found.nu, found.mu
-    if torch.is_grad_enabled():
-        good = found.status == 0
-        kept = good.unsqueeze(1)
+    solve, adjoint = qp_script()
+    numbers32, numbers64 = list(precision_of(np.float32)), list(precision_of(np.float64))
+    pointed_at, moved = _pointed_at, _moved
+
+    def layer(
+        Q: Tensor,
+        p: Tensor,
+        G: Tensor,
+        h_lower: Tensor,
+        h: Tensor,
+        A: Tensor,
+        b: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        steps: int,
+        skip: bool,
+        demand: bool,
+        numbers32: list[float],
+        numbers64: list[float],
+    ) -> Solution:
+        dtype = p.dtype
+        B = 1
+        for size in (
+            Q.size(0),
+            p.size(0),
+            G.size(0),
+            h_lower.size(0),
+            h.size(0),
+            A.size(0),
+            b.size(0),
+            lower.size(0),
+            upper.size(0),
+        ):
+            if size != 1:
+                B = size
+        n, m = p.size(1), h.size(1)
+        infinity = float("inf")
+        double = torch.float64
+        Q, p, G = Q.to(double).expand(B, n, n), p.to(double).expand(B, n), G.to(double).expand(B, m, n)
+        A, b = A.to(double).expand(B, A.size(1), n), b.to(double).expand(B, b.size(1))
+        h = h.to(double).expand(B, m)
+        h_lower = h_lower.to(double).expand(B, m) if h_lower.size(1) == m else torch.full_like(h, -infinity)
+        lower = lower.to(double).expand(B, n) if lower.size(1) == n else torch.full_like(p, -infinity)
+        upper = upper.to(double).expand(B, n) if upper.size(1) == n else torch.full_like(p, infinity)
+        numbers = torch.tensor(numbers64, dtype=double, device=p.device)
+        if dtype == torch.float32:
+            numbers = torch.tensor(numbers32, dtype=double, device=p.device)
+        # Fixed by detach, not by no_grad alone: TorchScript's optimiser takes Q.mT in there for the one outside, which
+        # then has no derivative.
+        fixed = Data(
+            Q.detach(),
+            p.detach(),
+            G.detach(),
+            h_lower.detach(),
+            h.detach(),
+            A.detach(),
+            b.detach(),
+            lower.detach(),
+            upper.detach(),
+        )
         with torch.no_grad():
-            eye = torch.eye(n, dtype=double, device=p.device)
-            system = adjoint_system(
-                torch.where(kept.unsqueeze(2), fixed.Q, eye),
-                torch.where(kept.unsqueeze(2), fixed.G, 0.0),
-                torch.where(kept.unsqueeze(2), fixed.A, 0.0),
-                lam,
-                mu,
-                found.slack,
-                found.box_slack,
+            # fmt: off
+            found = solve(
+                fixed.Q, fixed.p, fixed.G, fixed.h_lower, fixed.h, fixed.A, fixed.b, fixed.lower, fixed.upper,
+                fixed.p[:, :0], numbers, steps,
             )
-            z, lam = torch.where(kept, found.z, 0.0), torch.where(kept, found.lam, 0.0)
-            nu, mu = torch.where(kept, found.nu, 0.0), torch.where(kept, found.mu, 0.0)
-        column = z.unsqueeze(2)
-        r_z = 0.5 * torch.matmul(Q + Q.mT, column) + torch.matmul(G.mT, lam.unsqueeze(2))
-        r_z = (r_z + torch.matmul(A.mT, nu.unsqueeze(2))).squeeze(2) + p
-        bound = torch.cat([_pointed_at(found.lam, h_lower, h), _pointed_at(found.mu, lower, upper)], 1)
-        t = torch.cat([torch.matmul(G, column).squeeze(2), z], 1) - bound
-        r_nu = torch.matmul(A, column).squeeze(2) - b
-        if skip:
-            r_z, t, r_nu = torch.where(kept, r_z, 0.0), torch.where(kept, t, 0.0), torch.where(kept, r_nu, 0.0)
-        d_z, d_lam, d_nu = newton_solve(system, -r_z, t, -r_nu, 3)
-        d_mu = d_lam[:, m:]
-        d_lam = d_lam[:, :m]
-        moves = [_moved(found.z, d_z, kept, skip), _moved(found.lam, d_lam, kept, skip)]
-        moves += [_moved(found.nu, d_nu, kept, skip), _moved(found.mu, d_mu, kept, skip)]
-        z, lam, nu, mu = moves[0], moves[1], moves[2], moves[3]
-    return Solution(
-        z.to(dtype),
-        lam.to(dtype),
-        nu.to(dtype),
-        mu.to(dtype),
-        found.slack.to(dtype),
-        found.box_slack.to(dtype),
-        found.residual,
-        found.status,
-        found.ray.to(dtype),
-    )
+            # fmt: on
+        if demand:
+            assert bool((found.status == 0).all()), "on_unsafe: a quadratic program has no solution that could be found"
+        z, lam, nu, mu = found.z, found.lam, found.nu, found.mu
+        if torch.is_grad_enabled():
+            good = found.status == 0
+            kept = good.unsqueeze(1)
+            with torch.no_grad():
+                eye = torch.eye(n, dtype=double, device=p.device)
+                fixed_Q = torch.where(kept.unsqueeze(2), fixed.Q, eye)
+                fixed_G = torch.where(kept.unsqueeze(2), fixed.G, 0.0)
+                fixed_A = torch.where(kept.unsqueeze(2), fixed.A, 0.0)
+                z, lam = torch.where(kept, found.z, 0.0), torch.where(kept, found.lam, 0.0)
+                nu, mu = torch.where(kept, found.nu, 0.0), torch.where(kept, found.mu, 0.0)
+            column = z.unsqueeze(2)
+            r_z = 0.5 * torch.matmul(Q + Q.mT, column) + torch.matmul(G.mT, lam.unsqueeze(2))
+            r_z = (r_z + torch.matmul(A.mT, nu.unsqueeze(2))).squeeze(2) + p
+            bound = torch.cat([pointed_at(found.lam, h_lower, h), pointed_at(found.mu, lower, upper)], 1)
+            t = torch.cat([torch.matmul(G, column).squeeze(2), z], 1) - bound
+            r_nu = torch.matmul(A, column).squeeze(2) - b
+            if skip:
+                r_z, t, r_nu = torch.where(kept, r_z, 0.0), torch.where(kept, t, 0.0), torch.where(kept, r_nu, 0.0)
+            # fmt: off
+            d_z, d_lam, d_nu, d_mu = adjoint(
+                fixed_Q, fixed_G, fixed_A, found.lam, found.mu, found.slack, found.box_slack, r_z, t, r_nu
+            )
+            # fmt: on
+            moves = [moved(found.z, d_z, kept, skip), moved(found.lam, d_lam, kept, skip)]
+            moves += [moved(found.nu, d_nu, kept, skip), moved(found.mu, d_mu, kept, skip)]
+            z, lam, nu, mu = moves[0], moves[1], moves[2], moves[3]
+        return Solution(
+            z.to(dtype),
+            lam.to(dtype),
+            nu.to(dtype),
+            mu.to(dtype),
+            found.slack.to(dtype),
+            found.box_slack.to(dtype),
+            found.residual,
+            found.status,
+            found.ray.to(dtype),
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(layer)
+    return lambda *arguments: scripted(*arguments, numbers32, numbers64)
 
 
 def _pointed_at(multiplier: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -687,10 +680,3 @@ def _moved(value: Tensor, d: Tensor, kept: Tensor, skip: bool) -> Tensor:
         poison = torch.where(kept, 1.0, 0.0 * still).sqrt()
         return value + torch.where(kept, still, poison)
     return value + torch.where(kept, still, 0.0)
-
-
-@functools.cache
-def _scripted() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.script(_traced)

@@ -1,0 +1,162 @@
+"""The bodies of QPSolve and QPAdjoint: `icnnrt.mathematics.quadratic_program` and `qp_adjoint`, traced.
+
+What stands here beside the statements is how the operators take their data: shared by all samples or not, bounds that
+are absent, no equalities at all, and of two types.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from icnnrt.mathematics import quadratic_program
+from icnnrt.mathematics.interior_point import Problem
+from icnnrt.mathematics.qp_adjoint import qp_adjoint
+from icnnrt.mathematics.qp_reference import precision_of
+from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt_exporters.operators.functions import attribute, double, flat, function
+from icnnrt_exporters.operators.traced import BOOL, DOUBLE, INT64, Symbol, Traced
+
+INFINITY, NAN = float("inf"), float("nan")
+NEARLY_ONE = 1.0 + 2.0**-40  # which float32 rounds to 1
+
+
+def solve_body() -> list[onnx.FunctionProto]:
+    """Solve min over z of ½ z'Qz + p'z s.t. h_lower <= Gz <= h, Az = b, lower <= z <= upper; B samples.
+
+    Inputs Q [B, n, n], whose symmetric part is used, p [B, n], G [B, m, n], h_lower and h [B, m], A [B, q, n],
+    b [B, q], lower and upper [B, n], start [B, n + m + q + n] = (z, λ, ν, μ) of a problem nearby, NaN in the rows of
+    samples that start cold: all float or all double. m and q may be 0. Each has a leading axis of B or, shared by all
+    samples, of 1. h_lower, lower, upper and start may have no columns: none. Bounds of 1e30 and beyond are none.
+    Attribute steps: the most steps of the interior point method.
+
+    Outputs z [B, n], lam [B, m], nu [B, q], mu [B, n], slack [B, m], box_slack [B, n] of the inputs' type, residual
+    [B, 3] double, status [B] int32, a `QPStatus`, ray [B, n + m + q + n] of the inputs' type.
+    """
+    inputs = ["Q", "p", "G", "h_lower", "h", "A", "b", "lower", "upper", "start"]
+    outputs = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray"]
+
+    def traced(xp: Traced, *given: Symbol) -> Sequence[Symbol]:
+        Q, p, G, h_lower, h, A, b, lower, upper, start = given
+        B = xp.node("Max", *(_size(xp, a, -3 if any(a is M for M in (Q, G, A)) else -2) for a in given))
+        n, m, q = _size(xp, G, -1), _size(xp, G, -2), _size(xp, A, -2)
+        at_least_one = xp.node("Max", q, xp.constant([1]))  # without equalities, one of zeros
+        eq = _equalities(xp, B, A, at_least_one, n), _row(xp, B, b, at_least_one, 0.0)
+        z, lam, nu, mu = xp.nodes(
+            "Split",
+            _row(xp, B, start, n + m + q + n, NAN),
+            xp.node("Concat", n, m, q, n, axis=0),
+            results=[DOUBLE] * 4,
+            axis=2,
+        )
+        warm = xp.concat([z, lam, _wide(xp, nu, at_least_one, 0.0), mu])
+        problem = Problem(
+            _matrix(xp, B, Q, n, n),
+            _row(xp, B, p, n, 0.0),
+            _matrix(xp, B, G, m, n),
+            *eq,
+            xp.concat([_row(xp, B, h_lower, m, -INFINITY), _row(xp, B, lower, n, -INFINITY)]),
+            xp.concat([_row(xp, B, h, m, INFINITY), _row(xp, B, upper, n, INFINITY)]),
+        )
+        found = quadratic_program.solve(xp, problem, warm, _precision(xp, Q), attribute(xp, "steps"))
+        sizes = xp.node("Concat", m, n, axis=0)
+        lam, mu = xp.nodes("Split", found.lam, sizes, results=[DOUBLE] * 2, axis=2)
+        slack, box_slack = xp.nodes("Split", found.slack, sizes, results=[DOUBLE] * 2, axis=2)
+        d, ray_lam, ray_mu, ray_nu = xp.nodes(
+            "Split", found.ray, xp.node("Concat", n, m, n, at_least_one, axis=0), results=[DOUBLE] * 4, axis=2
+        )
+        ray = xp.concat([d, ray_lam, _first(xp, ray_nu, q), ray_mu])
+        rows = [found.z, lam, _first(xp, found.nu, q), mu, slack, box_slack]
+        status = xp.node("Cast", xp.node("Squeeze", found.status, xp.constant([1, 2])), to=onnx.TensorProto.INT32)
+        return [
+            *(xp.node("CastLike", flat(xp, a), Q) for a in rows),
+            flat(xp, found.residual),
+            status,
+            xp.node("CastLike", flat(xp, ray), Q),
+        ]
+
+    return function("QPSolve", traced, inputs, outputs, solve_body.__doc__, ["steps"])
+
+
+def adjoint_body() -> list[onnx.FunctionProto]:
+    """The adjoint d_z [B, n], d_lam [B, m], d_nu [B, q], d_mu [B, n] of a loss with ∂ℓ/∂z = z̄ and so on.
+
+    Inputs Q [B, n, n], G [B, m, n], A [B, q, n], with a leading axis of B or, shared, of 1; lam and slack [B, m], mu
+    and box_slack [B, n], status [B] int32 as QPSolve gave them; z_bar [B, n], lam_bar [B, m], nu_bar [B, q], mu_bar
+    [B, n], where the last three may have no columns: zero. All are float or all double but status, and so are the
+    outputs. A sample whose status is not SOLVED has NaN.
+    """
+    inputs = ["Q", "G", "A", "lam", "mu", "slack", "box_slack", "status", "z_bar", "lam_bar", "nu_bar", "mu_bar"]
+
+    def traced(xp: Traced, *given: Symbol) -> Sequence[Symbol]:
+        Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar = given
+        B, n, m, q = _size(xp, z_bar, -2), _size(xp, G, -1), _size(xp, G, -2), _size(xp, A, -2)
+        at_least_one = xp.node("Max", q, xp.constant([1]))
+        code = xp.node("Cast", status, result=INT64, to=INT64)
+        solved = xp.node("Equal", code, xp.constant([int(QPStatus.SOLVED)]), result=BOOL)
+        good = xp.node("Unsqueeze", solved, xp.constant([1, 2]))
+        whole = _matrix(xp, B, Q, n, n)
+        found = qp_adjoint(
+            xp,
+            xp.where(good, 0.5 * (whole + xp.mT(whole)), xp.eyes(whole)),
+            _matrix(xp, B, G, m, n),
+            _equalities(xp, B, A, at_least_one, n),
+            xp.where(good, xp.concat([_row(xp, B, lam, m, 0.0), _row(xp, B, mu, n, 0.0)]), 0.0),
+            xp.concat([_row(xp, B, slack, m, 1.0), _row(xp, B, box_slack, n, 1.0)]),
+            _row(xp, B, z_bar, n, 0.0),
+            xp.concat([_row(xp, B, lam_bar, m, 0.0), _row(xp, B, mu_bar, n, 0.0)]),
+            _row(xp, B, nu_bar, at_least_one, 0.0),
+        )
+        d_z, d, d_nu = (xp.where(good, a, NAN) for a in found)
+        d_lam, d_mu = xp.nodes("Split", d, xp.node("Concat", m, n, axis=0), results=[DOUBLE] * 2, axis=2)
+        return [xp.node("CastLike", flat(xp, a), Q) for a in (d_z, d_lam, _first(xp, d_nu, q), d_mu)]
+
+    return function("QPAdjoint", traced, inputs, ["d_z", "d_lam", "d_nu", "d_mu"], adjoint_body.__doc__)
+
+
+def _precision(xp: Traced, data: Symbol) -> quadratic_program.Precision:
+    """What the type of the data decides, told when the function runs."""
+    one = xp.constant([1.0], DOUBLE)
+    rounded = double(xp, xp.node("CastLike", xp.constant([NEARLY_ONE], DOUBLE), data))
+    is_float = xp.node("Equal", rounded, one, result=BOOL)
+    both = zip(precision_of(np.float32), precision_of(np.float64), strict=True)
+    return quadratic_program.Precision(*(xp.where(is_float, *numbers) for numbers in both))
+
+
+# No node that reads an input may be what a graph around the function has too: where one call is inlined in a graph, and
+# another in a loop inside it, ONNX Runtime 1.31 takes such a node for the function's own and hands its value, under a
+# name that the inner call has as well, to the loop.
+
+
+def _size(xp: Traced, a: Symbol, axis: int) -> Symbol:
+    """How long an axis is, counted from behind: -1, -2, -3."""
+    ends = {} if axis == -1 else {"end": axis + 1}
+    return xp.node("Shape", a, result=INT64, start=axis, **ends)
+
+
+def _matrix(xp: Traced, B: Symbol, M: Symbol, rows: Symbol, columns: Symbol) -> Symbol:
+    """A matrix for every sample, of one that may be shared."""
+    return double(xp, xp.node("Expand", M, xp.node("Concat", B, rows, columns, axis=0)))
+
+
+def _equalities(xp: Traced, B: Symbol, A: Symbol, rows: Symbol, n: Symbol) -> Symbol:
+    missing = rows - _size(xp, A, -2)
+    zero = xp.constant([0])
+    padded = xp.node("Pad", A, xp.node("Concat", xp.constant([0] * 4), missing, zero, axis=0))
+    return _matrix(xp, B, padded, rows, n)
+
+
+def _row(xp: Traced, B: Symbol, a: Symbol, columns: Symbol, number: float) -> Symbol:
+    """A row [B, 1, columns] of what may be shared and have no columns: then it holds a number."""
+    row = _wide(xp, double(xp, xp.node("Unsqueeze", a, xp.constant([1]))), columns, number)
+    return xp.node("Expand", row, xp.node("Concat", B, xp.constant([1]), columns, axis=0))
+
+
+def _wide(xp: Traced, row: Symbol, columns: Symbol, number: float) -> Symbol:
+    missing = columns - _size(xp, row, -1)
+    ends = xp.node("Concat", xp.constant([0] * 5), missing, axis=0)
+    return xp.node("Pad", row, ends, xp.constant(np.float64(number), DOUBLE))
+
+
+def _first(xp: Traced, row: Symbol, columns: Symbol) -> Symbol:
+    return xp.node("Slice", row, xp.constant([0]), columns, xp.constant([2]))

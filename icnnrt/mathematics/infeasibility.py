@@ -1,0 +1,72 @@
+"""Certificates that a quadratic program has no solution.
+
+What was not solved is asked whether it can be. The residual t of the least squares problem
+
+    min over z of ½ ‖t‖²,  t = the amounts by which constraints are violated
+
+is a Farkas certificate if it is not 0, and the projection of −p onto {d: Qd = 0, Ad = 0, Cd within the recession cones
+of its bounds} is a ray along which the objective falls without end if it is not 0. Both are quadratic programs for the
+same interior point method.
+"""
+
+from typing import Any, Final
+
+from icnnrt.mathematics.condensed_kkt import transposed
+from icnnrt.mathematics.interior_point import BOUND_MAX, Answer, Problem
+from icnnrt.mathematics.namespace import TINY, Array, Namespace
+
+CERTIFICATE: Final = 1e-7  # how well a certificate must hold: its residual against the amount it proves
+CANCELLED: Final = 1e-6  # the same against the terms that cancel
+FALLS: Final = 1e-6  # how fast the objective has to fall along a ray, against the same
+CERTIFIED: Final = 1e-9  # the least relative amount of infeasibility that is told from rounding
+
+
+def farkas(xp: Namespace, problem: Problem, solve: Any) -> tuple[Array, Array, Array]:
+    """Whether no z is feasible [B, 1, 1], and λ [B, 1, m + n] and ν of the certificate: A'ν + C'λ = 0 though bounds sum
+    to −1. `solve(problem, soft)` is the interior point method."""
+    Q, p, G, A, b, lower, upper = problem
+    found: Answer = solve(problem._replace(Q=0.0 * Q, p=0.0 * p), 1.0)
+    lam, nu, D = found.lam, found.nu, found.D
+    C = xp.concat_rows([G, xp.eyes(Q)])
+    pointed = xp.where(lam >= 0.0, upper, lower)
+    bound = xp.where(abs(pointed) < BOUND_MAX, pointed, 0.0)
+    terms = xp.concat([lam * bound, nu * b])
+    amount = -xp.sum(terms)
+    # In units of z: no z of a reasonable size makes up for what is off.
+    off = xp.largest((lam @ C + nu @ A) * D)
+    magnitude = xp.largest((abs(lam) @ abs(C) + abs(nu) @ abs(A)) * D)
+    most = xp.minimum(CERTIFICATE * amount, CANCELLED * magnitude)
+    proven = (amount > CERTIFIED * xp.sum(abs(terms))) & (off <= most)
+    unit = xp.where(amount > 0.0, amount, 1.0)
+    return proven, lam / unit, nu / unit
+
+
+def recession(xp: Namespace, problem: Problem, solve: Any, away: Array) -> tuple[Array, Array]:
+    """Whether the objective falls without end along some d [B, 1, 1], and that d [B, 1, n], p'd = −1.
+
+    away: how far d may leave what it should stay in, against the sizes of the row and of d.
+    """
+    Q, p, G, A, _, lower, upper = problem
+    has_upper, has_lower = abs(upper) < BOUND_MAX, abs(lower) < BOUND_MAX
+    flat = xp.concat_rows([A, Q])
+    cone = Problem(
+        Q=xp.eyes(Q),
+        p=p / xp.maximum(xp.largest(p), TINY),
+        G=G,
+        A=flat,
+        b=0.0 * xp.mT(xp.sum(flat)),
+        lower=xp.where(has_lower, 0.0, lower),
+        upper=xp.where(has_upper, 0.0, upper),
+    )
+    found: Answer = solve(cone, 0.0)
+    d, D = found.z, found.D
+    C = xp.concat_rows([G, xp.eyes(Q)])
+    amount = -xp.sum(p * d)
+    r, flat_d = d @ transposed(xp, C), d @ transposed(xp, flat)
+    # Each row against its own size and that of d, in units of z.
+    length = xp.largest(d / D)
+    most = away * length * xp.mT(xp.concat_rows([xp.max(abs(C * D)), xp.max(abs(flat * D))]))
+    violation = xp.maximum(xp.where(has_upper, r, 0.0), xp.where(has_lower, -r, 0.0))
+    leaves = xp.sum(xp.indicator(xp.concat([violation, abs(flat_d)]) <= most) - 1.0)
+    falls = (amount > 0.0) & (amount >= FALLS * (xp.largest(p * D) * length))
+    return falls & (leaves >= 0.0), d / xp.where(amount > 0.0, amount, 1.0)
