@@ -236,7 +236,7 @@ def test_gradients_are_those_stated(adjoint):
         bars = bundle_qp_implicit(stated, w.numpy(), *(a.numpy() for a in curvature(energy, x, y)))
     else:
 
-        def hvp(y, s):
+        def hvp(_, y, s):
             return (curvature(energy, x, torch.from_numpy(y))[1] @ torch.from_numpy(s)[:, :, None])[:, :, 0].numpy()
 
         bars = bundle_qp_adjoint(stated, w.numpy(), hvp if adjoint == "exact" else None)

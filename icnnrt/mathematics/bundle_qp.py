@@ -38,7 +38,16 @@ from numpy.typing import NDArray
 
 from icnnrt.mathematics import certificate
 from icnnrt.mathematics.domains import SPACE
-from icnnrt.mathematics.qp_reference import BOUND_MAX, QP, STEPS, QPReference, qp_adjoint, qp_gradients, qp_solve
+from icnnrt.mathematics.qp_reference import (
+    BOUND_MAX,
+    QP,
+    STEPS,
+    QPCotangents,
+    QPReference,
+    qp_adjoint,
+    qp_gradients,
+    qp_solve,
+)
 from icnnrt.mathematics.qp_reference import TOLERANCE as QP_TOLERANCE
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.reference import CutCotangents
@@ -61,6 +70,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Solver = Callable[..., QPReference]  # (QP, start or None, steps=) -> QPReference
+Adjoint = Callable[..., QPCotangents]  # (Q, G, A, QPReference, z_bar) -> QPCotangents
 
 FAR: Final = 2.0**60  # how far out on a ray f is judged: in float32, too, squares of it are finite
 OUT: Final = 2.0**4  # how far out f is cut first
@@ -262,13 +272,17 @@ def bundle_qp_argmin(
 
 
 def bundle_qp_adjoint(
-    trajectory: PolyhedronTrajectory, y_bar: Array, hvp: Callable[[Array, Array], Array] | None
+    trajectory: PolyhedronTrajectory,
+    y_bar: Array,
+    hvp: Callable[[int, Array, Array], Array] | None,
+    adjoint: Adjoint = qp_adjoint,
 ) -> PolyhedronCotangents:
     """Cotangents of cuts and constraints for a loss with ∂ℓ/∂y = ȳ [B, n].
 
     From the model that gave y back to the projection: its KKT system, solved once, tells what its cuts and constraints
-    did to y_k; what the cuts at y_{k−1} did goes on to the model before, ȳ_{k−1} = ∇²f(y_{k−1}) s_{k−1}. `hvp(y, s)` is
-    ∇²f(y) s [B, n]; None holds the cut points fixed, which is Proposition 3, and exact for piecewise-linear f.
+    did to y_k; what the cuts at y_{k−1} did goes on to the model before, ȳ_{k−1} = ∇²f(y_{k−1}) s_{k−1}. `hvp(i, y, s)`
+    is ∇²f(y) s [B, n], y = y_i where s is not 0; None holds the cut points fixed, which is Proposition 3, and exact for
+    piecewise-linear f.
 
     That is the derivative of the algorithm, and for piecewise-linear f of the argmin. For smooth f the iterates of a
     cutting-plane method come near y*, but their derivatives do not come near that of y* (off by factors of 2 to 80 at
@@ -301,7 +315,7 @@ def bundle_qp_adjoint(
             moved = (trajectory.best > k)[:, None]
             s = np.where(moved, seed[:, k], 0.0)
             if s.any():
-                point_bar[:, k] += np.where(moved, hvp(np.where(moved, Y[:, k], 0.0), s), 0.0)
+                point_bar[:, k] += np.where(moved, hvp(k, np.where(moved, Y[:, k], 0.0), s), 0.0)
         part = QPReference(*(a[on] for a in solution))  # type: ignore[arg-type]
         one = Polyhedron(*(a[at] for a in P))
         if k:
@@ -310,7 +324,7 @@ def bundle_qp_adjoint(
         else:
             qp, z_bar = _projection(one, np.zeros((len(at), n))), point_bar[at, 0]
         grown[at] |= np.abs(z_bar).max(1) > most[at]
-        d = qp_adjoint(qp.Q, qp.G, qp.A, part, z_bar)
+        d = adjoint(qp.Q, qp.G, qp.A, part, z_bar)
         found = qp_gradients(part, d)
         bars.G[at] += found.G[:, k:, :n]
         bars.h[at] += found.h[:, k:]
@@ -335,6 +349,7 @@ def bundle_qp_implicit(
     hessian: Array,
     steps: int = STEPS,
     solver: Solver = qp_solve,
+    adjoint: Adjoint = qp_adjoint,
 ) -> PolyhedronCotangents:
     """Cotangents by the optimality conditions at y, for a smooth f solved to convergence.
 
@@ -349,7 +364,7 @@ def bundle_qp_implicit(
     projection = _projection(P, y)
     qp = projection._replace(Q=H + mu * np.eye(n), p=g - (H @ y[..., None])[..., 0])
     solution = solver(qp, None, steps=steps)
-    d = qp_adjoint(qp.Q, qp.G, qp.A, solution, y_bar)
+    d = adjoint(qp.Q, qp.G, qp.A, solution, y_bar)
     found = qp_gradients(solution, d)
     bars = Polyhedron(found.G, found.h, found.A, found.b, found.lower, found.upper)
     cuts = CutCotangents(np.zeros((B, 1)), d.d_z[:, None])

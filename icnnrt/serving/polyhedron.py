@@ -523,7 +523,7 @@ def _cotangents(session: "Session", solution: PolyhedronSolution, y_bar: Array, 
             T, y_bar, gradient.astype(np.float64), hessian.astype(np.float64), solver=_solver(session)
         )
 
-    def hvp(y: Array, s: Array) -> Array:
+    def hvp(_: int, y: Array, s: Array) -> Array:
         return session.pullback(X, y, np.zeros(len(y)), s).y.astype(np.float64)
 
     return bundle_qp_adjoint(T, y_bar, hvp)

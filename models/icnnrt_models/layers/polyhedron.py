@@ -5,21 +5,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from icnnrt.mathematics.bundle_qp import PolyhedronTrajectory, bundle_qp_uncertainty
 from icnnrt.mathematics.certificate import DIGITS
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.status import Status, imprecise
 from icnnrt.serving.polyhedron import TOLERANCE, PolyhedronSolution
 from icnnrt_models.layers.bundle_qp import (
-    Polyhedron,
     PolyhedronCotangents,
-    PolyhedronTrajectory,
     bundle_qp_adjoint,
     bundle_qp_argmin,
     bundle_qp_implicit,
+    on,
 )
 from icnnrt_models.layers.energy_at import (
     EnergyAt,
@@ -39,6 +40,17 @@ from icnnrt_models.networks.energy import check_size
 __all__ = ["PolyhedronAdjoint", "PolyhedronArgmin", "PolyhedronResult"]
 
 PolyhedronAdjoint = Literal["auto", "prop3", "implicit", "exact"]
+
+
+class Constraints(NamedTuple):
+    """{y: Gy <= h, Ay = b, lower <= y <= upper}; infinite bounds are none."""
+
+    G: Tensor  # [B, m, n]
+    h: Tensor  # [B, m]
+    A: Tensor  # [B, q, n]
+    b: Tensor  # [B, q]
+    lower: Tensor  # [B, n]
+    upper: Tensor  # [B, n]
 
 
 class PolyhedronResult(NamedTuple):
@@ -216,11 +228,11 @@ class PolyhedronArgmin(nn.Module):
         y_init: Float[Tensor, "batch n"] | None = None,
     ) -> PolyhedronResult:
         """y* with its certificate and multipliers, without gradient."""
-        P = Polyhedron(*map(plain, self._polyhedron(x, G, h, A, b, lower, upper)))
+        P = Constraints(*map(plain, self._polyhedron(x, G, h, A, b, lower, upper)))
         context = tuple(map(plain, context_of(self.energy, _cleaned(x))))
         cuts = _Cuts(EnergyAt(self.energy, context, (), 1.0), self._like(x).dtype, "exact", record=False)
         start = self._start(x, y_init)
-        return _result(_run(self, cuts, P, start), x)
+        return _result(_run(self, cuts, P, start), x, cuts.dtype)
 
     def extra_repr(self) -> str:
         tolerance = "" if self.tolerance is None else f", tolerance={self.tolerance}"
@@ -265,7 +277,7 @@ class PolyhedronArgmin(nn.Module):
         b: Tensor | None,
         lower: Tensor | float | None,
         upper: Tensor | float | None,
-    ) -> Polyhedron:
+    ) -> Constraints:
         """All constraints in float64 with a leading axis of B; what is absent has no rows, or is infinite."""
         n = self.y_dim
 
@@ -305,7 +317,7 @@ class PolyhedronArgmin(nn.Module):
             return rows(name, value, (n,))
 
         infinity = math.inf
-        return Polyhedron(
+        return Constraints(
             *system("G", G, "h", h),
             *system("A", A, "b", b),
             bound("lower", lower, -infinity),
@@ -360,31 +372,34 @@ def _chosen(point: Point) -> PolyhedronAdjoint:
     return "prop3" if pieces else "implicit"
 
 
-def _run(layer: PolyhedronArgmin, cuts: _Cuts, P: Polyhedron, y_init: Tensor) -> PolyhedronTrajectory:
+def _run(layer: PolyhedronArgmin, cuts: _Cuts, P: Constraints, y_init: Tensor) -> PolyhedronTrajectory:
     tolerance = layer.tolerance
     if tolerance is None:
         tolerance = TOLERANCE[str(cuts.dtype).removeprefix("torch.")]
     with torch.inference_mode(False):
-        return bundle_qp_argmin(cuts, P, layer.iterations, layer.mu, y_init, tolerance, torch.finfo(cuts.dtype).eps)
+        return bundle_qp_argmin(cuts, P, layer.iterations, layer.mu, y_init, tolerance, cuts.dtype)
 
 
-def _result(T: PolyhedronTrajectory, x: Tensor) -> PolyhedronResult:
+def _result(T: PolyhedronTrajectory, x: Tensor, dtype: torch.dtype) -> PolyhedronResult:
     """The answers, with the multipliers of the constraints in the last model of each sample."""
     P, n = T.polyhedron, T.y.shape[1]
-    lam, nu, bounds = (torch.zeros_like(a) for a in (P.h, P.b, P.lower))
+    of_rows, of_equalities, of_bounds = (np.zeros(a.shape) for a in (P.h, P.b, P.lower))
     for k, (samples, s) in enumerate(T.models, start=1):
-        on = (T.cuts[samples] == k).nonzero().squeeze(1)
-        at = samples[on]
-        lam[at], nu[at], bounds[at] = s.lam[on, k:], s.nu[on], s.mu[on, :n]
+        last = T.cuts[samples] == k
+        at = samples[last]
+        of_rows[at], of_equalities[at], of_bounds[at] = s.lam[last, k:], s.nu[last], s.mu[last, :n]
+    of_f = (T.y, T.energy, T.gap, T.slopes, T.offsets, T.cut_points, T.lam)
+    with np.errstate(invalid="ignore", over="ignore"):
+        doubt = bundle_qp_uncertainty(*of_f, str(dtype).removeprefix("torch."))
     finite = _finite_rows(x)
-    lost = ~finite | ~T.y.isfinite().all(1)
-    floats = (T.y, T.energy, T.lower_bound, T.gap, T.residual, lam, nu, bounds, T.uncertainty)
+    lost = ~finite | on(x, np.asarray(~np.isfinite(T.y).all(1)))
+    floats = (T.y, T.energy, T.lower_bound, T.gap, T.residual, of_rows, of_equalities, of_bounds, doubt)
     y, energy, lower_bound, gap, residual, lam, nu, bounds, uncertainty = (
-        a.masked_fill(lost.view(-1, *[1] * (a.dim() - 1)), math.nan) for a in floats
+        on(x, a).masked_fill(lost.view(-1, *[1] * (a.ndim - 1)), math.nan) for a in floats
     )
-    status = torch.where(finite, T.status, int(Status.NOT_FINITE_INPUT)).to(torch.int32)
-    ray = T.ray.masked_fill(~finite[:, None], 0.0)
-    return PolyhedronResult(y, energy, lower_bound, gap, residual, status, T.cuts, lam, nu, bounds, ray, uncertainty)
+    status = torch.where(finite, on(x, T.status), int(Status.NOT_FINITE_INPUT)).to(torch.int32)
+    ray, cuts = on(x, T.ray).masked_fill(~finite[:, None], 0.0), on(x, T.cuts)
+    return PolyhedronResult(y, energy, lower_bound, gap, residual, status, cuts, lam, nu, bounds, ray, uncertainty)
 
 
 def _trusted(T: PolyhedronTrajectory, result: PolyhedronResult, adjoint: PolyhedronAdjoint) -> Tensor:
@@ -394,11 +409,12 @@ def _trusted(T: PolyhedronTrajectory, result: PolyhedronResult, adjoint: Polyhed
     trusted = ((status <= Status.GAP) | (status == Status.PRECISION)) & (result.uncertainty <= DIGITS * unit)
     if adjoint == "implicit":
         return trusted & (status != Status.GAP)
+    assert T.projection is not None
     for k, (samples, solution) in enumerate((T.projection, *T.models)):
         poor = (T.best[samples] >= k) & (solution.status != QPStatus.SOLVED)
         if adjoint == "prop3":  # a point on a ray is held fixed, as every cut point is
-            poor = poor & (solution.status != QPStatus.DUAL_INFEASIBLE)
-        trusted = trusted.index_put((samples,), trusted[samples] & ~poor)
+            poor &= solution.status != QPStatus.DUAL_INFEASIBLE
+        trusted = trusted.index_fill(0, on(trusted, samples[poor]), False)
     return trusted
 
 
@@ -437,7 +453,7 @@ class _Argmin(torch.autograd.Function):
         needed = ctx.needs_input_grad[6:]
         recorded = any(needed)
         x, context, weights = inputs[0], inputs[1 : 1 + n_context], inputs[7 + n_context :]
-        P = Polyhedron(*map(plain, inputs[1 + n_context : 7 + n_context]))
+        P = Constraints(*map(plain, inputs[1 + n_context : 7 + n_context]))
         # Fresh leaves: a context tensor's own history holds the x path, which ordinary autograd runs later.
         context = tuple(plain(c).requires_grad_(need) for c, need in zip(context, needed[1:], strict=False))
         overrides: dict[str, Tensor] | None = None
@@ -449,7 +465,7 @@ class _Argmin(torch.autograd.Function):
         adjoint = layer.adjoint if recorded or layer.on_unsafe == "raise" else "exact"
         cuts = _Cuts(EnergyAt(layer.energy, context, (), 1.0, overrides), like.dtype, adjoint, recorded)
         T = _run(layer, cuts, P, y_init)
-        result = _result(T, x)
+        result = _result(T, x, cuts.dtype)
         kept.append(result)
         trusted = _trusted(T, result, cuts.adjoint)
         if layer.on_unsafe == "raise":
@@ -534,8 +550,8 @@ def _pull_back(
     # Most cuts hold no answer: they cost nothing then.
     counts = ((offset_bar != 0) | (seed != 0).any(2)).any(0).tolist()
     outputs, seeds = [], []
-    for i, (point, on) in enumerate(zip(points, counts, strict=False)):
-        if not on:
+    for i, (point, counted) in enumerate(zip(points, counts, strict=False)):
+        if not counted:
             continue
         outputs.append(point.f)
         seeds.append(offset_bar[:, i].to(point.f.dtype))
