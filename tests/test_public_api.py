@@ -180,6 +180,7 @@ PUBLIC = {
         "in_coordinates",
         "kkt_adjoint",
     },
+    "mathematics.rounding": {"known", "magnification", "rounding", "sizes", "uncertainty"},
     "mathematics.status": {"Status", "advise", "imprecise", "summarise"},
     "ort": {
         "bound_memory",

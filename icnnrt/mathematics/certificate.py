@@ -24,29 +24,19 @@ mapped by. They do not see terms that cancel inside f wherever it was cut: of th
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.mathematics.domains import SPACE, UNIT_BOX, Domain, negative_entropy
+from icnnrt.mathematics import rounding as of_rounding
+from icnnrt.mathematics.domains import UNIT_BOX, Domain
 from icnnrt.mathematics.namespace import NUMPY
+from icnnrt.mathematics.rounding import DIGITS, ROUNDING, UNCERTAIN
 from icnnrt.mathematics.status import ANSWERED, Status
 
 Array = NDArray[np.float64]
 Floats = NDArray[Any]  # float32 or float64
-
-# How many units of rounding, eps times the scale of the cuts, an energy may lie below its cuts before it counts as not
-# convex. Convex float32 PICNNs of 32 to 600 units, slopes from 0.2 to 2e9, stayed below 1.6 of them (measured), in
-# boxes of any place and width below 10.
-ROUNDING: Final = 64.0
-# How many units of rounding, eps times what the bound rests on, gap and lower bound count as uncertain by. Of sums of
-# maxima, softplus and squares with entries from 1e-7 to 1e16, over all domains, no y was worse than its gap by more
-# than 1.2 of them, and no bound too high by more than 2.1 (measured against extended precision, where that was more
-# than 1e-4).
-UNCERTAIN: Final = 2.0
-# Where more than this part of the energy is uncertain, y is as well, and no gradient of it is worth having.
-DIGITS: Final = 1e-3
 
 
 class Tolerances(NamedTuple):
@@ -124,28 +114,17 @@ def magnification(lower: Floats, upper: Floats) -> Array:
 
     At most 1/eps, from where on no digit of p is left; 0 where u = l, which fixes y and p.
     """
-    most = 1.0 / float(np.finfo(lower.dtype).eps)
+    low, high = _float64(lower, upper)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        low, high = lower.astype(np.float64), upper.astype(np.float64)
-        far, width = np.maximum(np.abs(low), np.abs(high)), high - low
-        return np.where(width > 0, np.minimum(far / np.where(width > 0, width, 1.0), most), 0.0)
+        rows = of_rounding.magnification(NUMPY, low[:, None], high[:, None], float(np.finfo(lower.dtype).eps))
+    return np.asarray(rows[:, 0], np.float64)
 
 
-def _sizes(
-    G: Array,
-    offsets: Floats,
-    domain: Domain,
-    cut_points: Floats | None,
-    magnified: Array | None,
-) -> Array:
-    """About the largest number that each cut is summed from, [B, K]: see `rounding`."""
-    reach = domain.reach(NUMPY, G)[:, :, 0]
-    if domain is SPACE and cut_points is not None:
-        length, far = (np.sqrt((a.astype(np.float64) ** 2).sum(2)) for a in (G, cut_points))
-        reach = np.maximum(reach, length * far.max(1, keepdims=True))
-    if magnified is not None:
-        reach = reach + (np.abs(G) @ magnified[:, :, None])[:, :, 0]
-    return np.asarray(np.abs(offsets) + reach)
+def _sizes(G: Array, offsets: Floats, domain: Domain, cut_points: Floats | None, magnified: Array | None) -> Array:
+    """`icnnrt.mathematics.rounding.sizes` in rows, [B, 1, K]."""
+    points = None if cut_points is None else cut_points.astype(np.float64)
+    rows = None if magnified is None else magnified[:, None]
+    return np.asarray(of_rounding.sizes(NUMPY, domain, G, offsets[:, None], points, rows))
 
 
 def rounding(
@@ -165,9 +144,8 @@ def rounding(
     """
     eps = float(np.finfo(slopes.dtype).eps)
     with np.errstate(invalid="ignore", over="ignore"):
-        # In float64, where the squares of float32 slopes do not overflow.
-        scale = _sizes(slopes.astype(np.float64), offsets, domain, cut_points, magnified).max(1)
-        return ROUNDING * eps * np.maximum(np.maximum(1.0, np.abs(energy)), scale)
+        size = _sizes(slopes.astype(np.float64), offsets, domain, cut_points, magnified)
+        return np.asarray(of_rounding.rounding(NUMPY, energy[:, None, None], size, eps)[:, 0, 0])
 
 
 def uncertainty(
@@ -181,31 +159,16 @@ def uncertainty(
     magnified: Array | None = None,
 ) -> Array:
     """By how much rounding in the dtype of the slopes may have moved gap and lower bound: [B].
-
-        max( 2 eps max(1, |energy|, Σ_i λ_i size_i + Σ_j max_i |g_ij| |y_j|),  −gap )
-
-    size_i is what `rounding` takes the largest of: here every cut counts as the bound rests on it, as one that has no
-    part in it may be as wrong as it likes. The last sum stands for what f adds up at y, where slopes of one sign have
-    met those of the other. A gap below zero is off by as much at least. lam [B, K] are the multipliers; without them,
-    None, the largest size counts twice. In a box −H of the handed-out y may differ from that of p, and is uncertain by
-    as much more.
+    `icnnrt.mathematics.rounding.uncertainty` says what. lam [B, K] are the multipliers, None where they are not known.
     """
     eps = float(np.finfo(slopes.dtype).eps)
     with np.errstate(invalid="ignore", over="ignore"):
         G = slopes.astype(np.float64)
         size = _sizes(G, offsets, domain, cut_points, magnified)
-        if lam is None:
-            held, logit = 2.0 * size.max(1), np.full(G.shape[::2], np.inf)
-        else:
-            λ = lam.astype(np.float64)
-            s = -(λ[:, None] @ G)[:, 0]
-            held, logit = (λ * size).sum(1) + (np.abs(G).max(1) * np.abs(domain.point(NUMPY, s))).sum(1), np.abs(s)
-        total = np.maximum(UNCERTAIN * eps * np.maximum(np.maximum(1.0, np.abs(energy)), held), -gap)
-        if magnified is None:
-            return np.asarray(total)
-        # |H(p + δ) − H(p)| <= min(H(δ), δ (|s| + 1)), s the logit of p
-        δ = np.minimum(eps * magnified, 0.5)
-        return np.asarray(total + np.minimum(-negative_entropy(δ[..., None]), δ * (logit + 1.0)).sum(1))
+        multipliers, magnifying = (None if a is None else a.astype(np.float64)[:, None] for a in (lam, magnified))
+        of_energy = energy[:, None, None], gap[:, None, None]
+        total = of_rounding.uncertainty(NUMPY, domain, *of_energy, G, size, multipliers, magnifying, eps)
+    return np.asarray(total[:, 0, 0])
 
 
 def differentiable(status: NDArray[np.int8], uncertainty: Array | float, lower_bound: Array) -> NDArray[np.bool_]:

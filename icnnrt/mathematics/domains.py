@@ -92,8 +92,8 @@ class Domain(ABC):
         """R(y), [..., 1]; NaN outside the domain, but for the sum of a simplex."""
 
     @abstractmethod
-    def reach(self, xp: Namespace, G: Array) -> Array:
-        """About the most that G(y − c) can be in the model, [B, k, 1]."""
+    def reach(self, xp: Namespace, G: Array, points: Array | None = None) -> Array:
+        """About the most that G(y − c) can be in the model, or at `points` [B, k, n] of the domain: [B, k, 1]."""
 
     def plain(self, xp: Namespace, G: Array) -> Array:
         """Slopes that say the same with less rounding."""
@@ -148,7 +148,7 @@ class _UnitBox(Domain):
     def regulariser(self, xp: Namespace, y: Array) -> Array:
         return xp.sum(xp.x_log_x(y) + xp.x_log_x(1.0 - y))
 
-    def reach(self, xp: Namespace, G: Array) -> Array:
+    def reach(self, xp: Namespace, G: Array, points: Array | None = None) -> Array:
         return 0.5 * xp.sum(abs(G))
 
     def first_logits(self, xp: Namespace, s: Array, bound: Array) -> Array:
@@ -199,7 +199,7 @@ class _Simplex(Domain):
     def regulariser(self, xp: Namespace, y: Array) -> Array:
         return xp.sum(xp.x_log_x(y))
 
-    def reach(self, xp: Namespace, G: Array) -> Array:
+    def reach(self, xp: Namespace, G: Array, points: Array | None = None) -> Array:
         return xp.max(abs(G))
 
     def plain(self, xp: Namespace, G: Array) -> Array:
@@ -249,10 +249,11 @@ class _Space(Domain):
     def regulariser(self, xp: Namespace, y: Array) -> Array:
         return 0.5 * xp.sum(y * y)
 
-    def reach(self, xp: Namespace, G: Array) -> Array:
+    def reach(self, xp: Namespace, G: Array, points: Array | None = None) -> Array:
         # ‖g_i‖ ‖y‖ with ‖y‖ = ‖G'λ‖ <= max ‖g_j‖
         length = xp.sqrt(xp.sum(G * G))
-        return length * xp.max(xp.mT(length))
+        far = length if points is None else xp.maximum(length, xp.sqrt(xp.sum(points * points)))
+        return length * xp.max(xp.mT(far))
 
     def scaled(self, xp: Namespace, G: Array, e: Array) -> tuple[Array, Array]:
         # G/r and (e − max e)/r², the cuts of y/r: slopes no longer than 1.

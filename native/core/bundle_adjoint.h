@@ -6,7 +6,7 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-// The constants of `kkt_adjoint` in icnnrt/mathematics/reference.py.
+// The constants of icnnrt/mathematics/kkt_adjoint.py.
 inline constexpr double kTraceRidge = 1e-13;
 inline constexpr double kSmallestRidge = 1e-30;  // next to 0 where a domain has no unit
 

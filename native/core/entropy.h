@@ -14,7 +14,7 @@ struct Entropy : Diagonal {
   static constexpr double kUnit = 1.0;
   ICNNRT_INLINE double reach(double size) { return 0.5 * size; }
 
-  // The constants of icnnrt/mathematics/reference.py, which gives their reasons.
+  // The constants of icnnrt/mathematics/domains.py, which gives their reasons.
   static constexpr double kLogitBound = 45.0;
   static constexpr double kLogitStep = 4.0;
 

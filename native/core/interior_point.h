@@ -6,7 +6,7 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-// The constants of icnnrt/mathematics/reference.py, which gives their reasons.
+// The constants of icnnrt/mathematics/cut_model.py, which gives their reasons.
 inline constexpr double kLamFloor = kEps * kEps;
 inline constexpr double kSlackFloor = 1e-3 * kEps;
 inline constexpr double kToBoundary = 0.99;

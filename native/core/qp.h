@@ -4,7 +4,7 @@
 //
 // with Q [n, n] positive semidefinite, G [m, n], A [q, n]; any bound may be infinite, m and q may be 0. Multipliers are
 // signed: λ_i > 0 pushes back from h_i, λ_i < 0 from h_lower_i, and so μ for the box.
-// icnnrt/mathematics/qp_reference.py states it all. As in kernels.h nothing here allocates, throws, locks or keeps
+// icnnrt/mathematics/quadratic_program.py states it all. As in kernels.h nothing here allocates, throws, locks or keeps
 // state, and all arithmetic is in double.
 #pragma once
 

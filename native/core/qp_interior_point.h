@@ -6,7 +6,7 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-// The constants of icnnrt/mathematics/qp_reference.py, and below them those of what is done beyond it.
+// The constants of icnnrt/mathematics/interior_point.py, and below them those of what is done beyond it.
 inline constexpr double kEnough = 1e-12;  // relative KKT residual at which a sample stops
 inline constexpr double kQpToBoundary = 0.995;
 inline constexpr double kShortStep = 0.2;   // a predictor below has a second order that makes the steps cycle
