@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     )
     from icnnrt.format.package import Package
     from icnnrt.limits import Limits
-    from icnnrt.mathematics.qp_status import QPStatus
     from icnnrt.mathematics.status import Status
     from icnnrt.native_library import ops_library
     from icnnrt.serving.qp_solver import QPData, QPSolver
@@ -56,7 +55,6 @@ __all__ = [
     "QPGradients",
     "QPSolution",
     "QPSolver",
-    "QPStatus",
     "SampleError",
     "Session",
     "Solution",
@@ -80,7 +78,6 @@ _HOME = {
     "QPGradients": "serving.quadratic_program",
     "QPSolution": "serving.quadratic_program",
     "QPSolver": "serving.qp_solver",
-    "QPStatus": "mathematics.qp_status",
     "Session": "serving.session",
     "Solution": "serving.solution",
     "Status": "mathematics.status",

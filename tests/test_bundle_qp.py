@@ -251,7 +251,7 @@ def test_samples_that_fail_leave_the_others_alone():
         return f, g
 
     found = bundle_qp_argmin(not_finite, broken, 30, MU, tolerance=1e-8)
-    wanted = [Status.CONVERGED, Status.EMPTY_DOMAIN, Status.NOT_FINITE_INPUT, Status.NOT_FINITE]
+    wanted = [Status.CONVERGED, Status.INFEASIBLE, Status.NOT_FINITE_INPUT, Status.NOT_FINITE]
     assert found.status.tolist() == wanted
     np.testing.assert_allclose(found.y[0], alone.y[0], atol=1e-6)
     assert np.isnan(found.y[1:]).all()
@@ -271,7 +271,7 @@ def test_rows_without_a_solution_are_an_empty_domain():
     G, h = P.G.copy(), P.h.copy()
     G[:, 1], h[:, 1] = -G[:, 0], -h[:, 0] - 1.0
     found = bundle_qp_argmin(Energy(True), P._replace(G=G, h=h), 3, MU)
-    assert (found.status == Status.EMPTY_DOMAIN).all()
+    assert (found.status == Status.INFEASIBLE).all()
 
 
 def test_a_concave_energy_is_found_out():

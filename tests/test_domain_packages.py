@@ -197,7 +197,7 @@ def test_boxes_without_width_and_without_points(load: Load) -> None:
     assert solution.y[1, 0] == lower[1, 0]
     assert (solution.y[2] == lower[2]).all()
     assert solution.gap[2] == pytest.approx(0.0, abs=1e-12)
-    assert solution.status[3] == Status.EMPTY_DOMAIN
+    assert solution.status[3] == Status.INFEASIBLE
     assert solution.status[4] == Status.NOT_FINITE_INPUT
     assert np.isnan(solution.y[[3, 4]]).all()
     assert (solution.status[[0, 1, 2, 5]] <= Status.GAP).all()

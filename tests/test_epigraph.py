@@ -15,8 +15,8 @@ from icnnrt.epigraph.lp_files import Coo, Program, write_program
 from icnnrt.errors import InputError
 from icnnrt.format.package import Package
 from icnnrt.mathematics.domains import SPACE, space_coordinates
-from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.reference import bundle_entropy_argmin, in_coordinates
+from icnnrt.mathematics.status import Status
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -141,7 +141,7 @@ def test_the_optimum_is_the_energy_there(sessions: dict[str, icnnrt.Session], na
     given = constraints(case, n)
     problems = epigraph(session, x, **given)
     found = [problem.solve() for problem in problems]
-    assert [one.status for one in found] == [QPStatus.SOLVED] * 3
+    assert [one.status for one in found] == [Status.CONVERGED] * 3
     y, optimum = np.stack([one.y for one in found]), np.array([one.value for one in found])
     mu = float(given.get("mu", 0.0))  # type: ignore[arg-type]
     np.testing.assert_allclose(energy_at(session, x, y, mu), optimum, rtol=EXACT, atol=EXACT)
@@ -278,20 +278,20 @@ def test_what_presses_on_nothing_is_left_out(tmp_path: Path) -> None:
     assert {"t1_1", "t2_2"} <= set(problem.variables)
     assert len(problem.variables) == 4 + 5 + 4
     assert len(problem.units) == 2
-    assert problem.solve().status == QPStatus.SOLVED
+    assert problem.solve().status == Status.CONVERGED
 
 
 def test_bad_problems_get_a_status(sessions: dict[str, icnnrt.Session]) -> None:
     session, x = sessions["FICNN"], contexts()[:1]
     none = epigraph(session, x, lower=1.0, upper=0.0)[0].solve()
-    assert none.status == QPStatus.PRIMAL_INFEASIBLE
+    assert none.status == Status.INFEASIBLE
     assert not none.ok
     assert none.advice() == "no z meets the constraints: loosen them"  # without a word of a ray, which is not there
-    assert none.summary() == f"PRIMAL_INFEASIBLE\n{none.advice()}"
+    assert none.summary() == f"INFEASIBLE\n{none.advice()}"
     rows = {"G": [[1.0, 0, 0, 0], [-1.0, 0, 0, 0]], "h": [-1.0, -1.0]}
-    assert epigraph(session, x, mu=1.0, **rows)[0].solve().status == QPStatus.PRIMAL_INFEASIBLE
+    assert epigraph(session, x, mu=1.0, **rows)[0].solve().status == Status.INFEASIBLE
     # The last layer is affine in y besides, so that it falls without end somewhere or has a minimum; told either way.
-    assert epigraph(session, x)[0].solve().status in (QPStatus.SOLVED, QPStatus.DUAL_INFEASIBLE)
+    assert epigraph(session, x)[0].solve().status in (Status.CONVERGED, Status.UNBOUNDED)
 
 
 class Smooth(nn.Module):
@@ -402,7 +402,7 @@ def test_the_command(sessions: dict[str, icnnrt.Session], tmp_path: Path) -> Non
         assert (summary["variables"], summary["rows"], summary["status"]) == (
             len(problem.variables),
             len(problem.h),
-            "SOLVED",
+            "CONVERGED",
         )
         assert out.stat().st_size > 0
     plain = subprocess.run([*command, str(tmp_path / "b.lp")], capture_output=True, text=True, check=True)

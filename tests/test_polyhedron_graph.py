@@ -167,7 +167,7 @@ def test_hard_samples_among_good_ones(pair: list[icnnrt.Session]) -> None:
     given["b"][1, 1] += 1.0  # and here a contradiction
     x[2, 0] = np.inf
     found = pair[0].argmin_polyhedron(x, **given, mu=MU)
-    bad = [Status.EMPTY_DOMAIN, Status.EMPTY_DOMAIN, Status.NOT_FINITE_INPUT]
+    bad = [Status.INFEASIBLE, Status.INFEASIBLE, Status.NOT_FINITE_INPUT]
     assert found.status.tolist() == [*bad, Status.CONVERGED, Status.CONVERGED]
     for name in FIELDS:
         assert np.isnan(getattr(found, name)[:3]).all(), name

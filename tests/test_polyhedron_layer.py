@@ -106,7 +106,7 @@ def test_answers_are_those_stated(activation, K):
     stated = bundle_qp_argmin(numpy_value_and_gradient(energy, x), polyhedron(given), K, MU)
     layer = PolyhedronArgmin(energy, K, MU, y_dim=N)
     found = layer.solve(x, **given)
-    wanted = [Status.EMPTY_DOMAIN, Status.EMPTY_DOMAIN, Status.NOT_FINITE_INPUT]
+    wanted = [Status.INFEASIBLE, Status.INFEASIBLE, Status.NOT_FINITE_INPUT]
     assert stated.status[1:4].tolist() == wanted
     assert (found.status.numpy() == stated.status).all()
     # Of a smooth energy many cuts are near duplicates, and y is known to √(2 gap/μ).
@@ -268,13 +268,13 @@ def test_samples_that_fail_leave_the_others_alone(activation):
     bad["b"][2] = np.nan
     bad_x = x.clone()
     bad_x[3] = np.inf
-    sentence = "on_unsafe: sample 1 and 2 more ended with EMPTY_DOMAIN: no y meets the constraints"
+    sentence = "on_unsafe: sample 1 and 2 more ended with INFEASIBLE: no y meets the constraints"
     with pytest.raises(ValueError, match=sentence):
         PolyhedronArgmin(energy, 100, MU, on_unsafe="raise", y_dim=N)(bad_x, **bad)
     for on_unsafe in ("nan", "skip"):
         layer = PolyhedronArgmin(energy, 100, MU, on_unsafe=on_unsafe, y_dim=N)
         y, found = gradients(layer, bad_x, bad, w)
-        wanted = [Status.CONVERGED, Status.EMPTY_DOMAIN, Status.NOT_FINITE_INPUT, Status.NOT_FINITE_INPUT]
+        wanted = [Status.CONVERGED, Status.INFEASIBLE, Status.NOT_FINITE_INPUT, Status.NOT_FINITE_INPUT]
         assert layer.last.status.tolist() == wanted
         assert y[1:].isnan().all()
         torch.testing.assert_close(y[0], alone[0], rtol=1e-9, atol=1e-5)

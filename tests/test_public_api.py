@@ -165,7 +165,7 @@ PUBLIC = {
         "qp_gradients",
         "qp_solve",
     },
-    "mathematics.qp_status": {"QPStatus", "advise"},
+    "mathematics.qp_status": {"QPStatus", "advise", "statuses"},
     "mathematics.recursive_adjoint": {"CutCotangents", "recursive_adjoint"},
     "mathematics.reference": {
         "CoordinatesCotangents",
@@ -248,7 +248,6 @@ TOP = {
     "QPGradients",
     "QPSolution",
     "QPSolver",
-    "QPStatus",
     "SampleError",
     "Session",
     "Solution",

@@ -7,7 +7,7 @@ from quadratic_programs import mixed, solvable
 import icnnrt
 from icnnrt.errors import InputError
 from icnnrt.mathematics.qp_reference import QP
-from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.mathematics.qp_status import QPStatus, statuses
 
 
 def both(qp, dtype="float64", **keywords):
@@ -61,7 +61,7 @@ def test_unsolved_samples_are_nan_alone_and_a_warm_start_forgets_them():
     bounds = {name: getattr(qp, name) for name in ("lower", "upper", "h_lower")}
     for _ in range(2):
         z = solver.solve(*(getattr(qp, name) for name in "QpGhAb"), **bounds)
-        np.testing.assert_array_equal(solver.status, wanted)
+        np.testing.assert_array_equal(solver.status, statuses(wanted))
         assert not solver.ok
         unsolved = wanted != QPStatus.SOLVED
         assert np.isnan(z[unsolved]).all()
@@ -69,7 +69,7 @@ def test_unsolved_samples_are_nan_alone_and_a_warm_start_forgets_them():
         gradients = solver.vjp(np.ones_like(z))
         assert np.isnan(gradients.p[unsolved]).all()
         assert np.isfinite(gradients.p[~unsolved]).all()
-    assert "PRIMAL_INFEASIBLE" in repr(solver)
+    assert "INFEASIBLE" in repr(solver)
 
 
 def test_a_warm_start_solves_the_problem_that_is_given():

@@ -48,7 +48,6 @@ from icnnrt.mathematics import bregman, certificate, reference
 from icnnrt.mathematics.bundle_qp import Polyhedron, bundle_qp_argmin
 from icnnrt.mathematics.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, Coordinates, box_coordinates, space_coordinates
 from icnnrt.mathematics.namespace import NUMPY
-from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.status import ANSWERED, Status
 from icnnrt.ort import Provider
 from icnnrt.serving import polyhedron
@@ -235,7 +234,7 @@ def verify(
             checks.append(trial.adjoint_by_x(answer))
             begun("adjoint by the weights")
             checks.append(trial.adjoint_by_weights(answer))
-            counts = Counter(QPStatus(int(code)).name for code in answer.status)
+            counts = Counter(Status(int(code)).name for code in answer.status)
             checks.append(_qp_status(answer, counts))
     return VerifyReport(
         str(package.path),
@@ -325,7 +324,7 @@ def _worst(name: str, figure: Array, bound: Array, what: str) -> Check:
 def _qp_status(answer: QPAnswer, counts: Counter[str]) -> Check:
     """That some programs have no solution is what their status is for; that none has is no network to use."""
     unsolved = int((~answer.ok).sum())
-    detail = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda c: QPStatus[c[0]]))
+    detail = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda c: Status[c[0]]))
     if unsolved:
         detail += f"; {answer.advice(int(np.argmin(answer.ok)))}"
     return Check("status", unsolved / len(answer), None, "fail" if unsolved == len(answer) else "pass", detail)

@@ -90,7 +90,6 @@ def run(
     from icnnrt.arguments import check_shape
     from icnnrt.cli import tabular
     from icnnrt.format.package import Package
-    from icnnrt.mathematics.qp_status import QPStatus
     from icnnrt.mathematics.status import Status
     from icnnrt.serving.session import load
 
@@ -99,7 +98,6 @@ def run(
     opened = Package.open(package, follow_links=follow_links)
     manifest = opened.manifest
     qp = manifest.kind == "qp"
-    verdicts = QPStatus if qp else Status  # 0 is good in both
     if qp:
         for name, option in (("y_init", y_init), ("lower", lower), ("upper", upper)):
             if option is not None:
@@ -161,11 +159,11 @@ def run(
 
     name, told = ("residual", figures["residual"].max(1)) if qp else ("gap", figures["gap"])
     finite = told[np.isfinite(told)]
-    names = [verdicts(code).name for code in status]
+    names = [Status(code).name for code in status]
     summary = {
         "package": str(opened.path),
         "samples": len(y),
-        "status": {verdicts(code).name: count for code, count in sorted(Counter(status.tolist()).items())},
+        "status": {Status(code).name: count for code, count in sorted(Counter(status.tolist()).items())},
         f"{name}_median": float(np.median(finite)) if finite.size else None,
         f"{name}_max": float(finite.max()) if finite.size else None,
         "milliseconds_per_sample": 1e3 * took / len(y) if len(y) else None,

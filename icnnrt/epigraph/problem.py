@@ -29,7 +29,8 @@ from icnnrt.errors import InputError
 from icnnrt.format.onnx_graph import Graph, read_graph
 from icnnrt.format.package import Package
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference, qp_solve
-from icnnrt.mathematics.qp_status import QPStatus, advise
+from icnnrt.mathematics.qp_status import STATUSES, advise
+from icnnrt.mathematics.status import Status
 from icnnrt.serving.polyhedron import given_rows
 from icnnrt.serving.session import Session
 
@@ -39,7 +40,7 @@ Array = NDArray[np.float64]
 
 
 class EpigraphSolution(NamedTuple):
-    """The optimum of one problem; NaN where the status is neither SOLVED nor INACCURATE."""
+    """The optimum of one problem; NaN where the status is neither CONVERGED nor INACCURATE."""
 
     y: Array  # [n]
     value: float  # f(x, y) + (μ/2) ‖y‖²
@@ -48,12 +49,12 @@ class EpigraphSolution(NamedTuple):
     nu: Array  # [q], of Az = b
     mu: Array  # [N], of the bounds
     residual: Array  # [3] relative stationarity, feasibility, duality gap
-    status: QPStatus
+    status: Status
 
     @property
     def ok(self) -> bool:
-        """Whether the status is SOLVED."""
-        return self.status == QPStatus.SOLVED
+        """Whether the status is CONVERGED."""
+        return self.status == Status.CONVERGED
 
     def advice(self) -> str:
         """One sentence with numbers: how it went, and what would make it better."""
@@ -61,7 +62,7 @@ class EpigraphSolution(NamedTuple):
         return advise(self.status, residual=(a, b, c), steps=STEPS, ray=False)
 
     def summary(self) -> str:
-        """The status and, unless it is SOLVED, the advice."""
+        """The status and, unless it is CONVERGED, the advice."""
         return self.status.name if self.ok else f"{self.status.name}\n{self.advice()}"
 
 
@@ -102,7 +103,7 @@ class EpigraphProblem(NamedTuple):
         """The optimum by `qp_solve`, or by anything that takes its problem and answers as it does."""
         found = solver(self.qp())
         z = found.z[0]
-        status = QPStatus(int(found.status[0]))
+        status = STATUSES[int(found.status[0])]
         return EpigraphSolution(
             self.y(z), self.objective(z), z, found.lam[0], found.nu[0], found.mu[0], found.residual[0], status
         )

@@ -151,7 +151,7 @@ def bundle_qp_argmin(
     which a sample is done; 0 never is. solver: of the programs. precision: the dtype that f is computed in, whose
     rounding is no sign that f is not convex.
 
-    The status of each sample: EMPTY_DOMAIN where P is empty, NOT_FINITE_INPUT where its data are not numbers,
+    The status of each sample: INFEASIBLE where P is empty, NOT_FINITE_INPUT where its data are not numbers,
     NOT_FINITE where f is not, UNBOUNDED where models and f fall along a ray, NOT_CONVEX where f lies below its own
     cuts, SOLVER where a model could not be solved, or falls without end while f does not, and left the gap above the
     tolerance, PRECISION where rounding leaves it so, GAP where it is after K cuts, else CONVERGED; of the last four y
@@ -248,7 +248,7 @@ def bundle_qp_argmin(
     status[unbounded] = Status.UNBOUNDED
     status[~finite] = Status.NOT_FINITE
     status[first.status > QPStatus.INACCURATE] = Status.SOLVER
-    status[first.status == QPStatus.PRIMAL_INFEASIBLE] = Status.EMPTY_DOMAIN
+    status[first.status == QPStatus.PRIMAL_INFEASIBLE] = Status.INFEASIBLE
     status[first.status == QPStatus.NOT_FINITE_INPUT] = Status.NOT_FINITE_INPUT
     return PolyhedronTrajectory(
         best_y,

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.mathematics.qp_reference import BOUND_MAX, STEPS
-from icnnrt.mathematics.qp_status import QPStatus, advise
+from icnnrt.mathematics.qp_status import advise
+from icnnrt.mathematics.status import Status
 
 __all__ = ["qp_advice", "qp_cause"]
 
@@ -27,22 +28,22 @@ def qp_advice(
     data:      of `icnnrt.qp`, by their names, of that sample alone; those that are absent are empty or left out
     ray:       whether who reads it has the ray to look at
     """
-    verdict = QPStatus(status)
+    verdict = Status(status)
     a, b, c = (float(r) for r in residual)
     return f"sample {i}: {qp_cause(verdict, data) or advise(verdict, residual=(a, b, c), steps=steps, ray=ray)}"
 
 
-def qp_cause(status: QPStatus, data: Mapping[str, NDArray[Any]]) -> str:
+def qp_cause(status: Status, data: Mapping[str, NDArray[Any]]) -> str:
     """What can be said with the data of a sample at hand; "" if that is no more than `advise` says."""
     data = {name: np.asarray(a, np.float64) for name, a in data.items()}
     match status:
-        case QPStatus.NOT_CONVEX:
+        case Status.NOT_CONVEX:
             least = float(np.linalg.eigvalsh(0.5 * (data["Q"] + data["Q"].T))[0])
             return (
                 f"Q has the eigenvalue {least:.1e}, so the problem is not convex: pass F F' + ε I with a factor F, "
                 f"or add {-least:.1e} to the diagonal"
             )
-        case QPStatus.NOT_FINITE_INPUT:
+        case Status.NOT_FINITE_INPUT:
             sides = {"h": -1.0, "upper": -1.0, "h_lower": 1.0, "lower": 1.0}
             bad = [
                 name
@@ -50,7 +51,7 @@ def qp_cause(status: QPStatus, data: Mapping[str, NDArray[Any]]) -> str:
                 if ((np.isnan(a) | (sides[name] * a >= BOUND_MAX)).any() if name in sides else not np.isfinite(a).all())
             ]
             return f"NaN, or an infinity that is no absent bound, in {', '.join(bad)}: clean it" if bad else ""
-        case QPStatus.PRIMAL_INFEASIBLE:
+        case Status.INFEASIBLE:
             for low, high in (("h_lower", "h"), ("lower", "upper")):
                 if low in data and high in data and data[low].size and data[high].size:
                     crossed = data[low] > data[high]

@@ -1,4 +1,4 @@
-"""What the certificate says about one sample, and what to do about it."""
+"""What became of one sample, whatever solved it, and what to do about it."""
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -6,32 +6,43 @@ from typing import Final
 
 
 class Status(IntEnum):
-    """The verdict on one sample; 0 is good. `certificate.status_of` says how it is told, and which of two wins."""
+    """The verdict on one sample; 0 is good, and no number will ever mean anything else.
+
+    Of argmins `certificate.status_of` says how it is told, and which of two wins; of quadratic programs
+    `qp_status.QPStatus`, which are the numbers inside their operators.
+    """
 
     CONVERGED = 0
-    """The duality gap and the residual are within the tolerances: up to rounding, no energy is smaller by more
-    than the gap."""
+    """The duality gap and the residual are within the tolerances: up to rounding, no energy or objective is smaller by
+    more than the gap."""
     GAP = 1
     """The gap is above its tolerance: y is feasible and its energy is true, but a smaller energy may exist."""
     SOLVER = 2
-    """The last model was not solved to its tolerance: y is some point of the box, and gradients are wrong."""
+    """The steps ended above the tolerance. Of an argmin y is some point of the domain, and gradients are wrong; of a
+    quadratic program there is neither an answer nor a certificate that there is none, and z is NaN."""
     NOT_CONVEX = 3
     """The energy lies below its own cuts here, or the package says that it was seen not to be convex in y: the lower
-    bound is none."""
+    bound is none. Of a quadratic program Q has a negative eigenvalue; it was not run, and z is NaN."""
     NOT_FINITE_INPUT = 4
-    """x or a bound holds NaN or infinity in the package's dtype. The sample was not run; its answer is NaN."""
+    """x, a bound or a datum holds NaN or infinity in the package's dtype, absent bounds aside. The sample was not run;
+    its answer is NaN."""
     NOT_FINITE = 5
     """The energy, its gradient or the answer holds NaN or infinity although x is finite."""
 
-    EMPTY_DOMAIN = 6
-    """A lower bound exceeds its upper one, so no y is allowed. The sample was not run; its answer is NaN."""
+    INFEASIBLE = 6
+    """No y meets the constraints: a lower bound exceeds its upper one or, of a quadratic program, `ray` holds
+    multipliers (λ, ν, μ) with A'ν + G'λ + μ = 0 whose bounds sum to −1. The answer is NaN."""
 
     UNBOUNDED = 7
     """Over a polyhedron: the cuts fall without end along a ray, and f still fell along it as far out as it was
-    evaluated. There is no minimum, if f is convex and goes on as it was seen to; the answer is NaN beside the ray."""
+    evaluated. There is no minimum, if f is convex and goes on as it was seen to; the answer is NaN beside the ray. Of a
+    quadratic program `ray` holds a direction d with Qd = 0, Ad = 0, p'd = −1 that leaves no bound behind."""
     PRECISION = 8
     """Rounding alone may move the gap by more than its tolerance: y is feasible, but its energy and the lower bound are
     known no better than that."""
+    INACCURATE = 9
+    """Of quadratic programs: z is close to a solution, and its residuals are true, but above the tolerance: gradients
+    are withheld."""
 
 
 # Those with a y to use, beside what is known of it.
@@ -84,12 +95,14 @@ def advise(
             )
         case Status.NOT_FINITE_INPUT:
             return f"x holds NaN or infinity (or a number beyond {dtype}), or a bound does: clean it"
-        case Status.EMPTY_DOMAIN:
+        case Status.INFEASIBLE:
             return "a lower bound exceeds its upper one, so no y is allowed: exchange or widen them"
         case Status.UNBOUNDED:
             return "the energy falls without end as far as it was followed: bound y"
         case Status.PRECISION:
             return imprecise(uncertainty, gap_bound, dtype)
+        case Status.INACCURATE:
+            raise AssertionError("quadratic programs have advice of their own")
 
 
 def imprecise(uncertainty: float, bound: float, dtype: str) -> str:
@@ -98,12 +111,12 @@ def imprecise(uncertainty: float, bound: float, dtype: str) -> str:
     return f"rounding in {dtype} leaves the energy open by {uncertainty:.1e} > {bound:.1e}: {remedy}"
 
 
-def summarise(codes: Sequence[int], verdicts: type[IntEnum], advice: Callable[[int], str]) -> str:
+def summarise(codes: Sequence[int], advice: Callable[[int], str]) -> str:
     """How many samples have which status, and the advice on the first of each kind that is not good, a line each."""
     first: dict[int, int] = {}
     counts: dict[int, int] = {}
     for i, code in enumerate(codes):
         first.setdefault(code, i)
         counts[code] = counts.get(code, 0) + 1
-    head = ", ".join(f"{counts[code]} {verdicts(code).name}" for code in sorted(counts)) or "no samples"
+    head = ", ".join(f"{counts[code]} {Status(code).name}" for code in sorted(counts)) or "no samples"
     return "\n".join([head, *(advice(first[code]) for code in sorted(counts) if code)])

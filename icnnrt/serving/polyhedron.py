@@ -81,7 +81,7 @@ class PolyhedronSolution(_Frozen):
     residual: Array
     """[B, 3], relative stationarity, feasibility and duality gap of the last model."""
     status: NDArray[np.int8]
-    """[B], a `Status` each; EMPTY_DOMAIN where no y meets the constraints, UNBOUNDED where the objective falls without
+    """[B], a `Status` each; INFEASIBLE where no y meets the constraints, UNBOUNDED where the objective falls without
     end among those that do, SOLVER where a model could not be solved, or falls without end while f does not. Without a
     lower bound there is no answer: y is NaN."""
     cuts: NDArray[np.int64]
@@ -134,7 +134,7 @@ class PolyhedronSolution(_Frozen):
             Status.NOT_CONVEX: "the energy lies below its own cuts, so it is not convex in y and no bound holds",
             Status.NOT_FINITE_INPUT: "x or a constraint holds NaN, or an infinity that is no absent bound: clean it",
             Status.NOT_FINITE: "the energy or its gradient is not finite: scale x, or export in float64",
-            Status.EMPTY_DOMAIN: "no y meets the constraints: loosen them",
+            Status.INFEASIBLE: "no y meets the constraints: loosen them",
             Status.UNBOUNDED: "the energy falls along `ray`, within the constraints, as far as it was followed: "
             "bound y, or raise mu",
             Status.PRECISION: f"{held} left a gap of {gap:.1e}, but rounding may have moved it by "
@@ -145,7 +145,7 @@ class PolyhedronSolution(_Frozen):
 
     def summary(self) -> str:
         """How many samples have which status, and the advice on the first of each kind that did not converge."""
-        return summarise(self.status.tolist(), Status, self.advice)
+        return summarise(self.status.tolist(), self.advice)
 
     def __repr__(self) -> str:
         head = self.summary().partition("\n")[0]

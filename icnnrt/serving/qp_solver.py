@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from icnnrt.arguments import choice, flag, integer, sample
 from icnnrt.errors import IcnnrtError, InputError
 from icnnrt.mathematics.qp_advice import qp_advice
-from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.mathematics.qp_status import STATUSES, statuses
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import onnxruntime
 from icnnrt.serving.forks import inherit
@@ -61,7 +61,7 @@ class QPSolver:
     slack: Floats
     box_slack: Floats
     residual: NDArray[np.float64]
-    status: NDArray[np.int32]
+    _codes: NDArray[np.int32]
     ray: Floats
 
     def __init__(
@@ -118,7 +118,7 @@ class QPSolver:
         }
         answers = {name: np.zeros((B, *shapes[name]), kinds.get(name, dtype)) for name in SOLUTION}
         for name, value in answers.items():
-            setattr(self, name, value)
+            setattr(self, "_codes" if name == "status" else name, value)
         self._bars = {f"{name}_bar": np.zeros((B, *shapes[name]), dtype) for name in ("z", "lam", "nu", "mu")}
         self._only_z_bar = True  # the other three are zero, and need not be written again
         self._d = [np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in ADJOINT]
@@ -144,7 +144,7 @@ class QPSolver:
     ) -> Floats:
         """z [B, n]. Data are [B, ...], or without the batch axis to be the same for all samples.
 
-        What became of each sample is in `status`, a `QPStatus` each; z is NaN where there is no answer.
+        What became of each sample is in `status`, a `Status` each; z is NaN where there is no answer.
 
         Raises `InputError` for shapes that do not fit and for what are no real numbers; `data` is as before then.
         """
@@ -193,7 +193,8 @@ class QPSolver:
     @functools.cached_property
     def _adjoint(self) -> "_Bound":
         """Made with the first `vjp`: who only solves needs no session for it."""
-        read = {name: getattr(self, name) for name in ("lam", "mu", "slack", "box_slack", "status")}
+        read = {name: getattr(self, name) for name in ("lam", "mu", "slack", "box_slack")}
+        read["status"] = self._codes
         return _Bound(
             "adjoint",
             self._where,
@@ -202,21 +203,26 @@ class QPSolver:
         )
 
     @property
+    def status(self) -> NDArray[np.int32]:
+        """[B] int32, a `Status` each, of the last `solve`."""
+        return statuses(self._codes)
+
+    @property
     def ok(self) -> bool:
-        """Whether every sample is SOLVED."""
-        return not self.status.any()
+        """Whether every sample is CONVERGED."""
+        return not self._codes.any()
 
     def advice(self, i: int = 0) -> str:
         """One sentence with numbers: how sample `i` of the last `solve` went, and what would make it better."""
         if not self._solve.calls:
             raise InputError("advice: expected a solved problem to tell of; call solve first.")
-        i = sample(i, len(self.status))
+        i = sample(i, len(self._codes))
         data = {name: a[i if len(a) > 1 else 0] for name, a in self.data._asdict().items()}
-        return qp_advice(i, int(self.status[i]), self.residual[i], data)
+        return qp_advice(i, STATUSES[int(self._codes[i])], self.residual[i], data)
 
     def summary(self) -> str:
         """How many samples have which status, and the advice on the first of each kind that was not solved."""
-        return summarise(self.status.tolist(), QPStatus, self.advice) if self._solve.calls else "not run"
+        return summarise(self.status.tolist(), self.advice) if self._solve.calls else "not run"
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise InputError(

@@ -27,8 +27,8 @@ from icnnrt.arguments import alone, sample, untrusted
 from icnnrt.errors import CertificateError, IcnnrtError, InputError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
-from icnnrt.mathematics.qp_status import QPStatus
-from icnnrt.mathematics.status import summarise
+from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
+from icnnrt.mathematics.status import Status, summarise
 from icnnrt.ort import (
     Provider,
 )
@@ -275,7 +275,7 @@ class QPSolution:
     """z and multipliers of B quadratic programs, with residuals and a status each. Arrays are read-only.
 
     T is the dtype of Q. Without batch axis in the data there is none here either: z is [n], residual [3], status
-    a `QPStatus`. Of a sample that is not SOLVED or INACCURATE all but status and ray is NaN. The length is B.
+    a `Status`. Of a sample that is not CONVERGED or INACCURATE all but status and ray is NaN. The length is B.
     """
 
     z: Floats
@@ -293,10 +293,10 @@ class QPSolution:
     residual: NDArray[np.float64]
     """[B, 3] float64: relative stationarity, feasibility, duality gap."""
     status: Any
-    """[B] int32, a `QPStatus` each."""
+    """[B] int32, a `Status` each."""
     ray: Floats
-    """[B, n + m + q + n] T: of PRIMAL_INFEASIBLE a certificate (0, λ, ν, μ), of DUAL_INFEASIBLE a direction (d, 0, 0,
-    0), see `QPStatus`; else 0."""
+    """[B, n + m + q + n] T: of INFEASIBLE a certificate (0, λ, ν, μ), of UNBOUNDED a direction (d, 0, 0, 0), see
+    `Status`; else 0."""
     native: bool
     """Whether native kernels ran, and will for gradients."""
     _rows: tuple[Floats, ...]
@@ -317,9 +317,10 @@ class QPSolution:
         for array in out:
             array.setflags(write=False)
         parts: list[Any] = out if batched else [array[0] for array in out]
-        z, lam, nu, mu, slack, box_slack, residual, status, ray = parts
-        if not batched:
-            status = QPStatus(int(status))
+        z, lam, nu, mu, slack, box_slack, residual, code, ray = parts
+        status: Any = statuses(code) if batched else STATUSES[int(code)]
+        if batched:
+            status.setflags(write=False)
         return cls(z, lam, nu, mu, slack, box_slack, residual, status, ray, native, tuple(out), feeds, given, where)
 
     def __len__(self) -> int:
@@ -327,8 +328,8 @@ class QPSolution:
 
     @property
     def ok(self) -> Any:
-        """[B] bool, or of one problem without batch axis a bool: the status is SOLVED."""
-        return self.status == QPStatus.SOLVED
+        """[B] bool, or of one problem without batch axis a bool: the status is CONVERGED."""
+        return self.status == Status.CONVERGED
 
     def vjp(
         self,
@@ -342,19 +343,19 @@ class QPSolution:
         """∂ℓ/∂ of all data for a loss ℓ with ∂ℓ/∂z = z_bar and, where it depends on them, ∂ℓ/∂lam = lam_bar and so on.
 
         z_bar ... mu_bar:  in the shapes of z ... mu; floats of another width are converted. None is zero
-        on_unsafe:         what becomes of samples that are not SOLVED: "nan" makes their gradients NaN, and so the sums
-                           that shared data get; "raise", the default of `Session.vjp`, raises `CertificateError`;
+        on_unsafe:         what becomes of samples that are not CONVERGED: "nan" makes their gradients NaN, and so the
+                           sums that shared data get; "raise", the default of `Session.vjp`, raises `CertificateError`;
                            "skip" leaves them out of the sums
 
         Where a multiplier and its slack are both 0 the answer has a kink, and the gradient is that of one side.
         """
         if not isinstance(on_unsafe, str) or on_unsafe not in ON_UNSAFE:
             raise InputError(f"on_unsafe: expected one of {', '.join(map(repr, ON_UNSAFE))}, but got {on_unsafe!r}.")
-        z, lam, nu, mu, slack, box_slack, _, status, _ = self._rows
+        z, lam, nu, mu, slack, box_slack, _, code, _ = self._rows
         dtype = z.dtype
         skipped = None
         if on_unsafe != "nan":
-            failed = status != QPStatus.SOLVED
+            failed = code != QPStatus.SOLVED
             if failed.any():
                 if on_unsafe == "raise":
                     raise CertificateError(_unsolved(self, failed))
@@ -379,7 +380,7 @@ class QPSolution:
                 "mu": mu,
                 "slack": slack,
                 "box_slack": box_slack,
-                "status": status,
+                "status": code,
                 "z_bar": bars[0],
                 "lam_bar": bars[1],
                 "nu_bar": bars[2],
@@ -392,11 +393,11 @@ class QPSolution:
         """One sentence with numbers: how sample `i` went, and what would make it better."""
         i = sample(i, len(self))
         data = {name: a[i if len(a) > 1 else 0] for name, a in self._feeds.items() if name != "start"}
-        return qp_advice(i, int(self._rows[7][i]), self._rows[6][i], data)
+        return qp_advice(i, STATUSES[int(self._rows[7][i])], self._rows[6][i], data)
 
     def summary(self) -> str:
         """How many samples have which status, and the advice on the first of each kind that was not solved."""
-        return summarise(self._rows[7].tolist(), QPStatus, self.advice)
+        return summarise(statuses(self._rows[7]).tolist(), self.advice)
 
     def __repr__(self) -> str:
         return f"<QPSolution of {len(self)} x {self._rows[0].shape[1]}: {self.summary().partition(chr(10))[0]}>"
@@ -405,7 +406,7 @@ class QPSolution:
 def _unsolved(solution: QPSolution, failed: NDArray[np.bool_]) -> str:
 
     def reason(i: int) -> str:
-        return f"{QPStatus(int(solution._rows[7][i])).name}, {solution.advice(i)}"
+        return f"{STATUSES[int(solution._rows[7][i])].name}, {solution.advice(i)}"
 
     return untrusted(failed, reason, "on_unsafe='skip' to leave them out of the sums")
 

@@ -23,7 +23,7 @@ from icnnrt.limits import Limits, call, checked_limits, each_call
 from icnnrt.mathematics import certificate
 from icnnrt.mathematics.certificate import Tolerances
 from icnnrt.mathematics.domains import MODELS
-from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.mathematics.qp_status import QPStatus, statuses
 from icnnrt.mathematics.status import RESTS_ON_CONVEXITY, Status
 from icnnrt.ort import Provider
 from icnnrt.printable import named
@@ -333,7 +333,7 @@ class Session:
         strict:  raise `CertificateError` if any sample did not converge; by default what `load` was told
 
         Returns a `Solution` of B samples, each with status, gap and residual. A batch of none is fine. A sample with
-        NaN or infinity in x or a bound is not run and has status NOT_FINITE_INPUT, or EMPTY_DOMAIN where a lower bound
+        NaN or infinity in x or a bound is not run and has status NOT_FINITE_INPUT, or INFEASIBLE where a lower bound
         exceeds its upper one; the others' answers do not depend on it, up to the rounding that another batch size
         brings. Of a package that was exported although its energy is not convex, every answer is NOT_CONVEX.
 
@@ -353,7 +353,7 @@ class Session:
         status = self._judged(finite, out, bounds, weights_id, self._runner.samples_at_once("argmin", feeds))
         if self._seen[0] == "violated":  # whether or not these cuts show it
             status[np.isin(status, RESTS_ON_CONVEXITY)] = Status.NOT_CONVEX
-        status[finite & ~run] = Status.EMPTY_DOMAIN
+        status[finite & ~run] = Status.INFEASIBLE
         info = {
             "providers": self.providers,
             "native": bool(run.any()) and self._runner.ran_native("argmin"),
@@ -400,7 +400,7 @@ class Session:
         x is converted as `value_and_gradient` does. Returns a `QPAnswer` with status and residual of each sample: where
         no z meets the constraints of a program, or its objective falls without end, z is NaN and the others are as they
         would be alone. A sample with NaN or infinity in x is not run and has status NOT_FINITE_INPUT. With `strict`, by
-        default what `load` was told, `CertificateError` is raised if any sample is not SOLVED.
+        default what `load` was told, `CertificateError` is raised if any sample is not CONVERGED.
 
         Raises `InputError` for a wrong shape or dtype, or for a package of another kind.
         """
@@ -410,10 +410,11 @@ class Session:
         self._runner.check_open()
         finite = finite_rows(X)
         out, weights_id = self._runner.run("solve", {"x": X}, where=finite, fill={"status": QPStatus.NOT_FINITE_INPUT})
+        out["status"] = statuses(out["status"])
         # Solved programs may be followed by layers that overflow.
-        lost = ~np.isfinite(out["z"]).all(1) & (out["status"] == QPStatus.SOLVED)
+        lost = ~np.isfinite(out["z"]).all(1) & (out["status"] == Status.CONVERGED)
         if lost.any():
-            out["status"] = np.where(lost, np.int32(QPStatus.FAILED), out["status"])
+            out["status"] = np.where(lost, np.int32(Status.NOT_FINITE), out["status"])
         info = {
             "providers": self.providers,
             "native": bool(finite.any()) and self._runner.ran_native("solve"),
@@ -514,7 +515,7 @@ class Session:
         1, 100, and 1e-9 of a float64 package, 1e-5 of a float32 one.
 
         Returns a `PolyhedronSolution`: y*, gap and lower bound, multipliers of the constraints, a status per sample
-        (EMPTY_DOMAIN where no y meets the constraints). Raises `InputError` for wrong arguments.
+        (INFEASIBLE where no y meets the constraints). Raises `InputError` for wrong arguments.
         """
         if "value" not in self.manifest.graphs:
             raise _no_value(self.manifest)

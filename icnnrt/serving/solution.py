@@ -13,7 +13,6 @@ from icnnrt.mathematics import certificate
 from icnnrt.mathematics.certificate import Tolerances
 from icnnrt.mathematics.domains import MODELS, Domain
 from icnnrt.mathematics.qp_reference import STEPS
-from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.qp_status import advise as advise_qp
 from icnnrt.mathematics.status import Status, advise, summarise
 
@@ -143,7 +142,7 @@ class Solution(_Frozen):
 
     def summary(self) -> str:
         """How many samples have which status, and the advice on the first of each kind that did not converge."""
-        return summarise(self.status.tolist(), Status, self.advice)
+        return summarise(self.status.tolist(), self.advice)
 
     def __repr__(self) -> str:
         head = self.summary().partition("\n")[0] if len(self) else "no samples"
@@ -178,7 +177,7 @@ class QPAnswer(_Frozen):
     z: Floats
     """[B, n] in the package's dtype; NaN where a program has no solution."""
     status: NDArray[np.int32]
-    """[B] int32, a `qp_status.QPStatus` each: of the first program on the sample's way that is not SOLVED, if any."""
+    """[B] int32, a `Status` each: of the first program on the sample's way that did not converge, if any."""
     residual: Array
     """[B, 3] float64, relative stationarity, feasibility and duality gap, the worst of all programs; NaN with z."""
     info: Mapping[str, Any]
@@ -196,8 +195,8 @@ class QPAnswer(_Frozen):
 
     @property
     def ok(self) -> NDArray[np.bool_]:
-        """[B] bool: the status is SOLVED."""
-        return self.status == QPStatus.SOLVED
+        """[B] bool: the status is CONVERGED."""
+        return self.status == Status.CONVERGED
 
     def __getitem__(self, index: Any) -> "QPAnswer":
         """The samples at `index` (integer, slice, mask or integer array), always with a batch dimension."""
@@ -210,11 +209,11 @@ class QPAnswer(_Frozen):
         """One sentence with numbers: how sample `i` went and what would make it better."""
         one = self[sample(i, len(self))]
         a, b, c = (float(r) for r in one.residual[0])
-        return f"sample {i}: " + advise_qp(QPStatus(int(one.status[0])), residual=(a, b, c), steps=STEPS, ray=False)
+        return f"sample {i}: " + advise_qp(Status(int(one.status[0])), residual=(a, b, c), steps=STEPS, ray=False)
 
     def summary(self) -> str:
         """How many samples have which status, and the advice on the first of each kind that was not solved."""
-        return summarise(self.status.tolist(), QPStatus, self.advice)
+        return summarise(self.status.tolist(), self.advice)
 
     def __repr__(self) -> str:
         head = self.summary().partition("\n")[0] if len(self) else "no samples"

@@ -432,7 +432,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     status = op("Where", end["unbounded"], op.constant(int(Status.UNBOUNDED)), status)
     status = op("Where", end["finite"], status, op.constant(int(Status.NOT_FINITE)))
     # By what became of the projection; −1 where it is solved.
-    verdicts = [-1, -1, Status.EMPTY_DOMAIN, Status.SOLVER, Status.SOLVER, Status.NOT_FINITE_INPUT, Status.SOLVER]
+    verdicts = [-1, -1, Status.INFEASIBLE, Status.SOLVER, Status.SOLVER, Status.NOT_FINITE_INPUT, Status.SOLVER]
     verdict = op("Gather", op.constant([int(code) for code in verdicts]), start_status, axis=0)
     status = op("Where", op("Less", verdict, op.constant(0)), status, verdict)
     status = op("Where", numbers, status, op.constant(int(Status.NOT_FINITE_INPUT)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_reference import STEPS, precision_of
-from icnnrt.mathematics.qp_status import QPStatus, advise
+from icnnrt.mathematics.qp_status import STATUSES, QPStatus, advise
 from icnnrt_models.layers.kernels import Kernel, kernel, run_on
 from icnnrt_models.layers.qp_script import Data, Solution, precision, qp_script
 from icnnrt_models.networks.energy import check_size
@@ -30,7 +30,7 @@ class QPResult(NamedTuple):
     mu: Tensor  # [B, n] the same of the box
     slack: Tensor  # [B, m] of the side that λ points at, > 0; no gradient
     residual: Tensor  # [B, 3] float64, relative stationarity, feasibility, duality gap; no gradient
-    status: Tensor  # [B] int32, of icnnrt.mathematics.qp_status.QPStatus
+    status: Tensor  # [B] int32, of icnnrt.Status
 
 
 class QPLayer(nn.Module):
@@ -52,7 +52,7 @@ class QPLayer(nn.Module):
     A datum without the batch axis, or with one of size 1, is shared by all samples, and its gradient is the SUM over
     the batch. Of nothing but shared data the answer is [1, n].
 
-    Every sample has a status of its own, `icnnrt.mathematics.qp_status.QPStatus`, and up to rounding never depends on
+    Every sample has a status of its own, an `icnnrt.Status`, and up to rounding never depends on
     its neighbours: where no z meets the constraints, the objective falls without end, or the data hold NaN, z is NaN. A
     gradient is taken of SOLVED samples alone. `on_unsafe` says what becomes of the others:
 
@@ -114,7 +114,7 @@ class QPLayer(nn.Module):
         if not self.multipliers:
             return found.z
         slack, residual = found.slack.detach(), found.residual.detach()
-        return QPResult(found.z, found.lam, found.nu, found.mu, slack, residual, found.status)
+        return QPResult(found.z, found.lam, found.nu, found.mu, slack, residual, _statuses(found.status))
 
     def extra_repr(self) -> str:
         return f"multipliers={self.multipliers}, on_unsafe={self.on_unsafe!r}, steps={self.steps}"
@@ -240,13 +240,19 @@ def _check_batches(data: Data) -> None:
             )
 
 
+def _statuses(codes: Tensor) -> Tensor:
+    """The `icnnrt.Status` of each `QPStatus`, in operations that hold no device in a trace."""
+    parts = (int(status) * (codes == code).to(codes.dtype) for code, status in enumerate(STATUSES))
+    return functools.reduce(torch.add, parts)
+
+
 def _demand_solved(found: Solution, data: Data, steps: int) -> None:
     # Under vmap all of its samples are asked, so the index of one has more than one number.
     statuses, residuals = (torch.func.debug_unwrap(a, recurse=True) for a in (found.status, found.residual))
     bad = torch.nonzero(statuses).tolist()
     if bad:
         at = tuple(bad[0])
-        status, residual = QPStatus(int(statuses[at])), residuals[at].detach().numpy(force=True)
+        status, residual = STATUSES[int(statuses[at])], residuals[at].detach().numpy(force=True)
         if len(at) == 1:
             (i,) = at
             own = {n: a[i if len(a) > 1 else 0].numpy(force=True) for n, a in zip(data._fields, data, strict=True)}
