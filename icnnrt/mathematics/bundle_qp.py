@@ -36,8 +36,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.mathematics import certificate
+from icnnrt.mathematics import certificate, rounding
 from icnnrt.mathematics.domains import SPACE
+from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.qp_reference import (
     BOUND_MAX,
     QP,
@@ -605,33 +606,21 @@ def bundle_qp_status(
 def bundle_qp_excess(y: Array, polyhedron: Polyhedron, lam: Array, nu: Array, bounds: Array) -> tuple[Array, Array]:
     """What it means that y leaves P: by how much its energy may lie below the lower bound, and how far out it is, [B].
 
-    With v_G = max(Gy − h, 0), v_A = |Ay − b|, v = max(y − upper, lower − y, 0) and the multipliers of the last model::
-
-        excess       λ_G'v_G + |ν|'v_A + |bounds|'v
-        violation    max of them / (1 + max(|Ay|, |y|))
-
-    A program's own residual counts the heights of the cuts to its size, which may be large.
+    `icnnrt.mathematics.rounding.excess` says what.
     """
     P = polyhedron
     with np.errstate(invalid="ignore"):
-        Gy, Ay = (P.G @ y[:, :, None])[:, :, 0], (P.A @ y[:, :, None])[:, :, 0]
-        above, off = np.maximum(Gy - P.h, 0.0), np.abs(Ay - P.b)
-        beyond = np.maximum(np.maximum(y - P.upper, P.lower - y), 0.0)
-        excess = (np.abs(lam) * above).sum(1) + (np.abs(nu) * off).sum(1) + (np.abs(bounds) * beyond).sum(1)
-        most = np.concatenate([above, off, beyond], 1).max(1)
-        size = np.abs(np.concatenate([Ay, y], 1)).max(1)
-    return excess, most / (1.0 + size)
+        rows = (a[:, None] for a in (P.h, P.b, P.lower, P.upper, y, lam, nu, bounds))
+        h, b, lower, upper, point, *multipliers = rows
+        below, out = rounding.excess(NUMPY, P.G, h, P.A, b, lower, upper, point, *multipliers)
+    return below[:, 0, 0], out[:, 0, 0]
 
 
 def _rounding(y: Array, energy: Array, slopes: Array, offsets: Array, cut_points: Array, precision: Any) -> Array:
-    """What rounding in the dtype of f may add to a comparison of energies and cuts, as `certificate.rounding`: [B].
-
-    64 eps max(1, |energy|, max_i |e_i| + |g_i|'max(|y|, max_j |y_j|))
-    """
+    """What rounding in the dtype of f may add to a comparison of energies and cuts, as `certificate.rounding`: [B]."""
     eps = float(np.finfo(precision).eps)
-    far = np.maximum(np.abs(cut_points).max(1), np.abs(y))
-    size = np.abs(offsets) + (np.abs(slopes) * far[:, None]).sum(2)
-    return certificate.ROUNDING * eps * np.maximum(np.maximum(1.0, np.abs(energy)), size.max(1))
+    rows = energy[:, None, None], slopes, offsets[:, None], cut_points, y[:, None]
+    return np.asarray(rounding.rounding_at(NUMPY, *rows, eps)[:, 0, 0])
 
 
 def bundle_qp_uncertainty(
@@ -644,12 +633,7 @@ def bundle_qp_uncertainty(
     lam: Array,
     precision: Any,
 ) -> Array:
-    """By how much rounding in `precision`, the dtype of f, may have moved the gap, as `certificate.uncertainty`: [B].
-
-    max( 2 eps max(1, |energy|, Σ_i λ_i (|e_i| + |g_i|'max(|y_i|, |y|)) + Σ_j max_i |g_ij| |y_j|),  −gap )
-    """
+    """By how much rounding in `precision`, the dtype of f, may have moved the gap: [B]. See `rounding.uncertainty_at`."""
     eps = float(np.finfo(precision).eps)
-    G, λ = np.abs(slopes), np.maximum(lam, 0.0)
-    far = np.maximum(np.abs(cut_points), np.abs(y)[:, None])
-    held = (λ * (np.abs(offsets) + (G * far).sum(2))).sum(1) + (G.max(1) * np.abs(y)).sum(1)
-    return np.maximum(certificate.UNCERTAIN * eps * np.maximum(np.maximum(1.0, np.abs(energy)), held), -gap)
+    rows = energy[:, None, None], gap[:, None, None], slopes, offsets[:, None], cut_points, lam[:, None], y[:, None]
+    return np.asarray(rounding.uncertainty_at(NUMPY, *rows, eps)[:, 0, 0])

@@ -3,6 +3,8 @@
 Told from handed-out numbers alone: what energy, cuts and y are summed from, in units of rounding of their dtype, eps.
 `icnnrt.mathematics.certificate` judges by it, and the graphs that leave samples out by themselves.
 
+Over a polyhedron sizes are told by the points themselves, `sizes_at`.
+
 Slopes G [B, K, n] are float64 here, where squares of float32 do not overflow; offsets e and multipliers are rows
 [B, 1, K], points [B, K, n], what counts a sample is [B, 1, 1].
 """
@@ -78,7 +80,7 @@ def uncertainty(
         s = -(lam @ G)
         steepest = xp.mT(xp.max(xp.mT(abs(G))))
         held = xp.sum(lam * size) + xp.sum(steepest * abs(at.point(xp, s)))
-    total = xp.maximum((UNCERTAIN * eps) * xp.maximum(xp.maximum(abs(energy), 1.0), held), -gap)
+    total = _held_up(xp, energy, gap, held, eps)
     if magnified is None:
         return total
     delta = xp.minimum(eps * magnified, 0.5)
@@ -86,6 +88,74 @@ def uncertainty(
     return total + xp.sum(entropy if lam is None else xp.minimum(entropy, delta * (abs(s) + 1.0)))
 
 
+def _held_up(xp: Namespace, energy: Array, gap: Array, held: Array, eps: float) -> Array:
+    """max( 2 eps max(1, |energy|, held), −gap )"""
+    return xp.maximum((UNCERTAIN * eps) * xp.maximum(xp.maximum(abs(energy), 1.0), held), -gap)
+
+
 def known(xp: Namespace, uncertain: Array, lower_bound: Array) -> Array:
     """Whether the energy is uncertain by no more than 1e-3 max(1, |lower bound|); false for NaN."""
     return uncertain <= DIGITS * xp.maximum(abs(lower_bound), 1.0)
+
+
+# --- Over a polyhedron, e_i = f(y_i) − g_i'y_i -----------------------------------------------------------------------
+
+
+def sizes_at(xp: Namespace, G: Array, e: Array, far: Array) -> Array:
+    """|e_i| + |g_i|'far, [B, 1, K]; far [B, 1, n] or, of each cut its own, [B, K, n]."""
+    return abs(e) + xp.mT(xp.sum(abs(G) * far))
+
+
+def rounding_at(xp: Namespace, energy: Array, G: Array, e: Array, points: Array, y: Array, eps: float) -> Array:
+    """`rounding` with far = max(|y|, max_j |y_j|); points y_j [B, K, n], y [B, 1, n]."""
+    far = xp.maximum(xp.mT(xp.max(xp.mT(abs(points)))), abs(y))
+    return rounding(xp, energy, sizes_at(xp, G, e, far), eps)
+
+
+def uncertainty_at(
+    xp: Namespace, energy: Array, gap: Array, G: Array, e: Array, points: Array, lam: Array, y: Array, eps: float
+) -> Array:
+    """`uncertainty` with far_i = max(|y_i|, |y|), and the y that is there."""
+    steepest = xp.mT(xp.max(xp.mT(abs(G))))
+    size = sizes_at(xp, G, e, xp.maximum(abs(points), abs(y)))
+    held = xp.sum(xp.maximum(lam, 0.0) * size) + xp.sum(steepest * abs(y))
+    return _held_up(xp, energy, gap, held, eps)
+
+
+def violation(xp: Namespace, G: Array, e: Array, points: Array) -> Array:
+    """The most by which one cut exceeds f at the point of another: max_ij [v_j(y_i) − f(y_i)], f(y_i) = v_i(y_i).
+
+    points y_i, less the centre that offsets refer to; [B, 1, 1] >= 0, which is zero but for rounding if f is convex.
+    """
+    v = e - points @ -xp.mT(G)
+    return xp.max(xp.mT(xp.max(v) - (xp.mT(e) + xp.sum(G * points))))
+
+
+def excess(
+    xp: Namespace,
+    G: Array,
+    h: Array,
+    A: Array,
+    b: Array,
+    lower: Array,
+    upper: Array,
+    y: Array,
+    lam: Array,
+    nu: Array,
+    bounds: Array,
+) -> tuple[Array, Array]:
+    """What it means that y leaves {Gy <= h, Ay = b, lower <= y <= upper}: by how much its energy may lie below the
+    lower bound, and how far out it is.
+
+    With v_G = max(Gy − h, 0), v_A = |Ay − b|, v = max(y − upper, lower − y, 0) and the multipliers of the last model::
+
+        excess       λ_G'v_G + |ν|'v_A + |bounds|'v
+        distance     max of them / (1 + max(|Ay|, |y|))
+
+    A program's own residual counts the heights of the cuts to its size, which may be large.
+    """
+    Gy, Ay = -(y @ -xp.mT(G)), -(y @ -xp.mT(A))
+    beyond = xp.maximum(xp.maximum(y - upper, lower - y), 0.0)
+    out = xp.concat([xp.maximum(Gy - h, 0.0), abs(Ay - b), beyond])
+    size = xp.max(abs(xp.concat([Ay, y])))
+    return xp.sum(abs(xp.concat([lam, nu, bounds])) * out), xp.max(out) / (1.0 + size)

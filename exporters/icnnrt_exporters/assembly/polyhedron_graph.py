@@ -1,16 +1,18 @@
 """The graph x, G, h, A, b, bounds -> y*: cuts of the bundle method around the operator that solves each model."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
 from icnnrt.format.manifest import PolyhedronSpec
 from icnnrt.format.package import OP_DOMAIN
-from icnnrt.mathematics import certificate
+from icnnrt.mathematics import certificate, rounding
 from icnnrt.mathematics.bundle_qp import FALLS, FAR, FURTHER, LEFT, MILD, OFF, OUT, SAME
 from icnnrt.mathematics.qp_reference import BOUND_MAX, STEPS, TOLERANCE
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.status import Status
+from icnnrt_exporters.operators.traced import nodes_of
 from icnnrt_exporters.surgery import (
     Ops,
     copy,
@@ -416,18 +418,31 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     status = op("Where", large, op.constant(int(Status.GAP)), op.constant(int(Status.CONVERGED)))
     widths = op("Concat", m, op("Shape", offsets, start=1, end=2), axis=0)
     lam_rows, lam_cuts = op.many("Split", end["lam"], widths, outputs=2, axis=1)
-    doubt = _uncertainty(op, eps, y_star, energy, gap, slopes, offsets, cut_points, lam_cuts)
+
+    def row(v: ir.Value) -> ir.Value:
+        return op("Unsqueeze", v, one)
+
+    def told(statement: Callable[..., Any], *values: ir.Value, more: Sequence[Any] = ()) -> ir.Value:
+        """What `icnnrt.mathematics.rounding` says of values with an axis for the rows, [B, 1]."""
+        found = nodes_of(op, lambda xp, *given: statement(xp, *given, *more), *values, rank=3)
+        return op("Squeeze", found, op.constant([2]))
+
+    figures = [row(v) for v in (energy, gap)]
+    cuts = [slopes, row(offsets), cut_points]
+    doubt = told(rounding.uncertainty_at, *figures, *cuts, row(lam_cuts), row(y_star), more=[eps])
     small = op("Mul", tolerance, _unit(op, op, lower_bound))
     hidden = op("And", op("Greater", doubt, small), op("Not", op("Greater", gap, doubt)))
     status = op("Where", hidden, op.constant(int(Status.PRECISION)), status)
-    excess, violation = _excess(op, P, y_star, lam_rows, end["nu"], end["bounds"])
+    of_y = (row(v) for v in (P.b, P.lower, P.upper, y_star, lam_rows, end["nu"], end["bounds"]))
+    leaving = [P.G, row(P.h), P.A, *of_y]
+    excess, violation = (told(lambda *given, i=i: rounding.excess(*given)[i], *leaving) for i in (0, 1))
     unsolved = op("Or", op("And", large, op("Greater", end["code"], op.constant(int(QPStatus.SOLVED)))), op("Not", run))
     unsolved = op("Or", unsolved, op("Greater", violation, op.constant(OFF, DOUBLE)))
     status = op("Where", unsolved, op.constant(int(Status.SOLVER)), status)
-    noise = _rounding(op, eps, y_star, energy, slopes, offsets, cut_points)
+    noise = told(rounding.rounding_at, figures[0], *cuts, row(y_star), more=[eps])
     noise = op("Add", noise, op("Mul", op.constant(ENOUGH, DOUBLE), _unit(op, op, lower_bound)))
     below = op("Sub", op("Neg", gap), excess)
-    most = op("Max", below, _violation(op, slopes, offsets, cut_points))
+    most = op("Max", below, told(rounding.violation, *cuts))
     status = op("Where", op("Greater", most, noise), op.constant(int(Status.NOT_CONVEX)), status)
     status = op("Where", end["unbounded"], op.constant(int(Status.UNBOUNDED)), status)
     status = op("Where", end["finite"], status, op.constant(int(Status.NOT_FINITE)))
@@ -496,72 +511,3 @@ def _near(op: Ops, outside: Ops, gap: ir.Value, lower_bound: ir.Value, tolerance
     """There is a lower bound, and the gap is within the tolerance."""
     there = op("Greater", lower_bound, outside.constant(LOWEST, DOUBLE))
     return op("And", there, op("LessOrEqual", gap, op("Mul", tolerance, _unit(op, outside, lower_bound))))
-
-
-def _rounding(
-    op: Ops,
-    eps: float,
-    y: ir.Value,
-    energy: ir.Value,
-    slopes: ir.Value,
-    offsets: ir.Value,
-    points: ir.Value,
-) -> ir.Value:
-    """What rounding may add to a comparison of energies and cuts, as `icnnrt.mathematics.bundle_qp` has it: [B, 1]."""
-    one, two = op.constant([1]), op.constant([2])
-    far = op("Max", op("ReduceMax", op("Abs", points), one, keepdims=0), op("Abs", y))
-    reach = op("ReduceSum", op("Mul", op("Abs", slopes), op("Unsqueeze", far, one)), two, keepdims=0)
-    scale = op("ReduceMax", op("Add", op("Abs", offsets), reach), one, keepdims=1)
-    size = op("Max", op.constant(1.0, DOUBLE), op("Abs", energy), scale)
-    return op("Mul", op.constant(certificate.ROUNDING * eps, DOUBLE), size)
-
-
-def _uncertainty(
-    op: Ops,
-    eps: float,
-    y: ir.Value,
-    energy: ir.Value,
-    gap: ir.Value,
-    slopes: ir.Value,
-    offsets: ir.Value,
-    points: ir.Value,
-    lam: ir.Value,
-) -> ir.Value:
-    """`icnnrt.mathematics.bundle_qp.bundle_qp_uncertainty`: [B, 1]."""
-    one, two = op.constant([1]), op.constant([2])
-    steep, far = op("Abs", slopes), op("Max", op("Abs", points), op("Unsqueeze", op("Abs", y), one))
-    size = op("Add", op("Abs", offsets), op("ReduceSum", op("Mul", steep, far), two, keepdims=0))
-    held = op("ReduceSum", op("Mul", op("Relu", lam), size), one, keepdims=1)
-    steepest = op("ReduceMax", steep, one, keepdims=0)
-    held = op("Add", held, op("ReduceSum", op("Mul", steepest, op("Abs", y)), one, keepdims=1))
-    scale = op("Max", op.constant(1.0, DOUBLE), op("Abs", energy), held)
-    return op("Max", op("Mul", op.constant(certificate.UNCERTAIN * eps, DOUBLE), scale), op("Neg", gap))
-
-
-def _excess(
-    op: Ops, P: Constraints, y: ir.Value, lam: ir.Value, nu: ir.Value, bounds: ir.Value
-) -> tuple[ir.Value, ir.Value]:
-    """`icnnrt.mathematics.bundle_qp.bundle_qp_excess`: [B, 1] each."""
-    one, two, none = op.constant([1]), op.constant([2]), op.constant(0.0, DOUBLE)
-    column = op("Unsqueeze", y, two)
-    Gy, Ay = (op("Squeeze", op("MatMul", rows, column), two) for rows in (P.G, P.A))
-    above, off = op("Max", op("Sub", Gy, P.h), none), op("Abs", op("Sub", Ay, P.b))
-    beyond = op("Max", op("Sub", y, P.upper), op("Sub", P.lower, y), none)
-    by = op("Concat", above, off, beyond, axis=1)
-    multipliers = op("Abs", op("Concat", lam, nu, bounds, axis=1))
-    excess = op("ReduceSum", op("Mul", multipliers, by), one, keepdims=1)
-    size = op("ReduceMax", op("Concat", op("Abs", Ay), op("Abs", y), axis=1), one, keepdims=1)
-    size = op("Add", op.constant(1.0, DOUBLE), size)
-    return excess, op("Div", op("ReduceMax", by, one, keepdims=1), size)
-
-
-def _violation(op: Ops, slopes: ir.Value, offsets: ir.Value, points: ir.Value) -> ir.Value:
-    """`certificate.convexity_violation`: max_ij [v_j(y_i) − f(y_i)], [B, 1], with f(y_i) = v_i(y_i)."""
-    one = op.constant([1])
-    # −S', as ONNX Runtime up to 1.21 fuses a bare transpose and a product of doubles into what it has no kernel for.
-    product = op("MatMul", points, op("Neg", op("Transpose", slopes, perm=[0, 2, 1])))
-    v = op("Sub", op("Unsqueeze", offsets, one), product)
-    touches = op("ReduceSum", op("Mul", slopes, points), op.constant([2]), keepdims=0)
-    f = op("Add", offsets, touches)
-    above = op("Sub", op("ReduceMax", v, op.constant([2]), keepdims=0), f)
-    return op("ReduceMax", above, one, keepdims=1)

@@ -24,10 +24,12 @@ from onnx_ir.passes import common as passes
 from icnnrt.errors import ExportError
 from icnnrt.format import package
 from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR
+from icnnrt.mathematics import rounding
 from icnnrt.mathematics.domains import MODELS, Domain
 from icnnrt_exporters.graphs.certificate_nodes import Rounding
 from icnnrt_exporters.graphs.inlining import inlined
 from icnnrt_exporters.graphs.packer import check_absent, embedded, of_anybody, write
+from icnnrt_exporters.operators.traced import nodes_of
 from icnnrt_exporters.surgery import Ops, Parts, describe, dismantle, numbered, replace, sizes, static, value
 
 DOUBLE: Final = ir.DataType.DOUBLE
@@ -193,7 +195,7 @@ def _safe(
     y, slopes, offsets, cut_points = of["y"], of["slopes"], of["offsets"], of["cut_points"]
     energy, lower, gap, residual = of["energy"], of["lower_bound"], of["gap"], of["residual"]
     assert y.dtype is not None
-    T, K, n = y.dtype, static(offsets, 1), static(y, 1)
+    T, n = y.dtype, static(y, 1)
     zero, one_axis = op.constant([0]), op.constant([1])
     one, bound = op.constant(1.0, DOUBLE), op.constant(tolerance, DOUBLE)
 
@@ -204,12 +206,9 @@ def _safe(
     worst = op("Max", op("ReduceMax", absolute, one_axis, keepdims=0), op("Div", complementarity, unit), scaled)
     solved = op("LessOrEqual", worst, bound)
 
-    flipped = op("Transpose", slopes, perm=[0, 2, 1])
-    moved = op("MatMul", op("Sub", cut_points, op.constant(domain.centre(n), T)), flipped)
-    v = op("Add", moved, op("Unsqueeze", offsets, one_axis))  # [B, point i, cut j]
-    eye = op.constant([[float(i == j) for j in range(K)] for i in range(K)], T)
-    f = op("ReduceSum", op("Mul", v, eye), op.constant([2]), keepdims=0)
-    excess = op("ReduceMax", op("Sub", op("ReduceMax", v, op.constant([2]), keepdims=0), f), one_axis, keepdims=0)
+    moved = op("Sub", cut_points, op.constant(domain.centre(n), T))
+    excess = nodes_of(op, rounding.violation, slopes, op("Unsqueeze", offsets, one_axis), moved, dtype=T, rank=3)
+    excess = op("Squeeze", excess, op.constant([1, 2]))
     violation = op("Max", op("Sub", complementarity, gap), op("Cast", excess, to=DOUBLE))
     of_rounding = Rounding(op, of, domain, bounds)
     convex = op("LessOrEqual", violation, of_rounding.rounding())
