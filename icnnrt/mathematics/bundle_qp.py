@@ -633,7 +633,7 @@ def bundle_qp_uncertainty(
     lam: Array,
     precision: Any,
 ) -> Array:
-    """By how much rounding in `precision`, the dtype of f, may have moved the gap: [B]. See `rounding.uncertainty_at`."""
+    """By how much rounding in the dtype of f may have moved the gap, [B]; as `certificate.uncertainty`."""
     eps = float(np.finfo(precision).eps)
     rows = energy[:, None, None], gap[:, None, None], slopes, offsets[:, None], cut_points, lam[:, None], y[:, None]
     return np.asarray(rounding.uncertainty_at(NUMPY, *rows, eps)[:, 0, 0])
