@@ -7,6 +7,9 @@ import numpy as np
 from icnnrt.mathematics.qp_reference import QP
 from icnnrt.mathematics.qp_status import QPStatus
 
+# What an answer of `icnnrt` calls the outputs of the operators, z, λ, ν, μ.
+ANSWER = {"z": "z", "lam": "lam", "nu": "nu", "mu": "bound_multipliers"}
+
 
 class Known(NamedTuple):
     qp: QP

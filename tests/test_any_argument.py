@@ -217,7 +217,7 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
         "QPSolver.solve": lambda: (at["solver"].solve, program),
         "QPSolver.vjp": lambda: (
             at["solver"].vjp,
-            {"z_bar": np.ones((1, 2)), "lam_bar": None, "nu_bar": None, "mu_bar": None},
+            {"z_bar": np.ones((1, 2)), "lam_bar": None, "nu_bar": None, "bound_multipliers_bar": None},
         ),
         "verify": lambda: (
             verify,

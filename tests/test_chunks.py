@@ -111,7 +111,7 @@ def polyhedra(session: Session, _: Session) -> dict[str, Any]:
     solution = session.argmin_polyhedron(x, **given, tolerance=1e-3)
     assert len(set(solution.cuts[solution.ok].tolist())) > 1
     back = session.vjp_polyhedron(solution, y, on_unsafe="skip")
-    names = ("y", "energy", "gap", "status", "cuts", "lam", "nu", "bounds")
+    names = ("y", "energy", "gap", "status", "cuts", "lam", "nu", "bound_multipliers")
     return {
         **{name: getattr(solution, name) for name in names},
         **{name: getattr(solution.trajectory, name) for name in ("slopes", "offsets", "cut_points", "lam", "best")},

@@ -78,7 +78,7 @@ def test_the_answer_is_feasible_certified_and_optimal(sessions: dict[str, icnnrt
     # KKT: ∇f + μ y + G'λ + A'ν + bounds = 0 where f is smooth, with the signs of the multipliers
     assert found.lam.min() >= 0
     if name.startswith("smooth"):
-        stationarity = session.gradient(x, y) + MU * y + found.bounds
+        stationarity = session.gradient(x, y) + MU * y + found.bound_multipliers
         stationarity += np.einsum("bmn,bm->bn", given["G"], found.lam) + np.einsum("bmn,bm->bn", given["A"], found.nu)
         assert np.abs(stationarity).max() <= 1e-3
     else:
@@ -154,7 +154,7 @@ def test_samples_that_fail_leave_the_others_alone(sessions: dict[str, icnnrt.Ses
     found = session.argmin_polyhedron(x, **given, mu=MU)
     assert found.status.tolist() == [Status.CONVERGED, Status.NOT_FINITE_INPUT, Status.INFEASIBLE]
     np.testing.assert_allclose(found.y[0], alone.y[0], atol=1e-6)
-    for array in (found.y, found.energy, found.gap, found.lam, found.nu, found.bounds):
+    for array in (found.y, found.energy, found.gap, found.lam, found.nu, found.bound_multipliers):
         assert np.isnan(array[1:]).all()
     with pytest.raises(
         icnnrt.CertificateError, match=r"2 of 3 samples: sample 1: x or a constraint .*on_unsafe='skip'"
@@ -184,7 +184,7 @@ def test_what_falls_without_end_has_no_answer(sessions: dict[str, icnnrt.Session
     assert found.status.tolist() == [Status.UNBOUNDED, Status.CONVERGED, Status.UNBOUNDED]
     far = 1e3 * found.ray[[0, 2]]
     assert (session.value(x[[0, 2]], 2 * far) < session.value(x[[0, 2]], far)).all()
-    for array in (found.y, found.energy, found.lower_bound, found.gap, found.bounds):
+    for array in (found.y, found.energy, found.lower_bound, found.gap, found.bound_multipliers):
         assert np.isnan(array[[0, 2]]).all()
         assert np.isfinite(array[1]).all()
     alone = session.argmin_polyhedron(x[1:2], lower=-1.0, upper=1.0, mu=0.0)

@@ -26,7 +26,7 @@ from icnnrt_models import FICNN, PolyhedronArgmin  # noqa: E402
 
 N = 4
 MU = 0.5
-FIELDS = ("y", "energy", "lower_bound", "gap", "lam", "nu", "bounds")
+FIELDS = ("y", "energy", "lower_bound", "gap", "lam", "nu", "bound_multipliers")
 
 
 @pytest.fixture(scope="module", params=["native", "portable"])
@@ -82,7 +82,9 @@ def test_the_graph_does_what_the_numpy_method_does(pair: list[icnnrt.Session], k
     for name in FIELDS:
         if kind == "own" and name == "lam":  # what two equal rows share between them is anyone's
             continue
-        atol = 1e-6 if name in ("lam", "nu", "bounds") else 1e-8  # a program is solved to 1e-9, in y to its root
+        atol = (
+            1e-6 if name in ("lam", "nu", "bound_multipliers") else 1e-8
+        )  # a program is solved to 1e-9, in y to its root
         np.testing.assert_allclose(getattr(found, name)[same], getattr(true, name)[same], atol=atol, err_msg=name)
     if kind == "own":
         np.testing.assert_allclose(found.lam[:, [0, 1]].sum(1) + found.lam[:, 2], true.lam.sum(1), atol=1e-6)

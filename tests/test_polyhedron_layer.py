@@ -197,7 +197,7 @@ def firm(layer, x, given, margin=1e-2):
     found = layer.solve(x, **given)
     rows = given["h"] - (given["G"] @ found.y[:, :, None])[:, :, 0]
     box = torch.minimum(found.y - given["lower"], given["upper"] - found.y)
-    apart = torch.cat([torch.maximum(found.lam, rows), torch.maximum(found.bounds.abs(), box)], 1)
+    apart = torch.cat([torch.maximum(found.lam, rows), torch.maximum(found.bound_multipliers.abs(), box)], 1)
     kept = ((found.status == 0) & (apart > margin).all(1)).nonzero()[:B, 0]
     assert len(kept) == B
     return x[kept], {name: a[kept] for name, a in given.items()}

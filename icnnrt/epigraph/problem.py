@@ -47,7 +47,7 @@ class EpigraphSolution(NamedTuple):
     z: Array  # [N], y and the hidden variables
     lam: Array  # [m], multipliers of Gz <= h
     nu: Array  # [q], of Az = b
-    mu: Array  # [N], of the bounds
+    bound_multipliers: Array  # [N], of lower and upper
     residual: Array  # [3] relative stationarity, feasibility, duality gap
     status: Status
 

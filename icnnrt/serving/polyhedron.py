@@ -90,8 +90,8 @@ class PolyhedronSolution(_Frozen):
     """[B, m], multipliers of Gy <= h: by how much the optimum falls if h grows."""
     nu: Array
     """[B, q], multipliers of Ay = b."""
-    bounds: Array
-    """[B, n], multipliers of the bounds: > 0 at an upper, < 0 at a lower one."""
+    bound_multipliers: Array
+    """[B, n], multipliers of lower and upper: > 0 at an upper, < 0 at a lower one."""
     ray: Array
     """[B, n], of an UNBOUNDED sample the direction d along which f falls; else 0. max |d| = 1, Gd <= 0 and Ad = 0 up to
     1e-8 of d, d_i >= 0 where lower_i is finite, d_i <= 0 where upper_i is. What was checked: all cuts fall along d, and
@@ -387,7 +387,11 @@ def _with(solution: PolyhedronSolution, at: NDArray[np.int64], part: PolyhedronS
         lam=lam,
         ray=put(T.ray, U.ray),
     )
-    lam, nu, bounds = put(solution.lam, part.lam), put(solution.nu, part.nu), put(solution.bounds, part.bounds)
+    lam, nu, bounds = (
+        put(solution.lam, part.lam),
+        put(solution.nu, part.nu),
+        put(solution.bound_multipliers, part.bound_multipliers),
+    )
     return _solution(solution.x, trajectory, lam, nu, bounds, solution.y_init, solution.weights_id)
 
 

@@ -49,15 +49,15 @@ class QPSolver:
     """B problems of n variables, m rows of G and q equalities, one call after the other.
 
     Everything that `solve` gets is copied into `data`, and what it does not get is still there from the call before:
-    `solver.solve(p=p)` solves for a new p. `data` may also be written in place. After a call `z`, `lam`, `nu`, `mu`,
-    `slack`, `box_slack`, `residual`, `status` and `ray` hold what `QPSolution` says of them, and `advice` and `summary`
-    tell how it went.
+    `solver.solve(p=p)` solves for a new p. `data` may also be written in place. After a call `z`, `lam`, `nu`,
+    `bound_multipliers`, `slack`, `box_slack`, `residual`, `status` and `ray` hold what `QPSolution` says of them, and
+    `advice` and `summary` tell how it went.
     """
 
     z: Floats
     lam: Floats
     nu: Floats
-    mu: Floats
+    bound_multipliers: Floats
     slack: Floats
     box_slack: Floats
     residual: NDArray[np.float64]
@@ -118,7 +118,7 @@ class QPSolver:
         }
         answers = {name: np.zeros((B, *shapes[name]), kinds.get(name, dtype)) for name in SOLUTION}
         for name, value in answers.items():
-            setattr(self, "_codes" if name == "status" else name, value)
+            setattr(self, {"status": "_codes", "mu": "bound_multipliers"}.get(name, name), value)
         self._bars = {f"{name}_bar": np.zeros((B, *shapes[name]), dtype) for name in ("z", "lam", "nu", "mu")}
         self._only_z_bar = True  # the other three are zero, and need not be written again
         self._d = [np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in ADJOINT]
@@ -154,18 +154,18 @@ class QPSolver:
         for value, (name, into, dtype, whole, one) in zip(given, self._inputs):  # noqa: B905  a tenth of a microsecond
             if value is not None:
                 if type(value) is not np.ndarray or value.dtype != dtype or value.shape not in (one, whole):
-                    value = _fitted(name, value, into)
+                    value = _fitted("bound_multipliers_bar" if name == "mu_bar" else name, value, into)
                 parts.append((into, value))
         for into, value in parts:
             into[...] = value
         if self._warm:
-            np.concatenate((self.z, self.lam, self.nu, self.mu), 1, out=self._start)
+            np.concatenate((self.z, self.lam, self.nu, self.bound_multipliers), 1, out=self._start)
             if not self._solve.calls:
                 self._start.fill(np.nan)  # cold
         self._solve()
         return self.z
 
-    def vjp(self, z_bar: Any, lam_bar: Any = None, nu_bar: Any = None, mu_bar: Any = None) -> QPData:
+    def vjp(self, z_bar: Any, lam_bar: Any = None, nu_bar: Any = None, bound_multipliers_bar: Any = None) -> QPData:
         """∂ℓ/∂ of all data of the last `solve`, for a loss ℓ with ∂ℓ/∂z = z_bar and so on; None is zero.
 
         Samples that are not SOLVED have NaN. Where the same datum was given to all samples, sum over the first axis.
@@ -173,19 +173,19 @@ class QPSolver:
         if not self._solve.calls:
             raise InputError("z_bar: expected a solved problem to differentiate; call solve before vjp.")
         given = {"z_bar": z_bar}
-        if lam_bar is not None or nu_bar is not None or mu_bar is not None or not self._only_z_bar:
-            given |= {"lam_bar": lam_bar, "nu_bar": nu_bar, "mu_bar": mu_bar}
+        if lam_bar is not None or nu_bar is not None or bound_multipliers_bar is not None or not self._only_z_bar:
+            given |= {"lam_bar": lam_bar, "nu_bar": nu_bar, "mu_bar": bound_multipliers_bar}
         parts = []
         for name, value in given.items():
             into = self._bars[name]
             if value is None and name != "z_bar":
                 value = 0.0
             elif type(value) is not np.ndarray or value.dtype != into.dtype or value.shape != into.shape:
-                value = _fitted(name, value, into)
+                value = _fitted("bound_multipliers_bar" if name == "mu_bar" else name, value, into)
             parts.append((into, value))
         for into, value in parts:
             into[...] = value
-        self._only_z_bar = lam_bar is None and nu_bar is None and mu_bar is None
+        self._only_z_bar = lam_bar is None and nu_bar is None and bound_multipliers_bar is None
         self._adjoint()
         self._sides.write()
         return self.gradients
@@ -193,8 +193,8 @@ class QPSolver:
     @functools.cached_property
     def _adjoint(self) -> "_Bound":
         """Made with the first `vjp`: who only solves needs no session for it."""
-        read = {name: getattr(self, name) for name in ("lam", "mu", "slack", "box_slack")}
-        read["status"] = self._codes
+        read = {name: getattr(self, name) for name in ("lam", "slack", "box_slack")}
+        read |= {"mu": self.bound_multipliers, "status": self._codes}
         return _Bound(
             "adjoint",
             self._where,
@@ -344,7 +344,7 @@ class _Sides:
             np.negative(d_nu, out=out.b)
         for d, multiplier, upper, lower in (
             (d_lam, solver.lam, out.h, out.h_lower),
-            (d_mu, solver.mu, out.upper, out.lower),
+            (d_mu, solver.bound_multipliers, out.upper, out.lower),
         ):
             if upper.size:
                 np.multiply(d, multiplier > 0, out=upper)

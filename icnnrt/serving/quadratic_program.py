@@ -284,12 +284,12 @@ class QPSolution:
     """[B, m] T, the multipliers of Gz: positive where h holds it, negative where h_lower does."""
     nu: Floats
     """[B, q] T, the multipliers of Az = b."""
-    mu: Floats
+    bound_multipliers: Floats
     """[B, n] T, the multipliers of the box: positive where upper holds z, negative where lower does."""
     slack: Floats
     """[B, m] T, how far Gz is from the bound that lam points at; positive."""
     box_slack: Floats
-    """[B, n] T, how far z is from the bound that mu points at; positive."""
+    """[B, n] T, how far z is from the bound that its multiplier points at; positive."""
     residual: NDArray[np.float64]
     """[B, 3] float64: relative stationarity, feasibility, duality gap."""
     status: Any
@@ -336,13 +336,14 @@ class QPSolution:
         z_bar: object = None,
         lam_bar: object = None,
         nu_bar: object = None,
-        mu_bar: object = None,
+        bound_multipliers_bar: object = None,
         *,
         on_unsafe: str = "nan",
     ) -> QPGradients:
         """∂ℓ/∂ of all data for a loss ℓ with ∂ℓ/∂z = z_bar and, where it depends on them, ∂ℓ/∂lam = lam_bar and so on.
 
-        z_bar ... mu_bar:  in the shapes of z ... mu; floats of another width are converted. None is zero
+        z_bar, lam_bar, nu_bar, bound_multipliers_bar: in the shapes of z, lam, nu and bound_multipliers; floats of
+                           another width are converted. None is zero
         on_unsafe:         what becomes of samples that are not CONVERGED: "nan" makes their gradients NaN, and so the
                            sums that shared data get; "raise", the default of `Session.vjp`, raises `CertificateError`;
                            "skip" leaves them out of the sums
@@ -365,7 +366,9 @@ class QPSolution:
             np.zeros_like(z) if z_bar is None else _bar("z_bar", z_bar, self.z, z),
             none if lam_bar is None else _bar("lam_bar", lam_bar, self.lam, lam),
             none if nu_bar is None else _bar("nu_bar", nu_bar, self.nu, nu),
-            none if mu_bar is None else _bar("mu_bar", mu_bar, self.mu, mu),
+            none
+            if bound_multipliers_bar is None
+            else _bar("bound_multipliers_bar", bound_multipliers_bar, self.bound_multipliers, mu),
         )
         feeds = self._feeds
         session, _ = operator_session("qp_adjoint", DTYPES[dtype], *self._where)

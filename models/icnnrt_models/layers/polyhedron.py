@@ -68,7 +68,7 @@ class PolyhedronResult(NamedTuple):
     cuts: Int[Tensor, " batch"]  # int64, how many models were solved
     lam: Float[Tensor, "batch m"]  # multipliers of Gy <= h: by how much the optimum falls if h grows
     nu: Float[Tensor, "batch q"]  # multipliers of Ay = b
-    bounds: Float[Tensor, "batch n"]  # multipliers of the bounds: > 0 at an upper, < 0 at a lower one
+    bound_multipliers: Float[Tensor, "batch n"]  # of lower and upper: > 0 at an upper, < 0 at a lower one
     ray: Float[Tensor, "batch n"]  # of an UNBOUNDED sample the direction along which f falls, as in PolyhedronSolution
     uncertainty: Float[Tensor, " batch"]  # by how much rounding may have moved the gap
 

@@ -27,7 +27,7 @@ class QPResult(NamedTuple):
     z: Tensor  # [B, n], NaN unless SOLVED or INACCURATE, and so the multipliers
     lam: Tensor  # [B, m] > 0 pushes back from h, < 0 from h_lower
     nu: Tensor  # [B, q]
-    mu: Tensor  # [B, n] the same of the box
+    bound_multipliers: Tensor  # [B, n] the same of lower and upper
     slack: Tensor  # [B, m] of the side that λ points at, > 0; no gradient
     residual: Tensor  # [B, 3] float64, relative stationarity, feasibility, duality gap; no gradient
     status: Tensor  # [B] int32, of icnnrt.Status
