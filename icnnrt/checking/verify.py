@@ -26,12 +26,13 @@ over the samples is judged there.
 Differences of rounded numbers need steps and bounds that suit the dtype; `_FLOATING` holds them, with reasons.
 """
 
+import functools
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,58 +185,12 @@ def verify(
     rng = np.random.default_rng(seed)
     X = contexts(manifest, x, samples, rng)
     with load(package, providers=providers, threads=threads, native=native) as session:
-        trial = _QPTrial(session, X, rng) if manifest.kind == "qp" else _Trial(session, X, rng)
-        if manifest.kind == "energy":
-            begun("gradient")
-            checks.append(trial.gradient())
-            begun("convexity")
-            checks.append(_proof(session, X))
-            checks.append(trial.convexity())
-        elif manifest.kind == "gradient":
-            begun("monotony")
-            checks.append(trial.monotony())
-        heads = (("hvp", trial.hvp), ("hessian", trial.hessian), ("gradient_x", trial.gradient_x))
-        for role, of_head in heads:
-            if role in manifest.graphs:
-                begun(role)
-                checks.append(of_head())
-        if "pullback" in manifest.graphs:
-            begun("pullback")
-            checks += trial.pullback()
-        if manifest.polyhedron is not None:
-            begun("argmin over a polyhedron")
-            checks += trial.polyhedron()
-        if package.golden:
-            begun("golden data")
-            checks += _golden(session, package)
-        counts: Counter[str] = Counter()
-        if manifest.solver:
-            begun("argmin against the reference")
-            solution = trial.argmin(X)
-            checks += trial.against_reference(solution)
-            begun("native kernels against portable bodies")
-            checks.append(trial.kernels(solution, providers, threads))
-            begun("adjoint by x")
-            checks.append(trial.adjoint_by_x(solution))
-            if trial.bounds:
-                begun("adjoint by the bounds")
-                checks.append(trial.adjoint_by_bounds(solution))
-            begun("adjoint by the weights")
-            checks.append(trial.adjoint_by_weights(solution))
-            counts = Counter(Status(int(code)).name for code in solution.status)
-            checks.append(_status(solution, counts))
-        if isinstance(trial, _QPTrial):
-            begun("solve")
-            answer = trial.argmin(X)
-            checks.append(trial.alone(answer))
-            begun("native kernels against portable bodies")
-            checks.append(trial.kernels(answer, providers, threads))
-            begun("adjoint by x")
-            checks.append(trial.adjoint_by_x(answer))
-            begun("adjoint by the weights")
-            checks.append(trial.adjoint_by_weights(answer))
-            counts = Counter(Status(int(code)).name for code in answer.status)
-            checks.append(_qp_status(answer, counts))
+        kind = _QPTrial if manifest.kind == "qp" else _Trial
+        trial = kind(session, X, rng, providers=providers, threads=threads)
+        for stage, applies, of in _CHECKS:
+            if applies(trial):
+                begun(stage)
+                checks += of(trial)
     return VerifyReport(
         str(package.path),
         manifest.name,
@@ -244,7 +199,7 @@ def verify(
         seed,
         "random" if x is None else "data",
         tuple(checks),
-        dict(counts),
+        trial.counts(),
     )
 
 
@@ -298,11 +253,15 @@ def _signs(package: Package) -> Check:
     return Check("signs", inside, 0.0, "pass" if inside >= 0 else "fail", detail)
 
 
-def _status(solution: Solution, counts: Counter[str]) -> Check:
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda c: Status[c[0]]))
+
+
+def _status(solution: Solution, counts: dict[str, int]) -> Check:
     # GAP and PRECISION are honest answers with their certificates; the others are none.
     bad = ~np.isin(solution.status, ANSWERED)
     useless = int(bad.sum())
-    detail = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda c: Status[c[0]]))
+    detail = _listed(counts)
     if useless:
         first = int(np.argmax(bad))
         detail += f"; {solution.advice(first)}"
@@ -321,20 +280,20 @@ def _worst(name: str, figure: Array, bound: Array, what: str) -> Check:
     return Check(name, float(figure[at]), float(bound[at]), "pass" if good else "fail", what)
 
 
-def _qp_status(answer: QPAnswer, counts: Counter[str]) -> Check:
+def _qp_status(answer: QPAnswer, counts: dict[str, int]) -> Check:
     """That some programs have no solution is what their status is for; that none has is no network to use."""
     unsolved = int((~answer.ok).sum())
-    detail = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda c: Status[c[0]]))
+    detail = _listed(counts)
     if unsolved:
         detail += f"; {answer.advice(int(np.argmin(answer.ok)))}"
     return Check("status", unsolved / len(answer), None, "fail" if unsolved == len(answer) else "pass", detail)
 
 
 class _Trial:
-    """One session and the contexts it is tried on."""
+    """One session and the contexts it is tried on; `again` is how it was opened, for another that takes the bodies."""
 
-    def __init__(self, session: Session, X: NDArray[Any], rng: np.random.Generator) -> None:
-        self.session = session
+    def __init__(self, session: Session, X: NDArray[Any], rng: np.random.Generator, **again: Any) -> None:
+        self.session, self.manifest, self.again = session, session.manifest, again
         self.X = X
         self.rng = rng
         self.n = session.manifest.y_shape[0]
@@ -350,6 +309,17 @@ class _Trial:
             self.at = box_coordinates(*(bound.astype(np.float64) for bound in self.bounds.values()))
         elif domain and domain.mu is not None:
             self.at = space_coordinates(domain.mu)
+
+    @functools.cached_property
+    def answer(self) -> Any:
+        """Of all contexts, computed with the first check that asks for it."""
+        return self.argmin(self.X)
+
+    def counts(self) -> dict[str, int]:
+        """How many samples have which status; none where there is nothing that has one."""
+        if not (self.manifest.solver or self.manifest.kind == "qp"):
+            return {}
+        return dict(Counter(Status(int(code)).name for code in self.answer.status))
 
     def argmin(self, X: NDArray[Any], rows: Any = slice(None), **moved: NDArray[Any]) -> Any:
         """The argmin within this trial's bounds, or others, of the samples `rows`."""
@@ -741,12 +711,12 @@ class _Trial:
             f"lower bound above an energy: of y*, of the reference, of {DIRECTIONS} random points",
         )
 
-    def kernels(self, solution: Any, providers: Sequence[Provider] | None, threads: int | None) -> Check:
+    def kernels(self, solution: Any) -> Check:
         """y* of this session against that of one that runs the portable bodies."""
         name = "kernels"
         if not self.session.native:
             return Check(name, None, None, "skipped", "the operators run on their portable bodies")
-        with load(self.session._package, providers=providers, threads=threads, native=False) as other:
+        with load(self.session._package, **self.again, native=False) as other:
             portable = other.argmin(self.X, lower=self.bounds.get("lower"), upper=self.bounds.get("upper"))
         kept = np.logical_and.reduce([np.isfinite(s.energy) & np.isfinite(s.gap) for s in (solution, portable)])
         # Both solve every model to rounding level, but with few cuts, or at kinks, the K steps magnify rounding as far
@@ -890,12 +860,12 @@ class _QPTrial(_Trial):
         scale = np.maximum(1.0, np.abs(few.z[kept]).max(1, initial=0.0))
         return _worst("samples alone", Δz, QP_Z[self.session.manifest.dtype] * scale, "max |z in a batch − z alone|")
 
-    def kernels(self, solution: QPAnswer, providers: Sequence[Provider] | None, threads: int | None) -> Check:
+    def kernels(self, solution: QPAnswer) -> Check:
         """z of this session against that of one that runs the portable bodies."""
         name = "kernels"
         if not solution.info["native"]:
             return Check(name, None, None, "skipped", "the operators run on their portable bodies")
-        with load(self.session._package, providers=providers, threads=threads, native=False) as other:
+        with load(self.session._package, **self.again, native=False) as other:
             portable = other.solve_qp(self.X)
         kept = solution.ok & portable.ok
         Δz = np.abs(solution.z.astype(np.float64) - portable.z)[kept].max(1, initial=0.0)
@@ -911,3 +881,63 @@ def _rows(products: Array) -> Array:
 
 def _median(figure: Array) -> float:
     return float(np.median(figure)) if figure.size else math.nan
+
+
+# --- The table -----------------------------------------------------------------------------------
+
+
+class _Row(NamedTuple):
+    """What is told when a check begins, which packages have it, and the check."""
+
+    stage: str
+    applies: Callable[[_Trial], bool]
+    of: Callable[[_Trial], Iterable[Check]]
+
+
+def _kind(kind: str) -> Callable[[_Trial], bool]:
+    return lambda trial: trial.manifest.kind == kind
+
+
+def _graph(role: str) -> Callable[[_Trial], bool]:
+    return lambda trial: role in trial.manifest.graphs
+
+
+def _solver(trial: _Trial) -> bool:
+    return trial.manifest.solver is not None
+
+
+def _answers(trial: _Trial) -> bool:
+    return _solver(trial) or trial.manifest.kind == "qp"
+
+
+def _statuses(trial: _Trial) -> Check:
+    of = _qp_status if isinstance(trial, _QPTrial) else _status
+    return of(trial.answer, trial.counts())
+
+
+_CHECKS: Final = (
+    _Row("gradient", _kind("energy"), lambda trial: [trial.gradient()]),
+    _Row("convexity", _kind("energy"), lambda trial: [_proof(trial.session, trial.X), trial.convexity()]),
+    _Row("monotony", _kind("gradient"), lambda trial: [trial.monotony()]),
+    _Row("hvp", _graph("hvp"), lambda trial: [trial.hvp()]),
+    _Row("hessian", _graph("hessian"), lambda trial: [trial.hessian()]),
+    _Row("gradient_x", _graph("gradient_x"), lambda trial: [trial.gradient_x()]),
+    _Row("pullback", _graph("pullback"), _Trial.pullback),
+    _Row("argmin over a polyhedron", lambda trial: trial.manifest.polyhedron is not None, _Trial.polyhedron),
+    _Row(
+        "golden data",
+        lambda trial: bool(trial.session._package.golden),
+        lambda trial: _golden(trial.session, trial.session._package),
+    ),
+    _Row("argmin against the reference", _solver, lambda trial: trial.against_reference(trial.answer)),
+    _Row("solve", _kind("qp"), lambda trial: [cast(_QPTrial, trial).alone(trial.answer)]),
+    _Row("native kernels against portable bodies", _answers, lambda trial: [trial.kernels(trial.answer)]),
+    _Row("adjoint by x", _answers, lambda trial: [trial.adjoint_by_x(trial.answer)]),
+    _Row(
+        "adjoint by the bounds",
+        lambda trial: _solver(trial) and bool(trial.bounds),
+        lambda trial: [trial.adjoint_by_bounds(trial.answer)],
+    ),
+    _Row("adjoint by the weights", _answers, lambda trial: [trial.adjoint_by_weights(trial.answer)]),
+    _Row("status", _answers, lambda trial: [_statuses(trial)]),
+)
