@@ -1,4 +1,7 @@
-"""Tries the installed icnnrt's native library in the installed onnxruntime. Called by onnxruntime_versions."""
+"""Tries the installed icnnrt, its native library and packages as they are written now in the installed onnxruntime.
+
+Called by onnxruntime_versions.
+"""
 
 import sys
 from pathlib import Path
@@ -7,9 +10,10 @@ import numpy as np
 import onnxruntime
 
 import icnnrt
+from icnnrt.checking.verify import verify
 from icnnrt.mathematics import reference
 
-models, packages = Path(sys.argv[1]), Path(sys.argv[2])
+models, packages, written = map(Path, sys.argv[1:])
 version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 TOLERANCE = {"float32": 2e-5, "float64": 1e-10}
 
@@ -64,5 +68,14 @@ if version >= (1, 18):
     assert not b.info["native"]
     np.testing.assert_allclose(a.y, b.y, atol=1e-4)
     np.testing.assert_allclose(native.vjp(a, a.y).x, portable.vjp(b, b.y).x, atol=1e-2, rtol=1e-2)
-    tried += " and a package"
+    for package in sorted(written.iterdir()):
+        for flag in (True, False):
+            for x_seed in range(2):  # calls after the first one too, of which onnxruntime knows the sizes
+                report = verify(package, native=flag, seed=x_seed)
+                assert report.passed, (
+                    package.name,
+                    flag,
+                    [check for check in report.checks if check.verdict == "fail"],
+                )
+    tried += f", a package of old and {len(list(written.iterdir()))} written now"
 print(f"onnxruntime {onnxruntime.__version__}: {tried}")

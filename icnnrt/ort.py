@@ -51,12 +51,19 @@ def checked_threads(threads: object) -> int:
     return found
 
 
+def _version(ort: ModuleType) -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", ort.__version__)
+    return (int(found[1]), int(found[2])) if found else (1, 18)  # the oldest that is supported
+
+
 def session_options(ort: ModuleType, threads: int) -> Any:
     """What every session is made with."""
     options = ort.SessionOptions()
     options.log_severity_level = LOG_SEVERITY
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # From the second call on 1.18 puts a kernel's output over an input that is still read: kernels refuse that.
+    options.enable_mem_pattern = _version(ort) >= (1, 19)
     return options
 
 

@@ -1,4 +1,4 @@
-"""What every function of domain ai.icnnrt has to be, so that any ONNX runtime runs it."""
+"""What every function of domain ai.icnnrt and every graph has to be, so that any ONNX runtime runs it."""
 
 import onnx
 
@@ -10,6 +10,22 @@ def all_nodes(nodes):
         yield node
         for attribute in node.attribute:
             yield from all_nodes(attribute.g.node)
+
+
+def transposed_products(graph):
+    """Products of matrices that read a transpose, be it under another name: older onnxruntime fuses the two.
+
+    Of doubles into an operator that it has no kernel for, up to 1.22.
+    """
+    nodes = list(all_nodes(graph.node))
+    producers = {name: node for node in nodes for name in node.output}
+
+    def is_transpose(name):
+        while name in producers and producers[name].op_type == "Identity":
+            (name,) = producers[name].input
+        return name in producers and producers[name].op_type == "Transpose"
+
+    return [node.name for node in nodes if node.op_type in ("MatMul", "Gemm") and any(map(is_transpose, node.input))]
 
 
 def check_portable(functions, banned):

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx_functions import transposed_products
 from test_argmin_layer import numpy_value_and_gradient
 from torch import Tensor, nn
 
@@ -154,6 +156,14 @@ def test_argmin_is_the_reference_s(load: Load, kind: str, B: int) -> None:
         assert (energy >= solution.lower_bound - 1e-9).all()
     if kind == "box":
         assert ((bounds["lower"] <= solution.y) & (solution.y <= bounds["upper"])).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_product_reads_a_transpose(load: Load, kind: str) -> None:
+    graphs = sorted(load(kind).path.glob("*.onnx"))
+    assert len(graphs) >= 3
+    for path in graphs:
+        assert not transposed_products(onnx.load(path, load_external_data=False).graph), path.name
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -50,7 +50,7 @@ def steps_of_a_tuner(package: str) -> None:
 
 def calls_of_kernels() -> None:
     """Calls of all kinds, errors among them, and sessions."""
-    from test_native import adjoint_feeds, fuzzed, loose_session, native_session, solve_feeds
+    from test_native import adjoint_feeds, fuzzed, loose_graph, native_session, session_on_kernels, solve_feeds
 
     small, large = solve_feeds(1, 5, 10), solve_feeds(3, 20, 300)
     adjoint = adjoint_feeds(2, 5, 10)
@@ -60,6 +60,7 @@ def calls_of_kernels() -> None:
         fuzzed("BundleEntropyAdjoint", np.float64),
     )
     refused = fuzzed("BundleEntropySolve", np.float64)
+    graph = loose_graph("BundleEntropySolve", np.float32, steps=3)  # writing it leaves more than calls do
 
     def calls(count: int) -> None:
         for i in range(count):
@@ -70,7 +71,7 @@ def calls_of_kernels() -> None:
                 with pytest.raises(Exception, match="offsets"):
                     refused.run(None, wrong)
             if i % 500 == 0:
-                loose_session("BundleEntropySolve", np.float32, steps=3)
+                session_on_kernels(graph)
 
     calls(CALLS // 10)
     before = resident()

@@ -16,9 +16,12 @@ from icnnrt.errors import ExportError
 from icnnrt.format.manifest import Manifest, PolyhedronSpec
 from icnnrt.mathematics.status import Status
 
+onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
+
+from onnx_functions import transposed_products  # noqa: E402
 
 from icnnrt_exporters import export, pack  # noqa: E402
 from icnnrt_exporters.checks.preconditions import of_layer  # noqa: E402
@@ -41,6 +44,14 @@ def pair(request: pytest.FixtureRequest, polyhedron_packages: dict[str, Path]) -
 def smooth(polyhedron_packages: dict[str, Path]) -> list[icnnrt.Session]:
     package = icnnrt.Package.open(polyhedron_packages["smooth"])
     return [icnnrt.load(each) for each in (package, without_graphs(package))]
+
+
+def test_no_product_reads_a_transpose(polyhedron_packages: dict[str, Path]) -> None:
+    for package in polyhedron_packages.values():
+        graphs = sorted(package.glob("*.onnx"))
+        assert "adjoint_polyhedron.onnx" in [path.name for path in graphs]
+        for path in graphs:
+            assert not transposed_products(onnx.load(path, load_external_data=False).graph), path
 
 
 def contexts(B: int) -> np.ndarray:

@@ -15,7 +15,8 @@ from quadratic_programs import (
 )
 
 from icnnrt.mathematics.qp_reference import QP, kkt_residual, qp_adjoint, qp_gradients, qp_solve
-from icnnrt.mathematics.qp_status import QPStatus, advise
+from icnnrt.mathematics.qp_status import STATUSES, QPStatus, advise
+from icnnrt.mathematics.status import Status
 
 each_size = pytest.mark.parametrize("size", SIZES, ids=str)
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -175,7 +176,7 @@ def test_optima_agree_with_scipy():
 
 
 def test_every_status_gives_advice():
-    for status in QPStatus:
+    for status in (*STATUSES, Status.NOT_FINITE):
         text = advise(status, residual=(1e-3, 1e-3, 1e-3), steps=50)
         assert text
         assert not text.endswith(".")

@@ -103,6 +103,8 @@ def dismantle(graph: ir.Graph, prefix: str) -> Parts:
 
 def replace(nodes: Iterable[ir.Node], replacement: Mapping[ir.Value, ir.Value]) -> None:
     """Rewire every use of some values in these nodes, and in the graphs inside them."""
+    for old, new in replacement.items():
+        _of_the_shape(new, old)
     for node in nodes:
         for i, v in enumerate(node.inputs):
             if v is not None and v in replacement:
@@ -110,6 +112,14 @@ def replace(nodes: Iterable[ir.Node], replacement: Mapping[ir.Value, ir.Value]) 
         for attribute in node.attributes.values():
             if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
                 replace(attribute.as_graph(), replacement)
+
+
+def _of_the_shape(new: ir.Value, old: ir.Value) -> None:
+    """What stands in for a value has its rank and fixed sizes: products, whose rewriting asks for ranks, read it."""
+    if new.shape is None and old.shape is not None:
+        new.shape = ir.Shape([size if isinstance(size, int) else None for size in old.shape])
+    if new.type is None:
+        new.type = old.type
 
 
 def split(nodes: Sequence[ir.Node], roots: Iterable[ir.Value]) -> tuple[list[ir.Node], list[ir.Node]]:
@@ -152,6 +162,8 @@ def copy(
     nodes: Sequence[ir.Node], replacement: Mapping[ir.Value, ir.Value], prefix: str
 ) -> tuple[list[ir.Node], dict[ir.Value, ir.Value]]:
     """Fresh nodes that compute the same from replaced values, and the map from old to new values."""
+    for old, new in replacement.items():
+        _of_the_shape(new, old)
     mapping = dict(replacement)
     fresh = []
     for node in nodes:
@@ -246,7 +258,8 @@ def transposed_products(graph: ir.Graph) -> None:
     """MatMul(a, Transpose(W)) -> Gemm(a, W, transB=1), and the like, in place, also inside loops.
 
     Weights stay replaceable, so ONNX Runtime cannot transpose them ahead of time; without this every call would write
-    each weight matrix out again.
+    each weight matrix out again. And up to 1.22 it makes of a transpose and a product of doubles one operator for which
+    it has no kernel, so that the graph does not load.
     """
 
     def is_flip(v: ir.Value | None) -> bool:
@@ -254,24 +267,26 @@ def transposed_products(graph: ir.Graph) -> None:
         return node is not None and node.op_type == "Transpose" and list(node.attributes["perm"].as_ints()) == [1, 0]
 
     def origin(v: ir.Value) -> tuple[ir.Value, int]:
+        """The value that v is, and how often (0 or 1) it is transposed: it may have passed other names on its way."""
         flips = 0
-        while is_flip(v):
-            producer = v.producer()
-            assert producer is not None
-            source = producer.inputs[0]
+        while (node := v.producer()) is not None and (is_flip(v) or node.op_type == "Identity"):
+            flips += is_flip(v)
+            source = node.inputs[0]
             assert source is not None
-            v, flips = source, flips + 1
+            v = source
         return v, flips % 2
 
     for node in list(graph.all_nodes()):
-        if node.op_type not in ("MatMul", "Gemm") or not any(is_flip(v) for v in node.inputs[:2]):
+        if node.op_type not in ("MatMul", "Gemm"):
             continue
         left, right = node.inputs[0], node.inputs[1]
         assert left is not None
         assert right is not None
+        (a, flip_a), (b, flip_b) = origin(left), origin(right)
+        if not (flip_a or flip_b or is_flip(left) or is_flip(right)):
+            continue
         if any(v.shape is None or len(v.shape) != 2 for v in (left, right)):
             continue
-        (a, flip_a), (b, flip_b) = origin(left), origin(right)
         attributes = dict(node.attributes)
         old_a = attributes.pop("transA", None)
         old_b = attributes.pop("transB", None)

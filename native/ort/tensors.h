@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cinttypes>
+#include <cstdint>
 
 #include "status.h"
 
@@ -35,11 +36,43 @@ struct Input {
   Shape shape;
 };
 
+// The memory of what a call has read so far. Kernels write a sample's results while they still read the next one's
+// inputs, so outputs need memory of their own. ONNX Runtime 1.18 has put one over an input, from the second call of a
+// session on, by the pattern of memory that it keeps of the first.
+class InputMemory {
+ public:
+  void add(const char* name, const void* data, std::size_t bytes) {
+    if (!bytes || count_ == kMost) return;
+    ranges_[count_++] = {name, reinterpret_cast<std::uintptr_t>(data), bytes};
+  }
+
+  // The input that these bytes lie over, or null.
+  const char* under(const void* data, std::size_t bytes) const {
+    const auto begin = reinterpret_cast<std::uintptr_t>(data);
+    for (std::size_t i = 0; i < count_; ++i) {
+      const Range& range = ranges_[i];
+      if (begin < range.begin + range.bytes && range.begin < begin + bytes) return range.name;
+    }
+    return nullptr;
+  }
+
+ private:
+  struct Range {
+    const char* name;
+    std::uintptr_t begin;
+    std::size_t bytes;
+  };
+  static constexpr std::size_t kMost = 16;  // no operator has as many inputs
+  Range ranges_[kMost];
+  std::size_t count_ = 0;
+};
+
 // One call of a kernel of operator `op`.
 struct Call {
   const Api& api;
   OrtKernelContext* context;
   const char* op;
+  mutable InputMemory inputs = {};
 
   // The type needs no check: ONNX Runtime chose this kernel by it.
   template <typename T>
@@ -58,6 +91,9 @@ struct Call {
     // Inputs are read only; that function has no form for constants in version 17.
     ICNNRT_TRY(api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
     input.data = static_cast<const T*>(data);
+    std::size_t bytes = sizeof(T);
+    for (std::size_t i = 0; i < input.shape.rank && i < kMaxRank; ++i) bytes *= input.shape[i];
+    inputs.add(name, data, bytes);
     return nullptr;
   }
 
@@ -70,6 +106,14 @@ struct Call {
     void* raw = nullptr;
     ICNNRT_TRY(api.GetTensorMutableData(value, &raw));
     data = static_cast<T*>(raw);
+    std::size_t bytes = sizeof(T);
+    for (const std::size_t size : shape) bytes *= size;
+    if (const char* name = inputs.under(raw, bytes)) {
+      return error(api, kFail,
+                   "ai.icnnrt::%s: output %zu: expected memory of its own, but onnxruntime put it over input %s; turn "
+                   "its memory pattern off (enable_mem_pattern = False, DisableMemPattern), or use 1.19 or later.",
+                   op, index, name);
+    }
     return nullptr;
   }
 

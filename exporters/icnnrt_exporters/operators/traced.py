@@ -448,7 +448,7 @@ def _no_scale_beside_product(op_type: str, inputs: Sequence[Symbol]) -> None:
     """Refuse what ONNX Runtime computes wrongly.
 
     It folds a product with a number into the MatMul beside it, as float32 even among doubles (MatMulScaleFusion of
-    1.31: off by 1e-8); and up to 1.21 it fuses a bare transpose and a product of doubles into one it has no kernel for.
+    1.31: off by 1e-8); and up to 1.22 it fuses a bare transpose and a product of doubles into one it has no kernel for.
     """
 
     def made_by(v: Symbol, *kinds: str) -> ir.Node | None:
