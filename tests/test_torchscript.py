@@ -1,5 +1,6 @@
 """TorchScript and torch.export files: what they compute is what the torch layer and the ONNX package compute."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -259,9 +260,8 @@ def test_frozen_weights_get_no_gradient(picnn: Written) -> None:
 # ---------------------------------------------------------------- against the package
 
 
-def test_it_gives_the_answers_of_the_package(relu_package: Path, tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    energy = FICNN(3, 4, hidden=(8, 8), activation="relu", dtype=F64, generator=generator)
+def test_it_gives_the_answers_of_the_package(relu_network: FICNN, relu_package: Path, tmp_path: Path) -> None:
+    energy = copy.deepcopy(relu_network)
     session = icnnrt.load(relu_package)
     generator = torch.Generator().manual_seed(2)
     x, y = torch.randn(5, 3, generator=generator, dtype=F64), torch.rand(5, 4, generator=generator, dtype=F64)
@@ -283,12 +283,11 @@ class Files(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def relu_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Files]:
+def relu_files(relu_network: FICNN, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Files]:
     """Files of the network of `relu_package`, and of another one."""
     made = {}
     for name, factor in (("same", 1.0), ("other", 1.1)):
-        generator = torch.Generator().manual_seed(0)
-        energy = FICNN(3, 4, hidden=(8, 8), activation="relu", dtype=F64, generator=generator)
+        energy = copy.deepcopy(relu_network)
         with torch.no_grad():
             energy.layers[0].W_y.mul_(factor)
         layer, folder = BundleEntropyArgmin(energy, 12), tmp_path_factory.mktemp(name)
