@@ -674,15 +674,23 @@ def test_the_layer_answers_as_the_reference(case, activation):
         p_init = np.full((BATCH, N), domain.centre(N))
         expected = reference.bundle_entropy_argmin(of_p, p_init, K, domain=domain)
         result = layer.solve(**inputs)
-        np.testing.assert_allclose(result.y.numpy(), coordinates.y(expected.y), atol=SAME_ALGORITHM)
-        # On a kink, where the cuts of a ReLU network soon lie, the last bit of y decides which slope f has.
+        # On a kink, where the cuts of a ReLU network soon lie, the last bit of y decides which slope f has. Once it is
+        # solved that changes nothing; before, another answer with its own certificate comes.
+        faces = np.abs(result.slopes.numpy() - expected.slopes).max((1, 2)) <= 1e-6
+        settled = np.maximum(result.gap.abs().numpy(), np.abs(expected.gap)) <= 1e-12
+        same = faces | settled | (activation == "softplus")
+        assert same.any()
+        y = coordinates.y(expected.y)
+        np.testing.assert_allclose(result.y.numpy()[same], y[same], atol=SAME_ALGORITHM)
         cuts = ("slopes", "offsets", "cut_points") if activation == "softplus" else ()
         for field in ("energy", "lower_bound", "gap", *cuts):
-            got = getattr(result, field).numpy()
-            np.testing.assert_allclose(got, getattr(expected, field), atol=1e-8, err_msg=field)
+            got, wanted = getattr(result, field).numpy()[same], getattr(expected, field)[same]
+            np.testing.assert_allclose(got, wanted, atol=1e-8, err_msg=field)
+        assert (result.lower_bound.numpy() <= expected.energy + 1e-8).all()
+        assert (expected.lower_bound <= result.energy.numpy() + 1e-8).all()
         assert torch.equal(layer(**inputs), result.y)
         start = torch.from_numpy(coordinates.y(p_init))
-        assert torch.allclose(layer(**inputs, y_init=start), result.y, atol=1e-8)
+        assert torch.allclose(layer(**inputs, y_init=start)[same], result.y[same], atol=1e-8)
 
 
 @each_case
