@@ -165,16 +165,24 @@ def test_without_curvature_in_a_box():
     rng = np.random.default_rng(2)
     for _ in range(50):
         assert (energy(rng.uniform(-1, 2, (B, N)))[0] >= found.lower_bound - 1e-9).all()
-    # No bound, no answer: what falls without end has a feasible point, but no optimum.
+    # No bound, no answer: one cut falls without end where its slope is positive in an entry that has no lower bound.
+    found = bundle_qp_argmin(energy, P._replace(lower=np.full((B, N), -np.inf)), 1, 0.0)
+    lost = (found.slopes[:, 0] > 0).any(1)
+    assert lost.any()
+    np.testing.assert_array_equal(found.status == Status.SOLVER, lost)
+    assert np.isnan(found.y[lost]).all()
+    assert np.isnan(found.lower_bound[lost]).all()
+    assert np.isfinite(found.y[~lost]).all()
+    # And what itself falls without end has a feasible point, but no optimum: every slope of the first two is positive.
     lower, steepest = P.lower.copy(), 1.0 + (energy.v[:, :, None] * np.abs(energy.W)).sum(1)
     lower[:2], steepest[2:] = -np.inf, 0.0
 
-    def tilted(y):  # of the first two every slope is positive in every entry of y
+    def tilted(y):
         f, g = energy(y)
         return f + (steepest * y).sum(1), g + steepest
 
     found = bundle_qp_argmin(tilted, P._replace(lower=lower), 3, 0.0)
-    assert (found.status[:2] > Status.GAP).all()
+    assert (found.status[:2] == Status.UNBOUNDED).all()
     assert np.isnan(found.y[:2]).all()
     assert np.isnan(found.lower_bound[:2]).all()
     assert np.isfinite(found.y[2:]).all()
