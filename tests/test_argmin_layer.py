@@ -113,17 +113,29 @@ def worst_against_finite_differences(argmin, x, y_bar, found: dict[str, Tensor],
 @each_activation
 @pytest.mark.parametrize("n", [1, 10, 159])
 def test_answers_are_those_of_the_reference(kind, activation, n):
+    """A cut whose point lies on a kink, to rounding, before a ReLU network is solved is of the face that the last bit
+    decides, and so is what follows: there each certificate has to hold for the other answer, and most are elsewhere."""
     energy = build(kind, activation, y_dim=n, hidden=(16, 16))
-    x = contexts(energy, 4)
+    x = contexts(energy, 12)
     for K in (1, 5, 10, 30):
         expected = reference_argmin(energy, x, K)
         result = BundleEntropyArgmin(energy, K).solve(x)
         assert result.y.dtype == F64
+        faces = np.abs(result.slopes.numpy() - expected.slopes).max(2) <= 1e-6
+        settled = np.maximum(np.abs(expected.gap), result.gap.abs().numpy()) <= 1e-12
+        same = faces.all(1) | settled | (activation == "softplus")
+        assert same.mean() > 0.5
         allowed = np.where(expected.gap > 1e-7, SAME_ALGORITHM, CONVERGED)[:, None]
-        assert (np.abs(result.y.numpy() - expected.y) <= allowed).all(), K
+        assert (np.abs(result.y.numpy() - expected.y) <= allowed)[same].all(), K
+        size = SAME_ALGORITHM * (1 + np.abs(expected.energy).max())
         for field in ("energy", "lower_bound", "gap", "residual", "complementarity_history"):
-            difference = np.abs(getattr(result, field).numpy() - getattr(expected, field)).max()
-            assert difference <= SAME_ALGORITHM * (1 + np.abs(expected.energy).max()), (K, field)
+            difference = np.abs(getattr(result, field).numpy() - getattr(expected, field))[same].max()
+            assert difference <= size, (K, field)
+        assert (result.lower_bound.numpy() <= expected.energy + size).all()
+        assert (expected.lower_bound <= result.energy.numpy() + size).all()
+        for b in np.flatnonzero(~same):  # the same points up to the first that has two slopes
+            apart = np.abs(result.cut_points.numpy()[b] - expected.cut_points[b])[: faces[b].argmin() + 1]
+            assert apart.max() <= SAME_ALGORITHM, K
         assert torch.equal(BundleEntropyArgmin(energy, K)(x), result.y)
 
 
@@ -264,13 +276,13 @@ def test_saturated_answers():
 DIFFERENTIATED = [("relu", 3), ("relu", 7), ("softplus", 3), ("softplus", 5)]
 
 
-def differentiable_problem(kind, activation, K):
+def differentiable_problem(kind, activation, K, least=1e-7):
     """Smooth energies are so far from converged that rounding is not amplified: of the first draw with three such."""
     for seed in range(20):
         energy = build(kind, activation, seed, y_dim=12, hidden=(16, 16), gain=8.0)
         x = contexts(energy, 30)
         if activation == "softplus":
-            x = x[BundleEntropyArgmin(energy, K).solve(x).gap >= 1e-7]
+            x = x[BundleEntropyArgmin(energy, K).solve(x).gap >= least]
         if len(x) >= 3:
             return energy, x[:3], loss_weights(3, 12)
     raise AssertionError("every draw has converged")
@@ -298,8 +310,7 @@ def test_prop3_is_exact_for_relu_and_only_there(kind):
 @pytest.mark.parametrize("adjoint", ["exact", "prop3"])
 def test_gradients_are_those_of_the_reference(kind, activation, adjoint):
     K = 4
-    energy = build(kind, activation, y_dim=5)
-    x, y_bar = contexts(energy, 6), loss_weights(6, 5)
+    energy, x, y_bar = differentiable_problem(kind, activation, K)
 
     def hvp(y, s):
         y = torch.from_numpy(y).requires_grad_()
@@ -453,8 +464,8 @@ def test_implicit_equals_the_dense_solve():
 @each_kind
 @pytest.mark.parametrize("adjoint", ["exact", "prop3", "implicit"])
 def test_float32_gradients(kind, adjoint):
-    energy = build(kind, "softplus")
-    x, y_bar = contexts(energy, 4), loss_weights(4, 3)
+    # Rounding of float32 slopes over how far cuts are apart, which is the root of the gap or so.
+    energy, x, y_bar = differentiable_problem(kind, "softplus", 4, least=1e-3)
     expected = gradients(BundleEntropyArgmin(energy, 4, adjoint=adjoint), x, y_bar)
     low = copy.deepcopy(energy).to(torch.float32)
     found = gradients(BundleEntropyArgmin(low, 4, adjoint=adjoint), x.float(), y_bar.float())

@@ -1005,9 +1005,13 @@ class RandomGraph:
         return op("Where", op("Greater", a, zero), a, expm1), k
 
 
-def run(data: bytes, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def all_values(data: bytes, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
     graph = read_graph(data, {})
-    return evaluate(ancestors(graph, "f"), {**graph.initializers, "x": x, "y": y})["f"]
+    return evaluate(ancestors(graph, "f"), {**graph.initializers, "x": x, "y": y})
+
+
+def run(data: bytes, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return all_values(data, x, y)["f"]
 
 
 def worst_excess(data: bytes, seed: int, mu: float = 0.0, bound: float = np.inf) -> float:
@@ -1048,7 +1052,10 @@ def test_whatever_is_proven_shows_no_excess(data: st.DataObject, seed: int, step
 
 
 def test_numpy_computes_what_onnxruntime_computes() -> None:
-    """On random graphs, wherever onnxruntime has the operators in float64."""
+    """On random graphs, wherever onnxruntime has the operators in float64, for samples without NaN on the way to f.
+
+    No standard says whether the least of a row with NaN is NaN; in onnxruntime it depends on where in the row that is.
+    """
     compared = 0
     for seed in range(30):
         rng = np.random.default_rng(seed)
@@ -1061,9 +1068,13 @@ def test_numpy_computes_what_onnxruntime_computes() -> None:
         except Exception:  # no float64 kernel of some operator
             continue
         x, y = rng.standard_normal((5, 2)), rng.standard_normal((5, 3))
+        f = session.run(["f"], {"x": x, "y": y})[0]
         with np.errstate(all="ignore"):
-            np.testing.assert_allclose(run(data, x, y), session.run(["f"], {"x": x, "y": y})[0], rtol=1e-9, atol=1e-12)
-        compared += 1
+            found = [all_values(data, x[i : i + 1], y[i : i + 1]) for i in range(5)]
+        clear = [i for i in range(5) if not any(np.isnan(value).any() for value in found[i].values())]
+        for i in clear:
+            np.testing.assert_allclose(found[i]["f"], f[i : i + 1], rtol=1e-9, atol=1e-12)
+        compared += bool(clear)
     assert compared > 10
 
 

@@ -150,8 +150,14 @@ def test_argmin_equals_torch(exported: Exported, B: int) -> None:
 @pytest.mark.parametrize("adjoint", ["exact", "prop3"])
 @pytest.mark.parametrize("B", [1, 5, 200])
 def test_adjoint_equals_torch(exported: Exported, adjoint: Any, B: int) -> None:
-    x = exported.contexts(B)
-    solution = exported.session.argmin(x)
+    solution = exported.session.argmin(exported.contexts(B + 16))
+    # A cut whose point lies on a kink, to rounding, is of a face that the graph for cotangents may not see: it says so.
+    kinked = exported.session.vjp(solution, solution.y, adjoint=adjoint).at_kink
+    bends = any(type(m).__name__ in ("ReLU", "LeakyReLU") for m in exported.energy.modules())
+    assert not kinked.any() or bends
+    solution = solution[~kinked][:B]
+    assert len(solution) == B
+    x = np.array(solution.x)
     if adjoint == "prop3" and exported.case.dtype is torch.float32:
         # It divides by the differences of the cuts, which are rounding once a smooth energy is solved to float32.
         solution = solution[solution.gap > 1e-4]

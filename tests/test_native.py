@@ -586,9 +586,11 @@ def test_a_session_says_what_ran(package: str, request: pytest.FixtureRequest) -
     kernels, bodies = (sessions[native].vjp(solutions[native], y_bar) for native in (True, False))
     np.testing.assert_allclose(kernels.x, bodies.x, atol=1e3 * tolerance, rtol=1e-3)
     # An update of the weights reaches a session on kernels as it does one on bodies.
-    name = next(key for key, spec in sessions[True].manifest.weights.tensors.items() if spec.trainable)
+    # Of all of them: x moves no answer within one piece of a ReLU network, and so do few weights by themselves.
+    trainable = [name for name, spec in sessions[True].manifest.weights.tensors.items() if spec.trainable]
     for session in sessions.values():
-        session._update_weights({name: session.weights[name] * np.asarray(0.5, session.weights[name].dtype)})
+        half = {name: session.weights[name] * np.asarray(0.5, session.weights[name].dtype) for name in trainable}
+        session._update_weights(half)
     again = [sessions[native].argmin(x).y for native in (True, False)]
     np.testing.assert_allclose(*again, atol=tolerance)
     assert np.abs(again[0] - solutions[True].y).max() > 1e-3

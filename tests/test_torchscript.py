@@ -1,5 +1,6 @@
 """TorchScript and torch.export files: what they compute is what the torch layer and the ONNX package compute."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -70,19 +71,20 @@ class Case(NamedTuple):
     n: int
     dtype: torch.dtype
     iterations: int
+    gain: float = 2.0  # of the weights of y: bent enough that cuts matter
 
 
 CASES = {
     "picnn-softplus-batchnorm-64": Case(
-        lambda: PICNN(5, 4, (8, 8), activation="softplus", batch_norm=True), (5,), 4, F64, 6
+        lambda: PICNN(5, 4, (8, 8), activation="softplus", batch_norm=True), (5,), 4, F64, 3
     ),
     "picnn-relu-64": Case(lambda: PICNN(5, 7, (8, 8), activation="relu", positivity="softplus"), (5,), 7, F64, 8),
     "ficnn-relu-64": Case(lambda: FICNN(3, 4, (9, 9), activation="relu"), (3,), 4, F64, 12),
-    "ficnn-softplus-no-x-64": Case(lambda: FICNN(0, 3, (9,), activation="softplus"), (0,), 3, F64, 4),
-    "picnn-softplus-32": Case(lambda: PICNN(5, 4, (8,), activation="softplus"), (5,), 4, torch.float32, 5),
+    "ficnn-softplus-no-x-64": Case(lambda: FICNN(0, 3, (9,), activation="softplus"), (0,), 3, F64, 3),
+    "picnn-softplus-32": Case(lambda: PICNN(5, 4, (8,), activation="softplus"), (5,), 4, torch.float32, 2, 4.0),
     "picnn-relu-32": Case(lambda: PICNN(5, 4, (8,), activation="relu"), (5,), 4, torch.float32, 6),
     "ficnn-softplus-32": Case(lambda: FICNN(2, 1, (9,), activation="softplus"), (2,), 1, torch.float32, 1),
-    "image-64": Case(Image, (2, 3, 3), 6, F64, 4),
+    "image-64": Case(Image, (2, 3, 3), 6, F64, 3),
 }
 
 
@@ -98,6 +100,16 @@ class Written(NamedTuple):
         x = torch.randn(B, *self.case.x_shape, generator=generator, dtype=F64).to(self.case.dtype)
         return x, torch.rand(B, self.case.n, generator=generator, dtype=F64).to(self.case.dtype)
 
+    def unconverged(self, B: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Of a smooth energy samples whose gap is far above rounding: once it is not, cuts are nearly the same, and the
+        adjoint divides by their differences. Pieces converge to cuts that differ."""
+        x, y = self.inputs(256, seed)
+        if any(type(m).__name__ == "ReLU" for m in self.energy.modules()):
+            return x[:B], y[:B]
+        far = self.layer.solve(x).gap >= (1e-10 if self.case.dtype == F64 else 1e-5)
+        assert far.sum() >= B
+        return x[far][:B], y[far][:B]
+
 
 def build(case: Case, path: Path) -> Written:
     torch.manual_seed(0)
@@ -108,7 +120,7 @@ def build(case: Case, path: Path) -> Written:
     with torch.no_grad():
         for name, p in energy.named_parameters():
             if name.endswith("W_y"):
-                p.mul_(2.0)  # bent enough that cuts matter
+                p.mul_(case.gain)
     layer = BundleEntropyArgmin(energy, iterations=case.iterations, y_dim=case.n)
     x = torch.randn(2, *case.x_shape, dtype=case.dtype)
     export_torchscript(energy, layer, x, torch.rand(2, case.n, dtype=case.dtype), path)
@@ -134,14 +146,14 @@ def tell(figures: dict[str, float], bounds: dict[str, float]) -> None:
 
 
 def test_all_methods_equal_the_torch_layer(written: Written) -> None:
-    tell(check_torchscript(written.path, written.energy, *written.inputs(3)), BOUNDS[written.case.dtype])
+    tell(check_torchscript(written.path, written.energy, *written.unconverged(3, seed=1)), BOUNDS[written.case.dtype])
 
 
 def test_one_loaded_file_serves_every_batch_with_and_without_gradients(written: Written) -> None:
     bounds = BOUNDS[written.case.dtype]
     # TorchScript compiles anew for what it has seen in its first two calls, so the later ones tell more.
     for B in (4, 4, 1, 0):
-        x, y = written.inputs(B, seed=B)
+        x, y = written.unconverged(B, seed=B)
         y_bar = y - 0.3
         leaf = x.clone().requires_grad_()
         answer = written.layer(leaf)
@@ -176,9 +188,13 @@ def test_certificates_and_cuts_are_those_of_the_layer(picnn: Written) -> None:
         got, expected = picnn.loaded.argmin(x, start), picnn.layer.solve(x, start)
         assert set(got._fields) == set(expected._fields)
         for field in got._fields:
-            difference = (getattr(got, field) - getattr(expected, field)).abs().max()
-            assert difference <= 1e-6, (field, difference)
-            assert getattr(got, field).dtype == getattr(expected, field).dtype
+            a, b = getattr(got, field), getattr(expected, field)
+            assert a.dtype == b.dtype
+            if field.startswith("lam"):  # what cuts nearly the same share between them is anyone's: G'λ is not
+                a, b = (lam @ expected.slopes for lam in (a.reshape(4, -1, 3), b.reshape(4, -1, 3)))
+            assert (a - b).abs().max() <= 1e-6, field
+        assert (got.lam >= 0).all()
+        assert (got.lam.sum(1) - 1).abs().max() <= 1e-12
         assert ((got.gap >= -1e-12) & (got.gap <= 1.0)).all()
 
 
@@ -259,9 +275,8 @@ def test_frozen_weights_get_no_gradient(picnn: Written) -> None:
 # ---------------------------------------------------------------- against the package
 
 
-def test_it_gives_the_answers_of_the_package(relu_package: Path, tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    energy = FICNN(3, 4, hidden=(8, 8), activation="relu", dtype=F64, generator=generator)
+def test_it_gives_the_answers_of_the_package(relu_network: FICNN, relu_package: Path, tmp_path: Path) -> None:
+    energy = copy.deepcopy(relu_network)
     session = icnnrt.load(relu_package)
     generator = torch.Generator().manual_seed(2)
     x, y = torch.randn(5, 3, generator=generator, dtype=F64), torch.rand(5, 4, generator=generator, dtype=F64)
@@ -283,12 +298,11 @@ class Files(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def relu_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Files]:
+def relu_files(relu_network: FICNN, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Files]:
     """Files of the network of `relu_package`, and of another one."""
     made = {}
     for name, factor in (("same", 1.0), ("other", 1.1)):
-        generator = torch.Generator().manual_seed(0)
-        energy = FICNN(3, 4, hidden=(8, 8), activation="relu", dtype=F64, generator=generator)
+        energy = copy.deepcopy(relu_network)
         with torch.no_grad():
             energy.layers[0].W_y.mul_(factor)
         layer, folder = BundleEntropyArgmin(energy, 12), tmp_path_factory.mktemp(name)
