@@ -42,12 +42,13 @@ struct Input {
 class InputMemory {
  public:
   void add(const char* name, const void* data, std::size_t bytes) {
-    if (!bytes || count_ == kMost) return;
+    if (!data || !bytes || count_ == kMost) return;
     ranges_[count_++] = {name, reinterpret_cast<std::uintptr_t>(data), bytes};
   }
 
   // The input that these bytes lie over, or null.
   const char* under(const void* data, std::size_t bytes) const {
+    if (!data) return nullptr;
     const auto begin = reinterpret_cast<std::uintptr_t>(data);
     for (std::size_t i = 0; i < count_; ++i) {
       const Range& range = ranges_[i];
