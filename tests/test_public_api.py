@@ -151,7 +151,7 @@ PUBLIC = {
     },
     "mathematics.implicit_adjoint": {"implicit_adjoint"},
     "mathematics.kkt_adjoint": {"kkt_adjoint"},
-    "mathematics.namespace": {"Namespace", "Numpy"},
+    "mathematics.namespace": {"Eager", "Namespace", "Numpy"},
     "mathematics.qp_adjoint": {"qp_adjoint"},
     "mathematics.quadratic_program": {"Precision", "Solution", "solve"},
     "mathematics.qp_advice": {"qp_advice", "qp_cause"},

@@ -103,11 +103,10 @@ def dismantle(graph: ir.Graph, prefix: str) -> Parts:
 
 def replace(nodes: Iterable[ir.Node], replacement: Mapping[ir.Value, ir.Value]) -> None:
     """Rewire every use of some values in these nodes, and in the graphs inside them."""
-    for old, new in replacement.items():
-        _of_the_shape(new, old)
     for node in nodes:
         for i, v in enumerate(node.inputs):
             if v is not None and v in replacement:
+                _of_the_shape(replacement[v], v)
                 node.replace_input_with(i, replacement[v])
         for attribute in node.attributes.values():
             if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:

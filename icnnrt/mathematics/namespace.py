@@ -26,7 +26,7 @@ factor_spd          for A [B, k, k] symmetric and positive semidefinite: the fun
 sum, max, min, mean over the last axis, which stays with one entry. `max` may pass over NaN (ONNX Runtime does): what
                     must be NaN with it takes it from a sum
 count               how many entries the last axis has, to be broadcast against rows
-mT                  the last two axes exchanged. Never right before @: onnxruntime 1.18 to 1.21 has no kernel for it
+mT                  the last two axes exchanged. Never right before @: onnxruntime 1.18 to 1.22 has no kernel for it
 argmin1, pick1      where the least entry of a [B, m, 1] stands, and the row of a [B, m, k] there: [B, 1, k]
 ones_like           as many ones
 eye, eyes           the identity [k, k] for a row of k entries, alone and for every sample
@@ -40,7 +40,7 @@ stack               arrays [B, ...] one behind the other in a new axis 1
 double, like        as float64; in the dtype of another array
 inverse_spd         for A [B, k, k] symmetric and positive semidefinite: the function r -> A⁻¹r of a row, as exact as a
                     search direction has to be (1e-4 where A is nearly singular). eye is the identity [k, k]
-solve_spd           A⁻¹r for some rows r, as exact as by LU
+solve_spd           A⁻¹r for each of some rows r [B, 1, k], as exact as by LU
 any                 whether an entry is true
 loop                `state = step(*state)` while `unfinished(*state)`, at most `most` times
 ==================  ================================================================================================
@@ -113,7 +113,39 @@ class Namespace(Protocol):
     def loop(self, unfinished: Callable[..., Any], step: Callable[..., Any], state: Any, most: Any) -> Any: ...
 
 
-class Numpy:
+class Eager:
+    """What every namespace that computes at once has from its other operations and from Python."""
+
+    inverse_spd: Callable[[Array, Array], Callable[[Array], Array]]
+    concat_rows: Callable[[Sequence[Array]], Array]
+
+    @staticmethod
+    def cond(condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        return then() if condition else otherwise()
+
+    def piece(self, name: str, statement: Callable[..., Any], arrays: Sequence[Any]) -> Any:
+        return statement(self, *arrays)
+
+    def solve_spd(self, A: Array, eye: Array, rows: Sequence[Array]) -> Sequence[Array]:
+        found = self.inverse_spd(A, eye)(self.concat_rows(rows))
+        return [found[:, i : i + 1] for i in range(len(rows))]
+
+    @staticmethod
+    def loop(unfinished: Callable[..., Any], step: Callable[..., Any], state: Any, most: Any) -> Any:
+        for _ in range(most):
+            if not unfinished(*state):
+                break
+            state = step(*state)
+        return state
+
+    @staticmethod
+    def _lengths(row: Array, like: Sequence[Array | None]) -> list[Any]:
+        """How long the parts of a row are."""
+        known = sum(a.shape[-1] for a in like if a is not None)
+        return [row.shape[-1] - known if a is None else a.shape[-1] for a in like]
+
+
+class Numpy(Eager):
     """The namespace of float64 numpy arrays."""
 
     @staticmethod
@@ -197,14 +229,6 @@ class Numpy:
         return result
 
     @staticmethod
-    def cond(condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-        return then() if condition else otherwise()
-
-    @classmethod
-    def piece(cls, name: str, statement: Callable[..., Any], arrays: Sequence[Any]) -> Any:
-        return statement(cls(), *arrays)
-
-    @staticmethod
     def all(condition: Array) -> Array:
         return condition.all(-1, keepdims=True)
 
@@ -258,11 +282,8 @@ class Numpy:
     def halves(row: Array) -> Sequence[Array]:
         return np.split(row, 2, axis=-1)
 
-    @staticmethod
-    def parts(row: Array, like: Sequence[Array | None]) -> Sequence[Array]:
-        known = sum(a.shape[-1] for a in like if a is not None)
-        sizes = [row.shape[-1] - known if a is None else a.shape[-1] for a in like]
-        return np.split(row, np.cumsum(sizes)[:-1], axis=-1)
+    def parts(self, row: Array, like: Sequence[Array | None]) -> Sequence[Array]:
+        return np.split(row, np.cumsum(self._lengths(row, like))[:-1], axis=-1)
 
     @staticmethod
     def stack(arrays: Sequence[Array]) -> Array:
@@ -284,20 +305,7 @@ class Numpy:
 
     factor_spd = inverse_spd
 
-    @classmethod
-    def solve_spd(cls, A: Array, eye: Array, rows: Sequence[Array]) -> Sequence[Array]:
-        found = cls.inverse_spd(A, eye)(np.concatenate(rows, axis=1))
-        return np.split(found, np.cumsum([r.shape[1] for r in rows])[:-1], axis=1)
-
     any = staticmethod(np.any)
-
-    @staticmethod
-    def loop(unfinished: Callable[..., Any], step: Callable[..., Any], state: Any, most: Any) -> Any:
-        for _ in range(most):
-            if not unfinished(*state):
-                break
-            state = step(*state)
-        return state
 
 
 NUMPY: Final = Numpy()

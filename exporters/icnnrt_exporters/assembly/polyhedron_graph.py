@@ -1,7 +1,6 @@
 """The graph x, G, h, A, b, bounds -> y*: cuts of the bundle method around the operator that solves each model."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -12,7 +11,7 @@ from icnnrt.mathematics.bundle_qp import FALLS, FAR, FURTHER, LEFT, MILD, OFF, O
 from icnnrt.mathematics.qp_reference import BOUND_MAX, STEPS, TOLERANCE
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.status import Status
-from icnnrt_exporters.operators.traced import nodes_of
+from icnnrt_exporters.operators.traced import Symbol, Traced
 from icnnrt_exporters.surgery import (
     Ops,
     copy,
@@ -419,30 +418,32 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     widths = op("Concat", m, op("Shape", offsets, start=1, end=2), axis=0)
     lam_rows, lam_cuts = op.many("Split", end["lam"], widths, outputs=2, axis=1)
 
-    def row(v: ir.Value) -> ir.Value:
-        return op("Unsqueeze", v, one)
+    # `icnnrt.mathematics.rounding` in one trace, so that what its figures share is computed once.
+    xp = Traced(f"{op.prefix}/{len(op.nodes)}", op)
 
-    def told(statement: Callable[..., Any], *values: ir.Value, more: Sequence[Any] = ()) -> ir.Value:
-        """What `icnnrt.mathematics.rounding` says of values with an axis for the rows, [B, 1]."""
-        found = nodes_of(op, lambda xp, *given: statement(xp, *given, *more), *values, rank=3)
-        return op("Squeeze", found, op.constant([2]))
+    def row(v: ir.Value) -> Symbol:
+        return xp.node("Unsqueeze", xp.of(v), xp.constant([1]))
 
-    figures = [row(v) for v in (energy, gap)]
-    cuts = [slopes, row(offsets), cut_points]
-    doubt = told(rounding.uncertainty_at, *figures, *cuts, row(lam_cuts), row(y_star), more=[eps])
+    def told(figure: Symbol) -> ir.Value:
+        """[B, 1, 1] -> [B, 1]."""
+        return op("Squeeze", figure.value, op.constant([2]))
+
+    met, apart, point = row(energy), row(gap), row(y_star)
+    cuts = (xp.of(slopes), row(offsets), xp.of(cut_points))
+    doubt = told(rounding.uncertainty_at(xp, met, apart, *cuts, row(lam_cuts), point, eps))
     small = op("Mul", tolerance, _unit(op, op, lower_bound))
     hidden = op("And", op("Greater", doubt, small), op("Not", op("Greater", gap, doubt)))
     status = op("Where", hidden, op.constant(int(Status.PRECISION)), status)
-    of_y = (row(v) for v in (P.b, P.lower, P.upper, y_star, lam_rows, end["nu"], end["bounds"]))
-    leaving = [P.G, row(P.h), P.A, *of_y]
-    excess, violation = (told(lambda *given, i=i: rounding.excess(*given)[i], *leaving) for i in (0, 1))
+    constraints = (xp.of(P.G), row(P.h), xp.of(P.A), row(P.b), row(P.lower), row(P.upper))
+    multipliers = (row(v) for v in (lam_rows, end["nu"], end["bounds"]))
+    excess, violation = map(told, rounding.excess(xp, *constraints, point, *multipliers))
     unsolved = op("Or", op("And", large, op("Greater", end["code"], op.constant(int(QPStatus.SOLVED)))), op("Not", run))
     unsolved = op("Or", unsolved, op("Greater", violation, op.constant(OFF, DOUBLE)))
     status = op("Where", unsolved, op.constant(int(Status.SOLVER)), status)
-    noise = told(rounding.rounding_at, figures[0], *cuts, row(y_star), more=[eps])
+    noise = told(rounding.rounding_at(xp, met, *cuts, point, eps))
     noise = op("Add", noise, op("Mul", op.constant(ENOUGH, DOUBLE), _unit(op, op, lower_bound)))
     below = op("Sub", op("Neg", gap), excess)
-    most = op("Max", below, told(rounding.violation, *cuts))
+    most = op("Max", below, told(rounding.violation(xp, *cuts)))
     status = op("Where", op("Greater", most, noise), op.constant(int(Status.NOT_CONVEX)), status)
     status = op("Where", end["unbounded"], op.constant(int(Status.UNBOUNDED)), status)
     status = op("Where", end["finite"], status, op.constant(int(Status.NOT_FINITE)))

@@ -38,8 +38,8 @@ def solve_body() -> list[onnx.FunctionProto]:
 
     def traced(xp: Traced, *given: Symbol) -> Sequence[Symbol]:
         Q, p, G, h_lower, h, A, b, lower, upper, start = given
-        B = xp.node("Max", *(_size(xp, a, -3 if any(a is M for M in (Q, G, A)) else -2) for a in given))
-        n, m, q = _size(xp, G, -1), _size(xp, G, -2), _size(xp, A, -2)
+        B = xp.node("Max", *(xp.size(a, -3 if any(a is M for M in (Q, G, A)) else -2) for a in given))
+        n, m, q = xp.size(G, -1), xp.size(G, -2), xp.size(A, -2)
         at_least_one = xp.node("Max", q, xp.constant([1]))  # without equalities, one of zeros
         eq = _equalities(xp, B, A, at_least_one, n), _row(xp, B, b, at_least_one, 0.0)
         z, lam, nu, mu = xp.nodes(
@@ -90,7 +90,7 @@ def adjoint_body() -> list[onnx.FunctionProto]:
 
     def traced(xp: Traced, *given: Symbol) -> Sequence[Symbol]:
         Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar = given
-        B, n, m, q = _size(xp, z_bar, -2), _size(xp, G, -1), _size(xp, G, -2), _size(xp, A, -2)
+        B, n, m, q = xp.size(z_bar, -2), xp.size(G, -1), xp.size(G, -2), xp.size(A, -2)
         at_least_one = xp.node("Max", q, xp.constant([1]))
         code = xp.node("Cast", status, result=INT64, to=INT64)
         solved = xp.node("Equal", code, xp.constant([int(QPStatus.SOLVED)]), result=BOOL)
@@ -128,19 +128,13 @@ def _precision(xp: Traced, data: Symbol) -> quadratic_program.Precision:
 # name that the inner call has as well, to the loop.
 
 
-def _size(xp: Traced, a: Symbol, axis: int) -> Symbol:
-    """How long an axis is, counted from behind: -1, -2, -3."""
-    ends = {} if axis == -1 else {"end": axis + 1}
-    return xp.node("Shape", a, result=INT64, start=axis, **ends)
-
-
 def _matrix(xp: Traced, B: Symbol, M: Symbol, rows: Symbol, columns: Symbol) -> Symbol:
     """A matrix for every sample, of one that may be shared."""
     return double(xp, xp.node("Expand", M, xp.node("Concat", B, rows, columns, axis=0)))
 
 
 def _equalities(xp: Traced, B: Symbol, A: Symbol, rows: Symbol, n: Symbol) -> Symbol:
-    missing = rows - _size(xp, A, -2)
+    missing = rows - xp.size(A, -2)
     zero = xp.constant([0])
     padded = xp.node("Pad", A, xp.node("Concat", xp.constant([0] * 4), missing, zero, axis=0))
     return _matrix(xp, B, padded, rows, n)
@@ -153,7 +147,7 @@ def _row(xp: Traced, B: Symbol, a: Symbol, columns: Symbol, number: float) -> Sy
 
 
 def _wide(xp: Traced, row: Symbol, columns: Symbol, number: float) -> Symbol:
-    missing = columns - _size(xp, row, -1)
+    missing = columns - xp.size(row, -1)
     ends = xp.node("Concat", xp.constant([0] * 5), missing, axis=0)
     return xp.node("Pad", row, ends, xp.constant(np.float64(number), DOUBLE))
 

@@ -271,7 +271,7 @@ class Traced:
         return self.node("Squeeze", which, self.constant([1, 2]))
 
     def put(self, which: Symbol, found: Symbol, among: Symbol) -> Symbol:
-        samples = self._size(among, 0)
+        samples = self.size(among, 0)
         count = self.node("Squeeze", samples)
         places = self.node("Range", self.constant(0), count, self.constant(1))
         at = self.node("Compress", places, self._samples(which), axis=0)
@@ -300,7 +300,7 @@ class Traced:
         return self.node("ReduceMean", a, self._last, keepdims=1)
 
     def count(self, a: Symbol) -> Symbol:
-        return self.node("Cast", self._size(a, -1), result=a.dtype, to=a.dtype)
+        return self.node("Cast", self.size(a, -1), result=a.dtype, to=a.dtype)
 
     def mT(self, a: Symbol) -> Symbol:
         return self.node("Transpose", a, perm=[0, 2, 1])
@@ -316,19 +316,19 @@ class Traced:
         return self.node("ConstantOfShape", shape, result=a.dtype, value=ir.tensor([1.0], dtype=a.dtype))
 
     def eye(self, row: Symbol) -> Symbol:
-        k = self._size(row, -1)
+        k = self.size(row, -1)
         square = self.node("ConstantOfShape", self.node("Concat", k, k, axis=0))
         return self.node("EyeLike", square, result=row.dtype, dtype=row.dtype)
 
     def eyes(self, row: Symbol) -> Symbol:
-        k = self._size(row, -1)
-        return self.node("Expand", self.eye(row), self.node("Concat", self._size(row, 0), k, k, axis=0))
+        k = self.size(row, -1)
+        return self.node("Expand", self.eye(row), self.node("Concat", self.size(row, 0), k, k, axis=0))
 
     def rows(self, numbers: Sequence[float], like: Symbol) -> Symbol:
         return self.constant(np.asarray(numbers)[None, :, None], like.dtype)
 
     def extended(self, row: Symbol, like: Symbol) -> Symbol:
-        missing = self.node("Sub", self._size(like, -1), self._size(row, -1))
+        missing = self.node("Sub", self.size(like, -1), self.size(row, -1))
         zeros = self.constant([0] * 5)
         return self.node("Pad", row, self.node("Concat", zeros, missing, axis=0))
 
@@ -342,8 +342,8 @@ class Traced:
         return self.nodes("Split", row, results=[row.dtype] * 2, axis=self.rank - 1, num_outputs=2)
 
     def parts(self, row: Symbol, like: Sequence[Symbol | None]) -> Sequence[Symbol]:
-        sizes = [None if a is None else self._size(a, -1) for a in like]
-        rest = self._size(row, -1)
+        sizes = [None if a is None else self.size(a, -1) for a in like]
+        rest = self.size(row, -1)
         for size in sizes:
             rest = rest if size is None else rest - size
         ends = self.node("Concat", *(rest if size is None else size for size in sizes), axis=0)
@@ -438,8 +438,8 @@ class Traced:
         """The last axis, counted from the front: by −1 ONNX Runtime 1.31 does not reduce an empty batch."""
         return self.constant([self.rank - 1])
 
-    def _size(self, a: Symbol, axis: int) -> Symbol:
-        """How many entries an axis has, [1]."""
+    def size(self, a: Symbol, axis: int) -> Symbol:
+        """How many entries an axis has, [1]; from behind where it is negative."""
         ends = {} if axis == -1 else {"end": axis + 1}
         return self.node("Shape", a, result=INT64, start=axis, **ends)
 

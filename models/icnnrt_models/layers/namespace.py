@@ -10,12 +10,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from icnnrt.mathematics.namespace import RIDGE, TINY
+from icnnrt.mathematics.namespace import RIDGE, TINY, Eager
 
 __all__ = ["TORCH", "Torch"]
 
 
-class Torch:
+class Torch(Eager):
     """As `icnnrt.mathematics.namespace.Numpy`, of tensors."""
 
     exp = staticmethod(torch.exp)
@@ -89,14 +89,6 @@ class Torch:
         return among.index_put((which[:, 0, 0],), found)
 
     @staticmethod
-    def cond(condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-        return then() if condition else otherwise()
-
-    @classmethod
-    def piece(cls, name: str, statement: Callable[..., Any], arrays: Sequence[Any]) -> Any:
-        return statement(cls(), *arrays)
-
-    @staticmethod
     def positive_definite(M: Tensor, eye: Tensor) -> Tensor:
         return (torch.linalg.eigvalsh(M)[:, :1] > 0.0)[:, None]
 
@@ -155,10 +147,8 @@ class Torch:
     def halves(row: Tensor) -> Sequence[Tensor]:
         return row.chunk(2, dim=-1)
 
-    @staticmethod
-    def parts(row: Tensor, like: Sequence[Tensor | None]) -> Sequence[Tensor]:
-        known = sum(a.shape[-1] for a in like if a is not None)
-        return row.split([row.shape[-1] - known if a is None else a.shape[-1] for a in like], dim=-1)
+    def parts(self, row: Tensor, like: Sequence[Tensor | None]) -> Sequence[Tensor]:
+        return row.split(self._lengths(row, like), dim=-1)
 
     @staticmethod
     def stack(arrays: Sequence[Tensor]) -> Tensor:
@@ -181,21 +171,9 @@ class Torch:
 
     factor_spd = inverse_spd
 
-    @classmethod
-    def solve_spd(cls, A: Tensor, eye: Tensor, rows: Sequence[Tensor]) -> Sequence[Tensor]:
-        return cls.inverse_spd(A, eye)(torch.cat(list(rows), dim=1)).split(1, dim=1)
-
     @staticmethod
     def any(a: Tensor) -> Tensor:
         return a.any()
-
-    @staticmethod
-    def loop(unfinished: Callable[..., Any], step: Callable[..., Any], state: Any, most: int) -> Any:
-        for _ in range(most):
-            if not unfinished(*state):
-                break
-            state = step(*state)
-        return state
 
 
 TORCH: Final = Torch()

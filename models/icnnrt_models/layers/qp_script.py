@@ -101,7 +101,7 @@ class _Pieces(Torch):
     def __init__(self, solve: Any) -> None:
         self.solve = solve
 
-    def piece(self, name: str, statement: Callable[..., Any], arrays: Sequence[Any]) -> Any:  # type: ignore[override]
+    def piece(self, name: str, statement: Callable[..., Any], arrays: Sequence[Any]) -> Any:
         return self.solve(*arrays)
 
     @staticmethod
