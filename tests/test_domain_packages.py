@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import icnnrt
 from icnnrt import Status
-from icnnrt.checking import verify as checks
+from icnnrt.checking import energy as checks
+from icnnrt.checking.trial import Trial
 from icnnrt.checking.verify import verify
 from icnnrt.errors import InputError
 from icnnrt.mathematics import reference
@@ -314,7 +315,7 @@ def test_verify_passes(load: Load, kind: str) -> None:
 def test_verify_looks_at_the_energy_where_y_lies(load: Load, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not elsewhere, where it need not be convex or even finite; and wherever that is, beyond [0, 1]^n too."""
     session = load(kind)
-    trial = checks._Trial(session, contexts(5), np.random.default_rng(0))
+    trial = Trial(icnnrt.Package.open(session.path), session, contexts(5), np.random.default_rng(0))
     seen: list[np.ndarray] = []
     plain = icnnrt.Session.value_and_gradient
 
@@ -324,8 +325,8 @@ def test_verify_looks_at_the_energy_where_y_lies(load: Load, kind: str, monkeypa
 
     monkeypatch.setattr(icnnrt.Session, "value_and_gradient", noted)
     monkeypatch.setattr(icnnrt.Session, "hvp", lambda self, x, y, v: plain(self, x, y + 1e-5 * v)[1])
-    for check in (trial.gradient, trial.convexity, trial.hvp):
-        check()
+    for check in (checks.gradient, checks.convexity, checks.hvp):
+        list(check(trial))
     Y = np.array(seen)
     if kind == "simplex":
         assert Y.min() >= -1e-12
@@ -346,8 +347,8 @@ def test_verify_looks_at_the_energy_where_y_lies(load: Load, kind: str, monkeypa
         return f - 50 * (beyond**2).sum(1), g - 100 * beyond
 
     monkeypatch.setattr(icnnrt.Session, "value_and_gradient", concave)
-    assert trial.convexity().verdict == "fail"
-    assert trial.gradient().verdict == "pass"
+    assert next(checks.convexity(trial)).verdict == "fail"
+    assert next(checks.gradient(trial)).verdict == "pass"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,8 +13,10 @@ import pytest
 import icnnrt
 from icnnrt import native_library
 from icnnrt.checking import golden
-from icnnrt.checking import verify as checks
-from icnnrt.checking.verify import Check, VerifyReport, verify
+from icnnrt.checking.answers import adjoint_by_weights
+from icnnrt.checking.report import Check, VerifyReport, worst
+from icnnrt.checking.trial import Trial
+from icnnrt.checking.verify import verify
 from icnnrt.errors import InputError, PackageError
 from icnnrt.serving.session import Session
 
@@ -252,15 +254,27 @@ def test_weights_that_cannot_be_changed_are_skipped_with_the_reason(
     assert "exported as a constant" in check.detail
 
 
+def test_so_are_those_of_a_package_with_a_pullback(
+    polyhedron_packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Session, new: Any) -> None:
+        raise InputError("weights: 'b' was exported as a constant; export it as an overridable weight.")
+
+    monkeypatch.setattr(Session, "_update_weights", refuse)
+    check = found(verify(polyhedron_packages["pieces"], samples=2))["pullback: weights"]
+    assert check.verdict == "skipped"
+    assert "exported as a constant" in check.detail
+
+
 @pytest.mark.parametrize("fault", [None, RuntimeError("while solving")])
 def test_the_weights_are_put_back(relu_package: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception | None) -> None:
     with icnnrt.load(relu_package) as session:
         x = np.random.default_rng(0).standard_normal((4, 3))
         before = {name: session.weights[name] for name in session.weights}
-        solution = session.argmin(x)
-        trial = checks._Trial(session, x, np.random.default_rng(0))
+        trial = Trial(icnnrt.Package.open(relu_package), session, x, np.random.default_rng(0))
+        solution = trial.problem.answer
         if fault is None:
-            assert trial.adjoint_by_weights(solution).verdict == "pass"
+            assert [check.verdict for check in adjoint_by_weights(trial)] == ["pass"]
         else:
 
             def fail(self: Session, x: Any, **bounds: Any) -> Any:
@@ -269,18 +283,18 @@ def test_the_weights_are_put_back(relu_package: Path, monkeypatch: pytest.Monkey
             with monkeypatch.context() as patch:
                 patch.setattr(Session, "argmin", fail)
                 with pytest.raises(RuntimeError, match="while solving"):
-                    trial.adjoint_by_weights(solution)
+                    next(adjoint_by_weights(trial))
         for name, array in before.items():
             np.testing.assert_array_equal(session.weights[name], array)
         np.testing.assert_array_equal(session.argmin(x).y, solution.y)
 
 
 def test_the_worst_sample_is_judged_by_its_own_bound() -> None:
-    judged = checks._worst("a", np.array([1.0, 5.0]), np.array([0.5, 100.0]), "")
+    judged = worst("a", np.array([1.0, 5.0]), np.array([0.5, 100.0]), "")
     assert (judged.figure, judged.bound, judged.verdict) == (1.0, 0.5, "fail")
-    assert checks._worst("a", np.array([0.0, np.nan]), np.ones(2), "").verdict == "fail"
-    assert checks._worst("a", np.zeros(2), np.zeros(2), "").verdict == "pass"
-    assert checks._worst("a", np.zeros(0), np.zeros(0), "").verdict == "skipped"
+    assert worst("a", np.array([0.0, np.nan]), np.ones(2), "").verdict == "fail"
+    assert worst("a", np.zeros(2), np.zeros(2), "").verdict == "pass"
+    assert worst("a", np.zeros(0), np.zeros(0), "").verdict == "skipped"
 
 
 def test_golden_data_that_lacks_something_or_is_infinite_is_told(digits_like_package: Path) -> None:

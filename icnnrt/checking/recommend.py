@@ -5,18 +5,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from icnnrt.arguments import batch, finite_rows, integer, number
+from icnnrt.checking.report import Array
 from icnnrt.errors import InputError
 from icnnrt.format.fields import strict
 from icnnrt.format.manifest import SolverSpec
 from icnnrt.mathematics import certificate, reference
-from icnnrt.mathematics.domains import MODELS, Coordinates, Domain, box_coordinates, space_coordinates
+from icnnrt.mathematics.domains import MODELS, Coordinates, Domain, coordinates
 from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.serving.session import Session
-
-Array = NDArray[np.float64]
 
 PERCENT: Final = (90, 99, 100)
 MAX_ITERATIONS: Final = 64
@@ -76,11 +74,7 @@ def recommend(
     reached: list[float] = []
     domain = session.manifest.domain
     assert domain is not None, "a solver has a domain"
-    at = Coordinates(0.0, 1.0)
-    if bounds:
-        at = box_coordinates(*(bounds[name].astype(np.float64) for name in ("lower", "upper")))
-    elif domain.mu is not None:
-        at = space_coordinates(domain.mu)
+    at = coordinates(bounds, domain.mu)
 
     def of_y(y: Array) -> tuple[Array, Array]:
         f, g = session.value_and_gradient(X, y.astype(session.dtype))

@@ -94,11 +94,18 @@ def _number(value: Any) -> str:
     return repr(float(value))
 
 
-def _by_row(matrix: Coo) -> list[list[tuple[int, float]]]:
-    rows: list[list[tuple[int, float]]] = [[] for _ in range(matrix.shape[0])]
-    for i, j, value in zip(matrix.rows.tolist(), matrix.columns.tolist(), matrix.values.tolist(), strict=True):
-        rows[i].append((j, value))
-    return rows
+def _rows(program: Program) -> Iterator[tuple[str, str, list[tuple[int, float]], float]]:
+    """Name, relation, terms by column and right-hand side of every row."""
+    for kind, relation, matrix, right in (("g", "<=", program.G, program.h), ("a", "=", program.A, program.b)):
+        rows: list[list[tuple[int, float]]] = [[] for _ in range(matrix.shape[0])]
+        for i, j, value in _entries(matrix):
+            rows[i].append((j, value))
+        for i, (row, value) in enumerate(zip(rows, right.tolist(), strict=True)):
+            yield f"{kind}{i}", relation, row, value
+
+
+def _entries(matrix: Coo) -> Iterator[tuple[int, int, float]]:
+    return zip(matrix.rows.tolist(), matrix.columns.tolist(), matrix.values.tolist(), strict=True)
 
 
 def _term(value: float, variable: str) -> str:
@@ -120,10 +127,9 @@ def _lp(program: Program, name: str) -> Lines:
     yield f"\\ {name}"
     yield "Minimize"
     terms = [_term(value, names[j]) for j, value in enumerate(program.p.tolist()) if value]
-    Q = program.Q
-    if len(Q.values):
+    if len(program.Q.values):
         quadratic = []
-        for i, j, value in zip(Q.rows.tolist(), Q.columns.tolist(), Q.values.tolist(), strict=True):
+        for i, j, value in _entries(program.Q):
             if i == j:
                 quadratic.append(_term(value, f"{names[i]} ^ 2"))
             elif i < j:
@@ -134,10 +140,9 @@ def _lp(program: Program, name: str) -> Lines:
     # An objective must have a term.
     yield from _wrapped(" obj:", terms or [f"+ 0.0 {names[0]}"])
     yield "Subject To"
-    for kind, relation, matrix, right in (("g", "<=", program.G, program.h), ("a", "=", program.A, program.b)):
-        for i, row in enumerate(_by_row(matrix)):
-            row_terms = [_term(value, names[j]) for j, value in row] or [f"+ 0.0 {names[0]}"]
-            yield from _wrapped(f" {kind}{i}:", [*row_terms, f"{relation} {_number(right[i])}"])
+    for row, relation, entries, right in _rows(program):
+        row_terms = [_term(value, names[j]) for j, value in entries] or [f"+ 0.0 {names[0]}"]
+        yield from _wrapped(f" {row}:", [*row_terms, f"{relation} {_number(right)}"])
     yield "Bounds"
     for variable, low, high in zip(names, program.lower.tolist(), program.upper.tolist(), strict=True):
         if low == -np.inf and high == np.inf:
@@ -156,22 +161,19 @@ def _mps(program: Program, name: str) -> Lines:
     yield f"NAME {name}"
     yield "ROWS"
     yield " N obj"
-    m, q = program.G.shape[0], program.A.shape[0]
-    yield from (f" L g{i}" for i in range(m))
-    yield from (f" E a{i}" for i in range(q))
+    rows = list(_rows(program))
+    yield from (f" {'E' if relation == '=' else 'L'} {row}" for row, relation, _, _ in rows)
     yield "COLUMNS"
     columns: list[list[tuple[str, float]]] = [[("obj", value)] for value in program.p.tolist()]
-    for kind, matrix in (("g", program.G), ("a", program.A)):
-        for i, row in enumerate(_by_row(matrix)):
-            for j, value in row:
-                columns[j].append((f"{kind}{i}", value))
-    for variable, entries in zip(names, columns, strict=True):
-        yield from (f" {variable} {row} {_number(value)}" for row, value in entries)
+    for row, _, entries, _ in rows:
+        for j, value in entries:
+            columns[j].append((row, value))
+    for variable, column in zip(names, columns, strict=True):
+        yield from (f" {variable} {row} {_number(value)}" for row, value in column)
     yield "RHS"
     if program.constant:
         yield f" RHS obj {_number(-program.constant)}"
-    for kind, right in (("g", program.h), ("a", program.b)):
-        yield from (f" RHS {kind}{i} {_number(value)}" for i, value in enumerate(right.tolist()) if value)
+    yield from (f" RHS {row} {_number(right)}" for row, _, _, right in rows if right)
     yield "BOUNDS"
     for variable, low, high in zip(names, program.lower.tolist(), program.upper.tolist(), strict=True):
         if low == high:
@@ -185,8 +187,5 @@ def _mps(program: Program, name: str) -> Lines:
             yield f" UP BND {variable} {_number(high)}"
     if len(program.Q.values):
         yield "QUADOBJ"
-        Q = program.Q
-        for i, j, value in zip(Q.rows.tolist(), Q.columns.tolist(), Q.values.tolist(), strict=True):
-            if i <= j:
-                yield f" {names[i]} {names[j]} {_number(value)}"
+        yield from (f" {names[i]} {names[j]} {_number(value)}" for i, j, value in _entries(program.Q) if i <= j)
     yield "ENDATA"

@@ -32,6 +32,7 @@ row keeps its last axis, with one entry.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -299,6 +300,20 @@ def box_coordinates(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> C
 def space_coordinates(mu: float) -> Coordinates:
     """y = p/√μ, which turns (μ/2)‖y‖² into ½‖p‖²."""
     return Coordinates(0.0, 1.0 / np.sqrt(mu))
+
+
+def coordinates(bounds: Mapping[str, NDArray[Any]], mu: float | None) -> Coordinates:
+    """Those of a domain: by the bounds lower and upper of a box, by μ of R^n, else y = p."""
+    if bounds:
+        return box_coordinates(*(bounds[name].astype(np.float64) for name in ("lower", "upper")))
+    return Coordinates(0.0, 1.0) if mu is None else space_coordinates(mu)
+
+
+def distance(domain: Domain, at: Coordinates, gap: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far an entry of y may be from the optimum with this gap: √(2 gap/m) in p, [B]; R is m-strongly convex,
+    with m = 4 for −H on the unit box and 1 for the other regularisers."""
+    widest = np.max(np.nan_to_num(at.scale), axis=-1)
+    return np.asarray(widest * np.sqrt(2.0 * gap / (4.0 if domain is UNIT_BOX else 1.0)))
 
 
 def sigmoid(s: NDArray[np.float64]) -> NDArray[np.float64]:

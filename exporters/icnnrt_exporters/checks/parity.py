@@ -7,7 +7,7 @@ The figures are errors relative to the scale of the true answer, the worst over 
 float32 packages are compared with the same network in float64, since torch's own float32 is no better a judge.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from icnnrt.errors import ExportError
 from icnnrt.format import wire
 from icnnrt.format.manifest import ENERGY_ROLES, OP_DOMAIN, Domain, Manifest
 from icnnrt.mathematics import bregman, certificate, reference
-from icnnrt.mathematics.domains import MODELS, Coordinates, box_coordinates, space_coordinates
+from icnnrt.mathematics.domains import MODELS, Coordinates, coordinates
 from icnnrt_exporters.checks import parity_polyhedron
 from icnnrt_exporters.checks.preconditions import Solver
 from icnnrt_exporters.checks.true_hessian import true_hessian
@@ -172,7 +172,7 @@ def _check_argmin(
         X = x.double()
         bounds = random_bounds(y.numpy()) if domain.kind == "box" else {}
         solution = session.argmin(x.numpy(), lower=bounds.get("lower"), upper=bounds.get("upper"))
-        at = coordinates_of(domain, bounds)
+        at = coordinates(bounds, domain.mu)
         true = _solve(
             session.manifest,
             reference.in_coordinates(lambda y, X=X: _value_and_gradient(judge, X, y), at),  # type: ignore[misc]
@@ -215,13 +215,6 @@ def random_bounds(y: NDArray[Any], seed: int = 0) -> dict[str, NDArray[Any]]:
     return {"lower": lower.astype(y.dtype), "upper": (lower + width).astype(y.dtype)}
 
 
-def coordinates_of(domain: Domain, bounds: Mapping[str, NDArray[Any]]) -> Coordinates:
-    """y = shift + scale∘p of a domain, in float64."""
-    if domain.kind == "box":
-        return box_coordinates(*(bounds[name].astype(np.float64) for name in ("lower", "upper")))
-    return space_coordinates(domain.mu) if domain.mu is not None else Coordinates(0.0, 1.0)
-
-
 def _solve(
     manifest: Manifest,
     value_and_gradient: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]],
@@ -249,8 +242,9 @@ def _value_and_gradient(
 
 def _of(solution: icnnrt.Solution, domain: Domain) -> tuple[Coordinates, NDArray[np.float64]]:
     """The coordinates of a solution's cuts, [B, 1, n] where they are of each sample, and its cut points as y."""
-    bounds = {} if solution.lower is None else {"lower": solution.lower, "upper": solution.upper}
-    at = coordinates_of(domain, bounds)  # type: ignore[arg-type]
+    lower, upper = solution.lower, solution.upper
+    bounds = {} if lower is None or upper is None else {"lower": lower, "upper": upper}
+    at = coordinates(bounds, domain.mu)
     if bounds:
         at = Coordinates(at.shift[:, None], at.scale[:, None])
     return at, at.y(solution.cut_points.astype(np.float64))
