@@ -86,14 +86,13 @@ def _covers(operator: Callable[..., Any]) -> tuple[int, float, frozenset[str] | 
         return operator.nin, operator.nin, frozenset()
     parameters = inspect.signature(operator).parameters.values()
     kinds = {p.kind for p in parameters}
-    places = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    known = (
-        None
-        if inspect.Parameter.VAR_KEYWORD in kinds
-        else frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    return (
+        sum(p.default is p.empty for p in places),
+        math.inf if inspect.Parameter.VAR_POSITIONAL in kinds else len(places),
+        None if inspect.Parameter.VAR_KEYWORD in kinds else named,
     )
-    most = math.inf if inspect.Parameter.VAR_POSITIONAL in kinds else len(places)
-    return sum(p.default is p.empty for p in places), most, known
 
 
 _BROADCAST: Final = frozenset(
@@ -406,7 +405,7 @@ def _trilu(z: Tensor, k: Tensor | None = None, *, upper: int = 1) -> Tensor:
     return (np.triu if upper else np.tril)(z, 0 if k is None else int(k.reshape(-1)[0]))
 
 
-def _gemm(A: Tensor, B: Tensor, C: Tensor | None = None, **attributes: Any) -> Tensor:
+def _gemm(A: Tensor, B: Tensor, C: Tensor | None = None, /, **attributes: Any) -> Tensor:
     alpha, beta = (A.dtype.type(attributes.get(name, 1.0)) for name in ("alpha", "beta"))
     P, Q = gemm_operands(attributes, A, B)
     return (P @ Q) * alpha if C is None else (P @ Q) * alpha + C * beta
@@ -439,12 +438,12 @@ def _mean(z: Tensor, axis: Any, keepdims: bool) -> Tensor:
     return z.mean(axis=axis, keepdims=keepdims, dtype=z.dtype)
 
 
-def _conv(z: Tensor, W: Tensor, b: Tensor | None = None, **attributes: Any) -> Tensor:
+def _conv(z: Tensor, W: Tensor, b: Tensor | None = None, /, **attributes: Any) -> Tensor:
     made = convolve(z, W, attributes)
     return made if b is None else made + along_channels(b, made.ndim)
 
 
-def _average_pool(z: Tensor, **attributes: Any) -> Tensor:
+def _average_pool(z: Tensor, /, **attributes: Any) -> Tensor:
     kernel = attributes["kernel_shape"]
     inner = tuple(range(-len(kernel), 0))
     total = windows(z, attributes, kernel, 0).sum(inner)
@@ -453,7 +452,7 @@ def _average_pool(z: Tensor, **attributes: Any) -> Tensor:
     return total / windows(np.ones_like(z), attributes, kernel, 0).sum(inner)
 
 
-def _max_pool(z: Tensor, **attributes: Any) -> Tensor:
+def _max_pool(z: Tensor, /, **attributes: Any) -> Tensor:
     kernel = attributes["kernel_shape"]
     lowest = -np.inf if z.dtype.kind == "f" else 0
     return windows(z, attributes, kernel, lowest).max(tuple(range(-len(kernel), 0)))
