@@ -22,6 +22,7 @@ from safetensors import numpy as safetensors_numpy
 
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format import package as package_format
+from icnnrt.format import replacement
 from icnnrt.format.package import (
     Domain,
     GraphFile,
@@ -199,7 +200,7 @@ def test_a_replacement_that_ends_while_it_is_read(good: Path, tmp_path: Path, mo
     """The path holds nothing when it is listed, and the folder aside is gone when that is read."""
     aside = tmp_path / ".tiny.icnn.old-0123"
     good.rename(aside)
-    real = package_format._asides
+    real = package_format.asides
 
     def meanwhile(target: Path, **keywords: bool) -> list[Path]:
         found = real(target, **keywords)
@@ -207,7 +208,7 @@ def test_a_replacement_that_ends_while_it_is_read(good: Path, tmp_path: Path, mo
             aside.rename(good)
         return found
 
-    monkeypatch.setattr(package_format, "_asides", meanwhile)
+    monkeypatch.setattr(package_format, "asides", meanwhile)
     assert Package.open(good).manifest.name == "tiny"
 
 
@@ -350,13 +351,13 @@ def test_a_file_that_came_meanwhile_is_not_deleted(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
 ) -> None:
     """Between the look at the folder and its replacement: the folder aside stays, with that file alone in it."""
-    real = package_format._replace_folder
+    real = replacement.replace_folder
 
     def meanwhile(*args: Any) -> None:
         (good / ".late").mkdir() if folder else (good / ".late").write_text("precious")
         real(*args)
 
-    monkeypatch.setattr(package_format, "_replace_folder", meanwhile)
+    monkeypatch.setattr(replacement, "replace_folder", meanwhile)
     opened = Package.open(good)
     opened.save(good, metadata={"n": 1}, overwrite=True)
     (aside,) = (path for path in tmp_path.iterdir() if path != good)

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -28,9 +28,6 @@ from typer.core import TyperGroup
 
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError
 from icnnrt.printable import printable
-
-if TYPE_CHECKING:
-    pass
 
 ENTRY_POINTS: Final = "icnnrt.commands"
 ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from icnnrt import arguments
 from icnnrt.convexity.bounds import lipschitz, strong_convexity
-from icnnrt.convexity.onnx_numpy import Unsupported, again, call_bounded
+from icnnrt.convexity.memory import Unsupported, again, call_bounded
 from icnnrt.convexity.rests_on import Grounds, RepeatedProof
 from icnnrt.convexity.rests_on import grounds as find_grounds
+from icnnrt.convexity.samples import Stop
 from icnnrt.convexity.segments import Value, search
-from icnnrt.convexity.walk import Stop, Walk
+from icnnrt.convexity.walk import Walk
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.onnx_graph import Graph, read_graph
 from icnnrt.format.signs import Sign
@@ -166,7 +167,7 @@ def _walked(graph: Graph, weights: Mapping[str, Array], samples: int, other: int
             raise Stop(None, f"f has the shape {list(f.shape)} for {samples} samples")
         if not f.has(1).all():
             culprit, name = walk.culprit()
-            blame = tuple(sorted(set().union(*(names for names, *_ in walk.broken.values()))))
+            blame = set().union(*(names for names, *_ in walk.broken.values()))
             raise Stop(culprit, walk.why(culprit, name) if culprit else "f is not made by any operator", blame)
         least = (", ".join(sorted(walk.least[1])), walk.least[0]) if walk.least else None
         strong, bound = (_or_none(figure, walk) for figure in (strong_convexity, lipschitz))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from icnnrt.arguments import batch, finite_rows, number
 from icnnrt.convexity import piecewise
-from icnnrt.convexity.onnx_numpy import call_bounded
+from icnnrt.convexity.memory import call_bounded
 from icnnrt.epigraph import lp_files
 from icnnrt.epigraph.lp_files import Coo
 from icnnrt.errors import InputError

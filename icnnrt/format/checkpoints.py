@@ -33,7 +33,7 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,9 +49,12 @@ from icnnrt.format.fields import (
     listing,
     load_json,
     matching,
+    maybe,
     plain,
     real,
+    record,
     table,
+    written,
     wrong,
 )
 from icnnrt.format.files import read_plain, scratch_of, sync_folder, write_atomically
@@ -72,7 +75,6 @@ STATE: Final = "state."
 FINGERPRINT: Final = 4  # numbers in one
 
 _FILE: Final = re.compile(r"step-[0-9]{12,16}-[0-9a-f]{16}\.safetensors")
-_HEX: Final = matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -81,13 +83,13 @@ Arrays = Mapping[str, NDArray[np.generic]]
 class Checkpoint:
     """One entry of a history."""
 
-    file: str
-    sha256: str
-    bytes: int
-    step: int
-    figures: Mapping[str, float]
+    file: Annotated[str, matching(_FILE, "the name of a checkpoint")]
+    sha256: Annotated[str, matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")]
+    bytes: Annotated[int, integer(1, 1 << 40)]
+    step: Annotated[int, integer(0, MAX_STEP)]
+    figures: Annotated[Mapping[str, float], table(real, MAX_FIGURES)]
     """What was measured at that step, such as loss and validation."""
-    fingerprint: tuple[float | None, ...] = ()
+    fingerprint: Annotated[tuple[float | None, ...], listing(maybe(real), FINGERPRINT)] = ()
     """What the network gave at `fingerprint_points` with these weights; None for what is not finite."""
 
 
@@ -252,9 +254,7 @@ class History:
             "format": FORMAT,
             "version": HISTORY_VERSION,
             "network": self._network,
-            "checkpoints": [
-                {**vars(c), "figures": dict(c.figures), "fingerprint": list(c.fingerprint)} for c in checkpoints
-            ],
+            "checkpoints": written(checkpoints),
         }
         text = json.dumps(history_as_version(content, self._version), indent=1, allow_nan=False, default=plain)
         write_atomically(self.folder / HISTORY_FILE, text.encode() + b"\n")
@@ -292,7 +292,7 @@ class History:
         fields.take("format", exactly(FORMAT))
         fields.left, self._version = upgraded_history(fields.left, place)
         network = fields.take("network", _network)
-        checkpoints = fields.take("checkpoints", listing(_checkpoint, MAX_CHECKPOINTS))
+        checkpoints = fields.take("checkpoints", listing(record(Checkpoint), MAX_CHECKPOINTS))
         fields.close()
         if network.keys() == {"hash"}:  # of version 1, which knew no more of it
             same = network["hash"] == network_of(self._manifest)
@@ -329,21 +329,3 @@ def _difference(theirs: Any, ours: Any, at: str = "") -> str:
         return next((found for place, one, other in pairs if (found := _difference(one, other, place))), "")
     same = type(theirs) is type(ours) or {type(theirs), type(ours)} <= {int, float}
     return "" if same and theirs == ours else f"{at} is {show(theirs)} there, and {show(ours)} here"
-
-
-def _checkpoint(value: object, place: str) -> Checkpoint:
-    fields = JsonObject(value, f"{place}.")
-    entry = Checkpoint(
-        file=fields.take("file", matching(_FILE, "the name of a checkpoint")),
-        sha256=fields.take("sha256", _HEX),
-        bytes=fields.take("bytes", integer(1, 1 << 40)),
-        step=fields.take("step", integer(0, MAX_STEP)),
-        figures=fields.take("figures", table(real, MAX_FIGURES)),
-        fingerprint=fields.take("fingerprint", listing(_real_or_null, FINGERPRINT)),
-    )
-    fields.close()
-    return entry
-
-
-def _real_or_null(value: object, place: str) -> float | None:
-    return None if value is None else real(value, place)
