@@ -1,7 +1,8 @@
 """A wrong argument ends in one sentence: which argument, what was expected, what came, and what to do.
 
 The public functions of icnnrt_models and icnnrt_exporters, with each of their arguments wrong in turn; and the
-sentences of `icnnrt.arguments`. What icnnrt itself makes of any argument at all is told by test_any_argument.
+sentences of `icnnrt.arguments`. What icnnrt itself makes of any argument at all is told by test_any_argument, whose
+calls it names the argument in.
 """
 
 import re
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+
+from test_any_argument import at, calls, place  # noqa: E402, F401
 
 import icnnrt_exporters  # noqa: E402
 from icnnrt import arguments  # noqa: E402
@@ -192,6 +195,29 @@ def test_exporters_tell_what_is_wrong() -> None:
 def test_what_is_right_is_taken() -> None:
     for name, (function, given, _) in dict(of_models()).items():
         assert function(**given) is not None, name
+
+
+# Sentences of a manifest, and of a file; those of the exchange of weights do not know which of two arguments it is.
+OTHERWISE = {"write", "Convexity.from_json", "Manifest.from_json", "get_weights", "set_weights"}
+
+
+def test_the_runtime_names_what_is_wrong(at: dict[str, Any], place: Path) -> None:  # noqa: F811
+    found = []
+    for name, make in calls(at, place).items():
+        function, given = make()
+        for argument in given if name not in OTHERWISE else ():
+            for value in (object(), "text"):
+                try:
+                    function(**{**given, argument: value})
+                except InputError as error:
+                    if not re.match(
+                        rf"^[^:]*\b({'|'.join(given)}|sample|history|path|text)\b[^:]*: .*expected .+, but .+\.$",
+                        str(error),
+                    ):
+                        found.append(f"{name}({argument}={value!r:.20}): {error}")
+                except IcnnrtError:
+                    pass  # of a file
+    assert not found, "\n".join(found)
 
 
 CHECKS: dict[str, Callable[[], Any]] = {

@@ -438,7 +438,7 @@ def test_x_is_copied(session: icnnrt.Session, dtype: str) -> None:
         (np.zeros((1, *X_SHAPE), object), "x: expected real numbers, but got dtype object"),
         (np.full((1, *X_SHAPE), "1"), "x: expected real numbers"),
         (None, "x: expected real numbers, but got dtype object from NoneType"),
-        ([[1.0], [1.0, 2.0]], "x: expected an array, but list does not convert"),
+        ([[1.0], [1.0, 2.0]], "x: expected an array, but got list, which does not convert"),
         (np.full((1, *X_SHAPE), 2**53 + 1), "holds exactly, but got int64 values up to 9.007e"),
         (np.full((1, *X_SHAPE), 2**64 - 1, np.uint64), "holds exactly, but got uint64"),
         (np.ma.masked_equal(np.eye(2)[None], 1.0), "x: expected numbers without a mask, but got 2 masked of 4; fill"),

@@ -1,7 +1,7 @@
 """The data of quadratic programs and polyhedra: their shapes, which of them come together, and what samples share.
 
 Each has the shape that `SHAPES` says, or an axis in front of that, of B or of 1: without one, or with one of 1, it is
-shared by all B samples, and its gradient is the sum over them. Where a vector is due, one number is one for all of it.
+shared by all B samples, and its gradient is the sum over them. Bounds and right-hand sides may be one number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from icnnrt.arguments import refused
 
-__all__ = ["MEANING", "SHAPES", "Sizes", "check_shapes"]
+__all__ = ["MEANING", "NUMBERS", "SHAPES", "Sizes", "check_shapes"]
 
 # Of n variables, m rows of G and q equalities; the batch axis aside.
 SHAPES: Final = {
@@ -23,6 +23,7 @@ SHAPES: Final = {
     "lower": "n",
     "upper": "n",
 }
+NUMBERS: Final = frozenset(("h_lower", "h", "b", "lower", "upper"))  # which may be one number
 # Why they have it.
 MEANING: Final = {
     "Q": "a row and a column for each variable",
@@ -64,7 +65,7 @@ def check_shapes(given: Mapping[str, Shape | None], n: Any = None, B: Any = None
         rank = len(SHAPES[name])
         batched = len(came) == rank + 1
         wanted = tuple(sizes[letter] for letter in SHAPES[name])
-        if tuple(came[1:] if batched else came) != wanted and not (rank == 1 and len(came) == 0):
+        if tuple(came[1:] if batched else came) != wanted and (came or name not in NUMBERS):
             # A matrix other than Q says how many rows there are.
             each = ", ".join(map(str, (SHAPES[name][0] if name in ("G", "A") else wanted[0], *wanted[1:])))
             expected = f"shape [{each}] or, for a batch, [{length}, {each}]"

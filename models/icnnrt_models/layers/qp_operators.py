@@ -224,8 +224,6 @@ def _registered(operator: Any, keep: Callable[..., None], back: Callable[..., An
     """
 
     class Function(torch.autograd.Function):
-        generate_vmap_rule = False
-
         @staticmethod
         def forward(*arguments: Any) -> Tensors:
             return cast(Tensors, operator(*arguments))

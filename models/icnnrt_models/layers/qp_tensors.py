@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from icnnrt.arguments import refused, shown
-from icnnrt.mathematics.qp_data import SHAPES, Sizes, check_shapes
+from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
 
 __all__ = ["filled", "leading"]
 
@@ -17,7 +17,7 @@ def leading(
 ) -> tuple[dict[str, Tensor], Sizes]:
     """Every datum in `given` as `icnnrt.mathematics.qp_data` has them, absent ones without rows or columns.
 
-    A vector may be one number. All are floats on the device of `like`, the argument `owner`; with `exact` of its dtype
+    Bounds may be one number. All are floats on the device of `like`, the argument `owner`; with `exact` of its dtype
     too. n and B where they are known otherwise. h is infinite where G has h_lower alone. Raises `InputError`.
     """
     tensors = {name: _tensor(name, value, like, owner, exact) for name, value in given.items()}
@@ -44,7 +44,7 @@ def filled(bound: Tensor, like: Tensor, none: float) -> Tensor:
 def _tensor(name: str, value: Any, like: Tensor, owner: str, exact: bool) -> Tensor | None:
     if value is None:
         return None
-    vector = len(SHAPES[name]) == 1 and name != owner
+    vector = name in NUMBERS
     made = f"pass torch.as_tensor({name}, dtype={like.dtype}, device={owner}.device)"
     if vector and isinstance(value, int | float) and not isinstance(value, bool):
         return like.new_full((), float(value))
