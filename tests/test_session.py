@@ -566,7 +566,7 @@ def test_vjp_exact_needs_every_model_solved(session: icnnrt.Session) -> None:
     [
         (np.ones((3, N)), {}, r"y_bar: expected shape \[2, 3\], but got \[3, 3\]"),
         (np.ones((2, N), complex), {}, "y_bar: expected real numbers"),
-        (np.full((2, N), np.inf), {}, "y_bar: expected finite numbers, but sample 0"),
+        (np.full((2, N), np.inf), {}, "y_bar: expected finite numbers, but got NaN or infinity in sample 0"),
         (np.ones((2, N)), {"adjoint": "implicit"}, "adjoint: expected 'exact' or 'prop3', but got 'implicit'"),
         (np.ones((2, N)), {"on_unsafe": "ignore"}, "on_unsafe: expected 'raise' or 'skip'"),
     ],
