@@ -714,12 +714,12 @@ class Returns(nn.Module):
     ("options", "message"),
     [
         ({"adjoint": "unrolled"}, r"adjoint must be 'exact', 'prop3' or 'implicit', got 'unrolled': choose"),
-        ({"iterations": 0}, r"iterations must be an integer >= 1, got 0: give the number of cuts K\."),
-        ({"iterations": 2.0}, r"iterations must be an integer >= 1, got 2\.0"),
-        ({"steps": 0}, r"steps must be an integer >= 1, got 0"),
+        ({"iterations": 0}, r"iterations: expected an integer of at least 1, but got 0; give the number of cuts K\."),
+        ({"iterations": 2.0}, r"iterations: expected an integer of at least 1, but got 2\.0; "),
+        ({"steps": 0}, r"steps: expected an integer of at least 1, but got 0; "),
         ({"gap_tolerance": 0.0}, r"gap_tolerance must be a finite number > 0, got 0\.0"),
         ({"residual_tolerance": float("nan")}, r"residual_tolerance must be a finite number > 0, got nan"),
-        ({"y_dim": 0}, r"y_dim must be an integer >= 1, got 0"),
+        ({"y_dim": 0}, r"y_dim: expected an integer of at least 1, but got 0; "),
     ],
 )
 def test_wrong_options(options, message):
@@ -741,7 +741,7 @@ def test_wrong_inputs():
         for call in (argmin, argmin.solve):
             with pytest.raises(ValueError, match=message):
                 call(x, y_init)
-    with pytest.raises(ValueError, match=r"x must have shape \[batch, 4\], got \[4\]"):
+    with pytest.raises(ValueError, match=r"x: expected a tensor of shape \[batch, 4\], but got shape \[4\]; "):
         argmin(x[0])
     with pytest.raises(ValueError, match=r"energy must return one number per row, shape \[2\], got \[2, 1\]: sum or"):
         BundleEntropyArgmin(Returns(lambda x, y: y.sum(1, keepdim=True)))(x)

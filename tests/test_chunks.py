@@ -393,7 +393,7 @@ def test_arguments_are_not_written_over(samples: int) -> None:
     session = icnnrt.load(HEADS)
     x, y = points(session, samples)
     kept = y.copy()
-    with pytest.raises(InputError, match=r"^out: expected an array of its own, but it shares memory"):
+    with pytest.raises(InputError, match=r"^out: expected an array of its own, but got one that shares memory"):
         session.gradient(x, y, out=y)
     session.gradient(x, y)
     np.testing.assert_array_equal(y, kept)

@@ -155,9 +155,11 @@ PUBLIC = {
     "mathematics.implicit_adjoint": {"implicit_adjoint"},
     "mathematics.kkt_adjoint": {"kkt_adjoint"},
     "mathematics.namespace": {"Eager", "Namespace", "Numpy"},
-    "mathematics.qp_adjoint": {"qp_adjoint"},
+    "mathematics.polyhedron_answers": {"answers", "doubt", "known", "solved"},
+    "mathematics.qp_adjoint": {"gradients", "qp_adjoint"},
     "mathematics.quadratic_program": {"Precision", "Solution", "solve"},
     "mathematics.qp_advice": {"qp_advice", "qp_cause"},
+    "mathematics.qp_data": {"Sizes", "check_shapes"},
     "mathematics.qp_reference": {
         "QP",
         "QPCotangents",
@@ -195,7 +197,7 @@ PUBLIC = {
         "uncertainty_at",
         "violation",
     },
-    "mathematics.status": {"Status", "advise", "imprecise", "summarise"},
+    "mathematics.status": {"Status", "advise", "advise_polyhedron", "imprecise", "summarise"},
     "ort": {
         "bound_memory",
         "checked_providers",

@@ -14,7 +14,7 @@ from icnnrt.mathematics.qp_reference import QP, kkt_residual, qp_adjoint, qp_gra
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.mathematics.status import Status
 from icnnrt_models import QPLayer, QPResult
-from icnnrt_models.layers import quadratic_program as home
+from icnnrt_models.layers import qp_operators as home
 
 # Both are converged to 1e-12 in the gap, which moves z by its root times 1/√(curvature), and less where constraints
 # hold it.
@@ -379,20 +379,56 @@ Q3, P3 = torch.eye(3), torch.zeros(2, 3)
 @pytest.mark.parametrize(
     ("arguments", "keywords", "sentence"),
     [
-        ((torch.ones(2, 3), P3), {}, "Q must be square and fit p, shape [3, 3] or [B, 3, 3], got shape [2, 3]"),
-        ((torch.eye(4), P3), {}, "Q must be square and fit p"),
-        ((Q3, torch.zeros(1, 2, 3)), {}, "p must have shape [n] or [B, n], got shape [1, 2, 3]"),
-        ((Q3, P3.int()), {}, "p must be float32 or float64, got torch.int32"),
-        ((Q3.double(), P3), {}, "Q must be of the dtype and on the device of p, torch.float32 on cpu, got torch.fl"),
-        ((Q3, P3, torch.ones(4, 2), torch.ones(4)), {}, "G must have a row of 3 numbers for each constraint"),
-        ((Q3, P3, torch.ones(4, 3), torch.ones(5)), {}, "h must have 4 entries, as the rows of G has"),
-        ((Q3, P3, torch.ones(4, 3), [1.0]), {}, "h must be a tensor, [4] or [B, 4], or one number, got list: pass"),
-        ((Q3, P3, torch.ones(4, 3)), {}, "h or h_lower must be given with G, got None"),
-        ((Q3, P3, None, torch.ones(4)), {}, "G must be given with h or h_lower, got None"),
-        ((Q3, P3, None, None, torch.ones(1, 3)), {}, "b must be given with A, got None"),
-        ((Q3, P3), {"lower": torch.ones(2)}, "lower must have 3 entries, as p has"),
-        ((torch.eye(3).expand(3, 3, 3), P3), {}, "p must hold as many samples as Q, 3, or one for all, got 2"),
-        (([[1.0]], P3), {}, "Q must be a tensor, got list"),
+        (
+            (torch.ones(2, 3), P3),
+            {},
+            "Q: expected a square matrix [n, n] or a batch of them [B, n, n], but got shape [2, 3]; ",
+        ),
+        ((torch.eye(4), P3), {}, "p: expected shape [4] or, for a batch, [B, 4], but got [2, 3]; p has an entry for"),
+        ((Q3, torch.zeros(1, 2, 3)), {}, "p: expected shape [3] or, for a batch, [B, 3], but got [1, 2, 3]; p has"),
+        ((Q3, P3.int()), {}, "p: expected float32 or float64, but got torch.int32; convert"),
+        ((Q3.double(), P3), {}, "Q: expected torch.float32 on cpu, as p is, but got torch.float64 on cpu; "),
+        (
+            (Q3, P3, torch.ones(4, 2), torch.ones(4)),
+            {},
+            "G: expected shape [m, 3] or, for a batch, [B, m, 3], but got [4, 2]; G has a row",
+        ),
+        (
+            (Q3, P3, torch.ones(4, 3), torch.ones(5)),
+            {},
+            "h: expected shape [4] or, for a batch, [B, 4], but got [5]; h has an entry for each",
+        ),
+        (
+            (Q3, P3, torch.ones(4, 3), [1.0]),
+            {},
+            "h: expected a tensor, or one number, but got list; pass torch.as_tensor",
+        ),
+        (
+            (Q3, P3, torch.ones(4, 3)),
+            {},
+            "h: expected an entry for each row of G, as G was given, but got none; pass h or h_lower",
+        ),
+        (
+            (Q3, P3, None, torch.ones(4)),
+            {},
+            "G: expected a row for each bound and a column for each variable, as h was given, but got n",
+        ),
+        (
+            (Q3, P3, None, None, torch.ones(1, 3)),
+            {},
+            "b: expected an entry for each row of A, as A was given, but got none; pass b with it",
+        ),
+        (
+            (Q3, P3),
+            {"lower": torch.ones(2)},
+            "lower: expected shape [3] or, for a batch, [B, 3], but got [2]; lower has",
+        ),
+        (
+            (torch.eye(3).expand(3, 3, 3), P3),
+            {},
+            "p: expected 3 samples, as Q has, or 1 for all, but got 2; data share",
+        ),
+        (([[1.0]], P3), {}, "Q: expected a tensor, but got list; pass torch.as_tensor"),
     ],
 )
 def test_errors_are_sentences(arguments, keywords, sentence):
@@ -401,7 +437,7 @@ def test_errors_are_sentences(arguments, keywords, sentence):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="on_unsafe must be 'nan', 'skip' or 'raise', got 'zero'"):
+    with pytest.raises(ValueError, match="on_unsafe: expected 'nan', 'skip' or 'raise', but got 'zero'; choose 'skip'"):
         QPLayer(on_unsafe="zero")
     with pytest.raises(ValueError, match="steps"):
         QPLayer(steps=0)
@@ -456,6 +492,21 @@ def test_a_trace_runs_in_a_process_without_us(tmp_path, monkeypatch):
         torch.testing.assert_close(there, z.detach(), rtol=1e-9, atol=1e-9)
         for a, b in zip(gradients, net.parameters(), strict=True):
             torch.testing.assert_close(a, b.grad, rtol=1e-7, atol=1e-8)
+
+
+FIRST = """
+import torch
+from icnnrt_models import QPLayer
+layer, Q = QPLayer(), torch.eye(3, dtype=torch.float64)
+p = torch.ones(2, 3, dtype=torch.float64)
+module = torch.jit.trace(lambda p: layer(Q, p), (p,), check_trace=False)
+assert (module(2 * p) + 2 * p).abs().max() < 1e-9
+"""
+
+
+def test_a_trace_may_be_the_first_that_a_process_asks_of_the_layer():
+    """The solver is compiled by traces of its own, and torch's do not nest."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FIRST], check=True)
 
 
 def test_a_trace_that_must_solve_raises():

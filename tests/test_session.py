@@ -438,7 +438,7 @@ def test_x_is_copied(session: icnnrt.Session, dtype: str) -> None:
         (np.zeros((1, *X_SHAPE), object), "x: expected real numbers, but got dtype object"),
         (np.full((1, *X_SHAPE), "1"), "x: expected real numbers"),
         (None, "x: expected real numbers, but got dtype object from NoneType"),
-        ([[1.0], [1.0, 2.0]], "x: expected an array, but list does not convert"),
+        ([[1.0], [1.0, 2.0]], "x: expected an array, but got list, which does not convert"),
         (np.full((1, *X_SHAPE), 2**53 + 1), "holds exactly, but got int64 values up to 9.007e"),
         (np.full((1, *X_SHAPE), 2**64 - 1, np.uint64), "holds exactly, but got uint64"),
         (np.ma.masked_equal(np.eye(2)[None], 1.0), "x: expected numbers without a mask, but got 2 masked of 4; fill"),
@@ -566,7 +566,7 @@ def test_vjp_exact_needs_every_model_solved(session: icnnrt.Session) -> None:
     [
         (np.ones((3, N)), {}, r"y_bar: expected shape \[2, 3\], but got \[3, 3\]"),
         (np.ones((2, N), complex), {}, "y_bar: expected real numbers"),
-        (np.full((2, N), np.inf), {}, "y_bar: expected finite numbers, but sample 0"),
+        (np.full((2, N), np.inf), {}, "y_bar: expected finite numbers, but got NaN or infinity in sample 0"),
         (np.ones((2, N)), {"adjoint": "implicit"}, "adjoint: expected 'exact' or 'prop3', but got 'implicit'"),
         (np.ones((2, N)), {"on_unsafe": "ignore"}, "on_unsafe: expected 'raise' or 'skip'"),
     ],

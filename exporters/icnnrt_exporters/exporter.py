@@ -15,6 +15,7 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 import icnnrt
+from icnnrt import arguments
 from icnnrt.checking import golden
 from icnnrt.convexity import Convexity, grounds
 from icnnrt.convexity.piecewise import is_piecewise_linear
@@ -133,7 +134,7 @@ def export(
     Raises:
         ExportError: what cannot be exported, or a package that does not agree with torch; nothing is written then.
     """
-    path = Path(path)
+    path = arguments.path(path, "path")
     if isinstance(solver, PolyhedronArgmin):
         heads, polyhedron = (*heads, "polyhedron"), {**of_layer(solver, energy, y_example), **(polyhedron or {})}
         solver = None

@@ -13,6 +13,7 @@ and the same of μ for the box. A multiplier and its slack that are both 0 (no s
 constraint then counts by the multiplier and the slack that the solver ends with.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from icnnrt.mathematics.condensed_kkt import Step, matrices, solver
@@ -50,3 +51,28 @@ def qp_adjoint(
     W_most = HARD * size / xp.where(row > 0.0, row, 1.0)
     solve = solver(xp, of, W, W * (W_most / (W + W_most)), 1e-13 * size, 1e-13 / size)
     return solve(-z_bar, bars, -nu_bar, REFINEMENTS)
+
+
+def gradients(
+    z: Array, lam: Array, nu: Array, mu: Array, d_z: Array, d_lam: Array, d_nu: Array, d_mu: Array
+) -> dict[str, Callable[[], Array]]:
+    """∂ℓ/∂ of every datum by its name, each sample's own, when it is asked for.
+
+    Rows [B, n], [B, m], [B, q], [B, n] of the answer and of the adjoint's: arrays of numpy or tensors. Where the
+    adjoint is NaN, so are the gradients.
+    """
+
+    def outer(a: Array, c: Array) -> Array:
+        return a[:, :, None] * c[:, None, :]
+
+    return {
+        "Q": lambda: 0.5 * (outer(d_z, z) + outer(z, d_z)),
+        "p": lambda: d_z,
+        "G": lambda: outer(lam, d_z) + outer(d_lam, z),
+        "h_lower": lambda: -d_lam * (lam < 0),
+        "h": lambda: -d_lam * (lam > 0),
+        "A": lambda: outer(nu, d_z) + outer(d_nu, z),
+        "b": lambda: -d_nu,
+        "lower": lambda: -d_mu * (mu < 0),
+        "upper": lambda: -d_mu * (mu > 0),
+    }

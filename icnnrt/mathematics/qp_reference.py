@@ -218,19 +218,4 @@ def kkt_residual(qp: QP, z: Array, lam: Array, nu: Array, mu: Array) -> Array:
 
 def qp_gradients(solution: QPReference, d: QPCotangents) -> QP:
     """∂ℓ/∂ of every datum, from the adjoint."""
-    z, lam, nu, mu = solution[:4]
-
-    def outer(a: Array, c: Array) -> Array:
-        return a[:, :, None] * c[:, None, :]
-
-    return QP(
-        0.5 * (outer(d.d_z, z) + outer(z, d.d_z)),
-        d.d_z,
-        outer(lam, d.d_z) + outer(d.d_lam, z),
-        np.where(lam < 0, -d.d_lam, 0.0),
-        np.where(lam > 0, -d.d_lam, 0.0),
-        outer(nu, d.d_z) + outer(d.d_nu, z),
-        -d.d_nu,
-        np.where(mu < 0, -d.d_mu, 0.0),
-        np.where(mu > 0, -d.d_mu, 0.0),
-    )
+    return QP(**{name: gradient() for name, gradient in adjoint_of.gradients(*solution[:4], *d).items()})

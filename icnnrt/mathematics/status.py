@@ -1,5 +1,6 @@
 """What became of one sample, whatever solved it, and what to do about it."""
 
+import math
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Final
@@ -103,6 +104,30 @@ def advise(
             return imprecise(uncertainty, gap_bound, dtype)
         case Status.INACCURATE:
             raise AssertionError("quadratic programs have advice of their own")
+
+
+def advise_polyhedron(status: Status, *, gap: float, cuts: int, uncertainty: float) -> str:
+    """One sentence of advice on an argmin over a polyhedron.
+
+    `cuts` is how many models were solved, `uncertainty` by how much rounding may have moved the gap.
+    """
+    held = f"{cuts} cut{'s' * (cuts != 1)}"
+    left = f"left {f'a gap of {gap:.1e}' if math.isfinite(gap) else 'no answer'}"
+    return {
+        Status.CONVERGED: f"converged: a gap of {gap:.1e} after {held}",
+        Status.GAP: f"{held} left a gap of {gap:.1e}: give more iterations, a larger mu or a better y_init",
+        Status.SOLVER: f"after {held} a model was not solved, or falls without end where the energy does not, and "
+        f"{left}: give more iterations, bound y, or raise mu",
+        Status.NOT_CONVEX: "the energy lies below its own cuts, so it is not convex in y and no bound holds",
+        Status.NOT_FINITE_INPUT: "x or a constraint holds NaN, or an infinity that is no absent bound: clean it",
+        Status.NOT_FINITE: "the energy or its gradient is not finite: scale x, or export in float64",
+        Status.INFEASIBLE: "no y meets the constraints: loosen them",
+        Status.UNBOUNDED: "the energy falls along `ray`, within the constraints, as far as it was followed: "
+        "bound y, or raise mu",
+        Status.PRECISION: f"{held} left a gap of {gap:.1e}, but rounding may have moved it by "
+        f"{uncertainty:.1e}, more than the tolerance: scale x and y down, centre the energy, "
+        "allow a larger tolerance, or export in float64 if it is float32",
+    }[status]
 
 
 def imprecise(uncertainty: float, bound: float, dtype: str) -> str:

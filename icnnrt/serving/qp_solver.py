@@ -14,15 +14,16 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import choice, flag, integer, sample
+from icnnrt.arguments import choice, converted, flag, integer, refused, sample, shown
 from icnnrt.errors import IcnnrtError, InputError
 from icnnrt.mathematics.qp_advice import qp_advice
+from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_status import STATUSES, statuses
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import onnxruntime
 from icnnrt.serving.forks import inherit
 from icnnrt.serving.operators import operator_session
-from icnnrt.serving.quadratic_program import ADJOINT, DTYPES, SHAPES, SOLUTION
+from icnnrt.serving.quadratic_program import ADJOINT, DTYPES, SOLUTION
 
 __all__ = ["QPData", "QPSolver"]
 
@@ -171,7 +172,7 @@ class QPSolver:
         Samples that are not SOLVED have NaN. Where the same datum was given to all samples, sum over the first axis.
         """
         if not self._solve.calls:
-            raise InputError("z_bar: expected a solved problem to differentiate; call solve before vjp.")
+            raise refused("z_bar", "a solved problem to differentiate", "none", "call solve before vjp")
         given = {"z_bar": z_bar}
         if lam_bar is not None or nu_bar is not None or bound_multipliers_bar is not None or not self._only_z_bar:
             given |= {"lam_bar": lam_bar, "nu_bar": nu_bar, "mu_bar": bound_multipliers_bar}
@@ -215,7 +216,7 @@ class QPSolver:
     def advice(self, i: int = 0) -> str:
         """One sentence with numbers: how sample `i` of the last `solve` went, and what would make it better."""
         if not self._solve.calls:
-            raise InputError("advice: expected a solved problem to tell of; call solve first.")
+            raise refused("advice", "a solved problem to tell of", "none", "call solve first")
         i = sample(i, len(self._codes))
         data = {name: a[i if len(a) > 1 else 0] for name, a in self.data._asdict().items()}
         return qp_advice(i, STATUSES[int(self._codes[i])], self.residual[i], data)
@@ -238,31 +239,19 @@ class QPSolver:
 
 def _fitted(name: str, value: Any, into: Floats) -> Floats:
     """`value` as an array of real numbers that can be assigned to `into`."""
-    array: Floats = value if type(value) is np.ndarray else _converted(name, value)
+    array: Floats = value if type(value) is np.ndarray else converted(value, name)
     wanted = into.shape
     if not wanted[1] and name in ABSENT:
-        raise InputError(f"{name}: expected none, as the solver was made without; make it with {ABSENT[name]}.")
+        raise refused(name, "none, as the solver was made without", shown(array), f"make it with {ABSENT[name]}")
     if array.dtype != into.dtype and not np.can_cast(array.dtype, into.dtype, "same_kind"):
-        raise InputError(f"{name}: expected real numbers, but got {array.dtype}; convert them to {into.dtype}.")
+        raise refused(name, "real numbers", array.dtype, f"convert them to {into.dtype}")
     if array.shape != wanted and array.shape != wanted[1:]:
         try:
             np.broadcast_to(array, wanted)
         except ValueError:
-            raise InputError(
-                f"{name}: expected shape {list(wanted)} or {list(wanted[1:])}, but got {list(array.shape)}; make a "
-                "QPSolver of the sizes that the data have."
-            ) from None
+            expected, remedy = f"shape {list(wanted)} or {list(wanted[1:])}", "make a QPSolver of the sizes of the data"
+            raise refused(name, expected, list(array.shape), remedy) from None
     return array
-
-
-def _converted(name: str, value: Any) -> Floats:
-    try:
-        return np.asarray(value)
-    except Exception as error:
-        raise InputError(
-            f"{name}: expected an array, but {type(value).__name__} does not convert to one ({error}); pass a numpy "
-            "array."
-        ) from error
 
 
 class _Bound:

@@ -23,9 +23,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import alone, sample, untrusted
-from icnnrt.errors import CertificateError, IcnnrtError, InputError
+from icnnrt.arguments import alone, choice, converted, refused, sample, untrusted
+from icnnrt.errors import CertificateError, IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
+from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.mathematics.status import Status, summarise
@@ -43,29 +44,6 @@ DTYPES: Final = {np.dtype(np.float32): "float32", np.dtype(np.float64): "float64
 SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray"]
 ADJOINT: Final = ["d_z", "d_lam", "d_nu", "d_mu"]
 ON_UNSAFE: Final = ("nan", "raise", "skip")
-# Shapes of the data, the batch axis aside.
-SHAPES: Final = {
-    "Q": "nn",
-    "p": "n",
-    "G": "mn",
-    "h_lower": "m",
-    "h": "m",
-    "A": "qn",
-    "b": "q",
-    "lower": "n",
-    "upper": "n",
-}
-
-# Why they have it.
-_ENTRY = "an entry for each entry of z, as many as Q has rows"
-MEANING: Final = {
-    **dict.fromkeys(("p", "lower", "upper"), _ENTRY),
-    "G": "a row for each bound and a column for each entry of z",
-    "A": "a row for each equality and a column for each entry of z",
-    "h": "an entry for each row of G",
-    "h_lower": "an entry for each row of G",
-    "b": "an entry for each row of A",
-}
 
 
 def qp(
@@ -88,8 +66,8 @@ def qp(
 
     Q ... b:          arrays of one dtype, float32 or float64, shaped as the head of this module says. What is left out
                       is not there; G comes with h, h_lower or both, A with b. Bounds of ±1e30 and beyond are none
-    lower, upper:     also one number for all of z
     h_lower:          lower bounds of Gz
+    lower, upper:     the box; each of these, h and b may also be one number for all of it
     start:            the solution of a problem nearby, of the same sizes; samples it did not solve start cold
     native, providers, threads:  as `icnnrt.load` takes them
 
@@ -99,39 +77,11 @@ def qp(
 
     Raises `InputError` for shapes or dtypes that do not fit, and what `icnnrt.load` raises for the last three.
     """
-    Q_given, dtype = _matrix(Q)
-    n = Q_given.shape[-1]
-    if G is None:
-        if h is not None or h_lower is not None:
-            name = "h" if h is not None else "h_lower"
-            raise InputError(f"G: expected the rows that {name} bounds, but got none; pass G, or leave {name} out.")
-        m = 0
-    else:
-        if h is None and h_lower is None:
-            raise InputError("h: expected the bounds of Gz, but got none; pass h, h_lower or both, or leave G out.")
-        G = _array("G", G, dtype)
-        m = G.shape[-2] if G.ndim > 1 else -1
-    if (A is None) != (b is None):
-        name, other = ("A", "b") if A is None else ("b", "A")
-        raise InputError(f"{name}: expected one, as {other} was given, but got none; pass both or neither.")
-    if A is None:
-        q = 0
-    else:
-        A = _array("A", A, dtype)
-        q = A.shape[-2] if A.ndim > 1 else -1
-    given: dict[str, Floats | None] = {
-        "Q": Q_given,
-        "p": _datum("p", p, dtype, (n,)),
-        "G": None if G is None else _datum("G", G, dtype, (m, n), rows=True),
-        "h_lower": None if h_lower is None else _datum("h_lower", h_lower, dtype, (m,)),
-        "h": None if h is None else _datum("h", h, dtype, (m,)),
-        "A": None if A is None else _datum("A", A, dtype, (q, n), rows=True),
-        "b": None if b is None else _datum("b", b, dtype, (q,)),
-        "lower": None if lower is None else _bound("lower", lower, dtype, n),
-        "upper": None if upper is None else _bound("upper", upper, dtype, n),
-    }
-    feeds, B, batched = _batched(given, dtype, n, m, q)
-    feeds["start"] = _nothing(dtype, n)["lower"] if start is None else _start(start, dtype, n, m, q, B)
+    data = (Q, p, G, h_lower, h, A, b, lower, upper)
+    given, sizes = _given(dict(zip(SHAPES, data, strict=True)))
+    feeds, dtype, batched = _batched(given, sizes)
+    B = sizes.B
+    feeds["start"] = _nothing(dtype, sizes.n)["lower"] if start is None else _start(start, dtype, sizes)
     if not B:
         feeds = {name: a[:0] for name, a in feeds.items()}
     where = (native, providers, threads)
@@ -350,8 +300,7 @@ class QPSolution:
 
         Where a multiplier and its slack are both 0 the answer has a kink, and the gradient is that of one side.
         """
-        if not isinstance(on_unsafe, str) or on_unsafe not in ON_UNSAFE:
-            raise InputError(f"on_unsafe: expected one of {', '.join(map(repr, ON_UNSAFE))}, but got {on_unsafe!r}.")
+        choice(on_unsafe, "on_unsafe", ON_UNSAFE)
         z, lam, nu, mu, slack, box_slack, _, code, _ = self._rows
         dtype = z.dtype
         skipped = None
@@ -417,88 +366,65 @@ def _unsolved(solution: QPSolution, failed: NDArray[np.bool_]) -> str:
 # --- Arguments ---------------------------------------------------------------------------------------------------
 
 
+def _given(values: dict[str, object]) -> tuple[dict[str, Floats | None], Sizes]:
+    """The data as arrays of one dtype, None where one is absent, and their sizes."""
+    Q = values["Q"]
+    dtype = Q.dtype if type(Q) is np.ndarray and Q.dtype in DTYPES else _array("Q", Q, None).dtype
+    given: dict[str, Floats | None] = {}
+    for name, value in values.items():
+        if value is None and name != "p":
+            given[name] = None
+        elif type(value) is np.ndarray and value.dtype == dtype and value.ndim:  # as most are
+            given[name] = value
+        else:
+            given[name] = _array(name, value, dtype)
+    return given, _sizes(*[None if a is None else a.shape for a in given.values()])
+
+
+@functools.lru_cache(256)  # who solves in a loop has the same shapes again
+def _sizes(*shapes: tuple[int, ...] | None) -> Sizes:
+    return check_shapes(dict(zip(SHAPES, shapes, strict=True)))
+
+
 def _array(name: str, value: object, dtype: np.dtype[Any] | None) -> Floats:
-    """An array of `dtype`, or of float32 or float64 if that is None."""
-    try:
-        array = value if type(value) is np.ndarray else np.asarray(value)
-    except Exception as error:
-        raise InputError(
-            f"{name}: expected an array, but {type(value).__name__} does not convert to one ({error}); "
-            "pass a numpy array."
-        ) from error
-    if array.dtype != dtype and (dtype is not None or array.dtype not in DTYPES):
-        expected = "float32 or float64" if dtype is None else f"{dtype}, as Q is,"
-        raise InputError(f"{name}: expected {expected} but got {array.dtype}; convert all data to one of them.")
-    if np.ma.isMaskedArray(value):
-        raise InputError(f"{name}: expected numbers without a mask, but got some; fill them in with numpy.ma.filled.")
-    return array
-
-
-def _matrix(Q: object) -> tuple[Floats, np.dtype[Any]]:
-    array = _array("Q", Q, None)
-    shape = array.shape
-    if array.ndim not in (2, 3) or shape[-1] != shape[-2] or not shape[-1]:
-        raise InputError(
-            f"Q: expected a square matrix [n, n] or a batch of them [B, n, n], but got shape {list(shape)}; "
-            "the objective is ½ z'Qz + p'z."
-        )
-    return array, array.dtype
-
-
-def _datum(name: str, value: object, dtype: np.dtype[Any], shape: tuple[int, ...], rows: bool = False) -> Floats:
-    """An array of `shape`, with or without a batch axis; `rows` says that the first size is its own."""
-    array = _array(name, value, dtype)
-    came = array.shape
-    if came != shape and (len(came) != len(shape) + 1 or came[1:] != shape):
-        sizes = [SHAPES[name][0] if rows else str(shape[0]), *map(str, shape[1:])]
-        expected = ", ".join(sizes)
-        raise InputError(
-            f"{name}: expected shape [{expected}] or, for a batch, [B, {expected}], but got {list(came)}; {name} has "
-            f"{MEANING[name]}."
-        )
-    return array
-
-
-def _bound(name: str, value: object, dtype: np.dtype[Any], n: int) -> Floats:
-    if (one := alone(value)) is not None:
+    """An array of `dtype`, or of float32 or float64 if that is None; of one number where a vector is due."""
+    if type(value) is np.ndarray and value.ndim:
+        array = value
+    elif dtype is not None and name in NUMBERS and (one := alone(value)) is not None:
         try:
             return np.full((), one, dtype)
         except OverflowError:
-            raise InputError(f"{name}: expected a number that {dtype} holds, but got {show(value)}.") from None
-    return _datum(name, value, dtype, (n,))
+            raise refused(name, f"a number that {dtype} holds", show(value)) from None
+    else:
+        array = converted(value, name)
+    if array.dtype != dtype and (dtype is not None or array.dtype not in DTYPES):
+        expected = "float32 or float64" if dtype is None else f"{dtype}, as Q is"
+        raise refused(name, expected, array.dtype, "convert all data to one of them")
+    if np.ma.isMaskedArray(value):
+        raise refused(name, "numbers without a mask", "some with one", "fill them in with numpy.ma.filled")
+    return array
 
 
-def _batched(
-    given: dict[str, Floats | None], dtype: np.dtype[Any], n: int, m: int, q: int
-) -> tuple[dict[str, Floats], int, bool]:
-    """What the graph takes, B, and whether any datum had a batch axis."""
-    nothing = _nothing(dtype, n)
+def _batched(given: dict[str, Floats | None], sizes: Sizes) -> tuple[dict[str, Floats], np.dtype[Any], bool]:
+    """What the graph takes, its dtype, and whether any datum had a batch axis."""
+    assert given["Q"] is not None
+    dtype = given["Q"].dtype
+    nothing = _nothing(dtype, sizes.n)
     feeds: dict[str, Floats] = {}
-    B, batched, first = 1, False, ""
+    batched = False
     for name, datum in given.items():
+        letters = SHAPES[name]
         if datum is None:
             feeds[name] = nothing[name]
-            continue
-        rank = len(SHAPES[name])
-        if datum.ndim == rank:
+        elif datum.ndim == len(letters):
             feeds[name] = datum[None]
-        elif datum.ndim < rank:  # one number for all of z
-            feeds[name] = np.full((1, n), datum, dtype)
+        elif datum.ndim:
+            feeds[name], batched = datum, True
         else:
-            feeds[name] = datum
-            batched = True
-            size = len(datum)
-            if size != 1:
-                if B not in (1, size):
-                    raise InputError(
-                        f"{name}: expected {B} samples, as {first} has, or 1 for all, but got {size}; "
-                        "data share one batch."
-                    )
-                if not first:
-                    B, first = size, name
+            feeds[name] = np.full((1, getattr(sizes, letters)), datum, dtype)
     if given["G"] is not None and given["h"] is None:
-        feeds["h"] = np.full((1, m), np.inf, dtype)
-    return feeds, B, batched
+        feeds["h"] = np.full((1, sizes.m), np.inf, dtype)
+    return feeds, dtype, batched
 
 
 @functools.cache
@@ -509,16 +435,16 @@ def _nothing(dtype: np.dtype[Any], n: int) -> dict[str, Floats]:
     return {"G": rows, "A": rows, **dict.fromkeys(("h_lower", "h", "b", "lower", "upper"), none)}
 
 
-def _start(start: object, dtype: np.dtype[Any], n: int, m: int, q: int, B: int) -> Floats:
+def _start(start: object, dtype: np.dtype[Any], sizes: Sizes) -> Floats:
     if not isinstance(start, QPSolution):
-        raise InputError(f"start: expected a QPSolution, but got {type(start).__name__}; pass what icnnrt.qp returned.")
+        raise refused("start", "a QPSolution", type(start).__name__, "pass what icnnrt.qp returned")
     z, lam, nu, mu = start._rows[:4]
     came = (z.shape[1], lam.shape[1], nu.shape[1])
-    if came != (n, m, q) or len(z) not in (1, B) or z.dtype != dtype:
-        raise InputError(
-            f"start: expected a solution of {B} samples with n, m, q = {n}, {m}, {q} in {dtype}, but got {len(z)} with "
-            f"{', '.join(map(str, came))} in {z.dtype}; leave it out to start cold."
-        )
+    if came != sizes[:3] or len(z) not in (1, sizes.B) or z.dtype != dtype:
+        n, m, q, B = sizes
+        expected = f"a solution of {B} samples with n, m, q = {n}, {m}, {q} in {dtype}"
+        had = f"{len(z)} with {', '.join(map(str, came))} in {z.dtype}"
+        raise refused("start", expected, had, "leave it out to start cold")
     return np.concatenate((z, lam, nu, mu), 1)
 
 
@@ -527,14 +453,11 @@ def _bar(name: str, value: object, like: Floats, rows: Floats) -> Floats:
     try:
         array = np.asarray(value, rows.dtype)
     except Exception as error:
-        raise InputError(
-            f"{name}: expected an array of numbers, but {type(value).__name__} does not convert to one ({error})."
-        ) from error
+        came = f"{type(value).__name__}, which does not convert to one ({error})"
+        raise refused(name, "an array of numbers", came, "pass a numpy array") from error
     if array.shape != like.shape:
-        raise InputError(
-            f"{name}: expected shape {list(like.shape)}, that of {name.removesuffix('_bar')}, but got "
-            f"{list(array.shape)}; it is the derivative of the loss by that."
-        )
+        expected = f"shape {list(like.shape)}, that of {name.removesuffix('_bar')}"
+        raise refused(name, expected, list(array.shape), "it is the derivative of the loss by that")
     return array if array.ndim == 2 else array[None]
 
 

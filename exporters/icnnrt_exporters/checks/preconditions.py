@@ -121,9 +121,9 @@ def check_weights(energy: nn.Module, dtype: torch.dtype, heads: Collection[str] 
 def check_heads(heads: object, kind: str, solver: object, train: object) -> None:
     """Heads that there are, of a kind that there is, and a solver where something asks for one."""
     if kind not in ("energy", "gradient", "qp"):
-        raise ExportError(f"kind: expected 'energy', 'gradient' or 'qp', got {kind!r}")
+        raise ExportError(f"kind: expected 'energy', 'gradient' or 'qp', got {kind!r}; leave it out for an energy")
     if isinstance(heads, str) or not isinstance(heads, Collection):
-        raise ExportError(f"heads: expected a list of {', '.join(HEADS)}, got {heads!r}")
+        raise ExportError(f"heads: expected a list of {', '.join(HEADS)}, got {heads!r}; write [{heads!r}] for one")
     for head in heads:
         if head not in HEADS:
             raise ExportError(f"heads: expected {', '.join(HEADS)}, got {head!r}; value and gradient are always there")

@@ -21,6 +21,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from icnnrt import arguments
 from icnnrt.errors import ExportError
 from icnnrt.format import package
 from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR
@@ -79,7 +80,7 @@ def siblings(
         PackageError: the package is not sound. ExportError: a target exists or cannot be written, a file would be too
         large for ONNX. Files are written one after the other, each atomically.
     """
-    target = Path(target)
+    target = arguments.path(target, "target")
     opened = package.opened(source)
     if opened.manifest.kind == "gradient":
         raise ExportError("source: it holds a gradient alone, no function whose derivative could be written; pack it")

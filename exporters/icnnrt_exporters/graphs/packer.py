@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 
+from icnnrt import arguments
 from icnnrt.errors import ExportError, IcnnrtError
 from icnnrt.format import package
 from icnnrt.format.files import atomic_file
@@ -53,7 +54,7 @@ def pack(
         PackageError: the package is not sound. ExportError: no such graph, one that cannot be frozen, the target
         exists or cannot be written, the file would be too large for ONNX.
     """
-    target = Path(target)
+    target = arguments.path(target, "target")
     opened = package.opened(source)
     if role not in opened.graphs:
         raise ExportError(

@@ -24,7 +24,7 @@ from icnnrt_exporters.operators.bodies import functions_qp
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 # Imported for the operators that it registers.
-from icnnrt_models.layers import quadratic_program as _quadratic_program
+from icnnrt_models.layers import qp_operators as _qp_operators
 
 __all__ = ["add_bodies", "qp_translation_table"]
 
@@ -78,7 +78,7 @@ def _qp_adjoint(*data: Any) -> Any:
 
 def qp_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The custom_translation_table of torch.onnx.export for modules that hold a `QPLayer`."""
-    assert _quadratic_program.qp_solve is not None
+    assert _qp_operators.qp_solve is not None
     return {
         torch.ops.icnnrt.qp_solve.default: _qp_solve,
         torch.ops.icnnrt.qp_adjoint.default: _qp_adjoint,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop_op
 from torch.func import grad
 
+from icnnrt import arguments
 from icnnrt.errors import ExportError
 from icnnrt.format.files import write_atomically
 from icnnrt.mathematics import bundle, cut_model
@@ -69,7 +70,7 @@ def export_program(
     Raises:
         ExportError: what cannot be written; nothing is written then.
     """
-    path = Path(path)
+    path = arguments.path(path, "path")
     if head not in get_args(ProgramHead):
         raise ExportError(f"head: expected one of {', '.join(get_args(ProgramHead))}, got {head!r}; choose one of them")
     check_examples(x_example, y_example)

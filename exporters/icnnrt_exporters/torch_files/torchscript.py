@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import icnnrt
+from icnnrt import arguments
 from icnnrt.errors import ExportError
 from icnnrt.format.files import write_atomically
 from icnnrt.format.package import check_outside
@@ -61,7 +62,7 @@ def export_torchscript(
     Raises:
         ExportError: what cannot be written; nothing is written then.
     """
-    path = Path(path)
+    path = arguments.path(path, "path")
     check_examples(x_example, y_example)
     check_solver(solver, y_example.shape[1])
     check_unit_box(solver)

@@ -26,7 +26,7 @@ from icnnrt.errors import ExportError
 from icnnrt_exporters.tracing import windows
 from icnnrt_exporters.tracing.place import operator, place
 from icnnrt_exporters.tracing.smooth_softplus import smooth_threshold
-from icnnrt_models.layers.quadratic_program import differentiable
+from icnnrt_models.layers.qp_operators import differentiable
 
 aten = torch.ops.aten
 

@@ -20,7 +20,7 @@ from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.tracing.energy_graph import example_batch, followed, read_tensors
 from icnnrt_exporters.tracing.heads import Head, Input, trace
 from icnnrt_exporters.tracing.lowering import lower
-from icnnrt_models.layers.quadratic_program import differentiable
+from icnnrt_models.layers.qp_operators import differentiable
 
 Theta = Mapping[str, Tensor]
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from icnnrt.arguments import integer
 from icnnrt.mathematics.domains import MODELS, NAMES, Domain
 from icnnrt.mathematics.reference import STEPS
 from icnnrt_models.layers.bundle_entropy import ArgminResult, argmin_adjoint, bundle_entropy_argmin, implicit_adjoint
@@ -24,7 +25,6 @@ from icnnrt_models.layers.energy_at import (
     plain,
     y_dim_of,
 )
-from icnnrt_models.networks.energy import check_size
 
 __all__ = ["Adjoint", "ArgminResult", "BundleEntropyArgmin", "DomainName"]
 
@@ -105,8 +105,9 @@ class BundleEntropyArgmin(nn.Module):
         mu: float = 1.0,
     ) -> None:
         super().__init__()
-        check_size("iterations", iterations, 1, "give the number of cuts K")
-        check_size("steps", steps, 1, f"give the most interior-point steps of an inner solve, {STEPS} is usual")
+        iterations = integer(iterations, "iterations", 1, remedy="give the number of cuts K")
+        remedy = f"give the most interior-point steps of an inner solve, {STEPS} is usual"
+        steps = integer(steps, "steps", 1, remedy=remedy)
         if adjoint not in get_args(Adjoint):
             raise ValueError(
                 f"adjoint must be 'exact', 'prop3' or 'implicit', got {adjoint!r}: choose 'exact' unless the energy is "

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from icnnrt.arguments import integer
 from icnnrt.mathematics.bregman import EDGE, EDGE_FLOAT32
 from icnnrt.mathematics.domains import MODELS, NAMES
 from icnnrt_models.layers.argmin import check_tolerance
 from icnnrt_models.layers.energy_at import float_of, has_context, y_dim_of
 from icnnrt_models.layers.namespace import TORCH
-from icnnrt_models.networks.energy import check_size
 
 __all__ = ["BregmanProximalGradient", "BregmanResult"]
 
@@ -70,7 +70,7 @@ class BregmanProximalGradient(nn.Module):
         y_dim: int | None = None,
     ) -> None:
         super().__init__()
-        check_size("iterations", iterations, 1, "give the number of steps K")
+        iterations = integer(iterations, "iterations", 1, remedy="give the number of steps K")
         for name, number in (("step_size", step_size), ("mu", mu)):
             if not (isinstance(number, int | float) and math.isfinite(number) and number > 0):
                 raise ValueError(f"{name} must be a finite number > 0, got {number!r}: 1.0 is usual.")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from icnnrt_models.networks.energy import check_size
+from icnnrt.arguments import integer
 
 __all__ = [
     "EnergyAt",
@@ -63,8 +63,7 @@ def y_dim_of(energy: nn.Module, given: int | None) -> int:
             f"y_dim must be given, got None: {type(energy).__name__} has no attribute y_dim to take it from, so pass "
             "y_dim=, the number of columns of y."
         )
-    check_size("y_dim", y_dim, 1, "give the number of columns of y")
-    return cast(int, y_dim)
+    return integer(y_dim, "y_dim", 1, remedy="give the number of columns of y")
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ time of Python where problems are small. All is float64; any device.
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from icnnrt.mathematics.qp_adjoint import qp_adjoint
 from icnnrt.mathematics.qp_reference import precision_of
 from icnnrt_models.layers.namespace import TORCH, Torch
 
-__all__ = ["Data", "QPScript", "Solution", "precision", "qp_script"]
+__all__ = ["NUMBERS", "Data", "QPScript", "Solution", "qp_script", "wide"]
 
 
 class Data(NamedTuple):
@@ -53,10 +54,44 @@ class Solution(NamedTuple):
     ray: Tensor
 
 
-def precision(like: Tensor) -> Tensor:
-    """What data of the type of `like` decide, `icnnrt.mathematics.quadratic_program.Precision` as five numbers."""
-    name = np.float32 if like.dtype == torch.float32 else np.float64
-    return torch.tensor(precision_of(name), dtype=torch.float64, device=like.device)
+# What float32 and float64 data decide, `icnnrt.mathematics.quadratic_program.Precision` as five numbers.
+NUMBERS: Final = list(precision_of(np.float32)), list(precision_of(np.float64))
+
+
+# --- Data as the operators have them: every leading axis is B or 1, what is absent has no columns, any dtype ------
+
+
+def rows(a: Tensor, B: int) -> Tensor:
+    """For each of the B samples, in float64."""
+    return a.to(torch.float64).expand([B] + list(a.size()[1:]))  # noqa: RUF005  TorchScript knows no star
+
+
+def there(a: Tensor, like: Tensor, none: float) -> Tensor:
+    """a in the rows of `like`, or that number where it has no columns."""
+    return rows(a, like.size(0)) if a.size(1) == like.size(1) else torch.full_like(like, none)
+
+
+def with_a_row(a: Tensor, rank: int) -> Tensor:
+    """A or b; without equalities, one of zeros: 0'z = 0."""
+    missing = 1 if a.size(1) == 0 else 0
+    return torch.nn.functional.pad(a, [0, 0, 0, missing] if rank == 2 else [0, missing])
+
+
+# fmt: off
+def wide(
+    Q: Tensor, p: Tensor, G: Tensor, h_lower: Tensor, h: Tensor, A: Tensor, b: Tensor, lower: Tensor, upper: Tensor,
+    start: Tensor,
+) -> Data:
+    """All data of each sample."""
+    # fmt: on
+    B = 1
+    for a in (Q, p, G, h_lower, h, A, b, lower, upper, start):
+        if a.size(0) != 1:
+            B = a.size(0)
+    infinity = float("inf")
+    p, h = rows(p, B), rows(h, B)
+    h_lower, upper = there(h_lower, h, -infinity), there(upper, p, infinity)
+    return Data(rows(Q, B), p, rows(G, B), h_lower, h, rows(A, B), rows(b, B), there(lower, p, -infinity), upper)
 
 
 # --- What is traced ------------------------------------------------------------------------------
@@ -115,28 +150,31 @@ class _Pieces(Torch):
 class QPScript(NamedTuple):
     """`solve` and `adjoint` of quadratic programs as functions of TorchScript, which may stand in a trace."""
 
-    solve: Any  # (*Data, start, numbers, steps) -> Solution
-    adjoint: Any  # (Q, G, A, lam, mu, slack, box_slack, z_bar, bars, nu_bar) -> d_z, d_λ, d_ν, d_μ
+    # In float64: (*Data, start, *NUMBERS, steps) -> Solution
+    solve: Any
+    # (Q, G, A, lam, mu, slack, box_slack, z_bar, lam_bar, nu_bar, mu_bar) -> d_z, d_λ, d_ν, d_μ
+    adjoint: Any
 
 
 @functools.cache
 def qp_script() -> QPScript:
     """Both, traced and compiled at the first call.
 
-    solve: B problems as users have them, start [B, n + m + q + n] = (z, λ, ν, μ) or of no columns, numbers as
-    `precision` gives them. adjoint: bars [B, m + n] are (λ̄, μ̄), multipliers that are NaN count as 0, and autograd sees
-    how the answer depends on z_bar, bars and nu_bar.
+    solve: B problems, start [B, n + m + q + n] = (z, λ, ν, μ) or of no columns; the dtype of p is that of the data.
+    adjoint: multipliers that are NaN count as 0, and autograd sees how the answer depends on the four cotangents.
     """
-    with warnings.catch_warnings(), torch.no_grad():
+    # In a thread of its own, where no trace, mode or transform that asks for it here is known: traces do not nest.
+    with warnings.catch_warnings(), ThreadPoolExecutor(1) as thread:
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        return _compiled()
+        return thread.submit(_compiled).result()
 
 
+@torch.no_grad()
 def _compiled() -> QPScript:
-    problem, start, rows = _example()
+    problem, start, row = _example()
     active = torch.ones(2, 1, 1, dtype=torch.bool)
-    soft = 0.0 * rows[:, :, :1]
+    soft = 0.0 * row[:, :, :1]
     kept = _first(*problem, soft, start, active)
     first = _traced(_first, *problem, soft, start, active)
     step = _traced(_step, *kept)
@@ -176,44 +214,39 @@ def _compiled() -> QPScript:
     # A program without a solution is among the examples, so that certificates are traced of some.
     solved = _traced(stated, *problem, start, numbers, torch.tensor(interior_point.STEPS))
     Q, p, G, A, b = problem[:5]
-    differentiated = _traced(_adjoint, Q, G, A, rows, rows, p, rows, b)
+    differentiated = _traced(_adjoint, Q, G, A, row, row, p, row, b)
 
+    # fmt: off
     def solve(
-        Q: Tensor,
-        p: Tensor,
-        G: Tensor,
-        h_lower: Tensor,
-        h: Tensor,
-        A: Tensor,
-        b: Tensor,
-        lower: Tensor,
-        upper: Tensor,
-        start: Tensor,
-        numbers: Tensor,
-        steps: int,
+        Q: Tensor, p: Tensor, G: Tensor, h_lower: Tensor, h: Tensor, A: Tensor, b: Tensor, lower: Tensor, upper: Tensor,
+        start: Tensor, numbers32: list[float], numbers64: list[float], steps: int,
     ) -> Solution:
-        n, m, q = p.size(1), h.size(1), b.size(1)
+        # fmt: on
+        numbers = numbers32 if p.dtype == torch.float32 else numbers64
+        of = wide(Q, p, G, h_lower, h, A, b, lower, upper, start)
+        n, m, q = of.p.size(1), of.h.size(1), of.b.size(1)
         missing = 1 if q == 0 else 0  # without equalities, one of zeros
-        A = torch.nn.functional.pad(A, [0, 0, 0, missing])
-        b = torch.nn.functional.pad(b, [0, missing])
+        A, b = with_a_row(of.A, 2), with_a_row(of.b, 1)
         if start.size(1) == 0:
-            start = torch.full_like(torch.cat([p, h, b, p], 1), float("nan"))
-        elif missing == 1:
-            start = torch.cat([start[:, : n + m], torch.zeros_like(b), start[:, n + m :]], 1)
+            start = torch.full_like(torch.cat([of.p, of.h, b, of.p], 1), float("nan"))
+        else:
+            start = rows(start, of.p.size(0))
+            if missing == 1:
+                start = torch.cat([start[:, : n + m], torch.zeros_like(b), start[:, n + m :]], 1)
         z, lam, nu, slack, residual, status, ray = solved(
-            Q,
-            p.unsqueeze(1),
-            G,
+            of.Q,
+            of.p.unsqueeze(1),
+            of.G,
             A,
             b.unsqueeze(1),
-            torch.cat([h_lower, lower], 1).unsqueeze(1),
-            torch.cat([h, upper], 1).unsqueeze(1),
+            torch.cat([of.h_lower, of.lower], 1).unsqueeze(1),
+            torch.cat([of.h, of.upper], 1).unsqueeze(1),
             start.unsqueeze(1),
-            numbers,
+            torch.tensor(numbers, dtype=torch.float64, device=p.device),
             torch.tensor(steps),
         )
-        rows = ray[:, 0]
-        ray_nu = rows[:, n + m + n : n + m + n + q]
+        certificate = ray[:, 0]
+        ray_nu = certificate[:, n + m + n : n + m + n + q]
         return Solution(
             z[:, 0],
             lam[:, 0, :m],
@@ -223,32 +256,27 @@ def _compiled() -> QPScript:
             slack[:, 0, m:],
             residual[:, 0],
             status[:, 0, 0].to(torch.int32),
-            torch.cat([rows[:, : n + m], ray_nu, rows[:, n + m : n + m + n]], 1),
+            torch.cat([certificate[:, : n + m], ray_nu, certificate[:, n + m : n + m + n]], 1),
         )
 
+    # fmt: off
     def adjoint(
-        Q: Tensor,
-        G: Tensor,
-        A: Tensor,
-        lam: Tensor,
-        mu: Tensor,
-        slack: Tensor,
-        box_slack: Tensor,
-        z_bar: Tensor,
-        bars: Tensor,
-        nu_bar: Tensor,
+        Q: Tensor, G: Tensor, A: Tensor, lam: Tensor, mu: Tensor, slack: Tensor, box_slack: Tensor,
+        z_bar: Tensor, lam_bar: Tensor, nu_bar: Tensor, mu_bar: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        m, q = lam.size(1), nu_bar.size(1)
-        missing = 1 if q == 0 else 0
+        # fmt: on
+        B, m, q = z_bar.size(0), lam.size(1), A.size(1)
+        z_bar, lam, mu, Q, A = rows(z_bar, B), rows(lam, B), rows(mu, B), rows(Q, B), rows(A, B)
+        bars = torch.cat([there(lam_bar, lam, 0.0), there(mu_bar, mu, 0.0)], 1)
         d_z, d, d_nu = differentiated(
             0.5 * (Q + Q.mT),
-            G,
-            torch.nn.functional.pad(A, [0, 0, 0, missing]),
+            rows(G, B),
+            with_a_row(A, 2),
             torch.cat([lam, mu], 1).unsqueeze(1),
-            torch.cat([slack, box_slack], 1).unsqueeze(1),
+            torch.cat([rows(slack, B), rows(box_slack, B)], 1).unsqueeze(1),
             z_bar.unsqueeze(1),
             bars.unsqueeze(1),
-            torch.nn.functional.pad(nu_bar, [0, missing]).unsqueeze(1),
+            with_a_row(there(nu_bar, A[:, :, 0], 0.0), 1).unsqueeze(1),
         )
         return d_z[:, 0], d[:, 0, :m], d_nu[:, 0, :q], d[:, 0, m:]
 
