@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +12,6 @@ from icnnrt.errors import InputError, SampleError
 from icnnrt.printable import show
 
 Floats = NDArray[Any]
-NAMED: Final = 3  # how many samples an error names
 # Bytes of an array that is copied in any case; a larger one may be used as it is, and nobody keeps it then.
 COPIED: Final = 1 << 20
 
@@ -249,14 +248,3 @@ def check_finite_bar(y_bar: Floats, skipped: NDArray[np.bool_]) -> None:
             f"y_bar: expected finite numbers, but sample {int(np.argmax(bad))} holds NaN or infinity; "
             "the loss diverged there, so leave the sample out."
         )
-
-
-def untrusted(unsafe: NDArray[np.bool_], reason: Callable[[int], str], skip: str) -> str:
-    """What is said of samples whose gradient cannot be trusted: a reason for the first of them, and how to `skip`."""
-    samples = np.flatnonzero(unsafe)
-    named = "; ".join(reason(int(i)) for i in samples[:NAMED])
-    more = f"; and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
-    return (
-        f"solution: no gradient can be trusted at {len(samples)} of {len(unsafe)} samples: {named}{more}. "
-        f"Pass {skip}, or mend what they say."
-    )

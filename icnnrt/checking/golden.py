@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.errors import InputError
+from icnnrt.serving.heads import evaluated
 
 if TYPE_CHECKING:
     from icnnrt.serving.session import Session
@@ -44,9 +45,9 @@ def compute(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     out: Arrays = {}
     for role in session.manifest.graphs:
         if role in ("value", "gradient", "hessian", "gradient_x"):
-            found = session._evaluate(role, x, y)
+            found = evaluated(session.runner, role, x, y)
         elif role == "hvp":
-            found = session._evaluate(role, x, y, v)
+            found = evaluated(session.runner, role, x, y, y_dot=v)
         elif role == "pullback":
             # Of f + ∇f'y_dot. θ̄ is left out: it would be as large as the weights.
             pulled = session.pullback(x, y, np.ones(len(y)), v)

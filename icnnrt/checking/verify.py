@@ -52,8 +52,11 @@ from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.status import ANSWERED, Status
 from icnnrt.ort import Provider
 from icnnrt.serving import polyhedron
-from icnnrt.serving.session import Session, load
-from icnnrt.serving.solution import QPAnswer, Solution
+from icnnrt.serving.argmin import ArgminSolution
+from icnnrt.serving.load import load
+from icnnrt.serving.qp_session import QPNetworkSolution
+from icnnrt.serving.session import Session
+from icnnrt.serving.solution import Solution
 
 Array = NDArray[np.float64]
 Verdict = Literal["pass", "fail", "skipped"]
@@ -232,7 +235,7 @@ def _proof(session: Session, X: NDArray[Any]) -> Check:
     excess = found.witness.excess if found.witness else None
     told = found.sentence().removesuffix(".")
     if found.verdict == "proven" and found.rests_on is not None:
-        package = session._package
+        package = session.package
         told_of = package.manifest.weights
         noted = Grounds(told_of.signs, found.rests_on)
         proof = Repeated(package.graphs["value"], package.weights, noted, told_of.trainable)
@@ -280,7 +283,7 @@ def _worst(name: str, figure: Array, bound: Array, what: str) -> Check:
     return Check(name, float(figure[at]), float(bound[at]), "pass" if good else "fail", what)
 
 
-def _qp_status(answer: QPAnswer, counts: dict[str, int]) -> Check:
+def _qp_status(answer: QPNetworkSolution, counts: dict[str, int]) -> Check:
     """That some programs have no solution is what their status is for; that none has is no network to use."""
     unsolved = int((~answer.ok).sum())
     detail = _listed(counts)
@@ -556,7 +559,7 @@ class _Trial:
         def along(t: float) -> Array:
             rows = []
             for d in directions:
-                session._update_weights({key: (a + t * d[key]).astype(a.dtype) for key, a in old.items()})
+                session.update_weights({key: (a + t * d[key]).astype(a.dtype) for key, a in old.items()})
                 f, g = self.f(y, X)
                 rows.append(f_bar * f + (gradient_bar * g).sum(1))
             return np.concatenate(rows)[:, None]
@@ -566,7 +569,7 @@ class _Trial:
         except InputError as error:  # a frozen export: its weights are constants of the graphs
             return Check(name, None, None, "skipped", f"the weights cannot be changed in memory: {error}")
         finally:
-            session._update_weights(old)
+            session.update_weights(old)
 
     def _interior(self) -> tuple[Array, Array]:
         """Points y of the domain, and directions with room for every step of `_against_differences`."""
@@ -608,7 +611,7 @@ class _Trial:
         }
         settings: dict[str, Any] = {"mu": 1.0, "iterations": POLYHEDRON_CUTS}
         found = self.session.argmin_polyhedron(X, **given, **settings, strict=False)
-        told_at = polyhedron.evaluated(self.session, X)
+        told_at = polyhedron.value_and_gradient(self.session, X)
         tolerance = polyhedron.TOLERANCE[T]
         true = bundle_qp_argmin(
             told_at, Polyhedron(**given), POLYHEDRON_CUTS, 1.0, tolerance=tolerance, precision=self.session.dtype
@@ -646,7 +649,7 @@ class _Trial:
 
     # --- The argmin ------------------------------------------------------------------------------
 
-    def against_reference(self, solution: Solution) -> Iterator[Check]:
+    def against_reference(self, solution: ArgminSolution) -> Iterator[Check]:
         """y*, energy, certificate and lower bound."""
         solver, kept = self.session.manifest.solver, np.isfinite(solution.energy) & np.isfinite(solution.gap)
         assert solver is not None
@@ -716,7 +719,7 @@ class _Trial:
         name = "kernels"
         if not self.session.native:
             return Check(name, None, None, "skipped", "the operators run on their portable bodies")
-        with load(self.session._package, **self.again, native=False) as other:
+        with load(self.session.package, **self.again, native=False) as other:
             portable = other.argmin(self.X, lower=self.bounds.get("lower"), upper=self.bounds.get("upper"))
         kept = np.logical_and.reduce([np.isfinite(s.energy) & np.isfinite(s.gap) for s in (solution, portable)])
         # Both solve every model to rounding level, but with few cuts, or at kinks, the K steps magnify rounding as far
@@ -729,7 +732,7 @@ class _Trial:
 
     # --- The adjoint -----------------------------------------------------------------------------
 
-    def adjoint_by_x(self, solution: Solution | QPAnswer) -> Check:
+    def adjoint_by_x(self, solution: Solution) -> Check:
         """x̄'d against [ȳ'y*(x + h d) − ȳ'y*(x − h d)] / 2h."""
         name, T = "adjoint: x", self.session.dtype
         if not self.X[0].size:
@@ -749,7 +752,7 @@ class _Trial:
             differences.append(_rows(change * y_bar) / (2 * h))
         return self._adjoint_check(name, np.array(told), np.array(differences), y_bar)
 
-    def adjoint_by_bounds(self, solution: Solution) -> Check:
+    def adjoint_by_bounds(self, solution: ArgminSolution) -> Check:
         """The cotangents of lower and upper against differences, both bounds moved together."""
         T = self.session.dtype
         y_bar = self.rng.standard_normal(solution.y.shape).astype(T)
@@ -779,7 +782,7 @@ class _Trial:
     def _allowed(self) -> str:
         return "√(g/2)" if self.domain is UNIT_BOX and not self.bounds else "√(g/2), √(2g) off boxes, in p"
 
-    def adjoint_by_weights(self, solution: Solution | QPAnswer) -> Check:
+    def adjoint_by_weights(self, solution: ArgminSolution | QPNetworkSolution) -> Check:
         """θ̄'d against differences, one sample at a time, all trainable weights moved together.
 
         The session's weights are changed in place and, whatever happens, put back.
@@ -803,7 +806,7 @@ class _Trial:
                     ends = [{key: (a + t * d[key]).astype(a.dtype) for key, a in old.items()} for t in (h, -h)]
                     answers = []
                     for end in ends:
-                        session._update_weights(end)
+                        session.update_weights(end)
                         answers.append(self.argmin(part.x, slice(len(part))).y.astype(np.float64))
                     differences[s, r] = _rows((answers[0] - answers[1]) * y_bar) / (2 * h)
                     for key in trainable:
@@ -815,7 +818,7 @@ class _Trial:
             return Check(name, None, None, "skipped", f"the weights cannot be changed in memory: {error}")
         finally:
             if session.weights_id != part.weights_id:
-                session._update_weights(old)
+                session.update_weights(old)
         shape = (len(steps), WEIGHT_DIRECTIONS * len(part))
         seeds = np.concatenate([y_bar] * WEIGHT_DIRECTIONS)
         return self._adjoint_check(name, told.reshape(shape), differences.reshape(shape), seeds)
@@ -848,10 +851,10 @@ class _Trial:
 class _QPTrial(_Trial):
     """A network of quadratic programs."""
 
-    def argmin(self, X: NDArray[Any], rows: Any = slice(None), **moved: NDArray[Any]) -> QPAnswer:
+    def argmin(self, X: NDArray[Any], rows: Any = slice(None), **moved: NDArray[Any]) -> QPNetworkSolution:
         return self.session.solve_qp(X, strict=False)
 
-    def alone(self, answer: QPAnswer) -> Check:
+    def alone(self, answer: QPNetworkSolution) -> Check:
         """z of each sample in its batch, against z of it alone: neighbours without a solution must not matter."""
         few = answer[:ADJOINT_SAMPLES]
         parts = [self.argmin(few.x[i : i + 1]) for i in range(len(few))]
@@ -860,12 +863,12 @@ class _QPTrial(_Trial):
         scale = np.maximum(1.0, np.abs(few.z[kept]).max(1, initial=0.0))
         return _worst("samples alone", Δz, QP_Z[self.session.manifest.dtype] * scale, "max |z in a batch − z alone|")
 
-    def kernels(self, solution: QPAnswer) -> Check:
+    def kernels(self, solution: QPNetworkSolution) -> Check:
         """z of this session against that of one that runs the portable bodies."""
         name = "kernels"
         if not solution.info["native"]:
             return Check(name, None, None, "skipped", "the operators run on their portable bodies")
-        with load(self.session._package, **self.again, native=False) as other:
+        with load(self.session.package, **self.again, native=False) as other:
             portable = other.solve_qp(self.X)
         kept = solution.ok & portable.ok
         Δz = np.abs(solution.z.astype(np.float64) - portable.z)[kept].max(1, initial=0.0)
@@ -926,8 +929,8 @@ _CHECKS: Final = (
     _Row("argmin over a polyhedron", lambda trial: trial.manifest.polyhedron is not None, _Trial.polyhedron),
     _Row(
         "golden data",
-        lambda trial: bool(trial.session._package.golden),
-        lambda trial: _golden(trial.session, trial.session._package),
+        lambda trial: bool(trial.session.package.golden),
+        lambda trial: _golden(trial.session, trial.session.package),
     ),
     _Row("argmin against the reference", _solver, lambda trial: trial.against_reference(trial.answer)),
     _Row("solve", _kind("qp"), lambda trial: [cast(_QPTrial, trial).alone(trial.answer)]),

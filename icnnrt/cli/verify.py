@@ -149,7 +149,7 @@ def _recommend(package: "Package", x: "NDArray[Any] | None", gap: float, samples
     import numpy as np
 
     from icnnrt.checking.recommend import recommend
-    from icnnrt.serving.session import load
+    from icnnrt.serving.load import load
 
     rng = np.random.default_rng(seed)
     with load(package) as session:

@@ -222,7 +222,7 @@ class PolyhedronSpec:
     tolerance: float
     """Of the gap, relative to max(1, |lower bound|), at which a sample is done."""
     adjoint: str
-    """ "prop3" or "implicit": `icnnrt.serving.polyhedron` tells them apart."""
+    """ "prop3" or "implicit": `icnnrt.serving.polyhedron_adjoint` tells them apart."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
@@ -10,11 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from icnnrt.arguments import sample
 from icnnrt.mathematics.bundle_qp import PolyhedronTrajectory, bundle_qp_uncertainty
 from icnnrt.mathematics.certificate import DIGITS
 from icnnrt.mathematics.qp_status import QPStatus
-from icnnrt.mathematics.status import Status, imprecise
-from icnnrt.serving.polyhedron import TOLERANCE, PolyhedronSolution
+from icnnrt.mathematics.status import Status, advise_polyhedron, imprecise
+from icnnrt.serving.polyhedron import TOLERANCE
 from icnnrt_models.layers.bundle_qp import (
     PolyhedronCotangents,
     bundle_qp_adjoint,
@@ -74,21 +74,13 @@ class PolyhedronResult(NamedTuple):
 
     def advice(self, i: int) -> str:
         """One sentence with numbers: how sample `i` went and what would make it better."""
-        told = _Told(*(a.tolist() for a in (self.status, self.gap, self.cuts, self.uncertainty)))
-        return PolyhedronSolution.advice(cast(Any, told), i)
-
-
-@dataclass
-class _Told:
-    """What the runtime's advice reads of a solution: its length is the number of samples."""
-
-    status: list[int]
-    gap: list[float]
-    cuts: list[int]
-    uncertainty: list[float]
-
-    def __len__(self) -> int:
-        return len(self.status)
+        i = sample(i, len(self.status))
+        return f"sample {i}: " + advise_polyhedron(
+            Status(int(self.status[i])),
+            gap=float(self.gap[i]),
+            cuts=int(self.cuts[i]),
+            uncertainty=float(self.uncertainty[i]),
+        )
 
 
 class PolyhedronArgmin(nn.Module):
@@ -110,13 +102,13 @@ class PolyhedronArgmin(nn.Module):
     over the batch. All have gradients, and so have x and the weights, once, not twice.
 
     `icnnrt.mathematics.bundle_qp` states the method: cuts and constraints in one quadratic program an iteration, so
-    that every answer is feasible; the same as `icnnrt.Session.argmin_polyhedron`, on the device of the data. A sample
-    is done once its gap is within the tolerance, and depends on its neighbours by rounding alone.
+    that every answer is feasible; the same as `icnnrt.EnergySession.argmin_polyhedron`, on the device of the data. A
+    sample is done once its gap is within the tolerance, and depends on its neighbours by rounding alone.
 
     `solve`, of the same arguments, gives a `PolyhedronResult`: y with certificate, multipliers and a status for each
     sample; nothing is recorded for autograd. `last` is that of the last call of `forward`.
 
-    Which adjoint is right (as `icnnrt.serving.polyhedron` has them):
+    Which adjoint is right (as `icnnrt.serving.polyhedron_adjoint` has them):
 
     - "prop3": the cuts of the model that gave y*, held fixed: exact for energies of pieces (ReLU). Keeps the graph of f
       at every cut.
