@@ -41,6 +41,10 @@ Floats = NDArray[Any]  # float32 or float64: the dtype of Q
 DTYPES: Final = {np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
 SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray"]
 ADJOINT: Final = ["d_z", "d_lam", "d_nu", "d_mu"]
+ADJOINT_INPUTS: Final = (
+    *("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status"),
+    *("z_bar", "lam_bar", "nu_bar", "mu_bar"),
+)
 ON_UNSAFE: Final = ("nan", "raise", "skip")
 # Shapes of the data, the batch axis aside.
 SHAPES: Final = {
@@ -366,21 +370,18 @@ class QPSolution(Solution):
                     raise untrusted(failed, self._unsolved, "on_unsafe='skip' to leave them out of the sums")
                 skipped = failed
         none = _nothing(dtype, z.shape[1])["lower"]
-        given = (
-            ("z_bar", z_bar, self.z, z),
-            ("lam_bar", lam_bar, self.lam, lam),
-            ("nu_bar", nu_bar, self.nu, nu),
-            ("bound_multipliers_bar", bound_multipliers_bar, self.bound_multipliers, mu),
+        bars = (
+            np.zeros_like(z) if z_bar is None else _bar("z_bar", z_bar, self.z, z),
+            none if lam_bar is None else _bar("lam_bar", lam_bar, self.lam, lam),
+            none if nu_bar is None else _bar("nu_bar", nu_bar, self.nu, nu),
         )
-        bars = [none if bar is None else _bar(name, bar, like, whole) for name, bar, like, whole in given]
-        if z_bar is None:
-            bars[0] = np.zeros_like(z)
+        mu_bar = none
+        if bound_multipliers_bar is not None:
+            mu_bar = _bar("bound_multipliers_bar", bound_multipliers_bar, self.bound_multipliers, mu)
         feeds = self._program.feeds
+        inputs = feeds["Q"], feeds["G"], feeds["A"], lam, mu, slack, box_slack, code, *bars, mu_bar
         session, _ = operator_session("qp_adjoint", DTYPES[dtype], *self._program.where)
-        feeds = {name: feeds[name] for name in "QGA"}
-        feeds |= {"lam": lam, "mu": mu, "slack": slack, "box_slack": box_slack, "status": code}
-        feeds |= zip(("z_bar", "lam_bar", "nu_bar", "mu_bar"), bars, strict=True)
-        d = _run(session, ADJOINT, feeds)
+        d = _run(session, ADJOINT, dict(zip(ADJOINT_INPUTS, inputs, strict=True)))
         return QPGradients(self, d, skipped)
 
     def advice(self, i: int = 0) -> str:

@@ -129,6 +129,8 @@ class Session:
         Raises `InputError` for a weight that the package has not, of another shape or dtype, or that was exported as a
         constant; then none has changed.
         """
+        if not isinstance(new, Mapping):
+            raise InputError(f"weights: expected arrays by name, but got {type(new).__name__}; see `weights`.")
         self._convexity.forget()  # before they change, so that nothing proves these
         self._runner.update_weights({name: np.array(a) if isinstance(a, np.ndarray) else a for name, a in new.items()})
 
