@@ -10,7 +10,7 @@ and so none is written elsewhere than by it. Nothing here knows torch: what has 
 import math
 import operator
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
@@ -23,7 +23,6 @@ from icnnrt.printable import cropped, show
 Floats = NDArray[Any]
 T = TypeVar("T")
 E = TypeVar("E", bound=IcnnrtError)
-NAMED: Final = 3  # how many samples an error names
 # Bytes of an array that is copied in any case; a larger one may be used as it is, and nobody keeps it then.
 COPIED: Final = 1 << 20
 GIVE_ONE: Final = "give one"  # the remedy where all is said
@@ -319,14 +318,3 @@ def check_finite_bar(y_bar: Floats, skipped: NDArray[np.bool_]) -> None:
     if bad.any():
         came = f"NaN or infinity in sample {int(np.argmax(bad))}"
         raise refused("y_bar", "finite numbers", came, "the loss diverged there, so leave the sample out")
-
-
-def untrusted(unsafe: NDArray[np.bool_], reason: Callable[[int], str], skip: str) -> str:
-    """What is said of samples whose gradient cannot be trusted: a reason for the first of them, and how to `skip`."""
-    samples = np.flatnonzero(unsafe)
-    named = "; ".join(reason(int(i)) for i in samples[:NAMED])
-    more = f"; and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
-    return (
-        f"solution: no gradient can be trusted at {len(samples)} of {len(unsafe)} samples: {named}{more}. "
-        f"Pass {skip}, or mend what they say."
-    )

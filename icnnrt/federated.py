@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 
 from icnnrt.arguments import converted, integer
 from icnnrt.errors import InputError, MissingDependencyError
-from icnnrt.format.manifest import Manifest
-from icnnrt.limits import call
 from icnnrt.printable import named, show
 from icnnrt.serving.session import Session
 from icnnrt.serving.weight_sets import WeightSet
 from icnnrt.tuning.finetune import BATCH_SIZE, FineTuner
+from icnnrt.tuning.given import exchanged, new_weights
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, ConfigRecord, Context, Message
@@ -45,7 +44,9 @@ def get_weights(source: Session | FineTuner) -> Arrays:
     All are of one instant, also while another thread tunes. The others are the same on every device, so they need not
     travel.
     """
-    return _copies(_session(source))
+    session = _session(source)
+    weights = session.weights
+    return {name: np.array(weights[name]) for name in exchanged(session.manifest)}
 
 
 def set_weights(target: Session | FineTuner, weights: Weights) -> None:
@@ -60,16 +61,12 @@ def set_weights(target: Session | FineTuner, weights: Weights) -> None:
     shape or dtype, for NaN or infinity, and for weights with which a proven energy would not be proven convex any more:
     of another sign than the proof needs, or of values with which it fails.
     """
-    session = _session(target)
-    if not isinstance(target, FineTuner):
-        while not session._follow(present := session._runner.weights, _checked(session, weights, present)):
-            pass  # somebody else has changed the rest of the weights, with which these were judged
+    if isinstance(target, FineTuner):
+        target.set_weights(weights)
         return
-    turn = target._turns.take()  # or a step in between would change what the rest of the weights is
-    try:
-        target._take(_checked(session, weights, session._runner.weights))
-    finally:
-        turn.end()
+    session = _session(target)
+    while not _followed(session, present := session.runner.weights, new_weights(session, weights, present)):
+        pass  # somebody else has changed the rest of the weights, with which these were judged
 
 
 def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Arrays:
@@ -237,52 +234,20 @@ def _flwr() -> Any:
 # --- Checks --------------------------------------------------------------------------------------
 
 
+def _followed(session: Session, present: WeightSet, new: Arrays) -> bool:
+    """Put these weights in the place of the present ones; False if others have come there meanwhile."""
+    try:
+        session.runner.update_weights(new, made_with=present.id)
+    except InputError:
+        if session.runner.weights is present:
+            raise
+        return False
+    return True
+
+
 def _session(value: object) -> Session:
     if isinstance(value, FineTuner):
         return value.session
     if not isinstance(value, Session):
         raise InputError(f"expected a session or a FineTuner, but got {type(value).__name__}; see icnnrt.load.")
     return value
-
-
-def _exchanged(manifest: Manifest) -> tuple[str, ...]:
-    if manifest.train is not None:
-        return manifest.train.weights
-    return manifest.weights.trainable
-
-
-def _copies(session: Session) -> Arrays:
-    weights = session.weights
-    return {name: np.array(weights[name]) for name in _exchanged(session.manifest)}
-
-
-def _checked(session: Session, weights: Weights, present: WeightSet) -> Arrays:
-    manifest = session.manifest
-    if not isinstance(weights, Mapping):
-        raise InputError(f"weights: expected arrays by name, but got {type(weights).__name__}; see get_weights.")
-    known = set(_exchanged(manifest))
-    checked: Arrays = {}
-    for name, given in weights.items():
-        if name not in known:
-            raise InputError(
-                f"weights: expected names of weights that {named(manifest.name)} trains, but got {show(name)}; "
-                "give weights of the same package."
-            )
-        spec = manifest.weights.tensors[name]
-        array = converted(given, "weights")
-        if array.dtype.kind != "f" or array.shape != spec.shape:
-            raise InputError(
-                f"weights: expected {named(name)} as {spec.dtype}{list(spec.shape)}, but got "
-                f"{array.dtype}{list(array.shape)}; give weights of the same package."
-            )
-        with np.errstate(over="ignore"):
-            array = np.array(array, spec.dtype, order="C")
-        if not np.isfinite(array).all():
-            raise InputError(f"weights: {named(name)} holds NaN or infinity; leave out the device that it comes from.")
-        checked[name] = array
-    if fault := call(session._limits, session._kept_convex.fault, checked, present.arrays):
-        raise InputError(
-            f"weights: {fault}, and the energy would no longer be known to be convex; average, and add no noise, or "
-            "project what comes of it."
-        )
-    return checked

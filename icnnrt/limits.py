@@ -169,7 +169,8 @@ def ended(end: Deadline | None, stop: Callable[[], object]) -> Iterator[None]:
 class Limited(Protocol):
     """What has methods that are calls with limits."""
 
-    _limits: Limits | None
+    @property
+    def limits(self) -> Limits | None: ...
 
 
 S = TypeVar("S", bound=Limited)
@@ -180,6 +181,6 @@ def each_call(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S,
 
     @functools.wraps(method)
     def bounded(self: S, *args: P.args, **keywords: P.kwargs) -> R:
-        return call(self._limits, method, self, *args, **keywords)
+        return call(self.limits, method, self, *args, **keywords)
 
     return bounded

@@ -56,6 +56,12 @@ def _version(ort: ModuleType) -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (1, 18)  # the oldest that is supported
 
 
+def provider_names(providers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, ...]:
+    """Those in use, in order of preference; onnxruntime always puts the CPU last."""
+    names = [name for name, _ in providers]
+    return tuple(names if CPU in names else [*names, CPU])
+
+
 def session_options(ort: ModuleType, threads: int) -> Any:
     """What every session is made with."""
     options = ort.SessionOptions()

@@ -26,7 +26,7 @@ from icnnrt.cli import tabular
 from icnnrt.cli import verify as verify_command
 from icnnrt.cli.commands import app
 from icnnrt.errors import InputError
-from icnnrt.serving.session import load
+from icnnrt.serving.load import load
 
 
 def icnnrt(*arguments: object) -> Any:

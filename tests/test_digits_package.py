@@ -77,7 +77,7 @@ def test_the_exact_adjoint_points_downhill(split: digits.Split) -> None:
         trained = {name: w for name, w in session.weights.items() if name in cotangents.weights}
         norm = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in cotangents.weights.values()))
         step = {name: (w - 1e-2 / norm * cotangents.weights[name]).astype(w.dtype) for name, w in trained.items()}
-        session._update_weights(step)
+        session.update_weights(step)
         after = digits.mse(session.argmin(x).y, true)
         predicted = 1e-2 * norm
     assert after < before

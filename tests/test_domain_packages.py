@@ -228,8 +228,8 @@ def test_boxes_without_width_and_without_points(load: Load) -> None:
 def test_graph_alone_answers_nan_for_an_empty_box(load: Load) -> None:
     session, x, bounds = load("box"), contexts(3), bounds_of("box", 3)
     feeds = {"x": x, "y_init": (bounds["lower"] + bounds["upper"]) / 2, **bounds}
-    clean, _ = session._runner.run("argmin", feeds)
-    out, _ = session._runner.run("argmin", {**feeds, "upper": bounds["upper"] - [[0.0], [5.0], [0.0]]})
+    clean, _ = session.runner.run("argmin", feeds)
+    out, _ = session.runner.run("argmin", {**feeds, "upper": bounds["upper"] - [[0.0], [5.0], [0.0]]})
     assert np.isnan(out["y"][1]).all()
     assert np.isnan(out["lower_bound"][1])
     np.testing.assert_allclose(out["y"][[0, 2]], clean["y"][[0, 2]], rtol=0, atol=1e-10)
@@ -283,10 +283,10 @@ def test_vjp_is_the_derivative_of_argmin(load: Load, kind: str, B: int) -> None:
     try:
         moved = []
         for t in (H, -H):
-            session._update_weights({name: w + t * d[name] for name, w in old.items()})
+            session.update_weights({name: w + t * d[name] for name, w in old.items()})
             moved.append(session.argmin(**at).y)
     finally:
-        session._update_weights(old)
+        session.update_weights(old)
     true = (y_bar * (moved[0] - moved[1])).sum() / (2 * H)
     told = sum((cotangents.weights[name] * d[name]).sum() for name in old)
     assert told == pytest.approx(true, rel=1e-5, abs=1e-6)
@@ -317,14 +317,14 @@ def test_verify_looks_at_the_energy_where_y_lies(load: Load, kind: str, monkeypa
     session = load(kind)
     trial = Trial(icnnrt.Package.open(session.path), session, contexts(5), np.random.default_rng(0))
     seen: list[np.ndarray] = []
-    plain = icnnrt.Session.value_and_gradient
+    plain = icnnrt.EnergySession.value_and_gradient
 
     def noted(self: icnnrt.Session, x: Any, y: Any) -> Any:
         seen.append(np.asarray(y))
         return plain(self, x, y)
 
-    monkeypatch.setattr(icnnrt.Session, "value_and_gradient", noted)
-    monkeypatch.setattr(icnnrt.Session, "hvp", lambda self, x, y, v: plain(self, x, y + 1e-5 * v)[1])
+    monkeypatch.setattr(icnnrt.EnergySession, "value_and_gradient", noted)
+    monkeypatch.setattr(icnnrt.EnergySession, "hvp", lambda self, x, y, v: plain(self, x, y + 1e-5 * v)[1])
     for check in (checks.gradient, checks.convexity, checks.hvp):
         list(check(trial))
     Y = np.array(seen)
@@ -346,7 +346,7 @@ def test_verify_looks_at_the_energy_where_y_lies(load: Load, kind: str, monkeypa
         beyond = np.maximum(np.asarray(y) - (0.8 if kind == "simplex" else 1.0), 0.0)
         return f - 50 * (beyond**2).sum(1), g - 100 * beyond
 
-    monkeypatch.setattr(icnnrt.Session, "value_and_gradient", concave)
+    monkeypatch.setattr(icnnrt.EnergySession, "value_and_gradient", concave)
     assert next(checks.convexity(trial)).verdict == "fail"
     assert next(checks.gradient(trial)).verdict == "pass"
 

@@ -257,10 +257,10 @@ def test_a_float32_package_is_followed_in_float64(tmp_path: Path) -> None:
 
 
 def test_new_weights_of_a_session_count(sessions: dict[str, icnnrt.Session]) -> None:
-    package = sessions["FICNN"]._package
+    package = sessions["FICNN"].package
     with icnnrt.load(package) as session:
         before = epigraph(session, contexts(), mu=1.0)[0]
-        session._update_weights({name: 2 * array for name, array in session.weights.items() if name.endswith("b")})
+        session.update_weights({name: 2 * array for name, array in session.weights.items() if name.endswith("b")})
         after = epigraph(session, contexts(), mu=1.0)[0].solve()
         assert after.value != before.solve().value
         assert epigraph(package, contexts(), mu=1.0)[0].solve().value == before.solve().value

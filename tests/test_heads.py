@@ -158,13 +158,13 @@ def test_verify_judges_the_heads(package: Path) -> None:
 
 def test_verify_finds_a_pullback_that_is_wrong(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice what it should be, in all that it returns."""
-    true = icnnrt.Session.pullback
+    true = icnnrt.EnergySession.pullback
 
     def wrong(self: icnnrt.Session, *arguments: object) -> object:
         pulled = true(self, *arguments)  # type: ignore[arg-type]
         return type(pulled)(2.0 * pulled.y, 2.0 * pulled.x, {name: 2.0 * a for name, a in pulled.weights.items()})
 
-    monkeypatch.setattr(icnnrt.Session, "pullback", wrong)
+    monkeypatch.setattr(icnnrt.EnergySession, "pullback", wrong)
     bad = [check.name for check in verify(package, samples=8).checks if check.verdict == "fail"]
     assert bad[:3] == [f"pullback: {part}" for part in ("y", "x", "weights")]
     assert all(name.startswith("golden: pullback.") for name in bad[3:])

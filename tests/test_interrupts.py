@@ -41,8 +41,9 @@ WAY = frozenset(
         *(Runner.update_weights, Runner.weights.fget, Runner.check_weights),  # type: ignore[attr-defined]
         *(limits.call, limits._end_of, Served.run, Served._asked, Served._idle_one, Served._started),
         *(Once.get, Once.find, Turns.take, Link.follow, Link.last, WeightSet.__init__, WeightSet.values),
-        *(FineTuner._step, FineTuner._check, FineTuner._settle, FineTuner._undo_if_guilty, FineTuner._commit),
-        *(FineTuner._now, FineTuner._run, FineTuner._moved, FineTuner.rollback, FineTuner.keep, FineTuner._take),
+        *map(inspect.unwrap, (FineTuner._step, FineTuner._check, FineTuner.settle, FineTuner.rollback)),
+        *(FineTuner._step, FineTuner._undo_if_guilty, FineTuner._commit, FineTuner._now, FineTuner._run),
+        *(FineTuner._moved, FineTuner.keep, inspect.unwrap(FineTuner.set_weights)),
         *(operators.operator_session, quadratic_program._run, qp_solver.QPSolver.solve, qp_solver._Bound.__call__),
     )
 )
@@ -268,7 +269,7 @@ def test_what_is_read_while_weights_change_is_of_one_time(train_package: Path) -
         k = 0
         while not done.is_set():
             k += 1
-            session._update_weights({name: np.full_like(session.weights[name], k % 97) for name in names})
+            session.update_weights({name: np.full_like(session.weights[name], k % 97) for name in names})
             began.set()
 
     thread = threading.Thread(target=change)
@@ -308,7 +309,7 @@ def test_a_session_is_pickled_as_the_place_of_its_package(train_package: Path, t
     data = pickle.dumps(session)
     assert len(data) < 1000
     again = pickle.loads(data)  # noqa: S301
-    assert again._options == session._options
+    assert again.options == session.options
     np.testing.assert_array_equal(again.argmin(X).y, session.argmin(X).y)
     tuner = FineTuner(session)
     with pytest.raises(icnnrt.InputError, match="a FineTuner belongs to the session it tunes; save a checkpoint"):

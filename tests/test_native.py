@@ -590,7 +590,7 @@ def test_a_session_says_what_ran(package: str, request: pytest.FixtureRequest) -
     trainable = [name for name, spec in sessions[True].manifest.weights.tensors.items() if spec.trainable]
     for session in sessions.values():
         half = {name: session.weights[name] * np.asarray(0.5, session.weights[name].dtype) for name in trainable}
-        session._update_weights(half)
+        session.update_weights(half)
     again = [sessions[native].argmin(x).y for native in (True, False)]
     np.testing.assert_allclose(*again, atol=tolerance)
     assert np.abs(again[0] - solutions[True].y).max() > 1e-3

@@ -228,9 +228,9 @@ def test_the_loop_ends_with_the_last_sample(pair: list[icnnrt.Session]) -> None:
 
 def test_weights_that_were_updated_are_seen(pair: list[icnnrt.Session]) -> None:
     given = constraints("shared", 2)
-    with icnnrt.load(pair[0]._package) as session:
+    with icnnrt.load(pair[0].package) as session:
         before = session.argmin_polyhedron(contexts(2), **given, mu=MU)
-        session._update_weights({name: 1.5 * a for name, a in session.weights.items()})
+        session.update_weights({name: 1.5 * a for name, a in session.weights.items()})
         after = session.argmin_polyhedron(contexts(2), **given, mu=MU)
         np.testing.assert_allclose(
             after.energy, session.value(contexts(2), after.y) + 0.5 * MU * (after.y**2).sum(1), rtol=1e-12

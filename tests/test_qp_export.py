@@ -210,7 +210,9 @@ def test_what_has_no_solution_spoils_nothing(made):
         assert all((a == 0).all() for a in none.weights.values())
         assert "1 INFEASIBLE" in answer.summary()
         assert len(session.solve_qp(x.numpy()[:0])) == 0
-        with pytest.raises(CertificateError, match="strict: 2 of 6 samples are not solved: sample 1: no z"):
+        with pytest.raises(
+            CertificateError, match="strict: 2 of 6 samples did not converge: INFEASIBLE, sample 1: no z"
+        ):
             session.solve_qp(x.numpy(), strict=True)
 
 

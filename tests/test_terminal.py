@@ -348,7 +348,7 @@ def test_the_package_of_escapes_works(evil: Path, tmp_path: Path) -> None:
         solution = session.argmin(np.zeros((1, 2)))
         assert solution.ok.all()
         no_harm(repr(session))
-        no_harm(repr(session._package))
+        no_harm(repr(session.package))
         no_harm(repr(session.weights))
         tuner = FineTuner(session)
         no_harm(repr(tuner))

@@ -248,7 +248,7 @@ def export(
     with _needs("export", *NEEDED):
         import torch
 
-        from icnnrt.serving.session import load
+        from icnnrt.serving.load import load
         from icnnrt_exporters import checkpoint as checkpoints
         from icnnrt_exporters.exporter import export as write
         from icnnrt_models import BundleEntropyArgmin

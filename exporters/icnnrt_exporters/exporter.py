@@ -24,7 +24,7 @@ from icnnrt.format import package
 from icnnrt.format.manifest import GraphFile
 from icnnrt.format.signatures import listed
 from icnnrt.format.signs import NONNEGATIVE, Sign
-from icnnrt.serving.polyhedron import _usual
+from icnnrt.serving.polyhedron import usual_settings
 from icnnrt_exporters.assembly.adjoint_graph import adjoint_graph
 from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX, argmin_graph
 from icnnrt_exporters.assembly.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
@@ -119,7 +119,7 @@ def export(
         metadata: free facts for the manifest (data, seed, metrics).
         train: put train.onnx into the package too, one step of fine-tuning on the device; see `TrainSpec`.
         polyhedron: what the head "polyhedron" does unless a call says otherwise: any of "iterations" (100), "mu" (1.0)
-            and "tolerance" (1e-9, of float32 1e-5), as `Session.argmin_polyhedron` has them; and "adjoint", "prop3" for
+            and "tolerance" (1e-9, of float32 1e-5), as `argmin_polyhedron` has them; and "adjoint", "prop3" for
             energies of pieces or "implicit" for smooth ones, by default what f's graph is.
         allow_not_convex: export an energy that was seen not to be convex in y all the same; the manifest says so, and
             the status of every answer.
@@ -393,7 +393,7 @@ def _polyhedron_spec(traced: _Traced, given: Mapping[str, float | str]) -> packa
     """Proposition 3 where the energy is of pieces at x = 0, else the optimality conditions."""
     n = traced.y.shape[1]
     pieces = is_piecewise_linear(traced.graphs["value"], traced.weights, np.zeros(tuple(traced.x.shape[1:])), n)
-    settings = {**_usual(dtype_name(traced.y)), "adjoint": "prop3" if pieces else "implicit", **given}
+    settings = {**usual_settings(dtype_name(traced.y)), "adjoint": "prop3" if pieces else "implicit", **given}
     return package.PolyhedronSpec(
         int(settings["iterations"]), float(settings["mu"]), float(settings["tolerance"]), str(settings["adjoint"])
     )

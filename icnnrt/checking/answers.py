@@ -20,7 +20,7 @@ from icnnrt.checking.trial import Trial
 from icnnrt.mathematics import certificate
 from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.status import ANSWERED, Status
-from icnnrt.serving.session import load
+from icnnrt.serving.load import load
 
 POLYHEDRON_SAMPLES: Final = 8  # the reference takes one quadratic program in numpy a cut
 POLYHEDRON_CUTS: Final = 200

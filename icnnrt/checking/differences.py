@@ -68,7 +68,7 @@ def by_weights(trial: Trial, name: str, bar: Callable[[int], Arrays], loss: Loss
     told = paired({key: np.stack([one[key] for one in each]) for key in old})
 
     def moved(**weights: NDArray[Any]) -> Array:
-        session._update_weights(weights)
+        session.update_weights(weights)
         return loss(few)
 
     try:
@@ -78,7 +78,7 @@ def by_weights(trial: Trial, name: str, bar: Callable[[int], Arrays], loss: Loss
         return skipped(name, f"the weights cannot be changed in memory: {error}")
     finally:
         if session.weights_id != before:
-            session._update_weights(old)
+            session.update_weights(old)
     return judge((np.concatenate([a for a, _ in found], 1), np.concatenate([b for _, b in found], 1)))
 
 

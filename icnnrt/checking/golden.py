@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from icnnrt.errors import InputError
 from icnnrt.mathematics.domains import MODELS, coordinates, distance
+from icnnrt.serving.heads import evaluated
 
 if TYPE_CHECKING:
     from icnnrt.serving.session import Session
@@ -44,7 +45,8 @@ def compute(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     out: Arrays = {}
     for role in session.manifest.graphs:
         if role in EVALUATED:
-            found = session._evaluate(role, *(inputs[name] for name in EVALUATED[role]))
+            more: dict[str, Any] = {name: inputs[name] for name in EVALUATED[role]}
+            found = evaluated(session.runner, role, inputs["x"], inputs["y"], **more)
         elif role in ANSWERED:
             found = ANSWERED[role](session, inputs)
         else:  # an adjoint is replayed with the argmin; a step of training, and graphs of others, are not
@@ -79,8 +81,14 @@ def _solve(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
 
 
 # role -> the inputs of its graph, or how its outputs are asked for
-EVALUATED: Final[dict[str, tuple[str, ...]]] = {"hvp": ("x", "y", "y_dot")}
-EVALUATED.update(dict.fromkeys(("value", "gradient", "hessian", "gradient_x"), ("x", "y")))
+# What these take beside x and y.
+EVALUATED: Final[dict[str, tuple[str, ...]]] = {
+    "value": (),
+    "gradient": (),
+    "hvp": ("y_dot",),
+    "hessian": (),
+    "gradient_x": (),
+}
 ANSWERED: Final = {"pullback": _pullback, "argmin": _argmin, "argmin_polyhedron": _polyhedron, "solve": _solve}
 
 

@@ -138,7 +138,7 @@ def over_polyhedron(session: Session, inputs: Arrays, iterations: int, tolerance
     @functools.cache
     def true() -> Any:
         X, rows = inputs["x"], Polyhedron(**{name: a for name, a in inputs.items() if name != "x"})
-        f, usual = polyhedron.evaluated(session, X), polyhedron.TOLERANCE[session.manifest.dtype]
+        f, usual = polyhedron.value_and_gradient(session, X), polyhedron.TOLERANCE[session.manifest.dtype]
         return bundle_qp_argmin(f, rows, iterations, 1.0, tolerance=usual, precision=X.dtype)
 
     settings = {"mu": 1.0, "iterations": iterations, "tolerance": tolerance}

@@ -14,6 +14,7 @@ from icnnrt.format.manifest import SolverSpec
 from icnnrt.mathematics import certificate, reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, Domain, coordinates
 from icnnrt.mathematics.namespace import NUMPY
+from icnnrt.serving.domain_arguments import bounds_of, solver_of
 from icnnrt.serving.session import Session
 
 PERCENT: Final = (90, 99, 100)
@@ -62,9 +63,9 @@ def recommend(
     max_iterations = integer(max_iterations, "max_iterations", 1)
     if not isinstance(session, Session):
         raise InputError(f"session: expected what icnnrt.load returned, but got {type(session).__name__}.")
-    spec = session._solver("recommend")
+    spec = solver_of(session.manifest, "recommend")
     X = batch(x, "x", session.dtype, session.manifest.x_shape)
-    bounds = session._bounds(len(X), lower, upper)
+    bounds = bounds_of(session.manifest, len(X), lower, upper)
     kept = np.logical_and.reduce([finite_rows(a) for a in (X, *bounds.values())])
     if bounds:
         kept &= (bounds["lower"] <= bounds["upper"]).all(1)

@@ -15,7 +15,7 @@ from icnnrt.errors import InputError
 from icnnrt.format.fields import strict
 from icnnrt.format.package import Package, opened
 from icnnrt.format.signs import NONNEGATIVE, Sign, united
-from icnnrt.serving.session import load
+from icnnrt.serving.load import load
 
 StrPath = str | os.PathLike[str]
 
@@ -110,7 +110,7 @@ def _moves(package: Package, weights: Mapping[str, NDArray[Any]], x: object, see
         found = []
         for new in (None, weights):
             if new is not None:
-                session._update_weights(dict(new))
+                session.update_weights(dict(new))
             y = session.argmin(X, **bounds).y if manifest.solver else None  # type: ignore[arg-type]
             found.append((session.value(X, Y).astype(np.float64), y))
     (f, y), (f_new, y_new) = found

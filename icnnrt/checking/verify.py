@@ -18,7 +18,7 @@ from icnnrt.checking.trial import Trial, contexts
 from icnnrt.format.package import Package, opened
 from icnnrt.limits import check
 from icnnrt.ort import Provider
-from icnnrt.serving.session import load
+from icnnrt.serving.load import load
 
 __all__ = ["CHECKS", "Check", "Row", "VerifyReport", "contexts", "verify"]
 

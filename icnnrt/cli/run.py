@@ -91,7 +91,7 @@ def run(
     from icnnrt.cli import tabular
     from icnnrt.format.package import Package
     from icnnrt.mathematics.status import Status
-    from icnnrt.serving.session import load
+    from icnnrt.serving.load import load
 
     with_limits(context, untrusted, seconds, mebibytes)
     suffix = tabular.check_target(out, source=source) if out else ""

@@ -23,7 +23,8 @@ from icnnrt.errors import InputError
 from icnnrt.format.files import atomic_file
 from icnnrt.format.package import check_outside
 from icnnrt.printable import harmless, show
-from icnnrt.serving.solution import QPAnswer, Solution
+from icnnrt.serving.qp_session import QPNetworkSolution
+from icnnrt.serving.solution import Solution
 
 SUFFIXES: Final = (".npz", ".npy", ".csv")
 MAX_BYTES: Final = 8 << 30  # of one array in memory; beyond it a machine swaps before anything is computed
@@ -245,7 +246,7 @@ def check_size(samples: int, iterations: int, n: int, dtype: np.dtype[Any], suff
         )
 
 
-def write_answers(path: Path, y: Array, parts: Sequence[Solution | QPAnswer], info: Mapping[str, Any]) -> None:
+def write_answers(path: Path, y: Array, parts: Sequence[Solution], info: Mapping[str, Any]) -> None:
     """Write y (z of quadratic programs) to a .npy or .csv, or every field of the answers, one after the other, to a
     .npz; atomically."""
     with atomic_file(path) as file:
@@ -255,14 +256,14 @@ def write_answers(path: Path, y: Array, parts: Sequence[Solution | QPAnswer], in
             case ".csv":
                 # Enough digits to read the very same numbers back.
                 digits = "%.9g" if y.dtype == np.float32 else "%.17g"
-                letter = "z" if isinstance(parts[0], QPAnswer) else "y"
+                letter = "z" if isinstance(parts[0], QPNetworkSolution) else "y"
                 names = ",".join(f"{letter}{j}" for j in range(y.shape[1]))
                 np.savetxt(file, y, fmt=digits, delimiter=",", header=names, comments="")
             case _:
                 np.savez(file, allow_pickle=False, **_columns(parts, info))
 
 
-def _columns(parts: Sequence[Solution | QPAnswer], info: Mapping[str, Any]) -> dict[str, Array]:
+def _columns(parts: Sequence[Solution], info: Mapping[str, Any]) -> dict[str, Array]:
     names = [field.name for field in fields(parts[0]) if isinstance(getattr(parts[0], field.name), np.ndarray)]
     columns: dict[str, Array] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     columns["info"] = np.array(json.dumps(dict(info), default=str))

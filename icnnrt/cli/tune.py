@@ -27,7 +27,8 @@ from icnnrt.errors import InputError
 
 if TYPE_CHECKING:
     from icnnrt.format.manifest import Manifest
-    from icnnrt.tuning.finetune import FineTuner, FitReport
+    from icnnrt.tuning.finetune import FineTuner
+    from icnnrt.tuning.reports import FitReport
 
 STOPPED: Final = 3
 PICTURES: Final = (".png", ".svg", ".pdf")
@@ -89,7 +90,7 @@ def tune(
     """
     from icnnrt.format.checkpoints import History
     from icnnrt.format.package import Package
-    from icnnrt.serving.session import load
+    from icnnrt.serving.load import load
     from icnnrt.tuning.finetune import FineTuner
 
     _check_usage(val, patience, history, resume)
@@ -137,16 +138,15 @@ def tune(
                 except OSError as error:  # of the history: the weights are in memory still
                     failure = error
             interrupted = fitted is None and failure is None
-            tuner._settle()  # what is written has been looked at
-            learnt = tuner._stage()
-            accepted = sum(report.accepted for report in followed.steps) - learnt.undone
+            tuner.settle()  # what is written has been looked at
+            accepted = sum(report.accepted for report in followed.steps) - tuner.undone
             if not accepted and resumed_from is None:
                 if interrupted:
                     with whoever_listens(interrupted):
                         tell("interrupted before anything was learnt; nothing is written.")
                     raise typer.Exit(followed.code)
                 if fitted:
-                    why = fitted.stopped or learnt.why_undone
+                    why = fitted.stopped or tuner.why_undone
                     raise InputError(f"data: {why}; nothing is written.")
             if interrupted and history and followed.steps:
                 try:
@@ -174,7 +174,7 @@ def tune(
         "steps": tuner.steps,
         "accepted": accepted,
         "refused": len(followed.steps) - accepted,
-        "refusal": next((s.reason for s in reversed(followed.steps) if not s.accepted), learnt.why_undone or None),
+        "refusal": next((s.reason for s in reversed(followed.steps) if not s.accepted), tuner.why_undone or None),
         "skipped": followed.epochs[-1].skipped if followed.epochs else None,
         "loss": followed.epochs[-1].loss if followed.epochs else None,
         "validation_before": fitted.validation_before if fitted else None,

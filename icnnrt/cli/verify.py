@@ -150,7 +150,7 @@ def _recommend(package: "Package", x: "NDArray[Any] | None", gap: float, samples
 
     from icnnrt.checking.recommend import recommend
     from icnnrt.checking.trial import random_bounds
-    from icnnrt.serving.session import load
+    from icnnrt.serving.load import load
 
     rng = np.random.default_rng(seed)
     with load(package) as session:

@@ -31,7 +31,7 @@ from icnnrt.format.package import Package
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference, qp_solve
 from icnnrt.mathematics.qp_status import STATUSES, advise
 from icnnrt.mathematics.status import Status
-from icnnrt.serving.polyhedron import given_rows
+from icnnrt.serving.domain_arguments import given_rows
 from icnnrt.serving.session import Session
 
 __all__ = ["EpigraphProblem", "EpigraphSolution", "epigraph"]
@@ -134,7 +134,7 @@ def epigraph(
     Raises `InputError` naming the operator where f is not piecewise linear and convex in y, and for wrong arguments.
     """
     session = source if isinstance(source, Session) else None
-    package = source._package if isinstance(source, Session) else source
+    package = source.package if isinstance(source, Session) else source
     if not isinstance(package, Package):
         raise InputError(f"source: expected a session or a package, but got {type(source).__name__}; icnnrt.load one.")
     manifest = package.manifest

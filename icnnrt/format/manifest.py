@@ -315,7 +315,7 @@ class PolyhedronSpec:
     tolerance: Annotated[float, not_negative]
     """Of the gap, relative to max(1, |lower bound|), at which a sample is done."""
     adjoint: Annotated[str, exactly("prop3", "implicit")]
-    """ "prop3" or "implicit": `icnnrt.serving.polyhedron` tells them apart."""
+    """ "prop3" or "implicit": `icnnrt.serving.polyhedron_adjoint` tells them apart."""
 
 
 def _graph_file(value: object, place: str) -> GraphFile:

@@ -70,40 +70,22 @@ def advise(
     `gap_bound` and `residual_bound` are what gap and residual had to stay below, `violation` is by how much the
     energy lies below its own cuts, `uncertainty` by how much rounding may have moved the gap.
     """
-    match status:
-        case Status.CONVERGED:
-            return f"converged: a gap of {gap:.1e} <= {gap_bound:.1e} and a residual of {residual:.1e}"
-        case Status.GAP:
-            return (
-                f"{iterations} cuts left a gap of {gap:.1e} > {gap_bound:.1e}, so a smaller energy may exist: "
-                f"export with more iterations ({2 * iterations}), or start from a better y_init"
-            )
-        case Status.SOLVER:
-            return (
-                f"{steps} steps left the last model with a residual of {residual:.1e} > {residual_bound:.1e}: "
-                f"export with more steps ({2 * steps}), or scale the energy down if its slopes are far above 1e3"
-            )
-        case Status.NOT_CONVEX:
-            seen = f"lies {violation:.1e} below its own cuts" if violation > 0 else "was seen to bend down"
-            return (
-                f"the energy {seen}, so it is not convex in y and no bound holds: "
-                "make the weights between hidden layers nonnegative and the activations convex, then export again"
-            )
-        case Status.NOT_FINITE:
-            return (
-                f"the energy or its gradient left the range of {dtype}: scale x to what the model was trained on, "
-                "or export it in float64"
-            )
-        case Status.NOT_FINITE_INPUT:
-            return f"x holds NaN or infinity (or a number beyond {dtype}), or a bound does: clean it"
-        case Status.INFEASIBLE:
-            return "a lower bound exceeds its upper one, so no y is allowed: exchange or widen them"
-        case Status.UNBOUNDED:
-            return "the energy falls without end as far as it was followed: bound y"
-        case Status.PRECISION:
-            return imprecise(uncertainty, gap_bound, dtype)
-        case Status.INACCURATE:
-            raise AssertionError("quadratic programs have advice of their own")
+    seen = f"lies {violation:.1e} below its own cuts" if violation > 0 else "was seen to bend down"
+    return {
+        Status.CONVERGED: f"converged: a gap of {gap:.1e} <= {gap_bound:.1e} and a residual of {residual:.1e}",
+        Status.GAP: f"{iterations} cuts left a gap of {gap:.1e} > {gap_bound:.1e}, so a smaller energy may exist: "
+        f"export with more iterations ({2 * iterations}), or start from a better y_init",
+        Status.SOLVER: f"{steps} steps left the last model with a residual of {residual:.1e} > {residual_bound:.1e}: "
+        f"export with more steps ({2 * steps}), or scale the energy down if its slopes are far above 1e3",
+        Status.NOT_CONVEX: f"the energy {seen}, so it is not convex in y and no bound holds: "
+        "make the weights between hidden layers nonnegative and the activations convex, then export again",
+        Status.NOT_FINITE: f"the energy or its gradient left the range of {dtype}: scale x to what the model was "
+        "trained on, or export it in float64",
+        Status.NOT_FINITE_INPUT: f"x holds NaN or infinity (or a number beyond {dtype}), or a bound does: clean it",
+        Status.INFEASIBLE: "a lower bound exceeds its upper one, so no y is allowed: exchange or widen them",
+        Status.UNBOUNDED: "the energy falls without end as far as it was followed: bound y",
+        Status.PRECISION: imprecise(uncertainty, gap_bound, dtype),
+    }[status]
 
 
 def advise_polyhedron(status: Status, *, gap: float, cuts: int, uncertainty: float) -> str:

@@ -124,11 +124,9 @@ class QPSolver:
         self._only_z_bar = True  # the other three are zero, and need not be written again
         self._d = [np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in ADJOINT]
         self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
-        self._square = np.zeros_like(self.data.Q)
-        self._rows = np.zeros_like(self.data.G), np.zeros_like(self.data.A)
         self._where = dtype, native, threads
         self._solve = _Bound("solve", self._where, {**self.data._asdict(), "start": self._start}, answers)
-        self._sides = _Sides(self)
+        self._sides = _Sides(self._d, (self.z, self.lam, self.nu, self.bound_multipliers), self.gradients)
 
     def solve(
         self,
@@ -155,7 +153,7 @@ class QPSolver:
         for value, (name, into, dtype, whole, one) in zip(given, self._inputs):  # noqa: B905  a tenth of a microsecond
             if value is not None:
                 if type(value) is not np.ndarray or value.dtype != dtype or value.shape not in (one, whole):
-                    value = _fitted("bound_multipliers_bar" if name == "mu_bar" else name, value, into)
+                    value = _fitted(name, value, into)
                 parts.append((into, value))
         for into, value in parts:
             into[...] = value
@@ -304,40 +302,26 @@ class _Bound:
 class _Sides:
     """The gradients of the data from (d_z, d_λ, d_ν, d_μ), into memory that is there: the head of `qp_reference`."""
 
-    def __init__(self, solver: QPSolver) -> None:
-        d_z, d_lam, d_nu, _ = solver._d
-        self.d = solver._d
-        self.solver = solver
-        self.column = d_z[:, :, None], solver.z[:, None]
-        self.over_G = solver.lam[:, :, None], d_z[:, None], d_lam[:, :, None], solver.z[:, None]
-        self.over_A = solver.nu[:, :, None], d_z[:, None], d_nu[:, :, None], solver.z[:, None]
-        self.transposed = solver._square.swapaxes(1, 2)
+    def __init__(self, d: list[Floats], points: tuple[Floats, ...], out: QPData) -> None:
+        (d_z, d_lam, d_nu, d_mu), (z, lam, nu, mu) = d, points
+        square, of_G, of_A = (np.zeros_like(M) for M in (out.Q, out.G, out.A))
+        products = ((d_z, z, square), (lam, d_z, out.G), (d_lam, z, of_G), (nu, d_z, out.A), (d_nu, z, of_A))
+        self.products = [(a[:, :, None], c[:, None], M) for a, c, M in products if M.size]
+        self.sums = [(out.Q, square, square.swapaxes(1, 2)), (out.G, out.G, of_G), (out.A, out.A, of_A)]
+        above, below = ((d_lam, lam, out.h), (d_mu, mu, out.upper)), ((d_lam, lam, out.h_lower), (d_mu, mu, out.lower))
+        self.sides: list[Any] = [(*side, np.greater) for side in above if side[-1].size]
+        self.sides += [(*side, np.less) for side in below if side[-1].size]
+        self.copies = d_z, d_nu, out
 
     def write(self) -> None:
-        solver, out = self.solver, self.solver.gradients
-        d_z, d_lam, d_nu, d_mu = self.d
-        square = solver._square
-        np.multiply(*self.column, out=square)
-        np.add(square, self.transposed, out=out.Q)
+        d_z, d_nu, out = self.copies
+        for a, c, M in self.products:
+            np.multiply(a, c, out=M)
+        for total, M, N in self.sums:
+            np.add(M, N, out=total)
         np.multiply(out.Q, 0.5, out=out.Q)
         out.p[...] = d_z
-        for (multiplier, d_row, d_multiplier, row), gradient, other in (
-            (self.over_G, out.G, solver._rows[0]),
-            (self.over_A, out.A, solver._rows[1]),
-        ):
-            if gradient.size:
-                np.multiply(multiplier, d_row, out=gradient)
-                np.multiply(d_multiplier, row, out=other)
-                np.add(gradient, other, out=gradient)
-        if d_nu.size:
-            np.negative(d_nu, out=out.b)
-        for d, multiplier, upper, lower in (
-            (d_lam, solver.lam, out.h, out.h_lower),
-            (d_mu, solver.bound_multipliers, out.upper, out.lower),
-        ):
-            if upper.size:
-                np.multiply(d, multiplier > 0, out=upper)
-                np.negative(upper, out=upper)
-            if lower.size:
-                np.multiply(d, multiplier < 0, out=lower)
-                np.negative(lower, out=lower)
+        np.negative(d_nu, out=out.b)
+        for d, multiplier, gradient, beyond in self.sides:
+            np.multiply(d, beyond(multiplier, 0.0), out=gradient)
+            np.negative(gradient, out=gradient)

@@ -88,7 +88,7 @@ def check(
         for name, got, true in parity_polyhedron.figures(session, judge, *few):
             _worst(figures, name, got, true)
     facts = _check_argmin(session, judge, solver, x_example, y_example, figures) if solver else {}
-    energy = session._package.graphs[ENERGY_ROLES[session.manifest.kind]]
+    energy = session.package.graphs[ENERGY_ROLES[session.manifest.kind]]
     through_programs = (OP_DOMAIN, "QPSolve") in wire.survey(energy, "energy").operators
     for name, figure in figures.items():
         bound = TOLERANCE[session.manifest.dtype][name]
@@ -240,7 +240,7 @@ def _value_and_gradient(
     return f.detach().numpy(), g.numpy()
 
 
-def _of(solution: icnnrt.Solution, domain: Domain) -> tuple[Coordinates, NDArray[np.float64]]:
+def _of(solution: icnnrt.ArgminSolution, domain: Domain) -> tuple[Coordinates, NDArray[np.float64]]:
     """The coordinates of a solution's cuts, [B, 1, n] where they are of each sample, and its cut points as y."""
     lower, upper = solution.lower, solution.upper
     bounds = {} if lower is None or upper is None else {"lower": lower, "upper": upper}
@@ -250,7 +250,7 @@ def _of(solution: icnnrt.Solution, domain: Domain) -> tuple[Coordinates, NDArray
     return at, at.y(solution.cut_points.astype(np.float64))
 
 
-def _slopes(judge: nn.Module, solution: icnnrt.Solution, domain: Domain) -> NDArray[np.float64]:
+def _slopes(judge: nn.Module, solution: icnnrt.ArgminSolution, domain: Domain) -> NDArray[np.float64]:
     """Slopes at every cut point, [B, K, n], by torch in float64."""
     at, points = _of(solution, domain)
     B, K, n = points.shape
@@ -271,7 +271,7 @@ class Bars(NamedTuple):
 def true_adjoint(
     judge: nn.Module,
     trainable: Sequence[str],
-    solution: icnnrt.Solution,
+    solution: icnnrt.ArgminSolution,
     y_bar: NDArray[np.float64],
     depth: int,
     domain: Domain = UNIT_BOX,

@@ -36,13 +36,13 @@ class PolyhedronArgmin(nn.Module):
     over the batch. All have gradients, and so have x and the weights, once, not twice.
 
     `icnnrt.mathematics.bundle_qp` states the method: cuts and constraints in one quadratic program an iteration, so
-    that every answer is feasible; the same as `icnnrt.Session.argmin_polyhedron`, on the device of the data. A sample
-    is done once its gap is within the tolerance, and depends on its neighbours by rounding alone.
+    that every answer is feasible; the same as `icnnrt.EnergySession.argmin_polyhedron`, on the device of the data. A
+    sample is done once its gap is within the tolerance, and depends on its neighbours by rounding alone.
 
     `solve`, of the same arguments, gives a `PolyhedronResult`: y with certificate, multipliers and a status for each
     sample; nothing is recorded for autograd. `last` is that of the last call of `forward`.
 
-    Which adjoint is right (as `icnnrt.serving.polyhedron` has them):
+    Which adjoint is right (as `icnnrt.serving.polyhedron_adjoint` has them):
 
     - "prop3": the cuts of the model that gave y*, held fixed: exact for energies of pieces (ReLU). Keeps the graph of f
       at every cut.
