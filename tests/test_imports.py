@@ -145,7 +145,7 @@ EXPORTERS = (
     ("graphs",),
     ("assembly",),
     ("writing", "checks"),
-    ("torch_files", "qp_package", "checkpoint"),
+    ("torch_files", "energy_package", "qp_package", "checkpoint"),
     ("exporter",),
     ("__init__", "demo"),
     ("commands",),

@@ -74,9 +74,11 @@ def to_onnx(head: Head) -> ir.Model:
     if any(argument.example.dtype == torch.float64 for argument in head.inputs):
         lift_float64_scalars(head.graph)
     try:
-        with quiet(), sped_up():
+        with quiet():
+            prepared = _prepared(head)
+        with quiet(), sped_up(prepared.graph):
             program = torch.onnx.export(
-                _prepared(head),
+                prepared,
                 dynamo=True,
                 opset_version=OPSET,
                 optimize=True,

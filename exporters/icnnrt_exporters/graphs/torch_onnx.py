@@ -3,27 +3,58 @@
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
 
 _EXPORTING = threading.RLock()
 # Looks at every pair of nodes for two halves of one tensor: three quarters of the time that simplifying takes.
 SLOW_RULES = frozenset({"SlicesSplit"})
+# What answers the same of numbers and truth values whatever their type is, or converts them itself.
+UNCHANGING = frozenset(
+    overload
+    for packet in (
+        *(aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.logical_and, aten.logical_or, aten.logical_not),
+        *(aten.bitwise_and, aten.bitwise_or, aten.bitwise_not, aten._to_copy, aten.view, aten.expand, aten.unsqueeze),
+    )
+    for overload in (getattr(packet, name) for name in packet.overloads())
+)
 
 
 @contextlib.contextmanager
-def sped_up() -> Iterator[None]:
-    """While it is entered, `torch.onnx.export` takes about half of its time, and gives the same graphs but for
-    `SLOW_RULES`.
+def sped_up(graph: torch.fx.Graph) -> Iterator[None]:
+    """While it is entered, `torch.onnx.export` takes a third of its time for a program of this graph.
 
-    Its translations, about 500, are read once a process; it parses the source of all of them at every call. Both are
-    replaced by name in packages of others: what is not found there is left as it is.
+    It gives the same graphs but for `SLOW_RULES`. Of its translations, about 500, it parses the source at every call:
+    here only of those that the graph needs, and types are promoted only where there are several; unless an operator has
+    no translation and is decomposed into others. The table of decompositions is made once a process. All is replaced by
+    name in packages of others: what is not found there is left as it is.
     """
+    mixed = any(_mixes(node) for node in graph.nodes if node.op == "call_function")
     with _EXPORTING, contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, AttributeError):
+            # `ops` for what its import registers.
+            from onnxscript.function_libs.torch_lib import ops, registration  # noqa: F401
+            from torch.onnx._internal.exporter import _fx_passes
             from torch.onnx._internal.exporter._registration import onnxscript_apis
 
-            _replace(stack, onnxscript_apis, "get_torchlib_ops", _read_once(onnxscript_apis.get_torchlib_ops))
+            ways = dict(registration.default_registry.items())
+            needed = _names(graph)
+            if not mixed and needed <= ways.keys():
+                ways = {name: way for name, way in ways.items() if name in needed or not name.startswith("aten::")}
+                _replace(stack, registration, "default_registry", ways)
+                _replace(stack, _fx_passes, "insert_type_promotion_nodes", lambda module: None)
+            else:
+                _replace(stack, onnxscript_apis, "get_torchlib_ops", _read_once(onnxscript_apis.get_torchlib_ops))
+        with contextlib.suppress(ImportError, AttributeError):
+            from torch.onnx._internal.exporter import _decomp
+
+            make = _decomp.create_onnx_friendly_decomposition_table
+            _replace(stack, _decomp, "create_onnx_friendly_decomposition_table", _selected(make))
         with contextlib.suppress(ImportError, AttributeError):
             from onnxscript import rewriter
 
@@ -34,14 +65,45 @@ def sped_up() -> Iterator[None]:
 
 
 @functools.cache
-def _read_once(read: Any) -> Any:
+def _read_once(read: Callable[[], Any]) -> Callable[[], Any]:
     return functools.cache(read)
+
+
+@functools.cache
+def _selected(make: Callable[[set[Any]], dict[Any, Any]]) -> Callable[[set[Any]], dict[Any, Any]]:
+    """The table for operators that have a translation, out of the one that knows of none."""
+    everything = functools.cache(lambda: make(set()))
+    return lambda known: {operator: rule for operator, rule in everything().items() if operator not in known}
+
+
+def _names(graph: torch.fx.Graph) -> set[str]:
+    """Of the operators, less our own, whose translations are added; what works in place has none."""
+    operators = {node.target for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    return {"" if one._schema.is_mutable else one.name() for one in operators if one.namespace != "icnnrt"}
+
+
+def _mixes(node: torch.fx.Node) -> bool:
+    """What the node computes with may have to be made one type: tensors of several, or of one that arithmetic may
+    change, or a size where a number may stand."""
+    read = node.all_input_nodes[1:] if node.target is aten.where.self else node.all_input_nodes
+    values = [value for source in read for value in pytree.tree_leaves(source.meta.get("val"))]
+    types = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    if len(types) > 1 or (node.target not in UNCHANGING and not all(one.is_floating_point for one in types)):
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False  # of sizes alone
+    return any(
+        isinstance(one, torch.fx.Node)
+        and isinstance(one.meta.get("val"), torch.SymInt | torch.SymFloat)
+        and isinstance(argument.type, torch.TensorType | torch.NumberType)
+        for one, argument in zip(node.args, node.target._schema.arguments, strict=False)
+    )
 
 
 def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
     """Until the stack is left."""
     if name in vars(owner):
-        stack.callback(setattr, owner, name, getattr(owner, name))
+        stack.callback(setattr, owner, name, vars(owner)[name])
     else:  # found by the owner's __getattr__
         stack.callback(delattr, owner, name)
     setattr(owner, name, value)

@@ -250,6 +250,12 @@ def rsub(b: Tensor, a: Any, alpha: float = 1) -> Tensor:
     return torch.sub(a, b, alpha=alpha)
 
 
+def eye(n: int, *, dtype: torch.dtype | None = None, device: Any = None, **rest: Any) -> Tensor:
+    """The identity by comparing places, for the same reason."""
+    places = torch.arange(n, device=device)
+    return (places.unsqueeze(1) == places).to(dtype or torch.get_default_dtype())
+
+
 @cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """The whole table, by operator overload."""
@@ -283,6 +289,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table[aten.addmm.default] = addmm
     table[aten.add.Tensor] = add
     table[aten.sub.Tensor] = sub
+    table[aten.eye.default] = eye
     table[aten.rsub.Scalar] = rsub
     table[aten.rsub.Tensor] = rsub
     return table
