@@ -76,8 +76,16 @@ def energy_contents(
     x, y = (t[3:7] for t in parity.inputs(x_example, y_example)[-1])
     check_energy(energy, judge, x, y, kind=kind)
     traced = _trace(energy, x_example, y_example, kind, train, progress)
-    contents = Contents.of(x_example, y_example.shape[1], kind, traced.graphs, traced.weights, traced.trainable)
-    contents = replace(contents, nonnegative=nonnegative)
+    contents = Contents(
+        kind,
+        dtype_name(x_example),
+        x_shape=tuple(x_example.shape[1:]),
+        y_shape=tuple(y_example.shape[1:]),
+        graphs=traced.graphs,
+        weights=traced.weights,
+        trainable=traced.trainable,
+        nonnegative=nonnegative,
+    )
     if kind == "energy":  # of the value graph alone, before what takes longer
         with tempfile.TemporaryDirectory(prefix="icnnrt-export-") as scratch:
             plain = contents.write(Path(scratch) / "value.icnn")

@@ -1,7 +1,5 @@
 """What a package of a network of quadratic programs z(x; θ) is made of."""
 
-from dataclasses import replace
-
 import onnx_ir as ir
 from torch import Tensor, nn
 
@@ -17,7 +15,7 @@ from icnnrt_exporters.checks.preconditions import check_network, float64_judge
 from icnnrt_exporters.graphs.onnx_head import to_onnx
 from icnnrt_exporters.surgery import dismantle, numbered
 from icnnrt_exporters.tracing.qp_network import QPNetwork, adjoint_head, solve_head
-from icnnrt_exporters.writing import Contents, Progress, plain_graph, serialise, stored
+from icnnrt_exporters.writing import Contents, Progress, dtype_name, plain_graph, serialise, stored
 
 
 def network_contents(
@@ -72,5 +70,15 @@ def network_contents(
     made = {name: network.theta[name] for name in network.constants}
     layout = package.weight_layout(weights)[1]
     graphs = {role: serialise(graph, weights, layout, made) for role, graph in assembled.items()}
-    contents = Contents.of(x_example, network.n, "qp", graphs, weights, trainable)
-    return replace(contents, nonnegative=nonnegative, train=training), judge
+    contents = Contents(
+        "qp",
+        dtype_name(x_example),
+        x_shape=tuple(x_example.shape[1:]),
+        y_shape=tuple(z_example.shape[1:]),
+        graphs=graphs,
+        weights=weights,
+        trainable=trainable,
+        nonnegative=nonnegative,
+        train=training,
+    )
+    return contents, judge

@@ -49,19 +49,6 @@ class Contents:
     convexity: Convexity | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def of(
-        cls,
-        x_example: Tensor,
-        n: int,
-        kind: str,
-        graphs: Mapping[str, bytes],
-        weights: Mapping[str, np.ndarray],
-        trainable: tuple[str, ...],
-    ) -> "Contents":
-        """Of samples like x_example, with y or z [B, n]."""
-        return cls(kind, dtype_name(x_example), tuple(x_example.shape[1:]), (n,), graphs, weights, trainable)
-
     def write(self, path: Path, **found: Any) -> package.Package:
         """Write the package, with what was found out about it: parity, golden data."""
         found |= {**vars(self), "opset": OPSET, "ir_version": IR_VERSION, "producer": producer()}

@@ -14,6 +14,8 @@ aten = torch.ops.aten
 _EXPORTING = threading.RLock()
 # Looks at every pair of nodes for two halves of one tensor: three quarters of the time that simplifying takes.
 SLOW_RULES = frozenset({"SlicesSplit"})
+# What promoting types puts into a graph, besides another overload of an operator.
+PROMOTING = frozenset({"aten::scalar_tensor", "aten::_to_copy"})
 # What answers the same of numbers and truth values whatever their type is, or converts them itself.
 UNCHANGING = frozenset(
     overload
@@ -30,11 +32,10 @@ def sped_up(graph: torch.fx.Graph) -> Iterator[None]:
     """While it is entered, `torch.onnx.export` takes a third of its time for a program of this graph.
 
     It gives the same graphs but for `SLOW_RULES`. Of its translations, about 500, it parses the source at every call:
-    here only of those that the graph needs, and types are promoted only where there are several; unless an operator has
-    no translation and is decomposed into others. The table of decompositions is made once a process. All is replaced by
-    name in packages of others: what is not found there is left as it is.
+    here only of those that the graph needs, unless an operator has none and is decomposed into others. Types are
+    promoted only where there are several. The table of decompositions is made once a process. All is replaced by name
+    in packages of others: what is not found there is left as it is.
     """
-    mixed = any(_mixes(node) for node in graph.nodes if node.op == "call_function")
     with _EXPORTING, contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, AttributeError):
             # `ops` for what its import registers.
@@ -42,12 +43,13 @@ def sped_up(graph: torch.fx.Graph) -> Iterator[None]:
             from torch.onnx._internal.exporter import _fx_passes
             from torch.onnx._internal.exporter._registration import onnxscript_apis
 
-            ways = dict(registration.default_registry.items())
-            needed = _names(graph)
-            if not mixed and needed <= ways.keys():
-                ways = {name: way for name, way in ways.items() if name in needed or not name.startswith("aten::")}
-                _replace(stack, registration, "default_registry", ways)
+            if not any(_mixes(node) for node in graph.nodes if node.op == "call_function"):
                 _replace(stack, _fx_passes, "insert_type_promotion_nodes", lambda module: None)
+            ways, needed = dict(registration.default_registry.items()), _names(graph)
+            if needed <= ways.keys():
+                kept = {name.split(".")[0] for name in needed} | PROMOTING
+                ways = {name: way for name, way in ways.items() if name[:6] != "aten::" or name.split(".")[0] in kept}
+                _replace(stack, registration, "default_registry", ways)
             else:
                 _replace(stack, onnxscript_apis, "get_torchlib_ops", _read_once(onnxscript_apis.get_torchlib_ops))
         with contextlib.suppress(ImportError, AttributeError):
@@ -84,7 +86,7 @@ def _names(graph: torch.fx.Graph) -> set[str]:
 
 def _mixes(node: torch.fx.Node) -> bool:
     """What the node computes with may have to be made one type: tensors of several, or of one that arithmetic may
-    change, or a size where a number may stand."""
+    change, or a whole number or a size where a fraction may stand."""
     read = node.all_input_nodes[1:] if node.target is aten.where.self else node.all_input_nodes
     values = [value for source in read for value in pytree.tree_leaves(source.meta.get("val"))]
     types = {value.dtype for value in values if isinstance(value, torch.Tensor)}
@@ -93,9 +95,8 @@ def _mixes(node: torch.fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return False  # of sizes alone
     return any(
-        isinstance(one, torch.fx.Node)
-        and isinstance(one.meta.get("val"), torch.SymInt | torch.SymFloat)
-        and isinstance(argument.type, torch.TensorType | torch.NumberType)
+        isinstance(one.meta.get("val") if isinstance(one, torch.fx.Node) else one, int | torch.SymInt | torch.SymFloat)
+        and isinstance(argument.type, torch.TensorType | torch.NumberType | torch.OptionalType)
         for one, argument in zip(node.args, node.target._schema.arguments, strict=False)
     )
 
