@@ -38,7 +38,8 @@ from icnnrt_exporters.assembly import losses as losses_module
 from icnnrt_exporters.assembly.losses import binary_cross_entropy, huber, loss_graph, named, squared_error
 from icnnrt_exporters.assembly.optimizers import resolve
 from icnnrt_exporters.assembly.train_graph import ANSWER, train_graph
-from icnnrt_exporters.exporter import RESIDUAL_TOLERANCE, export
+from icnnrt_exporters.energy_package import RESIDUAL_TOLERANCE
+from icnnrt_exporters.exporter import export
 from icnnrt_exporters.graphs.onnx_head import quiet, to_onnx
 from icnnrt_exporters.tracing.energy_graph import trace_energy
 from icnnrt_exporters.tracing.heads import cut_vjp, hessian_vector_product, value_and_gradient

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from icnnrt.errors import ExportError
 from icnnrt.format.manifest import MAX_ITERATIONS
 from icnnrt.format.package import check_outside
-from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR, NAMES, OF_POLYHEDRON, POLYHEDRON_ROLES, THETA_BAR
+from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR, NAMES, OF_POLYHEDRON, POLYHEDRON_ROLES, QP_NAMES, THETA_BAR
+from icnnrt_exporters.assembly.train_spec import TrainSpec
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
 Solver = BundleEntropyArgmin | BregmanProximalGradient
@@ -20,13 +21,14 @@ MAX_NUMBER: Final = 1e300  # of a setting
 # What `export` reads of a solver, of whatever class.
 SOLVER: Final = ("energy", "y_dim", "iterations", "steps", "gap_tolerance", "residual_tolerance")
 
-# Names of the graphs' inputs and outputs, which no weight may bear.
+# Names of the graphs' inputs and outputs, which no weight may bear; those of quadratic programs only in such a package.
 RESERVED = frozenset(
     name
     for named in (*(s for role, s in NAMES.items() if role not in POLYHEDRON_ROLES), (BOUNDS, BOUNDS_BAR))
     for names in named
     for name in names
 )
+RESERVED_QP = frozenset(name for named in QP_NAMES.values() for names in named for name in names)
 STORABLE = (
     torch.float64,
     torch.float32,
@@ -39,8 +41,9 @@ STORABLE = (
     torch.bool,
 )
 HEADS = ("hvp", "hessian", "gradient_x", "pullback", "polyhedron")  # that are there if they are asked for
-# Largest |f(batch) − f(sample alone)| in float64, relative: sums in another order stay far below it.
-SAMPLES_APART = 1e-9
+# Largest |f(batch) − f(sample alone)| in float64, relative: sums in another order stay far below it. Through quadratic
+# programs by the solver's accuracy too.
+SAMPLES_APART: Final = {"energy": 1e-9, "answer": 1e-6}
 
 
 def check_target(path: Path, overwrite: bool) -> None:
@@ -96,7 +99,17 @@ def _check_y_dim(solver: Solver | PolyhedronArgmin, n: int) -> None:
         )
 
 
-def check_weights(energy: nn.Module, dtype: torch.dtype, heads: Collection[str] = ()) -> None:
+def check_adjoint(train: TrainSpec | None, solver: object, kind: str) -> None:
+    """A training step has "prop3" for the bundle method alone."""
+    if train is None or train.adjoint == "exact":
+        return
+    if kind == "qp":
+        raise ExportError(f"adjoint: a quadratic program has one adjoint, got {train.adjoint!r}; leave it 'exact'")
+    if isinstance(solver, BregmanProximalGradient):
+        raise ExportError("adjoint: 'prop3' belongs to the bundle method, not to the Bregman step; leave it 'exact'")
+
+
+def check_weights(energy: nn.Module, dtype: torch.dtype, heads: Collection[str] = (), kind: str = "energy") -> None:
     """Names, dtypes and sizes of the state_dict are such that graphs and files can hold them."""
     for name, parameter in energy.named_parameters():
         if parameter.dtype != dtype:
@@ -104,7 +117,7 @@ def check_weights(energy: nn.Module, dtype: torch.dtype, heads: Collection[str] 
                 f"energy: {name} is {parameter.dtype}, but x_example {dtype}; convert the model with .float() or "
                 ".double(), or the examples"
             )
-    reserved = RESERVED | (frozenset(OF_POLYHEDRON) if "polyhedron" in heads else frozenset())
+    reserved = RESERVED.union(OF_POLYHEDRON if "polyhedron" in heads else (), RESERVED_QP if kind == "qp" else ())
     for name, tensor in energy.state_dict().items():
         if name in reserved or name.startswith(THETA_BAR):
             raise ExportError(
@@ -225,12 +238,37 @@ def check_energy(energy: nn.Module, judge: nn.Module, x: Tensor, y: Tensor, *, k
     if together[0].shape != ((len(x),) if kind == "energy" else y.shape):
         return  # trace_energy tells of a wrong output shape
     for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
-        apart = (whole - torch.cat([part.reshape(-1, *whole.shape[1:]) for part in parts])).abs()
-        if not float(apart.max()) <= SAMPLES_APART * max(1.0, float(whole.abs().max())):
-            raise ExportError(
-                f"energy: the energy of a sample depends on the others of its batch (by {float(apart.max()):.1e}); "
-                "make the forward treat every row of x and y on its own, without statistics over the batch"
-            )
+        _check_apart("energy", whole, torch.cat([part.reshape(-1, *whole.shape[1:]) for part in parts]))
+
+
+def check_network(judge: nn.Module, x: Tensor) -> None:
+    """The same of a network z(x), of which `judge` is the float64 copy; answers that are not finite aside."""
+    X = x.double()
+    try:
+        with torch.no_grad():
+            together = judge(X)
+            if not isinstance(together, Tensor):
+                return  # QPNetwork tells of a wrong output
+            alone = torch.cat([judge(X[i : i + 1]) for i in range(len(X))])
+    except Exception as error:
+        raise ExportError(
+            f"module: its forward must work for a batch of any size, and in float64 too, but fails on samples like "
+            f"x_example ({_reason(error)}); register plain tensor attributes with register_buffer, and leave "
+            "on_unsafe='raise' out"
+        ) from error
+    if together.shape == alone.shape:
+        both = torch.isfinite(together) & torch.isfinite(alone)
+        _check_apart("answer", *(torch.where(both, t, 0.0) for t in (together, alone)))
+
+
+def _check_apart(what: str, together: Tensor, alone: Tensor) -> None:
+    apart = float((together - alone).abs().max())
+    if not apart <= SAMPLES_APART[what] * max(1.0, float(together.abs().max())):
+        raise ExportError(
+            f"{'energy' if what == 'energy' else 'module'}: the {what} of a sample depends on the others of its batch "
+            f"(by {apart:.1e}); make the forward treat every row of what it is given on its own, without statistics "
+            "over the batch"
+        )
 
 
 def _value_and_gradient(judge: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
