@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from exports import export
 from onnx_functions import transposed_products
 from test_argmin_layer import numpy_value_and_gradient
 from torch import Tensor, nn
@@ -29,7 +30,6 @@ from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.tuning.finetune import FineTuner
 from icnnrt_exporters import TrainSpec, siblings
 from icnnrt_exporters.assembly.optimizers import SGD
-from icnnrt_exporters.exporter import export
 from icnnrt_models import FICNN, BundleEntropyArgmin
 
 X_DIM, N, MU = 2, 3, 2.5
