@@ -192,8 +192,9 @@ def _parts(value: Any, seen: dict[int, int], alive: list[object]) -> Iterator[by
     elif isinstance(value, staticmethod | classmethod):
         inner = (value.__func__,)
     elif isinstance(value, types.FunctionType):
-        inner = () if _known(value) else (*_code(value), value.__defaults__, value.__kwdefaults__, *_closure(value))
         yield f"{value.__module__}.{value.__qualname__}".encode()
+        around = (value.__defaults__, value.__kwdefaults__, *_closure(value))
+        inner = () if _known(value) else (*_file(value), *_instructions(value.__code__), *around)
     elif isinstance(value, types.BuiltinFunctionType) and not isinstance(value.__self__, types.ModuleType | None):
         inner = (value.__self__,)
         yield value.__name__.encode()
@@ -202,7 +203,7 @@ def _parts(value: Any, seen: dict[int, int], alive: list[object]) -> Iterator[by
         inner = ()
     elif isinstance(value, type):
         yield f"{value.__module__}.{value.__qualname__}".encode()
-        inner = () if _known(value) else (*_code(value), *value.__bases__, *_members(value))
+        inner = () if _known(value) else (*_file(value), *value.__bases__, *_members(value))
     elif isinstance(value, torch.jit.ScriptModule | torch.fx.GraphModule) or not hasattr(value, "__dict__"):
         raise NotHashable(value)
     else:
@@ -217,7 +218,7 @@ def _known(value: Any) -> bool:
     return (value.__module__ or "").split(".")[0] in KNOWN and "<locals>" not in value.__qualname__
 
 
-def _code(value: Any) -> Iterator[bytes]:
+def _file(value: Any) -> Iterator[bytes]:
     """The file that defines it, with all that it may name there."""
     try:
         file = inspect.getsourcefile(value)
@@ -227,6 +228,16 @@ def _code(value: Any) -> Iterator[bytes]:
         raise NotHashable(value)
     yield Path(file).read_bytes()
     yield _helpers()
+
+
+def _instructions(code: types.CodeType) -> Iterator[object]:
+    """Two functions of one name may stand in one file."""
+    yield from (code.co_code, code.co_names, code.co_varnames, code.co_freevars)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _instructions(constant)
+        else:
+            yield constant
 
 
 def _closure(function: types.FunctionType) -> Iterator[object]:
