@@ -22,11 +22,11 @@ demo: $(VENV)/.ready  ## train, export, reload without torch, complete images, c
 
 test: $(VENV)/.ready  ## lint, types, the kernels' tests, and every capability once
 	$(MAKE) -j 2 check native
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(VENV)/.ready  ## the same with all that repeats it in size: see tests/amounts.py
 	$(MAKE) -j 2 check native
-	ICNNRT_TEST_AMOUNT=all $(BIN)/pytest -n 2 --dist worksteal
+	ICNNRT_TEST_AMOUNT=all $(BIN)/pytest -n 2 --dist loadfile
 
 native: $(VENV)/.ready  ## the kernels' C++ tests; without a compiler CMake says so and there are none
 	$(BIN)/cmake --preset tests
