@@ -8,6 +8,7 @@ from typing import Any
 import attacks
 import numpy as np
 import pytest
+from amounts import ALL
 
 import icnnrt
 from icnnrt import FineTuner, IcnnrtError, Package, QPSolver, federated, qp
@@ -255,7 +256,7 @@ def _program() -> lp_files.Program:
 # A whole number of these is an order, and obeyed however large: they are no mistake to tell.
 ORDERS = {("fit", "epochs"), ("argmin_polyhedron", "iterations"), ("recommend", "max_iterations")}
 # All values for every argument with ICNNRT_ARGUMENTS=all, which takes minutes; else so many, in turn.
-SOME = 4
+SOME = 4 if ALL else 2
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from amounts import amount
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -1063,7 +1064,9 @@ def worst_excess(data: bytes, seed: int, mu: float = 0.0, bound: float = np.inf)
     return float(np.max(excess, initial=-np.inf, where=np.isfinite(excess)))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@settings(
+    max_examples=amount(100), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 7))
 def test_whatever_is_proven_shows_no_excess(data: st.DataObject, seed: int, steps: int) -> None:
     draws = st.integers(0, 2**16)

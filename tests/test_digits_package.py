@@ -113,6 +113,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_it_learns_5_to_9_on_the_device_and_keeps_0_to_4(split: digits.Split) -> None:
     """200 images and onnxruntime: the error on 5 to 9 falls by 40 % or more, that on 0 to 4 rises by less than 15 %."""
     done = subprocess.run(

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from exports import export
 from onnx_functions import transposed_products
 from test_argmin_layer import numpy_value_and_gradient
 from torch import Tensor, nn
@@ -26,17 +27,14 @@ from icnnrt.checking.verify import verify
 from icnnrt.errors import InputError
 from icnnrt.mathematics import reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, box_coordinates, space_coordinates
-from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.tuning.finetune import FineTuner
 from icnnrt_exporters import TrainSpec, siblings
 from icnnrt_exporters.assembly.optimizers import SGD
-from icnnrt_exporters.exporter import export
 from icnnrt_models import FICNN, BundleEntropyArgmin
 
 X_DIM, N, MU = 2, 3, 2.5
 KINDS = ("box", "simplex", "space")
 H = 1e-5
-FINITE_DIFFERENCES = 1e-6  # relative: h² of truncation, rounding of y (1e-13) over h
 
 Load = Callable[[str], icnnrt.Session]
 
@@ -137,28 +135,6 @@ def somewhere(kind: str, B: int, seed: int = 4) -> np.ndarray:
 # --- Answers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("B", [1, 50])
-@pytest.mark.parametrize("kind", KINDS)
-def test_argmin_is_the_reference_s(load: Load, kind: str, B: int) -> None:
-    session, x, bounds = load(kind), contexts(B), bounds_of(kind, B)
-    assert session.manifest.domain is not None
-    assert session.manifest.domain.kind == kind
-    solution = session.argmin(x, **bounds)
-    at, model = coordinates(kind, bounds), MODELS[kind]
-    true = stated(lambda y: session.value_and_gradient(x, y), kind, B)
-    np.testing.assert_allclose(solution.y, at.y(true.y), rtol=0, atol=1e-7)
-    for field in ("slopes", "offsets", "cut_points", "energy", "lower_bound"):
-        np.testing.assert_allclose(getattr(solution, field), getattr(true, field), rtol=0, atol=1e-6, err_msg=field)
-    assert (solution.status <= Status.GAP).all()
-    assert (solution.gap > 1e-6).any()  # so that the gradients below are those of an algorithm on its way
-    for seed in range(20):
-        p = somewhere(kind, B, seed)
-        energy = session.value(x, at.y(p)) + model.regulariser(NUMPY, p)[:, 0]
-        assert (energy >= solution.lower_bound - 1e-9).all()
-    if kind == "box":
-        assert ((bounds["lower"] <= solution.y) & (solution.y <= bounds["upper"])).all()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_product_reads_a_transpose(load: Load, kind: str) -> None:
     graphs = sorted(load(kind).path.glob("*.onnx"))
@@ -248,48 +224,6 @@ def test_float32(load: Load) -> None:
 
 
 # --- Gradients -------------------------------------------------------------------------------------
-
-
-def differences(session: icnnrt.Session, y_bar: np.ndarray, at: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """∂(ȳ'y*)/∂at[name], [B, columns], by central differences."""
-    found = np.empty(at[name].shape)
-    for column in range(at[name].shape[1]):
-        step = H * np.eye(at[name].shape[1])[column]
-        ahead, behind = (session.argmin(**{**at, name: at[name] + s}).y for s in (step, -step))
-        found[:, column] = (y_bar * (ahead - behind)).sum(1) / (2 * H)
-    return found
-
-
-@pytest.mark.parametrize("B", [1, 50])
-@pytest.mark.parametrize("kind", KINDS)
-def test_vjp_is_the_derivative_of_argmin(load: Load, kind: str, B: int) -> None:
-    session, at = load(kind), {"x": contexts(B, 5), **bounds_of(kind, B, 6)}
-    solution = session.argmin(**at)
-    y_bar = np.random.default_rng(7).standard_normal((B, N))
-    cotangents = session.vjp(solution, y_bar)
-    names = ("x", "lower", "upper") if kind == "box" else ("x",)
-    for name in names:
-        true = differences(session, y_bar, at, name)
-        scale = np.abs(true).max() + 0.1
-        assert scale > 0.101, name  # else nothing would be told
-        np.testing.assert_allclose(getattr(cotangents, name), true, rtol=0, atol=FINITE_DIFFERENCES * scale)
-    if kind != "box":
-        assert cotangents.lower is None
-        assert cotangents.upper is None
-
-    rng = np.random.default_rng(8)
-    old = {name: session.weights[name] for name in cotangents.weights}
-    d = {name: rng.standard_normal(w.shape) for name, w in old.items()}
-    try:
-        moved = []
-        for t in (H, -H):
-            session.update_weights({name: w + t * d[name] for name, w in old.items()})
-            moved.append(session.argmin(**at).y)
-    finally:
-        session.update_weights(old)
-    true = (y_bar * (moved[0] - moved[1])).sum() / (2 * H)
-    told = sum((cotangents.weights[name] * d[name]).sum() for name in old)
-    assert told == pytest.approx(true, rel=1e-5, abs=1e-6)
 
 
 def test_prop3_misses_what_moves_the_cuts(load: Load) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exports import export
 
 import icnnrt
 from icnnrt.epigraph import EpigraphProblem, epigraph
@@ -22,7 +23,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 from torch import Tensor, nn  # noqa: E402
 
-from icnnrt_exporters import export  # noqa: E402
 from icnnrt_models import FICNN, PICNN  # noqa: E402
 
 # Of the optimum and the energy at it, relative to max(1, |optimum|): qp_solve stops at 1e-12, and promises 1e-9.

@@ -37,7 +37,9 @@ def classes_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """float32, x [3] to y [4], a FICNN of softplus units, tuned by SGD with momentum; targets are classes."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    from icnnrt_exporters import SGD, TrainSpec, export
+    from exports import export
+
+    from icnnrt_exporters import SGD, TrainSpec
     from icnnrt_models import FICNN, BundleEntropyArgmin
 
     def right_class(y: Any, target: Any) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exports import export
 
 import icnnrt
 from icnnrt.checking.verify import verify
@@ -15,7 +16,7 @@ import onnx_ir as ir  # noqa: E402
 import onnxruntime  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from icnnrt_exporters import export, siblings  # noqa: E402
+from icnnrt_exporters import siblings  # noqa: E402
 from icnnrt_exporters.graphs.onnx_head import to_onnx  # noqa: E402
 from icnnrt_exporters.tracing.energy_graph import trace_energy  # noqa: E402
 from icnnrt_exporters.tracing.heads import cut_vjp, hessian, hessian_vector_product, value_and_gradient  # noqa: E402

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from exports import export
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +23,7 @@ from icnnrt.convexity import prove
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.signs import NONNEGATIVE, NONPOSITIVE, Sign
 from icnnrt.tuning.finetune import FineTuner
-from icnnrt_exporters import TrainSpec, export
+from icnnrt_exporters import TrainSpec
 from icnnrt_exporters.assembly.train_graph import projected
 from icnnrt_exporters.surgery import Ops, describe, numbered, value
 from icnnrt_models import BundleEntropyArgmin

@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from amounts import amount
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -196,7 +197,7 @@ def test_batch_norm_in_eval_mode_separates_the_rows():
 
 
 @pytest.mark.parametrize(("kind", "positivity", "activation"), [*product(ENERGIES, POSITIVITIES, ACTIVATIONS)])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=amount(8), deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_convex_in_y_after_training(kind: type, positivity: str, activation: str, seed: int):
     energy = build(kind, seed, positivity=positivity, activation=activation)

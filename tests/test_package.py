@@ -15,6 +15,7 @@ import attacks
 import numpy as np
 import onnx
 import pytest
+from amounts import amount
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import AttributeProto, TensorProto, helper
@@ -1176,7 +1177,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return attacks.good(tmp_path_factory.mktemp("fuzz") / "tiny.icnn")
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=amount(400), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(mutation=mutations(), sealed=st.booleans())
 def test_damage_opens_or_is_refused(
     pristine: Path, mutation: tuple[str, Callable[[bytes], bytes]], sealed: bool
@@ -1195,7 +1196,7 @@ def test_damage_opens_or_is_refused(
             (pristine / name).write_bytes(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=amount(300), deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

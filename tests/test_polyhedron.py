@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exports import export
 
 import icnnrt
 from icnnrt.epigraph import epigraph
@@ -15,7 +16,6 @@ from icnnrt.serving.polyhedron import PolyhedronSolution
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from icnnrt_exporters import export  # noqa: E402
 from icnnrt_models import FICNN, PolyhedronArgmin  # noqa: E402
 
 MU = 0.5

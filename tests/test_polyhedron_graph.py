@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exports import export
 from test_polyhedron import without_graphs
 from typer.testing import CliRunner
 
@@ -23,7 +24,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from onnx_functions import transposed_products  # noqa: E402
 
-from icnnrt_exporters import export, pack  # noqa: E402
+from icnnrt_exporters import pack  # noqa: E402
 from icnnrt_exporters.checks.preconditions import of_layer  # noqa: E402
 from icnnrt_models import FICNN, PolyhedronArgmin  # noqa: E402
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from exports import export
 from torch import nn
 
 import icnnrt
 from icnnrt.errors import InputError
 from icnnrt.tuning.finetune import FineTuner
-from icnnrt_exporters import SGD, TrainSpec, export
+from icnnrt_exporters import SGD, TrainSpec
 from icnnrt_models import BundleEntropyArgmin, QPLayer
 
 

@@ -180,7 +180,7 @@ def _transposed(M: Array) -> Array:
 
 def _largest(*arrays: Array) -> Array:
     """The largest magnitude of each sample [B]; 0 of nothing."""
-    return np.max([np.abs(a).reshape(len(a), -1).max(1, initial=0.0) for a in arrays], axis=0)
+    return np.max([np.abs(a).max(tuple(range(1, a.ndim)), initial=0.0) for a in arrays], axis=0)
 
 
 def _finite(bound: Array) -> NDArray[np.bool_]:
