@@ -18,8 +18,9 @@ from icnnrt.mathematics.domains import SIMPLEX, SPACE, UNIT_BOX
 from icnnrt.mathematics.kkt_adjoint import kkt_adjoint
 from icnnrt.mathematics.namespace import NUMPY, Namespace
 from icnnrt_exporters.operators.bodies import OP_DOMAIN, functions, functions_qp
+from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import DOUBLE, Traced
-from icnnrt_exporters.surgery import needed
+from icnnrt_exporters.surgery import Ops, needed
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 from icnnrt_models.layers.namespace import TORCH
 
@@ -331,3 +332,38 @@ def test_one_of_two_branches_is_taken(run: Callable[..., list[np.ndarray]], boun
     a = np.array([[[1.0, 2.0]]])
     for found, expected in zip(run(statement, a), [2 * (a + 1), a] if bound < 2 else [a, a + 1], strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_head_is_a_callable_of_a_statement() -> None:
+    """Spliced into a loop and behind it, with a graph inside; what does not depend on its argument stands before."""
+    shape = ir.Shape([None, 3])
+    x, y, m = (ir.Value(name=name, type=ir.TensorType(DOUBLE), shape=shape) for name in ("x", "y", "m"))
+    op = Ops("head")
+    exp = op("Exp", x)
+    largest = op("ReduceMax", exp, keepdims=0)
+    branches = {}
+    for name, op_type in (("then_branch", "Mul"), ("else_branch", "Add")):
+        inner = Ops(name)
+        branches[name] = ir.Graph([], [inner(op_type, y, exp)], nodes=inner.nodes, name=name)
+    f = op("Neg", op("If", op("Less", largest, largest), **branches))  # by its second branch: −(y + e^x)
+    f.type, f.shape = ir.TensorType(DOUBLE), shape
+
+    xp = Traced("t")
+    head = Spliced(xp, op.nodes, {y: m}, [f])
+    assert [node.op_type for node in xp.op.nodes] == ["Exp", "ReduceMax", "Less"]
+
+    def step(i: Any, a: Any) -> tuple[Any, Any]:
+        return head(a), (a,)
+
+    (last,), (rows,) = xp.repeat(2, step, (xp.of(m),))
+    outputs = [head(last)[0].value, rows.value]
+    for v, rank in zip(outputs, (2, 3), strict=True):
+        v.type, v.shape = ir.TensorType(DOUBLE), ir.Shape([None] * rank)
+    graph = xp.graph([x, m], outputs, [], "statement")
+    graph.opset_imports[""] = OPSET
+    model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    X, start = np.random.default_rng(0).standard_normal((2, 4, 3))
+    found = session.run(None, {"x": X, "m": start})
+    np.testing.assert_allclose(found[0], -(start + np.exp(X)), rtol=1e-13, atol=1e-13)  # thrice: a − e^x + e^x
+    np.testing.assert_allclose(found[1], np.stack([start, -(start + np.exp(X))], 1), rtol=1e-15)

@@ -129,7 +129,7 @@ def split(nodes: Sequence[ir.Node], roots: Iterable[ir.Value]) -> tuple[list[ir.
     reached = set(roots)
     independent, dependent = [], []
     for node in nodes:
-        if any(v in reached for v in node.inputs if v is not None):
+        if any(v in reached for v in _read_by(node)):
             dependent.append(node)
             reached.update(node.outputs)
         else:
