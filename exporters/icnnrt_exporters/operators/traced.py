@@ -137,11 +137,11 @@ class Traced:
 
     # --- Writing nodes ---------------------------------------------------------------------------
 
-    def of(self, v: ir.Value, dtype: ir.DataType | None = None) -> Symbol:
+    def of(self, v: ir.Value, dtype: ir.DataType | None = None, rank: int | None = None) -> Symbol:
         """An existing value as a traced one; double where neither it nor `dtype` says otherwise."""
         self._given.add(v)
         self._taken.add(v.name or "")
-        return Symbol(self, v, dtype or v.dtype or DOUBLE, self.rank if v.shape is None else len(v.shape))
+        return Symbol(self, v, dtype or v.dtype or DOUBLE, rank or (self.rank if v.shape is None else len(v.shape)))
 
     def lifted(self, a: Any, dtype: ir.DataType, rank: int = 1) -> Symbol:
         """A number as a constant of this type, of one entry or, beside a scalar, of none; a traced value as it is."""
