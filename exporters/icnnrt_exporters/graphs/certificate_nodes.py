@@ -29,7 +29,8 @@ class Rounding:
             return xp.row(double(v, 2))
 
         def double(v: ir.Value, rank: int = 3) -> Symbol:
-            return xp.double(xp.of(v, rank=rank))
+            # Even of a double: slopes may come of a transpose, which must not stand right before a product.
+            return xp.node("Cast", xp.of(v, rank=rank), result=DOUBLE, to=DOUBLE)
 
         self.magnified = None
         if bounds:
