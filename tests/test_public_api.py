@@ -80,7 +80,7 @@ PUBLIC = {
         "needs_memory",
         "within",
     },
-    "mathematics.bregman": {"bregman_adjoint", "bregman_argmin"},
+    "mathematics.bregman": {"adjoint", "argmin", "bregman_adjoint", "bregman_argmin"},
     "mathematics.bundle": {"Trajectory", "argmin"},
     "mathematics.bundle_qp": {
         "Model",
@@ -171,9 +171,13 @@ PUBLIC = {
         "qp_solve",
     },
     "mathematics.qp_status": {"QPStatus", "advise", "statuses"},
-    "mathematics.recursive_adjoint": {"CutCotangents", "recursive_adjoint"},
-    "mathematics.reference": {
+    "mathematics.recursive_adjoint": {
         "CoordinatesCotangents",
+        "CutCotangents",
+        "coordinates_adjoint",
+        "recursive_adjoint",
+    },
+    "mathematics.reference": {
         "Evaluation",
         "InnerSolution",
         "argmin_adjoint",

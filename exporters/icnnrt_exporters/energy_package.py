@@ -23,7 +23,6 @@ from icnnrt.format.signs import NONNEGATIVE, Sign
 from icnnrt.serving.polyhedron import usual_settings
 from icnnrt_exporters.assembly.adjoint_graph import adjoint_graph
 from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX, argmin_graph
-from icnnrt_exporters.assembly.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
 from icnnrt_exporters.assembly.losses import loss_graph, named
 from icnnrt_exporters.assembly.optimizers import resolve
 from icnnrt_exporters.assembly.polyhedron_adjoint_graph import polyhedron_adjoint_graph
@@ -242,10 +241,7 @@ def _polyhedron_spec(traced: _Traced, given: Mapping[str, float | str]) -> packa
 
 
 def _argmin_graph(head: ir.Model, solver: Solver) -> ir.Graph:
-    K, domain, step_size = solver.iterations, domain_of(solver), step_size_of(solver)
-    if step_size is None:
-        return argmin_graph(head.clone(), K, solver.steps, domain)
-    return bregman_argmin_graph(head.clone(), K, step_size, domain)
+    return argmin_graph(head.clone(), solver.iterations, solver.steps, domain_of(solver), step_size_of(solver))
 
 
 def _solver_graphs(
@@ -287,11 +283,7 @@ def _solver_graphs(
             domain=domain,
             step_size=step_size,
         )
-    assembled["adjoint"] = (
-        adjoint_graph(push, hvp, K, domain)
-        if step_size is None
-        else bregman_adjoint_graph(push, hvp, K, step_size, domain)
-    )
+    assembled["adjoint"] = adjoint_graph(push, hvp, K, domain, step_size)
     return assembled, training
 
 

@@ -31,6 +31,7 @@ The formulas are stated over a namespace, `icnnrt.mathematics.namespace`; leadin
 row keeps its last axis, with one entry.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -277,29 +278,43 @@ MODELS: Final[dict[str, Domain]] = {"unit_box": UNIT_BOX, "box": UNIT_BOX, "simp
 
 
 class Coordinates(NamedTuple):
-    """y = shift + scale∘p: where the model's p stands for the user's y. Either broadcasts against [B, n]."""
+    """y = shift + scale∘p: where the model's p stands for the user's y. Both are numbers, or arrays [B, n]."""
 
-    shift: Any
-    scale: Any
+    shift: Any = 0.0
+    scale: Any = 1.0
 
-    def y(self, p: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(self.shift + self.scale * p, np.float64)
+    def scaled(self, v: Array) -> Array:
+        """scale∘v: a slope in y as one in p, or a seed in p as one in y."""
+        return v if _is(self.scale, 1.0) else self.scale * v
 
-    def p(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+    def y(self, p: Array) -> Array:
+        """The y of p."""
+        return self.scaled(p) if _is(self.shift, 0.0) else self.shift + self.scaled(p)
+
+    def p(self, y: Array, xp: Namespace = NUMPY) -> Array:
         """The p of y; ½ where a box has no width, so that y = l fixes a variable."""
-        fixed = np.equal(self.scale, 0.0)
-        return np.where(fixed, 0.5, (y - self.shift) / np.where(fixed, 1.0, self.scale))
+        if _is(self.shift, 0.0):
+            return y if _is(self.scale, 1.0) else y / self.scale
+        fixed = self.scale <= 0.0
+        return xp.where(fixed, 0.5, (y - self.shift) / xp.where(fixed, 1.0, self.scale))
+
+    def of_slots(self, xp: Namespace) -> "Coordinates":
+        """The same for points [B, K, n]."""
+        return Coordinates(*(a if isinstance(a, float) else xp.row(a) for a in self))
 
 
-def box_coordinates(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> Coordinates:
-    """y = l + (u − l)∘p. A sample with any l > u has no y: its scale is NaN, and so is its answer. u = l fixes y."""
-    empty = (lower > upper).any(-1, keepdims=True)
-    return Coordinates(lower, np.where(empty, np.nan, upper - lower))
+def _is(a: Any, number: float) -> bool:
+    return isinstance(a, float) and a == number
+
+
+def box_coordinates(lower: Array, upper: Array, *, xp: Namespace = NUMPY) -> Coordinates:
+    """y = l + (u − l)∘p. Where l > u there is no y: scale is NaN there, and with it the answer. u = l fixes y."""
+    return Coordinates(lower, xp.where(lower <= upper, upper - lower, float("nan")))
 
 
 def space_coordinates(mu: float) -> Coordinates:
     """y = p/√μ, which turns (μ/2)‖y‖² into ½‖p‖²."""
-    return Coordinates(0.0, 1.0 / np.sqrt(mu))
+    return Coordinates(0.0, 1.0 / math.sqrt(mu))
 
 
 def coordinates(bounds: Mapping[str, NDArray[Any]], mu: float | None) -> Coordinates:
