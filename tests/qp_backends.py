@@ -18,7 +18,7 @@ from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference, qp_ad
 from icnnrt.mathematics.qp_status import statuses
 from icnnrt_exporters.operators.operator_graphs import qp_model
 from icnnrt_models import QPLayer
-from icnnrt_models.layers import quadratic_program as layer_home
+from icnnrt_models.layers import qp_operators as layer_home
 
 KERNELS = native_library.build().library is not None
 DATA = {"Q": 3, "p": 2, "G": 3, "h_lower": 2, "h": 2, "A": 3, "b": 2, "lower": 2, "upper": 2, "start": 2}

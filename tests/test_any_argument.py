@@ -147,7 +147,7 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
         "weight_layout": lambda: (package.weight_layout, {"weights": u.package.weights}),
         "Manifest.from_json": lambda: (Manifest.from_json, {"data": u.manifest.to_json()}),
         "Convexity.from_json": lambda: (Convexity.from_json, {"value": u.manifest.convexity.to_json()}),
-        "update_weights": lambda: (at["no_context"].update_weights, {"new": dict(at["no_context"].weights)}),
+        "update_weights": lambda: (at["no_context"].update_weights, {"weights": dict(at["no_context"].weights)}),
         "value": lambda: (u.value, {"x": x, "y": y, "out": np.empty(2, np.float32)}),
         "gradient": lambda: (u.gradient, {"x": x, "y": y}),
         "value_and_gradient": lambda: (u.value_and_gradient, {"x": x, "y": y, "out": None}),

@@ -844,7 +844,7 @@ def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
     from icnnrt.format import package
     from icnnrt_exporters.graphs.onnx_head import quiet, to_onnx
     from icnnrt_exporters.tracing.energy_graph import trace_energy
-    from icnnrt_exporters.tracing.heads import Input, _theta, trace
+    from icnnrt_exporters.tracing.heads import Input, trace
     from icnnrt_exporters.writing import plain_graph, serialise, stored
 
     energy.eval()
@@ -858,7 +858,8 @@ def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
             theta, (x, y) = dict(zip(names, args, strict=False)), args[len(names) :]
             return traced.value(theta, traced.prepare(theta, x), y)
 
-        onnx_head = to_onnx(trace(head, [*_theta(traced), Input("x", x, 0), Input("y", y, 0)], ["f"]))
+        theta = [Input(name, tensor, None) for name, tensor in traced.theta.items()]
+        onnx_head = to_onnx(trace(head, [*theta, Input("x", x, 0), Input("y", y, 0)], ["f"]))
     weights, _ = stored(energy, traced.theta)
     constants = {name: traced.theta[name] for name in traced.constants}
     layout = package.weight_layout(weights)[1]

@@ -275,7 +275,9 @@ def test_wrong_arguments(sessions: dict[str, icnnrt.Session], arguments: dict[st
 def test_wrong_cotangents(sessions: dict[str, icnnrt.Session]) -> None:
     session = sessions["pieces"]
     found = session.argmin_polyhedron(contexts(), mu=MU)
-    with pytest.raises(icnnrt.InputError, match="adjoint: expected 'auto' or 'prop3'"):
+    with pytest.raises(
+        icnnrt.InputError, match="adjoint: expected 'auto', 'prop3', 'implicit' or 'exact', but got 'best'"
+    ):
         session.vjp_polyhedron(found, np.ones((B, N)), adjoint="best")
     with pytest.raises(icnnrt.InputError, match=r"hessian: the package pieces has no hessian\.onnx"):
         session.vjp_polyhedron(found, np.ones((B, N)), adjoint="implicit")

@@ -120,7 +120,7 @@ class Session:
         """Changes whenever the weights do; a `Solution` bears the one it was computed with."""
         return self._runner.weights.id
 
-    def update_weights(self, new: Mapping[str, NDArray[Any]]) -> None:
+    def update_weights(self, weights: Mapping[str, NDArray[Any]]) -> None:
         """Put new values in the place of some weights, for every graph at once; solutions from before become stale.
 
         Shapes and dtypes are checked, signs are not: to keep the energy convex is the caller's, and what was proven of
@@ -129,10 +129,13 @@ class Session:
         Raises `InputError` for a weight that the package has not, of another shape or dtype, or that was exported as a
         constant; then none has changed.
         """
-        if not isinstance(new, Mapping):
-            raise InputError(f"weights: expected arrays by name, but got {type(new).__name__}; see `weights`.")
+        if not isinstance(weights, Mapping):
+            came = type(weights).__name__
+            raise InputError(f"weights: expected arrays by name, but got {came}; see `Session.weights`.")
         self._convexity.forget()  # before they change, so that nothing proves these
-        self._runner.update_weights({name: np.array(a) if isinstance(a, np.ndarray) else a for name, a in new.items()})
+        self._runner.update_weights(
+            {name: np.array(a) if isinstance(a, np.ndarray) else a for name, a in weights.items()}
+        )
 
     # --- Its end, and its pickles ----------------------------------------------------------------
 
