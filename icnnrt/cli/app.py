@@ -31,8 +31,8 @@ from icnnrt.printable import printable
 
 ENTRY_POINTS: Final = "icnnrt.commands"
 ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
-OF_SIGNALS: Final = 128  # and their number, as shells have it
-INTERRUPTED: Final = OF_SIGNALS + 2  # SIGINT
+SIGNAL_EXIT: Final = 128  # and their number, as shells have it
+INTERRUPTED: Final = SIGNAL_EXIT + 2  # SIGINT
 ROWS_SHOWN: Final = 8
 WIDE: Final = 120  # columns of what goes to a file or a pipe
 

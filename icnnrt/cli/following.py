@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from icnnrt.cli.app import INTERRUPTED, OF_SIGNALS, console, number, pressed
+from icnnrt.cli.app import INTERRUPTED, SIGNAL_EXIT, console, number, pressed
 
 if TYPE_CHECKING:
     from icnnrt.tuning.finetune import EpochReport, StepReport
@@ -106,7 +106,7 @@ class Followed:
     @property
     def code(self) -> int:
         """The exit code of an interrupted command, as shells have it."""
-        return INTERRUPTED if self.signal is None else OF_SIGNALS + self.signal
+        return INTERRUPTED if self.signal is None else SIGNAL_EXIT + self.signal
 
     @property
     def accepted(self) -> int:

@@ -43,7 +43,7 @@ Tensor: TypeAlias = NDArray[Any]
 
 MAX_COEFFICIENTS: Final = 1 << 26  # of one value: half a gigabyte
 # A choice by a sign is believed where the coefficients fit to so many units of rounding.
-ALIKE: Final = 256 * float(np.finfo(np.float64).eps)
+SAME_COEFFICIENTS: Final = 256 * float(np.finfo(np.float64).eps)
 _REMEDY: Final = "keep to affine maps, relu, leaky_relu, abs and max in y, or solve with session.argmin"
 
 
@@ -416,9 +416,10 @@ class Walk:
             at = np.abs(P).argmax(1)
             rows = np.arange(len(P))
             ratio = np.where(scale > 0, R[rows, at] / np.where(scale > 0, P[rows, at], 1.0), 0.0)
-            fits = (np.abs(R - ratio[:, None] * P) <= ALIKE * (np.abs(R).max(1) + scale * np.abs(ratio))[:, None]).all(
-                1
-            )
+            fits = (
+                np.abs(R - ratio[:, None] * P)
+                <= SAME_COEFFICIENTS * (np.abs(R).max(1) + scale * np.abs(ratio))[:, None]
+            ).all(1)
             number = ~(P[:, :-1] != 0).any(1)  # the sign is one, whatever y is
             if not (fits | number).all():
                 raise Unsupported("chooses by a condition on y, and the pieces are not known to join")

@@ -44,7 +44,7 @@ ROUNDS: Final = 64  # far more than a network has layers that demand something n
 PROBES: Final = ((2, 3), (3, 2))  # sizes of the batches that a proof is walked with
 BOTH: Final = NONNEGATIVE | NONPOSITIVE
 # Functions of one number that have its sign.
-ODD: Final = frozenset(("Identity", "Cast", "Tanh", "Erf", "Sign", "Sinh", "Asinh", "Atan"))
+ODD_FUNCTIONS: Final = frozenset(("Identity", "Cast", "Tanh", "Erf", "Sign", "Sinh", "Asinh", "Atan"))
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ class _Demands(Walk):
     def through(self, node: Node, output: str, demanded: Bits) -> Iterator[tuple[str, Bits]]:
         """What the inputs of a node have to be for its output to have these signs."""
         op, inputs = node.op_type, node.inputs
-        if op in ODD:
+        if op in ODD_FUNCTIONS:
             yield inputs[0], demanded
         elif op == "Neg":
             yield inputs[0], rules.swapped(demanded)

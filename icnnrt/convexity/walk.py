@@ -37,8 +37,8 @@ from icnnrt.printable import named
 Tensor: TypeAlias = NDArray[Any]
 
 MAX_BASES: Final = 16  # how many values back a function of one variable is looked for
-FACT: Final = 19  # bytes that are known of one number
-NAME: Final = 64  # and of one name in a set of them
+BYTES_PER_FACT: Final = 19  # bytes that are known of one number
+BYTES_PER_NAME: Final = 64  # and of one name in a set of them
 
 # Operators that are not finite everywhere, and of which operand that is told; of Pow it hangs on the exponent.
 _BOUNDED: Final = {"Div": 1, "Reciprocal": 0, "Log": 0, "Sqrt": 0, "Pow": 0}
@@ -150,7 +150,7 @@ class Walk(Probes):
 
     def fact(self, name: str) -> Fact:
         if name not in self.facts:
-            take(FACT * self.values[name].size)
+            take(BYTES_PER_FACT * self.values[name].size)
             self.facts[name] = rules.constant(self.values[name])
         return self.facts[name]
 
@@ -179,7 +179,7 @@ class Walk(Probes):
             self.makers[name] = node
             self.order[name] = len(self.order)
             self.origins[name] = frozenset().union(*(self.origins.get(one, frozenset()) for one in read))
-            take(NAME * len(self.origins[name]))
+            take(BYTES_PER_NAME * len(self.origins[name]))
         made = [name for name in node.outputs if name]
         if any(name not in self.values for name in made):
             raise Unsupported("an output beyond the first is not known here")
@@ -191,7 +191,7 @@ class Walk(Probes):
             return
         if not self.free(node):
             self.check_finite(node)
-        take(FACT * sum(array.size for array in outputs))
+        take(BYTES_PER_FACT * sum(array.size for array in outputs))
         facts = self.rule(node, inputs)
         if stirred:
             facts = [rules.anything(one.shape, FREE) for one in facts]

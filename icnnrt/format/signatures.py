@@ -67,10 +67,10 @@ NAMES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     ),
 }
 # Outputs that graphs of earlier versions do not have; what reads them knows what to do without.
-SINCE: Final = {"argmin_polyhedron": ("ray",), TRAIN_ROLE: ("lam",)}
-OF_TRAJECTORY: Final = ("y_init", "best", "slopes", "offsets", "cut_points")
+OPTIONAL_OUTPUTS: Final = {"argmin_polyhedron": ("ray",), TRAIN_ROLE: ("lam",)}
+TRAJECTORY_NAMES: Final = ("y_init", "best", "slopes", "offsets", "cut_points")
 # Names that the graphs of a polyhedron take or give.
-OF_POLYHEDRON: Final = tuple(
+POLYHEDRON_NAMES: Final = tuple(
     dict.fromkeys(name for role in POLYHEDRON_ROLES for names in NAMES[role] for name in names)
 )
 # The same of kind "qp"; solve_adjoint.onnx also gives theta_bar.<trainable weight>.
@@ -83,11 +83,11 @@ BOUNDS: Final = ("lower", "upper")
 BOUNDS_BAR: Final = ("lower_bar", "upper_bar")
 THETA_BAR: Final = "theta_bar."
 # What train.onnx gives of the argmin inside it; new.<name> stands for the next value of a weight or state tensor.
-OF_ONE_STEP: Final = (
+STEP_OUTPUTS: Final = (
     *("loss", "gradient_norm", "accepted", "safe", "y", "lam", "slopes", "offsets", "cut_points"),
     *("energy", "lower_bound", "gap", "residual", "complementarity_history"),
 )
-OF_ONE_QP_STEP: Final = ("loss", "gradient_norm", "accepted", "safe", "z", "residual", "status")
+QP_STEP_OUTPUTS: Final = ("loss", "gradient_norm", "accepted", "safe", "z", "residual", "status")
 NEW: Final = "new."
 
 
@@ -122,7 +122,7 @@ def expected(manifest: "Manifest", role: str) -> Signature | None:
     inputs, outputs = names
     told = manifest.graphs[role].signature if role in manifest.graphs else None
     if told is not None:
-        outputs = tuple(name for name in outputs if name in told.outputs or name not in SINCE.get(role, ()))
+        outputs = tuple(name for name in outputs if name in told.outputs or name not in OPTIONAL_OUTPUTS.get(role, ()))
     arrays = _arrays_of_polyhedron(manifest) if role in POLYHEDRON_ROLES else arrays_of(manifest)
     if role in POLYHEDRON_ROLES:  # data that all samples share may come as one row
         rows = {name: ("float64", (f"B_{name}", *arrays[name][1][1:])) for name in ("G", "h", "A", "b", *BOUNDS)}
@@ -155,7 +155,7 @@ def _names(manifest: "Manifest", role: str) -> tuple[tuple[str, ...], tuple[str,
     if role == "hessian" and manifest.kind == "gradient":
         outputs = tuple(name for name in outputs if name != "f")
     if role == "adjoint_polyhedron" and manifest.polyhedron and manifest.polyhedron.adjoint == "implicit":
-        inputs = tuple(name for name in inputs if name not in OF_TRAJECTORY)
+        inputs = tuple(name for name in inputs if name not in TRAJECTORY_NAMES)
     if role in SOLVER_ROLES and manifest.domain and manifest.domain.kind == "box":
         inputs = (*inputs, *BOUNDS)
         outputs = (*outputs, *BOUNDS_BAR) if role == "adjoint" else outputs
@@ -169,7 +169,7 @@ def _names_of_training(manifest: "Manifest", train: "TrainingSpec") -> tuple[tup
     state = tuple(state_of(manifest, train))
     moved = tuple(NEW + name for name in (*state, *train.weights))
     bounds = BOUNDS if manifest.domain and manifest.domain.kind == "box" else ()
-    step = OF_ONE_QP_STEP if manifest.kind == "qp" else OF_ONE_STEP
+    step = QP_STEP_OUTPUTS if manifest.kind == "qp" else STEP_OUTPUTS
     return ("x", *bounds, "target", "learning_rate", *state), (*step, *moved)
 
 

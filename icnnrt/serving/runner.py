@@ -175,9 +175,9 @@ class Runner:
 
         `weights` are those to use, by default the last ones. `made_with` is the id of the weights that the feeds come
         from; if the last ones are others, they are refused. With `only`, no more of the graph is run than these outputs
-        need; outputs of `signatures.SINCE` are missing where the graph does not have them. `where` [B] are the samples
-        to run; of the others outputs are NaN, or what `fill` says by name, and sums have no part of them. What `out`
-        has arrays for is written to these.
+        need; outputs of `signatures.OPTIONAL_OUTPUTS` are missing where the graph does not have them. `where` [B] are
+        the samples to run; of the others outputs are NaN, or what `fill` says by name, and sums have no part of them.
+        What `out` has arrays for is written to these.
         """
         self.check_open()
         if weights is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from icnnrt.errors import ExportError
 from icnnrt.format.manifest import MAX_ITERATIONS
 from icnnrt.format.package import check_outside
-from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR, NAMES, OF_POLYHEDRON, POLYHEDRON_ROLES, QP_NAMES, THETA_BAR
+from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR, NAMES, POLYHEDRON_NAMES, POLYHEDRON_ROLES, QP_NAMES, THETA_BAR
 from icnnrt_exporters.assembly.train_spec import TrainSpec
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
@@ -117,7 +117,7 @@ def check_weights(energy: nn.Module, dtype: torch.dtype, heads: Collection[str] 
                 f"energy: {name} is {parameter.dtype}, but x_example {dtype}; convert the model with .float() or "
                 ".double(), or the examples"
             )
-    reserved = RESERVED.union(OF_POLYHEDRON if "polyhedron" in heads else (), RESERVED_QP if kind == "qp" else ())
+    reserved = RESERVED.union(POLYHEDRON_NAMES if "polyhedron" in heads else (), RESERVED_QP if kind == "qp" else ())
     for name, tensor in energy.state_dict().items():
         if name in reserved or name.startswith(THETA_BAR):
             raise ExportError(
