@@ -32,7 +32,7 @@ KEPT = 3  # states of the sources whose exports are kept
 VERSIONS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "numpy", "safetensors")
 # Settings of the processor's libraries, of which figures in a package depend on in their last digits.
 LIBRARIES = ("ICNNRT_", "ATEN_", "ONEDNN_", "MKL_", "NPY_", "OPENBLAS_", "OMP_")
-PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, range, slice, Path)
+OURS = ("ICNNRT_TEST_AMOUNT", "ICNNRT_TEST_SEED", "ICNNRT_ARGUMENTS")  # which no export sees
 KNOWN = ("torch", "icnnrt", "icnnrt_models", "icnnrt_exporters", "numpy", "builtins", "collections")
 
 
@@ -116,7 +116,8 @@ def sources() -> str:
         digest.update(Path(icnnrt.ops_library()).read_bytes())
     except icnnrt.IcnnrtError:
         digest.update(b"no native library")
-    settings = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(LIBRARIES))
+    told = {name: value for name, value in os.environ.items() if name.startswith(LIBRARIES) and name not in OURS}
+    settings = sorted(f"{name}={value}" for name, value in told.items())
     machine = (platform.python_version(), platform.machine(), torch.backends.cpu.get_cpu_capability())
     digest.update(repr((settings, machine, [_version(name) for name in VERSIONS])).encode())
     digest.update((HERE.parent / "constraints.txt").read_bytes() + Path(__file__).read_bytes())

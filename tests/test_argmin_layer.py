@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from amounts import ALL
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
@@ -447,14 +448,15 @@ def test_a_nan_sample_poisons_only_itself(activation, adjoint):
 
 
 def test_samples_are_independent():
+    B = 128 if ALL else 24
     for activation, K in (("relu", 5), ("softplus", 5)):
         energy = build(PICNN, activation, y_dim=10, hidden=(16, 16))
         argmin = BundleEntropyArgmin(energy, K)
-        x, y_bar = contexts(energy, 24), loss_weights(24, 10)
+        x, y_bar = contexts(energy, B), loss_weights(B, 10)
         together = gradients(argmin, x, y_bar)
         y = argmin(x)
         shared = {name: torch.zeros_like(g) for name, g in together.items() if name != "x"}
-        for b in range(24):
+        for b in range(B):
             row = slice(b, b + 1)
             alone = gradients(argmin, x[row], y_bar[row])
             assert (argmin.solve(x[row]).y - y[row]).abs().max() <= 1e-12
@@ -677,9 +679,13 @@ def test_wrong_inputs():
                 call(x, y_init)
     with pytest.raises(ValueError, match=r"x: expected a tensor of shape \[batch, 4\], but got shape \[4\]; "):
         argmin(x[0])
-    with pytest.raises(ValueError, match=r"energy must return one number per row, shape \[2\], got \[2, 1\]: sum or"):
+    with pytest.raises(ValueError, match=r"energy: expected one number per row, shape \[2\], but got \[2, 1\]; sum or"):
         BundleEntropyArgmin(Returns(lambda x, y: y.sum(1, keepdim=True)))(x)
-    with pytest.raises(ValueError, match=r"energy must be differentiable in y, got an output that autograd does not"):
+    with pytest.raises(
+        ValueError, match="energy: expected one differentiable in y, but got an output that autograd does not"
+    ):
         BundleEntropyArgmin(Returns(lambda x, y: y.detach().sum(1)))(x)
-    with pytest.raises(ValueError, match=r"y_dim must be given, got None: Linear has no attribute y_dim"):
+    with pytest.raises(
+        ValueError, match="y_dim: expected the number of columns of y, but got none, and Linear has no attribute y_dim"
+    ):
         BundleEntropyArgmin(nn.Linear(2, 2))

@@ -7,7 +7,7 @@ answers. No way is the judge of another. λ is not unique where cuts are duplica
 
 import numpy as np
 import pytest
-from amounts import amount
+from amounts import ALL, amount
 from cut_models import BACKENDS, HARD, TYPES, WAYS, hard_cuts, network, random_cuts
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -38,6 +38,8 @@ SIZES = [
     (2048, 5, 1),
     (1, 30, 7),
 ]
+if ALL:  # the biggest ones cost seconds each and show nothing that 7 samples do not
+    SIZES += [(n, k, B) for n in (1, 10, 159, 2048) for k in (1, 5, 10, 30) for B in (7, 128) if B * k * n <= 2**18]
 
 
 def rounded(dtype, *arrays):

@@ -624,7 +624,7 @@ def test_settings_are_checked():
         ({"adjoint": "best"}, "adjoint: expected 'auto', 'prop3', 'implicit' or 'exact', but got 'best'; choose"),
         ({"tolerance": np.nan}, "tolerance: expected a finite number of at least 0, but got nan; leave"),
         ({"on_unsafe": "zero"}, "on_unsafe: expected 'nan', 'skip' or 'raise', but got 'zero'; choose"),
-        ({"y_dim": None}, "y_dim must be given, got None: Units has no attribute y_dim"),
+        ({"y_dim": None}, "y_dim: expected the number of columns of y, but got none, and Units has no attribute y_dim"),
     ):
         with pytest.raises(ValueError, match=re.escape(sentence)):
             PolyhedronArgmin(energy, **{"y_dim": N, **keywords})

@@ -23,7 +23,6 @@ from icnnrt_exporters import SGD, QPLayer, TrainSpec, add_bodies, export, qp_tra
 from icnnrt_exporters.graphs.onnx_head import quiet
 from icnnrt_models import BundleEntropyArgmin
 
-OLD = onnx.helper.make_opsetid("", 18)
 Z = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 

@@ -134,3 +134,13 @@ def test_sessions_of_both_kinds(tmp_path: Path) -> None:
     for name in calls:
         with pytest.raises(InputError, match=f"{name}: the package holds a network of quadratic programs, no energy"):
             getattr(network, name)()
+
+
+def test_a_session_is_of_its_own_kind_of_package(tmp_path: Path) -> None:
+    energy, network = icnnrt.Package.open(build(tmp_path / "tiny.icnn")), icnnrt.Package.open(FIXTURES / "qp.icnn")
+    with pytest.raises(InputError, match="package: expected one of kind 'qp', but got one of kind 'energy'; call icnn"):
+        icnnrt.QPSession(energy)
+    with pytest.raises(
+        InputError, match="package: expected one of kind 'energy' or 'gradient', but got one of kind 'q"
+    ):
+        icnnrt.EnergySession(network)

@@ -14,6 +14,7 @@ from icnnrt.checking.report import Array, Arrays
 from icnnrt.errors import InputError
 from icnnrt.format.manifest import Manifest
 from icnnrt.format.package import Package
+from icnnrt.format.signatures import expected
 from icnnrt.mathematics import certificate
 from icnnrt.mathematics.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, coordinates
 from icnnrt.mathematics.status import Status
@@ -33,7 +34,8 @@ class Trial:
         domain = self.manifest.domain
         self.domain = MODELS[domain.kind] if domain else UNIT_BOX
         self.at = coordinates(self.bounds, domain.mu if domain else None)
-        self.has = {"files", self.manifest.kind, *self.manifest.graphs}
+        ours = (role for role in self.manifest.graphs if expected(self.manifest, role))
+        self.has = {"files", self.manifest.kind, *ours}
         self.has |= {name for name, there in (("golden", package.golden), ("bounds", self.bounds)) if there}
 
     @functools.cached_property

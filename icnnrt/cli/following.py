@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from icnnrt.cli.app import INTERRUPTED, SIGNAL_EXIT, console, number, pressed
 
 if TYPE_CHECKING:
-    from icnnrt.tuning.finetune import EpochReport, StepReport
+    from icnnrt.tuning.reports import EpochReport, StepReport
 
 STOPPING: Final = "icnnrt: stopping after this step; what was learnt is then written, so Ctrl-C is ignored until it is."
 SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not there on Windows

@@ -21,6 +21,8 @@ from icnnrt.serving.solution import Floats, Solution
 class EnergySession(Session):
     """Serves an energy: f(x, y), y* = argmin over y in [0,1]^n of f(x, y) − H(y), and gradients of a loss on y*."""
 
+    _KINDS = ("energy", "gradient")
+
     # --- The energy ------------------------------------------------------------------------------
 
     def value(self, x: object, y: object, *, out: Floats | None = None) -> Floats:
@@ -66,7 +68,7 @@ class EnergySession(Session):
         self, x: object, y: object, *, out: tuple[Floats, Floats, Floats] | None = None
     ) -> tuple[Floats, Floats, Floats]:
         """f [B], ∇_y f [B, n] and ∇²_y f [B, n, n] in one run: of a material law, energy, stress and tangent."""
-        heads.demand_value(self.manifest)
+        heads.demand_value(self.manifest, "value_gradient_hessian")
         found = heads.evaluated(self.runner, "hessian", x, y, out=out)
         return found["f"], found["gradient"], found["hessian"]
 
@@ -186,7 +188,7 @@ class EnergySession(Session):
         Returns a `PolyhedronSolution`: y*, gap and lower bound, multipliers of the constraints, a status per sample
         (INFEASIBLE where no y meets the constraints). Raises `InputError` for wrong arguments.
         """
-        heads.demand_value(self.manifest)
+        heads.demand_value(self.manifest, "argmin_polyhedron")
         given = {"G": G, "h": h, "A": A, "b": b, "lower": lower, "upper": upper}
         solution = polyhedron.argmin(self, x, **given, mu=mu, iterations=iterations, tolerance=tolerance, y_init=y_init)
         return self._judged(solution, strict)
@@ -219,7 +221,7 @@ class EnergySession(Session):
         violated is NOT_CONVEX, until another look finds otherwise: as it would be of a package written now. A package
         of a gradient alone is refused with `InputError`: it has no value to look at.
         """
-        heads.demand_value(self.manifest)
+        heads.demand_value(self.manifest, "prove_convexity")
         seed = integer(seed, "seed", 0)
         X = None if x is None else batch(x, "x", self.dtype, self.manifest.x_shape)
         self.runner.check_open()

@@ -13,7 +13,6 @@ from icnnrt.errors import InputError
 from icnnrt.format.manifest import Manifest
 from icnnrt.format.signatures import THETA_BAR, arrays_of, outputs_of
 from icnnrt.printable import named
-from icnnrt.serving.domain_arguments import no_energy
 from icnnrt.serving.runner import Runner
 from icnnrt.serving.solution import Floats, Record
 from icnnrt.serving.weight_sets import WeightSet
@@ -82,13 +81,11 @@ def weights_bar(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return {name.removeprefix(THETA_BAR): a for name, a in outputs.items() if name.startswith(THETA_BAR)}
 
 
-def demand_value(manifest: Manifest) -> None:
-    """Refuse a package that does not hold an energy itself."""
-    if manifest.kind == "qp":
-        raise no_energy("value")
-    if manifest.kind == "gradient":
+def demand_value(manifest: Manifest, call: str) -> None:
+    """Refuse `call` of a package that does not hold an energy itself."""
+    if manifest.kind != "energy":
         raise InputError(
-            "value: the package holds the gradient of an energy alone; use `gradient`, or export the energy itself."
+            f"{call}: the package holds the gradient of an energy alone; use `gradient`, or export the energy itself."
         )
 
 
@@ -96,7 +93,7 @@ def _demand(manifest: Manifest, role: str) -> None:
     if role in manifest.graphs:
         return
     if role == "value":
-        demand_value(manifest)
+        demand_value(manifest, role)
     raise InputError(
         f"{role}: the package {named(manifest.name)} has no {role}.onnx; export it again with "
         f"heads=[{role!r}], or on the command line with --head {role}."

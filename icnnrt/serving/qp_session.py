@@ -64,6 +64,8 @@ def _refused(what: str) -> Callable[..., NoReturn]:
 class QPSession(Session):
     """Serves a network that goes through quadratic programs: z(x), and gradients of a loss on z."""
 
+    _KINDS = ("qp",)
+
     def solve_qp(self, x: object, *, strict: bool | None = None) -> QPNetworkSolution:
         """z(x) of a package of kind "qp", a network that goes through quadratic programs: x [B, *x_shape] -> z [B, n].
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import flag
+from icnnrt.arguments import flag, refused
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.manifest import Manifest
 from icnnrt.format.package import Package
@@ -27,6 +27,9 @@ class Session:
     `close`, to free the memory at a given moment.
     """
 
+    _KINDS: tuple[str, ...] = ()
+    """Of packages that it serves."""
+
     def __init__(
         self,
         package: Package,
@@ -38,6 +41,10 @@ class Session:
         memory: int | None = None,
         limits: Limits | None = None,
     ) -> None:
+        if package.manifest.kind not in self._KINDS:
+            kinds = " or ".join(map(repr, self._KINDS))
+            came = f"one of kind {package.manifest.kind!r}"
+            raise refused("package", f"one of kind {kinds}", came, "call icnnrt.load, which tells sessions apart")
         self._runner = Runner(package, providers, threads, native, memory, checked_limits(limits))
         self._memory = memory
         self._strict = flag(strict, "strict")

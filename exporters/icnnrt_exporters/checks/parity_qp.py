@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import icnnrt
-from icnnrt.mathematics.qp_status import QPStatus
 
 Figure = tuple[str, NDArray[Any], Tensor]
 
@@ -24,7 +23,7 @@ def figures(session: icnnrt.Session, judge: nn.Module, batches: Sequence[Tensor]
             z = judge(X)
         solution = session.solve_qp(x.detach().numpy())
         count += len(solution)
-        unsolved += int((solution.status != QPStatus.SOLVED).sum())
+        unsolved += int((~solution.ok).sum())
         keep = solution.ok & np.isfinite(z.numpy()).all(1)
         if not keep.any():
             continue

@@ -123,14 +123,17 @@ class BregmanProximalGradient(nn.Module):
         at, like = self._coordinates(lower, upper), float_of(self.energy, x)
         energy = cast(Any, self.energy)
         context = energy.context(x) if has_context(self.energy) else None
-        recorded = torch.is_grad_enabled()
+        recorded, calls = torch.is_grad_enabled(), 0
 
         def value_and_gradient(p: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal calls
+            recorded_here = recorded and calls < self.iterations  # the last one is the certificate's
+            calls += 1
             y = at.y(p)
             with torch.enable_grad():
-                y = y if recorded and y.requires_grad else y.detach().requires_grad_()
+                y = y if recorded_here and y.requires_grad else y.detach().requires_grad_()
                 f = energy(x, y) if context is None else energy.value(context, y)
-                (g,) = torch.autograd.grad(f.sum(), y, create_graph=recorded, materialize_grads=True)
+                (g,) = torch.autograd.grad(f.sum(), y, create_graph=recorded_here, materialize_grads=True)
             return f[:, None], at.scaled(g)
 
         p, edge = self._start(x, y_init, at, like), EDGE_FLOAT32 if like.dtype == torch.float32 else EDGE

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from icnnrt.arguments import integer
+from icnnrt.arguments import integer, refused
 
 __all__ = [
     "EnergyAt",
@@ -59,10 +59,8 @@ def y_dim_of(energy: nn.Module, given: int | None) -> int:
     """The number of columns of y: as given, else the energy's own."""
     y_dim = getattr(energy, "y_dim", None) if given is None else given
     if y_dim is None:
-        raise ValueError(
-            f"y_dim must be given, got None: {type(energy).__name__} has no attribute y_dim to take it from, so pass "
-            "y_dim=, the number of columns of y."
-        )
+        came = f"none, and {type(energy).__name__} has no attribute y_dim"
+        raise refused("y_dim", "the number of columns of y", came, "pass y_dim=")
     return integer(y_dim, "y_dim", 1, remedy="give the number of columns of y")
 
 
@@ -109,10 +107,8 @@ class EnergyAt(nn.Module):
         y = place(p, self.bounds, self.mu)
         f = energy.value(self.context, y) if has_context(self.energy) else energy(*self.context, y)
         if f.shape != y.shape[:1]:
-            raise ValueError(
-                f"energy must return one number per row, shape {[y.shape[0]]}, got {list(f.shape)}: "
-                "sum or squeeze its output to [batch]."
-            )
+            expected = f"one number per row, shape {[y.shape[0]]}"
+            raise refused("energy", expected, list(f.shape), "sum or squeeze its output to [batch]")
         return cast(Tensor, f)
 
     def at(self, y: Tensor, create_graph: bool) -> Point:
@@ -125,9 +121,9 @@ class EnergyAt(nn.Module):
                 named = {f"energy.{name}": weight for name, weight in self.weights.items()}
                 f = torch.func.functional_call(self, named, (y,))
             if not f.requires_grad:
-                raise ValueError(
-                    "energy must be differentiable in y, got an output that autograd does not follow: remove "
-                    "detach() and no_grad() from its forward."
+                came = "an output that autograd does not follow"
+                raise refused(
+                    "energy", "one differentiable in y", came, "remove detach() and no_grad() from its forward"
                 )
             (g,) = torch.autograd.grad(f.sum(), y, create_graph=create_graph, materialize_grads=True)
         return Point(y, f, g)
