@@ -12,6 +12,7 @@ import torch
 from cut_models import network, random_cuts
 from scipy.optimize import minimize
 
+from icnnrt.errors import InputError
 from icnnrt.mathematics import certificate, reference
 from icnnrt.mathematics.domains import MODELS, NAMES, SIMPLEX, SPACE, UNIT_BOX, box_coordinates, space_coordinates
 from icnnrt.mathematics.namespace import NUMPY
@@ -37,6 +38,18 @@ def test_every_name_has_a_model():
     assert tuple(MODELS) == NAMES
     assert get_args(DomainName) == tuple(commands.DomainName) == NAMES
     assert all(domain.name == name for name, domain in MODELS.items())
+
+
+@pytest.mark.parametrize("domain", MODELS.values(), ids=lambda d: d.name)
+def test_points_of_a_domain_may_be_started_from(domain):
+    rng = np.random.default_rng(1)
+    bounds = dict(zip(domain.bounds, (np.zeros((5, 3)), np.ones((5, 3))), strict=False))
+    for points in (domain.random(rng, 5, 3), domain.corners(rng, 5, 3), np.full((5, 3), domain.centre(3))):
+        domain.check_start(points, bounds)
+        points[2, 1] = np.nan
+        with pytest.raises(InputError, match=r"y_init: expected .*, but got nan in sample 2; clip it"):
+            domain.check_start(points, bounds)
+    domain.check_start(np.zeros((0, 3)), {name: array[:0] for name, array in bounds.items()})
 
 
 @each_model
