@@ -649,12 +649,12 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"adjoint": "unrolled"}, r"adjoint must be 'exact', 'prop3' or 'implicit', got 'unrolled': choose"),
+        ({"adjoint": "unrolled"}, r"adjoint: expected 'exact', 'prop3' or 'implicit', but got 'unrolled'; choose"),
         ({"iterations": 0}, r"iterations: expected an integer of at least 1, but got 0; give the number of cuts K\."),
         ({"iterations": 2.0}, r"iterations: expected an integer of at least 1, but got 2\.0; "),
         ({"steps": 0}, r"steps: expected an integer of at least 1, but got 0; "),
-        ({"gap_tolerance": 0.0}, r"gap_tolerance must be a finite number > 0, got 0\.0"),
-        ({"residual_tolerance": float("nan")}, r"residual_tolerance must be a finite number > 0, got nan"),
+        ({"gap_tolerance": 0.0}, r"gap_tolerance: expected a finite number above 0, but got 0\.0"),
+        ({"residual_tolerance": float("nan")}, r"residual_tolerance: expected a finite number above 0, but got nan"),
         ({"y_dim": 0}, r"y_dim: expected an integer of at least 1, but got 0; "),
     ],
 )
@@ -669,10 +669,10 @@ def test_wrong_inputs():
     x = contexts(energy, 2)
     half = torch.full((2, 3), 0.5, dtype=F64)
     for y_init, message in (
-        (half[:1], r"y_init must have shape \[2, 3\], got \[1, 3\]: give one row of 3 numbers"),
-        (half.float(), r"y_init must have the dtype of the energy, torch\.float64, got torch\.float32: convert"),
-        (half + 0.6, r"y_init must lie in \[0, 1\], got 1\.1: clamp it"),
-        (half * torch.nan, r"y_init must lie in \[0, 1\], got nan"),
+        (half[:1], r"y_init: expected a tensor of shape \[2, 3\], but got shape \[1, 3\]; give one row for each"),
+        (half.float(), r"y_init: expected torch\.float64, as the energy is, but got torch\.float32; convert"),
+        (half + 0.6, r"y_init: expected numbers in \[0, 1\], but got 1\.1 in sample 0; clip it"),
+        (half * torch.nan, r"y_init: expected numbers in \[0, 1\], but got nan in sample 0"),
     ):
         for call in (argmin, argmin.solve):
             with pytest.raises(ValueError, match=message):

@@ -142,7 +142,7 @@ def test_wrong_arguments() -> None:
     for argument, bad in (("step_size", 0.0), ("mu", -1.0), ("domain", "ball"), ("iterations", 0)):
         with pytest.raises(ValueError, match=argument):
             BregmanProximalGradient(energy_of(), **{argument: bad})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"lower, upper must be given for domain 'box'"):
+    with pytest.raises(ValueError, match=r"lower: expected the bounds of y, as the domain is a box, but got none"):
         layer_of("box")(torch.zeros(2, X_DIM, dtype=torch.float64))
 
 

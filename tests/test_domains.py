@@ -4,6 +4,7 @@ Answers are told by certificate and by scipy, gradients by central differences o
 """
 
 import copy
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import torch
 from cut_models import network, random_cuts
 from scipy.optimize import minimize
 
+from icnnrt.errors import InputError
 from icnnrt.mathematics import certificate, reference
 from icnnrt.mathematics.domains import MODELS, NAMES, SIMPLEX, SPACE, UNIT_BOX, box_coordinates, space_coordinates
 from icnnrt.mathematics.namespace import NUMPY
+from icnnrt_exporters import commands
 from icnnrt_models import FICNN, BundleEntropyArgmin
+from icnnrt_models.layers.argmin import DomainName
 
 each_model = pytest.mark.parametrize("domain", [UNIT_BOX, SIMPLEX, SPACE], ids=lambda d: d.name)
 each_new_model = pytest.mark.parametrize("domain", [SIMPLEX, SPACE], ids=lambda d: d.name)
@@ -32,7 +36,20 @@ def point_of(domain, B, n, seed=0):
 
 def test_every_name_has_a_model():
     assert tuple(MODELS) == NAMES
-    assert {domain.name for domain in MODELS.values()} == {"unit_box", "simplex", "space"}
+    assert get_args(DomainName) == tuple(commands.DomainName) == NAMES
+    assert all(domain.name == name for name, domain in MODELS.items())
+
+
+@pytest.mark.parametrize("domain", MODELS.values(), ids=lambda d: d.name)
+def test_points_of_a_domain_may_be_started_from(domain):
+    rng = np.random.default_rng(1)
+    bounds = dict(zip(domain.bounds, (np.zeros((5, 3)), np.ones((5, 3))), strict=False))
+    for points in (domain.random(rng, 5, 3), domain.corners(rng, 5, 3), np.full((5, 3), domain.centre(3))):
+        domain.check_start(points, bounds)
+        points[2, 1] = np.nan
+        with pytest.raises(InputError, match=r"y_init: expected .*, but got nan in sample 2; clip it"):
+            domain.check_start(points, bounds)
+    domain.check_start(np.zeros((0, 3)), {name: array[:0] for name, array in bounds.items()})
 
 
 @each_model
@@ -461,13 +478,13 @@ def test_crossed_bounds_spoil_their_sample_alone():
 def test_the_layer_of_every_domain_is_refused_what_it_cannot_do(case):
     layer, inputs = layer_of(case, 2), inputs_of(case)
     wrong = torch.full((BATCH, N), torch.inf if layer.domain == "space" else -200.0, dtype=F64)
-    with pytest.raises(ValueError, match="y_init must"):
+    with pytest.raises(ValueError, match=r"y_init: expected .* in sample 0; clip it"):
         layer(**inputs, y_init=wrong)
     if layer.domain != "box":
-        with pytest.raises(ValueError, match="lower must be left out"):
+        with pytest.raises(ValueError, match="lower: expected none, as the domain is"):
             layer(inputs["x"], lower=0.0)
     if layer.domain == "simplex":
-        with pytest.raises(ValueError, match="sum to 1"):
+        with pytest.raises(ValueError, match="y_init: expected rows of sum 1, but got 2"):
             layer(inputs["x"], y_init=torch.full((BATCH, N), 0.5, dtype=F64))
     if layer.domain != "unit_box":
         assert f"domain={layer.domain!r}" in repr(layer)
@@ -476,18 +493,18 @@ def test_the_layer_of_every_domain_is_refused_what_it_cannot_do(case):
 def test_refusals_of_boxes_and_names():
     layer, x = layer_of("box", 2), inputs_of("box")["x"]
     for lower, upper, match in (
-        (None, 1.0, "lower must be given"),
-        (0.0, None, "upper must be given"),
-        (torch.zeros(N), 1.0, "lower must have the dtype"),
-        (torch.zeros(N + 1, dtype=F64), 1.0, "lower must broadcast"),
-        (0.0, float("inf"), "upper must be finite"),
+        (None, 1.0, "lower: expected the bounds of y, as the domain is a box, but got none"),
+        (0.0, None, "upper: expected the bounds of y, as the domain is a box, but got none"),
+        (torch.zeros(N), 1.0, "lower: expected torch.float64, as the energy is, but got torch.float32"),
+        (torch.zeros(N + 1, dtype=F64), 1.0, "lower: expected what broadcasts to shape"),
+        (0.0, float("inf"), "upper: expected finite numbers"),
     ):
         with pytest.raises(ValueError, match=match):
             layer(x, lower=lower, upper=upper)
     energy = layer.energy
-    with pytest.raises(ValueError, match="domain must be one of"):
+    with pytest.raises(ValueError, match="domain: expected 'unit_box', 'box', 'simplex' or 'space', but got 'ball'"):
         BundleEntropyArgmin(energy, 2, domain="ball")
-    with pytest.raises(ValueError, match="mu must be a finite number"):
+    with pytest.raises(ValueError, match="mu: expected a finite number above 0, but got 0"):
         BundleEntropyArgmin(energy, 2, domain="space", mu=0.0)
-    with pytest.raises(ValueError, match="mu must be left at 1"):
+    with pytest.raises(ValueError, match="mu: expected 1 in the domain 'simplex', but got 2"):
         BundleEntropyArgmin(energy, 2, domain="simplex", mu=2.0)

@@ -127,6 +127,7 @@ PUBLIC = {
         "Coordinates",
         "Domain",
         "box_coordinates",
+        "check_bounds",
         "coordinates",
         "distance",
         "negative_entropy",

@@ -378,7 +378,7 @@ def test_a_warm_start_from_a_bad_sample_is_cold(session: icnnrt.Session) -> None
 @pytest.mark.parametrize(
     ("start", "sentence"),
     [
-        ({"y_init": np.full((2, N), 1.5)}, r"y_init: expected numbers in \[0, 1\], but sample 0 holds 1.5"),
+        ({"y_init": np.full((2, N), 1.5)}, r"y_init: expected numbers in \[0, 1\], but got 1.5 in sample 0"),
         ({"y_init": np.full((2, N), np.nan)}, "y_init: expected numbers in"),
         ({"y_init": np.full((3, N), 0.5)}, r"y_init: expected shape \[2, 3\], but got \[3, 3\]; it needs one row"),
         ({"y_init": np.full(N, 0.5)}, r"pass y_init\[None\]"),

@@ -11,7 +11,6 @@ from icnnrt.checking.differences import by_weights, head, judge_head, paired
 from icnnrt.checking.report import NO_CONTEXT, Array, Arrays, Check, judged, skipped, worst
 from icnnrt.checking.trial import Trial
 from icnnrt.mathematics import certificate, reference
-from icnnrt.mathematics.domains import SPACE
 
 DIRECTIONS: Final = 4  # directions, segments and random points for every sample
 ROOM: Final = 0.1  # for the steps of a difference along y
@@ -114,10 +113,10 @@ def convexity(trial: Trial) -> Iterator[Check]:
         d = _least_curved(trial, p)
         t = trial.reach(p, d) * d
         anywhere = [trial.somewhere(), trial.somewhere()]
-        segments = [anywhere, trial.corners(), [p - t, p + t], [p - 0.1 * t, p + 0.1 * t]]
+        corners = [trial.domain.corners(trial.rng, len(p), trial.n) for _ in range(2)]
+        segments = [anywhere, corners, [p - t, p + t], [p - 0.1 * t, p + 0.1 * t]]
         for ends in segments:
-            if trial.domain is not SPACE:  # rounding may have taken them out
-                ends = [np.clip(end, 0.0, 1.0) for end in ends]
+            ends = [np.clip(end, *trial.domain.edges) for end in ends]  # rounding may have taken them out
             a, b = (trial.rounded(trial.at.y(end)).astype(np.float64) for end in ends)
             told = [(y, *trial.f(y)) for y in (a, b, (a + b) / 2)]
             (_, f_a, _), (_, f_b, _), (_, f_m, _) = told
@@ -129,7 +128,7 @@ def convexity(trial: Trial) -> Iterator[Check]:
 
 
 def _least_curved(trial: Trial, p: Array) -> Array:
-    """Directions d [B, n] of small, if possible negative, d'∇²f(p)d: the power method on c − ∇²f, in p.
+    """Directions d [B, n] of length 1 and of small, if possible negative, d'∇²f(p)d: the power method on c − ∇²f, in p.
 
     A random direction misses one negative eigenvalue among many positive ones. The Hessian is told by differences of g
     over a wide step, so kinks show as curvature too. It only chooses where to look: it convicts nobody.
@@ -141,7 +140,6 @@ def _least_curved(trial: Trial, p: Array) -> Array:
     c = np.zeros((len(p), 1))
     for _ in range(CURVATURE_ITERATIONS):
         d = trial.tangent(d)
-        d = d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), np.finfo(np.float64).tiny)
         bend = (f_of_p(p + step * d)[1] - f_of_p(p - step * d)[1]) / (2 * step)
         bend = np.where(np.isfinite(bend), bend, 0.0)
         c = np.maximum(c, np.linalg.norm(bend, axis=1, keepdims=True))

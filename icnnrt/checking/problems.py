@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from icnnrt.checking.report import Array, Arrays, Check, median, worst
 from icnnrt.mathematics import bregman, reference
 from icnnrt.mathematics.bundle_qp import Polyhedron, bundle_qp_argmin
-from icnnrt.mathematics.domains import SPACE, UNIT_BOX, Coordinates, Domain, distance
+from icnnrt.mathematics.domains import SPACE, Coordinates, Domain, distance
 from icnnrt.mathematics.status import ANSWERED, Status
 from icnnrt.serving import polyhedron
 from icnnrt.serving.session import Session
@@ -46,7 +46,6 @@ class Problem:
     reference: Callable[[], Any] = lambda: None  # by the same method in numpy, around the package's value graph
     domain: Domain | None = None
     at: Coordinates = PLAIN
-    allowed: str = ""
     letter: str = "y"
     vjp: Callable[..., Any] = lambda session, answer, y_bar: session.vjp(answer, y_bar, on_unsafe="skip")
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -79,9 +78,10 @@ class Problem:
         """The entries of two answers, of the samples that are kept."""
         apart = np.abs(a.y[kept].astype(np.float64) - b.y[kept]).max(1, initial=0.0)
         ours, theirs = (f"{self.letter}{word}" for word in whose)
+        allowed = f"; a gap g allows √({2 / self.domain.convexity:g} g) in p" if self.domain else ""
         with np.errstate(invalid="ignore"):
             bound = self.near(a, b)[kept]
-        return worst(name, apart, bound, f"max |{ours} − {theirs}|, median {median(apart)}{self.allowed}")
+        return worst(name, apart, bound, f"max |{ours} − {theirs}|, median {median(apart)}{allowed}")
 
     def against_reference(self, kind: str, kept: NDArray[np.bool_]) -> Iterator[Check]:
         """The answer and its energy."""
@@ -114,9 +114,7 @@ def argmin(
     def answered(answer: Any) -> NDArray[np.bool_]:
         return np.isfinite(answer.energy) & np.isfinite(answer.gap)
 
-    plain = domain is UNIT_BOX and "lower" not in inputs
-    allowed = f"; a gap g allows {'√(g/2)' if plain else '√(g/2), √(2g) off boxes, in p'}"
-    return Problem(session, inputs, "argmin", answered, true, domain, at, allowed)
+    return Problem(session, inputs, "argmin", answered, true, domain, at)
 
 
 def quadratic_programs(session: Session, inputs: Arrays) -> Problem:
@@ -142,5 +140,5 @@ def over_polyhedron(session: Session, inputs: Arrays, iterations: int, tolerance
         return bundle_qp_argmin(f, rows, iterations, 1.0, tolerance=usual, precision=X.dtype)
 
     settings = {"mu": 1.0, "iterations": iterations, "tolerance": tolerance}
-    told = (answered, true, SPACE, PLAIN, "; a gap g allows √(2g)", "y", vjp, settings, POLYHEDRON_STEPS)
+    told = (answered, true, SPACE, PLAIN, "y", vjp, settings, POLYHEDRON_STEPS)
     return Problem(session, inputs, "argmin_polyhedron", *told)

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections import Counter
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,10 @@ from icnnrt.format.manifest import Manifest
 from icnnrt.format.package import Package
 from icnnrt.format.signatures import expected
 from icnnrt.mathematics import certificate
-from icnnrt.mathematics.domains import MODELS, SIMPLEX, SPACE, UNIT_BOX, coordinates
+from icnnrt.mathematics.domains import MODELS, UNIT_BOX, coordinates
+from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.status import Status
 from icnnrt.serving.session import Session
-
-FAR: Final = 3.0  # how many times further out than a typical point of R^n
 
 
 class Trial:
@@ -68,42 +67,33 @@ class Trial:
         reach = (np.abs(g) * np.maximum(0.5, np.abs(y))).sum(1)
         return certificate.ROUNDING * np.finfo(self.dtype).eps * np.maximum(1.0, np.abs(f) + reach)
 
-    # --- Where it is looked at: points p [B, n] in float64, of [0, 1]^n, the simplex or R^n; y = at.y(p) -----------
+    # --- Where it is looked at: points p [B, n] in float64 of the domain; y = at.y(p) -------------------------------
 
     def somewhere(self) -> Array:
         """Random points of the domain."""
-        shape = (len(self.X), self.n)
-        if self.domain is SIMPLEX:
-            return self.rng.dirichlet(np.ones(self.n), len(self.X))
-        return self.rng.standard_normal(shape) if self.domain is SPACE else self.rng.random(shape)
-
-    def corners(self) -> list[Array]:
-        """Two for each sample. Those of a simplex are unit vectors; R^n has none, and points further out stand in."""
-        shape = (2, len(self.X), self.n)
-        if self.domain is SIMPLEX:
-            return list(np.eye(self.n)[self.rng.integers(self.n, size=shape[:2])])
-        return list(FAR * self.rng.standard_normal(shape) if self.domain is SPACE else np.round(self.rng.random(shape)))
+        return self.domain.random(self.rng, len(self.X), self.n)
 
     def inset(self, p: Array, room: float) -> Array:
-        """The points p, brought about `room` or more away from the edges."""
-        if self.domain is UNIT_BOX:
-            return room + (1 - 2 * room) * p
-        return 0.5 * (p + 1.0 / self.n) if self.domain is SIMPLEX else p
+        """The points p, drawn to the centre until steps as long as `longest` leave none of the edges behind."""
+        centre, edge = self.domain.centre(self.n), self.domain.edges[0]
+        # Halfway where entries share a sum: most of them are near 0 then.
+        share = 0.5 if self.domain.total else self.longest(room) / (centre - edge)
+        return centre + (1 - share) * (p - centre)
 
     def longest(self, room: float) -> float:
         """The longest step, in the largest entry of a direction, that `inset` leaves room for."""
-        return min(room, 0.5 / self.n) if self.domain is SIMPLEX else room
+        return min(room, 0.5 * (self.domain.centre(self.n) - self.domain.edges[0]))
 
     def tangent(self, d: Array) -> Array:
-        """The part of the directions d [B, n] that stays in the domain."""
-        return np.asarray(d - d.mean(1, keepdims=True)) if self.domain is SIMPLEX else d
+        """The part of the directions d [B, n] that stays in the domain, with length 1."""
+        d = np.asarray(self.domain.plain(NUMPY, d))
+        return d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
     def reach(self, p: Array, d: Array) -> Array:
         """The largest t [B, 1] with p ± t d in the domain; of R^n the length of a typical p."""
-        if self.domain is SPACE:
-            return np.full((len(p), 1), math.sqrt(self.n))
-        room = p if self.domain is SIMPLEX else np.minimum(p, 1 - p)
-        return np.asarray((room / np.maximum(np.abs(d), 1e-12)).min(1, keepdims=True))
+        low, high = self.domain.edges
+        room = np.minimum(p - low, high - p) / np.maximum(np.abs(d), 1e-12)
+        return np.asarray(np.minimum(room.min(1, keepdims=True), math.sqrt(self.n)))
 
     def interior(self, room: float) -> tuple[Array, Array]:
         """Points y [B, n] of the domain, as the dtype rounds them, and directions d such that y ± room·d lie in it."""
@@ -137,7 +127,7 @@ def contexts(manifest: Manifest, x: object, samples: int | None, rng: np.random.
 
 def random_bounds(manifest: Manifest, B: int, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
     """Lower and upper [B, n] around and beside [0, 1]^n, for a package whose y lies in a box; nothing for others."""
-    if manifest.domain is None or manifest.domain.kind != "box":
+    if manifest.domain is None or not MODELS[manifest.domain.kind].bounds:
         return {}
     lower = rng.uniform(-1.0, 0.5, (B, *manifest.y_shape))
     upper = lower + rng.uniform(0.2, 2.0, lower.shape)

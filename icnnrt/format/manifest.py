@@ -49,6 +49,7 @@ from icnnrt.format.signatures import (
 from icnnrt.format.signs import NONNEGATIVE, Sign
 from icnnrt.format.upgrade import CURRENT, UNTOLD, as_version, upgraded
 from icnnrt.format.verdict import Convexity, recorded
+from icnnrt.mathematics.domains import MODELS
 from icnnrt.printable import show
 
 FORMAT: Final = "icnnrt"
@@ -57,8 +58,6 @@ MANIFEST_FILE: Final = "manifest.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 GOLDEN_FILE: Final = "golden.safetensors"
 OP_DOMAIN: Final = "ai.icnnrt"
-# kind of domain -> its regulariser
-REGULARISERS: Final = {"unit_box": "entropy", "box": "entropy", "simplex": "entropy", "space": "quadratic"}
 
 MAX_MANIFEST_BYTES: Final = 4 << 20
 MAX_HEADER_BYTES: Final = 16 << 20
@@ -192,14 +191,14 @@ class Domain:
     space      R^n, R = (μ/2)‖y‖²
     """
 
-    kind: Annotated[str, exactly(*REGULARISERS)] = "unit_box"
+    kind: Annotated[str, exactly(*MODELS)] = "unit_box"
     mu: Annotated[float | None, _only_of("kind", "space", positive)] = None
     """μ of `space`; None elsewhere."""
 
     @property
     def regulariser(self) -> str:
         """ "entropy" or "quadratic"."""
-        return REGULARISERS[self.kind]
+        return MODELS[self.kind].family
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from icnnrt.arguments import batch, converted
 from icnnrt.errors import InputError
 from icnnrt.format.manifest import Manifest, SolverSpec
 from icnnrt.mathematics.bundle_qp import Polyhedron
+from icnnrt.mathematics.domains import MODELS, check_bounds
 from icnnrt.printable import named
 from icnnrt.serving.solution import Array, Floats
 
@@ -31,18 +32,11 @@ def no_energy(what: str) -> InputError:
 
 def bounds_of(manifest: Manifest, B: int, lower: object, upper: object) -> dict[str, Floats]:
     """lower and upper as [B, n] for a box, nothing for other domains."""
-    domain, n = manifest.domain, manifest.y_shape[0]
-    given = {"lower": lower, "upper": upper}
-    if domain is None or domain.kind != "box":
-        for name, value in given.items():
-            if value is not None:
-                kind = domain.kind if domain else "none"
-                raise InputError(f"{name}: expected none, as the domain is {kind!r}, but got one; leave it out.")
+    n = manifest.y_shape[0]
+    if not check_bounds(MODELS[manifest.domain.kind] if manifest.domain else None, lower, upper):
         return {}
     bounds = {}
-    for name, value in given.items():
-        if value is None:
-            raise InputError(f"{name}: expected the bounds of y, as the domain is a box, but got none; give both.")
+    for name, value in (("lower", lower), ("upper", upper)):
         array = converted(value, name)
         if array.ndim < 2 and array.dtype.kind in "fiu" and array.shape in ((), (n,)):
             array = np.broadcast_to(array, (B, n))
@@ -54,51 +48,21 @@ def start_of(manifest: Manifest, B: int, y_init: object, warm: Floats | None, bo
     """Where the solver starts, [B, n]: y_init, or the y of an earlier answer, or the centre of the domain."""
     if y_init is not None and warm is not None:
         raise InputError("y_init, warm: expected at most one of the two, but got both; leave one out.")
+    assert manifest.domain is not None, "a solver has a domain"
+    domain = MODELS[manifest.domain.kind]
     if y_init is not None:
-        return _inside(batch(y_init, "y_init", manifest.dtype, manifest.y_shape, length=B), manifest, bounds)
-    centre = _centre(manifest, B, bounds)
+        Y = batch(y_init, "y_init", manifest.dtype, manifest.y_shape, length=B)
+        domain.check_start(Y, bounds)
+        return Y
+    centre = np.full((B, *manifest.y_shape), domain.centre(manifest.y_shape[0]), manifest.dtype)
+    if bounds:
+        with np.errstate(invalid="ignore", over="ignore"):
+            centre = bounds["lower"] + (bounds["upper"] - bounds["lower"]) * centre
     if warm is None:
         return centre
     Y = batch(warm, "warm", manifest.dtype, manifest.y_shape, length=B)
     Y = np.where(np.isnan(Y), centre, Y)
     return np.clip(Y, bounds["lower"], bounds["upper"]) if bounds else Y
-
-
-def _centre(manifest: Manifest, B: int, bounds: Mapping[str, Floats]) -> Floats:
-    assert manifest.domain is not None, "a solver has a domain"
-    n, dtype = manifest.y_shape[0], np.dtype(manifest.dtype)
-    if bounds:
-        with np.errstate(invalid="ignore", over="ignore"):
-            return np.asarray(bounds["lower"] + (bounds["upper"] - bounds["lower"]) / 2, dtype)
-    at = {"unit_box": 0.5, "simplex": 1.0 / n, "space": 0.0}[manifest.domain.kind]
-    return np.full((B, n), at, dtype)
-
-
-def _inside(start: Floats, manifest: Manifest, bounds: Mapping[str, Floats]) -> Floats:
-    """The start, which has to lie in the domain."""
-    assert manifest.domain is not None, "a solver has a domain"
-    if not len(start):
-        return start
-    kind = manifest.domain.kind
-    low, high = {"box": (bounds.get("lower"), bounds.get("upper")), "space": (-np.inf, np.inf)}.get(kind, (0.0, 1.0))
-    # NaN is outside. Samples whose bounds leave nothing are told by their status.
-    inside = np.isfinite(start) & (start >= low) & (start <= high)
-    if bounds:
-        inside |= ~(bounds["lower"] <= bounds["upper"])
-    if not inside.all():
-        sample, entry = np.argwhere(~inside)[0]
-        where = {"box": "numbers within the bounds", "space": "finite numbers"}.get(kind, "numbers in [0, 1]")
-        raise InputError(
-            f"y_init: expected {where}, but sample {sample} holds {start[sample, entry]}; clip it, or leave y_init out."
-        )
-    if kind == "simplex":
-        off = np.abs(start.astype(np.float64).sum(1) - 1.0)
-        if not off.max() <= start.shape[1] * np.sqrt(np.finfo(start.dtype).eps):
-            raise InputError(
-                f"y_init: expected rows of sum 1, but sample {int(off.argmax())} has {start[off.argmax()].sum()}; "
-                "divide each row by its sum, or leave y_init out."
-            )
-    return start
 
 
 def given_rows(B: int, n: int, **given: object) -> Polyhedron:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from icnnrt.arguments import batch, converted, finite_rows
 from icnnrt.errors import InputError
 from icnnrt.format.manifest import Manifest, TrainingSpec
+from icnnrt.mathematics.domains import MODELS
 from icnnrt.printable import named, show
 from icnnrt.serving.domain_arguments import bounds_of
 from icnnrt.serving.session import Session
@@ -65,7 +66,8 @@ def samples(
                 f"{target_name}: expected integers, as the package's loss takes, but got others; round them."
             )
         T = T.astype(np.int64)
-    inside = IN_UNIT_BOX if manifest.domain and manifest.domain.kind in ("unit_box", "simplex") else CROSS_ENTROPY
+    domain = MODELS[manifest.domain.kind] if manifest.domain else None
+    inside = IN_UNIT_BOX if domain and domain.edges == (0.0, 1.0) and not domain.bounds else CROSS_ENTROPY
     if spec.loss in inside and T.size and not (T.min() >= 0 and T.max() <= 1):
         sample = int(np.argmax(((T < 0) | (T > 1)).reshape(len(T), -1).any(1)))
         raise InputError(

@@ -11,15 +11,14 @@ class Coordinates:
 
     def __init__(self, xp: Traced, domain: Domain, like: Symbol) -> None:
         """For points as `like`, [batch, n]. `inputs` are the bounds of a box, [batch, n] each, or nothing."""
-        self._xp, self.model, self.box = xp, domains.MODELS[domain.kind], domain.kind == "box"
-        names = ("lower", "upper") if self.box else ()
-        self.inputs = [value(name, like.dtype, like.shape) for name in names]
+        self._xp, self.model = xp, domains.MODELS[domain.kind]
+        self.box = bool(self.model.bounds)
+        self.inputs = [value(name, like.dtype, like.shape) for name in self.model.bounds]
         self.bounds = [xp.of(v) for v in self.inputs]
         self.at = domains.Coordinates()
         if self.box:
             self.at = domains.box_coordinates(*self.bounds, xp=xp)
-        elif domain.kind == "space" and domain.mu != 1.0:
-            assert domain.mu is not None
+        elif domain.mu not in (None, 1.0):
             self.at = domains.Coordinates(0.0, xp.spread(domains.space_coordinates(domain.mu).scale, like))
 
     def p(self, y: Symbol) -> Symbol:

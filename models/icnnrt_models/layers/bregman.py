@@ -1,18 +1,18 @@
 """Bregman proximal gradient as a torch layer: y* = argmin_y f(x, y) + R(y) for smooth energies."""
 
-import math
 from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from icnnrt.arguments import integer
+from icnnrt.arguments import choice, integer, number
 from icnnrt.mathematics.bregman import EDGE, EDGE_FLOAT32, argmin
 from icnnrt.mathematics.bundle import Trajectory
-from icnnrt.mathematics.domains import MODELS, NAMES, Coordinates, box_coordinates, space_coordinates
+from icnnrt.mathematics.domains import MODELS, NAMES
 from icnnrt_models.layers.argmin import check_tolerance
-from icnnrt_models.layers.energy_at import float_of, has_context, y_dim_of
+from icnnrt_models.layers.domain_arguments import placed
+from icnnrt_models.layers.energy_at import has_context, y_dim_of, y_like
 from icnnrt_models.layers.namespace import TORCH
 
 __all__ = ["BregmanProximalGradient", "BregmanResult"]
@@ -53,7 +53,7 @@ class BregmanProximalGradient(nn.Module):
         y_dim: n, needed only for an energy without an attribute `y_dim`.
 
     Raises:
-        ValueError: a sentence with the argument, what was expected, what came, and the remedy.
+        InputError: a ValueError, whose sentence has the argument, what was expected, what came, and the remedy.
     """
 
     steps = 1  # what a package says of a solver without inner steps
@@ -72,19 +72,15 @@ class BregmanProximalGradient(nn.Module):
     ) -> None:
         super().__init__()
         iterations = integer(iterations, "iterations", 1, remedy="give the number of steps K")
-        for name, number in (("step_size", step_size), ("mu", mu)):
-            if not (isinstance(number, int | float) and math.isfinite(number) and number > 0):
-                raise ValueError(f"{name} must be a finite number > 0, got {number!r}: 1.0 is usual.")
         check_tolerance("gap_tolerance", gap_tolerance)
-        if domain not in NAMES:
-            raise ValueError(f"domain must be one of {', '.join(NAMES)}, got {domain!r}: name one of them.")
+        choice(domain, "domain", NAMES)
         self.energy = energy
         self.y_dim = y_dim_of(energy, y_dim)
         self.iterations = iterations
-        self.step_size = float(step_size)
+        self.step_size = number(step_size, "step_size", above=0.0, remedy="1.0 is usual")
         self.gap_tolerance = gap_tolerance
         self.domain, self.model = domain, MODELS[domain]
-        self.mu = float(mu)
+        self.mu = number(mu, "mu", above=0.0, remedy="1.0 is usual")
 
     def forward(
         self,
@@ -120,7 +116,9 @@ class BregmanProximalGradient(nn.Module):
         self, x: Tensor, y_init: Tensor | None, lower: Tensor | None, upper: Tensor | None
     ) -> tuple[Tensor, Trajectory]:
         """y, and the trajectory of its p."""
-        at, like = self._coordinates(lower, upper), float_of(self.energy, x)
+        like = y_like(self.energy, x, self.y_dim)
+        mu = self.mu if self.model.family == "quadratic" else 1.0
+        p, _, at = placed(self.model, mu, like, y_init, lower, upper)
         energy = cast(Any, self.energy)
         context = energy.context(x) if has_context(self.energy) else None
         recorded, calls = torch.is_grad_enabled(), 0
@@ -136,32 +134,6 @@ class BregmanProximalGradient(nn.Module):
                 (g,) = torch.autograd.grad(f.sum(), y, create_graph=recorded_here, materialize_grads=True)
             return f[:, None], at.scaled(g)
 
-        p, edge = self._start(x, y_init, at, like), EDGE_FLOAT32 if like.dtype == torch.float32 else EDGE
+        edge = EDGE_FLOAT32 if like.dtype == torch.float32 else EDGE
         found = argmin(TORCH, self.model, value_and_gradient, p, self.iterations, self.step_size, edge)
         return at.y(found.y), found
-
-    def _coordinates(self, lower: Tensor | None, upper: Tensor | None) -> Coordinates:
-        if (self.domain == "box") != (lower is not None) or (self.domain == "box") != (upper is not None):
-            raise ValueError(
-                f"lower, upper must be given for domain 'box' and for no other, got domain {self.domain!r} with "
-                f"{sum(bound is not None for bound in (lower, upper))} of the two: give both or neither."
-            )
-        if lower is not None and upper is not None:
-            return box_coordinates(lower, upper, xp=TORCH)
-        return space_coordinates(self.mu) if self.domain == "space" else Coordinates()
-
-    def _start(self, x: Tensor, y_init: Tensor | None, at: Coordinates, like: Tensor) -> Tensor:
-        shape = (x.shape[0], self.y_dim)
-        if y_init is None:
-            return torch.full(shape, self.model.centre(self.y_dim), dtype=like.dtype, device=x.device)
-        if y_init.shape != shape or y_init.dtype != like.dtype:
-            raise ValueError(
-                f"y_init must be {like.dtype} of shape {list(shape)}, got {y_init.dtype} of shape "
-                f"{list(y_init.shape)}: give one row for each row of x, or leave it out."
-            )
-        p = at.p(y_init, TORCH).to(like.dtype).detach()
-        if self.domain == "space":
-            return p
-        if not ((p >= -1e-6) & (p <= 1 + 1e-6)).all():
-            raise ValueError("y_init must lie in the domain, got numbers outside it: clamp it, or leave it out.")
-        return p.clamp(0.0, 1.0)

@@ -20,6 +20,7 @@ __all__ = [
     "place",
     "plain",
     "y_dim_of",
+    "y_like",
 ]
 
 
@@ -46,6 +47,11 @@ def float_of(energy: nn.Module, x: Tensor) -> Tensor:
     """Some tensor of the energy's dtype; x's own where it has none."""
     floats = (p for p in (*energy.parameters(), *energy.buffers(), x) if p.is_floating_point())
     return next(floats, x)
+
+
+def y_like(energy: nn.Module, x: Tensor, n: int) -> Tensor:
+    """An empty y for x, [batch, n] in the energy's dtype."""
+    return torch.empty((x.shape[0], n), dtype=float_of(energy, x).dtype, device=x.device)
 
 
 def differentiated(energy: nn.Module) -> dict[str, Tensor]:
