@@ -543,7 +543,7 @@ def test_a_solver_for_another_n_is_refused(tmp_path: Path) -> None:
         export(energy, layer, torch.randn(2, 2), torch.rand(2, 2), tmp_path / "p.icnn")
     with pytest.raises(ExportError, match="is not there; create it first"):
         export(energy, BundleEntropyArgmin(energy), torch.randn(2, 2), torch.rand(2, 2), tmp_path / "no" / "p.icnn")
-    with pytest.raises(ExportError, match="is there and no package"):
+    with pytest.raises(ExportError, match="is not a package of plain files alone, so it is not replaced"):
         export(energy, BundleEntropyArgmin(energy), torch.randn(2, 2), torch.rand(2, 2), tmp_path, overwrite=True)
 
 

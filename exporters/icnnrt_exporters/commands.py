@@ -464,6 +464,7 @@ def pack(
     1 an error; nothing is written
     2 wrong usage
     """
+    from icnnrt.format.folder import check_place
     from icnnrt.format.package import Package
 
     if siblings:
@@ -482,8 +483,7 @@ def pack(
             raise ExportError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
         with _needs("export", "onnx"):
             from icnnrt_exporters.graphs.packer import pack as write
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: its folder {out.parent} is not there; create it first.")
+    check_place(out, "out")
     opened = Package.open(package, follow_links=follow_links)
     if siblings:
         written = write_siblings(opened, out, portable=portable, overwrite=overwrite)

@@ -94,7 +94,7 @@ def run(
     from icnnrt.serving.load import load
 
     with_limits(context, untrusted, seconds, mebibytes)
-    suffix = tabular.check_target(out, source=source) if out else ""
+    suffix = tabular.check_result(out, source=source) if out else ""
     opened = Package.open(package, follow_links=follow_links)
     manifest = opened.manifest
     qp = manifest.kind == "qp"

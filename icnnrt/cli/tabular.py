@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from icnnrt.arguments import check_shape, flag
 from icnnrt.errors import InputError
 from icnnrt.format.files import atomic_file
-from icnnrt.format.package import check_outside
+from icnnrt.format.folder import check_place
 from icnnrt.printable import harmless, show
 from icnnrt.serving.qp_session import QPNetworkSolution
 from icnnrt.serving.solution import Solution
@@ -223,14 +223,12 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 # --- Writing -------------------------------------------------------------------------------------
 
 
-def check_target(path: Path, *, source: Path | None = None) -> str:
+def check_result(path: Path, *, source: Path | None = None) -> str:
     """The suffix of a file that results can be written to; told before the work, not after it."""
     suffix = _suffix(path, SUFFIXES)
     if path.is_dir():
         raise InputError(f"{path}: expected a file to write, but it is a folder.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: its folder {path.parent} is not there; create it first.")
-    check_outside(path, "out")
+    check_place(path, "out")
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise InputError(f"{path}: is the input file itself; choose another name for the result.")
     return suffix

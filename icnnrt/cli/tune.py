@@ -231,7 +231,7 @@ def _check_usage(val: str | None, patience: int | None, history: Path | None, re
 def _check_places(out: Path, overwrite: bool, history: Path | None, picture: Path | None) -> None:
     """What can be known of the places to write to is told now, not after hours of tuning."""
     from icnnrt.format.checkpoints import check_apart
-    from icnnrt.format.folder import check_outside
+    from icnnrt.format.folder import check_place
     from icnnrt.format.replacement import check_target
 
     if os.path.lexists(out) and not overwrite:
@@ -241,14 +241,11 @@ def _check_places(out: Path, overwrite: bool, history: Path | None, picture: Pat
         raise InputError(f"out: its folder {out.absolute().parent} cannot be written to; choose another.")
     if history is not None:
         check_apart(history, out)
-        if not history.parent.is_dir():
-            raise InputError(f"history: its folder {history.parent} is not there; create it first.")
+        check_place(history, "history")
     if picture is not None:
         if picture.suffix.lower() not in PICTURES:
             raise InputError(f"picture: expected a file name ending in {', '.join(PICTURES)}, but got {picture}.")
-        if not picture.parent.is_dir():
-            raise InputError(f"picture: its folder {picture.parent} is not there; create it first.")
-        check_outside(picture, "picture")
+        check_place(picture, "picture")
 
 
 def _samples(

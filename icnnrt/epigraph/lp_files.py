@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from icnnrt.errors import InputError
 from icnnrt.format.files import atomic_file
-from icnnrt.format.package import check_outside
+from icnnrt.format.folder import refuse_inside_a_package
 
 __all__ = ["SUFFIXES", "Coo", "Program", "write_program"]
 
@@ -84,7 +84,7 @@ def write_program(path: Path, program: Program, name: str = "icnnrt") -> None:
             f"{path}: expected bounds that leave something, but a lower one is +inf or an upper one −inf; where there "
             "is none, lower is −inf and upper +inf."
         )
-    check_outside(path, "path")
+    refuse_inside_a_package(path, "path")
     with atomic_file(path) as file:
         for line in writer(program, NOT_NAME.sub("_", name)):
             file.write(line.encode("ascii") + b"\n")

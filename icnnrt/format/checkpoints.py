@@ -58,8 +58,8 @@ from icnnrt.format.fields import (
     wrong,
 )
 from icnnrt.format.files import read_plain, scratch_of, sync_folder, write_atomically
+from icnnrt.format.folder import StrPath, check_place, refuse_inside_a_package
 from icnnrt.format.manifest import MANIFEST_FILE, Manifest
-from icnnrt.format.package import StrPath, check_outside
 from icnnrt.format.upgrade import HISTORY_VERSION, history_as_version, upgraded_history
 from icnnrt.printable import harmless, show
 
@@ -185,8 +185,7 @@ class History:
         self._check_place()
         self.checkpoints = self._read()  # others may have been saved since, as by a callback in the middle of a fit
         if not self.folder.is_dir():
-            if not self.folder.parent.is_dir():
-                raise InputError(f"history: its folder {self.folder.parent} is not there; create it first.")
+            check_place(self.folder, "history")
             self.folder.mkdir(exist_ok=True)
             sync_folder(self.folder.parent)
         tensors = {WEIGHT + name: np.array(a, order="C") for name, a in weights.items()}
@@ -247,7 +246,7 @@ class History:
                 f"history: expected a folder of checkpoints, but {self.folder} has a {MANIFEST_FILE}, so it is a "
                 "package, which would not open with checkpoints in it; choose another folder."
             )
-        check_outside(self.folder, "history")
+        refuse_inside_a_package(self.folder, "history")
 
     def _write(self, checkpoints: list[Checkpoint]) -> None:
         content = {

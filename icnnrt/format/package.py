@@ -130,7 +130,7 @@ from icnnrt.arguments import flag
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format import replacement, wire
 from icnnrt.format.contents import check_arrays, check_table, checked_contents, safetensors_bytes, weight_layout
-from icnnrt.format.folder import StrPath, asides, check_outside, folder_of, read_folder
+from icnnrt.format.folder import StrPath, asides, folder_of, read_folder
 from icnnrt.format.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -184,7 +184,6 @@ __all__ = [
     "TrainingSpec",
     "WeightSpec",
     "WeightsFile",
-    "check_outside",
     "opened",
     "weight_layout",
     "write",

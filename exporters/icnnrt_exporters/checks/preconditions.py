@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from icnnrt.errors import ExportError
 from icnnrt.format.manifest import MAX_ITERATIONS
-from icnnrt.format.package import check_outside
 from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR, NAMES, POLYHEDRON_NAMES, POLYHEDRON_ROLES, QP_NAMES, THETA_BAR
 from icnnrt_exporters.assembly.train_spec import TrainSpec
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
@@ -44,17 +42,6 @@ HEADS = ("hvp", "hessian", "gradient_x", "pullback", "polyhedron")  # that are t
 # Largest |f(batch) − f(sample alone)| in float64, relative: sums in another order stay far below it. Through quadratic
 # programs by the solver's accuracy too.
 SAMPLES_APART: Final = {"energy": 1e-9, "answer": 1e-6}
-
-
-def check_target(path: Path, overwrite: bool) -> None:
-    """The package can be written to `path` when it is done."""
-    if not path.parent.is_dir():
-        raise ExportError(f"path: the folder {path.parent} is not there; create it first")
-    check_outside(path, "path")
-    if path.exists() and not overwrite:
-        raise ExportError(f"path: {path} is there already; pass overwrite=True to replace it, or choose another")
-    if path.exists() and not (path / "manifest.json").is_file():
-        raise ExportError(f"path: {path} is there and no package, so it is not replaced; choose another")
 
 
 def check_examples(x_example: Tensor, y_example: Tensor) -> None:
