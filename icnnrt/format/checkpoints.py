@@ -43,6 +43,7 @@ from icnnrt import arguments
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.fields import (
     AGAIN,
+    SHA256,
     JsonObject,
     exactly,
     integer,
@@ -84,7 +85,7 @@ class Checkpoint:
     """One entry of a history."""
 
     file: Annotated[str, matching(_FILE, "the name of a checkpoint")]
-    sha256: Annotated[str, matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")]
+    sha256: Annotated[str, SHA256]
     bytes: Annotated[int, integer(1, 1 << 40)]
     step: Annotated[int, integer(0, MAX_STEP)]
     figures: Annotated[Mapping[str, float], table(real, MAX_FIGURES)]
