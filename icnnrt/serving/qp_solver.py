@@ -126,7 +126,8 @@ class QPSolver:
         self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
         self._where = dtype, native, threads
         self._solve = _Bound("solve", self._where, {**self.data._asdict(), "start": self._start}, answers)
-        self._sides = _Sides(self._d, (self.z, self.lam, self.nu, self.bound_multipliers), self.gradients)
+        points = self.z, self.lam, self.nu, self.bound_multipliers
+        self._data_gradients = _DataGradients(self._d, points, self.gradients)
 
     def solve(
         self,
@@ -186,7 +187,7 @@ class QPSolver:
             into[...] = value
         self._only_z_bar = lam_bar is None and nu_bar is None and bound_multipliers_bar is None
         self._adjoint()
-        self._sides.write()
+        self._data_gradients.write()
         return self.gradients
 
     @functools.cached_property
@@ -299,8 +300,12 @@ class _Bound:
         self.calls += 1
 
 
-class _Sides:
-    """The gradients of the data from (d_z, d_λ, d_ν, d_μ), into memory that is there: the head of `qp_reference`."""
+class _DataGradients:
+    """The gradients of the data from (d_z, d_λ, d_ν, d_μ), written into memory that is there.
+
+    The formula stands in `icnnrt.mathematics.qp_adjoint.gradients`, which makes arrays of its own; here nothing is
+    allocated in a call.
+    """
 
     def __init__(self, d: list[Floats], points: tuple[Floats, ...], out: QPData) -> None:
         (d_z, d_lam, d_nu, d_mu), (z, lam, nu, mu) = d, points
