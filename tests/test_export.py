@@ -557,7 +557,7 @@ def test_a_solver_for_another_n_is_refused(tmp_path: Path) -> None:
         (torch.zeros(0, 2), torch.zeros(2, 2), "x_example: expected at least one sample"),
         (torch.zeros(2, 5), torch.zeros(2, 2), "but fails on 4 samples"),
         (torch.full((2, 2), torch.nan), torch.zeros(2, 2), "x_example: expected finite numbers"),
-        (np.zeros((2, 2)), torch.zeros(2, 2), "x_example: expected a float32 or float64 tensor, got ndarray"),
+        (np.zeros((2, 2)), torch.zeros(2, 2), "x_example: expected a float32 or float64 tensor, but got ndarray"),
     ],
 )
 def test_bad_examples_are_refused(x: Any, y: Any, sentence: str, tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def export(
     if isinstance(solver, nn.Module):
         check_solver(solver, y_example.shape[1])
     elif solver not in (None, "auto"):
-        raise ExportError(f"solver: expected a layer, 'auto' or None, got {solver!r}; pass BundleEntropyArgmin(energy)")
+        remedy = "pass BundleEntropyArgmin(energy)"
+        raise arguments.refused("solver", "a layer, 'auto' or None", arguments.shown(solver), remedy, kind=ExportError)
     check_adjoint(train, solver, kind)
     check_weights(energy, x_example.dtype, heads, kind)
     check_target(folder_of(path), overwrite, kind=ExportError)

@@ -87,7 +87,7 @@ def run(
     """
     import numpy as np
 
-    from icnnrt.arguments import check_shape
+    from icnnrt.arguments import check_shape, refused
     from icnnrt.cli import tabular
     from icnnrt.format.package import Package
     from icnnrt.mathematics.status import Status
@@ -101,10 +101,8 @@ def run(
     if qp:
         for name, option in (("y_init", y_init), ("lower", lower), ("upper", upper)):
             if option is not None:
-                raise InputError(
-                    f"{name}: expected none, as {named(manifest.name)} is a network of quadratic programs, but got "
-                    f"{option}; leave it out."
-                )
+                expected = f"none, as {named(manifest.name)} is a network of quadratic programs"
+                raise refused(name, expected, option, "leave it out")
     elif manifest.solver is None:
         raise InputError(
             f"package: {named(manifest.name)} was exported without a solver, so there is no argmin to run; use its "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.markup import escape
 
+from icnnrt.arguments import refused
 from icnnrt.cli.app import (
     ERROR,
     FollowFlag,
@@ -244,7 +245,7 @@ def _check_places(out: Path, overwrite: bool, history: Path | None, picture: Pat
         check_place(history, "history")
     if picture is not None:
         if picture.suffix.lower() not in PICTURES:
-            raise InputError(f"picture: expected a file name ending in {', '.join(PICTURES)}, but got {picture}.")
+            raise refused("picture", f"a file name ending in {', '.join(PICTURES)}", picture)
         check_place(picture, "picture")
 
 
@@ -262,7 +263,7 @@ def _samples(
     except ValueError:
         return (x, target), _read(Path(val), manifest)
     if not 0 < fraction < 1:
-        raise InputError(f"val: expected a part of the data between 0 and 1, or a file, but got {val}.")
+        raise refused("val", "a part of the data between 0 and 1, or a file", val)
     count = max(1, round(fraction * len(x)))
     if count >= len(x):
         raise InputError(f"val: {val} of the {len(x)} samples in {data} leaves none to learn from; give more samples.")
@@ -282,7 +283,7 @@ def _read(path: Path, manifest: "Manifest") -> tuple[Any, Any]:
     check_shape(x.shape, "x", manifest.x_shape, where=str(path))
     check_shape(target.shape, "target", manifest.train.target_shape, length=len(x), where=str(path))
     if not len(x):
-        raise InputError(f"{path}: expected at least one sample, but got none.")
+        raise refused(str(path), "at least one sample", "none")
     return x, target
 
 

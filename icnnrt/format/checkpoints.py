@@ -143,15 +143,8 @@ class History:
     def __init__(self, folder: StrPath, manifest: Manifest, keep: int = KEEP) -> None:
         how_many = f"how many checkpoints to keep, 1 to {MAX_CHECKPOINTS}"
         self._keep = arguments.integer(keep, "keep", 1, MAX_CHECKPOINTS, expected=how_many)
-        place: object = None
-        with contextlib.suppress(Exception):
-            place = os.fspath(folder)
-        if not isinstance(place, str):
-            raise InputError(f"history: expected a folder, text or a pathlib.Path, but got {type(folder).__name__}.")
-        if not isinstance(manifest, Manifest):
-            raise InputError(f"manifest: expected that of a package, but got {type(manifest).__name__}.")
-        self.folder = Path(place)
-        self._manifest = manifest
+        self.folder = arguments.path(folder, "history")
+        self._manifest = arguments.instance(manifest, "manifest", Manifest, "that of a package")
         self.checkpoints = self._read()
 
     @classmethod
@@ -204,8 +197,7 @@ class History:
 
     def load(self, checkpoint: Checkpoint) -> dict[str, NDArray[np.generic]]:
         """The tensors of a checkpoint, after checking that they are those that were saved."""
-        if not isinstance(checkpoint, Checkpoint):
-            raise InputError(f"checkpoint: expected one of History.checkpoints, but got {type(checkpoint).__name__}.")
+        arguments.instance(checkpoint, "checkpoint", Checkpoint, "one of History.checkpoints")
         path = self.folder / checkpoint.file
         try:
             data = read_plain(path, checkpoint.bytes)

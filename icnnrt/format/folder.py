@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from icnnrt import arguments
 from icnnrt.errors import IcnnrtError, InputError, PackageError
 from icnnrt.format.fields import AGAIN, load_json
 from icnnrt.format.files import NotPlain, read_whole
@@ -36,19 +37,12 @@ PACKAGE_FILE: Final = re.compile(
 def folder_of(path: object, argument: str = "path") -> Path:
     """The absolute path of a folder that a caller gave, or the `InputError`."""
     try:
-        given = os.fspath(path)  # type: ignore[call-overload]
-        if not isinstance(given, str):
-            raise TypeError
-        return Path(os.path.abspath(given))
+        return Path(os.path.abspath(arguments.path(path, argument)))
     except OSError as error:  # a relative path, and the working directory is gone
         raise InputError(
             f"{argument}: the working directory, from which {show(str(path))} is counted, cannot be found "
             f"({error.strerror}); give an absolute path."
         ) from error
-    except Exception:
-        raise InputError(
-            f"{argument}: expected a path, text or a pathlib.Path, but got {type(path).__name__}; see pathlib."
-        ) from None
 
 
 def asides(target: Path, *, always: bool = False) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import numpy as np
 
+from icnnrt.arguments import refused
 from icnnrt.errors import PackageError
 from icnnrt.format.fields import (
     AGAIN,
@@ -389,12 +390,10 @@ class Manifest:
         Raises `PackageError` with one sentence: the field, what was expected, what came, the remedy.
         """
         if not isinstance(data, bytes):
-            raise PackageError(f"{MANIFEST_FILE}: expected its bytes, but got {type(data).__name__}; read the file.")
+            raise refused(MANIFEST_FILE, "its bytes", type(data).__name__, "read the file", kind=PackageError)
         if len(data) > MAX_MANIFEST_BYTES:
-            raise PackageError(
-                f"{MANIFEST_FILE}: expected at most {MAX_MANIFEST_BYTES} bytes, but it has {len(data)}; "
-                "shorten metadata and producer."
-            )
+            expected, remedy = f"at most {MAX_MANIFEST_BYTES} bytes", "shorten metadata and producer"
+            raise refused(MANIFEST_FILE, expected, len(data), remedy, kind=PackageError)
         return _read_manifest(load_json(data, MANIFEST_FILE))
 
     def checked(self) -> "Manifest":

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
-from icnnrt.arguments import flag
+from icnnrt.arguments import flag, refused
 from icnnrt.errors import IcnnrtError, InputError
 from icnnrt.format.files import sync_folder
 from icnnrt.format.folder import PACKAGE_FILE, asides, check_place, is_ignored, is_package, list_folder
@@ -31,12 +31,11 @@ def check_target(target: Path, overwrite: bool, *, kind: type[IcnnrtError] = Inp
     overwrite = flag(overwrite, "overwrite")
     try:
         if "\0" in str(target):
-            raise kind(f"path: expected a place on the disk, but got {show(str(target))}; choose another.")
-        if len(os.fsencode(target.name)) > MAX_NAME:
-            raise kind(
-                f"path: expected a name of at most {MAX_NAME} bytes, as the folders that a replacement makes beside it "
-                f"have longer ones, but got one of {len(os.fsencode(target.name))}; choose a shorter one."
-            )
+            raise refused("path", "a place on the disk", show(str(target)), "choose another", kind=kind)
+        if (length := len(os.fsencode(target.name))) > MAX_NAME:
+            why = "as the folders that a replacement makes beside it have longer ones"
+            expected = f"a name of at most {MAX_NAME} bytes, {why}"
+            raise refused("path", expected, f"one of {length}", "choose a shorter one", kind=kind)
         check_place(target, "path", kind=kind)
         there = os.path.lexists(target)
         old = target if there else next(filter(is_package, asides(target)), None)

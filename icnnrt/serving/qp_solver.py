@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.arguments import choice, converted, flag, integer, refused, sample, shown
-from icnnrt.errors import IcnnrtError, InputError
+from icnnrt.errors import IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_status import STATUSES, statuses
@@ -225,10 +225,8 @@ class QPSolver:
         return summarise(self.status.tolist(), self.advice) if self._solve.calls else "not run"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise InputError(
-            "solver: expected what can be pickled, but a QPSolver holds memory that onnxruntime works in; make one of "
-            "the same sizes where it is needed."
-        )
+        came = "a QPSolver, which holds memory that onnxruntime works in"
+        raise refused("solver", "what can be pickled", came, "make one of the same sizes where it is needed")
 
     def __repr__(self) -> str:
         B, n = self.z.shape

@@ -67,8 +67,8 @@ class QPLayer(nn.Module):
 
     The layer has no weights. It is the operator icnnrt::qp_solve: torch.compile breaks its graph at the layer and calls
     the operator as it is, so that the same kernel runs as in eager mode, and "raise" raises; torch.export keeps it,
-    which `icnnrt_exporters` turn into ai.icnnrt::QPSolve; under torch.jit.trace it is the solver itself, so that libtorch
-    runs it alone.
+    which `icnnrt_exporters` turn into ai.icnnrt::QPSolve; under torch.jit.trace it is the solver itself, so that
+    libtorch runs it alone.
 
     Args:
         multipliers: return a `QPResult` instead of z.
