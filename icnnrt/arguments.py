@@ -1,10 +1,12 @@
 """Arguments that users hand over: made into what a function works with, or refused with one sentence.
 
-All such sentences have one grammar, which `refused` states::
+Such sentences have one grammar, and `refused` makes them::
 
     NAME: expected WHAT WAS, but got WHAT CAME; REMEDY.
 
-and so none is written elsewhere than by it. Nothing here knows torch: what has a shape is a tensor as well as an array.
+Checks that only one place needs stand there, and raise `refused` too. Where not an argument is wrong but what goes with
+it, as a folder that is not there or weights that have changed since, the sentence is another, and stands where it is
+told. Nothing here knows torch: what has a shape is a tensor as well as an array.
 """
 
 import math
@@ -76,9 +78,13 @@ def path(value: object, name: str) -> Path:
 
 def names(value: object, name: str, of: str, remedy: str = "give a list of text") -> tuple[str, ...]:
     """A list, or another collection, of text: no text itself; or the `InputError`."""
-    if isinstance(value, str) or not isinstance(value, Collection) or not all(isinstance(one, str) for one in value):
+    try:
+        found = tuple(value) if isinstance(value, Collection) and not isinstance(value, str) else (None,)
+    except Exception:  # an array without axes is a collection that cannot be iterated over
+        found = (None,)
+    if not all(isinstance(one, str) for one in found):
         raise refused(name, f"a list of {of}", show(value), remedy)
-    return tuple(value)
+    return found
 
 
 def batch(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import converted, integer
+from icnnrt.arguments import converted, instance, integer, refused
 from icnnrt.errors import InputError, MissingDependencyError
 from icnnrt.printable import named, show
 from icnnrt.serving.session import Session
@@ -78,22 +78,17 @@ def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Ar
     Sums are formed in float64. Entries that are nowhere negative have an average that is not.
     Raises `InputError` for anything else, NaN and infinity included.
     """
-    if isinstance(weights, Mapping) or not isinstance(weights, Sequence):
-        raise InputError(f"weights: expected a list with those of each device, but got {type(weights).__name__}.")
-    for given in weights:
-        if not isinstance(given, Mapping):
-            raise InputError(f"weights: expected arrays by name from every device, but got {type(given).__name__}.")
+    for given in instance(weights, "weights", Sequence, "a list with those of each device"):
+        instance(given, "weights", Mapping, "arrays by name from every device")
     try:
         counts = np.asarray(samples, np.float64)
     except Exception as error:
-        raise InputError(f"samples: expected numbers of at least 0, but got {show(samples)}.") from error
+        raise refused("samples", "numbers of at least 0", show(samples), "give one a device") from error
     if counts.ndim != 1 or len(weights) == 0 or len(weights) != len(counts):
-        raise InputError(
-            f"weights, samples: expected one number of samples for each of one device or more, but got {len(weights)} "
-            f"devices and {counts.size} numbers."
-        )
+        came = f"{len(weights)} devices and {counts.size} numbers"
+        raise refused("weights, samples", "one number of samples for each of one device or more", came)
     if not np.isfinite(counts).all() or counts.min() < 0 or not counts.sum() > 0:
-        raise InputError(f"samples: expected numbers of at least 0, not all 0, but got {list(samples)!r}.")
+        raise refused("samples", "numbers of at least 0, not all 0", show(samples), "give one a device")
     parts = counts / counts.sum()
     first = {name: converted(array, "weights") for name, array in weights[0].items()}
     total = {name: np.zeros(array.shape, np.float64) for name, array in first.items()}
@@ -107,10 +102,9 @@ def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Ar
         for name, like in first.items():
             array = converted(given[name], "weights")
             if array.dtype.kind != "f" or array.dtype != like.dtype or array.shape != like.shape:
-                raise InputError(
-                    f"weights: expected {named(name)} as {like.dtype}{list(like.shape)} of floats from every device, "
-                    f"but got {array.dtype}{list(array.shape)} from device {device}; average weights of one package."
-                )
+                expected = f"{named(name)} as {like.dtype}{list(like.shape)} of floats from every device"
+                came = f"{array.dtype}{list(array.shape)} from device {device}"
+                raise refused("weights", expected, came, "average weights of one package")
             if not np.isfinite(array).all():
                 raise InputError(
                     f"weights: {named(name)} of device {device} holds NaN or infinity; leave that device out."
@@ -248,6 +242,4 @@ def _followed(session: Session, present: WeightSet, new: Arrays) -> bool:
 def _session(value: object) -> Session:
     if isinstance(value, FineTuner):
         return value.session
-    if not isinstance(value, Session):
-        raise InputError(f"expected a session or a FineTuner, but got {type(value).__name__}; see icnnrt.load.")
-    return value
+    return instance(value, "session", Session, "a session or a FineTuner", "see icnnrt.load")

@@ -231,6 +231,7 @@ CHECKS: dict[str, Callable[[], Any]] = {
     "path": lambda: arguments.path(b"a", "k"),
     "names, of a text": lambda: arguments.names("ab", "k", "names of weights"),
     "names, of numbers": lambda: arguments.names([1], "k", "names of weights"),
+    "names, of an array without axes": lambda: arguments.names(np.array(1), "k", "names of weights"),
     "batch": lambda: arguments.batch(np.zeros(3), "k", "float64", (3,)),
     "reals": lambda: arguments.reals(["a"], "k", "float64"),
     "converted": lambda: arguments.converted([1, [2, 3]], "k"),

@@ -344,8 +344,8 @@ def test_what_is_not_piecewise_linear_and_convex_is_refused(energy: nn.Module, m
         ({"lower": "low"}, "lower: expected numbers"),
         ({"lower": np.nan}, "lower: expected finite numbers"),
         ({"upper": np.ones(3)}, r"upper: expected shape \[4\]"),
-        ({"lower": np.inf}, "lower: expected numbers, or -inf for none, but it holds inf"),
-        ({"upper": [1.0, -np.inf, 1.0, 1.0]}, "upper: expected numbers, or inf for none, but it holds -inf"),
+        ({"lower": np.inf}, "lower: expected numbers, or -inf for none, but got inf"),
+        ({"upper": [1.0, -np.inf, 1.0, 1.0]}, "upper: expected numbers, or inf for none, but got -inf"),
     ],
 )
 def test_wrong_arguments(sessions: dict[str, icnnrt.Session], arguments: dict[str, object], message: str) -> None:
@@ -354,7 +354,7 @@ def test_wrong_arguments(sessions: dict[str, icnnrt.Session], arguments: dict[st
 
 
 def test_wrong_contexts_and_sources(sessions: dict[str, icnnrt.Session]) -> None:
-    with pytest.raises(InputError, match="x: expected finite numbers, but sample 1"):
+    with pytest.raises(InputError, match="x: expected finite numbers, but got others in sample 1"):
         epigraph(sessions["FICNN"], [[0.0] * 3, [np.nan] * 3])
     with pytest.raises(InputError, match="x: expected"):
         epigraph(sessions["FICNN"], None)

@@ -543,7 +543,7 @@ def test_a_solver_for_another_n_is_refused(tmp_path: Path) -> None:
         export(energy, layer, torch.randn(2, 2), torch.rand(2, 2), tmp_path / "p.icnn")
     with pytest.raises(ExportError, match="is not there; create it first"):
         export(energy, BundleEntropyArgmin(energy), torch.randn(2, 2), torch.rand(2, 2), tmp_path / "no" / "p.icnn")
-    with pytest.raises(ExportError, match="is there and no package"):
+    with pytest.raises(ExportError, match="is not a package of plain files alone, so it is not replaced"):
         export(energy, BundleEntropyArgmin(energy), torch.randn(2, 2), torch.rand(2, 2), tmp_path, overwrite=True)
 
 
@@ -557,7 +557,7 @@ def test_a_solver_for_another_n_is_refused(tmp_path: Path) -> None:
         (torch.zeros(0, 2), torch.zeros(2, 2), "x_example: expected at least one sample"),
         (torch.zeros(2, 5), torch.zeros(2, 2), "but fails on 4 samples"),
         (torch.full((2, 2), torch.nan), torch.zeros(2, 2), "x_example: expected finite numbers"),
-        (np.zeros((2, 2)), torch.zeros(2, 2), "x_example: expected a float32 or float64 tensor, got ndarray"),
+        (np.zeros((2, 2)), torch.zeros(2, 2), "x_example: expected a float32 or float64 tensor, but got ndarray"),
     ],
 )
 def test_bad_examples_are_refused(x: Any, y: Any, sentence: str, tmp_path: Path) -> None:

@@ -314,7 +314,9 @@ def test_a_session_is_pickled_as_the_place_of_its_package(train_package: Path, t
     assert again.options == session.options
     np.testing.assert_array_equal(again.argmin(X).y, session.argmin(X).y)
     tuner = FineTuner(session)
-    with pytest.raises(icnnrt.InputError, match="a FineTuner belongs to the session it tunes; save a checkpoint"):
+    with pytest.raises(
+        icnnrt.InputError, match="a FineTuner, which belongs to the session it tunes; save a checkpoint"
+    ):
         pickle.dumps(tuner)
     tuner.step(X, Y)
     with pytest.raises(icnnrt.InputError, match="but they have been updated since; write them by"):

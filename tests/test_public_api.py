@@ -21,7 +21,7 @@ PUBLIC = {
     "cli.inspect": {"inspect"},
     "cli.repair": {"repair"},
     "cli.run": {"run"},
-    "cli.tabular": {"bound", "check_size", "check_target", "read_archive", "read_array", "write_answers"},
+    "cli.tabular": {"bound", "check_result", "check_size", "read_archive", "read_array", "write_answers"},
     "cli.tune": {"tune"},
     "cli.verify": {"verify"},
     "convexity.prover": {"Repeated", "grounds", "prove"},

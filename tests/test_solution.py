@@ -128,7 +128,7 @@ def test_sessions_of_both_kinds(tmp_path: Path) -> None:
         assert isinstance(one, icnnrt.Session)
         assert type(one) is kind
         assert type(pickle.loads(pickle.dumps(one))) is kind  # noqa: S301
-    with pytest.raises(InputError, match="solve_qp: expected a package of kind 'qp', but tiny is of kind 'energy'"):
+    with pytest.raises(InputError, match="solve_qp: expected a package of kind 'qp', but got tiny of kind 'energy'"):
         session.solve_qp(X)
     calls = {name for name in vars(icnnrt.EnergySession) if not name.startswith("_")} - {"solve_qp", "vjp"}
     for name in calls:

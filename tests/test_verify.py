@@ -302,7 +302,7 @@ def test_golden_data_that_lacks_something_or_is_infinite_is_told(digits_like_pac
     good = dict(opened.golden)
     with icnnrt.load(opened) as session:
         assert all(difference <= bound for _, difference, bound in golden.replay(session, good))
-        with pytest.raises(icnnrt.InputError, match=r"'argmin\.gap', but there is none"):
+        with pytest.raises(icnnrt.InputError, match=r"'argmin\.gap', but got none of that name"):
             golden.replay(session, {name: a for name, a in good.items() if name != "argmin.gap"})
         with pytest.raises(icnnrt.InputError, match=r"as many samples of 'argmin\.gap' as of 'x'"):
             golden.replay(session, {**good, "argmin.gap": good["argmin.gap"][:1]})

@@ -20,7 +20,9 @@ from icnnrt import arguments
 from icnnrt.checking import golden
 from icnnrt.errors import ExportError
 from icnnrt.format import package
+from icnnrt.format.folder import folder_of
 from icnnrt.format.manifest import Manifest
+from icnnrt.format.replacement import check_target
 from icnnrt_exporters.assembly.train_spec import TrainSpec
 from icnnrt_exporters.checks import parity
 from icnnrt_exporters.checks.preconditions import (
@@ -30,7 +32,6 @@ from icnnrt_exporters.checks.preconditions import (
     check_heads,
     check_polyhedron,
     check_solver,
-    check_target,
     check_weights,
     of_layer,
 )
@@ -113,10 +114,11 @@ def export(
     if isinstance(solver, nn.Module):
         check_solver(solver, y_example.shape[1])
     elif solver not in (None, "auto"):
-        raise ExportError(f"solver: expected a layer, 'auto' or None, got {solver!r}; pass BundleEntropyArgmin(energy)")
+        remedy = "pass BundleEntropyArgmin(energy)"
+        raise arguments.refused("solver", "a layer, 'auto' or None", arguments.shown(solver), remedy, kind=ExportError)
     check_adjoint(train, solver, kind)
     check_weights(energy, x_example.dtype, heads, kind)
-    check_target(path, overwrite)
+    check_target(folder_of(path), overwrite, kind=ExportError)
     asked = tuple(nonnegative) if nonnegative is not None else _nonnegative(energy)
     with _in_eval_mode(energy), quiet():
         if kind == "qp":

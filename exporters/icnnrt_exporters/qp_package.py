@@ -3,6 +3,7 @@
 import onnx_ir as ir
 from torch import Tensor, nn
 
+from icnnrt.arguments import refused
 from icnnrt.errors import ExportError
 from icnnrt.format import package
 from icnnrt.format.signs import NONNEGATIVE, Sign
@@ -32,10 +33,9 @@ def network_contents(
     progress("tracing the network")
     network = QPNetwork(module, x_example)
     if network.n != z_example.shape[1]:
-        raise ExportError(
-            f"y_example: expected answers of {network.n} columns, as the forward returns, got {z_example.shape[1]}; "
-            "pass what module(x_example) returns, or targets like it"
-        )
+        expected = f"answers of {network.n} columns, as the forward returns"
+        remedy = "pass what module(x_example) returns, or targets like it"
+        raise refused("y_example", expected, z_example.shape[1], remedy, kind=ExportError)
     x = x_example[:1].detach().expand(11, *x_example.shape[1:]).contiguous()
     weights, trainable = stored(module, network.theta)
     loss = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.errors import InputError
+from icnnrt.arguments import refused, shown
 from icnnrt.format.signatures import expected
 from icnnrt.mathematics.domains import MODELS, coordinates, distance
 from icnnrt.serving.heads import evaluated
@@ -101,9 +101,9 @@ def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Repla
     Raises `InputError` if the golden data lacks an input or the gap that y* is judged by, or holds another shape.
     """
     if not hasattr(session, "manifest"):
-        raise InputError(f"session: expected what icnnrt.load returned, but got {type(session).__name__}.")
+        raise refused("session", "what icnnrt.load returned", shown(session))
     if not isinstance(golden, Mapping) or not all(isinstance(array, np.ndarray) for array in golden.values()):
-        raise InputError("golden: expected arrays by name, as Package.golden has them, but got something else.")
+        raise refused("golden", "arrays by name, as Package.golden has them", shown(golden))
     _demand_inputs(session, golden)
     replayed = []
     now = compute(session, golden)
@@ -132,12 +132,10 @@ def _demand_inputs(session: "Session", golden: Mapping[str, NDArray[Any]]) -> No
     needed += ["argmin.gap"] if not golden.keys().isdisjoint(JUDGED_BY_GAP) else []
     for name in needed:
         if name not in golden:
-            raise InputError(f"golden: expected {name!r}, but there is none; export the package again.")
+            raise refused("golden", repr(name), "none of that name", "export the package again")
         if golden[name].shape[:1] != golden["x"].shape[:1] or (name == "argmin.gap" and golden[name].ndim != 1):
-            raise InputError(
-                f"golden: expected as many samples of {name!r} as of 'x', but the shapes are "
-                f"{list(golden[name].shape)} and {list(golden['x'].shape)}; export the package again."
-            )
+            came = f"shapes {list(golden[name].shape)} and {list(golden['x'].shape)}"
+            raise refused("golden", f"as many samples of {name!r} as of 'x'", came, "export the package again")
 
 
 def _bound(session: "Session", name: str, golden: Mapping[str, NDArray[Any]], now: Arrays) -> Any:

@@ -6,9 +6,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from icnnrt.arguments import batch, finite_rows, integer, number
+from icnnrt.arguments import batch, finite_rows, instance, integer, number, refused
 from icnnrt.checking.report import Array
-from icnnrt.errors import InputError
 from icnnrt.format.fields import strict
 from icnnrt.format.manifest import SolverSpec
 from icnnrt.mathematics import certificate, reference
@@ -61,8 +60,7 @@ def recommend(
     """
     gap = number(gap, "gap", above=0.0, expected="a positive number, such as 1e-3")
     max_iterations = integer(max_iterations, "max_iterations", 1)
-    if not isinstance(session, Session):
-        raise InputError(f"session: expected what icnnrt.load returned, but got {type(session).__name__}.")
+    instance(session, "session", Session, "what icnnrt.load returned")
     spec = solver_of(session.manifest, "recommend")
     X = batch(x, "x", session.dtype, session.manifest.x_shape)
     bounds = bounds_of(session.manifest, len(X), lower, upper)
@@ -70,7 +68,7 @@ def recommend(
     if bounds:
         kept &= (bounds["lower"] <= bounds["upper"]).all(1)
     if not kept.any():
-        raise InputError("x: expected at least one sample without NaN and infinity, but got none; clean the data.")
+        raise refused("x", "at least one sample without NaN and infinity", "none", "clean the data")
     X, bounds = X[kept], {name: bound[kept] for name, bound in bounds.items()}
     reached: list[float] = []
     domain = session.manifest.domain

@@ -29,7 +29,7 @@ class Row(NamedTuple):
     """One check, or several that share their numbers."""
 
     stage: str  # what is told when it begins
-    needs: tuple[str, ...]  # a package has one of these: kind, graph, or other word of `Trial.has`
+    needs: tuple[str, ...]  # any one of these words suffices; `Trial.has` lists those of a package
     checks: Callable[[Trial], Iterator[Check]]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.markup import escape
 
+from icnnrt.arguments import refused
 from icnnrt.cli.app import (
     ERROR,
     FollowFlag,
@@ -231,7 +232,7 @@ def _check_usage(val: str | None, patience: int | None, history: Path | None, re
 def _check_places(out: Path, overwrite: bool, history: Path | None, picture: Path | None) -> None:
     """What can be known of the places to write to is told now, not after hours of tuning."""
     from icnnrt.format.checkpoints import check_apart
-    from icnnrt.format.folder import check_outside
+    from icnnrt.format.folder import check_place
     from icnnrt.format.replacement import check_target
 
     if os.path.lexists(out) and not overwrite:
@@ -241,14 +242,11 @@ def _check_places(out: Path, overwrite: bool, history: Path | None, picture: Pat
         raise InputError(f"out: its folder {out.absolute().parent} cannot be written to; choose another.")
     if history is not None:
         check_apart(history, out)
-        if not history.parent.is_dir():
-            raise InputError(f"history: its folder {history.parent} is not there; create it first.")
+        check_place(history, "history")
     if picture is not None:
         if picture.suffix.lower() not in PICTURES:
-            raise InputError(f"picture: expected a file name ending in {', '.join(PICTURES)}, but got {picture}.")
-        if not picture.parent.is_dir():
-            raise InputError(f"picture: its folder {picture.parent} is not there; create it first.")
-        check_outside(picture, "picture")
+            raise refused("picture", f"a file name ending in {', '.join(PICTURES)}", picture)
+        check_place(picture, "picture")
 
 
 def _samples(
@@ -265,7 +263,7 @@ def _samples(
     except ValueError:
         return (x, target), _read(Path(val), manifest)
     if not 0 < fraction < 1:
-        raise InputError(f"val: expected a part of the data between 0 and 1, or a file, but got {val}.")
+        raise refused("val", "a part of the data between 0 and 1, or a file", val)
     count = max(1, round(fraction * len(x)))
     if count >= len(x):
         raise InputError(f"val: {val} of the {len(x)} samples in {data} leaves none to learn from; give more samples.")
@@ -285,7 +283,7 @@ def _read(path: Path, manifest: "Manifest") -> tuple[Any, Any]:
     check_shape(x.shape, "x", manifest.x_shape, where=str(path))
     check_shape(target.shape, "target", manifest.train.target_shape, length=len(x), where=str(path))
     if not len(x):
-        raise InputError(f"{path}: expected at least one sample, but got none.")
+        raise refused(str(path), "at least one sample", "none")
     return x, target
 
 

@@ -16,9 +16,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt.arguments import refused
 from icnnrt.errors import InputError
 from icnnrt.format.files import atomic_file
-from icnnrt.format.package import check_outside
+from icnnrt.format.folder import refuse_inside_a_package
 
 __all__ = ["SUFFIXES", "Coo", "Program", "write_program"]
 
@@ -69,22 +70,20 @@ def write_program(path: Path, program: Program, name: str = "icnnrt") -> None:
     """
     if not isinstance(path, Path) or not isinstance(program, Program) or not isinstance(name, str):
         came = ", ".join(type(one).__name__ for one in (path, program, name))
-        raise InputError(f"path, program, name: expected a Path, a Program and text, but got {came}.")
+        raise refused("path, program, name", "a Path, a Program and text", came)
     writers = {".lp": _lp, ".mps": _mps}
     writer = writers.get(path.suffix.lower())
     if writer is None:
-        raise InputError(
-            f"{path}: expected a file name ending in .lp or .mps, but got {path.suffix!r}; the ending tells the format."
-        )
+        raise refused(str(path), "a file name ending in .lp or .mps", repr(path.suffix), "the ending tells the format")
     parts = (program.Q.values, program.p, program.G.values, program.h, program.A.values, program.b, program.constant)
     if not all(np.isfinite(a).all() for a in parts) or np.isnan([*program.lower, *program.upper]).any():
-        raise InputError(f"{path}: expected finite numbers to write, but the program holds NaN or infinity.")
+        raise refused(str(path), "finite numbers to write", "a program with NaN or infinity", "clean the data")
     if (np.asarray(program.lower) == np.inf).any() or (np.asarray(program.upper) == -np.inf).any():
         raise InputError(
             f"{path}: expected bounds that leave something, but a lower one is +inf or an upper one −inf; where there "
             "is none, lower is −inf and upper +inf."
         )
-    check_outside(path, "path")
+    refuse_inside_a_package(path, "path")
     with atomic_file(path) as file:
         for line in writer(program, NOT_NAME.sub("_", name)):
             file.write(line.encode("ascii") + b"\n")

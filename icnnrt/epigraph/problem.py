@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import batch, finite_rows, number
+from icnnrt.arguments import batch, finite_rows, instance, number, refused
 from icnnrt.convexity import piecewise
 from icnnrt.convexity.memory import call_bounded
 from icnnrt.epigraph import lp_files
@@ -135,24 +135,23 @@ def epigraph(
     """
     session = source if isinstance(source, Session) else None
     package = source.package if isinstance(source, Session) else source
-    if not isinstance(package, Package):
-        raise InputError(f"source: expected a session or a package, but got {type(source).__name__}; icnnrt.load one.")
+    instance(package, "source", Package, "a session or a package", "icnnrt.load one")
     manifest = package.manifest
     if manifest.kind == "gradient":
         raise InputError("source: the package holds the gradient of an energy alone; export the energy itself.")
     if manifest.kind == "qp":
-        raise InputError("source: expected a package of an energy, but it holds a network of quadratic programs.")
+        raise refused("source", "a package of an energy", "one of a network of quadratic programs")
     mu = number(mu, "mu", least=0.0)
     (n,) = manifest.y_shape
     if x is None:
         batch(np.zeros((1, *manifest.x_shape)), "x", "float64", (0,))  # refuses, but of an energy without context
     X = np.zeros((1, *manifest.x_shape)) if x is None else batch(x, "x", manifest.dtype, manifest.x_shape)
     if not finite_rows(X).all():
-        raise InputError(f"x: expected finite numbers, but sample {int(np.argmin(finite_rows(X)))} holds others.")
+        raise refused("x", "finite numbers", f"others in sample {int(np.argmin(finite_rows(X)))}", "clean it")
     rows = given_rows(len(X), n, G=G, h=h, A=A, b=b, lower=lower, upper=upper)._asdict()
     for name, absent in (("lower", -np.inf), ("upper", np.inf)):
         if (rows[name] == -absent).any():
-            raise InputError(f"{name}: expected numbers, or {absent} for none, but it holds {-absent}.")
+            raise refused(name, f"numbers, or {absent} for none", -absent, "leave it out")
     weights = dict(package.weights if session is None else session.weights)
     graph = read_graph(package.graphs["value"], weights)
     problems = []

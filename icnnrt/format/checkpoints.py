@@ -43,6 +43,7 @@ from icnnrt import arguments
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.fields import (
     AGAIN,
+    SHA256,
     JsonObject,
     exactly,
     integer,
@@ -58,8 +59,8 @@ from icnnrt.format.fields import (
     wrong,
 )
 from icnnrt.format.files import read_plain, scratch_of, sync_folder, write_atomically
+from icnnrt.format.folder import StrPath, check_place, refuse_inside_a_package
 from icnnrt.format.manifest import MANIFEST_FILE, Manifest
-from icnnrt.format.package import StrPath, check_outside
 from icnnrt.format.upgrade import HISTORY_VERSION, history_as_version, upgraded_history
 from icnnrt.printable import harmless, show
 
@@ -84,7 +85,7 @@ class Checkpoint:
     """One entry of a history."""
 
     file: Annotated[str, matching(_FILE, "the name of a checkpoint")]
-    sha256: Annotated[str, matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")]
+    sha256: Annotated[str, SHA256]
     bytes: Annotated[int, integer(1, 1 << 40)]
     step: Annotated[int, integer(0, MAX_STEP)]
     figures: Annotated[Mapping[str, float], table(real, MAX_FIGURES)]
@@ -142,15 +143,8 @@ class History:
     def __init__(self, folder: StrPath, manifest: Manifest, keep: int = KEEP) -> None:
         how_many = f"how many checkpoints to keep, 1 to {MAX_CHECKPOINTS}"
         self._keep = arguments.integer(keep, "keep", 1, MAX_CHECKPOINTS, expected=how_many)
-        place: object = None
-        with contextlib.suppress(Exception):
-            place = os.fspath(folder)
-        if not isinstance(place, str):
-            raise InputError(f"history: expected a folder, text or a pathlib.Path, but got {type(folder).__name__}.")
-        if not isinstance(manifest, Manifest):
-            raise InputError(f"manifest: expected that of a package, but got {type(manifest).__name__}.")
-        self.folder = Path(place)
-        self._manifest = manifest
+        self.folder = arguments.path(folder, "history")
+        self._manifest = arguments.instance(manifest, "manifest", Manifest, "that of a package")
         self.checkpoints = self._read()
 
     @classmethod
@@ -185,8 +179,7 @@ class History:
         self._check_place()
         self.checkpoints = self._read()  # others may have been saved since, as by a callback in the middle of a fit
         if not self.folder.is_dir():
-            if not self.folder.parent.is_dir():
-                raise InputError(f"history: its folder {self.folder.parent} is not there; create it first.")
+            check_place(self.folder, "history")
             self.folder.mkdir(exist_ok=True)
             sync_folder(self.folder.parent)
         tensors = {WEIGHT + name: np.array(a, order="C") for name, a in weights.items()}
@@ -204,8 +197,7 @@ class History:
 
     def load(self, checkpoint: Checkpoint) -> dict[str, NDArray[np.generic]]:
         """The tensors of a checkpoint, after checking that they are those that were saved."""
-        if not isinstance(checkpoint, Checkpoint):
-            raise InputError(f"checkpoint: expected one of History.checkpoints, but got {type(checkpoint).__name__}.")
+        arguments.instance(checkpoint, "checkpoint", Checkpoint, "one of History.checkpoints")
         path = self.folder / checkpoint.file
         try:
             data = read_plain(path, checkpoint.bytes)
@@ -247,7 +239,7 @@ class History:
                 f"history: expected a folder of checkpoints, but {self.folder} has a {MANIFEST_FILE}, so it is a "
                 "package, which would not open with checkpoints in it; choose another folder."
             )
-        check_outside(self.folder, "history")
+        refuse_inside_a_package(self.folder, "history")
 
     def _write(self, checkpoints: list[Checkpoint]) -> None:
         content = {

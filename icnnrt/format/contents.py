@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from icnnrt.errors import InputError, PackageError
+from icnnrt.arguments import instance, refused
+from icnnrt.errors import PackageError
 from icnnrt.format import wire
 from icnnrt.format.fields import AGAIN, JsonObject, exactly, listing, load_json, surrogate, table, wrong
 from icnnrt.format.manifest import (
@@ -257,18 +258,16 @@ def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
 
 
 def check_table(argument: str, table: object, needed: bool = False) -> None:
-    if not isinstance(table, Mapping) and (needed or table is not None):
-        raise InputError(f"{argument}: expected a dict, but got {type(table).__name__}.")
+    if needed or table is not None:
+        instance(table, argument, Mapping, "a dict")
 
 
 def check_arrays(weights: Mapping[str, object]) -> None:
     check_table("weights", weights, needed=True)
     for key, array in weights.items():
         if not isinstance(key, str) or key == RESERVED_NAME or not key or surrogate(key):
-            raise InputError(f"weights: expected names like those of a state dict, but one is {show(key)}; rename it.")
+            raise refused("weights", "names like those of a state dict", show(key), "rename it")
         if not isinstance(array, np.ndarray) or array.dtype.name not in SAFETENSORS_DTYPES:
             came = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise InputError(
-                f"weights: expected numpy arrays of dtype {', '.join(SAFETENSORS_DTYPES)}, but {show(key)} is "
-                f"{came}; convert it first."
-            )
+            expected = f"numpy arrays of dtype {', '.join(SAFETENSORS_DTYPES)}"
+            raise refused("weights", expected, f"{came} for {show(key)}", "convert it first")

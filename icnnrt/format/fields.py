@@ -193,6 +193,9 @@ def matching(pattern: re.Pattern[str], expected: str) -> Check[str]:
     return check
 
 
+SHA256: Final = matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")
+
+
 def listing(each: Check[T], most: int) -> Check[tuple[T, ...]]:
     def check(value: object, place: str) -> tuple[T, ...]:
         if not isinstance(value, list) or len(value) > most:

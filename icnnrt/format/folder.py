@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from icnnrt.errors import InputError, PackageError
+from icnnrt import arguments
+from icnnrt.errors import IcnnrtError, InputError, PackageError
 from icnnrt.format.fields import AGAIN, load_json
 from icnnrt.format.files import NotPlain, read_whole
 from icnnrt.format.manifest import (
@@ -36,19 +37,12 @@ PACKAGE_FILE: Final = re.compile(
 def folder_of(path: object, argument: str = "path") -> Path:
     """The absolute path of a folder that a caller gave, or the `InputError`."""
     try:
-        given = os.fspath(path)  # type: ignore[call-overload]
-        if not isinstance(given, str):
-            raise TypeError
-        return Path(os.path.abspath(given))
+        return Path(os.path.abspath(arguments.path(path, argument)))
     except OSError as error:  # a relative path, and the working directory is gone
         raise InputError(
             f"{argument}: the working directory, from which {show(str(path))} is counted, cannot be found "
             f"({error.strerror}); give an absolute path."
         ) from error
-    except Exception:
-        raise InputError(
-            f"{argument}: expected a path, text or a pathlib.Path, but got {type(path).__name__}; see pathlib."
-        ) from None
 
 
 def asides(target: Path, *, always: bool = False) -> list[Path]:
@@ -201,7 +195,14 @@ def _has_manifest(folder: Path, follow_links: bool = False) -> bool:
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
-def check_outside(path: StrPath, argument: str) -> None:
+def check_place(path: Path, argument: str, *, kind: type[IcnnrtError] = InputError) -> None:
+    """Refuse a place for a file or folder whose own folder is not there, or that lies in a package."""
+    if not path.parent.is_dir():
+        raise kind(f"{argument}: the folder {path.parent} is not there; create it first.")
+    refuse_inside_a_package(path, argument, kind=kind)
+
+
+def refuse_inside_a_package(path: StrPath, argument: str, *, kind: type[IcnnrtError] = InputError) -> None:
     """Refuse a place for a file or folder that lies in a package: with anything else in it a package does not open.
 
     Links are followed, for the place may be reached by them; whether case counts is the file system's affair.
@@ -209,10 +210,10 @@ def check_outside(path: StrPath, argument: str) -> None:
     try:
         folders = Path(os.path.realpath(path)).parents
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise InputError(f"{argument}: {path} cannot be looked at ({error}); choose another.") from error
+        raise kind(f"{argument}: {path} cannot be looked at ({error}); choose another.") from error
     for folder in folders:
         if os.path.lexists(folder / MANIFEST_FILE) and _has_manifest(folder, follow_links=True):
-            raise InputError(
+            raise kind(
                 f"{argument}: {path} lies in the package {folder}, which would not open with another file in it; "
                 "choose a place outside."
             )

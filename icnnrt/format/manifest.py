@@ -13,9 +13,11 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import numpy as np
 
+from icnnrt.arguments import refused
 from icnnrt.errors import PackageError
 from icnnrt.format.fields import (
     AGAIN,
+    SHA256,
     Depending,
     JsonObject,
     LeftOut,
@@ -164,7 +166,6 @@ def _size(value: object, place: str) -> int | str:
     return integer(0, MAX_ELEMENTS)(value, place)
 
 
-_SHA256: Final = matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")
 _LOWER_CASE: Final = re.compile(r"[a-z][a-z0-9_]*")
 _ROLE: Final = matching(_LOWER_CASE, "a role of lower-case letters, digits and _")
 _SLOT: Final = matching(_LOWER_CASE, "a name of lower-case letters, digits and _")
@@ -230,7 +231,7 @@ class File:
     """A file of the package: its name, its SHA-256 in hexadecimal, its size in bytes. Golden data as it stands."""
 
     file: Annotated[str, exactly(GOLDEN_FILE)]
-    sha256: Annotated[str, _SHA256]
+    sha256: Annotated[str, SHA256]
     bytes: Annotated[int, integer(8, MAX_GOLDEN_BYTES)]
 
 
@@ -269,7 +270,7 @@ class WeightsFile:
     """The safetensors file of the package and the tensors it holds, by name."""
 
     file: Annotated[str, exactly(WEIGHTS_FILE)]
-    sha256: Annotated[str, _SHA256]
+    sha256: Annotated[str, SHA256]
     bytes: Annotated[int, FILE_SIZE]
     tensors: Annotated[Mapping[str, WeightSpec], table(record(WeightSpec, _of_floats), MAX_WEIGHTS, _weight_name)]
 
@@ -388,12 +389,10 @@ class Manifest:
         Raises `PackageError` with one sentence: the field, what was expected, what came, the remedy.
         """
         if not isinstance(data, bytes):
-            raise PackageError(f"{MANIFEST_FILE}: expected its bytes, but got {type(data).__name__}; read the file.")
+            raise refused(MANIFEST_FILE, "its bytes", type(data).__name__, "read the file", kind=PackageError)
         if len(data) > MAX_MANIFEST_BYTES:
-            raise PackageError(
-                f"{MANIFEST_FILE}: expected at most {MAX_MANIFEST_BYTES} bytes, but it has {len(data)}; "
-                "shorten metadata and producer."
-            )
+            expected, remedy = f"at most {MAX_MANIFEST_BYTES} bytes", "shorten metadata and producer"
+            raise refused(MANIFEST_FILE, expected, len(data), remedy, kind=PackageError)
         return _read_manifest(load_json(data, MANIFEST_FILE))
 
     def checked(self) -> "Manifest":

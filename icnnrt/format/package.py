@@ -126,11 +126,11 @@ from pathlib import Path
 
 import numpy as np
 
-from icnnrt.arguments import flag
+from icnnrt.arguments import flag, instance, names, refused
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format import replacement, wire
 from icnnrt.format.contents import check_arrays, check_table, checked_contents, safetensors_bytes, weight_layout
-from icnnrt.format.folder import StrPath, asides, check_outside, folder_of, read_folder
+from icnnrt.format.folder import StrPath, asides, folder_of, read_folder
 from icnnrt.format.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -184,7 +184,6 @@ __all__ = [
     "TrainingSpec",
     "WeightSpec",
     "WeightsFile",
-    "check_outside",
     "opened",
     "weight_layout",
     "write",
@@ -270,8 +269,8 @@ class Package:
         golden: Mapping[str, np.ndarray] = {}
         check_table("parity", parity)
         check_table("metadata", metadata)
-        if convexity is not None and not isinstance(convexity, Convexity):
-            raise InputError(f"convexity: expected a Convexity or None, but got {type(convexity).__name__}.")
+        if convexity is not None:
+            instance(convexity, "convexity", Convexity, "a Convexity or None")
         if weights is None:
             weights, golden, convexity = self.weights, self.golden, convexity or self.manifest.convexity
         check_arrays(weights)
@@ -279,10 +278,8 @@ class Package:
             new = weights.get(name)
             if new is None or new.shape != old.shape or new.dtype != old.dtype:
                 came = "nothing" if new is None else f"{new.dtype}{list(new.shape)}"
-                raise InputError(
-                    f"weights: expected {old.dtype}{list(old.shape)} for {show(name)}, but got {came}; "
-                    "the graphs fix every name, shape and dtype, so export the model again to change them."
-                )
+                remedy = "the graphs fix every name, shape and dtype, so export the model again to change them"
+                raise refused("weights", f"{old.dtype}{list(old.shape)} for {show(name)}", came, remedy)
         manifest = replace(
             self.manifest,
             parity=self.manifest.parity if parity is None else parity,
@@ -350,25 +347,21 @@ def write(
         ("polyhedron", polyhedron, PolyhedronSpec),
         ("convexity", convexity, Convexity),
     ):
-        if given is not None and not isinstance(given, kind_of):
-            raise InputError(f"{argument}: expected a {kind_of.__name__} or None, but got {type(given).__name__}.")
-    for argument, names in (("nonnegative", nonnegative), ("trainable", trainable), ("signs", signs or {})):
-        several = isinstance(names, list | tuple | set | frozenset | Mapping)
-        if not several or not all(isinstance(one, str) for one in names):
-            raise InputError(f"{argument}: expected a list of names of weights, but got {show(names)}.")
+        if given is not None:
+            instance(given, argument, kind_of, f"a {kind_of.__name__} or None")
+    for argument, listed_names in (("nonnegative", nonnegative), ("trainable", trainable), ("signs", signs or {})):
+        names(listed_names, argument, "names of weights")
     for argument, shape in (("x_shape", x_shape), ("y_shape", y_shape)):
         if not isinstance(shape, list | tuple):
-            raise InputError(f"{argument}: expected a tuple of sizes, but got {show(shape)}.")
+            raise refused(argument, "a tuple of sizes", show(shape))
     for argument, content in (("producer", producer), ("parity", parity), ("metadata", metadata), ("golden", golden)):
         check_table(argument, content)
     check_table("graphs", graphs, needed=True)
     signs = signs or {}
-    for argument, names in (("nonnegative", nonnegative), ("trainable", trainable), ("signs", signs)):
-        for unknown in sorted(set(names) - weights.keys()):
-            raise InputError(
-                f"{argument}: expected names of weights, but {show(unknown)} is none; "
-                f"the weights are {show(sorted(weights))}."
-            )
+    for argument, listed_names in (("nonnegative", nonnegative), ("trainable", trainable), ("signs", signs)):
+        for unknown in sorted(set(listed_names) - weights.keys()):
+            remedy = f"the weights are {show(sorted(weights))}"
+            raise refused(argument, "names of weights", show(unknown), remedy)
     tensors = {
         key: WeightSpec(
             tuple(array.shape),
@@ -380,11 +373,7 @@ def write(
     }
     used: set[str] = set()
     for role, graph in graphs.items():
-        if not isinstance(graph, bytes):
-            raise InputError(
-                f"graphs: expected the bytes of an ONNX file for {show(role)}, but got {type(graph).__name__}; "
-                "serialise the model first."
-            )
+        instance(graph, "graphs", bytes, f"the bytes of an ONNX file for {show(role)}", "serialise the model first")
         used |= {op for where, op in _survey(graph, f"{role}.onnx").operators if where == OP_DOMAIN}
     manifest = Manifest(
         name=name,

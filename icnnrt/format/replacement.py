@@ -12,17 +12,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
-from icnnrt.arguments import flag
-from icnnrt.errors import InputError
+from icnnrt.arguments import flag, refused
+from icnnrt.errors import IcnnrtError, InputError
 from icnnrt.format.files import sync_folder
-from icnnrt.format.folder import PACKAGE_FILE, asides, check_outside, is_ignored, is_package, list_folder
+from icnnrt.format.folder import PACKAGE_FILE, asides, check_place, is_ignored, is_package, list_folder
 from icnnrt.printable import show
 
 # Of a package's folder, in bytes; file systems take 255, and folders aside have a token too.
 MAX_NAME: Final = 224
 
 
-def check_target(target: Path, overwrite: bool) -> tuple[Path, ...]:
+def check_target(target: Path, overwrite: bool, *, kind: type[IcnnrtError] = InputError) -> tuple[Path, ...]:
     """Refuse a path that is taken by anything but a package that may be overwritten, or that lies in one.
 
     Returns what lies in the folder to be replaced and is not the package's, which is to be in the new one too.
@@ -31,40 +31,35 @@ def check_target(target: Path, overwrite: bool) -> tuple[Path, ...]:
     overwrite = flag(overwrite, "overwrite")
     try:
         if "\0" in str(target):
-            raise InputError(f"path: expected a place on the disk, but got {show(str(target))}; choose another.")
-        if len(os.fsencode(target.name)) > MAX_NAME:
-            raise InputError(
-                f"path: expected a name of at most {MAX_NAME} bytes, as the folders that a replacement makes beside it "
-                f"have longer ones, but got one of {len(os.fsencode(target.name))}; choose a shorter one."
-            )
-        if not target.parent.is_dir():
-            raise InputError(
-                f"path: expected a place in an existing folder, but {target.parent} is none; create it first."
-            )
-        check_outside(target, "path")
+            raise refused("path", "a place on the disk", show(str(target)), "choose another", kind=kind)
+        if (length := len(os.fsencode(target.name))) > MAX_NAME:
+            why = "as the folders that a replacement makes beside it have longer ones"
+            expected = f"a name of at most {MAX_NAME} bytes, {why}"
+            raise refused("path", expected, f"one of {length}", "choose a shorter one", kind=kind)
+        check_place(target, "path", kind=kind)
         there = os.path.lexists(target)
         old = target if there else next(filter(is_package, asides(target)), None)
         if there and (target.is_symlink() or not is_package(target)):
-            raise InputError(
+            raise kind(
                 f"path: {target} exists and is not a package of plain files alone, so it is not replaced; "
                 "choose another path or remove it yourself."
             )
         beside = _beside(old) if old else ()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        if isinstance(error, InputError):
+        if isinstance(error, IcnnrtError):
             raise
-        raise InputError(f"path: {target} cannot be looked at ({error}); choose another.") from error
+        raise kind(f"path: {target} cannot be looked at ({error}); choose another.") from error
     if old and not overwrite:
         if there:
-            raise InputError(f"path: {target} exists; pass overwrite=True to replace it, or choose another path.")
-        raise InputError(
+            raise kind(f"path: {target} is there already; pass overwrite=True to replace it, or choose another path.")
+        raise kind(
             f"path: {target} is a package whose replacement was interrupted, in {old.name}; pass overwrite=True "
             "to replace it, or choose another path."
         )
     stuck = [path.name for path in beside if not _can_be_carried(path)]
     if stuck:
         names = ", ".join(show(name) for name in stuck[:5]) + (f" and {len(stuck) - 5} more" if len(stuck) > 5 else "")
-        raise InputError(
+        raise kind(
             f"path: {target} also holds {names}, which a replacement of the folder cannot take along; choose another "
             "path, or move what is not the package's out of the folder."
         )

@@ -306,7 +306,10 @@ def finished(xp: Namespace, at: Equilibrated, problem: Problem, x: Array) -> Ans
 def kkt_residual(
     xp: Namespace, of: Matrices, p: Array, b: Array, lower: Array, upper: Array, z: Array, lam: Array, nu: Array
 ) -> Array:
-    """Relative stationarity, feasibility and duality gap [B, 1, 3] of any z, λ of all rows and ν; NaN if they are."""
+    """Relative stationarity, feasibility and duality gap [B, 1, 3] of any z, λ of all rows and ν; NaN if they are.
+
+    The solver's own measure; `qp_reference.kkt_residual` checks it and shares nothing with it.
+    """
     Q, C, Ct, A, At = of[:5]
     Qz, r, Az, A_nu, C_lam = z @ Q, z @ Ct, z @ At, nu @ A, lam @ C
     _, mu = xp.parts(lam, [None, z])

@@ -188,7 +188,11 @@ def _finite(bound: Array) -> NDArray[np.bool_]:
 
 
 def kkt_residual(qp: QP, z: Array, lam: Array, nu: Array, mu: Array) -> Array:
-    """Relative stationarity, feasibility and duality gap [B, 3], in float64."""
+    """Relative stationarity, feasibility and duality gap [B, 3], in float64.
+
+    The independent checker of any answer: it shares no code with the solver, whose own measure is
+    `interior_point.kkt_residual`.
+    """
     Q, p, G, h_lower, h, A, b, lower, upper = qp
     Qz, Gz, Az, G_lam, A_nu = (
         _apply(Q, z),

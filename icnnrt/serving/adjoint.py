@@ -15,8 +15,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import batch, check_finite_bar, choice
-from icnnrt.errors import InputError
+from icnnrt.arguments import batch, check_finite_bar, choice, instance, refused
 from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR
 from icnnrt.serving.argmin import ArgminSolution
 from icnnrt.serving.domain_arguments import solver_of
@@ -57,11 +56,7 @@ class Cotangents(Record):
 def own(runner: Runner, kind: type[S], method: str, solution: object) -> S:
     """`solution`, which has to be what that method returned, computed with the weights of now."""
     runner.check_open()
-    if not isinstance(solution, kind):
-        raise InputError(
-            f"solution: expected what session.{method} returned, but got {type(solution).__name__}; call {method} "
-            "first."
-        )
+    solution = instance(solution, "solution", kind, f"what session.{method} returned", f"call {method} first")
     runner.check_weights(solution.weights_id, method)
     return solution
 
@@ -84,10 +79,8 @@ def vjp(runner: Runner, solution: object, y_bar: object, *, adjoint: str, on_uns
     choice(adjoint, "adjoint", ADJOINTS)
     choice(on_unsafe, "on_unsafe", ON_UNSAFE)
     if adjoint == "prop3" and solver.step_size is not None:
-        raise InputError(
-            "adjoint: expected 'exact', as Bregman proximal gradient has no model of cuts that proposition 3 could "
-            "differentiate, but got 'prop3'; leave it out."
-        )
+        why = "as Bregman proximal gradient has no model of cuts that proposition 3 could differentiate"
+        raise refused("adjoint", f"'exact', {why}", "'prop3'", "leave it out")
     ȳ = batch(y_bar, "y_bar", manifest.dtype, manifest.y_shape, length=len(found))
     unsafe = found.unsafe(every_model=adjoint == "exact")
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import batch, finite_rows, sample
-from icnnrt.errors import InputError
+from icnnrt.arguments import batch, finite_rows, instance, sample
 from icnnrt.format.manifest import Manifest
 from icnnrt.mathematics import certificate
 from icnnrt.mathematics.certificate import Tolerances
@@ -161,12 +160,8 @@ def _warm(solution: object) -> Floats | None:
     """The y of an earlier solution."""
     if solution is None:
         return None
-    if not isinstance(solution, ArgminSolution):
-        raise InputError(
-            f"warm: expected what session.argmin returned, but got {type(solution).__name__}; pass an array as y_init "
-            "instead."
-        )
-    return solution.y
+    expected, remedy = "what session.argmin returned", "pass an array as y_init instead"
+    return instance(solution, "warm", ArgminSolution, expected, remedy).y
 
 
 def judged(

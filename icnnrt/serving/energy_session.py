@@ -3,8 +3,7 @@
 from dataclasses import replace
 from typing import NoReturn
 
-from icnnrt.arguments import batch, integer
-from icnnrt.errors import InputError
+from icnnrt.arguments import batch, integer, refused
 from icnnrt.format.verdict import Convexity
 from icnnrt.limits import each_call
 from icnnrt.printable import named
@@ -242,7 +241,5 @@ class EnergySession(Session):
 
     def solve_qp(self, x: object, *, strict: bool | None = None) -> NoReturn:
         """Of packages of kind "qp" alone, see `QPSession.solve_qp`: here it raises `InputError`."""
-        raise InputError(
-            f"solve_qp: expected a package of kind 'qp', but {named(self.manifest.name)} is of kind "
-            f"{self.manifest.kind!r}; use argmin, or export the network with kind='qp'."
-        )
+        came = f"{named(self.manifest.name)} of kind {self.manifest.kind!r}"
+        raise refused("solve_qp", "a package of kind 'qp'", came, "use argmin, or export the network with kind='qp'")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import batch, finite_in_all, writeable
+from icnnrt.arguments import batch, finite_in_all, refused, writeable
 from icnnrt.errors import InputError
 from icnnrt.format.manifest import Manifest
 from icnnrt.format.signatures import THETA_BAR, arrays_of, outputs_of
@@ -102,10 +102,8 @@ def _demand(manifest: Manifest, role: str) -> None:
 
 def _no_context(manifest: Manifest, B: int) -> Floats:
     if math.prod(manifest.x_shape):
-        raise InputError(
-            f"x: expected an array of shape [{B}, {', '.join(map(str, manifest.x_shape))}], but got None; only an "
-            "energy without context does without it."
-        )
+        remedy = "only an energy without context does without it"
+        raise refused("x", f"an array of shape {[B, *manifest.x_shape]}", None, remedy)
     return np.zeros((B, *manifest.x_shape), manifest.dtype)
 
 
@@ -115,10 +113,8 @@ def _into(
     """The arrays that a caller wants results in, by the names of these."""
     given = [out] if len(names) == 1 else out
     if not isinstance(given, list | tuple) or len(given) != len(names):
-        raise InputError(
-            f"out: expected a tuple of {len(names)} arrays, for {', '.join(names)}, but got "
-            f"{f'{len(given)} of them' if isinstance(given, list | tuple) else type(out).__name__}."
-        )
+        came = f"{len(given)} of them" if isinstance(given, list | tuple) else type(out).__name__
+        raise refused("out", f"a tuple of {len(names)} arrays, for {', '.join(names)}", came)
     into: dict[str, Floats] = {}
     for i, (name, array) in enumerate(zip(names, given, strict=True)):
         dtype, (_, *shape) = arrays_of(manifest)[name]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import batch, finite_rows, integer, number, rows, sample
+from icnnrt.arguments import batch, finite_rows, integer, number, refused, rows, sample
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.manifest import MAX_ITERATIONS
 from icnnrt.mathematics.bundle_qp import (
@@ -160,7 +160,7 @@ def argmin(
     P = given_rows(B, n, G=G, h=h, A=A, b=b, lower=lower, upper=upper)
     start = np.zeros((B, n)) if y_init is None else batch(y_init, "y_init", "float64", (n,), length=B)
     if not finite_rows(start).all():
-        raise InputError("y_init: expected finite numbers, but it holds others; leave it out.")
+        raise refused("y_init", "finite numbers", "others", "leave it out")
     by = _by_graph if B and manifest.polyhedron is not None else _by_method
     T, multipliers, weights_id, native = by(session, X, P, start, K, μ, small)
     if session.convexity.proven_with(weights_id):

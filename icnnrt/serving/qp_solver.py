@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.arguments import choice, converted, flag, integer, refused, sample, shown
-from icnnrt.errors import IcnnrtError, InputError
+from icnnrt.errors import IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_status import STATUSES, statuses
@@ -126,7 +126,8 @@ class QPSolver:
         self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
         self._where = dtype, native, threads
         self._solve = _Bound("solve", self._where, {**self.data._asdict(), "start": self._start}, answers)
-        self._sides = _Sides(self._d, (self.z, self.lam, self.nu, self.bound_multipliers), self.gradients)
+        points = self.z, self.lam, self.nu, self.bound_multipliers
+        self._data_gradients = _DataGradients(self._d, points, self.gradients)
 
     def solve(
         self,
@@ -186,7 +187,7 @@ class QPSolver:
             into[...] = value
         self._only_z_bar = lam_bar is None and nu_bar is None and bound_multipliers_bar is None
         self._adjoint()
-        self._sides.write()
+        self._data_gradients.write()
         return self.gradients
 
     @functools.cached_property
@@ -224,10 +225,8 @@ class QPSolver:
         return summarise(self.status.tolist(), self.advice) if self._solve.calls else "not run"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise InputError(
-            "solver: expected what can be pickled, but a QPSolver holds memory that onnxruntime works in; make one of "
-            "the same sizes where it is needed."
-        )
+        came = "a QPSolver, which holds memory that onnxruntime works in"
+        raise refused("solver", "what can be pickled", came, "make one of the same sizes where it is needed")
 
     def __repr__(self) -> str:
         B, n = self.z.shape
@@ -299,8 +298,12 @@ class _Bound:
         self.calls += 1
 
 
-class _Sides:
-    """The gradients of the data from (d_z, d_λ, d_ν, d_μ), into memory that is there: the head of `qp_reference`."""
+class _DataGradients:
+    """The gradients of the data from (d_z, d_λ, d_ν, d_μ), written into memory that is there.
+
+    The formula stands in `icnnrt.mathematics.qp_adjoint.gradients`, which makes arrays of its own; here nothing is
+    allocated in a call.
+    """
 
     def __init__(self, d: list[Floats], points: tuple[Floats, ...], out: QPData) -> None:
         (d_z, d_lam, d_nu, d_mu), (z, lam, nu, mu) = d, points

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import native_library
-from icnnrt.arguments import COPIED, integer
+from icnnrt.arguments import COPIED, integer, refused
 from icnnrt.errors import IcnnrtError, InputError, PackageError
 from icnnrt.format import wire
 from icnnrt.format.onnx_graph import read_interface
@@ -357,7 +357,7 @@ class Runner:
                 raise InputError(f"weights: the package has no weight {name!r}; its weights are {sorted(tensors)}.")
             if not isinstance(array, np.ndarray) or array.dtype != spec.dtype or array.shape != spec.shape:
                 came = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-                raise InputError(f"weights: expected {spec.dtype}{list(spec.shape)} for {name!r}, but got {came}.")
+                raise refused("weights", f"{spec.dtype}{list(spec.shape)} for {name!r}", came)
             if name in self._frozen():
                 raise InputError(f"weights: {name!r} was exported as a constant; export it as an overridable weight.")
         kept = {name: as_used(array) for name, array in new.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import flag, refused
+from icnnrt.arguments import flag, instance, refused
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.manifest import Manifest
 from icnnrt.format.package import Package
@@ -136,9 +136,7 @@ class Session:
         Raises `InputError` for a weight that the package has not, of another shape or dtype, or that was exported as a
         constant; then none has changed.
         """
-        if not isinstance(weights, Mapping):
-            came = type(weights).__name__
-            raise InputError(f"weights: expected arrays by name, but got {came}; see `Session.weights`.")
+        instance(weights, "weights", Mapping, "arrays by name", "see `Session.weights`")
         self._convexity.forget()  # before they change, so that nothing proves these
         self._runner.update_weights(
             {name: np.array(a) if isinstance(a, np.ndarray) else a for name, a in weights.items()}

@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import flag, integer, number
+from icnnrt.arguments import flag, instance, integer, number, refused, shown
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.checkpoints import KEEP, Checkpoint, History
 from icnnrt.format.manifest import TRAIN_ROLE, TrainingSpec
@@ -113,8 +113,7 @@ class FineTuner:
     """
 
     def __init__(self, session: Session, *, learning_rate: float = LEARNING_RATE, strict: bool = False) -> None:
-        if not isinstance(session, Session):
-            raise InputError(f"session: expected what icnnrt.load returned, but got {type(session).__name__}.")
+        instance(session, "session", Session, "what icnnrt.load returned")
         spec = session.manifest.train
         if spec is None:
             raise InputError(
@@ -170,10 +169,8 @@ class FineTuner:
         return self._known().why_undone
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise InputError(
-            "tuner: expected what can be pickled, but a FineTuner belongs to the session it tunes; save a checkpoint, "
-            "and resume from it in a new one."
-        )
+        came = "a FineTuner, which belongs to the session it tunes"
+        raise refused("tuner", "what can be pickled", came, "save a checkpoint, and resume from it in a new one")
 
     def __repr__(self) -> str:
         optimizer = self._spec.optimizer
@@ -276,13 +273,11 @@ class FineTuner:
         patience = None if patience is None else integer(patience, "patience", 1)
         seed = integer(seed, "seed", 0)
         if patience is not None and validation is None:
-            raise InputError("patience: expected validation data too, but got none; pass validation=(x, target).")
+            raise refused("patience", "validation data too", "none", "pass validation=(x, target)")
         worse = number(worse, "worse", above=0.0, finite=False, expected="a positive part of the best loss")
         if validation is not None and (not isinstance(validation, tuple) or len(validation) not in (2, 4)):
-            raise InputError(
-                "validation: expected a tuple (x, target), but got something else; pass two arrays, or four with lower "
-                "and upper for a box."
-            )
+            remedy = "pass two arrays, or four with lower and upper for a box"
+            raise refused("validation", "a tuple (x, target)", shown(validation), remedy)
         rate = self._rate(learning_rate)
         data, skipped = self._samples(x, target, lower, upper)
         held = None
@@ -346,8 +341,8 @@ class FineTuner:
         Raises `OSError` if the disk refuses, as when it is full; what is in memory stays, so call again when there is
         room. Raises `InputError` if the folder's checkpoints are of another network.
         """
-        if figures is not None and not isinstance(figures, Mapping):
-            raise InputError(f"figures: expected numbers by name, but got {type(figures).__name__}.")
+        if figures is not None:
+            instance(figures, "figures", Mapping, "numbers by name")
         self.settle()
         return self._save(self._history(history, keep), figures or {})
 

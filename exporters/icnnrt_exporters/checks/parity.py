@@ -21,6 +21,7 @@ from icnnrt.format import wire
 from icnnrt.format.manifest import ENERGY_ROLES, OP_DOMAIN, Domain, Manifest
 from icnnrt.mathematics import bregman, certificate, reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, coordinates
+from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX
 from icnnrt_exporters.checks import parity_polyhedron, parity_qp
 from icnnrt_exporters.checks.true_hessian import true_hessian
 
@@ -42,7 +43,6 @@ TOLERANCE = {
 }
 # Of an energy that goes through quadratic programs: a gap of 1e-12 leaves z open by its root.
 QP = {"float64": 1e-6, "float32": 1e-3}
-UNIT_BOX = Domain()
 SAMPLES = 6  # that are tried under constraints: each takes some quadratic programs in numpy
 BATCHES = (1, 3, 16, 129)  # the last because ONNX Runtime takes other kernels for large products
 

@@ -18,7 +18,7 @@ import icnnrt
 from icnnrt import arguments
 from icnnrt.errors import ExportError
 from icnnrt.format.files import write_atomically
-from icnnrt.format.package import check_outside
+from icnnrt.format.folder import check_place
 from icnnrt_exporters.checks import parity
 from icnnrt_exporters.checks.preconditions import (
     check_energy,
@@ -172,11 +172,9 @@ def check_unit_box(solver: BundleEntropyArgmin) -> None:
 
 def check_file(path: Path, overwrite: bool) -> None:
     """The file can be written to `path` when it is done."""
-    if not path.parent.is_dir():
-        raise ExportError(f"path: the folder {path.parent} is not there; create it first")
+    check_place(path, "path", kind=ExportError)
     if path.is_dir():
         raise ExportError(f"path: {path} is a folder; give the name of a file, such as {path / 'model.pt'}")
-    check_outside(path, "path")
     if path.exists() and not overwrite:
         raise ExportError(f"path: {path} is there already; pass overwrite=True to replace it, or choose another")
 

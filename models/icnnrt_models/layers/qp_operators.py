@@ -1,8 +1,9 @@
 """The operators icnnrt::qp_solve and icnnrt::qp_adjoint of torch: run, exported, differentiated, under vmap.
 
 They are ai.icnnrt::QPSolve and ::QPAdjoint, into which `icnnrt_exporters` turns them. On the CPU icnnrt's native
-kernels run them, elsewhere and where there are none `qp_script`. Every leading axis is B or 1, what is absent has no
-columns.
+kernels run them, elsewhere and where there are none `qp_script`. That is decided where they run, so torch.compile and
+torch.func.vmap, which see an operator and not what is in it, change nothing about it. Every leading axis is B or 1,
+what is absent has no columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -251,7 +252,12 @@ adjoint = _registered(qp_adjoint, _nothing, _refuse_second, _adjoint_folded)
 
 
 def differentiable(*arguments: Any) -> Tensors:
-    """The operator, also under torch.func; torch.export keeps the operator itself."""
+    """z, λ, ν, μ, slack, box_slack, residual, status and iterate of `qp_solve`, with a derivative.
+
+    Eagerly and under torch.func by a `torch.autograd.Function` around the operator; under torch.compile and
+    torch.export the operator itself, opaque to both, whose derivative is registered with torch.library. Either way the
+    native kernels answer where they can.
+    """
     if torch.compiler.is_compiling():
         return cast(Tensors, torch.ops.icnnrt.qp_solve(*arguments))
     return cast(Tensors, solve(*arguments))

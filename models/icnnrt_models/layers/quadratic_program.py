@@ -57,16 +57,18 @@ class QPLayer(nn.Module):
 
         "nan"    gradients are NaN, of shared data too: never silently those of fewer samples
         "skip"   they add 0 to every gradient, whatever the loss makes of their NaN; for a loss that leaves them out
-        "raise"  forward raises, with the status and the remedy
+        "raise"  forward raises, with the status and the remedy; under torch.export it cannot, and acts as "nan":
+                 ask the status there, with `multipliers`
 
     Gradients are those of the KKT conditions (Amos, Kolter, *OptNet*, ICML 2017), of the multipliers too if a loss uses
     them; once, not twice, and in reverse: `torch.func.grad`, `vjp` and `jacrev`, alone or with `torch.func.vmap`, whose
     dimension becomes part of the batch of one call. Where a multiplier and its slack are both 0 there is a kink, and
     the gradient is one-sided or between.
 
-    The layer has no weights. In eager mode it is the operator icnnrt::qp_solve, which torch.export and
-    `icnnrt_exporters` turn into ai.icnnrt::QPSolve; under torch.jit.trace it is the solver itself, so that libtorch
-    runs it alone.
+    The layer has no weights. It is the operator icnnrt::qp_solve: torch.compile breaks its graph at the layer and calls
+    the operator as it is, so that the same kernel runs as in eager mode, and "raise" raises; torch.export keeps it,
+    which `icnnrt_exporters` turn into ai.icnnrt::QPSolve; under torch.jit.trace it is the solver itself, so that
+    libtorch runs it alone.
 
     Args:
         multipliers: return a `QPResult` instead of z.
