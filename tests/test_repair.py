@@ -105,5 +105,5 @@ def test_the_command(nonconvex_package: Path, tmp_path: Path) -> None:
     assert sum(told["clipped"].values()) > 0
     again = invoke("repair", nonconvex_package, "--out", out, "--project")
     assert again.exit_code == 1
-    assert "exists" in again.output
+    assert "is there already; pass --overwrite to replace it" in again.output
     assert "convexity: proven" in invoke("inspect", out).output
