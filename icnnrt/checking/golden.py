@@ -18,7 +18,7 @@ from icnnrt.mathematics.domains import MODELS, coordinates, distance
 from icnnrt.serving.heads import evaluated
 
 if TYPE_CHECKING:
-    from icnnrt.serving.session import Session
+    from icnnrt.serving.load import AnySession
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -41,7 +41,7 @@ class Replayed(NamedTuple):
     bound: float
 
 
-def compute(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+def compute(session: "AnySession", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     """The outputs of every graph of the package for these inputs, as golden.safetensors names them."""
     out: Arrays = {}
     for role in session.manifest.graphs:
@@ -58,26 +58,26 @@ def compute(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     return out
 
 
-def _pullback(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+def _pullback(session: "AnySession", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     """Of f + ∇f'y_dot. θ̄ is left out: it would be as large as the weights."""
     pulled = session.pullback(inputs["x"], inputs["y"], np.ones(len(inputs["y"])), inputs["y_dot"])
     return {"y_bar": pulled.y, "x_bar": pulled.x}
 
 
-def _argmin(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+def _argmin(session: "AnySession", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     solution = session.argmin(inputs["x"], lower=inputs.get("lower"), upper=inputs.get("upper"))
     cotangents = session.vjp(solution, solution.y, on_unsafe="skip")
     return {"y": solution.y, "energy": solution.energy, "gap": solution.gap, "x_bar": cotangents.x}
 
 
-def _polyhedron(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+def _polyhedron(session: "AnySession", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     """In a box around y, at the sum of y."""
     Y = inputs["y"].astype(np.float64)
     given = {"A": np.ones((len(Y), 1, Y.shape[1])), "b": Y.sum(1, keepdims=True), "lower": Y - 0.5, "upper": Y + 0.5}
     return {"energy": session.argmin_polyhedron(inputs["x"], **given, strict=False).energy}
 
 
-def _solve(session: "Session", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+def _solve(session: "AnySession", inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     answer = session.solve_qp(inputs["x"], strict=False)
     cotangents = session.vjp(answer, np.nan_to_num(answer.z), on_unsafe="skip")
     return {"z": answer.z, "status": answer.status, "x_bar": cotangents.x}
@@ -95,7 +95,7 @@ EVALUATED: Final[dict[str, tuple[str, ...]]] = {
 ANSWERED: Final = {"pullback": _pullback, "argmin": _argmin, "argmin_polyhedron": _polyhedron, "solve": _solve}
 
 
-def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Replayed]:
+def replay(session: "AnySession", golden: Mapping[str, NDArray[Any]]) -> list[Replayed]:
     """Compute everything once more and compare.
 
     Raises `InputError` if the golden data lacks an input or the gap that y* is judged by, or holds another shape.
@@ -125,7 +125,7 @@ def replay(session: "Session", golden: Mapping[str, NDArray[Any]]) -> list[Repla
     return replayed
 
 
-def _demand_inputs(session: "Session", golden: Mapping[str, NDArray[Any]]) -> None:
+def _demand_inputs(session: "AnySession", golden: Mapping[str, NDArray[Any]]) -> None:
     manifest = session.manifest
     needed = ["x", *(["y", "y_dot"] if manifest.kind != "qp" else [])]
     needed += ["lower", "upper"] if manifest.domain and manifest.domain.kind == "box" else []
@@ -138,7 +138,7 @@ def _demand_inputs(session: "Session", golden: Mapping[str, NDArray[Any]]) -> No
             raise refused("golden", f"as many samples of {name!r} as of 'x'", came, "export the package again")
 
 
-def _bound(session: "Session", name: str, golden: Mapping[str, NDArray[Any]], now: Arrays) -> Any:
+def _bound(session: "AnySession", name: str, golden: Mapping[str, NDArray[Any]], now: Arrays) -> Any:
     """What an output may differ by: one number, or one for each entry of the batch."""
     domain, T = session.manifest.domain, session.manifest.dtype
     then = golden[name].astype(np.float64)

@@ -15,7 +15,7 @@ from icnnrt.mathematics.bundle_qp import Polyhedron, bundle_qp_argmin
 from icnnrt.mathematics.domains import SPACE, Coordinates, Domain, distance
 from icnnrt.mathematics.status import ANSWERED, Status
 from icnnrt.serving import polyhedron
-from icnnrt.serving.session import Session
+from icnnrt.serving.load import AnySession
 
 # What two answers may differ by where their gaps would allow less: the order of sums, magnified by K solves. The energy
 # is relative to max(1, |energy|). z, which has no gap, relative to its largest entry: to the root of a gap of 1e-12
@@ -39,7 +39,7 @@ class Problem:
     A gap means that of the domain, in coordinates `at`; without a domain there is none.
     """
 
-    session: Session
+    session: AnySession
     inputs: Arrays
     method: str  # of the session, which answers
     answered: Callable[[Any], NDArray[np.bool_]]  # samples of an answer that can be compared
@@ -56,7 +56,7 @@ class Problem:
         """Of the inputs as they are, computed with the first check that asks for it."""
         return self.solve()
 
-    def solve(self, session: Session | None = None, rows: slice = slice(None), moved: Arrays | None = None) -> Any:
+    def solve(self, session: AnySession | None = None, rows: slice = slice(None), moved: Arrays | None = None) -> Any:
         """The answer of some samples, or of another session, or with arrays in the place of some inputs."""
         inputs = {name: a[rows] for name, a in {**self.inputs, **(moved or {})}.items()}
         return getattr(session or self.session, self.method)(**inputs, **self.settings)
@@ -95,7 +95,7 @@ class Problem:
 
 
 def argmin(
-    session: Session, inputs: Arrays, f: Callable[[Array], tuple[Array, Array]], domain: Domain, at: Coordinates
+    session: AnySession, inputs: Arrays, f: Callable[[Array], tuple[Array, Array]], domain: Domain, at: Coordinates
 ) -> Problem:
     """y* over the package's domain, by its solver; f(y) -> value and gradient."""
 
@@ -117,15 +117,15 @@ def argmin(
     return Problem(session, inputs, "argmin", answered, true, domain, at)
 
 
-def quadratic_programs(session: Session, inputs: Arrays) -> Problem:
+def quadratic_programs(session: AnySession, inputs: Arrays) -> Problem:
     """z of a network that goes through them: residuals tell that it is right, no gap by how much."""
     return Problem(session, inputs, "solve_qp", lambda answer: answer.status == Status.CONVERGED, letter="z")
 
 
-def over_polyhedron(session: Session, inputs: Arrays, iterations: int, tolerance: float | None = None) -> Problem:
+def over_polyhedron(session: AnySession, inputs: Arrays, iterations: int, tolerance: float | None = None) -> Problem:
     """y* = argmin of f + ½ ‖y‖² under the constraints among the inputs, by so many cuts at most."""
 
-    def vjp(session: Session, answer: Any, y_bar: NDArray[Any]) -> Any:
+    def vjp(session: AnySession, answer: Any, y_bar: NDArray[Any]) -> Any:
         # At a gap that is as small as rounding lets it be, GAP is no reason to leave a sample out.
         answer = replace(answer, status=np.where(answered(answer), np.int8(0), answer.status))
         return session.vjp_polyhedron(answer, y_bar, on_unsafe="skip")

@@ -14,6 +14,7 @@ from icnnrt.mathematics import certificate, reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, Domain, coordinates
 from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.serving.domain_arguments import bounds_of, solver_of
+from icnnrt.serving.load import AnySession
 from icnnrt.serving.session import Session
 
 PERCENT: Final = (90, 99, 100)
@@ -42,7 +43,7 @@ class Recommendation:
 
 
 def recommend(
-    session: Session,
+    session: AnySession,
     x: object,
     gap: float,
     *,

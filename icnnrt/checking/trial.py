@@ -19,13 +19,13 @@ from icnnrt.mathematics import certificate
 from icnnrt.mathematics.domains import MODELS, UNIT_BOX, coordinates
 from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.status import Status
-from icnnrt.serving.session import Session
+from icnnrt.serving.load import AnySession
 
 
 class Trial:
     """One session of a package and the contexts it is tried on; `again` is how it was opened, to open another."""
 
-    def __init__(self, package: Package, session: Session, X: NDArray[Any], rng: np.random.Generator, **again: Any):
+    def __init__(self, package: Package, session: AnySession, X: NDArray[Any], rng: np.random.Generator, **again: Any):
         self.package, self.session, self.X, self.rng, self.again = package, session, X, rng, again
         self.manifest, self.n = package.manifest, package.manifest.y_shape[0]
         self.T, self.dtype = self.manifest.dtype, session.dtype

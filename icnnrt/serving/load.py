@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from icnnrt.format.package import Package
 from icnnrt.limits import Limits
 from icnnrt.ort import Provider
 from icnnrt.serving.energy_session import EnergySession
 from icnnrt.serving.qp_session import QPSession
+
+AnySession: TypeAlias = EnergySession | QPSession
 
 
 def load(
@@ -20,7 +23,7 @@ def load(
     memory: int | None = None,
     follow_links: bool = False,
     limits: Limits | None = None,
-) -> EnergySession | QPSession:
+) -> AnySession:
     """Open the package at `path`, check it, and return a session that serves it: an `EnergySession`, or of a package of
     kind "qp" a `QPSession`.
 

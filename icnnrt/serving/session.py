@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,10 +50,6 @@ class Session:
         self._strict = flag(strict, "strict")
         self._dtype = np.dtype(package.manifest.dtype)
         self._convexity = KnownConvexity(self._runner)
-
-    if TYPE_CHECKING:
-        # Which calls there are depends on the package; `load` tells type checkers of both kinds.
-        def __getattr__(self, name: str) -> Any: ...
 
     # --- What it is ------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from icnnrt.format.package import Package, StrPath
 from icnnrt.format.signatures import NEW, state_of
 from icnnrt.limits import call
 from icnnrt.printable import named
+from icnnrt.serving.load import AnySession
 from icnnrt.serving.session import Session
 from icnnrt.serving.turns import Turns
 from icnnrt.serving.weight_sets import WeightSet, without_denormals
@@ -112,7 +113,7 @@ class FineTuner:
     Raises `InputError` for a package without train.onnx.
     """
 
-    def __init__(self, session: Session, *, learning_rate: float = LEARNING_RATE, strict: bool = False) -> None:
+    def __init__(self, session: AnySession, *, learning_rate: float = LEARNING_RATE, strict: bool = False) -> None:
         instance(session, "session", Session, "what icnnrt.load returned")
         spec = session.manifest.train
         if spec is None:

@@ -21,6 +21,7 @@ from icnnrt.format import wire
 from icnnrt.format.manifest import ENERGY_ROLES, OP_DOMAIN, Domain, Manifest
 from icnnrt.mathematics import bregman, certificate, reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, coordinates
+from icnnrt.serving.load import AnySession
 from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX
 from icnnrt_exporters.checks import parity_polyhedron, parity_qp
 from icnnrt_exporters.checks.true_hessian import true_hessian
@@ -76,15 +77,15 @@ def inputs(x_example: Tensor, y_example: Tensor, seed: int = 0) -> list[tuple[Te
     return batches
 
 
-def check(session: icnnrt.Session, judge: nn.Module, x_example: Tensor, y_example: Tensor) -> dict[str, float]:
+def check(session: AnySession, judge: nn.Module, x_example: Tensor, y_example: Tensor) -> dict[str, float]:
     """Compare one loaded package with the float64 copy of the module it was made from; return the figures.
 
     Raises ExportError naming the figure that is out of bounds.
     """
     dtype, facts = session.manifest.dtype, {}
     figures: dict[str, float] = {}
-    through_programs = session.manifest.kind == "qp"
-    if through_programs:
+    through_programs = isinstance(session, icnnrt.QPSession)
+    if isinstance(session, icnnrt.QPSession):
         figures = {"z": 0.0, "vjp": 0.0}
         batches = [*(x for x, _ in inputs(x_example, y_example)), x_example]
         found, facts["unsolved"] = parity_qp.figures(session, judge, batches)
@@ -116,7 +117,9 @@ def _worst(figures: dict[str, float], name: str, got: NDArray[Any], true: Tensor
     figures[name] = max(figures.get(name, 0.0), error(got, true.detach().numpy()))
 
 
-def _check_heads(session: icnnrt.Session, judge: nn.Module, x: Tensor, y: Tensor, figures: dict[str, float]) -> None:
+def _check_heads(
+    session: icnnrt.EnergySession, judge: nn.Module, x: Tensor, y: Tensor, figures: dict[str, float]
+) -> None:
     """Value, gradient and the optional heads."""
     manifest = session.manifest
     X, Y = x.double(), y.double()
@@ -162,7 +165,7 @@ def _check_heads(session: icnnrt.Session, judge: nn.Module, x: Tensor, y: Tensor
 
 
 def _check_argmin(
-    session: icnnrt.Session,
+    session: icnnrt.EnergySession,
     judge: nn.Module,
     x_example: Tensor,
     y_example: Tensor,

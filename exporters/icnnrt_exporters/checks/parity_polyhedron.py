@@ -33,7 +33,9 @@ def constraints(y: NDArray[Any]) -> dict[str, Any]:
     return {"G": G, "h": h + 0.05, "A": A, "b": b, "lower": Y - 0.3, "upper": Y + 0.5}
 
 
-def figures(session: icnnrt.Session, judge: nn.Module, x: Tensor, y: Tensor) -> list[tuple[str, NDArray[Any], Tensor]]:
+def figures(
+    session: icnnrt.EnergySession, judge: nn.Module, x: Tensor, y: Tensor
+) -> list[tuple[str, NDArray[Any], Tensor]]:
     """(name, what the package gives, what it should be), for one batch."""
     spec = session.manifest.polyhedron
     assert spec is not None

@@ -13,7 +13,7 @@ import icnnrt
 Figure = tuple[str, NDArray[Any], Tensor]
 
 
-def figures(session: icnnrt.Session, judge: nn.Module, batches: Sequence[Tensor]) -> tuple[list[Figure], float]:
+def figures(session: icnnrt.QPSession, judge: nn.Module, batches: Sequence[Tensor]) -> tuple[list[Figure], float]:
     """(name, what the package gives, what it should be) of samples that both solved, and the share of the others."""
     found: list[Figure] = []
     unsolved, count = 0, 0

@@ -19,6 +19,7 @@ from icnnrt import arguments
 from icnnrt.errors import ExportError
 from icnnrt.format.files import write_atomically
 from icnnrt.format.folder import check_place
+from icnnrt.serving.load import AnySession
 from icnnrt_exporters.checks import parity
 from icnnrt_exporters.checks.preconditions import (
     check_energy,
@@ -92,7 +93,7 @@ def load_torchscript(path: str | Path) -> Any:
         return torch.jit.load(str(path))
 
 
-def check_torchscript(path: str | Path, judge: "icnnrt.Session | nn.Module", x: Tensor, y: Tensor) -> dict[str, float]:
+def check_torchscript(path: str | Path, judge: AnySession | nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     """Compare a TorchScript file with a package, or with the energy it was made from.
 
     Args:
