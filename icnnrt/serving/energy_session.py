@@ -189,7 +189,7 @@ class EnergySession(Session):
         """
         heads.demand_value(self.manifest, "argmin_polyhedron")
         given = {"G": G, "h": h, "A": A, "b": b, "lower": lower, "upper": upper}
-        solution = polyhedron.argmin(self, x, **given, mu=mu, iterations=iterations, tolerance=tolerance, y_init=y_init)
+        solution = polyhedron.argmin(self, x, given, mu, iterations, tolerance, y_init)
         return self._judged(solution, strict)
 
     @each_call

@@ -27,6 +27,7 @@ from icnnrt.mathematics.bundle_qp import (
     bundle_qp_uncertainty,
 )
 from icnnrt.mathematics.certificate import unit
+from icnnrt.mathematics.polyhedron_answers import answers
 from icnnrt.mathematics.qp_reference import QPReference
 from icnnrt.mathematics.status import Status, advise_polyhedron
 from icnnrt.serving.domain_arguments import given_rows
@@ -135,17 +136,11 @@ class _Run(NamedTuple):
 def argmin(
     session: "Session",
     x: object,
-    *,
-    G: object = None,
-    h: object = None,
-    A: object = None,
-    b: object = None,
-    lower: object = None,
-    upper: object = None,
-    mu: float | None = None,
-    iterations: int | None = None,
-    tolerance: float | None = None,
-    y_init: object = None,
+    constraints: Mapping[str, object],
+    mu: float | None,
+    iterations: int | None,
+    tolerance: float | None,
+    y_init: object,
 ) -> PolyhedronSolution:
     """`EnergySession.argmin_polyhedron` documents the arguments."""
     began = time.perf_counter()
@@ -157,7 +152,7 @@ def argmin(
     K = integer(usual["iterations"] if iterations is None else iterations, "iterations", 1, MAX_ITERATIONS)
     μ = number(usual["mu"] if mu is None else mu, "mu", least=0.0)
     small = number(usual["tolerance"] if tolerance is None else tolerance, "tolerance", least=0.0)
-    P = given_rows(B, n, G=G, h=h, A=A, b=b, lower=lower, upper=upper)
+    P = given_rows(B, n, **constraints)
     start = np.zeros((B, n)) if y_init is None else batch(y_init, "y_init", "float64", (n,), length=B)
     if not finite_rows(start).all():
         raise refused("y_init", "finite numbers", "others", "leave it out")
@@ -187,36 +182,14 @@ def _by_method(
     session: "Session", X: Floats, P: Polyhedron, start: Array, iterations: int, mu: float, tolerance: float
 ) -> _Run:
     """The method in Python, one call of value.onnx and one quadratic program an iteration."""
-    B, n = start.shape
     finite = finite_rows(X)
     weights_id = session.weights_id
-    run = np.where(finite.reshape(B, *[1] * (X.ndim - 1)), X, 0)
+    run = np.where(finite.reshape(-1, *[1] * (X.ndim - 1)), X, 0)
     solve, native = programs_by(session)
     f = value_and_gradient(session, run)
     T = bundle_qp_argmin(f, P, iterations, mu, start, tolerance, solver=solve, precision=X.dtype)
     _check_same(session, weights_id)
-    multipliers = np.zeros(P.h.shape), np.zeros(P.b.shape), np.zeros((B, n))
-    for k, model in enumerate(T.models, start=1):
-        on = T.cuts[model.samples] == k
-        s = model.solution
-        for whole, part in zip(multipliers, (s.lam[on, k:], s.nu[on], s.mu[on, :n]), strict=True):
-            whole[model.samples[on]] = part
-    bad = ~finite | ~np.isfinite(T.y).all(1)
-
-    def told(a: Array) -> Array:
-        return np.where(bad.reshape(B, *[1] * (a.ndim - 1)), np.nan, a)
-
-    T = T._replace(
-        y=told(T.y),
-        energy=told(T.energy),
-        lower_bound=told(T.lower_bound),
-        gap=told(T.gap),
-        residual=told(T.residual),
-        status=np.where(finite, T.status, Status.NOT_FINITE_INPUT).astype(np.int8),
-        cuts=np.where(finite, T.cuts, 0),
-        ray=np.where(finite[:, None], T.ray, 0.0),
-    )
-    lam, nu, bounds = map(told, multipliers)
+    T, lam, nu, bounds = answers(T, finite)
     return _Run(T, (lam, nu, bounds), weights_id, native)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.arguments import batch, choice
+from icnnrt.mathematics import polyhedron_answers
 from icnnrt.mathematics.bundle_qp import (
     Polyhedron,
     PolyhedronCotangents,
@@ -72,9 +73,7 @@ def vjp(session: "Session", solution: object, y_bar: object, *, adjoint: str, on
     spec = session.manifest.polyhedron
     if adjoint == "auto":
         adjoint = _right(session) if spec is None else spec.adjoint
-    known = found.differentiable
-    if adjoint == "implicit":
-        known &= found.status != Status.GAP
+    known = polyhedron_answers.known(found.status, found.uncertainty, found.lower_bound, adjoint)
     given = np.where(np.isfinite(ȳ), ȳ, 0.0)
     by = _by_graph if spec is not None and adjoint == spec.adjoint and len(found) else _by_method
     cotangents = by(session, found, given, known, adjoint)

@@ -22,6 +22,7 @@ from icnnrt_models.layers.energy_at import (
     hvp,
     place,
     plain,
+    pulled_back,
     y_dim_of,
     y_like,
 )
@@ -262,15 +263,5 @@ def _pull_back(
     else:
         depth = 1 if adjoint == "prop3" else None
         offset_bar, seed = argmin_adjoint(result, y_bar, lambda i, s: hvp(points[i], s), depth, domain)
-    outputs, seeds = [], []
-    for i, (_, f, g) in enumerate(points):
-        if offset_bar is not None:
-            outputs.append(f)
-            seeds.append(offset_bar[:, i].to(f.dtype))
-        if g.requires_grad:
-            outputs.append(g)
-            seeds.append(seed[:, i].to(g.dtype))
-    if not outputs:
-        return tuple(torch.zeros_like(w) for w in wanted)
-    # The graph stays: whether backward may be called again is decided by who holds it.
-    return torch.autograd.grad(outputs, wanted, seeds, retain_graph=True, materialize_grads=True)
+    offsets = [None] * len(points) if offset_bar is None else offset_bar.unbind(1)
+    return pulled_back(zip(points, offsets, seed.unbind(1), strict=True), wanted)

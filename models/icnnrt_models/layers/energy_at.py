@@ -1,6 +1,7 @@
 """An energy at fixed contexts, evaluated under a graph that is kept: what layers of an argmin differentiate through."""
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "hvp",
     "place",
     "plain",
+    "pulled_back",
     "y_dim_of",
     "y_like",
 ]
@@ -148,6 +150,23 @@ def hvp(point: Point, s: Tensor) -> Tensor:
         return torch.zeros_like(s)
     (h,) = torch.autograd.grad(point.g, point.y, s.to(point.g.dtype), retain_graph=True, materialize_grads=True)
     return h
+
+
+def pulled_back(cuts: Iterable[tuple[Point, Tensor | None, Tensor]], wanted: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Σ_i ∇[ē_i f(x, y_i) + S_i' ∇_y f(x, y_i)] with respect to `wanted`, of (point, ē_i [B], S_i [B, n]); None for an
+    ē of zeros. Zeros for what f does not depend on."""
+    outputs, seeds = [], []
+    for (_, f, g), offset_bar, seed in cuts:
+        if offset_bar is not None:
+            outputs.append(f)
+            seeds.append(offset_bar.to(f.dtype))
+        if g.requires_grad:
+            outputs.append(g)
+            seeds.append(seed.to(g.dtype))
+    if not outputs or not wanted:
+        return tuple(torch.zeros_like(w) for w in wanted)
+    # The graph stays: whether backward may be called again is decided by who holds it.
+    return torch.autograd.grad(outputs, wanted, seeds, retain_graph=True, materialize_grads=True)
 
 
 class OnceDifferentiable(torch.autograd.Function):

@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from icnnrt.mathematics.polyhedron_answers import doubt, known, solved
 from icnnrt.mathematics.status import Status
 from icnnrt.serving.polyhedron import TOLERANCE
 from icnnrt_models.layers.bundle_qp import array, differentiate, on, solve
-from icnnrt_models.layers.energy_at import EnergyAt, OnceDifferentiable, Point, hvp, plain
+from icnnrt_models.layers.energy_at import EnergyAt, OnceDifferentiable, Point, hvp, plain, pulled_back
 from icnnrt_models.layers.on_unsafe import OnUnsafe, unsafe
 from icnnrt_models.layers.pieces import is_piecewise_linear
 from icnnrt_models.layers.polyhedron_result import PolyhedronResult, result_of
@@ -222,16 +223,5 @@ def _pull_back(
     seed = torch.where(trusted[:, None, None], on(trusted, cotangents.cuts.seed), 0.0)
     # Most cuts hold no answer: they cost nothing then.
     counts = ((offset_bar != 0) | (seed != 0).any(2)).any(0).tolist()
-    outputs, seeds = [], []
-    for i, (point, counted) in enumerate(zip(points, counts, strict=False)):
-        if not counted:
-            continue
-        outputs.append(point.f)
-        seeds.append(offset_bar[:, i].to(point.f.dtype))
-        if point.g.requires_grad:
-            outputs.append(point.g)
-            seeds.append(seed[:, i].to(point.g.dtype))
-    if not outputs or not wanted:
-        return tuple(torch.zeros_like(w) for w in wanted)
-    # The graph stays: whether backward may be called again is decided by who holds it.
-    return torch.autograd.grad(outputs, wanted, seeds, retain_graph=True, materialize_grads=True)
+    cuts = zip(points, offset_bar.unbind(1), seed.unbind(1), strict=False)
+    return pulled_back(compress(cuts, counts), wanted)
