@@ -58,13 +58,6 @@ def instance(value: object, name: str, kind: type[T], expected: str, remedy: str
     return value
 
 
-def function(value: T, name: str, signature: str, remedy: str = GIVE_ONE) -> T:
-    """What can be called, as `signature` says, or the `InputError`."""
-    if not callable(value):
-        raise refused(name, f"a function {signature}", shown(value), remedy)
-    return value
-
-
 def path(value: object, name: str) -> Path:
     """The path of a file or folder, as it was given, or the `InputError`."""
     try:

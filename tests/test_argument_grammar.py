@@ -227,7 +227,6 @@ CHECKS: dict[str, Callable[[], Any]] = {
     "choice": lambda: arguments.choice("c", "k", ("a", "b")),
     "one choice, or something else": lambda: arguments.choice(3, "k", ("a",), also="a module"),
     "instance": lambda: arguments.instance(3, "k", Path, "a path"),
-    "function": lambda: arguments.function(3, "k", "(y, target) -> loss"),
     "path": lambda: arguments.path(b"a", "k"),
     "names, of a text": lambda: arguments.names("ab", "k", "names of weights"),
     "names, of numbers": lambda: arguments.names([1], "k", "names of weights"),
@@ -251,7 +250,6 @@ def test_what_a_check_takes_it_gives_back() -> None:
     assert arguments.choice("a", "k", ("a", "b")) == "a"
     assert arguments.names(["a", "b"], "k", "names") == ("a", "b")
     assert arguments.instance(B, "k", int, "an integer") == B
-    assert arguments.function(len, "k", "(a) -> length") is len
     assert arguments.number(0.5, "k", least=0.0, below=1.0) == 0.5
 
 

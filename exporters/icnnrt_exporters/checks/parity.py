@@ -24,7 +24,7 @@ from icnnrt.mathematics.domains import MODELS, Coordinates, coordinates
 from icnnrt.serving.load import AnySession
 from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX
 from icnnrt_exporters.checks import parity_polyhedron, parity_qp
-from icnnrt_exporters.checks.true_hessian import true_hessian
+from icnnrt_exporters.checks.true_hessian import true_gradient, true_hessian
 
 # What an export may differ by. float64 differs by the order of sums alone, which the K steps of a solver can magnify.
 # In float32 a cut near a kink of a ReLU can fall on either side, and then one entry of the slope is that of the other
@@ -128,9 +128,7 @@ def _check_heads(
     def slope(y: Tensor, x: Tensor = X) -> tuple[Tensor | None, Tensor]:
         if manifest.kind == "gradient":
             return None, judge(x, y)
-        f = judge(x, y)
-        (g,) = torch.autograd.grad(f.sum(), y, create_graph=True, materialize_grads=True)
-        return f, g
+        return true_gradient(judge, x, y)
 
     leaf = Y.clone().requires_grad_()
     f, g = slope(leaf, context)
@@ -298,14 +296,9 @@ def true_adjoint(
     scale = np.broadcast_to(np.asarray(at.scale, np.float64), points.shape)
     model = MODELS[domain.kind]
 
-    def slope(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        f = judge(x, y)
-        (g,) = torch.autograd.grad(f.sum(), y, create_graph=True, materialize_grads=True)
-        return f, g
-
     def hvp(y: NDArray[np.float64], s: NDArray[np.float64], x: Tensor) -> NDArray[np.float64]:
         leaf = torch.from_numpy(np.ascontiguousarray(y)).requires_grad_()
-        g = slope(leaf, x)[1]
+        g = true_gradient(judge, x, leaf)[1]
         if not g.requires_grad:
             return np.zeros_like(s)
         (product,) = torch.autograd.grad(g, leaf, torch.from_numpy(np.ascontiguousarray(s)), materialize_grads=True)
@@ -334,7 +327,7 @@ def true_adjoint(
     seeds = (scale * cuts.seed).reshape(B * K, n)
     repeated = x.repeat_interleave(K, 0)
     leaf = torch.from_numpy(flat).requires_grad_()
-    f, g = slope(leaf, repeated)
+    f, g = true_gradient(judge, repeated, leaf)
     pushed = (torch.from_numpy(cuts.offset_bar.reshape(-1)) * f).sum() + (torch.from_numpy(seeds) * g).sum()
     parameters = dict(judge.named_parameters(remove_duplicate=False))
     *theta_bar, x_bar = torch.autograd.grad(

@@ -20,6 +20,7 @@ import torch
 from icnnrt.errors import ExportError
 from icnnrt.format.package import OP_DOMAIN
 from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference
+from icnnrt.serving.quadratic_program import ADJOINT_INPUTS
 from icnnrt_exporters.operators.bodies import functions_qp
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
@@ -29,10 +30,6 @@ from icnnrt_models.layers import qp_operators as _qp_operators
 __all__ = ["add_bodies", "qp_translation_table"]
 
 OPERATORS = onnxscript.values.Opset(OP_DOMAIN, OP_VERSION)
-ADJOINT_INPUTS = (
-    *("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status"),
-    *("z_bar", "lam_bar", "nu_bar", "mu_bar"),
-)
 
 
 def _operator(name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Sequence[str] = ()) -> Any:
