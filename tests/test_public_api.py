@@ -25,7 +25,6 @@ PUBLIC = {
     "cli.tune": {"tune"},
     "cli.verify": {"verify"},
     "convexity.prover": {"Repeated", "grounds", "prove"},
-    "epigraph.lp_files": {"Coo", "Program", "write_program"},
     "epigraph.problem": {"EpigraphProblem", "EpigraphSolution", "epigraph"},
     "errors": {
         "CertificateError",
@@ -234,6 +233,9 @@ PUBLIC = {
     "serving.quadratic_program": {"QPGradients", "QPSolution", "array_solver", "qp"},
     "serving.session": {"Session"},
     "serving.solution": {"EnergySolution", "Record", "Solution", "demand_converged", "first_of", "untrusted"},
+    "programs.program": {"Coo", "Program"},
+    "programs.reading": {"ProgramFile", "read_program"},
+    "programs.writing": {"write_program"},
     "tuning.finetune": {"FineTuner"},
     "tuning.reports": {"EpochReport", "FitReport", "Report", "StepReport"},
 }
