@@ -19,6 +19,7 @@ PUBLIC = {
     "cli.doctor": {"doctor"},
     "cli.epigraph": {"epigraph"},
     "cli.inspect": {"inspect"},
+    "cli.qp": {"qp"},
     "cli.repair": {"repair"},
     "cli.run": {"run"},
     "cli.tabular": {"bound", "check_result", "check_size", "read_archive", "read_array", "write_answers"},
@@ -66,6 +67,7 @@ PUBLIC = {
     },
     "format.signs": {"Run", "Sign", "united"},
     "format.verdict": {"Convexity", "Evidence", "Witness", "box_of"},
+    "integrations.qpsolvers": {"register", "solve_problem"},
     "limits": {
         "Deadline",
         "Limited",
