@@ -161,7 +161,7 @@ PUBLIC = {
     "mathematics.qp_adjoint": {"gradients", "qp_adjoint"},
     "mathematics.quadratic_program": {"Precision", "Solution", "solve"},
     "mathematics.qp_advice": {"qp_advice", "qp_cause"},
-    "mathematics.qp_data": {"Sizes", "check_shapes"},
+    "mathematics.qp_data": {"Sizes", "check_shapes", "without_far_bounds"},
     "mathematics.qp_reference": {
         "QP",
         "QPCotangents",

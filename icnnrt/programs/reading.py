@@ -18,14 +18,14 @@ problems*, Optimization Methods and Software 11, 1999, of QUADOBJ.
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from icnnrt import arguments
 from icnnrt.arguments import refused
 from icnnrt.errors import InputError
+from icnnrt.mathematics.qp_data import without_far_bounds
 from icnnrt.printable import show
 from icnnrt.programs.program import Coo, Program
 
@@ -33,7 +33,6 @@ __all__ = ["ProgramFile", "read_program"]
 
 SUFFIXES: Final = (".mps", ".qps")
 LARGEST: Final = 1 << 28  # bytes of a file; a Python number takes many times the bytes of its text
-NONE_FROM: Final = 1e20  # |bound| from which there is none
 FIELD: Final = re.compile(r"\S+")
 NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eEdD][+-]?\d+)?|[+-]?[iI]nf(inity)?")
 INTEGER: Final = frozenset(("BV", "LI", "UI", "SC"))
@@ -271,14 +270,14 @@ class _Reader:
             Q=self._square(n, sign),
             p=sign * objective,
             G=self._matrix(rows, n),
-            h=_open_far([high for _, high in sides]),
+            h=without_far_bounds(np.array([high for _, high in sides])),
             A=self._matrix(equalities, n),
             b=np.array([self.right.get(row, 0.0) for row in equalities]),
-            lower=_open_far(lower),
-            upper=_open_far(upper),
+            lower=without_far_bounds(lower),
+            upper=without_far_bounds(upper),
             constant=sign * constant,
             variables=tuple(self.columns),
-            h_lower=_open_far([low for low, _ in sides]),
+            h_lower=without_far_bounds(np.array([low for low, _ in sides])),
         )
         if not np.isfinite(program.b).all():
             raise refused(self.place, "finite right-hand sides of equalities", "an infinite one", "see RHS")
@@ -311,9 +310,3 @@ class _Reader:
 def _coo(triplets: list[tuple[int, int, float]], shape: tuple[int, int]) -> Coo:
     rows, columns, values = zip(*triplets, strict=True) if triplets else ((), (), ())
     return Coo(np.array(rows, np.int64), np.array(columns, np.int64), np.array(values, np.float64), shape)
-
-
-def _open_far(bounds: Any) -> NDArray[np.float64]:
-    """Bounds of 1e20 and beyond are none."""
-    bounds = np.asarray(bounds, np.float64)
-    return np.where(np.abs(bounds) >= NONE_FROM, np.copysign(np.inf, bounds), bounds)
