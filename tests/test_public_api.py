@@ -19,13 +19,13 @@ PUBLIC = {
     "cli.doctor": {"doctor"},
     "cli.epigraph": {"epigraph"},
     "cli.inspect": {"inspect"},
+    "cli.qp": {"qp"},
     "cli.repair": {"repair"},
     "cli.run": {"run"},
     "cli.tabular": {"bound", "check_result", "check_size", "read_archive", "read_array", "write_answers"},
     "cli.tune": {"tune"},
     "cli.verify": {"verify"},
     "convexity.prover": {"Repeated", "grounds", "prove"},
-    "epigraph.lp_files": {"Coo", "Program", "write_program"},
     "epigraph.problem": {"EpigraphProblem", "EpigraphSolution", "epigraph"},
     "errors": {
         "CertificateError",
@@ -67,6 +67,7 @@ PUBLIC = {
     },
     "format.signs": {"Run", "Sign", "united"},
     "format.verdict": {"Convexity", "Evidence", "Witness", "box_of"},
+    "integrations.qpsolvers": {"register", "solve_problem"},
     "limits": {
         "Deadline",
         "Limited",
@@ -160,7 +161,7 @@ PUBLIC = {
     "mathematics.qp_adjoint": {"gradients", "qp_adjoint"},
     "mathematics.quadratic_program": {"Precision", "Solution", "solve"},
     "mathematics.qp_advice": {"qp_advice", "qp_cause"},
-    "mathematics.qp_data": {"Sizes", "check_shapes"},
+    "mathematics.qp_data": {"Sizes", "check_shapes", "without_far_bounds"},
     "mathematics.qp_reference": {
         "QP",
         "QPCotangents",
@@ -234,6 +235,9 @@ PUBLIC = {
     "serving.quadratic_program": {"QPGradients", "QPSolution", "array_solver", "qp"},
     "serving.session": {"Session"},
     "serving.solution": {"EnergySolution", "Record", "Solution", "demand_converged", "first_of", "untrusted"},
+    "programs.program": {"Coo", "Program"},
+    "programs.reading": {"ProgramFile", "read_program"},
+    "programs.writing": {"write_program"},
     "tuning.finetune": {"FineTuner"},
     "tuning.reports": {"EpochReport", "FitReport", "Report", "StepReport"},
 }

@@ -24,10 +24,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import alone, choice, converted, refused, rows, sample
+from icnnrt.arguments import alone, choice, converted, refused, rows, sample, whole_as_floats
 from icnnrt.errors import IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
-from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
+from icnnrt.mathematics.qp_data import NUMBERS, ONE_SIDED, SHAPES, Sizes, check_shapes, without_far_bounds
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.ort import Provider, checked_providers, onnxruntime, provider_names
@@ -67,8 +67,9 @@ def qp(
 ) -> "QPSolution":
     """Solve min over z of ½ z'Qz + p'z s.t. h_lower <= Gz <= h, Az = b, lower <= z <= upper.
 
-    Q ... b:          arrays of one dtype, float32 or float64, shaped as the head of this module says. What is left out
-                      is not there; G comes with h, h_lower or both, A with b. Bounds of ±1e30 and beyond are none
+    Q ... b:          arrays of one dtype, float32 or float64, shaped as the head of this module says; integers are
+                      converted where that is exact, sparse matrices of scipy made dense. What is left out is not
+                      there; G comes with h, h_lower or both, A with b. Bounds of ±1e20 and beyond are none
     h_lower:          lower bounds of Gz
     lower, upper:     the box; each of these, h and b may also be one number for all of it
     start:            the solution of a problem nearby, of the same sizes; samples it did not solve start cold
@@ -383,6 +384,7 @@ def _array(name: str, value: object, dtype: np.dtype[Any] | None) -> Floats:
             raise refused(name, f"a number that {dtype} holds", show(value)) from None
     else:
         array = converted(value, name)
+    array = whole_as_floats(array, name, dtype or np.float64)
     if array.dtype != dtype and (dtype is not None or array.dtype not in DTYPES):
         expected = "float32 or float64" if dtype is None else f"{dtype}, as Q is"
         raise refused(name, expected, array.dtype, "convert all data to one of them")
@@ -408,6 +410,8 @@ def _batched(given: dict[str, Floats | None], sizes: Sizes) -> tuple[dict[str, F
             feeds[name], batched = datum, True
         else:
             feeds[name] = np.full((1, getattr(sizes, letters)), datum, dtype)
+        if name in ONE_SIDED and datum is not None:
+            feeds[name] = without_far_bounds(feeds[name])
     if given["G"] is not None and given["h"] is None:
         feeds["h"] = np.full((1, sizes.m), np.inf, dtype)
     return feeds, dtype, batched
