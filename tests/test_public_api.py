@@ -173,6 +173,7 @@ PUBLIC = {
         "qp_solve",
     },
     "mathematics.qp_status": {"QPStatus", "advise", "statuses"},
+    "mathematics.qp_tangent": {"tangent_residuals"},
     "mathematics.recursive_adjoint": {
         "CoordinatesCotangents",
         "CutCotangents",
@@ -232,7 +233,7 @@ PUBLIC = {
     "serving.polyhedron_adjoint": {"ConstraintCotangents", "vjp"},
     "serving.qp_session": {"QPNetworkSolution", "QPSession"},
     "serving.qp_solver": {"QPData", "QPSolver"},
-    "serving.quadratic_program": {"QPGradients", "QPSolution", "array_solver", "qp"},
+    "serving.quadratic_program": {"QPGradients", "QPSolution", "QPTangents", "array_solver", "qp"},
     "serving.session": {"Session"},
     "serving.solution": {"EnergySolution", "Record", "Solution", "demand_converged", "first_of", "untrusted"},
     "programs.program": {"Coo", "Program"},

@@ -24,18 +24,19 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import alone, choice, converted, refused, rows, sample, whole_as_floats
+from icnnrt.arguments import alone, choice, converted, reals, refused, rows, sample, shown, whole_as_floats
 from icnnrt.errors import IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import NUMBERS, ONE_SIDED, SHAPES, Sizes, check_shapes, without_far_bounds
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
+from icnnrt.mathematics.qp_tangent import tangent_residuals
 from icnnrt.ort import Provider, checked_providers, onnxruntime, provider_names
 from icnnrt.printable import show
 from icnnrt.serving.operators import operator_session
 from icnnrt.serving.solution import Solution, untrusted
 
-__all__ = ["QPGradients", "QPSolution", "array_solver", "qp"]
+__all__ = ["QPGradients", "QPSolution", "QPTangents", "array_solver", "qp"]
 
 Floats = NDArray[Any]  # float32 or float64: the dtype of Q
 
@@ -196,6 +197,15 @@ class QPGradients:
         return f"<QPGradients of {names} and {len(self.skipped)} samples, {self.skipped.sum()} skipped>"
 
 
+class QPTangents(NamedTuple):
+    """How an answer moves with its data; NaN where there is no tangent to trust."""
+
+    z: Floats  # [B, n]
+    lam: Floats  # [B, m]
+    nu: Floats  # [B, q]
+    bound_multipliers: Floats  # [B, n]
+
+
 class _Program(NamedTuple):
     """What was solved, and how."""
 
@@ -316,16 +326,9 @@ class QPSolution(Solution):
         Where a multiplier and its slack are both 0 the answer has a kink, and the gradient is that of one side.
         """
         choice(on_unsafe, "on_unsafe", ON_UNSAFE)
-        z, lam, nu, mu, slack, box_slack, _, code, _ = self._rows
-        dtype = z.dtype
-        skipped = None
-        if on_unsafe != "nan":
-            failed = code != QPStatus.SOLVED
-            if failed.any():
-                if on_unsafe == "raise":
-                    raise untrusted(failed, self._unsolved, "on_unsafe='skip' to leave them out of the sums")
-                skipped = failed
-        none = _nothing(dtype, z.shape[1])["lower"]
+        skipped = self._unsafe(on_unsafe, "on_unsafe='skip' to leave them out of the sums")
+        z, lam, nu, mu, *_ = self._rows
+        none = _nothing(z.dtype, z.shape[1])["lower"]
         bars = (
             np.zeros_like(z) if z_bar is None else _bar("z_bar", z_bar, self.z, z),
             none if lam_bar is None else _bar("lam_bar", lam_bar, self.lam, lam),
@@ -334,11 +337,70 @@ class QPSolution(Solution):
         mu_bar = none
         if bound_multipliers_bar is not None:
             mu_bar = _bar("bound_multipliers_bar", bound_multipliers_bar, self.bound_multipliers, mu)
+        return QPGradients(self, self._adjoint(*bars, mu_bar), skipped)
+
+    def jvp(
+        self,
+        Q_dot: object = None,
+        p_dot: object = None,
+        G_dot: object = None,
+        h_dot: object = None,
+        A_dot: object = None,
+        b_dot: object = None,
+        *,
+        lower_dot: object = None,
+        upper_dot: object = None,
+        h_lower_dot: object = None,
+        on_unsafe: str = "nan",
+    ) -> QPTangents:
+        """How z and the multipliers move where the data move by Q_dot and so on: the derivative along that direction.
+
+        Q_dot ... h_lower_dot:  each in the shape of its datum, or with a batch axis, [B, ...]; None does not move
+        on_unsafe:              "nan" gives samples that are not CONVERGED NaN, "raise" raises `CertificateError`
+
+        It solves the system of `vjp` with another right-hand side (`icnnrt.mathematics.qp_tangent`), at a fixed active
+        set: where a multiplier and its slack are both 0 it is the tangent of one side.
+        """
+        choice(on_unsafe, "on_unsafe", ON_UNSAFE[:2])
+        self._unsafe(on_unsafe, "on_unsafe='nan' to have NaN there")
+        given = (Q_dot, p_dot, G_dot, h_lower_dot, h_dot, A_dot, b_dot, lower_dot, upper_dot)
+        named = zip(SHAPES, given, strict=True)
+        dots = {name: self._dot(name, value) for name, value in named if value is not None}
+        # In double, as sums of products of what a multiplier of 1e8 is in cancel.
+        z, lam, nu, mu = (np.where(np.isfinite(a), a, 0.0).astype(np.float64) for a in self._rows[:4])
+        residuals = [r.astype(self.z.dtype) for r in tangent_residuals(z, lam, nu, mu, dots)]
+        tangents = self._adjoint(*residuals)
+        return QPTangents(*(tangents if self.z.ndim > 1 else [a[0] for a in tangents]))
+
+    def _dot(self, name: str, value: object) -> Floats:
+        """[B, ...] or [1, ...], double."""
+        if self._program.given[name] is None:
+            remedy = "leave it out, or give the datum to icnnrt.qp"
+            raise refused(f"{name}_dot", f"none, as the problem has no {name}", shown(value), remedy)
+        own = self._program.feeds[name].shape[1:]
+        array = reals(value, f"{name}_dot", np.float64).astype(np.float64)
+        if array.ndim == 0 and name in NUMBERS:
+            return np.full((1, *own), array)
+        if array.shape not in (own, (1, *own), (len(self), *own)):
+            expected = f"shape {list(own)} or [{len(self)}, {', '.join(map(str, own))}]"
+            raise refused(f"{name}_dot", expected, list(array.shape), f"it is a direction in which {name} moves")
+        return array if array.ndim > len(own) else array[None]
+
+    def _unsafe(self, on_unsafe: str, remedy: str) -> NDArray[np.bool_] | None:
+        """Which samples to leave out, None for none; or the `CertificateError`."""
+        if on_unsafe == "nan":
+            return None
+        failed = self._rows[7] != QPStatus.SOLVED
+        if on_unsafe == "raise" and failed.any():
+            raise untrusted(failed, self._unsolved, remedy)
+        return failed if failed.any() else None
+
+    def _adjoint(self, *bars: Floats) -> list[Floats]:
+        _, lam, _, mu, slack, box_slack, _, code, _ = self._rows
         feeds = self._program.feeds
-        inputs = feeds["Q"], feeds["G"], feeds["A"], lam, mu, slack, box_slack, code, *bars, mu_bar
-        session, _ = operator_session("qp_adjoint", DTYPES[dtype], *self._program.where)
-        d = _run(session, ADJOINT, dict(zip(ADJOINT_INPUTS, inputs, strict=True)))
-        return QPGradients(self, d, skipped)
+        inputs = feeds["Q"], feeds["G"], feeds["A"], lam, mu, slack, box_slack, code, *bars
+        session, _ = operator_session("qp_adjoint", DTYPES[lam.dtype], *self._program.where)
+        return _run(session, ADJOINT, dict(zip(ADJOINT_INPUTS, inputs, strict=True)))
 
     def advice(self, i: int = 0) -> str:
         """One sentence with numbers: how sample `i` went, and what would make it better."""
