@@ -83,10 +83,7 @@ PUBLIC = {
     "mathematics.bregman": {"adjoint", "argmin", "bregman_adjoint", "bregman_argmin"},
     "mathematics.bundle": {"Trajectory", "argmin"},
     "mathematics.bundle_qp": {
-        "Model",
-        "Polyhedron",
         "PolyhedronCotangents",
-        "PolyhedronTrajectory",
         "bundle_qp_adjoint",
         "bundle_qp_argmin",
         "bundle_qp_bound",
@@ -156,6 +153,16 @@ PUBLIC = {
     "mathematics.implicit_adjoint": {"implicit_adjoint"},
     "mathematics.kkt_adjoint": {"kkt_adjoint"},
     "mathematics.namespace": {"Eager", "Namespace", "Numpy"},
+    "mathematics.polyhedron": {
+        "Model",
+        "Polyhedron",
+        "PolyhedronTrajectory",
+        "Programs",
+        "argmin",
+        "status",
+        "steepness",
+    },
+    "mathematics.polyhedron_adjoint": {"ProgramCotangents", "pulled_back"},
     "mathematics.polyhedron_answers": {"answers", "doubt", "known", "solved"},
     "mathematics.qp_adjoint": {"gradients", "qp_adjoint"},
     "mathematics.quadratic_program": {"Precision", "Solution", "solve"},
@@ -440,3 +447,11 @@ def test_what_package_offered_before_its_manifest_moved_is_still_there() -> None
         assert getattr(package, name) is not None
     for name in PUBLIC["format.manifest"]:
         assert getattr(package, name) is getattr(manifest, name)
+
+
+def test_what_bundle_qp_offered_before_its_statement_moved_is_still_there() -> None:
+    from icnnrt.mathematics import bundle_qp, polyhedron
+
+    for name in ("Model", "Polyhedron", "PolyhedronTrajectory"):
+        assert name in bundle_qp.__all__
+        assert getattr(bundle_qp, name) is getattr(polyhedron, name)
