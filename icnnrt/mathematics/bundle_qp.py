@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from icnnrt.mathematics import polyhedron as stated
 from icnnrt.mathematics import rounding
 from icnnrt.mathematics.namespace import NUMPY
-from icnnrt.mathematics.polyhedron import Model, Polyhedron, PolyhedronTrajectory, Programs, steepness
+from icnnrt.mathematics.polyhedron import Model, PolyhedronTrajectory
 from icnnrt.mathematics.polyhedron_adjoint import pulled_back
+from icnnrt.mathematics.polyhedron_programs import Polyhedron, Programs, steepness
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPCotangents, QPReference, qp_adjoint, qp_solve
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.reference import CutCotangents

@@ -25,10 +25,9 @@ along it, and f is cut there, a little lower than it seems, by what rounding may
 If f still falls at 2^60, ∇f'd < 0, the sample is UNBOUNDED and d its ray. The slope of a convex f along d only grows
 with T, so f falls all the way from y_0 to there; what it does beyond nobody has seen.
 
-A point is [B, n] here, what counts a sample [B, 1]. Rows of a model are those of G, then the cuts, with t as their last
-entry. A cut of a sample that is done, or out, has a bound of NaN: who solves the models leaves that sample out, so that
-it costs nothing and disturbs no other. The loop ends with the last sample, so there are as many slots as cuts were
-needed, and one at least.
+A point is [B, n] here, what counts a sample [B, 1], and `Programs` are what is solved. A cut of a sample that is done,
+or out, has a bound of NaN: who solves the models leaves that sample out, so that it costs nothing and disturbs no
+other. The loop ends with the last sample, so there are as many slots as cuts were needed, and one at least.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +38,8 @@ import numpy as np
 from icnnrt.mathematics import rounding
 from icnnrt.mathematics.bundle import ValueAndGradient
 from icnnrt.mathematics.namespace import Array, Namespace
-from icnnrt.mathematics.qp_reference import BOUND_MAX, QP, TOLERANCE, QPReference
+from icnnrt.mathematics.polyhedron_programs import INFINITY, Polyhedron, Programs, steepness
+from icnnrt.mathematics.qp_reference import QP, TOLERANCE, QPReference
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.status import Status
 
@@ -49,23 +49,12 @@ FURTHER: Final = 2.0**16  # T is squared, but grows by no more than this
 MILD: Final = 2.0**10  # how much steeper than before a cut at 2^60 may be: of a curved f it would drown all others
 FALLS: Final = 1e-6  # how fast f has to fall along a ray, against the steepest slope met in every variable
 OFF: Final = 1e-7  # how far y may be out of P, against its size: a hundred times what a program is solved to
-LEFT: Final = 1e-7  # what may be left of stationarity without curvature, against the terms that cancel
 SAME: Final = 1e-11  # energies that differ by less, relative to 1 + |energy|, are the same
 ENOUGH: Final = TOLERANCE[np.dtype(np.float64)][0]  # the residual up to which a quadratic program is solved
-NAN, INFINITY = float("nan"), float("inf")
+NAN: Final = float("nan")
+PASSING: Final = ("y", "f", "g", "going", "beaten_by", "steepest", "out", "falls")  # of no use after the last cut
 
-Solve: TypeAlias = Callable[[QP], QPReference]  # of arrays of the namespace; h_lower is None, which is none
-
-
-class Polyhedron(NamedTuple):
-    """{y: Gy <= h, Ay = b, lower <= y <= upper}; infinite bounds are none."""
-
-    G: Array  # [B, m, n]
-    h: Array  # [B, m]
-    A: Array  # [B, q, n]
-    b: Array  # [B, q]
-    lower: Array  # [B, n]
-    upper: Array  # [B, n]
+Solver: TypeAlias = Callable[[Programs, QP, Array | None], QPReference]  # `Programs.solved` by some solver
 
 
 class Model(NamedTuple):
@@ -95,126 +84,6 @@ class PolyhedronTrajectory(NamedTuple):
     models: tuple[Model, ...]  # K of them, the k-th of the samples that were not done before
     polyhedron: Polyhedron
     mu: Any
-
-
-class Programs:
-    """The quadratic programs over P: of points y [B, n], or of (y, t)."""
-
-    def __init__(self, xp: Namespace, P: Polyhedron, mu: Any) -> None:
-        self.xp, self.P, self.mu, self.n, self.m = xp, P, mu, P.lower.shape[1], xp.slots(P.h)
-        none = xp.zeros(P.lower, 1)
-        self.one = none + 1.0
-        self.G, self.A = (xp.padded(rows, self.n + 1) for rows in (P.G, P.A))
-        self.lower, self.upper = xp.concat([P.lower, none - INFINITY]), xp.concat([P.upper, none + INFINITY])
-        self.of_t = xp.concat([xp.zeros(P.lower, self.n), self.one])
-        # Bounds that are none as numbers, to be taken 0 times, and as infinities.
-        self.h, *self.sides = (xp.clip(a, -BOUND_MAX, BOUND_MAX) for a in (P.h, P.lower, P.upper))
-        self.below, self.above = (xp.where(abs(a) < BOUND_MAX, a, INFINITY) for a in (P.lower, P.upper))
-        self.unit = xp.padded(xp.eyes(P.lower), self.n + 1)
-        self.Q = self._diagonal(self.of_t, *[1.0] * self.n, 0.0) * mu
-        self.ones = xp.ones_like(P.lower)
-
-    def _diagonal(self, row: Array, *entries: float) -> Array:
-        """For every sample, or for all together."""
-        return self.xp.eye(row) * self.xp.rows(entries, row)
-
-    def projection(self, y_init: Array) -> QP:
-        """min ½ ‖y‖² − y_init'y over P."""
-        return QP(self._diagonal(y_init, *[1.0] * self.n), -y_init, self.P.G, None, *self.P[1:])  # type: ignore[arg-type]
-
-    def newton(self, y: Array, gradient: Array, hessian: Array) -> QP:
-        """min over z in P of ∇f'z + ½ (z − y)'∇²f (z − y) + (μ/2) ‖z‖²."""
-        xp = self.xp
-        Q = hessian + self._diagonal(y, *[1.0] * self.n) * self.mu
-        p = gradient - xp.entry(xp.sum(hessian * xp.row(y)), 0)
-        return QP(Q, p, self.P.G, None, *self.P[1:])  # type: ignore[arg-type]
-
-    def cut(self, slopes: Array) -> Array:
-        """g_i'y − t, for slopes [B, k, n]."""
-        return self.xp.concat([slopes, -self.xp.ones_like(self.xp.sum(slopes))])
-
-    def model(self, rows: Array, heights: Array) -> QP:
-        """min over (y, t) of t + (μ/2) ‖y‖² s.t. rows (y, t) <= heights, Ay = b, lower <= y <= upper."""
-        return QP(self.Q, self.of_t, rows, None, heights, self.A, self.P.b, self.lower, self.upper)  # type: ignore[arg-type]
-
-    def model_of(self, y_init: Array, best: Array, slopes: Array, offsets: Array) -> tuple[QP, Array, Array]:
-        """The model of the cuts i < best [B, 1], or, where best is 0, the projection with a t of its own; whether it is
-        a model, and σ, as `solved` takes it. A cut that has no part has a bound of +∞, which is none."""
-        xp = self.xp
-        model, used = best > 0, xp.places(offsets) < best
-        slopes = xp.where(xp.column(used), slopes, 0.0)
-        heights = xp.where(used, -offsets, INFINITY)
-        qp = self.model(xp.concat_rows([self.G, self.cut(slopes)]), xp.concat([self.P.h, heights]))
-        Q = xp.where(xp.column(model), qp.Q, self._diagonal(self.of_t, *[1.0] * (self.n + 1)))
-        p = xp.where(model, self.of_t, xp.concat([-y_init, xp.zeros(y_init, 1)]))
-        steepest = xp.where(model & xp.equal(self.mu, 0.0), xp.slot(xp.largest(slopes), 0), 0.0)
-        return qp._replace(Q=Q, p=p), model, steepness(xp, steepest)
-
-    def solved(self, solve: Solve, qp: QP, σ: Array | None) -> QPReference:
-        """A model. Where there is a σ [B, 1] it is solved as that of f/σ, t = σ t̂: so whether it falls along a ray is
-        told from rounding by the slopes that there are, not by their size."""
-        if σ is None:
-            return solve(qp)
-        xp, m = self.xp, self.m
-        height = xp.concat([self.ones, σ])
-        cuts, heights = xp.beyond(qp.G, m) * xp.row(height / σ), xp.beyond(qp.h, m) / σ
-        s = solve(qp._replace(G=xp.concat_rows([self.G, cuts]), h=xp.concat([self.P.h, heights])))
-        return s._replace(
-            z=s.z * height,
-            lam=xp.concat([xp.upto(s.lam, m) * σ, xp.beyond(s.lam, m)]),
-            nu=s.nu * σ,
-            mu=s.mu * σ,
-            slack=xp.concat([xp.upto(s.slack, m), xp.beyond(s.slack, m) * σ]),
-        )
-
-    def bound(
-        self,
-        rows: Array,
-        heights: Array,
-        lam: Array,
-        nu: Array,
-        bounds: Array,
-        y: Array,
-        half: Any = None,
-        steepest: Array | None = None,
-    ) -> Array:
-        """The dual value of a model at any multipliers, [B, 1]: no feasible point of it is below. NaN where they prove
-        nothing.
-
-        With μ > 0, half = 1/2μ, y is taken as −(g'λ + G'λ_G + A'ν + μ)/μ, so that any multipliers with 1'λ = 1 do: they
-        are divided by the sum of those of the cuts. Without curvature, steepest [B, n] the most that a slope of the
-        cuts is, that vector is 0 but for rounding, which counts by the size of y, the solution. What is more than 1e-7
-        of what it is summed from counts by the bound that it points at; where that is infinite, so is the loss.
-        """
-        xp = self.xp
-        held = xp.maximum(lam, 0.0)
-        of_cuts, parts = xp.beyond(held, self.m), [held, nu, bounds]
-        if steepest is not None:
-            # What has no slope needs nothing to hold it: such multipliers are rounding, with nothing to see it by.
-            most = xp.max(steepest)
-            of_G, *others = (xp.where(most > 0.0, a, 0.0) for a in (xp.upto(held, self.m), nu, bounds))
-            parts = [of_G, of_cuts, *others]
-        multipliers = xp.concat(parts) / xp.sum(of_cuts)
-        lower, upper = self.sides
-        terms = multipliers * xp.concat([heights, self.P.b, xp.where(bounds > 0.0, upper, lower)])
-        all_rows = xp.concat_rows([rows, self.A, self.unit])
-
-        def summed(weights: Array, rows: Array) -> Array:
-            return xp.upto(xp.slot(xp.row(weights) @ rows, 0), self.n)
-
-        along = summed(multipliers, all_rows)
-        if steepest is None:
-            left = along * (along * half)
-        else:
-            cancel = xp.where(steepest > 0.0, steepest, most) + summed(abs(multipliers), abs(all_rows))
-            side = xp.where(along > 0.0, self.below, self.above)
-            left = abs(along * xp.where(abs(along) <= LEFT * cancel, y, side))
-        return -xp.sum(xp.concat([terms, left]))
-
-
-def steepness(xp: Namespace, steepest: Array) -> Array:
-    """σ = min(1, max |g_i|), [B, 1]; 1 where all are 0."""
-    return xp.where(steepest > 0.0, xp.minimum(steepest, 1.0), 1.0)
 
 
 class _State(NamedTuple):
@@ -247,14 +116,179 @@ class _State(NamedTuple):
     unbounded: Array = None
 
 
-PASSING: Final = ("y", "f", "g", "going", "beaten_by", "steepest", "out", "falls")  # of no use after the last cut
+class _Met(NamedTuple):
+    """What is found at a point."""
+
+    f: Array
+    g: Array  # [B, n]
+    met: Array  # f + (μ/2) ‖y‖²
+    less: Array  # what is better than that
+    live: Array  # moving, and all numbers
+
+
+class _Method:
+    """One run: what its iterations share."""
+
+    def __init__(
+        self,
+        xp: Namespace,
+        P: Polyhedron,
+        value_and_gradient: ValueAndGradient,
+        solve: Solver,
+        iterations: Any,
+        mu: Any,
+        tolerance: Any,
+        eps: float,
+    ) -> None:
+        self.xp, self.solve, self.value_and_gradient = xp, solve, value_and_gradient
+        self.iterations, self.mu, self.half_mu, self.tolerance, self.eps = iterations, mu, 0.5 * mu, tolerance, eps
+        self.programs = Programs(xp, P, mu)
+        self.n, self.m = self.programs.n, self.programs.m
+        self.nothing, self.nowhere = xp.zeros(P.lower, 1), xp.zeros(P.lower, self.n)
+        self.never, self.of_t = self.nothing > 0.0, self.nothing - 1.0
+        self.low, self.high = xp.isfinite(self.programs.below), xp.isfinite(self.programs.above)
+
+    def meet(self, y: Array, moving: Array) -> _Met:
+        xp = self.xp
+        f, g = self.value_and_gradient(y)
+        met = f + self.half_mu * xp.sum(y * y)
+        numbers = xp.concat([met, g])
+        # By more than a program is solved to, so that of points that are the same the first stays.
+        less = met - SAME * (1.0 + abs(met))
+        return _Met(f, g, met, less, moving & (xp.sum(numbers - numbers) >= 0.0))
+
+    def start(self, y_0: Array, started: Array, verdict: Array) -> _State:
+        """y_0 is met."""
+        xp, programs = self.xp, self.programs
+        at = self.meet(y_0, started)
+        self.y_0, self.size = y_0, xp.maximum(xp.max(abs(y_0)), 1.0)
+        none = xp.like(self.nothing, self.iterations)
+        return _State(
+            y=y_0,
+            f=at.f,
+            g=at.g,
+            going=at.live,
+            finite=at.live | ~started,
+            code=verdict,
+            best_y=xp.where(at.live, y_0, NAN),
+            best=none,
+            energy=xp.where(at.live, at.met, INFINITY),
+            beaten_by=xp.where(at.live, at.less, INFINITY),
+            lower_bound=self.nothing - INFINITY,
+            cuts=none,
+            lam=0.0 * programs.h,
+            nu=0.0 * programs.P.b,
+            bounds=self.nowhere,
+            residual=xp.zeros(y_0, 3) + NAN,
+            rows=programs.G,
+            heights=programs.h,
+            points=xp.zeros(y_0, 0, self.n),
+        )
+
+    def all_cuts(self, start: _State, flat: bool) -> _State:
+        """The state after the last cut; `flat`: of μ = 0."""
+        half = None if flat else 0.5 / self.mu
+        if flat:
+            steepest = self.xp.where(start.going, abs(start.g), 0.0)
+            rays = {"out": self.nothing, "falls": self.never, "ray": self.nowhere, "unbounded": self.never}
+            start = start._replace(steepest=steepest, **rays)
+
+        def cut(k: Any, *state: Array) -> tuple[_State, tuple[()]]:
+            return self.cut(k, _State(*state), flat, half), ()
+
+        def unfinished(*state: Array) -> Array:
+            return self.xp.any(_State(*state).going)
+
+        end, _ = self.xp.repeat(self.xp.maximum(self.iterations, 1), cut, start, unfinished)
+        end = _State(*end)._replace(**dict.fromkeys(PASSING))
+        return end if flat else end._replace(ray=self.nowhere, unbounded=self.never)
+
+    def cut(self, k: Any, s: _State, flat: bool, half: Any) -> _State:
+        """y_k is cut, the model of k + 1 cuts solved, and its answer met."""
+        xp, n = self.xp, self.n
+        touches = s.g * s.y
+        height, σ = xp.sum(touches) - s.f, None
+        if flat:
+            # Far out a cut is lowered by what rounding may have raised it.
+            raised = (rounding.UNCERTAIN * self.eps) * (abs(s.f) + xp.sum(abs(touches)))
+            height = height + xp.where(s.out > 0.0, raised, 0.0)
+            σ = steepness(xp, xp.max(s.steepest))
+        rows = xp.concat_rows([s.rows, xp.row(xp.concat([s.g, self.of_t]))])
+        heights = xp.concat([s.heights, xp.where(s.going, height, NAN)])
+        solution = self.solve(self.programs, self.programs.model(rows, heights), σ)
+        code, next_k = xp.column(solution.status), k + 1
+        good = s.going & (code <= int(QPStatus.INACCURATE))
+        z, bounds = xp.upto(solution.z, n), xp.upto(solution.mu, n)
+        dual = self.programs.bound(rows, heights, solution.lam, solution.nu, bounds, z, half, s.steepest)
+        lower_bound = xp.where(good & (dual > s.lower_bound), dual, s.lower_bound)  # NaN is not
+
+        y, falling = xp.where(good, z, 0.0), self.never
+        if flat:
+            falling = s.going & xp.equal(code, int(QPStatus.DUAL_INFEASIBLE))
+            ray, out = self.way_out(s, next_k, xp.upto(solution.ray, n), falling)
+            y = xp.where(falling, self.y_0 + (out * self.size) * ray, y)
+        moving = good | falling if flat else good
+        at = self.meet(y, moving)
+        live, finite = at.live, at.live | ~moving
+        of_rays: dict[str, Array] = {}
+        if flat:
+            finite = finite | falling  # f may overflow far out: it does not fall there
+            live, of_rays = self.on_ray(s, at, falling, ray, out)
+        feasible = xp.beyond(xp.upto(solution.residual, 2), 1) <= ENOUGH
+        better = live & good & feasible & (at.met < s.beaten_by)
+        energy = xp.where(better, at.met, s.energy)
+        return _State(
+            y=y,
+            f=at.f,
+            g=at.g,
+            going=live & ~_near(xp, energy - lower_bound, lower_bound, self.tolerance),
+            finite=s.finite & finite,
+            code=xp.where(s.going, code, s.code),
+            best_y=xp.where(better, y, s.best_y),
+            best=xp.where(better, next_k, s.best),
+            energy=energy,
+            beaten_by=xp.where(better, at.less, s.beaten_by),
+            lower_bound=lower_bound,
+            cuts=xp.where(good, next_k, s.cuts),
+            lam=xp.where(good, solution.lam, xp.concat([s.lam, self.nothing])),
+            nu=xp.where(good, solution.nu, s.nu),
+            bounds=xp.where(good, bounds, s.bounds),
+            residual=xp.where(good, solution.residual, s.residual),
+            rows=rows,
+            heights=heights,
+            points=xp.concat_rows([s.points, xp.row(s.y)]),
+            **of_rays,
+        )
+
+    def way_out(self, s: _State, next_k: Any, d: Array, falling: Array) -> tuple[Array, Array]:
+        """The ray along which a model falls, max |d| = 1, and T, how far out on it the next point is; else 0. The signs
+        that the bounds of y ask for hold to the bit, Gd <= 0 and Ad = 0 to 1e-8 of d."""
+        xp = self.xp
+        further = xp.minimum(s.out, FURTHER) * s.out
+        out = xp.minimum(xp.where(s.falls, further, xp.maximum(xp.sqrt(s.out), OUT)), FAR)
+        out = xp.where(falling, xp.where(next_k >= self.iterations, FAR, out), 0.0)
+        d = xp.where(self.low, xp.maximum(d, 0.0), d)
+        d = xp.where(falling, xp.where(self.high, xp.minimum(d, 0.0), d), 0.0)
+        most = xp.max(abs(d))
+        return d / xp.where(most > 0.0, most, 1.0), out
+
+    def on_ray(self, s: _State, at: _Met, falling: Array, d: Array, out: Array) -> tuple[Array, dict[str, Array]]:
+        """Which samples go on, once f is met on the ray d, and what is known of the ray."""
+        xp = self.xp
+        slope, last = abs(at.g), out >= FAR
+        steepest = xp.where(at.live, xp.maximum(s.steepest, slope), s.steepest)
+        # ∇f'd < 0 by more than the rounding of either.
+        falls = at.live & falling & (xp.sum(at.g * d) < -FALLS * xp.sum(steepest * abs(d)))
+        mild = xp.max(slope - MILD * s.steepest) <= 0.0
+        rays = {"steepest": steepest, "out": out, "falls": falls, "ray": xp.where(s.unbounded, s.ray, d)}
+        return at.live & (~last | (mild & ~falls)), rays | {"unbounded": s.unbounded | (falls & last)}
 
 
 def argmin(
     xp: Namespace,
     P: Polyhedron,
     value_and_gradient: ValueAndGradient,
-    solve: Callable[[Programs, QP, Array | None], QPReference],
+    solve: Solver,
     y_init: Array,
     known: Array,
     iterations: Any,
@@ -269,138 +303,16 @@ def argmin(
     [B, 1]: false where a sample's context is not finite. tolerance: the gap, relative to max(1, |lower_bound|), at
     which a sample is done; 0 never is. eps: of the dtype that f is computed in.
     """
-    programs = Programs(xp, P, mu)
-    n, m, half_mu = programs.n, programs.m, 0.5 * mu
-
-    def meet(y: Array, moving: Array) -> tuple[Array, ...]:
-        """f, g and f + (μ/2) ‖y‖² at y, what is better than that, and which samples have numbers there."""
-        f, g = value_and_gradient(y)
-        met = f + half_mu * xp.sum(y * y)
-        numbers = xp.concat([met, g])
-        live = moving & (xp.sum(numbers - numbers) >= 0.0)
-        # By more than a program is solved to, so that of points that are the same the first stays.
-        return f, g, met, met - SAME * (1.0 + abs(met)), live
-
-    first = solve(programs, programs.projection(y_init), None)
+    method = _Method(xp, P, value_and_gradient, solve, iterations, mu, tolerance, eps)
+    first = solve(method.programs, method.programs.projection(y_init), None)
     verdict = xp.where(known, xp.column(first.status), int(QPStatus.NOT_FINITE_INPUT))
     started = verdict <= int(QPStatus.INACCURATE)
-    y_0 = xp.where(started, first.z, 0.0)
-    f, g, met, less, live = meet(y_0, started)
-    nothing = xp.zeros(y_init, 1)
-    never, nowhere, minus = nothing > 0.0, xp.zeros(y_init, n), nothing - 1.0
-    start = _State(
-        y=y_0,
-        f=f,
-        g=g,
-        going=live,
-        finite=live | ~started,
-        code=verdict,
-        best_y=xp.where(live, y_0, NAN),
-        best=xp.like(nothing, iterations),
-        energy=xp.where(live, met, INFINITY),
-        beaten_by=xp.where(live, less, INFINITY),
-        lower_bound=nothing - INFINITY,
-        cuts=xp.like(nothing, iterations),
-        lam=0.0 * programs.h,
-        nu=0.0 * P.b,
-        bounds=nowhere,
-        residual=xp.zeros(y_init, 3) + NAN,
-        rows=programs.G,
-        heights=programs.h,
-        points=xp.zeros(y_init, 0, n),
+    start = method.start(xp.where(started, first.z, 0.0), started, verdict)
+    end = _State(
+        *xp.cond(mu > 0.0, lambda: method.all_cuts(start, flat=False), lambda: method.all_cuts(start, flat=True))
     )
-    low, high = xp.isfinite(programs.below), xp.isfinite(programs.above)
-    origin_size = xp.maximum(xp.max(abs(y_0)), 1.0)
-
-    def all_cuts(flat: bool) -> _State:
-        """The state after the last cut; `flat`: of μ = 0."""
-        half = None if flat else 0.5 / mu
-
-        def cut(k: Any, *state: Array) -> tuple[_State, tuple[()]]:
-            """y_k is cut, the model of k + 1 cuts solved, and its answer met."""
-            s = _State(*state)
-            touches = s.g * s.y
-            height, σ = xp.sum(touches) - s.f, None
-            if flat:
-                # Far out a cut is lowered by what rounding may have raised it.
-                raised = (rounding.UNCERTAIN * eps) * (abs(s.f) + xp.sum(abs(touches)))
-                height = height + xp.where(s.out > 0.0, raised, 0.0)
-                σ = steepness(xp, xp.max(s.steepest))
-            rows = xp.concat_rows([s.rows, xp.row(xp.concat([s.g, minus]))])
-            heights = xp.concat([s.heights, xp.where(s.going, height, NAN)])
-            solution = solve(programs, programs.model(rows, heights), σ)
-            code, next_k = xp.column(solution.status), k + 1
-            good = s.going & (code <= int(QPStatus.INACCURATE))
-            z, bounds = xp.upto(solution.z, n), xp.upto(solution.mu, n)
-            dual = programs.bound(rows, heights, solution.lam, solution.nu, bounds, z, half, s.steepest)
-            lower_bound = xp.where(good & (dual > s.lower_bound), dual, s.lower_bound)  # NaN is not
-
-            moving, y = good, xp.where(good, z, 0.0)
-            if flat:
-                falling = s.going & xp.equal(code, int(QPStatus.DUAL_INFEASIBLE))
-                moving = good | falling
-                further = xp.minimum(s.out, FURTHER) * s.out
-                out = xp.where(s.falls, further, xp.maximum(xp.sqrt(s.out), OUT))
-                out = xp.where(falling, xp.where(next_k >= iterations, FAR, xp.minimum(out, FAR)), 0.0)
-                # The signs that the bounds of y ask for hold to the bit, Gd <= 0 and Ad = 0 to 1e-8 of d.
-                d = xp.upto(solution.ray, n)
-                d = xp.where(low, xp.maximum(d, 0.0), d)
-                d = xp.where(falling, xp.where(high, xp.minimum(d, 0.0), d), 0.0)
-                most = xp.max(abs(d))
-                d = d / xp.where(most > 0.0, most, 1.0)
-                y = xp.where(falling, y_0 + (out * origin_size) * d, y)
-            f, g, met, less, live = meet(y, moving)
-            finite, of_rays = live | ~moving, {}
-            if flat:
-                finite = finite | falling  # f may overflow far out: it does not fall there
-                slope, last = abs(g), out >= FAR
-                steepest = xp.where(live, xp.maximum(s.steepest, slope), s.steepest)
-                # ∇f'd < 0 by more than the rounding of either.
-                falls = live & falling & (xp.sum(g * d) < -FALLS * xp.sum(steepest * abs(d)))
-                mild = xp.max(slope - MILD * s.steepest) <= 0.0
-                live = live & (~last | (mild & ~falls))
-                of_rays = {"steepest": steepest, "out": out, "falls": falls}
-                of_rays |= {"ray": xp.where(s.unbounded, s.ray, d), "unbounded": s.unbounded | (falls & last)}
-            feasible = good & (xp.beyond(xp.upto(solution.residual, 2), 1) <= ENOUGH)
-            better = live & feasible & (met < s.beaten_by)
-            energy = xp.where(better, met, s.energy)
-            after = _State(
-                y=y,
-                f=f,
-                g=g,
-                going=live & ~_near(xp, energy - lower_bound, lower_bound, tolerance),
-                finite=s.finite & finite,
-                code=xp.where(s.going, code, s.code),
-                best_y=xp.where(better, y, s.best_y),
-                best=xp.where(better, next_k, s.best),
-                energy=energy,
-                beaten_by=xp.where(better, less, s.beaten_by),
-                lower_bound=lower_bound,
-                cuts=xp.where(good, next_k, s.cuts),
-                lam=xp.where(good, solution.lam, xp.concat([s.lam, nothing])),
-                nu=xp.where(good, solution.nu, s.nu),
-                bounds=xp.where(good, bounds, s.bounds),
-                residual=xp.where(good, solution.residual, s.residual),
-                rows=rows,
-                heights=heights,
-                points=xp.concat_rows([s.points, xp.row(s.y)]),
-                **of_rays,
-            )
-            return after, ()
-
-        state = start
-        if flat:
-            steepest = xp.where(live, abs(g), 0.0)
-            state = start._replace(steepest=steepest, out=nothing, falls=never, ray=nowhere, unbounded=never)
-        found, _ = xp.repeat(
-            xp.maximum(iterations, 1), cut, state, unfinished=lambda *state: xp.any(_State(*state).going)
-        )
-        end = _State(*found)._replace(**dict.fromkeys(PASSING))
-        return end if flat else end._replace(ray=nowhere, unbounded=never)
-
-    end = _State(*xp.cond(mu > 0.0, lambda: all_cuts(flat=False), lambda: all_cuts(flat=True)))
-    slopes, _ = xp.parts(xp.beyond(end.rows, m), [y_init, None])
-    offsets, points = -xp.beyond(end.heights, m), end.points
+    slopes, _ = xp.parts(xp.beyond(end.rows, method.m), [y_init, None])
+    offsets, points = -xp.beyond(end.heights, method.m), end.points
     used = xp.isfinite(offsets)
     slopes, points = (xp.where(xp.column(used), a, xp.upto(a, 1)) for a in (slopes, points))
     offsets = xp.where(used, offsets, xp.upto(offsets, 1))

@@ -21,7 +21,7 @@ of "implicit" θ̄ = ∇θ [ c_y'∇f(y) ].
 from typing import NamedTuple
 
 from icnnrt.mathematics.namespace import Array, Namespace
-from icnnrt.mathematics.polyhedron import Polyhedron, Programs
+from icnnrt.mathematics.polyhedron_programs import Polyhedron, Programs
 from icnnrt.mathematics.qp_reference import QPCotangents, QPReference
 
 

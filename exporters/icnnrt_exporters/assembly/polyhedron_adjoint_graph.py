@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from icnnrt.format.manifest import PolyhedronSpec
 from icnnrt.format.package import OP_DOMAIN
-from icnnrt.mathematics.polyhedron import Programs
 from icnnrt.mathematics.polyhedron_adjoint import pulled_back
+from icnnrt.mathematics.polyhedron_programs import Programs
 from icnnrt.mathematics.qp_reference import QPCotangents
 from icnnrt.mathematics.status import Status
 from icnnrt_exporters.assembly.polyhedron_graph import all_finite, constraints, operator, setting

@@ -5,14 +5,17 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from icnnrt.format.manifest import PolyhedronSpec
 from icnnrt.format.package import OP_DOMAIN
-from icnnrt.mathematics.polyhedron import Polyhedron, Programs, argmin
+from icnnrt.mathematics.polyhedron import argmin
+from icnnrt.mathematics.polyhedron_programs import Polyhedron, Programs
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import Symbol, Traced
 from icnnrt_exporters.surgery import describe, dismantle, static, value
+from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 INT32, INT64, DOUBLE = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE
 
@@ -61,6 +64,9 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     graph = xp.graph([x, y_init.value, *given, *settings, *weights], outputs, constants, "argmin_polyhedron")
     for v in settings:
         graph.register_initializer(v)
+    # What tells its size is not taken for the largest there is, where a session asks how many samples it runs at once.
+    graph.opset_imports.update({"": OPSET, OP_DOMAIN: OP_VERSION})
+    ShapeInferencePass(check_type=False, strict_mode=False)(ir.Model(graph, ir_version=IR_VERSION))
     return graph
 
 
