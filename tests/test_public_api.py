@@ -153,17 +153,10 @@ PUBLIC = {
     "mathematics.implicit_adjoint": {"implicit_adjoint"},
     "mathematics.kkt_adjoint": {"kkt_adjoint"},
     "mathematics.namespace": {"Eager", "Namespace", "Numpy"},
-    "mathematics.polyhedron": {
-        "Model",
-        "Polyhedron",
-        "PolyhedronTrajectory",
-        "Programs",
-        "argmin",
-        "status",
-        "steepness",
-    },
+    "mathematics.polyhedron": {"Model", "PolyhedronTrajectory", "argmin", "status"},
     "mathematics.polyhedron_adjoint": {"ProgramCotangents", "pulled_back"},
     "mathematics.polyhedron_answers": {"answers", "doubt", "known", "solved"},
+    "mathematics.polyhedron_programs": {"Polyhedron", "Programs", "steepness"},
     "mathematics.qp_adjoint": {"gradients", "qp_adjoint"},
     "mathematics.quadratic_program": {"Precision", "Solution", "solve"},
     "mathematics.qp_advice": {"qp_advice", "qp_cause"},
@@ -450,8 +443,9 @@ def test_what_package_offered_before_its_manifest_moved_is_still_there() -> None
 
 
 def test_what_bundle_qp_offered_before_its_statement_moved_is_still_there() -> None:
-    from icnnrt.mathematics import bundle_qp, polyhedron
+    from icnnrt.mathematics import bundle_qp, polyhedron, polyhedron_programs
 
-    for name in ("Model", "Polyhedron", "PolyhedronTrajectory"):
-        assert name in bundle_qp.__all__
-        assert getattr(bundle_qp, name) is getattr(polyhedron, name)
+    assert bundle_qp.Model is polyhedron.Model
+    assert bundle_qp.Polyhedron is polyhedron_programs.Polyhedron
+    assert bundle_qp.PolyhedronTrajectory is polyhedron.PolyhedronTrajectory
+    assert {"Model", "Polyhedron", "PolyhedronTrajectory"} <= set(bundle_qp.__all__)
