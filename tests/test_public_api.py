@@ -57,6 +57,7 @@ PUBLIC = {
         "Signature",
         "Tensor",
         "arrays_of",
+        "arrays_of_polyhedron",
         "declared",
         "expected",
         "fits",

@@ -150,10 +150,9 @@ def bundle_qp_adjoint(
 ) -> PolyhedronCotangents:
     """Cotangents of cuts and constraints for a loss with ∂ℓ/∂y = ȳ [B, n].
 
-    "exact" of `icnnrt.mathematics.polyhedron_adjoint`: `hvp(i, y, s)` is ∇²f(y) s [B, n], y = y_i where s is not 0.
-    None holds the cut points fixed: "prop3".
-
-    That is the derivative of the algorithm, and for piecewise-linear f of the argmin. For smooth f the iterates of a
+    `hvp(i, y, s)` is ∇²f(y) s [B, n], y = y_i where s is not 0; None holds the cut points fixed: "exact" and "prop3" of
+    `icnnrt.mathematics.polyhedron_adjoint`. "exact" is the derivative of the algorithm, and for piecewise-linear f both
+    are that of the argmin. For smooth f the iterates of a
     cutting-plane method come near y*, but their derivatives do not come near that of y* (off by factors of 2 to 80 at
     gaps of 1e-3 to 1e-9): take `bundle_qp_implicit` there.
 

@@ -149,6 +149,7 @@ class _Method:
         self.low, self.high = xp.isfinite(self.programs.below), xp.isfinite(self.programs.above)
 
     def meet(self, y: Array, moving: Array) -> _Met:
+        """Of samples that are `moving`."""
         xp = self.xp
         f, g = self.value_and_gradient(y)
         met = f + self.half_mu * xp.sum(y * y)

@@ -7,16 +7,17 @@ import onnx_ir as ir
 
 from icnnrt.format.manifest import PolyhedronSpec
 from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.signatures import TRAJECTORY_NAMES
 from icnnrt.mathematics.polyhedron_adjoint import pulled_back
 from icnnrt.mathematics.polyhedron_programs import Programs
 from icnnrt.mathematics.qp_reference import QPCotangents
 from icnnrt.mathematics.status import Status
-from icnnrt_exporters.assembly.polyhedron_graph import all_finite, constraints, operator, setting
+from icnnrt_exporters.assembly.polyhedron_graph import Declared, all_finite, operator
 from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import Symbol, Traced
-from icnnrt_exporters.surgery import describe, dismantle, replace, shapes_from, static, value
+from icnnrt_exporters.surgery import dismantle, replace, shapes_from, static
 
-INT32, INT64, DOUBLE, BOOL = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
+INT64, DOUBLE = ir.DataType.INT64, ir.DataType.DOUBLE
 POINTS = "points"  # the batch of the pull-back: all cut points of all samples
 
 
@@ -35,12 +36,11 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
     assert y_in.dtype is not None
     assert x_in.shape is not None
     T, n = y_in.dtype, static(y_in, 1)
-    shape_of_x: list[int | str | None] = ["batch", *(static(x_in, axis) for axis in range(1, len(x_in.shape)))]
-    xp = Traced("adjoint", rank=2)
-    x, status = value("x", T, shape_of_x), value("status", INT32, ["batch"])
-    y, y_bar = (xp.of(value(name, DOUBLE, ["batch", n])) for name in ("y", "y_bar"))
-    mu = setting("mu", spec.mu, DOUBLE)
-    given, P = constraints(xp, y)
+    rank_of_x = len(x_in.shape)
+    xp, declare = Traced("adjoint", rank=2), Declared(x_in, T, n)
+    x, status, mu = declare.value("x"), declare.value("status"), declare.value("mu", spec.mu)
+    y, y_bar = (xp.of(declare.value(name)) for name in ("y", "y_bar"))
+    given, P = declare.constraints(xp, y)
     programs = Programs(xp, P, xp.of(mu))
     worst = Status.CONVERGED if implicit else Status.GAP
     trusted = (xp.column(xp.of(status)) <= int(worst)) & all_finite(xp, xp.concat([y, y_bar]))
@@ -59,10 +59,7 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
         qp = programs.newton(y_safe, gradient, matrix)
         cut_points = xp.zeros(y, 0, n)
     else:
-        sizes: dict[str, list[int | str]] = {"y_init": [n], "best": [], "slopes": ["slots", n], "offsets": ["slots"]}
-        sizes["cut_points"] = ["slots", n]
-        dtypes = {"best": INT64}
-        trajectory = [value(name, dtypes.get(name, DOUBLE), ["batch", *size]) for name, size in sizes.items()]
+        trajectory = [declare.value(name) for name in TRAJECTORY_NAMES]
         y_init, best, slopes, offsets, cut_points = map(xp.of, trajectory)
         qp, model, σ = programs.model_of(y_init, xp.column(best), slopes, offsets)
         z_bar = xp.padded(y_bar, n + 1)
@@ -76,15 +73,11 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
         return xp.where(which, v, nothing)
 
     of_mu = found.mu if model is None else xp.where(model, found.mu, 0.0)
-    bars = [held(v, float("nan")) for v in (*found.polyhedron, xp.entry(of_mu, 0))]
-    shapes: list[list[int | str | None]] = [["m", n], ["m"], ["q", n], ["q"], [n], [n], []]
-    names = [f"{name}_bar" for name in (*P._fields, "mu")]
-    final = [
-        describe(v.value, name, DOUBLE, ["batch", *shape]) for v, name, shape in zip(bars, names, shapes, strict=True)
-    ]
+    bars = [*zip(P._fields, found.polyhedron, strict=True), ("mu", xp.entry(of_mu, 0))]
+    final = [declare.output(xp, f"{name}_bar", held(v, float("nan"))) for name, v in bars]
 
     # θ̄ and x̄, of all points in one product; unused ones have no weight.
-    like_x = xp.node("Reshape", safe, xp.constant([-1, *[1] * (len(shape_of_x) - 1)]), rank=len(shape_of_x))
+    like_x = xp.node("Reshape", safe, xp.constant([-1, *[1] * (rank_of_x - 1)]), rank=rank_of_x)
     x_points = xp.where(like_x, xp.of(x), 0.0)
     if implicit:
         points, e_bar, seed = y_safe, xp.entry(xp.zeros(y, 1), 0), held(found.c_y)
@@ -95,7 +88,7 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
         of_slots = xp.node("Concat", xp.size(y, 0), xp.slots(offsets), rest, axis=0)
         apart = xp.node("Expand", xp.row(x_points), of_slots)
         flat = xp.node("Concat", xp.size(points, 0), rest, axis=0)
-        x_points = xp.node("Reshape", apart, flat, allowzero=1, rank=len(shape_of_x))
+        x_points = xp.node("Reshape", apart, flat, allowzero=1, rank=rank_of_x)
     points, e_bar, seed = (_as(xp, v, T) for v in (points, e_bar, seed))
     shapes_from(nodes, y_in, points.value)
     replaced = {x_in: x_points, y_in: points, f_bar_in: e_bar, gradient_bar_in: seed}
@@ -107,15 +100,12 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
     xp.op.extend(nodes)
     by_name = {str(v.name): v for v in results}
     by_name["y_bar"].name, by_name["x_bar"].name = "push/y_bar", "push/x_bar"
-    x_bar = xp.of(by_name["x_bar"], rank=len(shape_of_x))
+    x_bar = xp.of(by_name["x_bar"], rank=rank_of_x)
     if not implicit:
-        x_bar = xp.slots_sum(xp.node("Reshape", x_bar, of_slots, allowzero=1, rank=len(shape_of_x) + 1))
+        x_bar = xp.slots_sum(xp.node("Reshape", x_bar, of_slots, allowzero=1, rank=rank_of_x + 1))
     x_bar = xp.where(like_x, x_bar, float("nan"))
-    final += [
-        describe(x_bar.value, "x_bar", T, shape_of_x),
-        describe(xp.entry(safe, 0).value, "safe", BOOL, ["batch"]),
-        *(v for name, v in by_name.items() if name.startswith("theta_bar.")),
-    ]
+    final += [declare.output(xp, "x_bar", x_bar), declare.output(xp, "safe", xp.entry(safe, 0))]
+    final += [v for name, v in by_name.items() if name.startswith("theta_bar.")]
     inputs = [x, y.value, status, *given, mu, y_bar.value, *trajectory, *weights]
     graph = xp.graph(inputs, final, constants, "adjoint_polyhedron")
     graph.register_initializer(mu)

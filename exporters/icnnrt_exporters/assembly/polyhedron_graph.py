@@ -9,6 +9,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from icnnrt.format.manifest import PolyhedronSpec
 from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.signatures import NAMES, Shape, arrays_of_polyhedron
 from icnnrt.mathematics.polyhedron import argmin
 from icnnrt.mathematics.polyhedron_programs import Polyhedron, Programs
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
@@ -24,20 +25,16 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     """From value and gradient (θ, x, y -> f, gradient) to the whole of `icnnrt.mathematics.polyhedron.argmin`.
 
     Inputs: x, y_init [B, n], G, h, A, b, lower, upper, and, with defaults, `iterations`, `mu` and `tolerance`; all but
-    x is float64 whatever the package is. Outputs: `_outputs`, with as many slots as cuts were
-    needed.
+    x is float64 whatever the package is. There are as many slots as cuts were needed.
     """
     (*weights, x, y), results, nodes, constants = dismantle(head.graph, "energy")
     assert y.dtype is not None
     T, n = y.dtype, static(y, 1)
-    xp = Traced("argmin", rank=2)
-    y_init = xp.of(value("y_init", DOUBLE, ["batch", n]))
-    given, P = constraints(xp, y_init)
-    settings = [
-        setting("iterations", spec.iterations, INT64),
-        setting("mu", spec.mu, DOUBLE),
-        setting("tolerance", spec.tolerance, DOUBLE),
-    ]
+    _, told_of = NAMES["argmin_polyhedron"]
+    xp, declare = Traced("argmin", rank=2), Declared(x, T, n)
+    y_init = xp.of(declare.value("y_init"))
+    given, P = declare.constraints(xp, y_init)
+    settings = [declare.value(name, getattr(spec, name)) for name in ("iterations", "mu", "tolerance")]
     energy = Spliced(xp, nodes, {y: y_init.value}, results)
 
     def value_and_gradient(y: Symbol) -> tuple[Symbol, Symbol]:
@@ -57,10 +54,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     found, multipliers = argmin(xp, P, value_and_gradient, solve, y_init, known, iterations, mu, tolerance, eps)
     told = found._replace(lam=None)._asdict() | dict(zip(("lam", "nu", "bounds"), multipliers, strict=True))
     told["cut_lam"] = found.lam
-    outputs = []
-    for name, (dtype, sizes) in _outputs(n).items():
-        v = told[name] if told[name].dtype == dtype else xp.node("Cast", told[name], result=dtype, to=dtype)
-        outputs.append(describe(v.value, name, dtype, ["batch", *sizes]))
+    outputs = [declare.output(xp, name, told[name]) for name in told_of]
     graph = xp.graph([x, y_init.value, *given, *settings, *weights], outputs, constants, "argmin_polyhedron")
     for v in settings:
         graph.register_initializer(v)
@@ -70,44 +64,42 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     return graph
 
 
-def _outputs(n: int) -> dict[str, tuple[ir.DataType, list[int | str]]]:
-    """What the graph gives, in order."""
-    return {
-        "y": (DOUBLE, [n]),
-        "energy": (DOUBLE, []),
-        "lower_bound": (DOUBLE, []),
-        "gap": (DOUBLE, []),
-        "residual": (DOUBLE, [3]),
-        "status": (INT32, []),
-        "cuts": (INT64, []),
-        "lam": (DOUBLE, ["m"]),
-        "nu": (DOUBLE, ["q"]),
-        "bounds": (DOUBLE, [n]),
-        "best": (INT64, []),
-        "slopes": (DOUBLE, ["slots", n]),
-        "offsets": (DOUBLE, ["slots"]),
-        "cut_points": (DOUBLE, ["slots", n]),
-        "cut_lam": (DOUBLE, ["slots"]),
-        "ray": (DOUBLE, [n]),
-    }
+class Declared:
+    """What the graphs over polyhedra take and give by its name, with the dtypes and shapes that icnnrt expects."""
 
+    def __init__(self, x: ir.Value, T: ir.DataType, n: int) -> None:
+        assert x.shape is not None
+        context = tuple(static(x, axis) for axis in range(1, len(x.shape)))
+        self._arrays = arrays_of_polyhedron(T.numpy().name, context, n)
 
-def constraints(xp: Traced, like: Symbol) -> tuple[list[ir.Value], Polyhedron]:
-    """The inputs that say where y lies, float64, each with a leading axis of B or, shared, of 1; and all of them for
-    every sample of `like` [B, n]."""
-    n = like.shape[1]
-    sizes = {"G": ["m", n], "h": ["m"], "A": ["q", n], "b": ["q"], "lower": [n], "upper": [n]}
-    given = [value(name, DOUBLE, [f"B_{name}", *size]) for name, size in sizes.items()]
+    def _of(self, name: str) -> tuple[ir.DataType, Shape]:
+        dtype, shape = self._arrays[name]
+        return ir.DataType.from_numpy(np.dtype(dtype)), shape
 
-    def every(v: ir.Value) -> Symbol:
-        one = xp.of(v)
-        sizes = xp.node("Shape", one, result=INT64, rank=1, start=1)
-        shape = xp.node("Concat", xp.size(like, 0), sizes, axis=0)
-        wide = xp.node("Expand", one, shape, rank=one.rank)
-        wide.value.shape = ir.Shape(["batch", *one.shape[1:]])
-        return wide
+    def value(self, name: str, default: float | None = None) -> ir.Value:
+        """An input, which may have a default."""
+        v = value(name, *self._of(name))
+        if default is not None:
+            v.const_value = ir.tensor(default, dtype=v.dtype, name=name)
+        return v
 
-    return given, Polyhedron(*map(every, given))
+    def output(self, xp: Traced, name: str, v: Symbol) -> ir.Value:
+        dtype, shape = self._of(name)
+        v = v if v.dtype == dtype else xp.node("Cast", v, result=dtype, to=dtype)
+        return describe(v.value, name, dtype, shape)
+
+    def constraints(self, xp: Traced, like: Symbol) -> tuple[list[ir.Value], Polyhedron]:
+        """The inputs that say where y lies, and all of them for every sample of `like` [B, n]."""
+        given = [self.value(name) for name in Polyhedron._fields]
+
+        def every(v: ir.Value) -> Symbol:
+            one = xp.of(v)
+            rest = xp.node("Shape", one, result=INT64, rank=1, start=1)
+            wide = xp.node("Expand", one, xp.node("Concat", xp.size(like, 0), rest, axis=0), rank=one.rank)
+            wide.value.shape = ir.Shape(["batch", *one.shape[1:]])
+            return wide
+
+        return given, Polyhedron(*map(every, given))
 
 
 def operator(xp: Traced) -> Callable[[QP], QPReference]:
@@ -120,13 +112,6 @@ def operator(xp: Traced) -> Callable[[QP], QPReference]:
         return QPReference(*xp.nodes("QPSolve", *given, results=results, ranks=ranks, domain=OP_DOMAIN, steps=STEPS))  # type: ignore[arg-type]
 
     return solve
-
-
-def setting(name: str, number: float, dtype: ir.DataType) -> ir.Value:
-    """An input that has a default."""
-    setting = value(name, dtype, [])
-    setting.const_value = ir.tensor(number, dtype=dtype, name=name)
-    return setting
 
 
 def all_finite(xp: Traced, a: Symbol) -> Symbol:
