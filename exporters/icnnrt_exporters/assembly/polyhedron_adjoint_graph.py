@@ -1,5 +1,6 @@
 """The graph (solution over a polyhedron, ȳ) -> θ̄, x̄ and the gradients of the constraints and of μ."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,15 +92,8 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
         x_points = xp.node("Reshape", apart, flat, allowzero=1, rank=rank_of_x)
     points, e_bar, seed = (_as(xp, v, T) for v in (points, e_bar, seed))
     shapes_from(nodes, y_in, points.value)
-    replaced = {x_in: x_points, y_in: points, f_bar_in: e_bar, gradient_bar_in: seed}
-    replace(nodes, {old: new.value for old, new in replaced.items()})
-    if not implicit:  # onnxruntime takes equal names of sizes for equal sizes
-        for v in (v for node in nodes for v in node.outputs):
-            if v.shape is not None:
-                v.shape = ir.Shape([POINTS if str(size) == "batch" else size for size in v.shape])
-    xp.op.extend(nodes)
-    by_name = {str(v.name): v for v in results}
-    by_name["y_bar"].name, by_name["x_bar"].name = "push/y_bar", "push/x_bar"
+    at_points = {x_in: x_points, y_in: points, f_bar_in: e_bar, gradient_bar_in: seed}
+    by_name = _spliced(xp, nodes, results, at_points, "batch" if implicit else POINTS)
     x_bar = xp.of(by_name["x_bar"], rank=rank_of_x)
     if not implicit:
         x_bar = xp.slots_sum(xp.node("Reshape", x_bar, of_slots, allowzero=1, rank=rank_of_x + 1))
@@ -110,6 +104,24 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
     graph = xp.graph(inputs, final, constants, "adjoint_polyhedron")
     graph.register_initializer(mu)
     return graph
+
+
+def _spliced(
+    xp: Traced,
+    nodes: Sequence[ir.Node],
+    results: Sequence[ir.Value],
+    given: Mapping[ir.Value, Symbol],
+    batch: str,
+) -> dict[str, ir.Value]:
+    """The results of the pull-back by their names, of a batch of that name."""
+    replace(nodes, {old: new.value for old, new in given.items()})
+    for v in (v for node in nodes for v in node.outputs):
+        if v.shape is not None:  # onnxruntime takes equal names of sizes for equal sizes
+            v.shape = ir.Shape([batch if str(size) == "batch" else size for size in v.shape])
+    xp.op.extend(nodes)
+    by_name = {str(v.name): v for v in results}
+    by_name["y_bar"].name, by_name["x_bar"].name = "push/y_bar", "push/x_bar"
+    return by_name
 
 
 def _as(xp: Traced, v: Symbol, T: ir.DataType) -> Symbol:
