@@ -282,6 +282,21 @@ def test_plain_onnxruntime(polyhedron_packages: dict[str, Path], pair: list[icnn
     np.testing.assert_allclose(answers[1]["x_bar"], bars.x, atol=1e-6)
 
 
+@pytest.mark.parametrize("mu", [0.5, 0.0])
+def test_an_empty_batch(polyhedron_packages: dict[str, Path], tmp_path: Path, mu: float) -> None:
+    file = pack(polyhedron_packages["pieces"], tmp_path / "empty.onnx", "argmin_polyhedron", portable=True)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    feeds = {"mu": np.array(mu)}
+    for given in session.get_inputs():
+        axes = [size if isinstance(size, int) else 0 for size in given.shape]
+        dtype = {"tensor(double)": np.float64, "tensor(float)": np.float32}.get(given.type)
+        if dtype is not None and axes:
+            feeds[given.name] = np.zeros(axes, dtype)
+    found = dict(zip([given.name for given in session.get_outputs()], session.run(None, feeds), strict=True))
+    assert found["y"].shape == (0, N)
+    assert found["status"].shape == found["energy"].shape == (0,)
+
+
 def test_what_the_package_says(polyhedron_packages: dict[str, Path]) -> None:
     manifest = icnnrt.Package.open(polyhedron_packages["pieces"]).manifest
     assert manifest.polyhedron == PolyhedronSpec(100, 1.0, 1e-9, "prop3")
