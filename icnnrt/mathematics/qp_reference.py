@@ -15,7 +15,7 @@ from icnnrt.mathematics import quadratic_program
 from icnnrt.mathematics.infeasibility import CANCELLED, CERTIFICATE, CERTIFIED, FALLS
 from icnnrt.mathematics.interior_point import BOUND_MAX, STEPS, Problem
 from icnnrt.mathematics.namespace import EPS, NUMPY
-from icnnrt.mathematics.qp_adjoint import HARD
+
 from icnnrt.mathematics.qp_status import QPStatus
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "CERTIFICATE",
     "CERTIFIED",
     "FALLS",
-    "HARD",
     "QP",
     "RAY",
     "RAY_FLOAT32",

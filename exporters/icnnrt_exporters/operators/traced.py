@@ -379,7 +379,7 @@ class Traced:
         return self.node("Cast", self.node("ReduceSum", counted, keepdims=0), result=BOOL, to=BOOL)
 
     def loop(
-        self, unfinished: Callable[..., Symbol], step: Callable[..., Any], state: Iterable[Symbol], most: Symbol
+        self, unfinished: Callable[..., Symbol], step: Callable[..., Any], state: Iterable[Symbol], most: Symbol | int
     ) -> Sequence[Symbol]:
         state = list(state)
         going = unfinished(*state)
@@ -389,6 +389,7 @@ class Traced:
         following = list(step(*(Symbol(self, v, s.dtype) for v, s in zip(held, state, strict=True))))
         results = [unfinished(*following), *following]
         body = self._closed([counter, on, *held], results, "step")
+        most = most if isinstance(most, Symbol) else self.constant(most)
         return self.nodes("Loop", most, going, *state, results=[v.dtype for v in state], body=body)
 
     # --- Graphs ----------------------------------------------------------------------------------
