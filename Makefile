@@ -9,7 +9,7 @@ ORT := $(shell $(PYTHON) -c "import platform, sys; print('gpu' if platform.machi
 # Of the native library: the install compiles it, if there is a C++ compiler.
 NATIVE := $(sort $(wildcard native/*/*.h native/*/*.cpp))
 
-.PHONY: demo test native check format clean
+.PHONY: demo test test-all native check format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt $(NATIVE) $(wildcard native/*.*)
 	$(PYTHON) -m venv $(VENV)
@@ -20,8 +20,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt $(NATIVE) $(wildca
 demo: $(VENV)/.ready  ## train, export, reload without torch, complete images, check, draw
 	$(BIN)/icnnrt demo
 
-test: $(VENV)/.ready check native  ## lint, types, and every test
-	$(BIN)/pytest -n 2 --dist loadfile
+test: $(VENV)/.ready  ## lint, types, the kernels' tests, and every capability once
+	$(MAKE) -j 2 check native
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(VENV)/.ready  ## the same with all that repeats it in size: see tests/amounts.py
+	$(MAKE) -j 2 check native
+	ICNNRT_TEST_AMOUNT=all $(BIN)/pytest -n 2 --dist loadfile
 
 native: $(VENV)/.ready  ## the kernels' C++ tests; without a compiler CMake says so and there are none
 	$(BIN)/cmake --preset tests

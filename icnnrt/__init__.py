@@ -28,17 +28,26 @@ if TYPE_CHECKING:
     from icnnrt.limits import Limits
     from icnnrt.mathematics.status import Status
     from icnnrt.native_library import ops_library
+    from icnnrt.serving.adjoint import Cotangents
+    from icnnrt.serving.argmin import ArgminSolution
+    from icnnrt.serving.energy_session import EnergySession
+    from icnnrt.serving.load import load
+    from icnnrt.serving.polyhedron import PolyhedronSolution
+    from icnnrt.serving.qp_session import QPNetworkSolution, QPSession
     from icnnrt.serving.qp_solver import QPData, QPSolver
     from icnnrt.serving.quadratic_program import QPGradients, QPSolution, qp
-    from icnnrt.serving.session import Session, load
-    from icnnrt.serving.solution import Cotangents, Solution
-    from icnnrt.tuning.finetune import EpochReport, FineTuner, FitReport, StepReport
+    from icnnrt.serving.session import Session
+    from icnnrt.serving.solution import Solution
+    from icnnrt.tuning.finetune import FineTuner
+    from icnnrt.tuning.reports import EpochReport, FitReport, StepReport
 
     __version__: str
 
 __all__ = [
+    "ArgminSolution",
     "CertificateError",
     "Cotangents",
+    "EnergySession",
     "EpochReport",
     "ExportError",
     "FineTuner",
@@ -50,9 +59,12 @@ __all__ = [
     "MissingDependencyError",
     "Package",
     "PackageError",
+    "PolyhedronSolution",
     "ProviderError",
     "QPData",
     "QPGradients",
+    "QPNetworkSolution",
+    "QPSession",
     "QPSolution",
     "QPSolver",
     "SampleError",
@@ -67,25 +79,27 @@ __all__ = [
 ]
 
 # Imported when first used, so that `import icnnrt` (and with it the command line) takes no time.
-_HOME = {
-    "Cotangents": "serving.solution",
-    "EpochReport": "tuning.finetune",
-    "FineTuner": "tuning.finetune",
-    "FitReport": "tuning.finetune",
-    "Limits": "limits",
-    "Package": "format.package",
-    "QPData": "serving.qp_solver",
-    "QPGradients": "serving.quadratic_program",
-    "QPSolution": "serving.quadratic_program",
-    "QPSolver": "serving.qp_solver",
-    "Session": "serving.session",
-    "Solution": "serving.solution",
-    "Status": "mathematics.status",
-    "StepReport": "tuning.finetune",
-    "load": "serving.session",
-    "ops_library": "native_library",
-    "qp": "serving.quadratic_program",
+_HOMES = {
+    "errors": "CertificateError ExportError IcnnrtError InputError LimitError MissingDependencyError PackageError "
+    "ProviderError SampleError",
+    "format.package": "Package",
+    "limits": "Limits",
+    "mathematics.status": "Status",
+    "native_library": "ops_library",
+    "serving.adjoint": "Cotangents",
+    "serving.argmin": "ArgminSolution",
+    "serving.energy_session": "EnergySession",
+    "serving.load": "load",
+    "serving.polyhedron": "PolyhedronSolution",
+    "serving.qp_session": "QPNetworkSolution QPSession",
+    "serving.qp_solver": "QPData QPSolver",
+    "serving.quadratic_program": "QPGradients QPSolution qp",
+    "serving.session": "Session",
+    "serving.solution": "Solution",
+    "tuning.finetune": "FineTuner",
+    "tuning.reports": "EpochReport FitReport StepReport",
 }
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
@@ -96,8 +110,8 @@ def __getattr__(name: str) -> Any:
             value: Any = metadata.version("icnnrt")
         except metadata.PackageNotFoundError:  # run from a source tree that was never installed
             value = "0+unknown"
-    elif name in __all__:
-        value = getattr(importlib.import_module(f"icnnrt.{_HOME.get(name, 'errors')}"), name)
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f"icnnrt.{_HOME[name]}"), name)
     else:
         raise AttributeError(f"module 'icnnrt' has no attribute {name!r}")
     globals()[name] = value

@@ -1,20 +1,83 @@
-"""Arguments that users hand over, made into arrays of the package's dtype or refused with one sentence."""
+"""Arguments that users hand over: made into what a function works with, or refused with one sentence.
+
+Such sentences have one grammar, and `refused` makes them::
+
+    NAME: expected WHAT WAS, but got WHAT CAME; REMEDY.
+
+Checks that only one place needs stand there, and raise `refused` too. Where not an argument is wrong but what goes with
+it, as a folder that is not there or weights that have changed since, the sentence is another, and stands where it is
+told. Nothing here knows torch: what has a shape is a tensor as well as an array.
+"""
 
 import math
 import operator
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from icnnrt.errors import InputError, SampleError
-from icnnrt.printable import show
+from icnnrt.errors import IcnnrtError, InputError, SampleError
+from icnnrt.printable import cropped, show
 
 Floats = NDArray[Any]
-NAMED: Final = 3  # how many samples an error names
+T = TypeVar("T")
+E = TypeVar("E", bound=IcnnrtError)
 # Bytes of an array that is copied in any case; a larger one may be used as it is, and nobody keeps it then.
 COPIED: Final = 1 << 20
+GIVE_ONE: Final = "give one"  # the remedy where all is said
+
+
+@overload
+def refused(name: str, expected: str, came: object, remedy: str = ...) -> InputError: ...
+@overload
+def refused(name: str, expected: str, came: object, remedy: str = ..., *, kind: type[E]) -> E: ...
+def refused(
+    name: str, expected: str, came: object, remedy: str = GIVE_ONE, *, kind: type[IcnnrtError] = InputError
+) -> IcnnrtError:
+    """The error of an argument that is not what was `expected`: `came` is text on it, such as what it is `shown` as."""
+    return kind(f"{name}: expected {expected}, but got {came}; {remedy}.")
+
+
+def shown(value: object) -> str:
+    """What came, in few words: a number, text or nothing as it is, the shape of what has one, else the type."""
+    if value is None or isinstance(value, str | int | float | complex | np.generic):
+        return show(value)
+    try:
+        return f"shape {list(value.shape)}"  # type: ignore[attr-defined]
+    except Exception:  # without one, or an object with an idea of its own of it
+        return type(value).__name__
+
+
+def instance(value: object, name: str, kind: type[T], expected: str, remedy: str = GIVE_ONE) -> T:
+    """The value itself, of the type `kind`, or the `InputError`."""
+    if not isinstance(value, kind):
+        raise refused(name, expected, type(value).__name__, remedy)
+    return value
+
+
+def path(value: object, name: str) -> Path:
+    """The path of a file or folder, as it was given, or the `InputError`."""
+    try:
+        given = os.fspath(value)  # type: ignore[call-overload]
+    except Exception:
+        given = None
+    if not isinstance(given, str):
+        raise refused(name, "a path, text or a pathlib.Path", shown(value), "see pathlib")
+    return Path(given)
+
+
+def names(value: object, name: str, of: str, remedy: str = "give a list of text") -> tuple[str, ...]:
+    """A list, or another collection, of text: no text itself; or the `InputError`."""
+    try:
+        found = tuple(value) if isinstance(value, Collection) and not isinstance(value, str) else (None,)
+    except Exception:  # an array without axes is a collection that cannot be iterated over
+        found = (None,)
+    if not all(isinstance(one, str) for one in found):
+        raise refused(name, f"a list of {of}", show(value), remedy)
+    return found
 
 
 def batch(
@@ -35,28 +98,32 @@ def batch(
     convert exactly. Raises `InputError` naming the argument, what was expected, what came and the remedy.
     """
     dtype = np.dtype(dtype)
-    given = converted(value, name)
-    if given.dtype.kind not in "fiub":
-        raise InputError(
-            f"{name}: expected real numbers, but got dtype {given.dtype} from {type(value).__name__}; "
-            f"convert it to {dtype} first."
-        )
-    if masked := _masked(value):
-        raise InputError(
-            f"{name}: expected numbers without a mask, but got {masked} masked of {given.size}; fill them in with "
-            "numpy.ma.filled."
-        )
+    given = reals(value, name, dtype)
     check_shape(given.shape, name, shape, length=length)
     if not copy and given.nbytes > COPIED and given.dtype == dtype and given.flags.c_contiguous and given.flags.aligned:
         return given
     with np.errstate(over="ignore"):
         array = np.array(given, dtype=dtype, order="C", copy=True)
     if given.dtype.kind in "iu" and not _exact(given, array):
-        raise InputError(
-            f"{name}: expected numbers that {dtype} holds exactly, but got {given.dtype} values up to "
-            f"{np.abs(given.astype(np.float64)).max():.3e}; convert to {dtype} yourself if rounding them is meant."
+        most = np.abs(given.astype(np.float64)).max()
+        came, remedy = (
+            f"{given.dtype} values up to {most:.3e}",
+            f"convert to {dtype} yourself if rounding them is meant",
         )
+        raise refused(name, f"numbers that {dtype} holds exactly", came, remedy)
     return array
+
+
+def reals(value: object, name: str, dtype: DTypeLike) -> NDArray[Any]:
+    """What numpy makes of it where that is real numbers without a mask, or the `InputError`, which advises `dtype`."""
+    given = converted(value, name)
+    if given.dtype.kind not in "fiub":
+        came = f"dtype {given.dtype} from {type(value).__name__}"
+        raise refused(name, "real numbers", came, f"convert it to {np.dtype(dtype)} first")
+    if masked := _masked(value):
+        came = f"{masked} masked of {given.size}"
+        raise refused(name, "numbers without a mask", came, "fill them in with numpy.ma.filled")
+    return given
 
 
 def converted(value: object, name: str) -> NDArray[Any]:
@@ -65,24 +132,25 @@ def converted(value: object, name: str) -> NDArray[Any]:
         return np.asarray(value)
     except Exception as error:
         # Ragged lists, tensors on another device or with a gradient, objects with their own idea of __array__.
-        raise InputError(
-            f"{name}: expected an array, but {type(value).__name__} does not convert to one ({error}); "
-            "pass a numpy array."
-        ) from error
+        came = f"{type(value).__name__}, which does not convert to one ({cropped(str(error), 80)})"
+        raise refused(name, "an array", came, "pass a numpy array") from error
 
 
 def flag(value: object, name: str) -> bool:
     """True or False, or the `InputError`."""
     if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{name}: expected True or False, but got {show(value)}.")
+        raise refused(name, "True or False", shown(value))
     return bool(value)
 
 
-def choice(value: object, name: str, allowed: Sequence[str]) -> str:
-    """One of these texts, or the `InputError`."""
+def choice(
+    value: object, name: str, allowed: Sequence[str], remedy: str = "give one of them", *, also: str = ""
+) -> str:
+    """One of these texts, or the `InputError`; `also` says what else would have been taken."""
     if not isinstance(value, str) or value not in allowed:
-        came = repr(value) if isinstance(value, str) else show(value)
-        raise InputError(f"{name}: expected {' or '.join(map(repr, allowed))}, but got {came}.")
+        *others, last = (*map(repr, allowed), *([also] if also else []))
+        listed = f"{', '.join(others)} or {last}" if others else last
+        raise refused(name, listed, cropped(repr(value), 80) if isinstance(value, str) else shown(value), remedy)
     return value
 
 
@@ -91,7 +159,7 @@ def sample(i: object, samples: int) -> int:
     try:
         at = operator.index(i)  # type: ignore[arg-type]
     except Exception as error:
-        raise SampleError(f"sample: expected the number of a sample, but got {show(i)}.") from error
+        raise refused("sample", "the number of a sample", show(i), "count from 0", kind=SampleError) from error
     if not -samples <= at < samples:
         given = f"give 0..{samples - 1}" if samples else "there is none to give"
         raise SampleError(f"sample {show(at)} of {samples} samples; {given}")
@@ -108,10 +176,9 @@ def rows(index: Any, samples: int) -> Any:
     mask = chosen.dtype == bool and chosen.shape == (samples,)
     inside = chosen.dtype.kind in "iu" and chosen.ndim == 1 and ((-samples <= chosen) & (chosen < samples)).all()
     if not (mask or inside or chosen.shape == (0,)):
-        raise SampleError(
-            f"index: expected integers below {samples}, or a mask of as many entries, but got {chosen.dtype} of shape "
-            f"{list(chosen.shape)}, or some that are beyond."
-        )
+        expected = f"integers below {samples}, or a mask of as many entries"
+        came = f"{chosen.dtype} of shape {list(chosen.shape)}, or some that are beyond"
+        raise refused("index", expected, came, "count from 0", kind=SampleError)
     return chosen if mask else chosen.astype(np.int64)
 
 
@@ -142,8 +209,7 @@ def check_shape(
         remedy = "it needs one row for every sample"
     else:
         remedy = "the shape of a sample is fixed by the package"
-    place = f"{where}: {name}" if where else name
-    raise InputError(f"{place}: expected shape [{expected}], but got {list(came)}; {remedy}.")
+    raise refused(f"{where}: {name}" if where else name, f"shape [{expected}]", list(came), remedy)
 
 
 def writeable(out: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], inputs: Sequence[object]) -> Floats:
@@ -153,18 +219,16 @@ def writeable(out: object, name: str, dtype: DTypeLike, shape: tuple[int, ...], 
     """
     dtype = np.dtype(dtype)
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
-        raise InputError(f"{name}: expected a numpy array to write to, but got {type(out).__name__}.")
+        raise refused(name, "a numpy array to write to", type(out).__name__, "make one by numpy.empty")
     if out.dtype != dtype or out.shape != shape:
-        raise InputError(
-            f"{name}: expected an array of {dtype}{list(shape)} to write to, but got {out.dtype}{list(out.shape)}; "
-            f"make one by numpy.empty({shape}, {dtype.name!r})."
-        )
+        wanted, came = f"an array of {dtype}{list(shape)} to write to", f"{out.dtype}{list(out.shape)}"
+        raise refused(name, wanted, came, f"make one by numpy.empty({shape}, {dtype.name!r})")
     if not out.flags.c_contiguous or not out.flags.writeable:
         kind = "a C-contiguous" if not out.flags.c_contiguous else "a writeable"
-        raise InputError(f"{name}: expected {kind} array to write to, but got another; make one by numpy.empty.")
+        raise refused(name, f"{kind} array to write to", "another", "make one by numpy.empty")
     for array in inputs:
         if isinstance(array, np.ndarray) and np.may_share_memory(out, array) and np.shares_memory(out, array):
-            raise InputError(f"{name}: expected an array of its own, but it shares memory with an argument; copy one.")
+            raise refused(name, "an array of its own", "one that shares memory with an argument", "copy it")
     return out
 
 
@@ -180,7 +244,9 @@ def finite_rows(array: Floats) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(array).all(axis=tuple(range(1, array.ndim))))
 
 
-def integer(value: object, name: str, least: int, most: int | None = None, *, expected: str = "") -> int:
+def integer(
+    value: object, name: str, least: int, most: int | None = None, *, expected: str = "", remedy: str = GIVE_ONE
+) -> int:
     """An integer from `least` to `most` as Python's own, or the `InputError`; `expected` says it in other words.
 
     Scalars of numpy, and arrays without axes of it or of another library, are integers where their dtype is; floats
@@ -193,7 +259,7 @@ def integer(value: object, name: str, least: int, most: int | None = None, *, ex
         found = None
     if found is None or found < least or (most is not None and found > most):
         usual = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
-        raise InputError(f"{name}: expected {expected or usual}, but got {show(value)}.")
+        raise refused(name, expected or usual, show(value), remedy)
     return found
 
 
@@ -203,10 +269,12 @@ def number(
     *,
     least: float = -math.inf,
     above: float = -math.inf,
+    below: float = math.inf,
     finite: bool = True,
     expected: str = "",
+    remedy: str = GIVE_ONE,
 ) -> float:
-    """A number of at least `least` and above `above` as a float, or the `InputError`; NaN is none.
+    """A number of at least `least`, above `above` and below `below` as a float, or the `InputError`; NaN is none.
 
     Numbers are what `integer` takes, and floats of every kind; infinity only where it need not be finite. `expected`
     says it in other words.
@@ -219,10 +287,12 @@ def number(
         except OverflowError:  # an integer beyond every float
             found = math.inf if given > 0 else -math.inf
     # Written so that NaN is refused.
-    if not (found >= least and (found > above or above == -math.inf)) or (finite and math.isinf(found)):
+    inside = found >= least and (found > above or above == -math.inf) and (found < below or below == math.inf)
+    if not inside or (finite and math.isinf(found)):
         bound = f" of at least {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
+        bound += f"{' and' * bool(bound)} below {below:g}" if below < math.inf else ""
         usual = f"a {'finite ' * finite}number{bound}"
-        raise InputError(f"{name}: expected {expected or usual}, but got {show(value)}.")
+        raise refused(name, expected or usual, show(value), remedy)
     return found
 
 
@@ -245,18 +315,5 @@ def check_finite_bar(y_bar: Floats, skipped: NDArray[np.bool_]) -> None:
     """Refuse a cotangent y_bar with NaN or infinity in a sample that is not skipped."""
     bad = ~finite_rows(y_bar) & ~skipped
     if bad.any():
-        raise InputError(
-            f"y_bar: expected finite numbers, but sample {int(np.argmax(bad))} holds NaN or infinity; "
-            "the loss diverged there, so leave the sample out."
-        )
-
-
-def untrusted(unsafe: NDArray[np.bool_], reason: Callable[[int], str], skip: str) -> str:
-    """What is said of samples whose gradient cannot be trusted: a reason for the first of them, and how to `skip`."""
-    samples = np.flatnonzero(unsafe)
-    named = "; ".join(reason(int(i)) for i in samples[:NAMED])
-    more = f"; and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
-    return (
-        f"solution: no gradient can be trusted at {len(samples)} of {len(unsafe)} samples: {named}{more}. "
-        f"Pass {skip}, or mend what they say."
-    )
+        came = f"NaN or infinity in sample {int(np.argmax(bad))}"
+        raise refused("y_bar", "finite numbers", came, "the loss diverged there, so leave the sample out")

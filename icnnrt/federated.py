@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import converted, integer
+from icnnrt.arguments import converted, instance, integer, refused
 from icnnrt.errors import InputError, MissingDependencyError
-from icnnrt.format.manifest import Manifest
-from icnnrt.limits import call
 from icnnrt.printable import named, show
 from icnnrt.serving.session import Session
 from icnnrt.serving.weight_sets import WeightSet
 from icnnrt.tuning.finetune import BATCH_SIZE, FineTuner
+from icnnrt.tuning.given import exchanged, new_weights
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, ConfigRecord, Context, Message
@@ -45,7 +44,9 @@ def get_weights(source: Session | FineTuner) -> Arrays:
     All are of one instant, also while another thread tunes. The others are the same on every device, so they need not
     travel.
     """
-    return _copies(_session(source))
+    session = _session(source)
+    weights = session.weights
+    return {name: np.array(weights[name]) for name in exchanged(session.manifest)}
 
 
 def set_weights(target: Session | FineTuner, weights: Weights) -> None:
@@ -60,16 +61,12 @@ def set_weights(target: Session | FineTuner, weights: Weights) -> None:
     shape or dtype, for NaN or infinity, and for weights with which a proven energy would not be proven convex any more:
     of another sign than the proof needs, or of values with which it fails.
     """
-    session = _session(target)
-    if not isinstance(target, FineTuner):
-        while not session._follow(present := session._runner.weights, _checked(session, weights, present)):
-            pass  # somebody else has changed the rest of the weights, with which these were judged
+    if isinstance(target, FineTuner):
+        target.set_weights(weights)
         return
-    turn = target._turns.take()  # or a step in between would change what the rest of the weights is
-    try:
-        target._take(_checked(session, weights, session._runner.weights))
-    finally:
-        turn.end()
+    session = _session(target)
+    while not _followed(session, present := session.runner.weights, new_weights(session, weights, present)):
+        pass  # somebody else has changed the rest of the weights, with which these were judged
 
 
 def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Arrays:
@@ -81,22 +78,17 @@ def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Ar
     Sums are formed in float64. Entries that are nowhere negative have an average that is not.
     Raises `InputError` for anything else, NaN and infinity included.
     """
-    if isinstance(weights, Mapping) or not isinstance(weights, Sequence):
-        raise InputError(f"weights: expected a list with those of each device, but got {type(weights).__name__}.")
-    for given in weights:
-        if not isinstance(given, Mapping):
-            raise InputError(f"weights: expected arrays by name from every device, but got {type(given).__name__}.")
+    for given in instance(weights, "weights", Sequence, "a list with those of each device"):
+        instance(given, "weights", Mapping, "arrays by name from every device")
     try:
         counts = np.asarray(samples, np.float64)
     except Exception as error:
-        raise InputError(f"samples: expected numbers of at least 0, but got {show(samples)}.") from error
+        raise refused("samples", "numbers of at least 0", show(samples), "give one a device") from error
     if counts.ndim != 1 or len(weights) == 0 or len(weights) != len(counts):
-        raise InputError(
-            f"weights, samples: expected one number of samples for each of one device or more, but got {len(weights)} "
-            f"devices and {counts.size} numbers."
-        )
+        came = f"{len(weights)} devices and {counts.size} numbers"
+        raise refused("weights, samples", "one number of samples for each of one device or more", came)
     if not np.isfinite(counts).all() or counts.min() < 0 or not counts.sum() > 0:
-        raise InputError(f"samples: expected numbers of at least 0, not all 0, but got {list(samples)!r}.")
+        raise refused("samples", "numbers of at least 0, not all 0", show(samples), "give one a device")
     parts = counts / counts.sum()
     first = {name: converted(array, "weights") for name, array in weights[0].items()}
     total = {name: np.zeros(array.shape, np.float64) for name, array in first.items()}
@@ -110,10 +102,9 @@ def weighted_average(weights: Sequence[Weights], samples: Sequence[float]) -> Ar
         for name, like in first.items():
             array = converted(given[name], "weights")
             if array.dtype.kind != "f" or array.dtype != like.dtype or array.shape != like.shape:
-                raise InputError(
-                    f"weights: expected {named(name)} as {like.dtype}{list(like.shape)} of floats from every device, "
-                    f"but got {array.dtype}{list(array.shape)} from device {device}; average weights of one package."
-                )
+                expected = f"{named(name)} as {like.dtype}{list(like.shape)} of floats from every device"
+                came = f"{array.dtype}{list(array.shape)} from device {device}"
+                raise refused("weights", expected, came, "average weights of one package")
             if not np.isfinite(array).all():
                 raise InputError(
                     f"weights: {named(name)} of device {device} holds NaN or infinity; leave that device out."
@@ -237,52 +228,18 @@ def _flwr() -> Any:
 # --- Checks --------------------------------------------------------------------------------------
 
 
+def _followed(session: Session, present: WeightSet, new: Arrays) -> bool:
+    """Put these weights in the place of the present ones; False if others have come there meanwhile."""
+    try:
+        session.runner.update_weights(new, made_with=present.id)
+    except InputError:
+        if session.runner.weights is present:
+            raise
+        return False
+    return True
+
+
 def _session(value: object) -> Session:
     if isinstance(value, FineTuner):
         return value.session
-    if not isinstance(value, Session):
-        raise InputError(f"expected a session or a FineTuner, but got {type(value).__name__}; see icnnrt.load.")
-    return value
-
-
-def _exchanged(manifest: Manifest) -> tuple[str, ...]:
-    if manifest.train is not None:
-        return manifest.train.weights
-    return manifest.weights.trainable
-
-
-def _copies(session: Session) -> Arrays:
-    weights = session.weights
-    return {name: np.array(weights[name]) for name in _exchanged(session.manifest)}
-
-
-def _checked(session: Session, weights: Weights, present: WeightSet) -> Arrays:
-    manifest = session.manifest
-    if not isinstance(weights, Mapping):
-        raise InputError(f"weights: expected arrays by name, but got {type(weights).__name__}; see get_weights.")
-    known = set(_exchanged(manifest))
-    checked: Arrays = {}
-    for name, given in weights.items():
-        if name not in known:
-            raise InputError(
-                f"weights: expected names of weights that {named(manifest.name)} trains, but got {show(name)}; "
-                "give weights of the same package."
-            )
-        spec = manifest.weights.tensors[name]
-        array = converted(given, "weights")
-        if array.dtype.kind != "f" or array.shape != spec.shape:
-            raise InputError(
-                f"weights: expected {named(name)} as {spec.dtype}{list(spec.shape)}, but got "
-                f"{array.dtype}{list(array.shape)}; give weights of the same package."
-            )
-        with np.errstate(over="ignore"):
-            array = np.array(array, spec.dtype, order="C")
-        if not np.isfinite(array).all():
-            raise InputError(f"weights: {named(name)} holds NaN or infinity; leave out the device that it comes from.")
-        checked[name] = array
-    if fault := call(session._limits, session._kept_convex.fault, checked, present.arrays):
-        raise InputError(
-            f"weights: {fault}, and the energy would no longer be known to be convex; average, and add no noise, or "
-            "project what comes of it."
-        )
-    return checked
+    return instance(value, "session", Session, "a session or a FineTuner", "see icnnrt.load")

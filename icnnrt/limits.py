@@ -26,8 +26,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from icnnrt.arguments import flag, integer, number
-from icnnrt.errors import InputError, LimitError
+from icnnrt.arguments import flag, instance, integer, number, refused
+from icnnrt.errors import LimitError
 
 SECONDS: Final = 60.0
 BYTES: Final = 1 << 30
@@ -56,7 +56,7 @@ class Limits:
     def __post_init__(self) -> None:
         seconds = number(self.seconds, "seconds", above=0.0)
         if seconds > MOST_SECONDS:
-            raise InputError(f"seconds: expected at most {MOST_SECONDS:g}, but got {seconds:g}.")
+            raise refused("seconds", f"at most {MOST_SECONDS:g}", f"{seconds:g}")
         object.__setattr__(self, "seconds", seconds)
         object.__setattr__(self, "bytes", integer(self.bytes, "bytes", LEAST_BYTES, MOST_BYTES))
         object.__setattr__(self, "process", flag(self.process, "process"))
@@ -92,9 +92,7 @@ _deadline: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 def checked_limits(limits: Limits | None) -> Limits | None:
     """Those, or else the ones of the block that this is called in; `InputError` for what are none."""
-    if limits is not None and not isinstance(limits, Limits):
-        raise InputError(f"limits: expected icnnrt.Limits or None, but got {type(limits).__name__}.")
-    return _in_force.get() if limits is None else limits
+    return _in_force.get() if limits is None else instance(limits, "limits", Limits, "icnnrt.Limits or None")
 
 
 def deadline() -> Deadline | None:
@@ -169,7 +167,8 @@ def ended(end: Deadline | None, stop: Callable[[], object]) -> Iterator[None]:
 class Limited(Protocol):
     """What has methods that are calls with limits."""
 
-    _limits: Limits | None
+    @property
+    def limits(self) -> Limits | None: ...
 
 
 S = TypeVar("S", bound=Limited)
@@ -180,6 +179,6 @@ def each_call(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S,
 
     @functools.wraps(method)
     def bounded(self: S, *args: P.args, **keywords: P.kwargs) -> R:
-        return call(self._limits, method, self, *args, **keywords)
+        return call(self.limits, method, self, *args, **keywords)
 
     return bounded

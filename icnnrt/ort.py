@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final, TypeAlias
 
-from icnnrt import native_library
-from icnnrt.arguments import integer
+from icnnrt import arguments, native_library
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError, ProviderError
 from icnnrt.printable import cropped, harmless, show
 
@@ -45,15 +44,19 @@ def checked_threads(threads: object) -> int:
     """How many threads a session gets; `InputError` for what is no number of them."""
     if threads is None:
         return THREADS
-    found = integer(threads, "threads", 1, expected="an integer of at least 1 or None")
-    if found > MAX_THREADS:
-        raise InputError(f"threads: expected at most {MAX_THREADS}, but got {show(found)}; give no more than cores.")
-    return found
+    expected = f"an integer from 1 to {MAX_THREADS} or None"
+    return arguments.integer(threads, "threads", 1, MAX_THREADS, expected=expected, remedy="give no more than cores")
 
 
 def _version(ort: ModuleType) -> tuple[int, int]:
     found = re.match(r"(\d+)\.(\d+)", ort.__version__)
     return (int(found[1]), int(found[2])) if found else (1, 18)  # the oldest that is supported
+
+
+def provider_names(providers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, ...]:
+    """Those in use, in order of preference; onnxruntime always puts the CPU last."""
+    names = [name for name, _ in providers]
+    return tuple(names if CPU in names else [*names, CPU])
 
 
 def session_options(ort: ModuleType, threads: int) -> Any:
@@ -127,7 +130,7 @@ def checked_providers(
     if providers is None:
         return ((CPU, {}),)
     if isinstance(providers, str) or not isinstance(providers, Sequence) or not providers:
-        raise InputError(f"providers: expected a list such as [{CPU!r}], but got {providers!r}.")
+        raise arguments.refused("providers", f"a list such as [{CPU!r}]", show(providers))
     named: list[tuple[str, Mapping[str, Any]]] = []
     for provider in providers:
         name, settings = (provider, {}) if isinstance(provider, str) else _pair(provider)
@@ -143,7 +146,7 @@ def checked_providers(
 def native_operators(ort: ModuleType, native: bool | None) -> frozenset[str]:
     """The operators that native kernels are to serve."""
     if native is not None and not isinstance(native, bool):
-        raise InputError(f"native: expected True, False or None, but got {native!r}.")
+        raise arguments.refused("native", "True, False or None", show(native))
     if native is False or (native is None and native_library.build().library is None):
         return frozenset()
     try:
@@ -162,7 +165,7 @@ def _pair(provider: object) -> tuple[str, Mapping[str, Any]]:
         name, settings = provider
         if isinstance(name, str) and isinstance(settings, Mapping):
             return name, settings
-    raise InputError(f"providers: expected names or pairs (name, options), but one is {provider!r}.")
+    raise arguments.refused("providers", "names or pairs (name, options)", show(provider))
 
 
 def first_line(error: Exception) -> str:

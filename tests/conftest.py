@@ -1,18 +1,25 @@
-"""Settings and packages that several test files share. Exports take seconds, so each is made once and never changed."""
+"""Settings and packages that several test files share; none of them changes one."""
 
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import exports
 import pytest
 import seeds
 
 if seeds.SHIFT:  # before any test is imported: some draw as they are
     seeds.shift_numpy()
     seeds.shift_torch()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "cache"):
+        exports.FOLDER = config.cache.mkdir("exports")
+        if not hasattr(config, "workerinput"):
+            exports.prune()
 
 
 def pytest_report_header() -> str | None:
@@ -48,43 +55,34 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def _once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """The package of that name, made by the first worker that asks for it."""
-    filelock = pytest.importorskip("filelock")  # torch brings it
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    path = root / "shared_packages" / f"{name}.icnn"
-    path.parent.mkdir(exist_ok=True)
-    with filelock.FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            make(path)
-    return path
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this process for packages that its tests share."""
+    return tmp_path_factory.mktemp("packages")
 
 
 def _export(path: Path, energy: Any, x_dim: int, n: int, iterations: int, **keywords: Any) -> Path:
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    from icnnrt_exporters.exporter import export
     from icnnrt_models import BundleEntropyArgmin
 
     generator = torch.Generator().manual_seed(1)
     T = next(energy.parameters()).dtype
     x = torch.randn(4, x_dim, generator=generator, dtype=T)
     y = torch.rand(4, n, generator=generator, dtype=T)
-    export(energy, BundleEntropyArgmin(energy, iterations=iterations), x, y, path, **keywords)
+    exports.export(energy, BundleEntropyArgmin(energy, iterations=iterations), x, y, path, **keywords)
     return path
 
 
 @pytest.fixture(scope="session")
-def digits_like_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits_like_package(packages: Path) -> Path:
     """float32, x [4] to y [5], a PICNN of softplus units."""
     torch = pytest.importorskip("torch")
     from icnnrt_models import PICNN
 
     energy = PICNN(4, 5, hidden=(8, 8), activation="softplus", generator=torch.Generator().manual_seed(0))
     note = {"note": "[a] test"}
-    return _once(tmp_path_factory, "digits_like", lambda path: _export(path, energy, 4, 5, 8, metadata=note))
+    return _export(packages / "digits_like.icnn", energy, 4, 5, 8, metadata=note)
 
 
 @pytest.fixture(scope="session")
@@ -113,17 +111,16 @@ def relu_network() -> Any:
 
 
 @pytest.fixture(scope="session")
-def relu_package(tmp_path_factory: pytest.TempPathFactory, relu_network: Any) -> Path:
+def relu_package(packages: Path, relu_network: Any) -> Path:
     """`relu_network`, solved by 12 cuts."""
-    return _once(tmp_path_factory, "relu", lambda path: _export(path, relu_network, 3, 4, 12))
+    return _export(packages / "relu.icnn", relu_network, 3, 4, 12)
 
 
 @pytest.fixture(scope="session")
-def polyhedron_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def polyhedron_packages(packages: Path) -> dict[str, Path]:
     """float64, x [3] to y [4], with the head polyhedron: "smooth" of softplus units, "pieces" of ReLU units."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    from icnnrt_exporters import export
     from icnnrt_models import FICNN, PICNN
 
     generator, T = torch.Generator().manual_seed(0), torch.float64
@@ -131,15 +128,14 @@ def polyhedron_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     pieces = FICNN(3, 4, hidden=(9, 8), activation="relu", dtype=T, generator=generator)
     x, y = torch.randn(4, 3, generator=generator, dtype=T), torch.rand(4, 4, generator=generator, dtype=T)
 
-    def make(energy: Any, *heads: str) -> Callable[[Path], object]:
-        return lambda path: export(energy, None, x, y, path, heads=("pullback", "polyhedron", *heads))
-
-    made = {"smooth": make(smooth, "hessian"), "pieces": make(pieces)}
-    return {name: _once(tmp_path_factory, name, each) for name, each in made.items()}
+    heads = ("pullback", "polyhedron")
+    exports.export(smooth, None, x, y, packages / "smooth.icnn", heads=(*heads, "hessian"))
+    exports.export(pieces, None, x, y, packages / "pieces.icnn", heads=heads)
+    return {name: packages / f"{name}.icnn" for name in ("smooth", "pieces")}
 
 
 @pytest.fixture(scope="session")
-def train_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train_package(packages: Path) -> Path:
     """float64, x [3] to y [4], a PICNN of softplus units, tuned by squared error and Adam."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
@@ -148,11 +144,11 @@ def train_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     generator = torch.Generator().manual_seed(0)
     energy = PICNN(3, 4, hidden=(6, 6), activation="softplus", dtype=torch.float64, generator=generator)
-    return _once(tmp_path_factory, "train", lambda path: _export(path, energy, 3, 4, 8, train=TrainSpec()))
+    return _export(packages / "train.icnn", energy, 3, 4, 8, train=TrainSpec())
 
 
 @pytest.fixture(scope="session")
-def nonconvex_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nonconvex_package(packages: Path) -> Path:
     """float32, x [4] to y [5]: negative weights between hidden layers, which nothing in the package owns up to."""
     torch = pytest.importorskip("torch")
     from icnnrt_models import PICNN
@@ -162,15 +158,12 @@ def nonconvex_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in (1, 2):
             energy.get_parameter(f"layers.{i}.W_z.weight")[:, :3] = -3.0
 
-    def make(path: Path) -> None:
-        with pytest.warns(UserWarning, match="not convex in y"):
-            _export(path, energy, 4, 5, 8, nonnegative=(), allow_not_convex=True)
-
-    return _once(tmp_path_factory, "nonconvex", make)
+    with pytest.warns(UserWarning, match="not convex in y"):
+        return _export(packages / "nonconvex.icnn", energy, 4, 5, 8, nonnegative=(), allow_not_convex=True)
 
 
 @pytest.fixture(scope="session")
-def six_strains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def six_strains(packages: Path) -> Path:
     """float64, x [2] to y [6], as many as a strain has, with the heads hessian and pullback: for large batches."""
     torch = pytest.importorskip("torch")
     from icnnrt_models import PICNN
@@ -178,4 +171,4 @@ def six_strains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = torch.Generator().manual_seed(0)
     energy = PICNN(2, 6, hidden=(8, 8), activation="softplus", dtype=torch.float64, generator=generator)
     heads = ("hessian", "pullback")
-    return _once(tmp_path_factory, "six_strains", lambda path: _export(path, energy, 2, 6, 5, heads=heads))
+    return _export(packages / "six_strains.icnn", energy, 2, 6, 5, heads=heads)

@@ -100,13 +100,6 @@ def most_unsolved(kind):
     return 2 if kind == "scaled columns" else 1
 
 
-def agree(status, other):
-    """[B]: whether two ways to solve a problem say the same of it. On which side of a tolerance the last step of each
-    ends is rounding, so SOLVED, INACCURATE and FAILED are one here; what is certified or refused is not."""
-    unsure = (QPStatus.SOLVED, QPStatus.INACCURATE, QPStatus.FAILED)
-    return (status == other) | (np.isin(status, unsure) & np.isin(other, unsure))
-
-
 def determined(known):
     """[B]: whether the curvature of Q and the constraints that push leave z no direction: else it has no gradient."""
     found = []

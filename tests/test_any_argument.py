@@ -8,6 +8,7 @@ from typing import Any
 import attacks
 import numpy as np
 import pytest
+from amounts import ALL
 
 import icnnrt
 from icnnrt import FineTuner, IcnnrtError, Package, QPSolver, federated, qp
@@ -138,14 +139,15 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
         ),
         "Package.open": lambda: (Package.open, {"path": FIXTURES / "qp.icnn", "follow_links": False}),
         "Package.save": lambda: (
-            u._package.save,
-            {"path": "saved", "weights": u._package.weights, "parity": {}, "metadata": {}, "convexity": None}
+            u.package.save,
+            {"path": "saved", "weights": u.package.weights, "parity": {}, "metadata": {}, "convexity": None}
             | {"overwrite": True},
         ),
         "write": lambda: (package.write, {"path": "written", **written, "overwrite": True}),
-        "weight_layout": lambda: (package.weight_layout, {"weights": u._package.weights}),
+        "weight_layout": lambda: (package.weight_layout, {"weights": u.package.weights}),
         "Manifest.from_json": lambda: (Manifest.from_json, {"data": u.manifest.to_json()}),
         "Convexity.from_json": lambda: (Convexity.from_json, {"value": u.manifest.convexity.to_json()}),
+        "update_weights": lambda: (at["no_context"].update_weights, {"weights": dict(at["no_context"].weights)}),
         "value": lambda: (u.value, {"x": x, "y": y, "out": np.empty(2, np.float32)}),
         "gradient": lambda: (u.gradient, {"x": x, "y": y}),
         "value_and_gradient": lambda: (u.value_and_gradient, {"x": x, "y": y, "out": None}),
@@ -175,11 +177,11 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
         "prove_convexity": lambda: (u.prove_convexity, {"x": x, "seed": 0}),
         "prove": lambda: (
             prove,
-            {"graph_bytes": u._package.graphs["value"], "weights": u._package.weights, "value": None, "x_samples": None}
+            {"graph_bytes": u.package.graphs["value"], "weights": u.package.weights, "value": None, "x_samples": None}
             | {"seed": 0, "box": (0.0, 1.0)},
         ),
-        "Solution.advice": lambda: (at["argmin"].advice, {"i": 0}),
-        "QPAnswer.advice": lambda: (at["solved"].advice, {"i": 0}),
+        "ArgminSolution.advice": lambda: (at["argmin"].advice, {"i": 0}),
+        "QPNetworkSolution.advice": lambda: (at["solved"].advice, {"i": 0}),
         "PolyhedronSolution.advice": lambda: (at["polyhedron"].advice, {"i": 0}),
         "FineTuner": lambda: (FineTuner, {"session": u, "learning_rate": 1e-3, "strict": False}),
         "step": lambda: (tuner.step, {**data, "lower": None, "upper": None, "learning_rate": 1e-3}),
@@ -191,6 +193,7 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
             | {"validation": (x, y), "patience": 1, "worse": 0.5, "seed": 0, "history": place / "history"},
         ),
         "FineTuner.save": lambda: (tuner.save, {"history": place / "history", "keep": 2, "figures": {"loss": 1.0}}),
+        "FineTuner.set_weights": lambda: (tuner.set_weights, {"weights": at["weights"]}),
         "resume": lambda: (tuner.resume, {"history": place / "history", "step": None}),
         "write_package": lambda: (tuner.write_package, {"path": "tuned", "overwrite": True}),
         "History": lambda: (History, {"folder": place / "history", "manifest": u.manifest, "keep": 2}),
@@ -233,7 +236,7 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
             {"session": u, "x": x, "gap": 1e-2, "lower": None, "upper": None, "max_iterations": 2},
         ),
         "epigraph": lambda: (epigraph, {"source": u, "x": x, **rows, "mu": 0.0}),
-        "replay": lambda: (golden.replay, {"session": at["gradient"], "golden": at["gradient"]._package.golden}),
+        "replay": lambda: (golden.replay, {"session": at["gradient"], "golden": at["gradient"].package.golden}),
         "write_program": lambda: (lp_files.write_program, {"path": place / "p.lp", "program": _program(), "name": "n"}),
         "read_array": lambda: (tabular.read_array, {"path": place / "x.csv", "key": "x", "shape": (2,)}),
         "read_archive": lambda: (
@@ -253,7 +256,7 @@ def _program() -> lp_files.Program:
 # A whole number of these is an order, and obeyed however large: they are no mistake to tell.
 ORDERS = {("fit", "epochs"), ("argmin_polyhedron", "iterations"), ("recommend", "max_iterations")}
 # All values for every argument with ICNNRT_ARGUMENTS=all, which takes minutes; else so many, in turn.
-SOME = 4
+SOME = 4 if ALL else 2
 
 
 @pytest.mark.filterwarnings("ignore")

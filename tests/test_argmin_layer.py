@@ -1,4 +1,4 @@
-"""BundleEntropyArgmin: its answers against the numpy reference and scipy, its gradients against three witnesses."""
+"""BundleEntropyArgmin: its answers against scipy, its gradients against three witnesses, and all its ways of use."""
 
 import copy
 import pickle
@@ -7,8 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from amounts import ALL
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
@@ -24,7 +23,6 @@ from icnnrt_models.layers.bundle_entropy import (
 F64 = torch.float64
 
 # What each comparison is held to, with its reason.
-SAME_ALGORITHM = 1e-10  # float64 against float64: the same steps, sums in another order
 CONVERGED = 1e-8  # an energy within rounding of the optimal one tells y to the square root of rounding only
 FLOAT32_ANSWER = 2e-5  # the energy is float32, the solver float64: rounding of ∇f moves y that much
 FINITE_DIFFERENCES = 1e-6  # central, h = 1e-5: h² of truncation, rounding of y (1e-13) over h
@@ -102,41 +100,13 @@ def worst_against_finite_differences(argmin, x, y_bar, found: dict[str, Tensor],
                 values.append((moved.solve(point).y * y_bar).sum().item())
             expected = (values[0] - values[1]) / (2 * step)
             errors.append(abs((gradient * direction).sum().item() - expected))
+            if errors[-1] <= 0.5 * FINITE_DIFFERENCES * max(gradient.norm().item(), floor):
+                break  # right as it is
         worst = max(worst, min(errors) / max(gradient.norm().item(), floor))
     return worst
 
 
 # ---------------------------------------------------------------- answers
-
-
-@each_kind
-@each_activation
-@pytest.mark.parametrize("n", [1, 10, 159])
-def test_answers_are_those_of_the_reference(kind, activation, n):
-    """A cut whose point lies on a kink, to rounding, before a ReLU network is solved is of the face that the last bit
-    decides, and so is what follows: there each certificate has to hold for the other answer, and most are elsewhere."""
-    energy = build(kind, activation, y_dim=n, hidden=(16, 16))
-    x = contexts(energy, 12)
-    for K in (1, 5, 10, 30):
-        expected = reference_argmin(energy, x, K)
-        result = BundleEntropyArgmin(energy, K).solve(x)
-        assert result.y.dtype == F64
-        faces = np.abs(result.slopes.numpy() - expected.slopes).max(2) <= 1e-6
-        settled = np.maximum(np.abs(expected.gap), result.gap.abs().numpy()) <= 1e-12
-        same = faces.all(1) | settled | (activation == "softplus")
-        assert same.mean() > 0.5
-        allowed = np.where(expected.gap > 1e-7, SAME_ALGORITHM, CONVERGED)[:, None]
-        assert (np.abs(result.y.numpy() - expected.y) <= allowed)[same].all(), K
-        size = SAME_ALGORITHM * (1 + np.abs(expected.energy).max())
-        for field in ("energy", "lower_bound", "gap", "residual", "complementarity_history"):
-            difference = np.abs(getattr(result, field).numpy() - getattr(expected, field))[same].max()
-            assert difference <= size, (K, field)
-        assert (result.lower_bound.numpy() <= expected.energy + size).all()
-        assert (expected.lower_bound <= result.energy.numpy() + size).all()
-        for b in np.flatnonzero(~same):  # the same points up to the first that has two slopes
-            apart = np.abs(result.cut_points.numpy()[b] - expected.cut_points[b])[: faces[b].argmin() + 1]
-            assert apart.max() <= SAME_ALGORITHM, K
-        assert torch.equal(BundleEntropyArgmin(energy, K)(x), result.y)
 
 
 @each_kind
@@ -188,46 +158,12 @@ def random_cuts(B: int, k: int, n: int, slope: float, seed: int) -> tuple[Tensor
     return G, e
 
 
-@pytest.mark.parametrize("n", [1, 10, 159, 2048])
-@pytest.mark.parametrize("K", [1, 5, 10, 30])
-def test_criterion(n, K):
-    for B, slope in product((1, 7, 128), (1.0, 10.0, 100.0)):
-        if B * K * n > 2**18:  # the biggest ones cost seconds each and show nothing that 7 samples do not
-            continue
-        solution = bundle_entropy_solve(*random_cuts(B, K, n, slope, seed=B))
-        assert solution.y.isfinite().all()
-        assert ((solution.lam >= 0).all(), (solution.residual[:, 1] <= 1e-14).all()) == (True, True)
-        scaled = solution.residual[:, 2] / solution.lower_bound.abs().clamp(min=1)
-        assert scaled.max() <= CRITERION, (B, slope, scaled.max())
-
-
 @each_activation
 def test_criterion_holds_for_every_solve_of_a_trajectory(activation):
     for n, gain in product((1, 10, 159), (1.0, 10.0)):
         energy = build(PICNN, activation, y_dim=n, hidden=(16, 16), gain=gain)
         result = BundleEntropyArgmin(energy, 30).solve(contexts(energy, 7))
         assert (result.complementarity_history <= CRITERION * result.lower_bound.abs().clamp(min=1)[:, None]).all()
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 10**6),
-    k=st.integers(1, 12),
-    n=st.integers(1, 20),
-    exponent=st.floats(-8, 4),
-    duplicates=st.booleans(),
-)
-def test_finite_cuts_never_give_nan(seed, k, n, exponent, duplicates):
-    G, e = random_cuts(3, k, n, 10.0**exponent, seed)
-    if duplicates:
-        G, e = torch.cat([G, G], dim=1), torch.cat([e, e], dim=1)
-    solution = bundle_entropy_solve(G, e)
-    for tensor in solution:
-        assert tensor.isfinite().all()
-    assert ((solution.y >= 0) & (solution.y <= 1)).all()
-    assert (solution.residual[:, 2] >= -1e-9 * (1 + e.abs().amax(1))).all()
-    for c in kkt_adjoint(G, e, solution.lam, torch.ones_like(solution.y)):
-        assert c.isfinite().all()
 
 
 def test_duplicate_cuts_change_nothing():
@@ -307,8 +243,8 @@ def test_prop3_is_exact_for_relu_and_only_there(kind):
 
 @each_kind
 @each_activation
-@pytest.mark.parametrize("adjoint", ["exact", "prop3"])
-def test_gradients_are_those_of_the_reference(kind, activation, adjoint):
+def test_prop3_is_that_of_the_reference(kind, activation):
+    """Which is no derivative, so that differences do not tell it."""
     K = 4
     energy, x, y_bar = differentiable_problem(kind, activation, K)
 
@@ -318,8 +254,7 @@ def test_gradients_are_those_of_the_reference(kind, activation, adjoint):
         return torch.autograd.grad(g, y, torch.from_numpy(s), materialize_grads=True)[0].numpy()
 
     trajectory = reference_argmin(energy, x, K)
-    depth = {"exact": K, "prop3": 1}[adjoint]
-    offset_bar, seed = reference.argmin_adjoint(trajectory, y_bar.numpy(), hvp, depth)
+    offset_bar, seed = reference.argmin_adjoint(trajectory, y_bar.numpy(), hvp, 1)
 
     x_leaf = x.clone().requires_grad_()
     total = torch.zeros((), dtype=F64)
@@ -331,7 +266,7 @@ def test_gradients_are_those_of_the_reference(kind, activation, adjoint):
     inputs = {"x": x_leaf, **dict(energy.named_parameters())}
     expected = dict(zip(inputs, torch.autograd.grad(total, list(inputs.values())), strict=True))
 
-    found = gradients(BundleEntropyArgmin(energy, K, adjoint=adjoint), x, y_bar)
+    found = gradients(BundleEntropyArgmin(energy, K, adjoint="prop3"), x, y_bar)
     for name, gradient in expected.items():
         # 1e-8: λ agrees to 1e-13, and c_λ amplifies by the condition of the active cuts' KKT system
         assert (found[name] - gradient).abs().max() <= 1e-8 * (1 + gradient.abs().max()), name
@@ -513,14 +448,15 @@ def test_a_nan_sample_poisons_only_itself(activation, adjoint):
 
 
 def test_samples_are_independent():
+    B = 128 if ALL else 24
     for activation, K in (("relu", 5), ("softplus", 5)):
         energy = build(PICNN, activation, y_dim=10, hidden=(16, 16))
         argmin = BundleEntropyArgmin(energy, K)
-        x, y_bar = contexts(energy, 128), loss_weights(128, 10)
+        x, y_bar = contexts(energy, B), loss_weights(B, 10)
         together = gradients(argmin, x, y_bar)
         y = argmin(x)
         shared = {name: torch.zeros_like(g) for name, g in together.items() if name != "x"}
-        for b in range(128):
+        for b in range(B):
             row = slice(b, b + 1)
             alone = gradients(argmin, x[row], y_bar[row])
             assert (argmin.solve(x[row]).y - y[row]).abs().max() <= 1e-12
@@ -713,13 +649,13 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"adjoint": "unrolled"}, r"adjoint must be 'exact', 'prop3' or 'implicit', got 'unrolled': choose"),
-        ({"iterations": 0}, r"iterations must be an integer >= 1, got 0: give the number of cuts K\."),
-        ({"iterations": 2.0}, r"iterations must be an integer >= 1, got 2\.0"),
-        ({"steps": 0}, r"steps must be an integer >= 1, got 0"),
-        ({"gap_tolerance": 0.0}, r"gap_tolerance must be a finite number > 0, got 0\.0"),
-        ({"residual_tolerance": float("nan")}, r"residual_tolerance must be a finite number > 0, got nan"),
-        ({"y_dim": 0}, r"y_dim must be an integer >= 1, got 0"),
+        ({"adjoint": "unrolled"}, r"adjoint: expected 'exact', 'prop3' or 'implicit', but got 'unrolled'; choose"),
+        ({"iterations": 0}, r"iterations: expected an integer of at least 1, but got 0; give the number of cuts K\."),
+        ({"iterations": 2.0}, r"iterations: expected an integer of at least 1, but got 2\.0; "),
+        ({"steps": 0}, r"steps: expected an integer of at least 1, but got 0; "),
+        ({"gap_tolerance": 0.0}, r"gap_tolerance: expected a finite number above 0, but got 0\.0"),
+        ({"residual_tolerance": float("nan")}, r"residual_tolerance: expected a finite number above 0, but got nan"),
+        ({"y_dim": 0}, r"y_dim: expected an integer of at least 1, but got 0; "),
     ],
 )
 def test_wrong_options(options, message):
@@ -733,19 +669,23 @@ def test_wrong_inputs():
     x = contexts(energy, 2)
     half = torch.full((2, 3), 0.5, dtype=F64)
     for y_init, message in (
-        (half[:1], r"y_init must have shape \[2, 3\], got \[1, 3\]: give one row of 3 numbers"),
-        (half.float(), r"y_init must have the dtype of the energy, torch\.float64, got torch\.float32: convert"),
-        (half + 0.6, r"y_init must lie in \[0, 1\], got 1\.1: clamp it"),
-        (half * torch.nan, r"y_init must lie in \[0, 1\], got nan"),
+        (half[:1], r"y_init: expected a tensor of shape \[2, 3\], but got shape \[1, 3\]; give one row for each"),
+        (half.float(), r"y_init: expected torch\.float64, as the energy is, but got torch\.float32; convert"),
+        (half + 0.6, r"y_init: expected numbers in \[0, 1\], but got 1\.1 in sample 0; clip it"),
+        (half * torch.nan, r"y_init: expected numbers in \[0, 1\], but got nan in sample 0"),
     ):
         for call in (argmin, argmin.solve):
             with pytest.raises(ValueError, match=message):
                 call(x, y_init)
-    with pytest.raises(ValueError, match=r"x must have shape \[batch, 4\], got \[4\]"):
+    with pytest.raises(ValueError, match=r"x: expected a tensor of shape \[batch, 4\], but got shape \[4\]; "):
         argmin(x[0])
-    with pytest.raises(ValueError, match=r"energy must return one number per row, shape \[2\], got \[2, 1\]: sum or"):
+    with pytest.raises(ValueError, match=r"energy: expected one number per row, shape \[2\], but got \[2, 1\]; sum or"):
         BundleEntropyArgmin(Returns(lambda x, y: y.sum(1, keepdim=True)))(x)
-    with pytest.raises(ValueError, match=r"energy must be differentiable in y, got an output that autograd does not"):
+    with pytest.raises(
+        ValueError, match="energy: expected one differentiable in y, but got an output that autograd does not"
+    ):
         BundleEntropyArgmin(Returns(lambda x, y: y.detach().sum(1)))(x)
-    with pytest.raises(ValueError, match=r"y_dim must be given, got None: Linear has no attribute y_dim"):
+    with pytest.raises(
+        ValueError, match="y_dim: expected the number of columns of y, but got none, and Linear has no attribute y_dim"
+    ):
         BundleEntropyArgmin(nn.Linear(2, 2))

@@ -17,7 +17,8 @@ from icnnrt.checking.verify import verify
 from icnnrt.errors import InputError
 from icnnrt.format.fields import strict
 from icnnrt.serving.quadratic_program import qp
-from icnnrt.tuning.finetune import EpochReport, FineTuner, FitReport, StepReport
+from icnnrt.tuning.finetune import FineTuner
+from icnnrt.tuning.reports import EpochReport, FitReport, StepReport
 
 X, TARGET = np.linspace(-1, 1, 24).reshape(8, 3), np.full((8, 4), 0.4)
 

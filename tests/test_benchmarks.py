@@ -58,6 +58,7 @@ def check_row(row: dict[str, Any]) -> None:
         assert target["value"] is not None or target["note"]
 
 
+@pytest.mark.slow
 def test_a_quick_run_measures_every_part(tmp_path):
     pytest.importorskip("matplotlib")
     done = run("--quick", "--json", str(tmp_path / "found.json"), "--plot", str(tmp_path / "scaling.png"))

@@ -140,6 +140,7 @@ def test_held_out_rows_are_a_fifth_and_none_is_lost():
     assert sorted(np.concatenate([part.x, held_out.x])[:, 0]) == list(range(101))
 
 
+@pytest.mark.slow
 def test_one_epoch_on_bibtex_itself():
     if not recipe.DATA.is_file():
         pytest.skip("bibtex.npz is not in ../shared/data: Mulan's bibtex, which the project does not carry")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exports import export
 
 import icnnrt
 from icnnrt import Status
@@ -16,7 +17,6 @@ from icnnrt.mathematics import bregman, certificate, reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, box_coordinates, space_coordinates
 from icnnrt_exporters import TrainSpec
 from icnnrt_exporters.checks.solver_choice import choose_solver
-from icnnrt_exporters.exporter import export
 from icnnrt_models import FICNN, BregmanProximalGradient, BundleEntropyArgmin
 
 X_DIM, N, MU, H = 2, 3, 2.5, 1e-5
@@ -142,7 +142,7 @@ def test_wrong_arguments() -> None:
     for argument, bad in (("step_size", 0.0), ("mu", -1.0), ("domain", "ball"), ("iterations", 0)):
         with pytest.raises(ValueError, match=argument):
             BregmanProximalGradient(energy_of(), **{argument: bad})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"lower, upper must be given for domain 'box'"):
+    with pytest.raises(ValueError, match=r"lower: expected the bounds of y, as the domain is a box, but got none"):
         layer_of("box")(torch.zeros(2, X_DIM, dtype=torch.float64))
 
 

@@ -129,7 +129,8 @@ def test_nor_is_one_of_a_session(tmp_path):
     """In float64, where the kernels solve the models of slopes of 1e16: gaps of −0.43 were CONVERGED."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    from icnnrt_exporters import export
+    from exports import export
+
     from icnnrt_models import BundleEntropyArgmin
 
     class OfContext(torch.nn.Module):

@@ -181,7 +181,7 @@ def test_settings_come_from_the_command_then_the_layer_then_the_defaults() -> No
     mixed = checkpoint.settings(made, **{**nothing, "iterations": 9})
     assert (mixed.iterations, mixed.steps) == (9, 7)
     assert mixed.energy is made.energy
-    with pytest.raises(ExportError, match="gap_tolerance must be a finite number > 0"):
+    with pytest.raises(ExportError, match="gap_tolerance: expected a finite number above 0"):
         checkpoint.settings(energy(), **{**nothing, "gap_tolerance": -1.0})
 
 

@@ -145,13 +145,13 @@ def test_chunks_change_no_answer(name: str, at_once: int, native: bool | None, m
     whole = icnnrt.load(FOLDER / f"{name}.icnn", memory=WHOLE, native=native)
     parts = chunked(name, at_once, monkeypatch, native)
     runs: list[int] = []
-    run = parts._runner._run
+    run = parts.runner._run
 
     def counted(graph: Any, role: str, feeds: dict[str, Any], *rest: Any) -> Any:
         runs.append(len(feeds["x"]))
         return run(graph, role, feeds, *rest)
 
-    parts._runner._run = counted  # type: ignore[method-assign]
+    parts.runner._run = counted  # type: ignore[method-assign]
     expected, found = CALLS[name](whole, whole), CALLS[name](parts, whole)
     assert max(runs) == at_once
     assert len(runs) >= (B - 2) // at_once
@@ -245,7 +245,7 @@ def test_memory_is_a_positive_number_of_bytes() -> None:
     for wrong in (0, -1, 1.5, "64 MiB"):
         with pytest.raises(InputError, match=r"^memory: expected an integer of at least 1"):
             icnnrt.load(HEADS, memory=wrong)  # type: ignore[arg-type]
-    assert icnnrt.load(HEADS, memory=np.int64(5))._runner._memory == 5
+    assert icnnrt.load(HEADS, memory=np.int64(5)).runner._memory == 5
 
 
 # --- The weights -------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_all_chunks_of_a_call_have_the_same_weights(call: str) -> None:
     ids: list[str] = []
     of_sets = []
     for weights in sets:
-        session._update_weights(weights)
+        session.update_weights(weights)
         of_sets.append(float(answer()[0]))
     assert of_sets[0] != of_sets[1]
     stop, updates = threading.Event(), 0
@@ -277,7 +277,7 @@ def test_all_chunks_of_a_call_have_the_same_weights(call: str) -> None:
     def update() -> None:
         nonlocal updates
         while not stop.is_set():
-            session._update_weights(sets[updates % 2])
+            session.update_weights(sets[updates % 2])
             updates += 1
 
     thread = threading.Thread(target=update)
@@ -298,14 +298,14 @@ def test_all_chunks_of_a_call_have_the_same_weights(call: str) -> None:
 def test_a_solution_bears_the_weights_of_its_chunks() -> None:
     session = icnnrt.load(FOLDER / "box.icnn", memory=1)
     used: list[str] = []
-    run = session._runner._run
+    run = session.runner._run
 
     def between(graph: Any, role: str, feeds: Any, weights: WeightSet, *rest: Any) -> Any:
         used.append(weights.id)
-        session._update_weights({name: array * 0.9 for name, array in session.weights.items()})
+        session.update_weights({name: array * 0.9 for name, array in session.weights.items()})
         return run(graph, role, feeds, weights, *rest)
 
-    session._runner._run = between  # type: ignore[method-assign]
+    session.runner._run = between  # type: ignore[method-assign]
     solution = session.argmin(np.zeros((5, 2)), lower=0.0, upper=1.0)
     assert used == [solution.weights_id] * 5
     with pytest.raises(InputError, match="before an update of the weights"):
@@ -393,7 +393,7 @@ def test_arguments_are_not_written_over(samples: int) -> None:
     session = icnnrt.load(HEADS)
     x, y = points(session, samples)
     kept = y.copy()
-    with pytest.raises(InputError, match=r"^out: expected an array of its own, but it shares memory"):
+    with pytest.raises(InputError, match=r"^out: expected an array of its own, but got one that shares memory"):
         session.gradient(x, y, out=y)
     session.gradient(x, y)
     np.testing.assert_array_equal(y, kept)

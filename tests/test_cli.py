@@ -26,7 +26,7 @@ from icnnrt.cli import tabular
 from icnnrt.cli import verify as verify_command
 from icnnrt.cli.commands import app
 from icnnrt.errors import InputError
-from icnnrt.serving.session import load
+from icnnrt.serving.load import load
 
 
 def icnnrt(*arguments: object) -> Any:
@@ -720,7 +720,7 @@ def test_bad_exports_are_one_sentence_and_write_nothing(here: Path) -> None:
     assert "Bare has no x_dim to take it from; pass --x-shape" in bad("cli_factory:Bare")
     assert "Bare has no y_dim to take it from; pass --n" in bad("cli_factory:Bare", "--x-shape", 2)
     assert "x-shape: expected sizes such as 32" in bad("cli_factory:small", "--x-shape", "a,b")
-    assert "gap_tolerance must be a finite number > 0" in bad("cli_factory:small", "--gap-tolerance", -1)
+    assert "gap_tolerance: expected a finite number above 0" in bad("cli_factory:small", "--gap-tolerance", -1)
     assert "there is no such file" in bad("cli_factory:small", "--checkpoint", "none.pt")
     (here / "bad.pt").write_bytes(b"nonsense")
     assert "bad.pt" in bad("cli_factory:small", "--checkpoint", "bad.pt")

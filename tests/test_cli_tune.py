@@ -22,8 +22,8 @@ pytest.importorskip("onnxruntime")
 from test_cli import FACTORY, icnnrt, sentence
 
 import icnnrt as library
-from icnnrt.cli import tune
-from icnnrt.format import checkpoints, package
+from icnnrt.cli import following, tune
+from icnnrt.format import checkpoints, replacement
 from icnnrt.tuning import finetune
 
 
@@ -309,14 +309,14 @@ def test_a_process_that_is_told_to_stop_saves_and_says_by_what(
         told = b""
         for name in sent:
             process.send_signal(getattr(signal, name))
-            while tune.STOPPING.encode() not in told:  # the others come while it writes
+            while following.STOPPING.encode() not in told:  # the others come while it writes
                 assert process.stderr is not None
                 line = process.stderr.readline()
                 assert line
                 told += line
         told += process.communicate()[1]
     assert process.returncode == code, told
-    assert told.count(tune.STOPPING.encode()) == 1
+    assert told.count(following.STOPPING.encode()) == 1
     assert b"interrupted after" in told
     assert f"weights are in {tmp_path / 'out.icnn'}".encode() in told
     assert b"Traceback" not in told
@@ -469,15 +469,15 @@ def test_an_out_that_cannot_be_written_loses_nothing(
     out, elsewhere = tmp_path / "out.icnn", tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
-    real = package._replace_folder
-    monkeypatch.setattr(package, "_replace_folder", lambda at, *more: full() if at == out else real(at, *more))
+    real = replacement.replace_folder
+    monkeypatch.setattr(replacement, "replace_folder", lambda at, *more: full() if at == out else real(at, *more))
     result = icnnrt("tune", train_package, data, "--out", out, "--epochs", 1)
     assert result.exit_code == 1
     (written,) = elsewhere.glob("icnnrt-*/out.icnn")
     assert f"{out}: No space left on device; what was learnt is in {written}, so make room and copy" in result.stderr
     assert library.Package.open(written).manifest.metadata["tuned_steps"] == 2
     assert not out.exists()
-    monkeypatch.setattr(package, "_replace_folder", full)
+    monkeypatch.setattr(replacement, "replace_folder", full)
     for options, kept in ([], "nothing is kept"), (["--history", tmp_path / "h"], "the last checkpoint is in"):
         result = icnnrt("tune", train_package, data, "--out", out, "--epochs", 1, *options)
         assert result.exit_code == 1

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from amounts import amount
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -716,7 +717,7 @@ LARGE_VALUES: dict[str, tuple[list[onnx.NodeProto], Mapping[str, Any]]] = {
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes that the values of one proof may take, but for what the weights add."""
-    monkeypatch.setattr("icnnrt.convexity.onnx_numpy.MEMORY", 1 << 23)
+    monkeypatch.setattr("icnnrt.convexity.memory.MEMORY", 1 << 23)
     monkeypatch.setattr("icnnrt.convexity.segments.MAX_NUMBERS", 1 << 12)
     return 1 << 23
 
@@ -776,7 +777,7 @@ def test_names_of_weights_that_pile_up_are_bounded(small_memory: int) -> None:
 
 
 def test_memory_that_the_machine_does_not_have_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(attributes: Any, inputs: Any) -> Any:
+    def no_room(z: Any) -> Any:
         raise MemoryError
 
     monkeypatch.setitem(operators, "Exp", no_room)
@@ -813,6 +814,29 @@ def test_an_attribute_of_an_unknown_type_proves_nothing() -> None:
     assert verdict.reason == "ReduceSum has an attribute of a type that is not known here"
 
 
+def test_a_use_that_an_operator_does_not_have_proves_nothing() -> None:
+    """An attribute that nobody knows may mean anything; an input too many has nowhere to go."""
+    verdict = prove(model([node("Neg", "y", "v", colour=1), total("v")], {}), {})
+    assert (verdict.verdict, verdict.reason) == ("unknown", "Neg has an attribute that is not known here")
+    verdict = prove(model([node("Neg", "y unit", "v"), total("v")], {"unit": 1.0}), {})
+    assert (verdict.verdict, verdict.reason) == ("unknown", "Neg has an input too few or too many")
+
+
+def test_weights_to_blame_come_in_one_order() -> None:
+    """Whatever the hashes of their names: of a set they come in another order in every process."""
+    names = [f"w{i}" for i in range(9)]
+    nodes = [
+        node("Min", f"x {' '.join(names)}", "s"),
+        node("ReduceMax", "s one", "m", keepdims=1),
+        node("Sqrt", "m", "r"),
+        node("Mul", "y r", "v"),
+        total("v"),
+    ]
+    data = model(nodes, dict.fromkeys(names, -1.0))
+    weights = {name: np.array(-1.0) for name in names}
+    assert prove(data, weights).blame == tuple(names)
+
+
 def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
     """The value alone of a torch energy, by the exporter's own stages."""
     torch = pytest.importorskip("torch")
@@ -820,7 +844,7 @@ def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
     from icnnrt.format import package
     from icnnrt_exporters.graphs.onnx_head import quiet, to_onnx
     from icnnrt_exporters.tracing.energy_graph import trace_energy
-    from icnnrt_exporters.tracing.heads import Input, _theta, trace
+    from icnnrt_exporters.tracing.heads import Input, trace
     from icnnrt_exporters.writing import plain_graph, serialise, stored
 
     energy.eval()
@@ -834,7 +858,8 @@ def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
             theta, (x, y) = dict(zip(names, args, strict=False)), args[len(names) :]
             return traced.value(theta, traced.prepare(theta, x), y)
 
-        onnx_head = to_onnx(trace(head, [*_theta(traced), Input("x", x, 0), Input("y", y, 0)], ["f"]))
+        theta = [Input(name, tensor, None) for name, tensor in traced.theta.items()]
+        onnx_head = to_onnx(trace(head, [*theta, Input("x", x, 0), Input("y", y, 0)], ["f"]))
     weights, _ = stored(energy, traced.theta)
     constants = {name: traced.theta[name] for name in traced.constants}
     layout = package.weight_layout(weights)[1]
@@ -1040,7 +1065,9 @@ def worst_excess(data: bytes, seed: int, mu: float = 0.0, bound: float = np.inf)
     return float(np.max(excess, initial=-np.inf, where=np.isfinite(excess)))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@settings(
+    max_examples=amount(100), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 7))
 def test_whatever_is_proven_shows_no_excess(data: st.DataObject, seed: int, steps: int) -> None:
     draws = st.integers(0, 2**16)
@@ -1096,6 +1123,12 @@ OPERATORS: list[tuple[str, dict[str, Any], list[Any]]] = [
     *((name, {}, [np.linspace(-0.9, 0.9, 7, dtype=np.float32)]) for name in ("Asin", "Acos", "Atanh")),
     ("Acosh", {}, [np.linspace(1.0, 9.0, 7, dtype=np.float32)]),
     ("Round", {}, [np.array([-1.5, -0.5, 0.5, 1.5, 2.5, 0.7])]),
+    *(
+        ("IsInf", {f"detect_{side}": 0}, [np.array([-np.inf, 1, np.inf], np.float32)])
+        for side in ("negative", "positive")
+    ),
+    ("Slice", {}, [random(0, 5), np.array([-9]), np.array([-99]), np.array([0]), np.array([-1])]),
+    ("Slice", {}, [random(0, 5), np.array([9]), np.array([-4]), np.array([0]), np.array([-2])]),
 ]
 
 

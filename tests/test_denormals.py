@@ -48,7 +48,7 @@ def test_the_package_keeps_them_and_the_session_shows_zeros(tmp_path: Path) -> N
     written = opened.save(tmp_path / "small.icnn", weights=weights)
     zeros = {name: np.copysign(0, a).astype(a.dtype) if a.ndim == 2 else a for name, a in weights.items()}
     session, updated = icnnrt.load(written), icnnrt.load(PACKAGE)
-    updated._update_weights(weights)
+    updated.update_weights(weights)
     for one in (session, updated):
         for name, array in one.weights.items():
             np.testing.assert_array_equal(array, zeros[name])
@@ -56,7 +56,7 @@ def test_the_package_keeps_them_and_the_session_shows_zeros(tmp_path: Path) -> N
     for name, array in Package.open(tmp_path / "small.icnn").weights.items():
         np.testing.assert_array_equal(array, weights[name])
     plain = icnnrt.load(PACKAGE)
-    plain._update_weights(zeros)
+    plain.update_weights(zeros)
     np.testing.assert_array_equal(session.value(X, Y), plain.value(X, Y))
     np.testing.assert_array_equal(session.argmin(X).y, plain.argmin(X).y)
 
@@ -75,7 +75,7 @@ def test_threads_older_than_the_session_have_them_so_too_and_keep_their_arithmet
     older.start()
     for weights in (small, {name: without_denormals(a) for name, a in small.items()}):
         sessions.append(icnnrt.load(PACKAGE))
-        sessions[-1]._update_weights(weights)
+        sessions[-1].update_weights(weights)
     made.set()
     older.join()
     work("its own")

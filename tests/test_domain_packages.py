@@ -14,28 +14,27 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from exports import export
 from onnx_functions import transposed_products
 from test_argmin_layer import numpy_value_and_gradient
 from torch import Tensor, nn
 
 import icnnrt
 from icnnrt import Status
-from icnnrt.checking import verify as checks
+from icnnrt.checking import energy as checks
+from icnnrt.checking.trial import Trial
 from icnnrt.checking.verify import verify
 from icnnrt.errors import InputError
 from icnnrt.mathematics import reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, box_coordinates, space_coordinates
-from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.tuning.finetune import FineTuner
 from icnnrt_exporters import TrainSpec, siblings
 from icnnrt_exporters.assembly.optimizers import SGD
-from icnnrt_exporters.exporter import export
 from icnnrt_models import FICNN, BundleEntropyArgmin
 
 X_DIM, N, MU = 2, 3, 2.5
 KINDS = ("box", "simplex", "space")
 H = 1e-5
-FINITE_DIFFERENCES = 1e-6  # relative: h² of truncation, rounding of y (1e-13) over h
 
 Load = Callable[[str], icnnrt.Session]
 
@@ -136,28 +135,6 @@ def somewhere(kind: str, B: int, seed: int = 4) -> np.ndarray:
 # --- Answers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("B", [1, 50])
-@pytest.mark.parametrize("kind", KINDS)
-def test_argmin_is_the_reference_s(load: Load, kind: str, B: int) -> None:
-    session, x, bounds = load(kind), contexts(B), bounds_of(kind, B)
-    assert session.manifest.domain is not None
-    assert session.manifest.domain.kind == kind
-    solution = session.argmin(x, **bounds)
-    at, model = coordinates(kind, bounds), MODELS[kind]
-    true = stated(lambda y: session.value_and_gradient(x, y), kind, B)
-    np.testing.assert_allclose(solution.y, at.y(true.y), rtol=0, atol=1e-7)
-    for field in ("slopes", "offsets", "cut_points", "energy", "lower_bound"):
-        np.testing.assert_allclose(getattr(solution, field), getattr(true, field), rtol=0, atol=1e-6, err_msg=field)
-    assert (solution.status <= Status.GAP).all()
-    assert (solution.gap > 1e-6).any()  # so that the gradients below are those of an algorithm on its way
-    for seed in range(20):
-        p = somewhere(kind, B, seed)
-        energy = session.value(x, at.y(p)) + model.regulariser(NUMPY, p)[:, 0]
-        assert (energy >= solution.lower_bound - 1e-9).all()
-    if kind == "box":
-        assert ((bounds["lower"] <= solution.y) & (solution.y <= bounds["upper"])).all()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_product_reads_a_transpose(load: Load, kind: str) -> None:
     graphs = sorted(load(kind).path.glob("*.onnx"))
@@ -227,8 +204,8 @@ def test_boxes_without_width_and_without_points(load: Load) -> None:
 def test_graph_alone_answers_nan_for_an_empty_box(load: Load) -> None:
     session, x, bounds = load("box"), contexts(3), bounds_of("box", 3)
     feeds = {"x": x, "y_init": (bounds["lower"] + bounds["upper"]) / 2, **bounds}
-    clean, _ = session._runner.run("argmin", feeds)
-    out, _ = session._runner.run("argmin", {**feeds, "upper": bounds["upper"] - [[0.0], [5.0], [0.0]]})
+    clean, _ = session.runner.run("argmin", feeds)
+    out, _ = session.runner.run("argmin", {**feeds, "upper": bounds["upper"] - [[0.0], [5.0], [0.0]]})
     assert np.isnan(out["y"][1]).all()
     assert np.isnan(out["lower_bound"][1])
     np.testing.assert_allclose(out["y"][[0, 2]], clean["y"][[0, 2]], rtol=0, atol=1e-10)
@@ -247,48 +224,6 @@ def test_float32(load: Load) -> None:
 
 
 # --- Gradients -------------------------------------------------------------------------------------
-
-
-def differences(session: icnnrt.Session, y_bar: np.ndarray, at: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """∂(ȳ'y*)/∂at[name], [B, columns], by central differences."""
-    found = np.empty(at[name].shape)
-    for column in range(at[name].shape[1]):
-        step = H * np.eye(at[name].shape[1])[column]
-        ahead, behind = (session.argmin(**{**at, name: at[name] + s}).y for s in (step, -step))
-        found[:, column] = (y_bar * (ahead - behind)).sum(1) / (2 * H)
-    return found
-
-
-@pytest.mark.parametrize("B", [1, 50])
-@pytest.mark.parametrize("kind", KINDS)
-def test_vjp_is_the_derivative_of_argmin(load: Load, kind: str, B: int) -> None:
-    session, at = load(kind), {"x": contexts(B, 5), **bounds_of(kind, B, 6)}
-    solution = session.argmin(**at)
-    y_bar = np.random.default_rng(7).standard_normal((B, N))
-    cotangents = session.vjp(solution, y_bar)
-    names = ("x", "lower", "upper") if kind == "box" else ("x",)
-    for name in names:
-        true = differences(session, y_bar, at, name)
-        scale = np.abs(true).max() + 0.1
-        assert scale > 0.101, name  # else nothing would be told
-        np.testing.assert_allclose(getattr(cotangents, name), true, rtol=0, atol=FINITE_DIFFERENCES * scale)
-    if kind != "box":
-        assert cotangents.lower is None
-        assert cotangents.upper is None
-
-    rng = np.random.default_rng(8)
-    old = {name: session.weights[name] for name in cotangents.weights}
-    d = {name: rng.standard_normal(w.shape) for name, w in old.items()}
-    try:
-        moved = []
-        for t in (H, -H):
-            session._update_weights({name: w + t * d[name] for name, w in old.items()})
-            moved.append(session.argmin(**at).y)
-    finally:
-        session._update_weights(old)
-    true = (y_bar * (moved[0] - moved[1])).sum() / (2 * H)
-    told = sum((cotangents.weights[name] * d[name]).sum() for name in old)
-    assert told == pytest.approx(true, rel=1e-5, abs=1e-6)
 
 
 def test_prop3_misses_what_moves_the_cuts(load: Load) -> None:
@@ -314,18 +249,18 @@ def test_verify_passes(load: Load, kind: str) -> None:
 def test_verify_looks_at_the_energy_where_y_lies(load: Load, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not elsewhere, where it need not be convex or even finite; and wherever that is, beyond [0, 1]^n too."""
     session = load(kind)
-    trial = checks._Trial(session, contexts(5), np.random.default_rng(0))
+    trial = Trial(icnnrt.Package.open(session.path), session, contexts(5), np.random.default_rng(0))
     seen: list[np.ndarray] = []
-    plain = icnnrt.Session.value_and_gradient
+    plain = icnnrt.EnergySession.value_and_gradient
 
     def noted(self: icnnrt.Session, x: Any, y: Any) -> Any:
         seen.append(np.asarray(y))
         return plain(self, x, y)
 
-    monkeypatch.setattr(icnnrt.Session, "value_and_gradient", noted)
-    monkeypatch.setattr(icnnrt.Session, "hvp", lambda self, x, y, v: plain(self, x, y + 1e-5 * v)[1])
-    for check in (trial.gradient, trial.convexity, trial.hvp):
-        check()
+    monkeypatch.setattr(icnnrt.EnergySession, "value_and_gradient", noted)
+    monkeypatch.setattr(icnnrt.EnergySession, "hvp", lambda self, x, y, v: plain(self, x, y + 1e-5 * v)[1])
+    for check in (checks.gradient, checks.convexity, checks.hvp):
+        list(check(trial))
     Y = np.array(seen)
     if kind == "simplex":
         assert Y.min() >= -1e-12
@@ -345,9 +280,9 @@ def test_verify_looks_at_the_energy_where_y_lies(load: Load, kind: str, monkeypa
         beyond = np.maximum(np.asarray(y) - (0.8 if kind == "simplex" else 1.0), 0.0)
         return f - 50 * (beyond**2).sum(1), g - 100 * beyond
 
-    monkeypatch.setattr(icnnrt.Session, "value_and_gradient", concave)
-    assert trial.convexity().verdict == "fail"
-    assert trial.gradient().verdict == "pass"
+    monkeypatch.setattr(icnnrt.EnergySession, "value_and_gradient", concave)
+    assert next(checks.convexity(trial)).verdict == "fail"
+    assert next(checks.gradient(trial)).verdict == "pass"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,96 +1,29 @@
-"""Domains other than the unit box: reference, portable bodies, certificate and torch layer.
+"""Domains other than the unit box: their formulas, K cuts in the reference, the torch layer.
 
 Answers are told by certificate and by scipy, gradients by central differences of the K-step algorithm in float64.
 """
 
 import copy
-import functools
+from typing import get_args
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from cut_models import network, random_cuts
 from scipy.optimize import minimize
 
+from icnnrt.errors import InputError
 from icnnrt.mathematics import certificate, reference
 from icnnrt.mathematics.domains import MODELS, NAMES, SIMPLEX, SPACE, UNIT_BOX, box_coordinates, space_coordinates
 from icnnrt.mathematics.namespace import NUMPY
-from icnnrt_exporters.operators.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
+from icnnrt_exporters import commands
 from icnnrt_models import FICNN, BundleEntropyArgmin
+from icnnrt_models.layers.argmin import DomainName
 
 each_model = pytest.mark.parametrize("domain", [UNIT_BOX, SIMPLEX, SPACE], ids=lambda d: d.name)
 each_new_model = pytest.mark.parametrize("domain", [SIMPLEX, SPACE], ids=lambda d: d.name)
 
-CRITERION = 1e-8  # duality gap of a model relative to max(1, |dual|)
 FINITE_DIFFERENCES = 1e-6  # h = 1e-5: h⁴ of truncation, rounding of y (1e-13) over h
-
-
-def random_cuts(seed, B, k, n, scale=1.0):
-    """Cuts that compete: v differs from cut to cut by about as much as y can change it."""
-    rng = np.random.default_rng(seed)
-    G = scale * rng.standard_normal((B, k, n)) / np.sqrt(n) * 3
-    return G, 0.3 * scale * rng.standard_normal((B, k))
-
-
-def hard_cuts(kind, scale):
-    if kind == "duplicates":
-        G, e = random_cuts(1, 5, 4, 10, scale)
-        return np.concatenate([G, G, G[:, :1]], axis=1), np.concatenate([e, e, e[:, :1]], axis=1)
-    if kind == "equal":
-        G, e = random_cuts(2, 5, 1, 10, scale)
-        return np.repeat(G, 4, axis=1), np.repeat(e, 4, axis=1)
-    if kind == "nearly parallel":
-        rng = np.random.default_rng(3)
-        G, e = random_cuts(3, 5, 1, 10, scale)
-        return G + 1e-3 * scale * rng.standard_normal((5, 6, 10)), e + 1e-3 * scale * rng.standard_normal((5, 6))
-    if kind == "saturated":
-        G, e = random_cuts(4, 5, 5, 30, 1.0)
-        return 2 * scale * np.abs(G) + scale / 2, e
-    if kind == "a large common slope":
-        G, e = random_cuts(5, 5, 5, 10, min(scale, 10.0))
-        return G + scale * np.random.default_rng(5).standard_normal((5, 1, 10)), e
-    k, n = {"one cut": (1, 10), "one variable": (5, 1), "more cuts than variables": (30, 3), "many": (10, 159)}[kind]
-    return random_cuts(k, 5, k, n, scale)
-
-
-HARD = (
-    "duplicates",
-    "equal",
-    "nearly parallel",
-    "saturated",
-    "a large common slope",
-    "one cut",
-    "one variable",
-    "more cuts than variables",
-    "many",
-)
-
-
-def network(kind, n, seed):
-    """Value, gradient and Hessian of a two-layer network convex in y: f = Σ a(Z a(Wy + b) + Vy) with Z >= 0."""
-    rng = np.random.default_rng(seed)
-    W, b = rng.standard_normal((20, n)), rng.standard_normal(20)
-    Z, V = np.abs(rng.standard_normal((12, 20))) / 8, rng.standard_normal((12, n))
-    bend = (lambda z: np.maximum(z, 0.0)) if kind == "relu" else reference.softplus
-    slope = (lambda z: (z > 0) * 1.0) if kind == "relu" else reference.sigmoid
-    curve = (lambda z: 0.0 * z) if kind == "relu" else (lambda z: reference.sigmoid(z) * reference.sigmoid(-z))
-
-    def value_and_gradient(y):
-        first = y @ W.T + b
-        second = bend(first) @ Z.T + y @ V.T
-        out = slope(second)
-        return bend(second).sum(1), out @ V + ((out @ Z) * slope(first)) @ W
-
-    def hessian(y):
-        first = y @ W.T + b
-        second = bend(first) @ Z.T + y @ V.T
-        J = V + (Z * slope(first)[:, None, :]) @ W
-        inner = (slope(second) @ Z) * curve(first)
-        return J.swapaxes(1, 2) @ (curve(second)[:, :, None] * J) + W.T @ (inner[:, :, None] * W)
-
-    return value_and_gradient, hessian
 
 
 def point_of(domain, B, n, seed=0):
@@ -103,7 +36,20 @@ def point_of(domain, B, n, seed=0):
 
 def test_every_name_has_a_model():
     assert tuple(MODELS) == NAMES
-    assert {domain.name for domain in MODELS.values()} == {"unit_box", "simplex", "space"}
+    assert get_args(DomainName) == tuple(commands.DomainName) == NAMES
+    assert all(domain.name == name for name, domain in MODELS.items())
+
+
+@pytest.mark.parametrize("domain", MODELS.values(), ids=lambda d: d.name)
+def test_points_of_a_domain_may_be_started_from(domain):
+    rng = np.random.default_rng(1)
+    bounds = dict(zip(domain.bounds, (np.zeros((5, 3)), np.ones((5, 3))), strict=False))
+    for points in (domain.random(rng, 5, 3), domain.corners(rng, 5, 3), np.full((5, 3), domain.centre(3))):
+        domain.check_start(points, bounds)
+        points[2, 1] = np.nan
+        with pytest.raises(InputError, match=r"y_init: expected .*, but got nan in sample 2; clip it"):
+            domain.check_start(points, bounds)
+    domain.check_start(np.zeros((0, 3)), {name: array[:0] for name, array in bounds.items()})
 
 
 @each_model
@@ -137,22 +83,6 @@ def test_far_logits_stay_finite(domain):
 # ---------------------------------------------------------------- the model of k cuts
 
 
-@each_model
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0, 1e3])
-@pytest.mark.parametrize("kind", HARD)
-def test_the_reference_solves_hard_cuts_by_its_own_certificate(domain, kind, scale):
-    G, e = hard_cuts(kind, scale)
-    solution = reference.bundle_entropy_solve(G, e, domain=domain)
-    size = np.maximum(1.0, np.abs(solution.lower_bound))
-    recomputed = certificate.kkt_residuals(G, e, solution.lam, solution.y, domain)
-    assert (recomputed[:, 2] / size).max() <= CRITERION
-    assert recomputed[:, 1].max() <= 1e-14
-    assert (recomputed[:, 0] / (1 + np.abs(solution.y).max(1))).max() <= 1e-12
-    primal = (e + np.einsum("bkn,bn->bk", G, solution.y - domain.centre(G.shape[2]))).max(1)
-    gap = primal + domain.regulariser(NUMPY, solution.y)[:, 0] - solution.lower_bound
-    assert (np.abs(gap) / size).max() <= 2 * CRITERION
-
-
 @each_new_model
 def test_scipy_finds_no_lower_model(domain):
     """SLSQP on the epigraph form, min t + R(y) s.t. v(y) <= t."""
@@ -175,41 +105,6 @@ def test_scipy_finds_no_lower_model(domain):
         )
         assert abs(found.fun - solution.lower_bound[b]) <= 1e-6
         np.testing.assert_allclose(found.x[:n], solution.y[b], atol=1e-4)
-
-
-@each_model
-def test_warm_starts_and_bad_samples(domain):
-    G, e = random_cuts(4, 7, 5, 10, 3.0)
-    cold = reference.bundle_entropy_solve(G, e, domain=domain)
-    warm = reference.bundle_entropy_solve(G, e, cold.lam[:, :3] / cold.lam[:, :3].sum(1, keepdims=True), domain=domain)
-    np.testing.assert_allclose(warm.y, cold.y, atol=1e-10)
-    for bad, place in ((np.nan, (2, 1, 3)), (np.inf, (2, 1, 3)), (-np.inf, (2, 1, 3))):
-        spoilt = G.copy()
-        spoilt[place] = bad
-        got = reference.bundle_entropy_solve(spoilt, e, domain=domain)
-        assert np.isnan(got.y[2]).all()
-        assert np.isnan(got.lower_bound[2])
-        others = np.arange(7) != 2
-        np.testing.assert_array_equal(got.y[others], cold.y[others])
-
-
-@each_model
-@pytest.mark.parametrize(("n", "k", "scale"), [(1, 1, 1.0), (10, 1, 1.0), (10, 5, 3.0), (3, 5, 2.0), (40, 10, 5.0)])
-def test_the_kkt_adjoint_is_the_derivative_of_the_solve(domain, n, k, scale):
-    """∂(ȳ'y)/∂e = c_λ and ∂(ȳ'y)/∂G = λ c_y' + c_λ (y − c)', by central differences along random directions."""
-    B, step = 7, 1e-5
-    G, e = random_cuts(n + k, B, k, n, scale)
-    rng = np.random.default_rng(n)
-    y_bar, G_dot, e_dot = rng.standard_normal((B, n)), rng.standard_normal(G.shape), rng.standard_normal(e.shape)
-    at = reference.bundle_entropy_solve(G, e, domain=domain)
-    c_y, c_lam = reference.kkt_adjoint(G, e, at.lam, y_bar, domain)
-    G_bar = at.lam[:, :, None] * c_y[:, None, :] + c_lam[:, :, None] * (at.y - domain.centre(n))[:, None, :]
-    derivative = (G_bar * G_dot).sum((1, 2)) + (c_lam * e_dot).sum(1)
-    ahead, behind = (
-        reference.bundle_entropy_solve(G + h * G_dot, e + h * e_dot, domain=domain).y for h in (step, -step)
-    )
-    difference = (y_bar * (ahead - behind)).sum(1) / (2 * step)
-    np.testing.assert_allclose(derivative, difference, rtol=1e-6, atol=1e-7)
 
 
 # ---------------------------------------------------------------- the K-step method
@@ -438,175 +333,9 @@ def test_mu_scales_the_quadratic(mu):
     np.testing.assert_allclose(coordinates.p(y), path.y, rtol=1e-14)
 
 
-# ---------------------------------------------------------------- the portable bodies
-# Both sides solve until the gap is rounding. float32 rounds y and λ once each. On the scale of y, or of slopes.
-TYPES = {np.float64: TensorProto.DOUBLE, np.float32: TensorProto.FLOAT}
-Y_TOLERANCE = {np.float64: 1e-10, np.float32: 2e-5}
-ADJOINT_TOLERANCE = {np.float64: 1e-9, np.float32: 2e-5}
-SOLVE_IO = (
-    {"slopes": ["B", "k", "n"], "offsets": ["B", "k"], "lam_start": ["B", "k_prev"]},
-    {"y": ["B", "n"], "lam": ["B", "k"], "lower_bound": ["B"], "residual": ["B", 3]},
-)
-ADJOINT_IO = (
-    {"slopes": ["B", "k", "n"], "offsets": ["B", "k"], "lam": ["B", "k"], "y_bar": ["B", "n"]},
-    {"c_y": ["B", "n"], "c_lam": ["B", "k"]},
-)
-each_dtype = pytest.mark.parametrize("dtype", TYPES)
-
-
-def body_model(domain, suffix, dtype, **attributes):
-    inputs, outputs = SOLVE_IO if suffix == "Solve" else ADJOINT_IO
-    types = dict.fromkeys(("lower_bound", "residual"), TYPES[np.float64])
-    infos = [
-        [helper.make_tensor_value_info(name, types.get(name, TYPES[dtype]), shape) for name, shape in io.items()]
-        for io in (inputs, outputs)
-    ]
-    node = helper.make_node(domain.operators + suffix, list(inputs), list(outputs), domain=OP_DOMAIN, **attributes)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(OP_DOMAIN, OP_VERSION)]
-    graph = helper.make_graph([node], suffix, *infos)
-    return helper.make_model(graph, functions=functions(domain.name), opset_imports=opsets, ir_version=IR_VERSION)
-
-
-@functools.cache
-def session(domain, suffix, dtype, **attributes):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    serialised = body_model(domain, suffix, dtype, **attributes).SerializeToString()
-    return onnxruntime.InferenceSession(serialised, options, providers=["CPUExecutionProvider"])
-
-
-def run_solve(domain, G, e, lam_start=None, dtype=np.float64, steps=reference.STEPS):
-    lam_start = np.empty((len(G), 0)) if lam_start is None else lam_start
-    feeds = {"slopes": G.astype(dtype), "offsets": e.astype(dtype), "lam_start": lam_start.astype(dtype)}
-    return reference.InnerSolution(*session(domain, "Solve", dtype, steps=steps).run(None, feeds))
-
-
-def run_adjoint(domain, G, e, lam, y_bar, dtype=np.float64):
-    feeds = {"slopes": G, "offsets": e, "lam": lam, "y_bar": y_bar}
-    return session(domain, "Adjoint", dtype).run(None, {name: a.astype(dtype) for name, a in feeds.items()})
-
-
-def rounded(dtype, *arrays):
-    return tuple(a.astype(dtype).astype(np.float64) for a in arrays)
-
-
-def check_body(domain, G, e, lam_start=None, dtype=np.float64, y_tolerance=None):
-    G, e = rounded(dtype, G, e)
-    expected = reference.bundle_entropy_solve(G, e, lam_start, domain=domain)
-    y, lam, lower_bound, residual = got = run_solve(domain, G, e, lam_start, dtype)
-    assert (y.dtype, lam.dtype, lower_bound.dtype, residual.dtype) == (dtype, dtype, np.float64, np.float64)
-    assert [a.shape for a in got] == [a.shape for a in expected]
-    size = np.maximum(1.0, np.abs(expected.lower_bound))
-    y_size = 1.0 + np.abs(expected.y).max(1, keepdims=True)
-    assert (np.abs(y - expected.y) / y_size).max() <= (y_tolerance or Y_TOLERANCE[dtype])
-    assert (np.abs(lower_bound - expected.lower_bound) / size).max() <= 1e-8
-    assert (residual[:, 2] / size).max() <= CRITERION
-    assert residual[:, 1].max() <= 1e-14
-    assert (residual[:, 0] / y_size[:, 0]).max() <= np.finfo(dtype).eps
-    assert lam.min() >= 0.0
-    assert np.abs(lam.astype(np.float64).sum(1) - 1.0).max() <= 4 * np.finfo(dtype).eps * lam.shape[1]
-
-
-@each_new_model
-@each_dtype
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 10.0, 100.0])
-@pytest.mark.parametrize(("n", "k", "B"), [(1, 1, 1), (1, 2, 7), (10, 1, 7), (10, 5, 7), (10, 30, 3), (159, 10, 3)])
-def test_bodies_solve_random_cuts(domain, n, k, B, scale, dtype):
-    check_body(domain, *random_cuts(k, B, k, n, scale), dtype=dtype)
-
-
-@each_new_model
-@each_dtype
-@pytest.mark.parametrize("scale", [1e-2, 1.0, 100.0])
-@pytest.mark.parametrize("kind", HARD)
-def test_bodies_solve_hard_cuts(domain, kind, scale, dtype):
-    # A gap at rounding bounds y by its root, where nearly parallel cuts make λ ill-determined.
-    check_body(domain, *hard_cuts(kind, scale), dtype=dtype, y_tolerance=1e-7 if dtype == np.float64 else 2e-5)
-
-
-@each_new_model
-@each_dtype
-def test_bodies_start_warm_and_take_empty_batches(domain, dtype):
-    G, e = random_cuts(0, 7, 6, 10, 3.0)
-    lam = reference.bundle_entropy_solve(G, e, domain=domain).lam
-    for k_prev in (1, 3, 6):
-        check_body(domain, G, e, lam[:, :k_prev], dtype)
-    empty = run_solve(domain, np.empty((0, 3, 5)), np.empty((0, 3)), np.empty((0, 2)), dtype)
-    assert [a.shape for a in empty] == [(0, 5), (0, 3), (0,), (0, 3)]
-    none = np.empty((0, 3))
-    assert [a.shape for a in run_adjoint(domain, np.empty((0, 3, 5)), none, none, np.empty((0, 5)), dtype)] == [
-        (0, 5),
-        (0, 3),
-    ]
-
-
-@each_new_model
-@each_dtype
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", ["slope", "offset"])
-def test_a_bad_sample_poisons_itself_alone_in_bodies(domain, bad, place, dtype):
-    G, e = random_cuts(4, 7, 5, 10, 3.0)
-    clean = run_solve(domain, G, e, dtype=dtype)
-    if place == "slope":
-        G[2, 1, 3] = bad
-    else:
-        e[2, 1] = bad
-    y, _, lower_bound, residual = got = run_solve(domain, G, e, dtype=dtype)
-    others = np.arange(7) != 2
-    assert np.isnan(y[2]).all()
-    assert np.isnan(lower_bound[2])
-    assert not np.isfinite(residual[2, [0, 2]]).any()
-    for a, b in zip(got, clean, strict=True):
-        np.testing.assert_array_equal(a[others], b[others])
-
-
-@each_new_model
-@each_dtype
-@pytest.mark.parametrize("scale", [1e-2, 1.0, 10.0, 100.0])
-@pytest.mark.parametrize(("n", "k", "B"), [(1, 1, 7), (1, 5, 7), (3, 5, 20), (10, 30, 7), (159, 10, 5)])
-def test_adjoint_bodies_are_the_references(domain, n, k, B, scale, dtype):
-    G, e = rounded(dtype, *random_cuts(k, B, k, n, scale))
-    (lam,) = rounded(dtype, reference.bundle_entropy_solve(G, e, domain=domain).lam)
-    (y_bar,) = rounded(dtype, np.random.default_rng(n).standard_normal((B, n)))
-    c_y, c_lam = run_adjoint(domain, G, e, lam, y_bar, dtype)
-    assert c_y.dtype == c_lam.dtype == dtype
-    expected_y, expected_lam = reference.kkt_adjoint(G, e, lam, y_bar, domain)
-    size = np.abs(y_bar).max(1, keepdims=True) / np.abs(G).max((1, 2))[:, None]
-    np.testing.assert_allclose(c_y, expected_y, atol=ADJOINT_TOLERANCE[dtype])
-    assert (np.abs(c_lam - expected_lam) / size).max() <= ADJOINT_TOLERANCE[dtype]
-
-
-@each_new_model
-@each_dtype
-@pytest.mark.parametrize(("suffix", "attributes"), [("Solve", {"steps": 5}), ("Adjoint", {})])
-def test_the_models_of_bodies_pass_onnx_checker(domain, suffix, attributes, dtype):
-    onnx.checker.check_model(body_model(domain, suffix, dtype, **attributes), full_check=True)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_bodies_come_with_all_they_call(name):
-    bodies = functions(name)
-    known = {body.name for body in bodies}
-    assert {MODELS[name].operators + suffix for suffix in ("Solve", "Adjoint")} <= known
-
-    def nodes(found):
-        for node in found:
-            yield node
-            for attribute in node.attribute:
-                yield from nodes(attribute.g.node)
-
-    for body in bodies:
-        for node in nodes(body.node):
-            assert node.domain == "" or node.op_type in known
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                assert onnx.numpy_helper.to_array(node.attribute[0].t).dtype in (np.float64, np.int64, np.bool_)
-
-
 # ---------------------------------------------------------------- the torch layer
 
 F64 = torch.float64
-SAME_ALGORITHM = 1e-9  # float64 against float64: the same steps, sums in another order
 CASES = {"unit_box": {}, "box": {}, "simplex": {}, "space": {"mu": 1.0}, "space, mu = 3": {"mu": 3.0}}
 each_case = pytest.mark.parametrize("case", CASES)
 X_DIM, N, BATCH = 3, 4, 3
@@ -658,42 +387,6 @@ def exact_argmin(layer, case, inputs):
 
 
 @each_case
-@pytest.mark.parametrize("activation", ["relu", "softplus"])
-@pytest.mark.usefixtures("without_kernels")  # of a point on a kink, rounded in another way, another cut comes
-def test_the_layer_answers_as_the_reference(case, activation):
-    for K in (1, 6):
-        layer, inputs = layer_of(case, K, activation), inputs_of(case)
-        domain, coordinates = MODELS[layer.domain], place_of(case, inputs)
-
-        def value_and_gradient(y, layer=layer, inputs=inputs):
-            y = torch.from_numpy(y).requires_grad_()
-            f = layer.energy(inputs["x"], y)
-            return f.detach().numpy(), torch.autograd.grad(f.sum(), y)[0].numpy()
-
-        of_p = reference.in_coordinates(value_and_gradient, coordinates)
-        p_init = np.full((BATCH, N), domain.centre(N))
-        expected = reference.bundle_entropy_argmin(of_p, p_init, K, domain=domain)
-        result = layer.solve(**inputs)
-        # On a kink, where the cuts of a ReLU network soon lie, the last bit of y decides which slope f has. Once it is
-        # solved that changes nothing; before, another answer with its own certificate comes.
-        faces = np.abs(result.slopes.numpy() - expected.slopes).max((1, 2)) <= 1e-6
-        settled = np.maximum(result.gap.abs().numpy(), np.abs(expected.gap)) <= 1e-12
-        same = faces | settled | (activation == "softplus")
-        assert same.any()
-        y = coordinates.y(expected.y)
-        np.testing.assert_allclose(result.y.numpy()[same], y[same], atol=SAME_ALGORITHM)
-        cuts = ("slopes", "offsets", "cut_points") if activation == "softplus" else ()
-        for field in ("energy", "lower_bound", "gap", *cuts):
-            got, wanted = getattr(result, field).numpy()[same], getattr(expected, field)[same]
-            np.testing.assert_allclose(got, wanted, atol=1e-8, err_msg=field)
-        assert (result.lower_bound.numpy() <= expected.energy + 1e-8).all()
-        assert (expected.lower_bound <= result.energy.numpy() + 1e-8).all()
-        assert torch.equal(layer(**inputs), result.y)
-        start = torch.from_numpy(coordinates.y(p_init))
-        assert torch.allclose(layer(**inputs, y_init=start)[same], result.y[same], atol=1e-8)
-
-
-@each_case
 def test_float32_layers(case):
     expected = layer_of(case, 6).solve(**inputs_of(case))
     result = layer_of(case, 6).to(torch.float32).solve(**inputs_of(case, torch.float32))
@@ -708,7 +401,6 @@ def test_float32_layers(case):
     # prop3 is exact for piecewise-linear energies, implicit at convergence of smooth ones
     [
         ("exact", "relu", 5, 1e-6),
-        ("exact", "softplus", 3, 1e-6),
         ("prop3", "relu", 5, 1e-6),
         ("implicit", "softplus", 50, 1e-4),
     ],
@@ -786,13 +478,13 @@ def test_crossed_bounds_spoil_their_sample_alone():
 def test_the_layer_of_every_domain_is_refused_what_it_cannot_do(case):
     layer, inputs = layer_of(case, 2), inputs_of(case)
     wrong = torch.full((BATCH, N), torch.inf if layer.domain == "space" else -200.0, dtype=F64)
-    with pytest.raises(ValueError, match="y_init must"):
+    with pytest.raises(ValueError, match=r"y_init: expected .* in sample 0; clip it"):
         layer(**inputs, y_init=wrong)
     if layer.domain != "box":
-        with pytest.raises(ValueError, match="lower must be left out"):
+        with pytest.raises(ValueError, match="lower: expected none, as the domain is"):
             layer(inputs["x"], lower=0.0)
     if layer.domain == "simplex":
-        with pytest.raises(ValueError, match="sum to 1"):
+        with pytest.raises(ValueError, match="y_init: expected rows of sum 1, but got 2"):
             layer(inputs["x"], y_init=torch.full((BATCH, N), 0.5, dtype=F64))
     if layer.domain != "unit_box":
         assert f"domain={layer.domain!r}" in repr(layer)
@@ -801,18 +493,18 @@ def test_the_layer_of_every_domain_is_refused_what_it_cannot_do(case):
 def test_refusals_of_boxes_and_names():
     layer, x = layer_of("box", 2), inputs_of("box")["x"]
     for lower, upper, match in (
-        (None, 1.0, "lower must be given"),
-        (0.0, None, "upper must be given"),
-        (torch.zeros(N), 1.0, "lower must have the dtype"),
-        (torch.zeros(N + 1, dtype=F64), 1.0, "lower must broadcast"),
-        (0.0, float("inf"), "upper must be finite"),
+        (None, 1.0, "lower: expected the bounds of y, as the domain is a box, but got none"),
+        (0.0, None, "upper: expected the bounds of y, as the domain is a box, but got none"),
+        (torch.zeros(N), 1.0, "lower: expected torch.float64, as the energy is, but got torch.float32"),
+        (torch.zeros(N + 1, dtype=F64), 1.0, "lower: expected what broadcasts to shape"),
+        (0.0, float("inf"), "upper: expected finite numbers"),
     ):
         with pytest.raises(ValueError, match=match):
             layer(x, lower=lower, upper=upper)
     energy = layer.energy
-    with pytest.raises(ValueError, match="domain must be one of"):
+    with pytest.raises(ValueError, match="domain: expected 'unit_box', 'box', 'simplex' or 'space', but got 'ball'"):
         BundleEntropyArgmin(energy, 2, domain="ball")
-    with pytest.raises(ValueError, match="mu must be a finite number"):
+    with pytest.raises(ValueError, match="mu: expected a finite number above 0, but got 0"):
         BundleEntropyArgmin(energy, 2, domain="space", mu=0.0)
-    with pytest.raises(ValueError, match="mu must be left at 1"):
+    with pytest.raises(ValueError, match="mu: expected 1 in the domain 'simplex', but got 2"):
         BundleEntropyArgmin(energy, 2, domain="simplex", mu=2.0)

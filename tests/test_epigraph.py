@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exports import export
 
 import icnnrt
 from icnnrt.epigraph import EpigraphProblem, epigraph
@@ -22,7 +23,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 from torch import Tensor, nn  # noqa: E402
 
-from icnnrt_exporters import export  # noqa: E402
 from icnnrt_models import FICNN, PICNN  # noqa: E402
 
 # Of the optimum and the energy at it, relative to max(1, |optimum|): qp_solve stops at 1e-12, and promises 1e-9.
@@ -257,10 +257,10 @@ def test_a_float32_package_is_followed_in_float64(tmp_path: Path) -> None:
 
 
 def test_new_weights_of_a_session_count(sessions: dict[str, icnnrt.Session]) -> None:
-    package = sessions["FICNN"]._package
+    package = sessions["FICNN"].package
     with icnnrt.load(package) as session:
         before = epigraph(session, contexts(), mu=1.0)[0]
-        session._update_weights({name: 2 * array for name, array in session.weights.items() if name.endswith("b")})
+        session.update_weights({name: 2 * array for name, array in session.weights.items() if name.endswith("b")})
         after = epigraph(session, contexts(), mu=1.0)[0].solve()
         assert after.value != before.solve().value
         assert epigraph(package, contexts(), mu=1.0)[0].solve().value == before.solve().value
@@ -344,8 +344,8 @@ def test_what_is_not_piecewise_linear_and_convex_is_refused(energy: nn.Module, m
         ({"lower": "low"}, "lower: expected numbers"),
         ({"lower": np.nan}, "lower: expected finite numbers"),
         ({"upper": np.ones(3)}, r"upper: expected shape \[4\]"),
-        ({"lower": np.inf}, "lower: expected numbers, or -inf for none, but it holds inf"),
-        ({"upper": [1.0, -np.inf, 1.0, 1.0]}, "upper: expected numbers, or inf for none, but it holds -inf"),
+        ({"lower": np.inf}, "lower: expected numbers, or -inf for none, but got inf"),
+        ({"upper": [1.0, -np.inf, 1.0, 1.0]}, "upper: expected numbers, or inf for none, but got -inf"),
     ],
 )
 def test_wrong_arguments(sessions: dict[str, icnnrt.Session], arguments: dict[str, object], message: str) -> None:
@@ -354,7 +354,7 @@ def test_wrong_arguments(sessions: dict[str, icnnrt.Session], arguments: dict[st
 
 
 def test_wrong_contexts_and_sources(sessions: dict[str, icnnrt.Session]) -> None:
-    with pytest.raises(InputError, match="x: expected finite numbers, but sample 1"):
+    with pytest.raises(InputError, match="x: expected finite numbers, but got others in sample 1"):
         epigraph(sessions["FICNN"], [[0.0] * 3, [np.nan] * 3])
     with pytest.raises(InputError, match="x: expected"):
         epigraph(sessions["FICNN"], None)

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.slow  # each trains for half a minute or more
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -1,5 +1,6 @@
 """Export, end to end: what onnxruntime computes from a package is what torch computes from the module."""
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,14 +102,20 @@ def build(case: Case, path: Path, **keywords: Any) -> Exported:
     return Exported(case, energy, layer, package, icnnrt.load(path))
 
 
-@pytest.fixture(scope="module", params=CASES)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return build(CASES[request.param], tmp_path_factory.mktemp("export") / f"{request.param}.icnn")
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """The case of that name, exported once."""
+    return functools.cache(lambda name: build(CASES[name], tmp_path_factory.mktemp("export") / f"{name}.icnn"))
 
 
-@pytest.fixture(scope="module")
-def picnn(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return build(CASES["picnn-softplus-batchnorm-64"], tmp_path_factory.mktemp("picnn") / "picnn.icnn")
+@pytest.fixture(params=CASES)
+def exported(request: pytest.FixtureRequest, built: Callable[[str], Exported]) -> Exported:
+    return built(request.param)
+
+
+@pytest.fixture
+def picnn(built: Callable[[str], Exported]) -> Exported:
+    return built("picnn-softplus-batchnorm-64")
 
 
 def tolerance(dtype: torch.dtype, double: float, single: float) -> float:
@@ -423,21 +430,20 @@ class MixingY(nn.Module):
 
 
 class Named(nn.Module):
-    """A weight under any name."""
+    """Weights under any names."""
 
     y_dim = 2
 
-    def __init__(self, name: str, tensor: Tensor | None = None) -> None:
+    def __init__(self, *names: str, tensor: Tensor | None = None) -> None:
         super().__init__()
-        self.name = name
-        if tensor is None:
-            self.register_parameter(name, nn.Parameter(torch.ones(2)))
-        else:
-            self.register_buffer(name, tensor)
+        for name in names:
+            if tensor is None:
+                self.register_parameter(name, nn.Parameter(torch.ones(2)))
+            else:
+                self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        weight = self.get_parameter(self.name) if self.name in self._parameters else 1.0
-        return (weight * y * y).sum(1)
+        return sum(((weight * y * y).sum(1) for weight in self.parameters()), (y * y).sum(1))
 
 
 class PlainTensor(nn.Module):
@@ -459,8 +465,11 @@ BAD = [
     (lambda: Named("depth"), "a weight is called 'depth'"),
     (lambda: Named("lam"), "a weight is called 'lam'"),
     (lambda: Named("a'b"), "holds a quote or a slash"),
-    (lambda: Named("b", torch.ones(2, dtype=torch.bfloat16)), "b is torch.bfloat16, which a package cannot hold"),
-    (lambda: Named("b", torch.ones(0)), r"b is empty, of shape \(0,\)"),
+    (
+        lambda: Named("b", tensor=torch.ones(2, dtype=torch.bfloat16)),
+        "b is torch.bfloat16, which a package cannot hold",
+    ),
+    (lambda: Named("b", tensor=torch.ones(0)), r"b is empty, of shape \(0,\)"),
     (FixedBatch, "must work for a batch of any size, but fails on 4 samples"),
     (Table, r"forward returned \(11, 2\) for a batch of 11; expected one energy per sample"),
     (Total, r"forward returned \(\) for a batch of 11"),
@@ -512,11 +521,11 @@ def test_a_shared_parameter_has_one_cotangent(tmp_path: Path) -> None:
 
 def test_names_of_inner_values_are_free_for_weights(tmp_path: Path) -> None:
     """Weights called like the values of the graphs: nothing meets."""
-    for name in ("mul", "seed", "s", "val_0", "constant_0", "slopes_in", "offset_bar"):
-        energy = Named(name)
-        layer = BundleEntropyArgmin(energy, iterations=2)
-        package = export(energy, layer, torch.randn(2, 3), torch.rand(2, 2), tmp_path / f"{name}.icnn")
-        assert set(package.weights) == {name}
+    names = ("mul", "seed", "s", "val_0", "constant_0", "slopes_in", "offset_bar")
+    energy = Named(*names)
+    layer = BundleEntropyArgmin(energy, iterations=2)
+    package = export(energy, layer, torch.randn(2, 3), torch.rand(2, 2), tmp_path / "p.icnn")
+    assert set(package.weights) == set(names)
 
 
 def test_every_submodule_keeps_its_mode(tmp_path: Path) -> None:
@@ -534,7 +543,7 @@ def test_a_solver_for_another_n_is_refused(tmp_path: Path) -> None:
         export(energy, layer, torch.randn(2, 2), torch.rand(2, 2), tmp_path / "p.icnn")
     with pytest.raises(ExportError, match="is not there; create it first"):
         export(energy, BundleEntropyArgmin(energy), torch.randn(2, 2), torch.rand(2, 2), tmp_path / "no" / "p.icnn")
-    with pytest.raises(ExportError, match="is there and no package"):
+    with pytest.raises(ExportError, match="is not a package of plain files alone, so it is not replaced"):
         export(energy, BundleEntropyArgmin(energy), torch.randn(2, 2), torch.rand(2, 2), tmp_path, overwrite=True)
 
 
@@ -548,7 +557,7 @@ def test_a_solver_for_another_n_is_refused(tmp_path: Path) -> None:
         (torch.zeros(0, 2), torch.zeros(2, 2), "x_example: expected at least one sample"),
         (torch.zeros(2, 5), torch.zeros(2, 2), "but fails on 4 samples"),
         (torch.full((2, 2), torch.nan), torch.zeros(2, 2), "x_example: expected finite numbers"),
-        (np.zeros((2, 2)), torch.zeros(2, 2), "x_example: expected a float32 or float64 tensor, got ndarray"),
+        (np.zeros((2, 2)), torch.zeros(2, 2), "x_example: expected a float32 or float64 tensor, but got ndarray"),
     ],
 )
 def test_bad_examples_are_refused(x: Any, y: Any, sentence: str, tmp_path: Path) -> None:

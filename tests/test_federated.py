@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from amounts import amount
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("hypothesis")
@@ -30,7 +31,8 @@ def softplus_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """float64, x [2] to y [3], z-path weights positive as the softplus of free ones."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    from icnnrt_exporters import export
+    from exports import export
+
     from icnnrt_models import FICNN, BundleEntropyArgmin
 
     generator = torch.Generator().manual_seed(0)
@@ -63,7 +65,7 @@ def drawn(session: icnnrt.Session, rng: np.random.Generator, scale: float) -> di
 
 
 @pytest.mark.parametrize("kind", ["relu_package", "train_package", "softplus_package"])
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=amount(25))
 @given(
     seed=st.integers(0, 2**32 - 1),
     samples=st.lists(st.floats(0, 1e9), min_size=1, max_size=5).filter(lambda n: sum(n) > 0),
@@ -92,7 +94,7 @@ def test_averages_of_convex_networks_are_convex(
 OPEN: dict[str, icnnrt.Session] = {}  # hypothesis calls a test many times, and sessions take long to make
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=amount(50))
 @given(seed=st.integers(0, 2**32 - 1), devices=st.integers(1, 6))
 def test_the_average_is_the_weighted_mean(seed: int, devices: int) -> None:
     rng = np.random.default_rng(seed)

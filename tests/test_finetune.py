@@ -23,8 +23,8 @@ from icnnrt.checking.verify import verify
 from icnnrt.errors import IcnnrtError, InputError, PackageError
 from icnnrt.format import files
 from icnnrt.format.checkpoints import HISTORY_FILE, MAX_BYTES, History
-from icnnrt.tuning import finetune
-from icnnrt.tuning.finetune import EpochReport, FineTuner, StepReport
+from icnnrt.tuning.finetune import FineTuner
+from icnnrt.tuning.reports import EpochReport, FitReport, StepReport
 
 pytest.importorskip("onnxruntime")
 
@@ -37,7 +37,9 @@ def classes_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """float32, x [3] to y [4], a FICNN of softplus units, tuned by SGD with momentum; targets are classes."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    from icnnrt_exporters import SGD, TrainSpec, export
+    from exports import export
+
+    from icnnrt_exporters import SGD, TrainSpec
     from icnnrt_models import FICNN, BundleEntropyArgmin
 
     def right_class(y: Any, target: Any) -> Any:
@@ -115,7 +117,7 @@ def check_convex(session: icnnrt.Session, seed: int = 0, segments: int = 200) ->
 
 
 def test_a_step_moves_the_weights_that_the_session_uses(tuner: FineTuner, samples: Samples) -> None:
-    before, graphs = tuner.session.weights, dict(tuner.session._runner._graphs._made)
+    before, graphs = tuner.session.weights, dict(tuner.session.runner._graphs._made)
     weights_id, y = tuner.session.weights_id, tuner.session.argmin(samples.x).y
     report = tuner.step(samples.x, samples.y)
     assert isinstance(report, StepReport)
@@ -127,7 +129,7 @@ def test_a_step_moves_the_weights_that_the_session_uses(tuner: FineTuner, sample
     json.dumps(report.as_dict())
     assert tuner.session.weights_id != weights_id
     assert not np.array_equal(tuner.session.argmin(samples.x).y, y)
-    assert all(tuner.session._runner._graphs.find(role) is graph for role, graph in graphs.items())  # no session anew
+    assert all(tuner.session.runner._graphs.find(role) is graph for role, graph in graphs.items())  # no session anew
     assert tuner.steps == 1
     assert tuner.loss(samples.x, samples.y) < report.loss
     assert any((tuner.session.weights[name] != array).any() for name, array in before.items())  # before is of before
@@ -336,7 +338,7 @@ def test_a_sample_whose_energy_overflows_refuses_its_step(tuner: FineTuner, samp
 def test_a_step_on_an_energy_that_is_not_convex_is_refused(session: icnnrt.Session, samples: Samples) -> None:
     """However its weights came to be so."""
     bent = {n: -5 * np.abs(w) - 1 for n, w in session.weights.items() if n.endswith("1.W_z.weight")}
-    session._update_weights(bent)
+    session.update_weights(bent)
     tuner = FineTuner(session)
     before = all_of(tuner)
     report = tuner.step(4 * samples.x, samples.y)
@@ -351,7 +353,7 @@ def test_a_graph_that_does_not_project_is_helped(
 ) -> None:
     """The tuner does not rely on the package's word."""
     held = next(n for n, s in tuner.session.manifest.weights.tensors.items() if s.nonnegative)
-    real = tuner._runner.run
+    real = tuner.session.runner.run
 
     def tampered(*args: Any, **keywords: Any) -> Any:
         out, weights_id = real(*args, **keywords)
@@ -359,7 +361,7 @@ def test_a_graph_that_does_not_project_is_helped(
             out[f"new.{held}"].flat[0] = bad
         return out, weights_id
 
-    monkeypatch.setattr(tuner._runner, "run", tampered)
+    monkeypatch.setattr(tuner.session.runner, "run", tampered)
     before = all_of(tuner)
     report = tuner.step(samples.x, samples.y)
     if bad < 0:
@@ -372,14 +374,14 @@ def test_a_graph_that_does_not_project_is_helped(
 
 
 def test_unsolved_samples_give_no_gradient(tuner: FineTuner, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tuner._runner.run
+    real = tuner.session.runner.run
 
     def unsafe(*args: Any, **keywords: Any) -> Any:
         out, weights_id = real(*args, **keywords)
         out["safe"] = np.zeros_like(out["safe"])
         return out, weights_id
 
-    monkeypatch.setattr(tuner._runner, "run", unsafe)
+    monkeypatch.setattr(tuner.session.runner, "run", unsafe)
     report = tuner.step(samples.x, samples.y)
     assert not report.accepted
     assert report.unsafe == len(samples.x)
@@ -391,14 +393,14 @@ def test_unsolved_samples_after_a_step_are_told_by_the_rate(
 ) -> None:
     """Where the weights before the step solve no more of the batch, the step is not to blame, but the rates may be."""
     tuner.step(samples.x, samples.y)
-    before, real = all_of(tuner), tuner._runner.run
+    before, real = all_of(tuner), tuner.session.runner.run
 
     def unsafe(*args: Any, **keywords: Any) -> Any:
         out, weights_id = real(*args, **keywords)
         out["safe"] = np.zeros_like(out["safe"])
         return out, weights_id
 
-    monkeypatch.setattr(tuner._runner, "run", unsafe)
+    monkeypatch.setattr(tuner.session.runner, "run", unsafe)
     report = tuner.step(samples.x, samples.y)
     assert (report.accepted, report.undone) == (False, False)
     assert "no gradient to trust; lower the learning rate" in report.reason
@@ -512,14 +514,14 @@ def test_rolling_back_or_resuming_ends_the_trial(tuner: FineTuner, samples: Samp
 def test_looking_at_every_step_costs_no_run(
     tuner: FineTuner, samples: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs, real = 0, tuner._runner.run
+    runs, real = 0, tuner.session.runner.run
 
     def counted(*args: Any, **keywords: Any) -> Any:
         nonlocal runs
         runs += 1
         return real(*args, **keywords)
 
-    monkeypatch.setattr(tuner._runner, "run", counted)
+    monkeypatch.setattr(tuner.session.runner, "run", counted)
     for _ in range(5):
         tuner.step(samples.x, samples.y)
     assert runs == 5
@@ -714,7 +716,7 @@ def test_an_interruption_between_steps_leaves_the_last_step(
 def test_ctrl_c_within_a_step_leaves_all_of_it_or_nothing(
     tuner: FineTuner, samples: Samples, monkeypatch: pytest.MonkeyPatch, moment: str, steps: int
 ) -> None:
-    runner = tuner._runner
+    runner = tuner.session.runner
     run, update = runner.run, runner.update_weights
 
     def interrupted(name: str) -> None:
@@ -1166,7 +1168,7 @@ def test_eight_threads_meet_whole_versions_only(train_package: Path, samples: Sa
     judge = icnnrt.load(train_package)
     order, truth = list(versions), {}
     for weights_id, weights in versions.items():
-        judge._update_weights(weights)
+        judge.update_weights(weights)
         truth[weights_id] = judge.argmin(x)
     met: set[str] = set()
     for results in found:
@@ -1198,6 +1200,6 @@ def test_a_closed_session_refuses(tuner: FineTuner, samples: Samples) -> None:
 
 
 def test_reports_are_records() -> None:
-    for record in (StepReport, EpochReport, finetune.FitReport):
+    for record in (StepReport, EpochReport, FitReport):
         assert dataclasses.is_dataclass(record)
         assert record.__dataclass_params__.frozen  # type: ignore[attr-defined]

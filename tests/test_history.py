@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 import icnnrt
-from icnnrt.cli.tabular import check_target
+from icnnrt.cli.tabular import check_result
 from icnnrt.epigraph.lp_files import Coo, Program, write_program
 from icnnrt.errors import InputError
 from icnnrt.format.checkpoints import HISTORY_FILE, History, architecture, check_apart
@@ -133,7 +133,7 @@ def test_a_package_is_not_written_over_a_history_nor_into_a_package(package: Pat
 
 def test_no_result_is_written_into_a_package(package: Path) -> None:
     with pytest.raises(InputError, match=r"out: .* lies in the package .*; choose a place outside"):
-        check_target(package / "y.npz")
+        check_result(package / "y.npz")
     none = Coo(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), (0, 1))
     one = np.ones(1)
     program = Program(none, one, none, none.values, none, none.values, 0 * one, one, 0.0, ["y0"])

@@ -145,7 +145,7 @@ EXPORTERS = (
     ("graphs",),
     ("assembly",),
     ("writing", "checks"),
-    ("torch_files", "qp_package", "checkpoint"),
+    ("torch_files", "energy_package", "qp_package", "checkpoint"),
     ("exporter",),
     ("__init__", "demo"),
     ("commands",),
@@ -171,3 +171,42 @@ def test_packages_import_one_way(package: str, layers: tuple[tuple[str, ...], ..
             other = rest.partition(".")[0]
             if head == home.name and other in layer and other != own:
                 assert layer[other] < layer[own], f"{file.relative_to(ROOT)} imports {module}, not below it"
+
+
+# --- Private names -------------------------------------------------------------------------------
+
+# Not private, whatever they begin with: the methods of a named tuple, and what Python and torch have no other name for.
+NOT_PRIVATE = {
+    *("_asdict", "_fields", "_make", "_replace", "_current_frames", "_exit", "_getframe"),
+    *("_can_decompose", "_modules", "_saved_training", "_schema", "_DEFAULT_REWRITE_RULES"),
+}
+OF_OTHERS = ("torch.", "aten.")
+
+
+def private_of_others(file: Path) -> set[str]:
+    """Names with one underscore that a file uses and does not itself define: those of other files."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    own, used = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            own.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            own.add(node.attr)
+        elif isinstance(node, ast.Attribute):
+            # What a base class defines in another file is an object's own.
+            of_others = ast.unparse(node).startswith(OF_OTHERS)
+            if not of_others and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                used.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("torch"):
+            used |= {alias.name for alias in node.names}
+    private = {name for name in used if name.startswith("_") and not name.startswith("__")}
+    return private - own - NOT_PRIVATE
+
+
+@pytest.mark.parametrize("home", ["icnnrt", "models/icnnrt_models", "exporters/icnnrt_exporters"])
+def test_private_names_stay_in_their_file(home: str) -> None:
+    found = {str(file.relative_to(ROOT)): private_of_others(file) for file in sorted((ROOT / home).rglob("*.py"))}
+    found = {file: names for file, names in found.items() if names}
+    assert not found

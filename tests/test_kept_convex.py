@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from exports import export
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +23,7 @@ from icnnrt.convexity import prove
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.signs import NONNEGATIVE, NONPOSITIVE, Sign
 from icnnrt.tuning.finetune import FineTuner
-from icnnrt_exporters import TrainSpec, export
+from icnnrt_exporters import TrainSpec
 from icnnrt_exporters.assembly.train_graph import projected
 from icnnrt_exporters.surgery import Ops, describe, numbered, value
 from icnnrt_models import BundleEntropyArgmin
@@ -215,7 +216,7 @@ def test_proven_before_proven_after(packages: dict[str, Path], style: str, goal:
     assert sum(r.accepted for r in reports) > STEPS / 2
     assert {name for r in reports for name in r.held} <= set(values)
     assert bound  # went as far as they may, so without their signs they would have gone beyond
-    assert session._is_proven(session.weights_id)
+    assert session.convexity.proven_with(session.weights_id)
     assert (session.argmin(x).status <= icnnrt.Status.GAP).all()
     assert session.prove_convexity().verdict == "proven"
     written = tuner.write_package(tmp_path / "tuned.icnn")
@@ -236,7 +237,7 @@ def test_weights_that_would_lose_the_proof_stay(
     x, target = samples(2)
     assert tuner.step(x, target).accepted
     tuner.save(tmp_path / "h")
-    real = tuner._runner.run
+    real = tuner.session.runner.run
 
     def led_astray(*args: Any, **keywords: Any) -> Any:
         out, weights_id = real(*args, **keywords)
@@ -246,7 +247,7 @@ def test_weights_that_would_lose_the_proof_stay(
         return out, weights_id
 
     before = dict(session.weights)
-    monkeypatch.setattr(tuner._runner, "run", led_astray)
+    monkeypatch.setattr(tuner.session.runner, "run", led_astray)
     report = tuner.step(x, target)
     monkeypatch.undo()
     (name, value), *_ = wrong.items()
@@ -330,7 +331,7 @@ def test_no_weight_that_f_is_divided_by_becomes_zero(
     with pytest.raises(InputError, match=r"not finite where .*\bd (may )?puts? it"):
         federated.set_weights(session, {"d": np.zeros(N)})
     zero = {"c": np.zeros(N), "d": np.zeros(N)}
-    assert prove(session._package.graphs["value"], zero).verdict != "proven"
+    assert prove(session.package.graphs["value"], zero).verdict != "proven"
     tuner = FineTuner(session, learning_rate=0.05)
     inputs, target = samples(1)
     for _ in range(30):
@@ -379,7 +380,7 @@ def test_a_proof_is_of_the_weights_that_there_are(tmp_path: Path) -> None:
         federated.set_weights(tuner, {"a": np.array([0.5])})
     federated.set_weights(tuner, {"b": np.array([2.5])})
     federated.set_weights(session, {"a": np.array([2.75])})
-    assert session._is_proven(session.weights_id)
+    assert session.convexity.proven_with(session.weights_id)
     assert session.prove_convexity().verdict == "proven"
 
 
@@ -434,7 +435,7 @@ def test_a_checkpoint_brings_no_other_weights_than_trained_ones(tmp_path: Path) 
     FineTuner(bent).save(tmp_path / "h")
     with pytest.raises(PackageError, match="Q, which is not trained, to be that of this package"):
         FineTuner(good).resume(tmp_path / "h")
-    assert good._is_proven(good.weights_id)
+    assert good.convexity.proven_with(good.weights_id)
 
 
 def test_live_session_and_written_package_agree_on_every_status(packages: dict[str, Path], tmp_path: Path) -> None:
@@ -443,11 +444,11 @@ def test_live_session_and_written_package_agree_on_every_status(packages: dict[s
     tuner = FineTuner(session, learning_rate=RATE)
     x, _ = samples(3)
     bent = {"c.weight": -np.abs(session.weights["c.weight"]) - 1}
-    session._update_weights(bent)
+    session.update_weights(bent)
     found = session.prove_convexity()
     assert found.verdict == "violated"
     assert (session.argmin(x).status == icnnrt.Status.NOT_CONVEX).all()
-    session._update_weights({name: np.abs(array) for name, array in bent.items()})
+    session.update_weights({name: np.abs(array) for name, array in bent.items()})
     assert session.prove_convexity().verdict == "proven"
     assert (session.argmin(x).status != icnnrt.Status.NOT_CONVEX).all()
     assert tuner.steps == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from amounts import amount
 from numpy.typing import NDArray
 
 import icnnrt
@@ -110,10 +111,13 @@ def test_every_kill_leaves_a_committed_state(train_package: Path, tmp_path: Path
     if not hasattr(os, "fork") or sys.platform == "darwin":
         pytest.skip("needs fork, and a runtime that survives it")
     done = subprocess.run(
-        [sys.executable, __file__, str(train_package), str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, __file__, str(train_package), str(tmp_path), str(amount(KILLS))],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{KILLS} kills")
+    assert done.stdout.startswith(f"{amount(KILLS)} kills")
 
 
 if __name__ == "__main__":

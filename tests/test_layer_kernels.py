@@ -14,8 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from icnnrt import native_library
 from icnnrt.errors import MissingDependencyError
 from icnnrt.mathematics.domains import MODELS, NAMES
-from icnnrt_models import PICNN, BundleEntropyArgmin
-from icnnrt_models.layers import bundle_entropy, kernels
+from icnnrt_models import PICNN, BundleEntropyArgmin, PolyhedronArgmin, QPLayer
+from icnnrt_models.layers import bundle_entropy, kernels, qp_operators
 
 needs_kernels = pytest.mark.skipif(not native_library.build().library, reason="the native kernels are not built")
 X, N, B = 3, 6, 4
@@ -38,7 +38,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return found and run
 
-    monkeypatch.setattr(bundle_entropy, "kernel", noted)
+    for module in (bundle_entropy, qp_operators):
+        monkeypatch.setattr(module, "kernel", noted)
     return roles
 
 
@@ -179,3 +180,59 @@ def test_whatever_tensors_come_are_taken(ran: list[str]) -> None:
     ran.clear()
     assert bundle_entropy.bundle_entropy_solve(G.float(), e.float()).y.dtype == torch.float32
     assert ran == []
+
+
+def programs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Q, p, G and h of B quadratic programs."""
+    g = torch.Generator().manual_seed(5)
+    F, p, G = (torch.randn(B, *shape, generator=g, dtype=torch.float64) for shape in ((N, N), (N,), (3, N)))
+    return F @ F.mT, p, G, torch.ones(B, 3, dtype=torch.float64)
+
+
+BOTH = ["qp_solve", "qp_adjoint"]
+Layer = Callable[[Tensor], Tensor]
+# z and its derivative by p, and which kernels answered. An operator of torch is one call for whatever holds it, so the
+# kernels run it in compiled code as well, and once for all that vmap runs over; a trace holds the solver itself.
+PROGRAM_WAYS: dict[str, tuple[Callable[[Layer, Tensor], Tensor], list[str]]] = {
+    "eager": (lambda f, p: f(p), BOTH),
+    "vmap": (lambda f, p: torch.vmap(f)(p[None]), BOTH),
+    "compile": (lambda f, p: torch.compile(f, backend="eager")(p), BOTH),
+    "jit.trace": (lambda f, p: torch.jit.trace(f, (p.detach(),), check_trace=False)(p), []),
+}
+
+
+@needs_kernels
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("way", PROGRAM_WAYS)
+def test_quadratic_programs_are_solved_by_kernels_but_in_traces(way: str, ran: list[str]) -> None:
+    Q, p, G, h = programs()
+    layer = QPLayer()
+    run, wanted = PROGRAM_WAYS[way]
+    p.requires_grad_()
+    run(lambda p: layer(Q, p, G, h), p).sum().backward()
+    assert ran == wanted
+    assert p.grad is not None
+
+
+@needs_kernels
+def test_programs_of_other_depths_and_devices_are_solved_in_torch(ran: list[str]) -> None:
+    Q, p, G, h = programs()
+    QPLayer(steps=20)(Q, p, G, h)
+    QPLayer()(*(a.to("meta") for a in (Q, p, G, h)))
+    with FakeTensorMode() as mode:
+        QPLayer()(*map(mode.from_tensor, (Q, p, G, h)))
+    assert ran == []
+
+
+@needs_kernels
+def test_programs_of_an_argmin_over_a_polyhedron_are_solved_by_kernels(ran: list[str]) -> None:
+    energy = PICNN(X, N, hidden=(8,), activation="softplus").double()
+    layer = PolyhedronArgmin(energy, iterations=4, adjoint="implicit", tolerance=0.0)
+    x = torch.randn(B, X, dtype=torch.float64, requires_grad=True)
+    y = layer(x, lower=-1.0, upper=1.0)
+    assert ran[:1] == ["qp_solve"]
+    assert layer.last is not None
+    assert ran.count("qp_solve") >= 1 + int(layer.last.cuts.max())  # of the feasible point nearest to y_init first
+    ran.clear()
+    y.sum().backward()
+    assert ran == BOTH  # Newton's program, and its adjoint

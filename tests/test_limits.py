@@ -261,7 +261,7 @@ def test_good_packages_answer_the_same(train_package: Path, given: Limits, tmp_p
 
 def processes(session: icnnrt.Session) -> Served:
     """Those of a session that has some."""
-    served = session._runner._served
+    served = session.runner._served
     assert served is not None
     return served
 
@@ -287,13 +287,13 @@ def test_a_process_without_a_parent_ends_too(tmp_path: Path) -> None:
     code = (
         "import icnnrt, numpy as np, os, threading\n"
         f"session = icnnrt.load({str(path)!r}, limits=icnnrt.Limits(1, 4 << 30, process=True))\n"
-        "started = session._runner._served._started\n"
+        "started = session.runner._served._started\n"
         "def told(*given):\n"
         "    child = started(*given)\n"
         "    print(child._process.pid, flush=True)\n"
         "    threading.Timer(0.5, lambda: os._exit(9)).start()\n"
         "    return child\n"
-        "session._runner._served._started = told\n"
+        "session.runner._served._started = told\n"
         "session.value(np.zeros((2, 4)), np.zeros((2, 3)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

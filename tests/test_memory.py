@@ -127,10 +127,12 @@ def alone(program: str, *arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_stay_convex_and_take_no_memory(train_package: Path) -> None:
     alone("steps", train_package)
 
 
+@pytest.mark.slow
 def test_calls_of_the_kernels_take_no_memory() -> None:
     pytest.importorskip("onnxruntime")
     from icnnrt import native_library
@@ -140,7 +142,10 @@ def test_calls_of_the_kernels_take_no_memory() -> None:
     alone("calls")
 
 
-@pytest.mark.parametrize("call", POINTS)
+LARGE = [call if call == "argmin" else pytest.param(call, marks=pytest.mark.slow) for call in POINTS]
+
+
+@pytest.mark.parametrize("call", LARGE)
 def test_large_batches_take_their_outputs_and_a_bound(six_strains: Path, call: str) -> None:
     alone("large", six_strains, call)
 

@@ -6,13 +6,14 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from amounts import amount
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from icnnrt_models import CELU, FICNN, PICNN, ContextEnergy, Energy, LeakyReLU, NonNegativeLinear
 from icnnrt_models.networks.activations import SOFTPLUS_THRESHOLD, convex_activation, free_activation
-from icnnrt_models.networks.energy import check_input
+from icnnrt_models.networks.convex_network import check_input
 from icnnrt_models.networks.initialisation import draw_nonnegative, gaussian_moments, nonnegative_law
 from icnnrt_models.networks.nonnegative import inverse_softplus
 
@@ -196,7 +197,7 @@ def test_batch_norm_in_eval_mode_separates_the_rows():
 
 
 @pytest.mark.parametrize(("kind", "positivity", "activation"), [*product(ENERGIES, POSITIVITIES, ACTIVATIONS)])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=amount(8), deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_convex_in_y_after_training(kind: type, positivity: str, activation: str, seed: int):
     energy = build(kind, seed, positivity=positivity, activation=activation)
@@ -411,18 +412,21 @@ def test_activations_script(activation: str):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: FICNN(2, 2, activation="gelu"), r"activation must be one of relu, .*'gelu'.*convex"),
-        (lambda: FICNN(2, 2, activation=torch.nn.ReLU()), r"activation must be one of"),
-        (lambda: PICNN(2, 2, context_activation="gelu"), r"context_activation must be one of relu, .*'gelu'.*module"),
-        (lambda: PICNN(2, 2, positivity="abs"), r"positivity must be 'projection' or 'softplus', got 'abs'"),
-        (lambda: FICNN(-1, 2), r"x_dim must be an integer >= 0, got -1"),
-        (lambda: PICNN(0, 2), r"x_dim must be an integer >= 1, got 0: .*FICNN"),
-        (lambda: FICNN(2, 0), r"y_dim must be an integer >= 1, got 0"),
-        (lambda: FICNN(2, 2, 5), r"hidden must be a sequence of layer widths, got 5: write hidden=\(5,\)"),
-        (lambda: FICNN(2, 2, (5, 0)), r"hidden\[1\] must be an integer >= 1, got 0"),
-        (lambda: PICNN(2, 2, (5, 4), (5,)), r"context_hidden must hold as many widths as hidden, 2, got 1"),
-        (lambda: LeakyReLU(1.5), r"slope must lie in \[0, 1\), got 1.5"),
-        (lambda: CELU(0.0), r"alpha must be > 0, got 0"),
+        (
+            lambda: FICNN(2, 2, activation="gelu"),
+            r"activation: expected 'relu', .*ConvexActivation, but got 'gelu'; only convex",
+        ),
+        (lambda: FICNN(2, 2, activation=torch.nn.ReLU()), r"activation: expected 'relu', .* but got ReLU; "),
+        (lambda: PICNN(2, 2, context_activation="gelu"), r"context_activation: expected 'relu', .*'gelu'; .*module"),
+        (lambda: PICNN(2, 2, positivity="abs"), r"positivity: expected 'projection' or 'softplus', but got 'abs'; "),
+        (lambda: FICNN(-1, 2), r"x_dim: expected an integer of at least 0, but got -1; give"),
+        (lambda: PICNN(0, 2), r"x_dim: expected an integer of at least 1, but got 0; .*FICNN"),
+        (lambda: FICNN(2, 0), r"y_dim: expected an integer of at least 1, but got 0; give"),
+        (lambda: FICNN(2, 2, 5), r"hidden: expected a sequence of layer widths, but got 5; write hidden="),
+        (lambda: FICNN(2, 2, (5, 0)), r"hidden\[1\]: expected an integer of at least 1, but got 0; "),
+        (lambda: PICNN(2, 2, (5, 4), (5,)), r"context_hidden: expected as many widths as hidden has, 2, but got 1; "),
+        (lambda: LeakyReLU(1.5), r"slope: expected a finite number of at least 0 and below 1, but got 1.5; "),
+        (lambda: CELU(0.0), r"alpha: expected a finite number above 0, but got 0.0; "),
     ],
 )
 def test_arguments_are_refused_with_a_sentence(make, sentence: str):
@@ -434,15 +438,19 @@ def test_arguments_are_refused_with_a_sentence(make, sentence: str):
 def test_inputs_are_refused_with_a_sentence(kind: type):
     energy = build(kind, dtype=torch.float32)
     x, y = torch.zeros(2, 4), torch.zeros(2, 3)
-    with pytest.raises(ValueError, match=r"x must have shape \[batch, 4\], got \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"x: expected a tensor of shape \[batch, 4\], but got shape \[2, 3\]; "):
         energy(y, y)
-    with pytest.raises(ValueError, match=r"y must have shape \[batch, 3\], got \[2, 4\]"):
+    with pytest.raises(ValueError, match=r"y: expected a tensor of shape \[batch, 3\], but got shape \[2, 4\]; "):
         energy(x, x)
-    with pytest.raises(ValueError, match=r"y must have the dtype of the weights, torch.float32, got torch.float64: .*"):
+    with pytest.raises(
+        ValueError, match=r"y: expected the dtype of the weights, torch.float32, but got torch.float64; .*"
+    ):
         energy(x, y.double())
-    with pytest.raises(ValueError, match=r"context must hold the \d tensors .*, got 0"):
+    with pytest.raises(ValueError, match=r"context: expected the \d tensors .*, but got 0 of them; "):
         energy.value((), y)
-    with pytest.raises(ValueError, match=r"y must have shape \[batch, 3\], got \[3\]: .*unsqueeze"):
+    with pytest.raises(
+        ValueError, match=r"y: expected a tensor of shape \[batch, 3\], but got shape \[3\]; .*unsqueeze"
+    ):
         check_input("y", y[0], 3, y)
 
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from amounts import amount
 
 import icnnrt
 from icnnrt import federated
@@ -733,7 +734,7 @@ class _Child:
 
 
 def test_no_mutation_of_any_file_gets_an_exception_out() -> None:
-    count = int(os.environ.get("ICNNRT_MUTATIONS", FEW))
+    count = int(os.environ.get("ICNNRT_MUTATIONS", amount(FEW)))
     result = run(count, SEED, workers=2)
     replay = f"replay with: python tests/test_mutations.py --seed {SEED} --only NUMBER"
     assert not result.escaped, f"{replay}: {result.escaped[:5]}"

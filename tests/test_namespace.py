@@ -18,8 +18,9 @@ from icnnrt.mathematics.domains import SIMPLEX, SPACE, UNIT_BOX
 from icnnrt.mathematics.kkt_adjoint import kkt_adjoint
 from icnnrt.mathematics.namespace import NUMPY, Namespace
 from icnnrt_exporters.operators.bodies import OP_DOMAIN, functions, functions_qp
+from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import DOUBLE, Traced
-from icnnrt_exporters.surgery import needed
+from icnnrt_exporters.surgery import Ops, needed
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 from icnnrt_models.layers.namespace import TORCH
 
@@ -95,6 +96,16 @@ def finite(a: np.ndarray) -> np.ndarray:
     return a[~np.isnan(a).any((1, 2))]
 
 
+def _powers(xp: Namespace, m: Any, times: int) -> list[Any]:
+    """What grows in a loop, what its trips leave behind, and the slots that it reads."""
+
+    def step(i: Any, a: Any, grown: Any) -> tuple[Any, Any]:
+        return (a * m, xp.concat_rows([grown, xp.row(xp.slot(a, 0))])), (a, xp.slot(a, 1), xp.entry(xp.slot(a, 1), 0))
+
+    (last, grown), rows = xp.repeat(times, step, (m, xp.zeros(m, 0, 4)))
+    return [last, grown, *rows]
+
+
 # name: (statement, arrays, what comes)
 A = HARD
 M = np.arange(24.0).reshape(3, 2, 4)
@@ -117,6 +128,17 @@ CASES: dict[str, tuple[Statement, tuple[np.ndarray, ...], Any]] = {
     "minimum": (lambda xp, a: xp.minimum(a, 1.0), (A,), np.minimum(A, 1.0)),
     "clip": (lambda xp, a: xp.clip(a, -1.0, 1.5), (A,), np.clip(A, -1.0, 1.5)),
     "clip by arrays": (lambda xp, a, b: xp.clip(a, -b, b), (A, np.full((3, 1, 1), 2.0)), np.clip(A, -2.0, 2.0)),
+    "row and column": (lambda xp, m: xp.column(xp.row(m)), (M,), M[:, None, :, :, None]),
+    "entry": (lambda xp, m: xp.entry(m, 2), (M,), M[:, :, 2]),
+    "slot": (lambda xp, m: xp.slot(m, 1), (M,), M[:, 1]),
+    "backwards": (lambda xp, m: xp.backwards(m), (M,), M[:, ::-1]),
+    "slots_sum": (lambda xp, m: xp.slots_sum(m), (M,), M.sum(1)),
+    "padded": (lambda xp, m: xp.padded(m, 7), (M,), np.pad(M, ((0, 0), (0, 0), (0, 3)))),
+    "padded row": (lambda xp, m: xp.padded(xp.slot(m, 0), 7), (M,), np.pad(M[:, 0], ((0, 0), (0, 3)))),
+    "zeros": (lambda xp, a: [xp.zeros(a, 0, 2), xp.zeros(xp.entry(xp.slot(a, 0), 0), 4)], (A,), None),
+    "spread": (lambda xp, m: xp.spread(0.5, m) * m, (M,), 0.5 * M),
+    "repeat": (lambda xp, m: _powers(xp, m, 3), (M,), None),
+    "repeat never": (lambda xp, m: _powers(xp, m, 0), (M,), None),
     "where": (lambda xp, a: xp.where(a > 0.0, a, 0.0 * a + 7.0), (finite(A),), None),
     "sum": (lambda xp, a: xp.sum(a), (A,), A.sum(-1, keepdims=True)),
     "sum of nothing": (lambda xp, a: xp.sum(a), (np.ones((2, 1, 0)),), np.zeros((2, 1, 1))),
@@ -174,12 +196,10 @@ CASES: dict[str, tuple[Statement, tuple[np.ndarray, ...], Any]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_an_operation_is_what_it_is_said_to_be(name: str, run: Callable[..., list[np.ndarray]]) -> None:
     statement, arrays, expected = CASES[name]
-    if expected is None:
-        (expected,) = by_numpy(statement, *arrays)
-    (found,) = run(statement, *arrays)
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found.astype(float), expected.astype(float), rtol=1e-15, atol=1e-15)
+    wanted = by_numpy(statement, *arrays) if expected is None else [np.asarray(expected)]
+    for found, true in zip(map(np.asarray, run(statement, *arrays)), wanted, strict=True):
+        assert found.shape == true.shape
+        np.testing.assert_allclose(found.astype(float), true.astype(float), rtol=1e-15, atol=1e-15)
 
 
 @each_backend
@@ -312,3 +332,38 @@ def test_one_of_two_branches_is_taken(run: Callable[..., list[np.ndarray]], boun
     a = np.array([[[1.0, 2.0]]])
     for found, expected in zip(run(statement, a), [2 * (a + 1), a] if bound < 2 else [a, a + 1], strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_head_is_a_callable_of_a_statement() -> None:
+    """Spliced into a loop and behind it, with a graph inside; what does not depend on its argument stands before."""
+    shape = ir.Shape([None, 3])
+    x, y, m = (ir.Value(name=name, type=ir.TensorType(DOUBLE), shape=shape) for name in ("x", "y", "m"))
+    op = Ops("head")
+    exp = op("Exp", x)
+    largest = op("ReduceMax", exp, keepdims=0)
+    branches = {}
+    for name, op_type in (("then_branch", "Mul"), ("else_branch", "Add")):
+        inner = Ops(name)
+        branches[name] = ir.Graph([], [inner(op_type, y, exp)], nodes=inner.nodes, name=name)
+    f = op("Neg", op("If", op("Less", largest, largest), **branches))  # by its second branch: −(y + e^x)
+    f.type, f.shape = ir.TensorType(DOUBLE), shape
+
+    xp = Traced("t")
+    head = Spliced(xp, op.nodes, {y: m}, [f])
+    assert [node.op_type for node in xp.op.nodes] == ["Exp", "ReduceMax", "Less"]
+
+    def step(i: Any, a: Any) -> tuple[Any, Any]:
+        return head(a), (a,)
+
+    (last,), (rows,) = xp.repeat(2, step, (xp.of(m),))
+    outputs = [head(last)[0].value, rows.value]
+    for v, rank in zip(outputs, (2, 3), strict=True):
+        v.type, v.shape = ir.TensorType(DOUBLE), ir.Shape([None] * rank)
+    graph = xp.graph([x, m], outputs, [], "statement")
+    graph.opset_imports[""] = OPSET
+    model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    X, start = np.random.default_rng(0).standard_normal((2, 4, 3))
+    found = session.run(None, {"x": X, "m": start})
+    np.testing.assert_allclose(found[0], -(start + np.exp(X)), rtol=1e-13, atol=1e-13)  # thrice: a − e^x + e^x
+    np.testing.assert_allclose(found[1], np.stack([start, -(start + np.exp(X))], 1), rtol=1e-15)

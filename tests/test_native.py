@@ -1,4 +1,4 @@
-"""The native kernels: the cases of the portable bodies once more, bad input, threads, memory, the library itself."""
+"""The native kernels: bad input, threads, memory, the library itself. That they answer rightly: test_cut_models.py."""
 
 import ctypes
 import functools
@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import test_bodies
+from amounts import amount
+from cut_models import BODIES, NATIVE, SIGNATURES, TYPES, model, random_cuts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_bodies import (  # noqa: F401, the same cases, on the kernels
-    each_dtype,
-    test_a_bad_sample_poisons_itself_alone,
-    test_a_sample_does_not_depend_on_its_neighbours,
-    test_all_cuts_equal,
-    test_an_empty_batch,
-    test_duplicate_cuts,
-    test_finite_cuts_give_finite_answers,
-    test_random_cuts,
-    test_random_cuts_of_larger_shapes,
-    test_saturation,
-    test_the_adjoint_is_the_derivative_of_the_solve,
-    test_the_adjoint_is_the_references,
-    test_the_adjoint_shares_out_duplicates,
-    test_the_cuts_of_a_network_with_warm_starts,
-    test_warm_start_with_all_or_few_cuts,
-)
 
 import icnnrt
 from icnnrt import native_library
@@ -50,34 +33,22 @@ if native_library.build().library is None:
 
 SIZE_LIMIT = 1_100_000  # bytes; a third for each instruction set
 DIGITS = Path(__file__).parent.parent / "models" / "digits_completion" / "digits_completion.icnn"
-# Kernels and bodies solve the same problem to rounding level; slopes of 1e4 leave the bodies at 1e-9.
-PARITY = {np.float64: 1e-10, np.float32: 2e-5}
+each_dtype = pytest.mark.parametrize("dtype", TYPES)
 
 
-@functools.cache
-def native_session(op: str, dtype: type, *, threads: int = 1, **attributes: int) -> onnxruntime.InferenceSession:
+def alone(op: str, dtype: type, **attributes: int) -> onnx.ModelProto:
     """One node without its body: nothing but the kernel can run it."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.register_custom_ops_library(icnnrt.ops_library())
-    bare = test_bodies.model(op, dtype, **attributes)
-    del bare.functions[:]
-    return onnxruntime.InferenceSession(bare.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return model(op.removeprefix("BundleEntropy"), dtype, bodies=False, **attributes)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def on_kernels() -> Iterator[None]:
-    """What the borrowed tests run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(test_bodies, "session", native_session)
-        yield
+def native_session(op: str, dtype: type, *, threads: int = 1, **attributes: int) -> onnxruntime.InferenceSession:
+    return NATIVE.session(op.removeprefix("BundleEntropy"), dtype, threads=threads, **attributes)
 
 
 def solve_feeds(
     B: int, k: int, n: int, k_prev: int = 0, dtype: type = np.float64, scale: float = 3.0
 ) -> dict[str, Any]:
-    G, e = test_bodies.random_cuts(k, B, k, n, scale)
+    G, e = random_cuts(k, B, k, n, scale)
     arrays = {"slopes": G, "offsets": e, "lam_start": np.full((B, k_prev), 1 / max(k_prev, 1))}
     return {name: array.astype(dtype) for name, array in arrays.items()}
 
@@ -88,86 +59,6 @@ def adjoint_feeds(B: int, k: int, n: int, dtype: type = np.float64) -> dict[str,
     y_bar = np.random.default_rng(0).standard_normal((B, n))
     arrays = {"slopes": feeds["slopes"], "offsets": feeds["offsets"], "lam": lam, "y_bar": y_bar}
     return {name: array.astype(dtype) for name, array in arrays.items()}
-
-
-# --- Against the portable bodies -----------------------------------------------------------------
-
-
-def portable_session(op: str, dtype: type, **attributes: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    serialised = test_bodies.model(op, dtype, **attributes).SerializeToString()
-    return onnxruntime.InferenceSession(serialised, options, providers=["CPUExecutionProvider"])
-
-
-@each_dtype
-@pytest.mark.parametrize(("B", "k", "n", "k_prev"), [(1, 1, 1, 0), (3, 5, 10, 4), (2, 30, 10, 29), (1, 10, 159, 9)])
-def test_kernels_equal_the_portable_bodies(B: int, k: int, n: int, k_prev: int, dtype: type) -> None:
-    feeds = solve_feeds(B, k, n, k_prev, dtype)
-    for mine, theirs in zip(
-        native_session("BundleEntropySolve", dtype, steps=60).run(["y", "lower_bound"], feeds),
-        portable_session("BundleEntropySolve", dtype, steps=60).run(["y", "lower_bound"], feeds),
-        strict=True,
-    ):
-        np.testing.assert_allclose(mine, theirs, atol=PARITY[dtype], rtol=PARITY[dtype])
-    feeds = adjoint_feeds(B, k, n, dtype)
-    for mine, theirs in zip(
-        native_session("BundleEntropyAdjoint", dtype).run(None, feeds),
-        portable_session("BundleEntropyAdjoint", dtype).run(None, feeds),
-        strict=True,
-    ):
-        np.testing.assert_allclose(mine, theirs, atol=10 * PARITY[dtype], rtol=10 * PARITY[dtype])
-
-
-def hard_feeds(scale: float, duplicates: bool, dtype: type) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(11)
-    slopes = scale * rng.standard_normal((24, 8, 20)) / np.sqrt(20) * 3
-    offsets = 0.3 * scale * rng.standard_normal((24, 8))
-    if duplicates:
-        slopes[:, 4:], offsets[:, 4:] = slopes[:, :4], offsets[:, :4]
-    feeds = {"slopes": slopes, "offsets": offsets, "lam_start": np.empty((24, 0))}
-    return {name: array.astype(dtype) for name, array in feeds.items()}
-
-
-@each_dtype
-@pytest.mark.parametrize("duplicates", [False, True])
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e3, 1e4])
-def test_hard_problems_have_one_answer(scale: float, duplicates: bool, dtype: type) -> None:
-    """Kernels and bodies, wherever both say that they solved it; two gaps bound the distance of their y by
-    2 |y − y'|² <= 2 (gap + gap'). Slopes of 1e4 are not always solved by either, and then say so."""
-    feeds = hard_feeds(scale, duplicates, dtype)
-    mine, theirs = (
-        dict(zip(("y", "lam", "lower_bound", "residual"), session.run(None, feeds), strict=True))
-        for session in (
-            native_session("BundleEntropySolve", dtype, steps=60),
-            portable_session("BundleEntropySolve", dtype, steps=60),
-        )
-    )
-    size = np.maximum(1.0, np.abs(theirs["lower_bound"]))
-    solved = [answer["residual"][:, 2] <= 1e-8 * size for answer in (mine, theirs)]
-    both = solved[0] & solved[1]
-    assert both.all() or scale > 1e3
-    assert both.mean() >= 0.5
-    bound = PARITY[dtype] + np.sqrt(np.maximum(mine["residual"][:, 2] + theirs["residual"][:, 2], 0.0))
-    assert (np.abs(mine["y"] - theirs["y"]).max(1) <= bound)[both].all()
-    if scale <= 1e3:
-        assert np.abs(mine["y"] - theirs["y"]).max() <= PARITY[dtype]
-    assert (np.abs(mine["lower_bound"] - theirs["lower_bound"]) / size)[both].max() <= 1e-8
-
-
-@pytest.mark.parametrize("steps", [0, 1, 3])
-def test_few_steps_say_what_they_left(steps: int) -> None:
-    """The kernels go another way than the reference, so it is the certificate that has to agree."""
-    feeds = solve_feeds(7, 5, 10)
-    y, lam, lower_bound, residual = native_session("BundleEntropySolve", np.float64, steps=steps).run(None, feeds)
-    implied = reference.evaluate(feeds["slopes"], feeds["offsets"], lam)
-    np.testing.assert_allclose(y, implied.y, atol=1e-13)
-    np.testing.assert_allclose(lower_bound, implied.dual, rtol=1e-12)
-    np.testing.assert_allclose(residual[:, 2], implied.complementarity, atol=1e-12)
-    solved = reference.bundle_entropy_solve(feeds["slopes"], feeds["offsets"])
-    assert (lower_bound <= solved.lower_bound + 1e-12).all()
-    if steps == 0:
-        np.testing.assert_allclose(lam, 1 / 5, atol=1e-15)
 
 
 def test_a_source_tree_finds_the_library_of_the_installation_it_hides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,11 +82,11 @@ def test_a_model_with_bodies_runs_the_kernels() -> None:
     """Once the library is registered, with the body still there: what it gives is the kernel's, to the bit."""
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(icnnrt.ops_library())
-    whole = test_bodies.model("BundleEntropySolve", np.float64, steps=60).SerializeToString()
+    whole = model("Solve", np.float64, steps=60).SerializeToString()
     session = onnxruntime.InferenceSession(whole, options, providers=["CPUExecutionProvider"])
     feeds = solve_feeds(7, 10, 40)
     kernel = native_session("BundleEntropySolve", np.float64, steps=60).run(None, feeds)
-    body = portable_session("BundleEntropySolve", np.float64, steps=60).run(None, feeds)
+    body = BODIES.session("Solve", np.float64, steps=60).run(None, feeds)
     got = session.run(None, feeds)
     for a, b in zip(got, kernel, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -211,8 +102,7 @@ def test_shapes_are_inferred() -> None:
         ("lower_bound", ["B"], "tensor(double)"),
         ("residual", ["B", 3], "tensor(double)"),
     ]
-    proto = test_bodies.model("BundleEntropyAdjoint", np.float64)
-    del proto.functions[:]
+    proto = alone("BundleEntropyAdjoint", np.float64)
     for output in proto.graph.output:
         output.type.tensor_type.ClearField("shape")
     for source, sizes in zip(proto.graph.input, [(2, 5, 10), (2, 5), (2, 5), (2, 10)], strict=True):
@@ -251,8 +141,7 @@ MALFORMED: list[tuple[dict[str, tuple[int, ...]], str, tuple[int, ...], str]] = 
 
 def loose_graph(op: str, dtype: type, **attributes: int) -> bytes:
     """A graph that declares no shapes, so that onnxruntime checks none before the kernel does."""
-    proto = test_bodies.model(op, dtype, **attributes)
-    del proto.functions[:]
+    proto = alone(op, dtype, **attributes)
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.ClearField("shape")
     return bytes(proto.SerializeToString())
@@ -316,8 +205,7 @@ def test_a_malformed_attribute_is_told_at_load(attributes: dict[str, Any], sente
 @pytest.mark.parametrize("dtypes", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
 def test_a_graph_of_two_types_does_not_load(dtypes: tuple[int, ...]) -> None:
     """A kernel takes the memory of all its inputs for numbers of one type: onnxruntime must never give it others."""
-    proto = test_bodies.model("BundleEntropySolve", np.float64, steps=1)
-    del proto.functions[:]
+    proto = alone("BundleEntropySolve", np.float64, steps=1)
     for value, other in zip(proto.graph.input, dtypes, strict=True):
         if other:
             value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
@@ -327,8 +215,7 @@ def test_a_graph_of_two_types_does_not_load(dtypes: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("outputs", [["y"], ["y", "", "", ""], ["", "", "", "residual"]])
 def test_an_output_left_out_does_not_load(outputs: list[str]) -> None:
     """A kernel writes all that it has: onnxruntime must never leave it without memory for one."""
-    proto = test_bodies.model("BundleEntropySolve", np.float64, steps=1)
-    del proto.functions[:]
+    proto = alone("BundleEntropySolve", np.float64, steps=1)
     proto.graph.node[0].output[:] = outputs
     kept = [value for value in proto.graph.output if value.name in outputs]
     del proto.graph.output[:]
@@ -356,7 +243,7 @@ def test_a_workspace_that_cannot_be_had_is_an_error(B: int, threads: int) -> Non
         native_session("BundleEntropySolve", np.float64, threads=threads, steps=1).run(None, feeds)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=amount(200), deadline=None)
 @given(
     op=st.sampled_from(["BundleEntropySolve", "BundleEntropyAdjoint"]),
     base=st.tuples(*[st.integers(0, 4)] * 4),
@@ -370,7 +257,7 @@ def test_any_shape_is_served_or_refused(
 ) -> None:
     """Shapes that fit, or nearly: an answer of the right shape or a sentence, never a crash."""
     B, k, n, k_prev = base
-    names = test_bodies.SIGNATURES[op][0]
+    names = SIGNATURES[op.removeprefix("BundleEntropy")][0]
     sizes = {"B": B, "k": k, "n": n, "k_prev": k_prev}
     shapes = [[sizes[letter] for letter in letters] for letters in names.values()]
     for place, shape in changes:
@@ -386,7 +273,7 @@ def test_any_shape_is_served_or_refused(
             raise
         return
     B, k, n = arrays[0].shape
-    for output, letters in zip(outputs, test_bodies.SIGNATURES[op][1].values(), strict=True):
+    for output, letters in zip(outputs, SIGNATURES[op.removeprefix("BundleEntropy")][1].values(), strict=True):
         assert list(output.shape) == [{"B": B, "k": k, "n": n}.get(letter, letter) for letter in letters]
 
 
@@ -590,7 +477,7 @@ def test_a_session_says_what_ran(package: str, request: pytest.FixtureRequest) -
     trainable = [name for name, spec in sessions[True].manifest.weights.tensors.items() if spec.trainable]
     for session in sessions.values():
         half = {name: session.weights[name] * np.asarray(0.5, session.weights[name].dtype) for name in trainable}
-        session._update_weights(half)
+        session.update_weights(half)
     again = [sessions[native].argmin(x).y for native in (True, False)]
     np.testing.assert_allclose(*again, atol=tolerance)
     assert np.abs(again[0] - solutions[True].y).max() > 1e-3

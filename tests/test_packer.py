@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from exports import export
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -19,7 +20,7 @@ import icnnrt
 from icnnrt import native_library
 from icnnrt.errors import ExportError, PackageError
 from icnnrt.format import files, package
-from icnnrt_exporters import export, pack, siblings
+from icnnrt_exporters import pack, siblings
 from icnnrt_exporters.graphs.freezing import frozen
 from icnnrt_exporters.graphs.inlining import inlined
 from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exports import export
 from test_polyhedron import without_graphs
 from typer.testing import CliRunner
 
@@ -23,7 +24,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from onnx_functions import transposed_products  # noqa: E402
 
-from icnnrt_exporters import export, pack  # noqa: E402
+from icnnrt_exporters import pack  # noqa: E402
 from icnnrt_exporters.checks.preconditions import of_layer  # noqa: E402
 from icnnrt_models import FICNN, PolyhedronArgmin  # noqa: E402
 
@@ -228,9 +229,9 @@ def test_the_loop_ends_with_the_last_sample(pair: list[icnnrt.Session]) -> None:
 
 def test_weights_that_were_updated_are_seen(pair: list[icnnrt.Session]) -> None:
     given = constraints("shared", 2)
-    with icnnrt.load(pair[0]._package) as session:
+    with icnnrt.load(pair[0].package) as session:
         before = session.argmin_polyhedron(contexts(2), **given, mu=MU)
-        session._update_weights({name: 1.5 * a for name, a in session.weights.items()})
+        session.update_weights({name: 1.5 * a for name, a in session.weights.items()})
         after = session.argmin_polyhedron(contexts(2), **given, mu=MU)
         np.testing.assert_allclose(
             after.energy, session.value(contexts(2), after.y) + 0.5 * MU * (after.y**2).sum(1), rtol=1e-12
@@ -296,7 +297,7 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     energy, x, y = FICNN(3, N, hidden=(4,), dtype=torch.float64), torch.zeros(2, 3).double(), torch.zeros(2, N).double()
     for arguments, message in (
         ({"polyhedron": {"mu": 1.0}}, "the settings belong to a head that was not asked for"),
-        ({"heads": ["polyhedron"], "polyhedron": {"steps": 3}}, "expected .*, tolerance or adjoint, got 'steps'"),
+        ({"heads": ["polyhedron"], "polyhedron": {"steps": 3}}, "expected .*, tolerance or adjoint, but got 'steps'"),
         ({"heads": ["polyhedron"], "polyhedron": {"iterations": 0}}, "expected an integer from 1"),
         ({"heads": ["polyhedron"], "polyhedron": {"mu": -1.0}}, "expected a number from 0 to 1e\\+300 as mu"),
         ({"heads": ["polyhedron"], "polyhedron": {"adjoint": "exact"}}, "expected 'prop3' or 'implicit' as adjoint"),

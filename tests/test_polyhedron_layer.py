@@ -20,7 +20,7 @@ from icnnrt.mathematics.bundle_qp import (  # noqa: E402
 from icnnrt.mathematics.status import Status  # noqa: E402
 from icnnrt_models import FICNN, PICNN, PolyhedronArgmin, QPLayer  # noqa: E402
 from icnnrt_models.layers import pieces  # noqa: E402
-from icnnrt_models.layers import quadratic_program as home  # noqa: E402
+from icnnrt_models.layers import qp_operators as home  # noqa: E402
 
 T = torch.float64
 B, N, X, UNITS, MU = 4, 5, 3, 12, 0.2
@@ -512,7 +512,9 @@ def test_auto_knows_pieces_from_smooth_energies_or_asks(wanted, formula):
     assert pieces.is_piecewise_linear(energy(x, y), y) == wanted
     layer = PolyhedronArgmin(energy, 50)
     if isinstance(wanted, str):
-        with pytest.raises(ValueError, match=f"adjoint must be given for this energy, got 'auto': its {wanted} does"):
+        with pytest.raises(
+            ValueError, match=f"adjoint: expected one by name for this energy, but got 'auto', and its {wanted} does"
+        ):
             layer(x)
         assert layer.solve(x, lower=-1.0).y.isfinite().all()
         return
@@ -578,19 +580,31 @@ ONES: Any = torch.ones
 MISTAKES = [
     (
         {"G": ONES(2, 4), "h": ONES(2)},
-        "G must have shape [rows, 5] or [4, rows, 5], got shape [2, 4]",
+        "G: expected shape [m, 5] or, for a batch, [4, m, 5], but got [2, 4]; G has a row for each",
     ),
-    ({"G": ONES(2, 5)}, "h must be given with G, got None: pass both or neither"),
-    ({"b": ONES(2)}, "A must be given with b, got None: pass both or neither"),
-    ({"G": ONES(2, 5), "h": ONES(3)}, "h must have shape [2] or [4, 2], got shape [3]"),
-    ({"A": [[1.0] * 5], "b": ONES(1)}, "A must be a tensor of floats on the device of x, cpu, got list"),
+    (
+        {"G": ONES(2, 5)},
+        "h: expected an entry for each row of G, as G was given, but got none; pass h with it, or leave G out",
+    ),
+    (
+        {"b": ONES(2)},
+        "A: expected a row for each equality and a column for each variable, as b was given, but got none",
+    ),
+    (
+        {"G": ONES(2, 5), "h": ONES(3)},
+        "h: expected shape [2] or, for a batch, [4, 2], but got [3]; h has an entry for each row of G",
+    ),
+    (
+        {"A": [[1.0] * 5], "b": ONES(1)},
+        "A: expected a tensor, but got list; pass torch.as_tensor(A, dtype=torch.float64",
+    ),
     (
         {"A": ONES(1, 5).int(), "b": ONES(1)},
-        "A must be a tensor of floats on the device of x, cpu, got torch.int32",
+        "A: expected floats on cpu, as x is, but got torch.int32 on cpu; pass torch.as_tensor",
     ),
-    ({"lower": ONES(3, 5)}, "lower must have shape [5] or [4, 5], got shape [3, 5]"),
-    ({"upper": "high"}, "upper must be a tensor of floats"),
-    ({"y_init": ONES(5)}, "y_init must have shape [4, 5], got shape [5]"),
+    ({"lower": ONES(3, 5)}, "lower: expected 4 samples, as x has, or 1 for all, but got 3; data share one batch"),
+    ({"upper": "high"}, "upper: expected a tensor, or one number, but got "),
+    ({"y_init": ONES(5)}, "y_init: expected a tensor of shape [4, 5], but got shape [5]; give"),
 ]
 
 
@@ -605,14 +619,16 @@ def test_errors_are_sentences(given, sentence):
 def test_settings_are_checked():
     energy = Units(relu)
     for keywords, sentence in (
-        ({"iterations": 0}, "iterations must be an integer >= 1, got 0"),
-        ({"mu": -1.0}, "mu must be a finite number >= 0, got -1.0"),
-        ({"adjoint": "best"}, "adjoint must be 'auto', 'prop3', 'implicit' or 'exact', got 'best'"),
-        ({"tolerance": np.nan}, "tolerance must be a finite number >= 0, got nan"),
-        ({"on_unsafe": "zero"}, "on_unsafe must be 'nan', 'skip' or 'raise', got 'zero'"),
-        ({"y_dim": None}, "y_dim must be given, got None: Units has no attribute y_dim"),
+        ({"iterations": 0}, "iterations: expected an integer of at least 1, but got 0; give the most cuts K"),
+        ({"mu": -1.0}, "mu: expected a finite number of at least 0, but got -1.0; it is"),
+        ({"adjoint": "best"}, "adjoint: expected 'auto', 'prop3', 'implicit' or 'exact', but got 'best'; choose"),
+        ({"tolerance": np.nan}, "tolerance: expected a finite number of at least 0, but got nan; leave"),
+        ({"on_unsafe": "zero"}, "on_unsafe: expected 'nan', 'skip' or 'raise', but got 'zero'; choose"),
+        ({"y_dim": None}, "y_dim: expected the number of columns of y, but got none, and Units has no attribute y_dim"),
     ):
         with pytest.raises(ValueError, match=re.escape(sentence)):
             PolyhedronArgmin(energy, **{"y_dim": N, **keywords})
-    with pytest.raises(ValueError, match=r"energy must have weights in float32 or float64, got torch\.float16"):
+    with pytest.raises(
+        ValueError, match=r"energy: expected weights in float32 or float64, but got torch\.float16; convert"
+    ):
         PolyhedronArgmin(energy.half(), y_dim=N)(contexts())

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from exports import export
 
 import icnnrt
 from icnnrt.format.manifest import POLYHEDRON_ROLES
@@ -16,7 +17,6 @@ from icnnrt.mathematics.status import Status
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from icnnrt_exporters import export  # noqa: E402
 from icnnrt_models import PolyhedronArgmin  # noqa: E402
 
 N, ROWS = 3, 3

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from exports import export
 from torch import nn
 
 import icnnrt
 from icnnrt.errors import InputError
 from icnnrt.tuning.finetune import FineTuner
-from icnnrt_exporters import SGD, TrainSpec, export
+from icnnrt_exporters import SGD, TrainSpec
 from icnnrt_models import BundleEntropyArgmin, QPLayer
 
 
@@ -40,7 +41,9 @@ def test_an_energy_with_a_program_on_its_x_path(tmp_path):
         assert "QPSolve" in session.manifest.ops["ai.icnnrt"].names
         solution = session.argmin(x.detach().numpy())
         np.testing.assert_allclose(solution.y, found.detach().numpy(), atol=1e-6)
-        with pytest.raises(InputError, match="solve_qp: expected a package of kind 'qp', but energy is"):
+        with pytest.raises(
+            InputError, match="solve_qp: expected a package of kind 'qp', but got energy of kind 'energy'; use argmin"
+        ):
             session.solve_qp(x.detach().numpy())
         bars = session.vjp(solution, np.cos(solution.y), on_unsafe="skip")
         kept = ~bars.skipped

@@ -99,7 +99,7 @@ def test_bad_input_is_told_in_a_sentence_and_harms_nothing():
             solver.vjp(bad)
     with pytest.raises(icnnrt.InputError, match="z_bar: expected real numbers"):
         solver.vjp(None)
-    with pytest.raises(icnnrt.InputError, match="p: expected an array, but list does not convert"):
+    with pytest.raises(icnnrt.InputError, match="p: expected an array, but got list, which does not convert"):
         solver.solve(2 * np.eye(3), [[1.0], [1.0, 2.0]])
     with pytest.raises(icnnrt.InputError, match="h: expected shape"):
         solver.solve(2 * np.eye(3), np.zeros(3), h=np.ones(3))

@@ -47,7 +47,9 @@ def test_clipping_makes_it_convex_and_says_how_far_it_moves(nonconvex_package: P
 def test_fine_tuning_keeps_what_was_clipped_nonnegative(tmp_path: Path) -> None:
     """Though train.onnx, made when nothing was known to need it, does not project."""
     torch = pytest.importorskip("torch")
-    from icnnrt_exporters import TrainSpec, export
+    from exports import export
+
+    from icnnrt_exporters import TrainSpec
     from icnnrt_models import FICNN, BundleEntropyArgmin
 
     generator = torch.Generator().manual_seed(0)
@@ -57,7 +59,7 @@ def test_fine_tuning_keeps_what_was_clipped_nonnegative(tmp_path: Path) -> None:
         energy.get_parameter("layers.1.b").fill_(20.0)
         energy.get_parameter("layers.1.W_z.weight").fill_(0.01)[:, :2] = -3.0
     layer = BundleEntropyArgmin(energy, iterations=4, gap_tolerance=1.0)
-    x, y = torch.rand(4, 2, dtype=torch.float64), torch.rand(4, 2, dtype=torch.float64)
+    x, y = torch.rand(2, 4, 2, dtype=torch.float64, generator=generator)
     with pytest.warns(UserWarning, match="not convex in y"):
         export(energy, layer, x, y, tmp_path / "bad.icnn", nonnegative=(), train=TrainSpec(), allow_not_convex=True)
     report = project(tmp_path / "bad.icnn", tmp_path / "good.icnn")
@@ -103,5 +105,5 @@ def test_the_command(nonconvex_package: Path, tmp_path: Path) -> None:
     assert sum(told["clipped"].values()) > 0
     again = invoke("repair", nonconvex_package, "--out", out, "--project")
     assert again.exit_code == 1
-    assert "exists" in again.output
+    assert "is there already; pass --overwrite to replace it" in again.output
     assert "convexity: proven" in invoke("inspect", out).output

@@ -35,7 +35,6 @@ EVIL = (
     "\x1b]0;pwned\x07\x1b[31m\x9b2J\x7f\u202e\u2066\u200f\u200b\ufeff\u00ad\u2028\u2029\x85\x0b\x0c\x08\x08\r\n"
     f"{FORGED}\n{' ' * 130}{FORGED}\n[bold]b[/bold][/][link=file:///etc/passwd]l[/link][@click=x]:warning:\\"
 )
-NOT_PRINTABLE = ("\x1b", "\x07", "\x9b", "\u202e", "\u200b", "\r", "\x08", "\0", "\x7f")
 
 
 def no_harm(text: str) -> None:
@@ -348,7 +347,7 @@ def test_the_package_of_escapes_works(evil: Path, tmp_path: Path) -> None:
         solution = session.argmin(np.zeros((1, 2)))
         assert solution.ok.all()
         no_harm(repr(session))
-        no_harm(repr(session._package))
+        no_harm(repr(session.package))
         no_harm(repr(session.weights))
         tuner = FineTuner(session)
         no_harm(repr(tuner))

@@ -1,6 +1,7 @@
 """TorchScript and torch.export files: what they compute is what the torch layer and the ONNX package compute."""
 
 import copy
+import functools
 import json
 import shutil
 import subprocess
@@ -127,14 +128,20 @@ def build(case: Case, path: Path) -> Written:
     return Written(case, energy, layer, path, load_torchscript(path))
 
 
-@pytest.fixture(scope="module", params=CASES)
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    return build(CASES[request.param], tmp_path_factory.mktemp("torchscript") / f"{request.param}.pt")
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Written]:
+    """The case of that name, exported once."""
+    return functools.cache(lambda name: build(CASES[name], tmp_path_factory.mktemp("torchscript") / f"{name}.pt"))
 
 
-@pytest.fixture(scope="module")
-def picnn(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    return build(CASES["picnn-softplus-batchnorm-64"], tmp_path_factory.mktemp("picnn") / "picnn.pt")
+@pytest.fixture(params=CASES)
+def written(request: pytest.FixtureRequest, built: Callable[[str], Written]) -> Written:
+    return built(request.param)
+
+
+@pytest.fixture
+def picnn(built: Callable[[str], Written]) -> Written:
+    return built("picnn-softplus-batchnorm-64")
 
 
 def tell(figures: dict[str, float], bounds: dict[str, float]) -> None:

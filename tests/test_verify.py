@@ -13,10 +13,12 @@ import pytest
 import icnnrt
 from icnnrt import native_library
 from icnnrt.checking import golden
-from icnnrt.checking import verify as checks
-from icnnrt.checking.verify import Check, VerifyReport, verify
+from icnnrt.checking.answers import adjoint_by_weights
+from icnnrt.checking.report import Check, VerifyReport, worst
+from icnnrt.checking.trial import Trial
+from icnnrt.checking.verify import verify
 from icnnrt.errors import InputError, PackageError
-from icnnrt.serving.session import Session
+from icnnrt.serving.energy_session import EnergySession
 
 pytest.importorskip("onnxruntime")
 
@@ -136,13 +138,13 @@ def test_a_tampered_package_is_an_error(tmp_path: Path, relu_package: Path) -> N
 
 
 def tamper_value(monkeypatch: pytest.MonkeyPatch, change: Callable[..., Any]) -> None:
-    plain = Session.value_and_gradient
-    monkeypatch.setattr(Session, "value_and_gradient", lambda self, x, y: change(y, *plain(self, x, y)))
+    plain = EnergySession.value_and_gradient
+    monkeypatch.setattr(EnergySession, "value_and_gradient", lambda self, x, y: change(y, *plain(self, x, y)))
 
 
 def tamper_argmin(monkeypatch: pytest.MonkeyPatch, change: Callable[..., Any]) -> None:
-    plain = Session.argmin
-    monkeypatch.setattr(Session, "argmin", lambda self, x, **keywords: change(plain(self, x, **keywords)))
+    plain = EnergySession.argmin
+    monkeypatch.setattr(EnergySession, "argmin", lambda self, x, **keywords: change(plain(self, x, **keywords)))
 
 
 @pytest.mark.parametrize("fixture", ["digits_like_package", "relu_package"])
@@ -218,36 +220,48 @@ def test_wrong_adjoints_are_found(
     fixture: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = request.getfixturevalue(fixture)
-    plain = Session.vjp
+    plain = EnergySession.vjp
 
-    def half(self: Session, *arguments: Any, **keywords: Any) -> Any:
+    def half(self: EnergySession, *arguments: Any, **keywords: Any) -> Any:
         c = plain(self, *arguments, **keywords)
         return dataclasses.replace(c, x=c.x / 2, weights={name: -a for name, a in c.weights.items()})
 
-    monkeypatch.setattr(Session, "vjp", half)
+    monkeypatch.setattr(EnergySession, "vjp", half)
     # In float32 two machines' cotangents may differ by more than would tell a half from the whole.
     assert failed(verify(package, samples=32)) - {"golden: argmin.x_bar"} == {"adjoint: x", "adjoint: weights"}
 
 
 def test_an_adjoint_of_zeros_is_found(digits_like_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Session.vjp
+    plain = EnergySession.vjp
 
-    def nothing(self: Session, *arguments: Any, **keywords: Any) -> Any:
+    def nothing(self: EnergySession, *arguments: Any, **keywords: Any) -> Any:
         c = plain(self, *arguments, **keywords)
         return dataclasses.replace(c, x=np.zeros_like(c.x), weights={k: np.zeros_like(a) for k, a in c.weights.items()})
 
-    monkeypatch.setattr(Session, "vjp", nothing)
+    monkeypatch.setattr(EnergySession, "vjp", nothing)
     assert failed(verify(digits_like_package, samples=32)) == {"adjoint: x", "adjoint: weights"}
 
 
 def test_weights_that_cannot_be_changed_are_skipped_with_the_reason(
     relu_package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Session, new: Any) -> None:
+    def refuse(self: EnergySession, new: Any) -> None:
         raise InputError("weights: 'b' was exported as a constant; export it as an overridable weight.")
 
-    monkeypatch.setattr(Session, "_update_weights", refuse)
+    monkeypatch.setattr(EnergySession, "update_weights", refuse)
     check = found(verify(relu_package, samples=4))["adjoint: weights"]
+    assert check.verdict == "skipped"
+    assert "exported as a constant" in check.detail
+
+
+def test_so_are_those_of_a_package_with_a_pullback(
+    polyhedron_packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: EnergySession, new: Any) -> None:
+        raise InputError("weights: 'b' was exported as a constant; export it as an overridable weight.")
+
+    monkeypatch.setattr(EnergySession, "update_weights", refuse)
+    check = found(verify(polyhedron_packages["pieces"], samples=2))["pullback: weights"]
     assert check.verdict == "skipped"
     assert "exported as a constant" in check.detail
 
@@ -257,30 +271,30 @@ def test_the_weights_are_put_back(relu_package: Path, monkeypatch: pytest.Monkey
     with icnnrt.load(relu_package) as session:
         x = np.random.default_rng(0).standard_normal((4, 3))
         before = {name: session.weights[name] for name in session.weights}
-        solution = session.argmin(x)
-        trial = checks._Trial(session, x, np.random.default_rng(0))
+        trial = Trial(icnnrt.Package.open(relu_package), session, x, np.random.default_rng(0))
+        solution = trial.problem.answer
         if fault is None:
-            assert trial.adjoint_by_weights(solution).verdict == "pass"
+            assert [check.verdict for check in adjoint_by_weights(trial)] == ["pass"]
         else:
 
-            def fail(self: Session, x: Any, **bounds: Any) -> Any:
+            def fail(self: EnergySession, x: Any, **bounds: Any) -> Any:
                 raise fault
 
             with monkeypatch.context() as patch:
-                patch.setattr(Session, "argmin", fail)
+                patch.setattr(EnergySession, "argmin", fail)
                 with pytest.raises(RuntimeError, match="while solving"):
-                    trial.adjoint_by_weights(solution)
+                    next(adjoint_by_weights(trial))
         for name, array in before.items():
             np.testing.assert_array_equal(session.weights[name], array)
         np.testing.assert_array_equal(session.argmin(x).y, solution.y)
 
 
 def test_the_worst_sample_is_judged_by_its_own_bound() -> None:
-    judged = checks._worst("a", np.array([1.0, 5.0]), np.array([0.5, 100.0]), "")
+    judged = worst("a", np.array([1.0, 5.0]), np.array([0.5, 100.0]), "")
     assert (judged.figure, judged.bound, judged.verdict) == (1.0, 0.5, "fail")
-    assert checks._worst("a", np.array([0.0, np.nan]), np.ones(2), "").verdict == "fail"
-    assert checks._worst("a", np.zeros(2), np.zeros(2), "").verdict == "pass"
-    assert checks._worst("a", np.zeros(0), np.zeros(0), "").verdict == "skipped"
+    assert worst("a", np.array([0.0, np.nan]), np.ones(2), "").verdict == "fail"
+    assert worst("a", np.zeros(2), np.zeros(2), "").verdict == "pass"
+    assert worst("a", np.zeros(0), np.zeros(0), "").verdict == "skipped"
 
 
 def test_golden_data_that_lacks_something_or_is_infinite_is_told(digits_like_package: Path) -> None:
@@ -288,7 +302,7 @@ def test_golden_data_that_lacks_something_or_is_infinite_is_told(digits_like_pac
     good = dict(opened.golden)
     with icnnrt.load(opened) as session:
         assert all(difference <= bound for _, difference, bound in golden.replay(session, good))
-        with pytest.raises(icnnrt.InputError, match=r"'argmin\.gap', but there is none"):
+        with pytest.raises(icnnrt.InputError, match=r"'argmin\.gap', but got none of that name"):
             golden.replay(session, {name: a for name, a in good.items() if name != "argmin.gap"})
         with pytest.raises(icnnrt.InputError, match=r"as many samples of 'argmin\.gap' as of 'x'"):
             golden.replay(session, {**good, "argmin.gap": good["argmin.gap"][:1]})

@@ -9,6 +9,7 @@ from typing import Any
 import attacks
 import onnx
 import pytest
+from amounts import amount
 from attacks import field, varint
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -240,7 +241,7 @@ def test_functions_are_left_out_and_nothing_else() -> None:
     assert wire.without_functions(data, "ai.icnnrt", {"Absent"}, "value.onnx") == data
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=amount(400), deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_walked_or_refused(data: bytes) -> None:
     with contextlib.suppress(PackageError):

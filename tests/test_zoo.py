@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 import torch
 import zoo
+from amounts import amount
 from scipy import special
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -182,7 +183,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "choir", "dtype"), CASES, ids=[f"{name}-{str(T)[6:]}" for name, _, T in CASES])
+def cases(of: list[tuple[str, list[str], torch.dtype]]) -> list[Any]:
+    """As parameters: convolutions and others once more in float32 are slow."""
+    slow = [pytest.mark.slow]
+    return [pytest.param(*one, marks=slow if one[1] is SINGLE else [], id=f"{one[0]}-{str(one[2])[6:]}") for one in of]
+
+
+@pytest.mark.parametrize(("name", "choir", "dtype"), cases(CASES))
 def test_onnxruntime_equals_torch(name: str, choir: list[str], dtype: torch.dtype) -> None:
     sung = sing(choir, dtype)
     own = sung.block(name)
@@ -210,7 +217,7 @@ def solo(sung: Sung, name: str) -> bytes:
 VERDICTS = [(name, choir, dtype) for name, choir, dtype in CASES if zoo.ZOO[name].kind == "energy"]
 
 
-@pytest.mark.parametrize(("name", "choir", "dtype"), VERDICTS, ids=[f"{name}-{str(T)[6:]}" for name, _, T in VERDICTS])
+@pytest.mark.parametrize(("name", "choir", "dtype"), cases(VERDICTS))
 def test_the_certificate_says_so(name: str, choir: list[str], dtype: torch.dtype) -> None:
     """Of each member's part of its choir's graph, as ONNX Runtime has it."""
     verdict = prove(solo(sing(choir, dtype), name), {})
@@ -220,9 +227,9 @@ def test_the_certificate_says_so(name: str, choir: list[str], dtype: torch.dtype
 PROVEN = [(name, choir, dtype) for name, choir, dtype in VERDICTS if zoo.ZOO[name].verdict == "proven"]
 
 
-@pytest.mark.parametrize(("name", "choir", "dtype"), PROVEN, ids=[f"{name}-{str(T)[6:]}" for name, _, T in PROVEN])
+@pytest.mark.parametrize(("name", "choir", "dtype"), cases(PROVEN))
 def test_what_a_proof_rests_on_lasts(name: str, choir: list[str], dtype: torch.dtype) -> None:
-    """Two hundred steps that only signs and repeated proofs hold, then the proof from the beginning."""
+    """Many steps that only signs and repeated proofs hold, then the proof from the beginning."""
     sung = sing(choir, dtype)
     model, own = solo(sung, name), f"members.{name}."
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(model).graph.initializer}
@@ -232,7 +239,7 @@ def test_what_a_proof_rests_on_lasts(name: str, choir: list[str], dtype: torch.d
     again = Repeated(model, {}, found, weights) if found.values else None
     rng, refused = np.random.default_rng(len(name)), 0
     pull = {n: rng.standard_normal(w.shape) for n, w in weights.items()}
-    for _ in range(200):
+    for _ in range(amount(200)):
         new = {n: w - 0.01 * np.sign(pull[n] + 0.5 * rng.standard_normal(w.shape)) for n, w in weights.items()}
         new = {n: found.signs[n].project(w) if n in found.signs else w for n, w in new.items()}
         if again is not None and again.failure(new):
@@ -248,7 +255,11 @@ def test_what_a_proof_rests_on_lasts(name: str, choir: list[str], dtype: torch.d
     assert verdict.verdict == "proven", verdict.sentence()
 
 
-@pytest.mark.parametrize("choir", [DENSE, GRADIENTS], ids=["energies", "gradients"])
+DENSE_CHOIRS = [pytest.param(DENSE, marks=pytest.mark.slow), GRADIENTS]
+each_dense_choir = pytest.mark.parametrize("choir", DENSE_CHOIRS, ids=["energies", "gradients"])
+
+
+@each_dense_choir
 def test_hessians_equal_torch(choir: list[str]) -> None:
     sung = sing(choir, torch.float64, dense=True)
     for B in BATCHES:
@@ -256,7 +267,7 @@ def test_hessians_equal_torch(choir: list[str]) -> None:
             assert apart(sung.got[B][output], true) <= TOLERANCE[torch.float64][output], output
 
 
-@pytest.mark.parametrize("choir", [DENSE, GRADIENTS], ids=["energies", "gradients"])
+@each_dense_choir
 def test_hessians_are_symmetric_and_members_do_not_meet(choir: list[str]) -> None:
     sung = sing(choir, torch.float64, dense=True)
     H = sung.got[3]["hessian"]
@@ -305,9 +316,11 @@ def traced(name: str, dtype: torch.dtype) -> tuple[nn.Module, EnergyGraph, Tenso
     return energy, trace(energy, x, y), x, y
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("gated", torch.float64), ("image_energy", torch.float32), ("monotone", torch.float64)]
-)
+SLOW_IMAGE = pytest.param("image_energy", torch.float32, marks=pytest.mark.slow)
+SLOW_GROUPS = pytest.param("grouped_context", torch.float64, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("gated", torch.float64), ("monotone", torch.float64), SLOW_IMAGE])
 def test_hessian_products(name: str, dtype: torch.dtype) -> None:
     """From x; convolutions keep their own kernel in float32, backwards and twice so."""
     energy, graph, x, y = traced(name, dtype)
@@ -324,9 +337,7 @@ def test_hessian_products(name: str, dtype: torch.dtype) -> None:
         assert apart(got, true) <= (1e-9 if dtype is torch.float64 else 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("convolutional_context", torch.float32), ("grouped_context", torch.float64)]
-)
+@pytest.mark.parametrize(("name", "dtype"), [("convolutional_context", torch.float32), SLOW_GROUPS])
 def test_gradients_in_x(name: str, dtype: torch.dtype) -> None:
     energy, graph, x, y = traced(name, dtype)
     run = session(heads.gradient_x(graph, x, y), graph.theta)

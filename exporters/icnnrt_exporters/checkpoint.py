@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
+from icnnrt.arguments import refused
 from icnnrt.errors import ExportError, InputError
 from icnnrt_exporters.checks.preconditions import SOLVER, Solver
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
@@ -26,9 +27,9 @@ def make(factory: str) -> nn.Module:
     FACTORY is a function or class that makes an energy or a solver around one, or such an object itself. Raises
     `InputError` naming what cannot be found or called.
     """
-    module_name, colon, attribute = factory.partition(":")
+    module_name, colon, attribute = factory.partition(":") if isinstance(factory, str) else ("", "", "")
     if not (colon and module_name and attribute):
-        raise InputError(f"factory: expected MODULE:FACTORY, such as icnnrt_models.digits:energy, but got {factory!r}.")
+        raise refused("factory", "MODULE:FACTORY, such as icnnrt_models.digits:energy", repr(factory), "name it so")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from icnnrt.arguments import refused
 from icnnrt.cli.app import FollowFlag, JsonFlag, PackageArgument, console, number, print_json
 from icnnrt.errors import ExportError, InputError, MissingDependencyError
 from icnnrt.mathematics.reference import STEPS
@@ -248,7 +249,7 @@ def export(
     with _needs("export", *NEEDED):
         import torch
 
-        from icnnrt.serving.session import load
+        from icnnrt.serving.load import load
         from icnnrt_exporters import checkpoint as checkpoints
         from icnnrt_exporters.exporter import export as write
         from icnnrt_models import BundleEntropyArgmin
@@ -365,9 +366,8 @@ def _data(path: Path | None) -> dict[str, Any]:
     arrays = tabular.read_archive(path, ("x", "y"))
     x, y = arrays["x"], arrays["y"]
     if y.ndim != 2 or x.ndim < 1 or len(x) != len(y) or not len(x):
-        raise InputError(
-            f"{path}: expected x [B, ...] and y [B, n] of as many samples, but got {list(x.shape)} and {list(y.shape)}."
-        )
+        came = f"{list(x.shape)} and {list(y.shape)}"
+        raise refused(str(path), "x [B, ...] and y [B, n] of as many samples", came)
     return arrays
 
 
@@ -382,7 +382,7 @@ def _sizes(
         except ValueError:
             shape = None
         if not shape or min(shape) < 0 or math.prod(shape) > 1 << 31:
-            raise InputError(f"x-shape: expected sizes such as 32 or 3,8,8, but got {x_shape!r}.")
+            raise refused("x-shape", "sizes such as 32 or 3,8,8", repr(x_shape))
     if arrays:
         given = arrays["x"].shape[1:]
         if shape not in (None, given):
@@ -464,6 +464,7 @@ def pack(
     1 an error; nothing is written
     2 wrong usage
     """
+    from icnnrt.format.folder import check_place
     from icnnrt.format.package import Package
 
     if siblings:
@@ -477,13 +478,12 @@ def pack(
             from icnnrt_exporters.graphs.derivative_siblings import siblings as write_siblings
     else:
         if out.suffix.lower() != ".onnx":
-            raise InputError(f"out: expected a file name ending in .onnx, but got {out}.")
+            raise refused("out", "a file name ending in .onnx", out)
         if out.exists() and not overwrite:
             raise ExportError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
         with _needs("export", "onnx"):
             from icnnrt_exporters.graphs.packer import pack as write
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: its folder {out.parent} is not there; create it first.")
+    check_place(out, "out")
     opened = Package.open(package, follow_links=follow_links)
     if siblings:
         written = write_siblings(opened, out, portable=portable, overwrite=overwrite)

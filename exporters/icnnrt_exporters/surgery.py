@@ -129,7 +129,7 @@ def split(nodes: Sequence[ir.Node], roots: Iterable[ir.Value]) -> tuple[list[ir.
     reached = set(roots)
     independent, dependent = [], []
     for node in nodes:
-        if any(v in reached for v in node.inputs if v is not None):
+        if any(v in reached for v in _read_by(node)):
             dependent.append(node)
             reached.update(node.outputs)
         else:
@@ -138,14 +138,23 @@ def split(nodes: Sequence[ir.Node], roots: Iterable[ir.Value]) -> tuple[list[ir.
 
 
 def needed(nodes: Sequence[ir.Node], results: Iterable[ir.Value]) -> list[ir.Node]:
-    """The nodes that the results depend on, in order."""
+    """The nodes that the results depend on, in order. The others read nothing any more, so that nothing seems to be
+    read."""
     wanted = set(results)
     kept = []
     for node in reversed(nodes):
         if any(v in wanted for v in node.outputs):
             kept.append(node)
             wanted.update(_read_by(node))
+        else:
+            cut_loose(node)
     return kept[::-1]
+
+
+def cut_loose(node: ir.Node) -> None:
+    """Leave a node without inputs: it is in no graph."""
+    for i in range(len(node.inputs)):
+        node.replace_input_with(i, None)
 
 
 def _read_by(node: ir.Node) -> Iterator[ir.Value]:
@@ -160,7 +169,7 @@ def _read_by(node: ir.Node) -> Iterator[ir.Value]:
 def copy(
     nodes: Sequence[ir.Node], replacement: Mapping[ir.Value, ir.Value], prefix: str
 ) -> tuple[list[ir.Node], dict[ir.Value, ir.Value]]:
-    """Fresh nodes that compute the same from replaced values, and the map from old to new values."""
+    """Fresh nodes, and graphs inside them, that compute the same from replaced values; and the map from old to new."""
     for old, new in replacement.items():
         _of_the_shape(new, old)
     mapping = dict(replacement)
@@ -170,14 +179,24 @@ def copy(
             node.domain,
             node.op_type,
             [None if v is None else mapping.get(v, v) for v in node.inputs],
-            attributes=list(node.attributes.values()),
+            attributes=[_copied(attribute) for attribute in node.attributes.values()],
             num_outputs=len(node.outputs),
         )
         for old, new in zip(node.outputs, twin.outputs, strict=True):
             new.name, new.type, new.shape = f"{prefix}/{old.name}", old.type, old.shape
             mapping[old] = new
         fresh.append(twin)
+    for node in fresh:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                replace(attribute.as_graph(), mapping)
     return fresh, mapping
+
+
+def _copied(attribute: ir.Attr) -> ir.Attr:
+    if attribute.type != ir.AttributeType.GRAPH:
+        return attribute
+    return ir.AttrGraph(attribute.name, attribute.as_graph().clone(allow_outer_scope_values=True))
 
 
 def shapes_from(nodes: Iterable[ir.Node], y: ir.Value, same_shape: ir.Value) -> None:

@@ -1,8 +1,10 @@
-"""A graph and its weights as the bytes of one ONNX file, and what every export says of itself."""
+"""What a package is made of, and its writing: each graph with its weights as the bytes of one ONNX file."""
 
 import importlib.metadata
-from collections.abc import Collection, Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -12,6 +14,8 @@ from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
 from icnnrt.format import package
+from icnnrt.format.signs import Sign
+from icnnrt.format.verdict import Convexity
 from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX
 from icnnrt_exporters.operators.bodies import functions, functions_qp
 from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
@@ -19,8 +23,36 @@ from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 # Inputs of heads that are data; what else a head takes are weights.
 DATA: Final = ("x", "y", "y_dot", "f_bar", "gradient_bar")
-GOLDEN_SAMPLES: Final = 4
 QP_OPERATORS: Final = {(package.OP_DOMAIN, name, "") for name in ("QPSolve", "QPAdjoint")}
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a package is made of, but for what is found out about it when it runs. `format.package` says more."""
+
+    kind: str
+    dtype: str
+    x_shape: tuple[int, ...]
+    y_shape: tuple[int, ...]
+    graphs: Mapping[str, bytes]
+    weights: Mapping[str, np.ndarray]
+    trainable: tuple[str, ...]
+    nonnegative: tuple[str, ...] = ()
+    signs: Mapping[str, Sign] = field(default_factory=dict)
+    name: str = "package"
+    solver: package.SolverSpec | None = None
+    domain: package.Domain | None = None
+    train: package.TrainingSpec | None = None
+    polyhedron: package.PolyhedronSpec | None = None
+    convexity: Convexity | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, path: Path, **found: Any) -> package.Package:
+        """Write the package, with what was found out about it: parity, golden data."""
+        found |= {**vars(self), "opset": OPSET, "ir_version": IR_VERSION, "producer": producer()}
+        return package.write(path, **found)
 
 
 def dtype_name(tensor: Tensor) -> str:

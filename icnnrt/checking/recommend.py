@@ -5,18 +5,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icnnrt.arguments import batch, finite_rows, integer, number
-from icnnrt.errors import InputError
+from icnnrt.arguments import batch, finite_rows, instance, integer, number, refused
+from icnnrt.checking.report import Array
 from icnnrt.format.fields import strict
 from icnnrt.format.manifest import SolverSpec
 from icnnrt.mathematics import certificate, reference
-from icnnrt.mathematics.domains import MODELS, Coordinates, Domain, box_coordinates, space_coordinates
+from icnnrt.mathematics.domains import MODELS, Coordinates, Domain, coordinates
 from icnnrt.mathematics.namespace import NUMPY
+from icnnrt.serving.domain_arguments import bounds_of, solver_of
+from icnnrt.serving.load import AnySession
 from icnnrt.serving.session import Session
-
-Array = NDArray[np.float64]
 
 PERCENT: Final = (90, 99, 100)
 MAX_ITERATIONS: Final = 64
@@ -44,7 +43,7 @@ class Recommendation:
 
 
 def recommend(
-    session: Session,
+    session: AnySession,
     x: object,
     gap: float,
     *,
@@ -62,25 +61,20 @@ def recommend(
     """
     gap = number(gap, "gap", above=0.0, expected="a positive number, such as 1e-3")
     max_iterations = integer(max_iterations, "max_iterations", 1)
-    if not isinstance(session, Session):
-        raise InputError(f"session: expected what icnnrt.load returned, but got {type(session).__name__}.")
-    spec = session._solver("recommend")
+    instance(session, "session", Session, "what icnnrt.load returned")
+    spec = solver_of(session.manifest, "recommend")
     X = batch(x, "x", session.dtype, session.manifest.x_shape)
-    bounds = session._bounds(len(X), lower, upper)
+    bounds = bounds_of(session.manifest, len(X), lower, upper)
     kept = np.logical_and.reduce([finite_rows(a) for a in (X, *bounds.values())])
     if bounds:
         kept &= (bounds["lower"] <= bounds["upper"]).all(1)
     if not kept.any():
-        raise InputError("x: expected at least one sample without NaN and infinity, but got none; clean the data.")
+        raise refused("x", "at least one sample without NaN and infinity", "none", "clean the data")
     X, bounds = X[kept], {name: bound[kept] for name, bound in bounds.items()}
     reached: list[float] = []
     domain = session.manifest.domain
     assert domain is not None, "a solver has a domain"
-    at = Coordinates(0.0, 1.0)
-    if bounds:
-        at = box_coordinates(*(bounds[name].astype(np.float64) for name in ("lower", "upper")))
-    elif domain.mu is not None:
-        at = space_coordinates(domain.mu)
+    at = coordinates(bounds, domain.mu)
 
     def of_y(y: Array) -> tuple[Array, Array]:
         f, g = session.value_and_gradient(X, y.astype(session.dtype))

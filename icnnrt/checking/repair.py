@@ -8,13 +8,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import batch, finite_rows, integer
+from icnnrt.arguments import integer
+from icnnrt.checking.trial import contexts
 from icnnrt.convexity import Convexity, grounds, prove
 from icnnrt.errors import InputError
 from icnnrt.format.fields import strict
 from icnnrt.format.package import Package, opened
 from icnnrt.format.signs import NONNEGATIVE, Sign, united
-from icnnrt.serving.session import load
+from icnnrt.serving.load import load
 
 StrPath = str | os.PathLike[str]
 
@@ -100,13 +101,7 @@ def project(
 def _moves(package: Package, weights: Mapping[str, NDArray[Any]], x: object, seed: int) -> tuple[float, float | None]:
     """How far f and y* move when the weights become these."""
     manifest, rng = package.manifest, np.random.default_rng(seed)
-    if x is None:
-        X = rng.standard_normal((SAMPLES, *manifest.x_shape)).astype(manifest.dtype)
-    else:
-        X = batch(x, "x", manifest.dtype, manifest.x_shape)
-        X = X[finite_rows(X)]
-    if not len(X):
-        raise InputError("x: expected at least one sample without NaN and infinity, but got none; clean the data.")
+    X = contexts(manifest, x, SAMPLES if x is None else None, rng)
     Y = rng.random((len(X), *manifest.y_shape)).astype(manifest.dtype)
     bounds: dict[str, object] = {}
     if manifest.domain is not None and manifest.domain.kind == "box":
@@ -115,7 +110,7 @@ def _moves(package: Package, weights: Mapping[str, NDArray[Any]], x: object, see
         found = []
         for new in (None, weights):
             if new is not None:
-                session._update_weights(dict(new))
+                session.update_weights(dict(new))
             y = session.argmin(X, **bounds).y if manifest.solver else None  # type: ignore[arg-type]
             found.append((session.value(X, Y).astype(np.float64), y))
     (f, y), (f_new, y_new) = found

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -29,13 +29,10 @@ from typer.core import TyperGroup
 from icnnrt.errors import IcnnrtError, InputError, MissingDependencyError
 from icnnrt.printable import printable
 
-if TYPE_CHECKING:
-    pass
-
 ENTRY_POINTS: Final = "icnnrt.commands"
 ERROR, NOT_CONVERGED, CHECK_FAILED = 1, 3, 4
-OF_SIGNALS: Final = 128  # and their number, as shells have it
-INTERRUPTED: Final = OF_SIGNALS + 2  # SIGINT
+SIGNAL_EXIT: Final = 128  # and their number, as shells have it
+INTERRUPTED: Final = SIGNAL_EXIT + 2  # SIGINT
 ROWS_SHOWN: Final = 8
 WIDE: Final = 120  # columns of what goes to a file or a pipe
 

@@ -7,7 +7,6 @@ import typer
 from rich.markup import escape
 
 from icnnrt.cli.app import FollowFlag, JsonFlag, PackageArgument, app, console, number, print_json
-from icnnrt.errors import InputError
 
 
 @app.command()
@@ -39,23 +38,21 @@ def epigraph(
     1 an error; nothing is written
     2 wrong usage
     """
-    from icnnrt.arguments import check_shape
+    from icnnrt.arguments import check_shape, refused
     from icnnrt.cli import tabular
     from icnnrt.epigraph import epigraph as problems
     from icnnrt.epigraph.lp_files import SUFFIXES
     from icnnrt.format.package import Package
 
     if out.suffix.lower() not in SUFFIXES:
-        raise InputError(
-            f"{out}: expected a file name ending in {' or '.join(SUFFIXES)}, but got {out.suffix!r}; the ending tells "
-            "the format."
-        )
+        expected = f"a file name ending in {' or '.join(SUFFIXES)}"
+        raise refused(str(out), expected, repr(out.suffix), "the ending tells the format")
     opened = Package.open(package, follow_links=follow_links)
     manifest = opened.manifest
     x = tabular.read_array(source, "x", manifest.x_shape)
     check_shape(x.shape, "x", manifest.x_shape, where=str(source))
     if sample >= len(x):
-        raise InputError(f"sample: expected one of the {len(x)} samples of {source}, but got {sample}; count from 0.")
+        raise refused("sample", f"one of the {len(x)} samples of {source}", sample, "count from 0")
     bounds = {
         name: array if isinstance(array, float) else array[sample : sample + 1]
         for name, given in (("lower", lower), ("upper", upper))

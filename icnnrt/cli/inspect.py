@@ -67,17 +67,9 @@ def inspect(
         console().print(tree)
 
 
-# kind of domain -> how people write it, behind y
-DOMAINS: Final = {
-    "unit_box": " in [0, 1]",
-    "box": " between bounds given at run time",
-    "simplex": " in the simplex",
-    "space": " in ℝⁿ",
-}
-
-
 def _tree(path: str, m: Mapping[str, Any]) -> Tree:
     from icnnrt.format.verdict import Convexity
+    from icnnrt.mathematics.domains import MODELS
 
     root = Tree(f"[bold]{escape(cropped(m['name'], 80))}[/]  {escape(path)}", guide_style="dim")
     solver, domain = m["solver"], m["domain"]
@@ -87,7 +79,7 @@ def _tree(path: str, m: Mapping[str, Any]) -> Tree:
     if m["kind"] == "qp":
         root.add("a network of quadratic programs: x → z")
     answer = "z" if m["kind"] == "qp" else "y"
-    where = DOMAINS[domain["kind"]] if domain else ""
+    where = f" {MODELS[domain['kind']].where}" if domain else ""
     root.add(escape(f"x {_shown(m['x_shape'])} → {answer} {_shown(m['y_shape'])}{where}"))
     if solver:
         mu = f", μ {number(domain['mu'])}" if "mu" in domain else ""

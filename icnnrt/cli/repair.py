@@ -1,5 +1,6 @@
 """`icnnrt repair`: make a package convex in y, and say what that changed."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,8 @@ def repair(
 
     if not project:
         raise InputError("project: expected to be told how to repair; pass --project to clip the weights to blame.")
+    if os.path.lexists(out) and not overwrite:
+        raise InputError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
     opened = Package.open(package, follow_links=follow_links)
     x = None if data is None else tabular.read_array(data, "x", opened.manifest.x_shape)
     report = clip(opened, out, x, seed=seed, overwrite=overwrite)

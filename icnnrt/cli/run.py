@@ -87,24 +87,22 @@ def run(
     """
     import numpy as np
 
-    from icnnrt.arguments import check_shape
+    from icnnrt.arguments import check_shape, refused
     from icnnrt.cli import tabular
     from icnnrt.format.package import Package
     from icnnrt.mathematics.status import Status
-    from icnnrt.serving.session import load
+    from icnnrt.serving.load import load
 
     with_limits(context, untrusted, seconds, mebibytes)
-    suffix = tabular.check_target(out, source=source) if out else ""
+    suffix = tabular.check_result(out, source=source) if out else ""
     opened = Package.open(package, follow_links=follow_links)
     manifest = opened.manifest
     qp = manifest.kind == "qp"
     if qp:
         for name, option in (("y_init", y_init), ("lower", lower), ("upper", upper)):
             if option is not None:
-                raise InputError(
-                    f"{name}: expected none, as {named(manifest.name)} is a network of quadratic programs, but got "
-                    f"{option}; leave it out."
-                )
+                expected = f"none, as {named(manifest.name)} is a network of quadratic programs"
+                raise refused(name, expected, option, "leave it out")
     elif manifest.solver is None:
         raise InputError(
             f"package: {named(manifest.name)} was exported without a solver, so there is no argmin to run; use its "

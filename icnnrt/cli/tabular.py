@@ -10,7 +10,7 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any, Final
@@ -18,12 +18,14 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import check_shape, flag
+from icnnrt.arguments import check_shape, flag, names, refused
+from icnnrt.arguments import path as path_of
 from icnnrt.errors import InputError
 from icnnrt.format.files import atomic_file
-from icnnrt.format.package import check_outside
+from icnnrt.format.folder import check_place
 from icnnrt.printable import harmless, show
-from icnnrt.serving.solution import QPAnswer, Solution
+from icnnrt.serving.qp_session import QPNetworkSolution
+from icnnrt.serving.solution import Solution
 
 SUFFIXES: Final = (".npz", ".npy", ".csv")
 MAX_BYTES: Final = 8 << 30  # of one array in memory; beyond it a machine swaps before anything is computed
@@ -45,7 +47,7 @@ def read_array(path: StrPath, key: str, shape: tuple[int, ...]) -> Array:
     """
     path = _path(path)
     if not isinstance(shape, tuple) or not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise InputError(f"shape: expected that of a sample, but got {show(shape)}.")
+        raise refused("shape", "that of a sample", show(shape))
     match _suffix(path, SUFFIXES):
         case ".csv":
             return _read_csv(path, key, shape)
@@ -65,10 +67,9 @@ def read_archive(
     `also` gives a second name that a key's array may have; one that bears the key itself is preferred.
     """
     path = _path(path)
-    if isinstance(keys, str) or not isinstance(keys, Sequence) or not all(isinstance(key, str) for key in keys):
-        raise InputError(f"keys: expected names of arrays, but got {show(keys)}.")
+    keys = names(keys, "keys", "names of arrays")
     if not keys or not isinstance(also, Mapping | None):
-        raise InputError(f"keys, also: expected names of arrays, but got {show(keys)} and {show(also)}.")
+        raise refused("keys, also", "names of arrays", f"{show(keys)} and {show(also)}")
     only = flag(only, "only")
     _suffix(path, (".npz",))
     with _open(path) as file:
@@ -82,7 +83,9 @@ def read_archive(
                     f"{path}: expected a whole .npz archive, but its end is missing or damaged, so it is perhaps "
                     "truncated; copy or save it again."
                 ) from error
-            raise InputError(f"{path}: expected a .npz archive, but got something else ({error}).") from harmless(error)
+            raise refused(str(path), "a .npz archive", f"something else ({error})", "save it again") from harmless(
+                error
+            )
         with archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()[:MAX_MEMBERS]}
             if only and keys[0] not in members and len(members) == 1:
@@ -115,7 +118,7 @@ def _read_npy(stream: IO[bytes], where: str, size: int) -> Array:
         version = np.lib.format.read_magic(stream)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in read_header:
-            raise InputError(f"{where}: expected .npy version 1.0 or 2.0, but got {version}; save a plain array.")
+            raise refused(where, ".npy version 1.0 or 2.0", version, "save a plain array")
         shape, fortran, dtype = read_header[version](stream)
         if dtype.hasobject:
             raise InputError(
@@ -123,7 +126,7 @@ def _read_npy(stream: IO[bytes], where: str, size: int) -> Array:
                 "save it with a numeric dtype."
             )
         if dtype.kind not in "fiub":
-            raise InputError(f"{where}: expected real numbers, but got dtype {dtype}; convert it to float first.")
+            raise refused(where, "real numbers", f"dtype {dtype}", "convert it to float first")
         count = math.prod(shape)
         if count * dtype.itemsize > min(size, MAX_BYTES):
             raise InputError(
@@ -138,7 +141,7 @@ def _read_npy(stream: IO[bytes], where: str, size: int) -> Array:
         raise
     except Exception as error:  # the header is parsed as Python
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{where}: expected a .npy array, but got something else ({reason}).") from harmless(error)
+        raise refused(where, "a .npy array", f"something else ({reason})", "save it again") from harmless(error)
 
 
 def _read_csv(path: Path, key: str, shape: tuple[int, ...]) -> Array:
@@ -161,10 +164,9 @@ def _read_csv(path: Path, key: str, shape: tuple[int, ...]) -> Array:
                     continue  # the line of names; one with a number in it is a sample with a mistake in it
                 if None in numbers:
                     at = numbers.index(None)
-                    raise InputError(
-                        f"{path}: expected a number in line {lines.line_num}, column {at + 1}, but got "
-                        f"{cells[at][:40]!r}; separate numbers by commas and write a missing one as nan."
-                    )
+                    expected = f"a number in line {lines.line_num}, column {at + 1}"
+                    remedy = "separate numbers by commas and write a missing one as nan"
+                    raise refused(str(path), expected, repr(cells[at][:40]), remedy)
                 if len(numbers) != width:
                     raise InputError(
                         f"{path}: expected {width} numbers a line, {key} of shape {list(shape)} flattened, but line "
@@ -172,9 +174,9 @@ def _read_csv(path: Path, key: str, shape: tuple[int, ...]) -> Array:
                     )
                 rows.append([number for number in numbers if number is not None])
         except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"{path}: expected UTF-8 text, but got something else ({error}).") from error
+            raise refused(str(path), "UTF-8 text", f"something else ({error})", "save it again") from error
     if not rows:
-        raise InputError(f"{path}: expected at least one line of numbers, but got none; write one sample a line.")
+        raise refused(str(path), "at least one line of numbers", "none", "write one sample a line")
     return np.array(rows, np.float64).reshape(-1, *shape)
 
 
@@ -186,12 +188,10 @@ def _number(cell: str) -> float | None:
 
 
 def _path(path: object) -> Path:
-    given: object = None
-    with suppress(Exception):
-        given = os.fspath(path)  # type: ignore[call-overload]
-    if not isinstance(given, str) or "\0" in given:
-        raise InputError(f"path: expected the name of a file, but got {show(path)}.")
-    return Path(given)
+    given = path_of(path, "path")
+    if "\0" in str(given):
+        raise refused("path", "the name of a file", show(path))
+    return given
 
 
 def _suffix(path: Path, allowed: Sequence[str]) -> str:
@@ -201,10 +201,8 @@ def _suffix(path: Path, allowed: Sequence[str]) -> str:
         expected = f"{', '.join(most)} or {last}" if most else last
         came = repr(path.suffix) if path.suffix else "a name without an ending"
         example = f"{path.stem or 'x'}{allowed[0]}"
-        raise InputError(
-            f"{path}: expected a file name ending in {expected}, but got {came}; the ending tells the format, so use "
-            f"one of these, such as {example}."
-        )
+        remedy = f"the ending tells the format, so use one of these, such as {example}"
+        raise refused(str(path), f"a file name ending in {expected}", came, remedy)
     return suffix
 
 
@@ -222,14 +220,12 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 # --- Writing -------------------------------------------------------------------------------------
 
 
-def check_target(path: Path, *, source: Path | None = None) -> str:
+def check_result(path: Path, *, source: Path | None = None) -> str:
     """The suffix of a file that results can be written to; told before the work, not after it."""
     suffix = _suffix(path, SUFFIXES)
     if path.is_dir():
         raise InputError(f"{path}: expected a file to write, but it is a folder.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: its folder {path.parent} is not there; create it first.")
-    check_outside(path, "out")
+    check_place(path, "out")
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise InputError(f"{path}: is the input file itself; choose another name for the result.")
     return suffix
@@ -245,7 +241,7 @@ def check_size(samples: int, iterations: int, n: int, dtype: np.dtype[Any], suff
         )
 
 
-def write_answers(path: Path, y: Array, parts: Sequence[Solution | QPAnswer], info: Mapping[str, Any]) -> None:
+def write_answers(path: Path, y: Array, parts: Sequence[Solution], info: Mapping[str, Any]) -> None:
     """Write y (z of quadratic programs) to a .npy or .csv, or every field of the answers, one after the other, to a
     .npz; atomically."""
     with atomic_file(path) as file:
@@ -255,14 +251,14 @@ def write_answers(path: Path, y: Array, parts: Sequence[Solution | QPAnswer], in
             case ".csv":
                 # Enough digits to read the very same numbers back.
                 digits = "%.9g" if y.dtype == np.float32 else "%.17g"
-                letter = "z" if isinstance(parts[0], QPAnswer) else "y"
+                letter = "z" if isinstance(parts[0], QPNetworkSolution) else "y"
                 names = ",".join(f"{letter}{j}" for j in range(y.shape[1]))
                 np.savetxt(file, y, fmt=digits, delimiter=",", header=names, comments="")
             case _:
                 np.savez(file, allow_pickle=False, **_columns(parts, info))
 
 
-def _columns(parts: Sequence[Solution | QPAnswer], info: Mapping[str, Any]) -> dict[str, Array]:
+def _columns(parts: Sequence[Solution], info: Mapping[str, Any]) -> dict[str, Array]:
     names = [field.name for field in fields(parts[0]) if isinstance(getattr(parts[0], field.name), np.ndarray)]
     columns: dict[str, Array] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     columns["info"] = np.array(json.dumps(dict(info), default=str))

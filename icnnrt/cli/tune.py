@@ -1,55 +1,39 @@
-"""`icnnrt tune`: fine-tuning on the command line, with onnxruntime alone.
+"""`icnnrt tune`: fine-tuning on the command line, with onnxruntime alone."""
 
-Ctrl-C is obeyed between two steps, so weights and optimiser state are never half of one and half of another; pressed
-again it changes nothing, so that what was learnt is written. The same holds of SIGTERM, by which machines and queues
-stop a process, and of SIGHUP, which comes when its terminal is closed.
-"""
-
-import contextlib
 import importlib.util
-import math
 import os
-import signal
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from icnnrt.arguments import refused
 from icnnrt.cli.app import (
     ERROR,
-    INTERRUPTED,
-    OF_SIGNALS,
     FollowFlag,
     JsonFlag,
     NativeFlag,
     PackageArgument,
     app,
     console,
-    number,
-    pressed,
     print_json,
     tell,
 )
+from icnnrt.cli.following import Followed, between_steps, whoever_listens
+from icnnrt.cli.tuning_report import draw, show_tuning
 from icnnrt.errors import InputError
 
 if TYPE_CHECKING:
     from icnnrt.format.manifest import Manifest
-    from icnnrt.tuning.finetune import EpochReport, FineTuner, FitReport, StepReport
+    from icnnrt.tuning.finetune import FineTuner
+    from icnnrt.tuning.reports import FitReport
 
 STOPPED: Final = 3
-EPOCHS_SHOWN: Final = 12
 PICTURES: Final = (".png", ".svg", ".pdf")
 TARGET: Final = {"target": "y"}  # the other name that targets may have in a file
-STOPPING: Final = "icnnrt: stopping after this step; what was learnt is then written, so Ctrl-C is ignored until it is."
-SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not there on Windows
 
 
 @app.command()
@@ -107,7 +91,7 @@ def tune(
     """
     from icnnrt.format.checkpoints import History
     from icnnrt.format.package import Package
-    from icnnrt.serving.session import load
+    from icnnrt.serving.load import load
     from icnnrt.tuning.finetune import FineTuner
 
     _check_usage(val, patience, history, resume)
@@ -133,10 +117,10 @@ def tune(
             screen.print("[yellow]no picture:[/] matplotlib is not installed; pip install matplotlib.")
             picture = None
 
-        followed = _Followed(epochs, len(samples[0]), batch_size)
+        followed = Followed(epochs, len(samples[0]), batch_size)
         fitted: FitReport | None = None
         failure: OSError | None = None
-        with _between_steps(followed):
+        with between_steps(followed):
             with followed.shown():
                 try:
                     fitted = tuner.fit(
@@ -155,16 +139,15 @@ def tune(
                 except OSError as error:  # of the history: the weights are in memory still
                     failure = error
             interrupted = fitted is None and failure is None
-            tuner._settle()  # what is written has been looked at
-            learnt = tuner._stage()
-            accepted = sum(report.accepted for report in followed.steps) - learnt.undone
+            tuner.settle()  # what is written has been looked at
+            accepted = sum(report.accepted for report in followed.steps) - tuner.undone
             if not accepted and resumed_from is None:
                 if interrupted:
-                    with _whoever_listens(interrupted):
+                    with whoever_listens(interrupted):
                         tell("interrupted before anything was learnt; nothing is written.")
                     raise typer.Exit(followed.code)
                 if fitted:
-                    why = fitted.stopped or learnt.why_undone
+                    why = fitted.stopped or tuner.why_undone
                     raise InputError(f"data: {why}; nothing is written.")
             if interrupted and history and followed.steps:
                 try:
@@ -177,7 +160,7 @@ def tune(
             written, unwritten = _write(tuner, out, overwrite, history)
         if picture:
             try:
-                _draw(picture, followed)
+                draw(picture, followed)
             except OSError as error:
                 screen.print(f"[yellow]no picture:[/] {escape(str(picture))}: {error.strerror or error}.")
                 picture = None
@@ -192,7 +175,7 @@ def tune(
         "steps": tuner.steps,
         "accepted": accepted,
         "refused": len(followed.steps) - accepted,
-        "refusal": next((s.reason for s in reversed(followed.steps) if not s.accepted), learnt.why_undone or None),
+        "refusal": next((s.reason for s in reversed(followed.steps) if not s.accepted), tuner.why_undone or None),
         "skipped": followed.epochs[-1].skipped if followed.epochs else None,
         "loss": followed.epochs[-1].loss if followed.epochs else None,
         "validation_before": fitted.validation_before if fitted else None,
@@ -225,11 +208,11 @@ def tune(
     elif fitted and fitted.epochs and not fitted.epochs[-1].accepted:
         told.append(f"{fitted.stopped}; what was learnt before is in {written}.")
         code = STOPPED
-    with _whoever_listens(interrupted):
+    with whoever_listens(interrupted):
         if as_json:
             print_json(summary)
         else:
-            _show(summary, held is not None)
+            show_tuning(summary, held is not None)
         for sentence in told:
             tell(sentence)
     if code:
@@ -249,23 +232,21 @@ def _check_usage(val: str | None, patience: int | None, history: Path | None, re
 def _check_places(out: Path, overwrite: bool, history: Path | None, picture: Path | None) -> None:
     """What can be known of the places to write to is told now, not after hours of tuning."""
     from icnnrt.format.checkpoints import check_apart
-    from icnnrt.format.package import _check_target, check_outside
+    from icnnrt.format.folder import check_place
+    from icnnrt.format.replacement import check_target
 
     if os.path.lexists(out) and not overwrite:
         raise InputError(f"out: {out} is there already; pass --overwrite to replace it, or choose another.")
-    _check_target(Path(os.path.abspath(out)), overwrite)
+    check_target(Path(os.path.abspath(out)), overwrite)
     if not os.access(out.absolute().parent, os.W_OK):
         raise InputError(f"out: its folder {out.absolute().parent} cannot be written to; choose another.")
     if history is not None:
         check_apart(history, out)
-        if not history.parent.is_dir():
-            raise InputError(f"history: its folder {history.parent} is not there; create it first.")
+        check_place(history, "history")
     if picture is not None:
         if picture.suffix.lower() not in PICTURES:
-            raise InputError(f"picture: expected a file name ending in {', '.join(PICTURES)}, but got {picture}.")
-        if not picture.parent.is_dir():
-            raise InputError(f"picture: its folder {picture.parent} is not there; create it first.")
-        check_outside(picture, "picture")
+            raise refused("picture", f"a file name ending in {', '.join(PICTURES)}", picture)
+        check_place(picture, "picture")
 
 
 def _samples(
@@ -282,7 +263,7 @@ def _samples(
     except ValueError:
         return (x, target), _read(Path(val), manifest)
     if not 0 < fraction < 1:
-        raise InputError(f"val: expected a part of the data between 0 and 1, or a file, but got {val}.")
+        raise refused("val", "a part of the data between 0 and 1, or a file", val)
     count = max(1, round(fraction * len(x)))
     if count >= len(x):
         raise InputError(f"val: {val} of the {len(x)} samples in {data} leaves none to learn from; give more samples.")
@@ -302,137 +283,8 @@ def _read(path: Path, manifest: "Manifest") -> tuple[Any, Any]:
     check_shape(x.shape, "x", manifest.x_shape, where=str(path))
     check_shape(target.shape, "target", manifest.train.target_shape, length=len(x), where=str(path))
     if not len(x):
-        raise InputError(f"{path}: expected at least one sample, but got none.")
+        raise refused(str(path), "at least one sample", "none")
     return x, target
-
-
-# --- While it works ------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _between_steps(followed: "_Followed") -> Iterator[None]:
-    """Let signals wait for the end of a step, and ignore further ones until what was learnt is written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals go to the main thread alone
-        return
-    terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
-
-    def press(number: int, frame: object) -> None:
-        if followed.signal is None:
-            followed.signal = number
-            # Not print: a handler runs in the middle of anything, a write to the same buffer among them.
-            with contextlib.suppress(OSError):
-                os.write(2, f"{os.linesep if os.isatty(2) else ''}{STOPPING}{os.linesep}".encode())
-        # One that was closed refuses every write from now on, and is no terminal any more.
-        _say_no_more([descriptor for descriptor in terminals if not os.isatty(descriptor)])
-
-    if pressed:
-        raise KeyboardInterrupt
-    before = {}
-    try:
-        for name in SIGNALS:
-            number = getattr(signal, name, None)
-            # Whoever starts a process with SIGHUP ignored, as nohup does, wants it to go on.
-            if number is not None and (name == "SIGINT" or signal.getsignal(number) != signal.SIG_IGN):
-                before[number] = signal.signal(number, press)
-        yield
-    finally:
-        for number, handler in before.items():
-            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            signal.signal(number, usual if handler is None else handler)
-
-
-@contextlib.contextmanager
-def _whoever_listens(interrupted: bool) -> Iterator[None]:
-    """Whoever interrupted the command need not be there to read what it says; its exit code stays what it is."""
-    try:
-        yield
-        if interrupted:
-            sys.stdout.flush()
-    except OSError:
-        if not interrupted:
-            raise
-        _say_no_more([1, 2])
-
-
-def _say_no_more(descriptors: Sequence[int]) -> None:
-    """Let what is written to these, and what lies in buffers for them, be lost without an error."""
-    if descriptors:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for descriptor in descriptors:
-            os.dup2(nowhere, descriptor)
-        os.close(nowhere)
-
-
-class _Followed:
-    """What has happened so far, and the bar that shows it. Raises KeyboardInterrupt after a step if it is to end."""
-
-    def __init__(self, epochs: int, samples: int, batch_size: int) -> None:
-        self.total = epochs * math.ceil(samples / batch_size)
-        self.wanted = epochs
-        self.steps: list[StepReport] = []
-        self.epochs: list[EpochReport] = []
-        self.gaps: list[float] = []
-        """The largest duality gap of each epoch."""
-        self.signal: int | None = None
-        """Which one asked for an end first."""
-        self._first = 0  # step of the epoch under way
-        columns = (
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
-            TimeElapsedColumn(),
-        )
-        self._progress = Progress(*columns, console=console(err=True))
-        self._task = self._progress.add_task("", total=self.total, epoch=f"1/{epochs}", told="")
-
-    @property
-    def code(self) -> int:
-        """The exit code of an interrupted command, as shells have it."""
-        return INTERRUPTED if self.signal is None else OF_SIGNALS + self.signal
-
-    @property
-    def accepted(self) -> int:
-        """Steps whose weights stayed, as far as later steps have told."""
-        return sum(report.accepted - report.undone for report in self.steps)
-
-    @contextlib.contextmanager
-    def shown(self) -> Iterator[None]:
-        """The bar appears with the first step: what is wrong with the data is told before that."""
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                self._progress.stop()
-
-    def step(self, report: "StepReport") -> None:
-        self.steps.append(report)
-        with contextlib.suppress(OSError):  # a bar that cannot be drawn costs nobody what was learnt
-            self._progress.start()
-        self._tell(report)
-
-    def epoch(self, report: "EpochReport") -> None:
-        self.epochs.append(report)
-        self.gaps.append(max((s.gap_max for s in self.steps[self._first :]), default=math.nan))
-        self._first = len(self.steps)
-        self._tell(self.steps[-1])
-
-    def _tell(self, last: "StepReport") -> None:
-        told = f"loss {number(last.loss)}, gap {number(last.gap_max)}"
-        if self.epochs and self.epochs[-1].validation is not None:
-            told += f", validation {number(self.epochs[-1].validation)}"
-        refused = len(self.steps) - self.accepted
-        epoch = min(len(self.epochs) + 1, self.wanted)
-        with contextlib.suppress(OSError):
-            self._progress.update(
-                self._task,
-                completed=len(self.steps),
-                epoch=f"{epoch}/{self.wanted}",
-                told=f"{told}, {refused} refused" if refused else told,
-            )
-        if self.signal is not None:
-            raise KeyboardInterrupt
 
 
 # --- After the work ------------------------------------------------------------------------------
@@ -460,77 +312,3 @@ def _write(tuner: "FineTuner", out: Path, overwrite: bool, history: Path | None)
             f"{why}, nor is there room in {tempfile.gettempdir()}; {kept}, so make room first.",
             str(out),
         ) from fault
-
-
-def _show(summary: Mapping[str, Any], judged: bool) -> None:
-    screen = console()
-    reports: Sequence[Mapping[str, Any]] = summary["epochs"]
-    best = summary["best_epoch"]
-    if reports:
-        headings = ["epoch", "loss", *(["validation"] if judged else []), "largest gap", "steps", "refused", "seconds"]
-        table = Table(*headings)
-        if judged and summary["validation_before"] is not None:
-            row = ["before", "–", number(summary["validation_before"], 4), "–", "–", "–", "–"]
-            table.add_row(*([f"[bold green]{cell}[/]" for cell in row] if best == 0 else row))
-        last = None
-        for i in _chosen(len(reports), best):
-            if last is not None and i > last + 1:
-                table.add_row(*["…"] * len(headings))
-            last, report = i, reports[i]
-            row = [str(report["epoch"]), number(report["loss"], 4)]
-            if judged:
-                row.append(number(report["validation"], 4) + (" rolled back" if report["rolled_back"] else ""))
-            row += [number(report["gap_max"]), str(report["accepted"]), str(report["refused"])]
-            row.append(f"{report['seconds']:.1f}")
-            table.add_row(*([f"[bold green]{cell}[/]" for cell in row] if best == report["epoch"] else row))
-        screen.print(table)
-    if best == 0:
-        screen.print("[yellow]no epoch was better than the weights from before[/], so these are written")
-    if summary["stopped"]:
-        screen.print(f"stopped   {escape(summary['stopped'])}")
-    held = f", {summary['validation_samples']} to judge by" if judged else ""
-    skipped = f", {summary['skipped']} skipped for NaN or infinity" if summary["skipped"] else ""
-    screen.print(f"samples   {summary['samples']}{held}{skipped}")
-    resumed = "" if summary["resumed_from"] is None else f", continued from step {summary['resumed_from']}"
-    screen.print(f"steps     {summary['accepted']} accepted, {summary['refused']} refused{resumed}")
-    if summary["refusal"]:
-        screen.print(f"[yellow]refused[/]   last because {escape(summary['refusal'])}")
-    for key in ("history", "picture"):
-        if summary[key]:
-            screen.print(f"{key:<9} {escape(summary[key])}")
-    screen.print(f"written   {escape(summary['out'])} after {summary['seconds']:.1f} s")
-
-
-def _chosen(count: int, best: int | None) -> list[int]:
-    """Rows of a table that would be too long: the first, the best, the last ones."""
-    if count <= EPOCHS_SHOWN:
-        return list(range(count))
-    rows = {0, *range(count - EPOCHS_SHOWN + 2, count)}
-    return sorted(rows | ({best - 1} if best else set()))
-
-
-def _draw(target: Path, followed: _Followed) -> None:
-    """Loss of every step, of every epoch, and validation."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axis = figure.subplots()
-    finite = [(i, s.loss) for i, s in enumerate(followed.steps, 1) if math.isfinite(s.loss)]
-    if finite:
-        axis.plot(*zip(*finite, strict=True), color="0.75", linewidth=0.8, label="loss of a step")
-    # An epoch is drawn where it ended.
-    ends, end = [], 0
-    for report in followed.epochs:
-        end += report.accepted + report.refused
-        ends.append(end)
-    marker = "o" if len(ends) <= EPOCHS_SHOWN else ""
-    axis.plot(ends, [r.loss for r in followed.epochs], color="C0", marker=marker, markersize=3, label="of an epoch")
-    judged = [(at, r.validation) for at, r in zip(ends, followed.epochs, strict=True) if r.validation is not None]
-    if judged:
-        axis.plot(*zip(*judged, strict=True), color="C1", marker=marker, markersize=3, label="validation")
-    if all(loss > 0 for _, loss in finite):
-        axis.set_yscale("log")
-    axis.set_xlabel("step")
-    axis.set_ylabel("loss")
-    axis.legend(frameon=False)
-    figure.savefig(target, dpi=120)

@@ -120,8 +120,8 @@ def verify(
             )
         screen = console()
         screen.print(table)
-        failed = [found.name for found in report.checks if found.verdict == "fail"]
-        screen.print(f"[bold red]failed: {', '.join(failed)}[/]" if failed else "[green]no check failed[/]")
+        failed = ", ".join(report.failed)
+        screen.print(f"[bold red]failed: {failed}[/]" if failed else "[green]no check failed[/]")
         if advice is not None:
             enough = ", ".join(f"{p} %: {K or f'more than {advice.tried}'}" for p, K in advice.iterations.items())
             screen.print(
@@ -149,14 +149,12 @@ def _recommend(package: "Package", x: "NDArray[Any] | None", gap: float, samples
     import numpy as np
 
     from icnnrt.checking.recommend import recommend
-    from icnnrt.serving.session import load
+    from icnnrt.checking.trial import random_bounds
+    from icnnrt.serving.load import load
 
     rng = np.random.default_rng(seed)
     with load(package) as session:
         m = session.manifest
         X = rng.standard_normal((samples, *m.x_shape)) if x is None else x[:samples]
-        lower = upper = None
-        if m.domain and m.domain.kind == "box":
-            lower = rng.uniform(-1.0, 0.5, (len(X), *m.y_shape))
-            upper = lower + rng.uniform(0.2, 2.0, lower.shape)
-        return recommend(session, X, gap, lower=lower, upper=upper)
+        bounds = random_bounds(m, len(X), rng)
+        return recommend(session, X, gap, lower=bounds.get("lower"), upper=bounds.get("upper"))

@@ -4,15 +4,18 @@ Both hold for every x and come from the weights alone; where the rules below do 
 """
 
 import math
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.convexity import rules
-from icnnrt.convexity.onnx_numpy import Unsupported, convolve, promote, reduced_axes, run
+from icnnrt.convexity.memory import Unsupported
+from icnnrt.convexity.onnx_numpy import convolve, promote, reduced_axes, run
+from icnnrt.convexity.quadratic import MAX_QUADRATIC, MOVERS, Degree, hessians
 from icnnrt.convexity.rules import CONCAVE, CONVEX, Fact
-from icnnrt.convexity.walk import MAX_QUADRATIC, MOVERS, QUADRATIC, Walk
+from icnnrt.convexity.walk import Walk
 from icnnrt.format.onnx_graph import Node
 
 Array = NDArray[np.float64]
@@ -35,13 +38,13 @@ def strong_convexity(walk: Walk) -> float | None:
         c = share.pop(out, None)
         if c is None or not c.any():
             continue
-        if walk.kinds[out] == QUADRATIC:
-            hessians = walk.hessians(out)
-            if hessians is not None:
+        if walk.kinds[out] is Degree.QUADRATIC:
+            formed = hessians(walk, out)
+            if formed is not None:
                 (axis,) = walk.varying(out)
                 weights = np.moveaxis(c, axis, 0)[0].reshape(-1)
-                H += np.tensordot(weights, hessians[0], 1)
-                slack += float(weights @ hessians[1]) * n
+                H += np.tensordot(weights, formed[0], 1)
+                slack += float(weights @ formed[1]) * n
                 found = True
             continue
         c = np.where(walk.fact(out).has(CONVEX), c, 0.0)
@@ -70,10 +73,10 @@ def _shares(walk: Walk, node: Node, c: Array) -> list[tuple[str, Array]]:
     if op in ("Add", "Sum"):
         for f in facts:
             c = np.where(f.has(CONVEX), c, 0.0)
-        return [(name, _summed(c, f.shape)) for name, f in zip(inputs, facts, strict=True)]
+        return [(name, rules.gathered(np.add, c, f.shape)) for name, f in zip(inputs, facts, strict=True)]
     if op == "Sub":
         c = np.where(facts[0].has(CONVEX) & facts[1].has(CONCAVE), c, 0.0)
-        return [(inputs[0], _summed(c, facts[0].shape))]
+        return [(inputs[0], rules.gathered(np.add, c, facts[0].shape))]
     if op in ("ReduceSum", "ReduceMean"):
         a = walk.values[inputs[0]]
         axes = reduced_axes(node.attributes, [walk.values[one] if one else None for one in inputs])
@@ -85,21 +88,18 @@ def _shares(walk: Walk, node: Node, c: Array) -> list[tuple[str, Array]]:
             if facts[other].free.all():
                 factor = facts[other] if op == "Mul" else rules.reciprocal(facts[other])
                 least = np.where(np.isfinite(factor.lo), np.maximum(factor.lo, 0.0), 0.0)
-                return [(inputs[one], _summed(c * least, facts[one].shape))]
+                return [(inputs[one], rules.gathered(np.add, c * least, facts[one].shape))]
     if op in ("MatMul", "Gemm") and inputs[1] in walk.known and not node.attributes.get("transA", 0):
-        W = promote(walk.values[inputs[1]])
-        W = W.T if node.attributes.get("transB", 0) and op == "Gemm" else W
-        scale = float(node.attributes.get("alpha", 1.0))
+        W, scale = _matrix(walk, node)
         if W.ndim == 2 and scale > 0 and all(f.free.all() for f in facts[2:]):
             return [(inputs[0], np.where(facts[0].has(CONVEX), scale * (c @ np.maximum(W, 0.0).T), 0.0))]
     return []
 
 
-def _summed(c: Array, shape: tuple[int, ...]) -> Array:
-    """The adjoint of broadcasting."""
-    c = c.sum(tuple(range(c.ndim - len(shape))))
-    stretched = tuple(i for i, s in enumerate(shape) if s == 1 and c.shape[i] != 1)
-    return c.sum(stretched, keepdims=True) if stretched else c
+def _matrix(walk: Walk, node: Node) -> tuple[Array, float]:
+    """W and the scale of z @ W · scale, as MatMul and Gemm have it."""
+    W = promote(walk.values[node.inputs[1]])
+    return (W.T if node.attributes.get("transB", 0) else W), float(node.attributes.get("alpha", 1.0))
 
 
 # Functions whose slope lies in [−1, 1].
@@ -168,31 +168,24 @@ def _bound(walk: Walk, node: Node, L: list[Array]) -> Array | None:
         factor = facts[other] if op == "Mul" else rules.reciprocal(facts[other])
         return _times(np.maximum(np.abs(factor.lo), np.abs(factor.hi)), L[one])
     if op in ("MatMul", "Gemm") and inputs[1] in walk.known and not node.attributes.get("transA", 0):
-        W = promote(walk.values[inputs[1]])
-        W = W.T if node.attributes.get("transB", 0) and op == "Gemm" else W
+        W, scale = _matrix(walk, node)
         if W.ndim != 2 or (len(L) > 2 and L[2].any()):
             return None
-        W = np.multiply(W, float(node.attributes.get("alpha", 1.0)))
+        W = W * scale
         if inputs[0] == "y":
             return np.broadcast_to(np.sqrt(np.square(W).sum(0)), walk.values[node.outputs[0]].shape)
         return _product(L[0], np.abs(W))
     if op == "Conv" and inputs[1] in walk.known and np.isfinite(L[0]).all():
         return convolve(L[0], np.abs(promote(walk.values[inputs[1]])), node.attributes)
     if op in ("ReduceSum", "ReduceMean", "AveragePool", "GlobalAveragePool", "ReduceMax", "ReduceMin", "MaxPool"):
-        return run(_same_bound(node), [L[0], *(walk.values[name] for name in inputs[1:])])[0]
+        # The smallest of several entries moves no faster than the fastest.
+        reduction = replace(node, op_type="ReduceMax" if op == "ReduceMin" else op)
+        return run(reduction, [L[0], *(walk.values[name] for name in inputs[1:])])[0]
     if op in ("ReduceL2", "ReduceLogSumExp"):
         rest: list[Any] = [walk.values[name] for name in inputs[1:]]
-        return run(
-            Node("ReduceL2" if op == "ReduceL2" else "ReduceMax", "", "", inputs, node.outputs, node.attributes),
-            [L[0], *rest],
-        )[0]
+        reduction = replace(node, op_type="ReduceL2" if op == "ReduceL2" else "ReduceMax")
+        return run(reduction, [L[0], *rest])[0]
     return None
-
-
-def _same_bound(node: Node) -> Node:
-    """The smallest of several entries moves no faster than the fastest."""
-    op = "ReduceMax" if node.op_type == "ReduceMin" else node.op_type
-    return Node(op, "", "", node.inputs, node.outputs, node.attributes)
 
 
 def _times(factor: Array, L: Array) -> Array:

@@ -22,8 +22,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt.convexity.memory import Unsupported
 from icnnrt.convexity.onnx_numpy import (
-    Unsupported,
     convolve,
     einsum_equation,
     gemm_operands,
@@ -33,7 +33,7 @@ from icnnrt.convexity.onnx_numpy import (
     run,
     windows,
 )
-from icnnrt.convexity.walk import MOVERS
+from icnnrt.convexity.quadratic import MOVERS, SUMS
 from icnnrt.errors import InputError
 from icnnrt.format.onnx_graph import Graph, Node, ancestors, read_graph
 from icnnrt.printable import show
@@ -43,7 +43,7 @@ Tensor: TypeAlias = NDArray[Any]
 
 MAX_COEFFICIENTS: Final = 1 << 26  # of one value: half a gigabyte
 # A choice by a sign is believed where the coefficients fit to so many units of rounding.
-ALIKE: Final = 256 * float(np.finfo(np.float64).eps)
+SAME_COEFFICIENTS: Final = 256 * float(np.finfo(np.float64).eps)
 _REMEDY: Final = "keep to affine maps, relu, leaky_relu, abs and max in y, or solve with session.argmin"
 
 
@@ -129,7 +129,7 @@ class Walk:
         self.n = n
         self.hidden: dict[int, Hidden] = {}
         self.values: dict[str, _Value] = {name: promote(array) for name, array in graph.initializers.items()}
-        shape = next((i.shape for i in graph.inputs if i.name == "y"), None)
+        shape = next((i.sizes for i in graph.inputs if i.name == "y"), None)
         if shape is None:
             raise InputError("epigraph: expected a value graph with an input y, but it has none; export it again.")
         y_shape = (1, *(s or 1 for s in shape[1:]))
@@ -231,7 +231,8 @@ class Walk:
         if op == "MatMul":
             return [_product(np.matmul, inputs)]
         if op == "Gemm":
-            product = self.gemm(attributes, inputs)
+            product = _product(lambda p, q: np.matmul(*gemm_operands(attributes, p, q)), inputs, stacked=False)
+            product = product.scaled(attributes.get("alpha", 1.0))
             C = optional(inputs, 2)
             return [product if C is None else _add(product, self.affine(C).scaled(attributes.get("beta", 1.0)))]
         if op == "Einsum" and len(inputs) == 2:
@@ -256,13 +257,8 @@ class Walk:
             return [Affine(np.concatenate([p.const for p in parts], axis), terms)]
         if moving == [0] and (op in MOVERS or op in _LINEAR):
             value = self.affine(a)
-            size = math.prod(value.shape)
-            if op == "Split":
-                where = np.arange(size).reshape(value.shape)
-                return [_picked(value, index) for index in run(node, [where, *inputs[1:]])]
-            if op in MOVERS:  # by where each entry comes from: one gather for all planes
-                where = np.arange(size).reshape(value.shape)
-                return [_picked(value, run(node, [where, *inputs[1:]])[0])]
+            if op in MOVERS:
+                return self.moved(node, value, inputs)
             offset = run(node, [np.zeros(value.shape), *inputs[1:]])[0]
             const = run(node, [value.const, *inputs[1:]])[0]
 
@@ -273,12 +269,10 @@ class Walk:
             return [Affine(const, _planewise(value, one, const=False).terms)]
         raise Unsupported("is not piecewise linear in y, or not known to be")
 
-    def gemm(self, attributes: Mapping[str, Any], inputs: _Inputs) -> Affine:
-        def product(p: Tensor, q: Tensor) -> Tensor:
-            P, Q = gemm_operands(attributes, [p, q])
-            return np.asarray(P @ Q)
-
-        return _product(product, inputs[:2], stacked=False).scaled(attributes.get("alpha", 1.0))
+    def moved(self, node: Node, value: Affine, inputs: _Inputs) -> list[Affine]:
+        """By where each entry comes from: one gather for all planes."""
+        where = np.arange(value.const.size).reshape(value.shape)
+        return [_picked(value, index) for index in run(node, [where, *inputs[1:]])]
 
     # --- Maxima ----------------------------------------------------------------------------------
 
@@ -304,13 +298,11 @@ class Walk:
                 low, high = (v if v is None else self.affine(v) for v in (*inputs[1:3], None, None)[:2])
                 a = a if low is None else self.maximum(node, [a, low])
                 return a if high is None else self.minimum(node, [a, high])
-            case "ReduceL1":
-                parts = self.maximum(node, [a, a.scaled(-1.0)])
+            case "ReduceL1" | "ReduceMax" | "ReduceMin":
                 axes, keep = reduced_axes(attributes, [a.const, *inputs[1:]]), bool(attributes.get("keepdims", 1))
-                inner = tuple(x - len(a.shape) for x in axes)
-                return parts.map(lambda p: p.sum(inner, keepdims=keep))
-            case "ReduceMax" | "ReduceMin":
-                axes, keep = reduced_axes(attributes, [a.const, *inputs[1:]]), bool(attributes.get("keepdims", 1))
+                if op == "ReduceL1":
+                    inner = tuple(x - len(a.shape) for x in axes)
+                    return self.maximum(node, [a, a.scaled(-1.0)]).map(lambda p: p.sum(inner, keepdims=keep))
                 where = np.moveaxis(np.arange(a.const.size).reshape(a.shape), axes, range(len(axes)))
                 rest = where.shape[len(axes) :]
                 kept = tuple(1 if i in axes else s for i, s in enumerate(a.shape)) if keep else rest
@@ -339,7 +331,7 @@ class Walk:
         flat = np.flatnonzero(bent)
         if len(flat) == 0 and len(pieces) == 1:
             return pieces[0]
-        self.check_size(len(flat) * math.prod(shape), node)
+        _check_size(len(flat) * math.prod(shape))
         variable = np.full(bent.size, -1)
         variable[flat] = np.arange(len(flat))
         hidden = Hidden(node.outputs[0], len(flat), numbers.reshape(-1)[flat])
@@ -369,10 +361,6 @@ class Walk:
             terms[block] = planes.reshape(len(flat), *shape)
         return Affine(const, terms)
 
-    def check_size(self, numbers: int, node: Node) -> None:
-        if numbers > MAX_COEFFICIENTS:
-            raise _refusal(node, f"needs {numbers} coefficients, more than {MAX_COEFFICIENTS}")
-
     def check_monotone(self, values: Sequence[Affine], node: Node | None) -> None:
         for value in values:
             for block, planes in value.terms.items():
@@ -393,9 +381,7 @@ class Walk:
         signs = [v for v in inputs if isinstance(v, _Sign)]
         if op in MOVERS and len(signs) == 1 and inputs[0] is signs[0]:
             s = signs[0]
-            where = np.arange(s.difference.const.size).reshape(s.difference.shape)
-            index = run(node, [where, *inputs[1:]])[0]
-            return _Sign(_picked(s.difference, index), frozenset(), "", s.high, s.low)
+            return _Sign(self.moved(node, s.difference, inputs)[0], frozenset(), "", s.high, s.low)
         if op in ("Cast", "Identity"):
             return signs[0]
         if op == "Not":
@@ -430,9 +416,10 @@ class Walk:
             at = np.abs(P).argmax(1)
             rows = np.arange(len(P))
             ratio = np.where(scale > 0, R[rows, at] / np.where(scale > 0, P[rows, at], 1.0), 0.0)
-            fits = (np.abs(R - ratio[:, None] * P) <= ALIKE * (np.abs(R).max(1) + scale * np.abs(ratio))[:, None]).all(
-                1
-            )
+            fits = (
+                np.abs(R - ratio[:, None] * P)
+                <= SAME_COEFFICIENTS * (np.abs(R).max(1) + scale * np.abs(ratio))[:, None]
+            ).all(1)
             number = ~(P[:, :-1] != 0).any(1)  # the sign is one, whatever y is
             if not (fits | number).all():
                 raise Unsupported("chooses by a condition on y, and the pieces are not known to join")
@@ -452,32 +439,11 @@ class Walk:
 
 _BENT: Final = frozenset(
     (
-        "Relu",
-        "LeakyRelu",
-        "PRelu",
-        "Abs",
-        "Max",
-        "Min",
-        "Clip",
-        "ReduceMax",
-        "ReduceMin",
-        "ReduceL1",
-        "MaxPool",
-        "GlobalMaxPool",
+        *("Relu", "LeakyRelu", "PRelu", "Abs", "Max", "Min", "Clip"),
+        *("ReduceMax", "ReduceMin", "ReduceL1", "MaxPool", "GlobalMaxPool"),
     )
 )
-_LINEAR: Final = frozenset(
-    (
-        "ReduceSum",
-        "ReduceMean",
-        "AveragePool",
-        "GlobalAveragePool",
-        "CumSum",
-        "BatchNormalization",
-        "Pad",
-        "Trilu",
-    )
-)
+_LINEAR: Final = SUMS | {"BatchNormalization", "Pad", "Trilu"}
 
 
 def is_piecewise_linear(data: bytes, weights: Mapping[str, Tensor], x: Tensor, n: int) -> bool:

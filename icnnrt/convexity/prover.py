@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 
 from icnnrt import arguments
 from icnnrt.convexity.bounds import lipschitz, strong_convexity
-from icnnrt.convexity.onnx_numpy import Unsupported, again, call_bounded
+from icnnrt.convexity.memory import Unsupported, again, call_bounded
 from icnnrt.convexity.rests_on import Grounds, RepeatedProof
 from icnnrt.convexity.rests_on import grounds as find_grounds
+from icnnrt.convexity.samples import Stop
 from icnnrt.convexity.segments import Value, search
-from icnnrt.convexity.walk import Stop, Walk
-from icnnrt.errors import InputError, PackageError
+from icnnrt.convexity.walk import Walk
+from icnnrt.errors import PackageError
 from icnnrt.format.onnx_graph import Graph, read_graph
 from icnnrt.format.signs import Sign
 from icnnrt.format.verdict import Convexity, box_of
@@ -99,15 +100,15 @@ def prove(
     Raises:
         PackageError: the bytes are not a well-formed graph, or do not fit the weights. InputError: other arguments.
     """
-    if not isinstance(graph_bytes, bytes):
-        raise InputError(f"graph_bytes: expected the bytes of an ONNX file, but got {type(graph_bytes).__name__}.")
+    arguments.instance(graph_bytes, "graph_bytes", bytes, "the bytes of an ONNX file")
     if not isinstance(weights, Mapping) or not all(isinstance(array, np.ndarray) for array in weights.values()):
-        raise InputError("weights: expected numpy arrays by name, as Package.weights has them, but got something else.")
+        expected = "numpy arrays by name, as Package.weights has them"
+        raise arguments.refused("weights", expected, arguments.shown(weights))
     seed = arguments.integer(seed, "seed", 0)
     try:
         box = box_of(list(box), "box")
     except Exception as error:
-        raise InputError(f"box: expected a low number and a higher one, but got {show(box)}.") from error
+        raise arguments.refused("box", "a low number and a higher one", show(box)) from error
     graph = read_graph(graph_bytes, weights)
     if "f" not in graph.outputs:
         raise PackageError(
@@ -166,7 +167,7 @@ def _walked(graph: Graph, weights: Mapping[str, Array], samples: int, other: int
             raise Stop(None, f"f has the shape {list(f.shape)} for {samples} samples")
         if not f.has(1).all():
             culprit, name = walk.culprit()
-            blame = tuple(sorted(set().union(*(names for names, *_ in walk.broken.values()))))
+            blame = set().union(*(names for names, *_ in walk.broken.values()))
             raise Stop(culprit, walk.why(culprit, name) if culprit else "f is not made by any operator", blame)
         least = (", ".join(sorted(walk.least[1])), walk.least[0]) if walk.least else None
         strong, bound = (_or_none(figure, walk) for figure in (strong_convexity, lipschitz))

@@ -29,8 +29,11 @@ from numpy.typing import NDArray
 
 from icnnrt.convexity import rules
 from icnnrt.convexity.onnx_numpy import run
+from icnnrt.convexity.quadratic import MOVERS
 from icnnrt.convexity.rules import AFFINE, CONCAVE, CONVEX, FREE, Fact
-from icnnrt.convexity.walk import MOVERS, WEIGHED, Pole, Stop, Walk
+from icnnrt.convexity.samples import Stop
+from icnnrt.convexity.walk import Pole, Walk
+from icnnrt.convexity.weighing import WEIGHED
 from icnnrt.format.onnx_graph import Graph, Node
 from icnnrt.format.signs import NONNEGATIVE, NONPOSITIVE, Sign
 
@@ -41,7 +44,7 @@ ROUNDS: Final = 64  # far more than a network has layers that demand something n
 PROBES: Final = ((2, 3), (3, 2))  # sizes of the batches that a proof is walked with
 BOTH: Final = NONNEGATIVE | NONPOSITIVE
 # Functions of one number that have its sign.
-ODD: Final = frozenset(("Identity", "Cast", "Tanh", "Erf", "Sign", "Sinh", "Asinh", "Atan"))
+ODD_FUNCTIONS: Final = frozenset(("Identity", "Cast", "Tanh", "Erf", "Sign", "Sinh", "Asinh", "Atan"))
 
 
 @dataclass(frozen=True)
@@ -267,27 +270,30 @@ class _Demands(Walk):
     def through(self, node: Node, output: str, demanded: Bits) -> Iterator[tuple[str, Bits]]:
         """What the inputs of a node have to be for its output to have these signs."""
         op, inputs = node.op_type, node.inputs
-        if op in ODD:
+        if op in ODD_FUNCTIONS:
             yield inputs[0], demanded
         elif op == "Neg":
-            yield inputs[0], _swapped(demanded)
+            yield inputs[0], rules.swapped(demanded)
         elif op in MOVERS or op == "Concat":
             yield from self.moved(node, output, demanded)
         elif op in ("Mul", "Div"):
             for one, other in ((inputs[0], inputs[1]), (inputs[1], inputs[0])):
                 sign = self.fact(other)
-                for known, bits in ((sign.lo >= 0, demanded), (sign.hi <= 0, _swapped(demanded))):
-                    yield one, _gathered(np.where(known, bits, 0), self.values[one].shape)
+                for known, bits in ((sign.lo >= 0, demanded), (sign.hi <= 0, rules.swapped(demanded))):
+                    yield one, self.gathered(np.where(known, bits, 0), one)
         elif op in ("Add", "Sum", "Sub"):
             for i, one in enumerate(inputs):
-                bits = _swapped(demanded) if op == "Sub" and i else demanded
-                yield one, _gathered(bits, self.values[one].shape)
+                bits = rules.swapped(demanded) if op == "Sub" and i else demanded
+                yield one, self.gathered(bits, one)
         elif op in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin"):
             shape = self.values[inputs[0]].shape
             ones = [self.values[one] if one else None for one in inputs]
             kept = run(node, [np.ones(shape), *ones[1:]])[0].shape
             if len(kept) == len(shape):
                 yield inputs[0], np.broadcast_to(demanded.reshape(kept), shape)
+
+    def gathered(self, bits: Array, name: str) -> Bits:
+        return rules.gathered(np.bitwise_or, np.asarray(bits, np.uint8), self.values[name].shape)
 
     def moved(self, node: Node, output: str, demanded: Bits) -> Iterator[tuple[str, Bits]]:
         """Entries go to other places and stay the same: numbered, they tell where they came from."""
@@ -309,19 +315,6 @@ class _Demands(Walk):
             mine = places >= 0
             np.bitwise_or.at(bits, places[mine], demanded.reshape(-1)[mine])
             yield node.inputs[i], bits.reshape(self.values[node.inputs[i]].shape)
-
-
-def _swapped(bits: Bits) -> Bits:
-    return ((bits & 1) << 1 | (bits >> 1) & 1).astype(np.uint8)
-
-
-def _gathered(bits: Array, shape: tuple[int, ...]) -> Bits:
-    """Bits of a result, for an operand of this shape that was broadcast to it."""
-    bits = np.asarray(bits, np.uint8)
-    while bits.ndim > len(shape):
-        bits = np.bitwise_or.reduce(bits, axis=0)
-    stretched = tuple(i for i, (a, b) in enumerate(zip(bits.shape, shape, strict=True)) if b == 1 and a != 1)
-    return np.bitwise_or.reduce(bits, axis=stretched, keepdims=True) if stretched else bits
 
 
 class RepeatedProof:

@@ -16,9 +16,9 @@ of convexity in real arithmetic and from the composition theorem (Boyd, Vandenbe
 Entries are judged one by one, so a weight of zero switches off whatever stands behind it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+import functools
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +43,7 @@ RISING: Final = 1
 FALLING: Final = 2
 
 
-@dataclass(frozen=True, eq=False)
-class Fact:
+class Fact(NamedTuple):
     """What is known of every entry of a value; all arrays have its shape."""
 
     lo: Array
@@ -64,12 +63,9 @@ class Fact:
     def has(self, bits: int) -> Mask:
         return (self.code & bits) == bits
 
-    def planes(self, function: Callable[[NDArray[Any]], NDArray[Any]]) -> "Fact":
-        """Entries moved about by `function`, which treats every array alike."""
-        return Fact(*(function(p) for p in (self.lo, self.hi, self.code, self.form, self.trend)))
-
-
-Facts: TypeAlias = Sequence[Fact]
+    def planes(self, function: Callable[..., NDArray[Any]], *others: "Fact") -> "Fact":
+        """Entries moved about by `function`, which treats every array alike, and may take some from `others`."""
+        return Fact(*map(function, self, *others))
 
 
 def fact(lo: Array | float, hi: Array | float, code: Bits | int, form: Bits | int = 0, trend: Bits | int = 0) -> Fact:
@@ -126,13 +122,17 @@ def sum_down(p: Array, q: Array) -> Array:
 
 
 def select(condition: Mask, a: Fact, b: Fact) -> Fact:
-    return Fact(
-        np.where(condition, a.lo, b.lo),
-        np.where(condition, a.hi, b.hi),
-        np.where(condition, a.code, b.code),
-        np.where(condition, a.form, b.form),
-        np.where(condition, a.trend, b.trend),
-    )
+    def picked(p: NDArray[Any], q: NDArray[Any]) -> NDArray[Any]:
+        return np.where(condition, p, q)
+
+    return a.planes(picked, b)
+
+
+def gathered(ufunc: np.ufunc, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The adjoint of broadcasting: what a result gives, for an operand of this shape that was broadcast to it."""
+    values = ufunc.reduce(values, tuple(range(values.ndim - len(shape))))
+    stretched = tuple(i for i, s in enumerate(shape) if s == 1 and values.shape[i] != 1)
+    return ufunc.reduce(values, stretched, keepdims=True)
 
 
 def compose(
@@ -145,12 +145,13 @@ def compose(
     rising: Mask | bool = False,
     falling: Mask | bool = False,
     form: Bits | int = 0,
+    besides: Bits | int = 0,
 ) -> Fact:
-    """g(u) for a g with these properties on the interval of u."""
+    """g(u) for a g with these properties on the interval of u; `besides` are bits of its code that hold anyway."""
     affine, cvx, ccv = u.has(AFFINE), u.has(CONVEX), u.has(CONCAVE)
     is_convex = convex & (affine | rising & cvx | falling & ccv)
     is_concave = concave & (affine | rising & ccv | falling & cvx)
-    code = np.where(u.free, FREE, is_convex * CONVEX | is_concave * CONCAVE)
+    code = np.where(u.free, FREE, is_convex * CONVEX | is_concave * CONCAVE | besides)
     trend = np.where(rising, u.trend, 0) | np.where(falling, swapped(u.trend), 0)
     return fact(lo, hi, code, form, trend)
 
@@ -263,18 +264,16 @@ def exponential(a: Fact) -> Fact:
 def hyperbolic_cosine(a: Fact) -> Fact:
     """½ (e^u + e^−u): its logarithm is convex, and rises where u >= 0."""
     rising, falling = a.lo >= 0, a.hi <= 0
-    result = compose(a, 1.0, np.inf, convex=True, rising=rising, falling=falling)
     logs = a.has(AFFINE) | rising & a.has(CONVEX) | falling & a.has(CONCAVE)
-    return fact(result.lo, result.hi, result.code, logs * LOG_CONVEX, result.trend)
+    return compose(a, 1.0, np.inf, convex=True, rising=rising, falling=falling, form=logs * LOG_CONVEX)
 
 
 def logarithm(a: Fact) -> Fact:
     positive = a.lo >= 0
     lo = np.where(positive, down(np.log(np.maximum(a.lo, 0))), -np.inf)
     hi = np.where(positive, up(np.log(np.maximum(a.hi, 0))), np.inf)
-    result = compose(a, lo, hi, concave=positive, rising=positive)
-    code = np.where(result.free, FREE, result.code | np.where(positive, a.form & (LOG_CONVEX | LOG_CONCAVE), 0))
-    return fact(result.lo, result.hi, code, result.form, result.trend)
+    of_logs = np.where(positive, a.form & (LOG_CONVEX | LOG_CONCAVE), 0)
+    return compose(a, lo, hi, concave=positive, rising=positive, besides=of_logs)
 
 
 def root(a: Fact) -> Fact:
@@ -282,10 +281,9 @@ def root(a: Fact) -> Fact:
     lo = np.where(positive, np.maximum(down(np.sqrt(np.maximum(a.lo, 0))), 0), -np.inf)
     hi = np.where(positive, up(np.sqrt(np.maximum(a.hi, 0))), np.inf)
     logs = np.where(positive, a.form & (LOG_CONVEX | LOG_CONCAVE), 0)
-    result = compose(a, lo, hi, concave=positive, rising=positive, form=logs)
     # ‖u‖ of a vector whose entries are affine, or convex and >= 0
     norm = np.where(a.form & SUM_OF_SQUARES, CONVEX, 0)
-    return fact(result.lo, result.hi, np.where(result.free, FREE, result.code | norm), result.form, result.trend)
+    return compose(a, lo, hi, concave=positive, rising=positive, form=logs, besides=norm)
 
 
 def maximum(a: Fact, b: Fact) -> Fact:
@@ -298,12 +296,7 @@ def maximum(a: Fact, b: Fact) -> Fact:
         a.trend & b.trend,
     )
     # One that is never below the other is the maximum.
-    return select(a.lo >= b.hi, *stretched(a, select(b.lo >= a.hi, *stretched(b, either))))
-
-
-def stretched(a: Fact, b: Fact) -> tuple[Fact, Fact]:
-    shape = np.broadcast_shapes(a.shape, b.shape)
-    return (a.planes(lambda p: np.broadcast_to(p, shape)), b.planes(lambda p: np.broadcast_to(p, shape)))
+    return select(a.lo >= b.hi, a, select(b.lo >= a.hi, b, either))
 
 
 def minimum(a: Fact, b: Fact) -> Fact:
@@ -378,8 +371,6 @@ def expm1(a: Fact) -> Fact:
 
 
 def where(condition: Fact, a: Fact, b: Fact) -> Fact:
-    shape = np.broadcast_shapes(condition.shape, a.shape, b.shape)
-    condition, a, b = (f.planes(lambda p: np.broadcast_to(p, shape)) for f in (condition, a, b))
     either = fact(
         np.minimum(a.lo, b.lo),
         np.maximum(a.hi, b.hi),
@@ -409,78 +400,55 @@ def uniform(u: Fact) -> float | None:
     return None
 
 
-def _power(attributes: Mapping[str, Any], f: Facts) -> Fact:
-    exponent = uniform(f[1])
+def clip(a: Fact, low: Fact | None = None, high: Fact | None = None) -> Fact:
+    a = a if low is None else maximum(a, low)
+    return a if high is None else minimum(a, high)
+
+
+def _power(a: Fact, b: Fact) -> Fact:
+    exponent = uniform(b)
     if exponent is None or not np.isfinite(exponent):
-        return fact(-np.inf, np.inf, np.where(f[0].free & f[1].free, FREE, 0))
-    result = power(f[0], exponent)
-    return result.planes(lambda p: np.broadcast_to(p, np.broadcast_shapes(f[0].shape, f[1].shape)))
+        return fact(-np.inf, np.inf, np.where(a.free & b.free, FREE, 0))
+    return power(a, exponent).planes(lambda p: np.broadcast_to(p, np.broadcast_shapes(a.shape, b.shape)))
 
 
-def _fold(function: Callable[[Fact, Fact], Fact]) -> Callable[[Mapping[str, Any], Facts], Fact]:
-    def rule(attributes: Mapping[str, Any], f: Facts) -> Fact:
-        result = f[0]
-        for one in f[1:]:
-            result = function(result, one)
-        return result
-
-    return rule
-
-
-def _prelu(attributes: Mapping[str, Any], f: Facts) -> Fact:
-    a, slope = f
+def _prelu(a: Fact, slope: Fact) -> Fact:
     # max(u, slope·u) for slopes <= 1
-    larger = maximum(a, multiply(a, slope))
-    rest = unbent(a)
-    good = (slope.hi <= 1) & slope.free
-    return select(good, *stretched(larger, rest))
+    return select((slope.hi <= 1) & slope.free, maximum(a, multiply(a, slope)), unbent(a))
 
 
-Rule: TypeAlias = Callable[[Mapping[str, Any], Facts], Fact]
-
-# Operators that act entry by entry. Clip, Cast and Where with parts left out are seen to by the caller.
-ENTRYWISE: Final[dict[str, Rule]] = {
-    "Add": lambda _, f: add(*f),
-    "Sub": lambda _, f: subtract(*f),
-    "Mul": lambda _, f: multiply(*f),
-    "Div": lambda _, f: divide(*f),
+# Operators that act entry by entry, called as in `onnx_numpy.operators`: rule(*facts, **attributes).
+ENTRYWISE: Final[dict[str, Callable[..., Fact]]] = {
+    "Add": add,
+    "Sub": subtract,
+    "Mul": multiply,
+    "Div": divide,
     "Pow": _power,
-    "Sum": _fold(add),
-    "Max": _fold(maximum),
-    "Min": _fold(minimum),
-    "Neg": lambda _, f: negate(*f),
-    "Abs": lambda _, f: absolute(*f),
-    "Exp": lambda _, f: exponential(*f),
-    "Log": lambda _, f: logarithm(*f),
-    "Cosh": lambda _, f: hyperbolic_cosine(*f),
-    "Sqrt": lambda _, f: root(*f),
-    "Reciprocal": lambda _, f: reciprocal(*f),
-    "Relu": lambda _, f: relu(*f),
-    "LeakyRelu": lambda a, f: leaky(f[0], a.get("alpha", 0.01)),
+    "Sum": lambda *facts: functools.reduce(add, facts),
+    "Max": lambda *facts: functools.reduce(maximum, facts),
+    "Min": lambda *facts: functools.reduce(minimum, facts),
+    "Neg": negate,
+    "Abs": absolute,
+    "Exp": exponential,
+    "Log": logarithm,
+    "Cosh": hyperbolic_cosine,
+    "Sqrt": root,
+    "Reciprocal": reciprocal,
+    "Relu": relu,
+    "LeakyRelu": lambda a, alpha=0.01: leaky(a, alpha),
     "PRelu": _prelu,
-    "Elu": lambda a, f: elu(f[0], a.get("alpha", 1.0), 1.0),
-    "Celu": lambda a, f: elu(f[0], a.get("alpha", 1.0), a.get("alpha", 1.0)),
-    "Softplus": lambda _, f: softplus(*f),
-    "Sigmoid": lambda _, f: sigmoid(*f),
-    "Tanh": lambda _, f: tangent(*f),
-    "Erf": lambda _, f: error_function(*f),
-    "Identity": lambda _, f: f[0],
-    "Where": lambda _, f: where(*f),
-    "Greater": lambda _, f: logic(*f),
-    "GreaterOrEqual": lambda _, f: logic(*f),
-    "Less": lambda _, f: logic(*f),
-    "LessOrEqual": lambda _, f: logic(*f),
-    "Equal": lambda _, f: logic(*f),
-    "And": lambda _, f: logic(*f),
-    "Or": lambda _, f: logic(*f),
-    "Not": lambda _, f: logic(*f),
-    "IsNaN": lambda _, f: logic(*f),
-    "IsInf": lambda _, f: logic(*f),
-    "Sign": lambda _, f: unbent(*f),
-    "Floor": lambda _, f: unbent(*f),
-    "Ceil": lambda _, f: unbent(*f),
-    "Sin": lambda _, f: unbent(*f),
-    "Cos": lambda _, f: unbent(*f),
+    "Elu": lambda a, alpha=1.0: elu(a, alpha, 1.0),
+    "Celu": lambda a, alpha=1.0: elu(a, alpha, alpha),
+    "Clip": clip,
+    "Softplus": softplus,
+    "Sigmoid": sigmoid,
+    "Tanh": tangent,
+    "Erf": error_function,
+    "Identity": lambda a: a,
+    "Where": where,
+    **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Not", "IsNaN"), logic),
+    "IsInf": lambda a, **attributes: logic(a),
+    **dict.fromkeys(("Sign", "Floor", "Ceil", "Sin", "Cos"), unbent),
 }
 
 
@@ -489,24 +457,15 @@ ENTRYWISE: Final[dict[str, Rule]] = {
 
 def total(linear: Callable[[Array], NDArray[Any]], a: Fact) -> Fact:
     """A map with coefficients >= 0 that are known: sums, means, average pooling."""
-    return _summed(
-        lambda mask: linear(mask.astype(np.float64)) > 0,
-        a.free,
-        a.has(CONVEX),
-        a.has(CONCAVE),
-        a.lo >= 0,
-        a.hi <= 0,
-        a.form,
-    )
 
+    def where_all(mask: Mask, bits: int) -> NDArray[Any]:
+        return np.where(linear((~mask).astype(np.float64)) > 0, 0, bits)
 
-def _summed(
-    any_of: Callable[[Mask], Mask], free: Mask, cvx: Mask, ccv: Mask, positive: Mask, negative: Mask, form: Bits
-) -> Fact:
-    code = np.where(any_of(~cvx), 0, CONVEX) | np.where(any_of(~ccv), 0, CONCAVE) | np.where(any_of(~free), 0, FREE)
-    lo, hi = np.where(any_of(~positive), -np.inf, 0.0), np.where(any_of(~negative), np.inf, 0.0)
-    bits = sum(np.where(any_of((form & bit) == 0), 0, bit) for bit in (LOG_CONVEX, SUM_OF_SQUARES))
-    return fact(lo, hi, code, bits)
+    code = where_all(a.has(CONVEX), CONVEX) | where_all(a.has(CONCAVE), CONCAVE) | where_all(a.free, FREE)
+    form = where_all(a.form & LOG_CONVEX != 0, LOG_CONVEX) | where_all(a.form & SUM_OF_SQUARES != 0, SUM_OF_SQUARES)
+    lo = np.where(where_all(a.lo >= 0, 1), 0.0, -np.inf)
+    hi = np.where(where_all(a.hi <= 0, 1), 0.0, np.inf)
+    return fact(lo, hi, code, form)
 
 
 def bilinear(contract: Callable[[Array, Array], NDArray[Any]], a: Fact, b: Fact) -> Fact:

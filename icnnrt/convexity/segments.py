@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.arguments import batch
-from icnnrt.convexity.onnx_numpy import Unsupported, evaluate
+from icnnrt.convexity.memory import Unsupported
+from icnnrt.convexity.onnx_numpy import evaluate
 from icnnrt.format.onnx_graph import Graph, ancestors
 from icnnrt.format.verdict import MAX_WITNESS, MAX_X, Evidence, Witness
 from icnnrt.mathematics.certificate import ROUNDING
@@ -36,9 +37,9 @@ def search(
     """Chords of the box, second differences at four scales along each, then chords near the worst ones."""
     inputs = {i.name: i for i in graph.inputs}
     y_input = inputs.get("y")
-    if y_input is None or y_input.dtype is None or y_input.dtype.kind != "f" or not y_input.shape:
+    if y_input is None or y_input.dtype is None or y_input.dtype.kind != "f" or not y_input.sizes:
         return None, None
-    shape, dtype = tuple(s or 1 for s in y_input.shape[1:]), y_input.dtype
+    shape, dtype = tuple(s or 1 for s in y_input.sizes[1:]), y_input.dtype
     x_input = inputs.get("x")
     nodes = tuple(ancestors(graph, "f"))
 
@@ -55,7 +56,7 @@ def search(
         numbers = [np.abs(a[np.isfinite(a)]).max(initial=0.0) for a in values.values() if a.dtype.kind == "f"]
         return float(max(numbers, default=np.inf))
 
-    x_shape = tuple(s or 1 for s in x_input.shape[1:]) if x_input and x_input.shape else (1,)
+    x_shape = tuple(s or 1 for s in x_input.sizes[1:]) if x_input and x_input.sizes else (1,)
     x_type = x_input.dtype if x_input and x_input.dtype is not None else dtype
     n = math.prod(shape)
     count = min(CHORDS, MAX_NUMBERS // ((POINTS + 1) * (n + math.prod(x_shape))))

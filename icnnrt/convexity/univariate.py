@@ -276,7 +276,7 @@ class _Piece:
         if rule is None:
             raise _Stuck
         value, slope = rule(*((t.value, t.slope) for t in terms))
-        return _Term(rules.ENTRYWISE[op](attributes, [t.fact for t in terms]), value, slope)
+        return _Term(rules.ENTRYWISE[op](*(t.fact for t in terms), **attributes), value, slope)
 
     def extreme(self, op: str, node: Node, terms: list[_Term]) -> _Term:
         result = terms[0]

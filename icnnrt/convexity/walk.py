@@ -1,15 +1,10 @@
 """A walk through an energy's graph, from its inputs to f, that carries along what is known of every value.
 
-Two probes, batches of different sizes with random numbers in them, give every value its shape and every value that
-depends on weights alone its exact numbers. Nothing else is concluded from the numbers of a probe. An axis whose size
-differs between the probes holds samples; an operator that would join, pick or sum along it is refused, and so is a
-number made from the size of the batch unless it does nothing but shape another value: what holds for the batch that
-was walked through then holds for every other.
+Facts are of `rules`; `samples` has what is known of the batch, `quadratic` what is of degree two in y.
 """
 
 import copy
 import functools
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -18,22 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.convexity import rules
+from icnnrt.convexity.memory import Unsupported, take
 from icnnrt.convexity.onnx_numpy import (
-    Unsupported,
-    axes_of,
+    along_channels,
     convolve,
     einsum_equation,
-    evaluate,
-    given,
     normal,
     optional,
     promote,
     reduced_axes,
     run,
-    take,
 )
+from icnnrt.convexity.quadratic import MOVERS, SUMS, Degree, curvature, degree
 from icnnrt.convexity.rules import AFFINE, CONCAVE, CONVEX, FALLING, FREE, LOG_CONCAVE, RISING, Fact
+from icnnrt.convexity.samples import ROUNDED, Probes, Stop
 from icnnrt.convexity.univariate import classify
+from icnnrt.convexity.weighing import WEIGHED
 from icnnrt.errors import LimitError
 from icnnrt.format.onnx_graph import Graph, Node, ancestors
 from icnnrt.limits import check
@@ -42,36 +37,12 @@ from icnnrt.printable import named
 Tensor: TypeAlias = NDArray[Any]
 
 MAX_BASES: Final = 16  # how many values back a function of one variable is looked for
-MAX_QUADRATIC: Final = 128  # the largest n for which Hessians of quadratic values are formed
-MAX_NUMBERS: Final = 1 << 25  # and the most numbers that may take
-FACT: Final = 19  # bytes that are known of one number
-NAME: Final = 64  # and of one name in a set of them
-_BEYOND: Final = (1 << 31) - 1  # what exporters write for the end of an axis of any size
+BYTES_PER_FACT: Final = 19  # bytes that are known of one number
+BYTES_PER_NAME: Final = 64  # and of one name in a set of them
 
 # Operators that are not finite everywhere, and of which operand that is told; of Pow it hangs on the exponent.
 _BOUNDED: Final = {"Div": 1, "Reciprocal": 0, "Log": 0, "Sqrt": 0, "Pow": 0}
 
-# How a value depends on y as a polynomial: each kind includes the ones before it.
-_NONE, _LINEAR, _AFFINE, QUADRATIC, _OTHER = range(5)
-# _LINEAR: affine with coefficients of y that are weights alone; _AFFINE: affine; QUADRATIC: of degree two, and its
-# second-order coefficients are weights alone.
-
-MOVERS: Final = frozenset(
-    (
-        "Identity",
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Transpose",
-        "Expand",
-        "Tile",
-        "Slice",
-        "Split",
-        "Gather",
-        "GatherND",
-    )
-)
 # Inputs, from the given one on, that the shape of the result is made from: it must not change with x or y.
 _SHAPING: Final = {
     **dict.fromkeys(("Reshape", "Expand", "Tile", "Slice", "Pad", "Split", "Squeeze", "Unsqueeze", "TopK"), 1),
@@ -81,48 +52,14 @@ _LARGER: Final = {"Greater": True, "GreaterOrEqual": True, "Less": False, "LessO
 _BOUNDS: Final = {"Max": -np.inf, "Min": np.inf}
 _CLIP_BOUNDS: Final = {1: -np.inf, 2: np.inf}
 _COMPARISONS: Final = frozenset(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"))
-_SUMS: Final = frozenset(("ReduceSum", "ReduceMean", "AveragePool", "GlobalAveragePool", "CumSum"))
 _LARGEST: Final = frozenset(("ReduceMax", "MaxPool", "GlobalMaxPool"))
-# Operators that may work on numbers made from the size of the batch; of Mul, Add and Sub one operand only.
-_SIZES: Final = frozenset(
-    ("Identity", "Cast", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Mul", "Add", "Sub", "Reshape")
-)
-# What these leave of a batch is no multiple of it: of 2 and of 3 samples it may be as much, of 4 more.
-_ROUNDED: Final = frozenset(("Slice", "Split", "Conv", "AveragePool", "MaxPool", "TopK"))
-# Where such numbers may end: (operator, index of the input).
-_SHAPES: Final = frozenset((("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0)))
-
-
-class Stop(Exception):
-    """The walk cannot go on at `node`; the text says why, `blame` which weights are to blame."""
-
-    def __init__(self, node: Node | None, why: str, blame: tuple[str, ...] = ()) -> None:
-        super().__init__(why)
-        self.node = node
-        self.why = why
-        self.blame = blame
-
-
-def probe(graph: Graph, batch: int, seed: int) -> dict[str, Tensor]:
-    """Initialisers, and random x and y for `batch` samples."""
-    rng = np.random.default_rng(seed)
-    values: dict[str, Tensor] = dict(graph.initializers)
-    for i in graph.inputs:
-        if i.name not in ("x", "y") or i.dtype is None or not i.shape or any(s is None for s in i.shape[1:]):
-            raise Stop(None, f"the input {i.name[:40]!r} is not x or y, or its shape is not known but for the batch")
-        shape = (batch if i.shape[0] is None else i.shape[0], *(s or 0 for s in i.shape[1:]))
-        if i.shape[0] is not None or math.prod(shape) > MAX_NUMBERS:
-            raise Stop(None, f"the input {i.name!r} has a fixed batch or impossible shape {list(shape)}")
-        numbers = rng.random(shape)
-        values[i.name] = (numbers if i.dtype.kind == "f" else numbers < 0.5).astype(i.dtype)
-    return values
 
 
 class Pole(Stop):
     """Weights make an operator infinite or not a number, or may do so; `blame` says which."""
 
 
-class Walk:
+class Walk(Probes):
     """Facts of every value that f is made from, for `batch` samples; `names` are the weights to be named.
 
     Weights in `loose` may be any numbers within the intervals given there, entry by entry, as x may: what the walk
@@ -145,17 +82,14 @@ class Walk:
         loose: Mapping[str, Fact] = MappingProxyType({}),
         apart: Mapping[str, NDArray[np.bool_]] = MappingProxyType({}),
     ) -> None:
-        self.graph = graph
+        super().__init__(graph, batch, other)
         self.apart = apart
         self.finite: dict[str, NDArray[np.bool_]] = {}
         self.changed: Collection[str] = loose.keys()  # weights that are not, or need not be, what they were
         self.nodes = tuple(ancestors(graph, "f"))
-        self.batch = batch
-        self.values = probe(graph, batch, 1)
-        self.others = probe(graph, other, 2)
-        self.known = set(graph.initializers) - loose.keys()
+        self.known -= loose.keys()
         self.facts: dict[str, Fact] = dict(loose)
-        self.kinds: dict[str, int] = dict.fromkeys(loose, _NONE)
+        self.kinds: dict[str, Degree] = dict.fromkeys(loose, Degree.NONE)
         self.bases: dict[str, tuple[str, ...]] = {}
         self.makers: dict[str, Node] = {}
         self.order: dict[str, int] = {}
@@ -167,7 +101,7 @@ class Walk:
         for i in graph.inputs:
             shape = self.values[i.name].shape
             self.facts[i.name] = rules.anything(shape, AFFINE if i.name == "y" else FREE)
-            self.kinds[i.name] = _LINEAR if i.name == "y" else _NONE
+            self.kinds[i.name] = Degree.LINEAR if i.name == "y" else Degree.NONE
 
     def run(self) -> Fact:
         with np.errstate(all="ignore"):
@@ -216,7 +150,7 @@ class Walk:
 
     def fact(self, name: str) -> Fact:
         if name not in self.facts:
-            take(FACT * self.values[name].size)
+            take(BYTES_PER_FACT * self.values[name].size)
             self.facts[name] = rules.constant(self.values[name])
         return self.facts[name]
 
@@ -232,7 +166,7 @@ class Walk:
         inputs = [self.values[name] if name else None for name in node.inputs]
         again = run(node, [self.others[name] if name else None for name in node.inputs])
         outputs = run(node, inputs)
-        stirred = self.check_batch(node, inputs, outputs, again)
+        stirred = self.stirs(node, inputs, outputs, again)
         if stirred:
             self.stirred = True
         for name, a, b in zip(node.outputs, outputs, again, strict=False):
@@ -245,7 +179,7 @@ class Walk:
             self.makers[name] = node
             self.order[name] = len(self.order)
             self.origins[name] = frozenset().union(*(self.origins.get(one, frozenset()) for one in read))
-            take(NAME * len(self.origins[name]))
+            take(BYTES_PER_NAME * len(self.origins[name]))
         made = [name for name in node.outputs if name]
         if any(name not in self.values for name in made):
             raise Unsupported("an output beyond the first is not known here")
@@ -253,11 +187,11 @@ class Walk:
         self.check_pole(node, known)
         if known:
             self.known.update(made)
-            self.kinds.update(dict.fromkeys(made, _NONE))
+            self.kinds.update(dict.fromkeys(made, Degree.NONE))
             return
         if not self.free(node):
             self.check_finite(node)
-        take(FACT * sum(array.size for array in outputs))
+        take(BYTES_PER_FACT * sum(array.size for array in outputs))
         facts = self.rule(node, inputs)
         if stirred:
             facts = [rules.anything(one.shape, FREE) for one in facts]
@@ -266,8 +200,8 @@ class Walk:
                 shape = self.values[name].shape
                 if self.values[name].dtype.kind in "iu":
                     one = rules.unbent(one)  # integers wrap and truncate
-                self.facts[name] = one.planes(lambda p, s=shape: np.broadcast_to(p, s))  # type: ignore[misc]
-                self.kinds[name] = self.kind(node)
+                self.facts[name] = one.planes(lambda p, s=shape: np.broadcast_to(p, s))
+                self.kinds[name] = degree(self, node)
                 self.improve(name, node)
         if node.op_type in WEIGHED:
             self.weigh(node)
@@ -301,7 +235,9 @@ class Walk:
         if node.op_type == "Pow":
             exponent = self.fact(node.inputs[1])
             if not self.origins.get(node.inputs[1], frozenset()).isdisjoint(self.changed) and (exponent.lo < 0).any():
-                raise Pole(node, f"Pow is not finite at 0 where {_listed(made)} makes the exponent < 0", tuple(made))
+                raise Pole(
+                    node, f"Pow is not finite at 0 where {_listed(made)} makes the exponent < 0", tuple(sorted(made))
+                )
             inside, outside = _of_power(a, exponent)
         elif node.op_type == "Sqrt":
             inside, outside = a.lo >= 0, a.hi < 0
@@ -313,7 +249,7 @@ class Walk:
         is_outside = (moved or not known) and bool(outside.any())
         if is_outside or (apart is not None and (apart & ~inside).any()):
             puts = "puts" if is_outside else "may put"
-            raise Pole(node, f"{node.op_type} is not finite where {_listed(made)} {puts} it", tuple(made))
+            raise Pole(node, f"{node.op_type} is not finite where {_listed(made)} {puts} it", made)
         take(inside.nbytes)
         self.finite[node.outputs[0]] = inside
 
@@ -326,153 +262,77 @@ class Walk:
     def free(self, node: Node) -> bool:
         return all(self.fact(name).free.all() for name in node.inputs if name)
 
-    def sized(self, name: str) -> bool:
-        """Whether the numbers of a known value change with the size of the batch."""
-        if name not in self.known:
-            return False
-        a, b = self.values[name], self.others[name]
-        common = tuple(slice(0, min(p, q)) for p, q in zip(a.shape, b.shape, strict=True))
-        return not np.array_equal(a[common], b[common], equal_nan=a.dtype.kind == "f")
-
-    def varying(self, name: str) -> set[int]:
-        a, b = self.values[name].shape, self.others[name].shape
-        return {i for i, (p, q) in enumerate(zip(a, b, strict=True)) if p != q}
-
-    def check_batch(
+    def stirs(
         self, node: Node, inputs: Sequence[Tensor | None], made: Sequence[Tensor], again: Sequence[Tensor]
     ) -> bool:
         """Whether samples meet, or count, in a value that is free of y; where they would in any other, `Unsupported`.
 
         Then it may be anything: its numbers in the probe are those of one batch.
         """
-        if node.op_type == "Shape":
-            return False
-        everywhere = node.op_type == "Squeeze" and optional(inputs, 1) is None and "axes" not in node.attributes
-        if everywhere and self.varying(node.inputs[0]):
-            raise Unsupported("Squeeze without axes takes the batch away where it is 1")
-        sized = [i for i, name in enumerate(node.inputs) if name and self.sized(name)]
-        if sized and node.op_type == "Range":
-            # A length that is at least 1 and grows with the batch, or not at all, is linear in it.
-            counts = made[0].dtype.kind == "i" and 2 not in sized and abs(int(given(inputs, 2).reshape(-1)[0])) == 1
-            if not counts or not made[0].size or not again[0].size:
-                raise Unsupported("Range counts something else than the samples of the batch")
+        if self.counts(node, inputs, made, again):
             return True
-        for i in sized:
-            if (node.op_type, i) in _SHAPES:
-                continue
-            if node.op_type == "Cast" and not (made[0].dtype.kind == "i" and made[0].dtype.itemsize >= 4):
-                # Rounded, what two batches give may be one number that others do not give.
-                raise Unsupported("Cast makes a real number of the size of the batch")
-            if node.op_type not in _SIZES or (node.op_type in ("Mul", "Add", "Sub") and len(sized) > 1):
-                raise Unsupported(f"{node.op_type} works on a number that depends on the size of the batch")
-            if node.op_type in ("Gather", "Slice") and i > 0:
-                raise Unsupported(f"{node.op_type} picks entries by the size of the batch")
-            if not all(name in self.known for name in node.inputs if name):
-                raise Unsupported(f"{node.op_type} brings the size of the batch into the energy")
         try:
-            if node.op_type in ("Reshape", "Flatten"):
-                self.check_reshape(node, made[0].shape, again[0].shape)
-            for i, axes in _worked_axes(node, inputs):
-                name = node.inputs[i]
-                rank = self.values[name].ndim
-                if self.varying(name) & {a % rank for a in axes if rank}:
-                    raise Unsupported(f"{node.op_type} joins or picks samples of the batch")
+            self.check_apart(node, inputs, made, again)
         except Unsupported:
             # What x makes may be anything, of other samples' x too, but then no probe tells Hessians; weights must not
             # depend on the place in the batch.
-            known = all(name in self.known for name in node.inputs if name)
-            if known or not self.free(node) or node.op_type in _ROUNDED:
+            if self.constant(node) or not self.free(node) or node.op_type in ROUNDED:
                 raise
             return True
         return False
-
-    def check_reshape(self, node: Node, b: tuple[int, ...], d: tuple[int, ...]) -> None:
-        """The samples must stay as far out as they are, or a reshape could give one sample's numbers to another."""
-        before = self.varying(node.inputs[0])
-        a, c = self.values[node.inputs[0]].shape, self.others[node.inputs[0]].shape
-        after = {i for i, (p, q) in enumerate(zip(b, d, strict=False)) if p != q}
-        if len(before) > 1 or len(before) != len(after):
-            raise Unsupported(f"{node.op_type} mixes the samples of the batch")
-        for i, k in zip(before, after, strict=True):
-            if math.prod(a[:i]) != math.prod(b[:k]) or math.prod(c[:i]) != math.prod(d[:k]):
-                raise Unsupported(f"{node.op_type} mixes the samples of the batch")
 
     # --- Rules -----------------------------------------------------------------------------------
 
     def rule(self, node: Node, inputs: Sequence[Tensor | None]) -> list[Fact]:
         op, attributes = node.op_type, node.attributes
-        facts = [self.fact(name) if name else None for name in node.inputs]
+        facts: list[Any] = [self.fact(name) if name else None for name in node.inputs]
         if op in ("Max", "Min", "Clip") and not self.free(node):
-            facts = [
-                None if name and self.idle(node, i) else f
-                for i, (name, f) in enumerate(zip(node.inputs, facts, strict=True))
-            ]
+            facts = [None if name and self.idle(node, i) else facts[i] for i, name in enumerate(node.inputs)]
             facts = facts if op == "Clip" else [f for f in facts if f is not None]
-        present = [f for f in facts if f is not None]
         a = facts[0]
-        assert a is not None
+        placed = all(name in self.known for name in node.inputs[1:] if name)  # where entries go, x and y have no say in
 
-        def with_first(plane: NDArray[Any]) -> tuple[Tensor, ...]:
-            return run(node, [plane, *inputs[1:]])
+        def every(*planes: Any) -> tuple[Tensor, ...]:
+            return run(node, [*planes, *inputs[len(planes) :]])
 
-        def first(plane: NDArray[Any]) -> Tensor:
-            return with_first(plane)[0]
+        def first(*planes: Any) -> Tensor:
+            return every(*planes)[0]
 
-        if op in MOVERS and all(name in self.known for name in node.inputs[1:] if name):
-            planes = [with_first(p) for p in (a.lo, a.hi, a.code, a.form, a.trend)]
-            return [Fact(*parts) for parts in zip(*planes, strict=True)]
+        if op in MOVERS and placed:
+            return [Fact(*parts) for parts in zip(*map(every, a), strict=True)]
         if op == "Concat":
-            planes = [run(node, p) for p in zip(*((f.lo, f.hi, f.code, f.form, f.trend) for f in present), strict=True)]
-            return [Fact(*(p[0] for p in planes))]
-        if op == "ScatterND" and node.inputs[1] in self.known and attributes.get("reduction", b"none") == b"none":
-            data, put = a, present[2]
-            pairs = zip(
-                (data.lo, data.hi, data.code, data.form, data.trend),
-                (put.lo, put.hi, put.code, put.form, put.trend),
-                strict=True,
-            )
-            return [Fact(*(run(node, [p, inputs[1], q])[0] for p, q in pairs))]
+            return [a.planes(first, *facts[1:])]
+        if op == "ScatterND" and node.inputs[1] in self.known:
+            return [a.planes(lambda p, q: first(p, inputs[1], q), facts[2])]
+        if op == "Pad" and placed:
+            value = optional(inputs, 2)
+            filled = rules.constant(0.0 if value is None else float(value.reshape(-1)[0]))
+            return [a.planes(lambda p, c: first(p, inputs[1], np.asarray(c)), filled)]
         if op == "Where" and (joined := self.chosen(node)) is not None:
             return [joined]
         if op == "Mul" and any(self.is_sign(one, other) for one, other in (node.inputs, node.inputs[::-1])):
-            return [rules.absolute(facts[1] if self.is_sign(*node.inputs) else a)]  # type: ignore[arg-type]
-        if op == "Pad" and all(name in self.known for name in node.inputs[1:] if name):
-            value = optional(inputs, 2)
-            filled = rules.constant(0.0 if value is None else float(value.reshape(-1)[0]))
-            parts = zip(
-                (a.lo, a.hi, a.code, a.form, a.trend),
-                (filled.lo, filled.hi, filled.code, filled.form, filled.trend),
-                strict=True,
-            )
-            return [Fact(*(run(node, [p, inputs[1], np.asarray(c), *inputs[3:]])[0] for p, c in parts))]
-        if op == "Cast":
-            if self.keeps(node):
-                return [a]
-            # Steps, but of the same sign.
-            return [rules.fact(np.where(a.lo >= 0, 0.0, -np.inf), np.inf, np.where(a.free, FREE, 0))]
-        if op == "Clip":
-            low, high = (facts[i] if i < len(facts) else None for i in (1, 2))
-            a = a if low is None else rules.maximum(a, low)
-            return [a if high is None else rules.minimum(a, high)]
+            return [rules.absolute(facts[1] if self.is_sign(*node.inputs) else a)]
         if op == "Mul" and node.inputs[0] == node.inputs[1]:
             return [rules.square(a)]
+        if op == "Cast":  # where it rounds, steps, but of the same sign
+            steps = rules.fact(np.where(a.lo >= 0, 0.0, -np.inf), np.inf, np.where(a.free, FREE, 0))
+            return [a if self.keeps(node) else steps]
         if op in rules.ENTRYWISE:
-            return [rules.ENTRYWISE[op](attributes, present)]
+            return [rules.ENTRYWISE[op](*facts, **attributes)]
         if op == "MatMul":
-            return [rules.bilinear(np.matmul, a, present[1])]
+            return [rules.bilinear(np.matmul, *facts)]
         if op == "Gemm":
-            return [self.gemm(node, present, inputs)]
-        if op == "Einsum" and len(present) == 2:
+            return [self.gemm(node, facts)]
+        if op == "Einsum" and len(facts) == 2:
             equation = einsum_equation(attributes)
-            return [rules.bilinear(lambda p, q: np.einsum(equation, p, q), a, present[1])]
+            return [rules.bilinear(lambda p, q: np.einsum(equation, p, q), *facts)]
         if op == "Conv":
-            result = rules.bilinear(lambda p, q: convolve(p, q, attributes), a, present[1])
-            if len(present) > 2:
-                shape = (-1, *(1,) * (a.code.ndim - 2))
-                result = rules.add(result, present[2].planes(lambda p: p.reshape(shape)))
+            result = rules.bilinear(lambda p, q: convolve(p, q, attributes), *facts[:2])
+            for bias in facts[2:]:
+                result = rules.add(result, bias.planes(lambda p: along_channels(p, a.code.ndim)))
             return [result]
-        if op in _SUMS and all(name in self.known for name in node.inputs[1:] if name):
-            return [rules.total(lambda mask: first(mask), a)]
+        if op in SUMS and placed:
+            return [rules.total(first, a)]
         if op in _LARGEST:
             return [_largest(first, a)]
         if op == "ReduceMin":
@@ -480,13 +340,11 @@ class Walk:
         if op in ("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp", "LogSoftmax", "Softmax"):
             return [self.composed(node, a, inputs)]
         if op == "BatchNormalization":
-            shape = (-1, *(1,) * (a.code.ndim - 2))
-            scale, shift, mean, variance = (f.planes(lambda p: p.reshape(shape)) for f in present[1:5])
+            scale, shift, mean, variance = (f.planes(lambda p: along_channels(p, a.code.ndim)) for f in facts[1:])
             deviation = rules.root(rules.add(variance, rules.constant(float(attributes.get("epsilon", 1e-5)))))
             return [rules.add(rules.multiply(rules.divide(rules.subtract(a, mean), deviation), scale), shift)]
         # Whatever it does: of values free of y it makes values free of y.
-        free = all(f.free.all() for f in present)
-        return [rules.anything(self.values[name].shape, FREE if free else 0) for name in node.outputs if name]
+        return [rules.anything(self.values[name].shape, FREE * self.free(node)) for name in node.outputs if name]
 
     def chosen(self, node: Node) -> Fact | None:
         """A Where that takes the larger or the smaller of its branches, as torch writes maxima and PReLU.
@@ -513,12 +371,9 @@ class Walk:
         s = self.fact(product.inputs[1] if product.inputs[0] == u else product.inputs[0])
         if not s.free.all():
             return None
-        s = s.planes(lambda plane: np.broadcast_to(plane, self.values[node.outputs[0]].shape))
         rest = rules.where(self.fact(condition), a, b)
-        return rules.select(
-            s.hi <= 1,
-            *rules.stretched(rules.maximum(a, b), rules.select(s.lo >= 1, *rules.stretched(rules.minimum(a, b), rest))),
-        )
+        one_of_both = rules.select(s.hi <= 1, rules.maximum(a, b), rules.select(s.lo >= 1, rules.minimum(a, b), rest))
+        return one_of_both.planes(lambda p: np.broadcast_to(p, self.values[node.outputs[0]].shape))
 
     def is_sign(self, sign: str, of: str) -> bool:
         maker = self.makers.get(sign)
@@ -530,17 +385,15 @@ class Walk:
         least = self.values["y"].dtype.itemsize
         return to.kind == "f" and (source.kind != "f" or to.itemsize >= min(source.itemsize, least))
 
-    def gemm(self, node: Node, facts: list[Fact], inputs: Sequence[Tensor | None]) -> Fact:
+    def gemm(self, node: Node, facts: Sequence[Fact]) -> Fact:
         attributes = node.attributes
         a, b = (
-            f.planes(lambda p: p.T) if attributes.get(transposed, 0) else f
+            f.planes(np.transpose) if attributes.get(transposed, 0) else f
             for f, transposed in zip(facts, ("transA", "transB"), strict=False)
         )
-        result = rules.bilinear(np.matmul, a, b)
-        result = rules.multiply(result, rules.constant(float(attributes.get("alpha", 1.0))))
-        if len(facts) > 2:
-            scaled = rules.multiply(facts[2], rules.constant(float(attributes.get("beta", 1.0))))
-            result = rules.add(result, scaled)
+        result = rules.multiply(rules.bilinear(np.matmul, a, b), rules.constant(float(attributes.get("alpha", 1.0))))
+        for c in facts[2:]:
+            result = rules.add(result, rules.multiply(c, rules.constant(float(attributes.get("beta", 1.0)))))
         return result
 
     def composed(self, node: Node, a: Fact, inputs: Sequence[Tensor | None]) -> Fact:
@@ -583,8 +436,8 @@ class Walk:
             if not (self.facts[name].code == 0).any():
                 break
             self.claim(name, self.univariate(name, base))
-        if (self.facts[name].code == 0).any() and self.kinds[name] == QUADRATIC:
-            self.claim(name, self.quadratic(name))
+        if (self.facts[name].code == 0).any() and self.kinds[name] is Degree.QUADRATIC:
+            self.claim(name, curvature(self, name))
 
     def claim(self, name: str, code: NDArray[Any] | None) -> None:
         """Every set bit is a claim that holds, so claims of two proofs add up."""
@@ -594,7 +447,7 @@ class Walk:
 
     def find_bases(self, name: str, node: Node) -> None:
         """The values of the same shape that this one is a function of, entry by entry, with fixed numbers besides."""
-        if node.op_type not in rules.ENTRYWISE and node.op_type not in ("Clip", "Cast"):
+        if node.op_type not in rules.ENTRYWISE and node.op_type != "Cast":
             return
         if node.op_type == "Cast":
             if not self.keeps(node) or self.values[node.inputs[0]].dtype.kind != "f":
@@ -611,15 +464,6 @@ class Walk:
         shape = self.values[name].shape
         found = [b for b in common or () if self.values[b].shape == shape and self.values[b].dtype.kind == "f"]
         self.bases[name] = tuple(sorted(found, key=lambda b: self.order.get(b, -1))[-MAX_BASES:])
-
-    def number(self, name: str) -> float | None:
-        if name not in self.known:
-            return None
-        array = self.values[name]
-        if array.size == 0 or array.dtype.kind == "b" or self.sized(name):
-            return None
-        first = array.flat[0]
-        return float(first) if np.isfinite(first) and (array == first).all() else None
 
     def univariate(self, name: str, base: str) -> NDArray[Any] | None:
         u = self.fact(base)
@@ -670,98 +514,6 @@ class Walk:
         while (node := self.makers.get(name)) is not None and node.op_type in ("Identity", "Squeeze", "Unsqueeze"):
             name = node.inputs[0]
         return name
-
-    # --- Quadratic values ------------------------------------------------------------------------
-
-    def kind(self, node: Node) -> int:
-        kinds = [self.kinds.get(name, _NONE) for name in node.inputs if name]
-        op, most = node.op_type, max(kinds, default=_NONE)
-        if most == _NONE:
-            return _NONE
-        if op == "Cast" and not self.keeps(node):
-            return _OTHER
-        if (op in MOVERS or op in _SUMS or op in ("Pad", "ScatterND")) and node.inputs[1:2]:
-            where = node.inputs[1]
-            if where and where not in self.known:
-                return _OTHER  # which entries, depends on x or y
-        if op in MOVERS or op in _SUMS or op in ("Add", "Sub", "Neg", "Concat", "Sum", "Pad", "ScatterND", "Cast"):
-            return most
-        if op == "Einsum" and len(kinds) != 2:
-            return _OTHER  # a third operand is a factor, not a summand as it is of Gemm and Conv
-        if op in ("Mul", "MatMul", "Gemm", "Einsum", "Conv") and len(kinds) >= 2:
-            a, b = kinds[:2]
-            if a == b == _LINEAR:
-                product = QUADRATIC
-            elif _NONE in (a, b) and node.inputs[0 if a == _NONE else 1] in self.known:
-                product = max(a, b)
-            elif _NONE in (a, b) and max(a, b) <= _AFFINE:
-                product = _AFFINE
-            else:
-                product = _OTHER
-            return max(product, *kinds[2:]) if len(kinds) > 2 else product
-        if op == "Div" and kinds[1] == _NONE:
-            return most if node.inputs[1] in self.known else (_AFFINE if most <= _AFFINE else _OTHER)
-        if op == "Pow" and kinds[0] == _LINEAR and self.number(node.inputs[1]) == 2.0:
-            return QUADRATIC
-        if op == "ReduceSumSquare" and kinds[0] == _LINEAR:
-            return QUADRATIC
-        return _OTHER
-
-    def hessians(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """[entries of one sample, n, n], of a quadratic value, and how much each may be off: differences in float64.
-
-        H_jk = v(e_j + e_k) − v(e_j) − v(e_k) + v(0)
-        """
-        if self.stirred:
-            return None
-        y = self.values["y"]
-        n = math.prod(y.shape[1:])
-        varying = self.varying(name)
-        size = self.values[name].size // max(self.batch, 1)
-        rows = 1 + n + n * (n + 1) // 2
-        if n > MAX_QUADRATIC or len(varying) != 1 or rows * size > MAX_NUMBERS or size * n * n > MAX_NUMBERS:
-            return None
-        (axis,) = varying
-        j, k = np.triu_indices(n)
-        eye = np.eye(n)
-        points = np.concatenate([np.zeros((1, n)), eye, eye[j] + eye[k]])
-        environment: dict[str, Tensor] = {one: self.values[one] for one in self.graph.initializers}
-        environment["y"] = points.reshape(rows, *y.shape[1:])
-        if "x" in self.values:
-            environment["x"] = np.repeat(self.values["x"][:1], rows, 0)
-        nodes = self.nodes[: self.nodes.index(self.makers[name]) + 1]
-        try:
-            values = evaluate(nodes, environment, float64=True, only=name)
-        except Unsupported:  # so many points take too much memory
-            return None
-        v = np.moveaxis(values[name], axis, 0)
-        if v.shape[0] != rows:
-            return None
-        v = v.reshape(rows, -1)
-        H = np.empty((v.shape[1], n, n))
-        H[:, j, k] = H[:, k, j] = (v[1 + n :] - v[1 + j] - v[1 + k] + v[0]).T
-        noise = 8 * np.finfo(np.float64).eps * np.abs(v - v[0]).max(0) + np.finfo(np.float64).eps * np.abs(v[0])
-        return (H, noise) if np.isfinite(H).all() else None
-
-    def quadratic(self, name: str) -> NDArray[Any] | None:
-        """CONVEX where the Hessian is positive semidefinite up to float64's rounding, CONCAVE where negative."""
-        found = self.hessians(name)
-        if found is None:
-            return None
-        H, noise = found
-        eigenvalues = np.linalg.eigvalsh(H)
-        largest = np.abs(eigenvalues).max(1)
-        if (noise > 1e-12 * largest).any():
-            return None  # lost in the rounding of the values it was computed from
-        tolerance = 64 * np.finfo(np.float64).eps * H.shape[1] * largest
-        code = np.where(eigenvalues[:, 0] >= -tolerance, CONVEX, 0) | np.where(
-            eigenvalues[:, -1] <= tolerance, CONCAVE, 0
-        )
-        (axis,) = self.varying(name)
-        shape = list(self.values[name].shape)
-        shape[axis] = 1
-        # Rows of H are entries of one sample in the order of the other axes.
-        return np.broadcast_to(code.reshape(shape), self.values[name].shape)
 
     # --- Weights ---------------------------------------------------------------------------------
 
@@ -858,103 +610,3 @@ def _of_power(a: Fact, exponent: Fact) -> tuple[NDArray[np.bool_], NDArray[np.bo
 def _largest(first: Callable[[Tensor], Tensor], a: Fact) -> Fact:
     # As float, which pooling's padding with −∞ needs.
     return rules.extreme(lambda m: first(m.astype(np.float64)) > 0, a, first(a.lo), first(a.hi))
-
-
-_Mask: TypeAlias = NDArray[np.bool_]
-
-
-def _scaling(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) -> Tensor:
-    known, strict, wanted = np.broadcast_arrays(known, strict, wanted)
-    return known[strict & wanted]
-
-
-def _matrix(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) -> Tensor:
-    """Entries of a known factor that stand between a strict entry of the other and a wanted one of the product."""
-    flags = [node.attributes.get(t, 0) if node.op_type == "Gemm" else 0 for t in ("transA", "transB")]
-    known = known.T if flags[here] else known
-    strict = strict.T if flags[1 - here] else strict
-    if known.ndim != 2 or strict.ndim < 2 or wanted.ndim < 2:
-        return known[:0]
-    p, q = strict.astype(np.float64), wanted.astype(np.float64)
-    if here == 1:
-        return known[p.reshape(-1, p.shape[-1]).T @ q.reshape(-1, q.shape[-1]) > 0]
-    joint = q @ p.swapaxes(-1, -2)
-    return known[joint.reshape(-1, *joint.shape[-2:]).sum(0) > 0]
-
-
-def _kernels(node: Node, known: Tensor, strict: _Mask, wanted: _Mask, here: int) -> Tensor:
-    if here != 1:
-        return known[:0]
-    away = (0, *range(2, strict.ndim))
-    groups = node.attributes.get("group", 1)
-    met = [
-        kernels[np.ix_(made, read)].reshape(-1)
-        for kernels, made, read in zip(
-            np.split(known, groups), np.split(wanted.any(away), groups), np.split(strict.any(away), groups), strict=True
-        )
-    ]
-    return np.concatenate(met)
-
-
-# (node, factor, which entries of the other operand, which of the product, index of the factor) -> the entries of the
-# factor that stand between the two
-WEIGHED: Final[Mapping[str, Callable[[Node, Tensor, _Mask, _Mask, int], Tensor]]] = {
-    "Mul": _scaling,
-    "MatMul": _matrix,
-    "Gemm": _matrix,
-    "Conv": _kernels,
-}
-
-
-def _worked_axes(node: Node, inputs: Sequence[Tensor | None]) -> list[tuple[int, Iterable[int]]]:
-    """(index of an input, the axes along which the operator sums, joins or picks)."""
-    op, attributes = node.op_type, node.attributes
-    rank = given(inputs, 0).ndim if inputs else 0
-    if op == "MatMul":
-        return [(0, (-1,)), (1, (-2 if given(inputs, 1).ndim > 1 else -1,))]
-    if op == "Gemm":
-        return [(0, (0 if attributes.get("transA", 0) else 1,)), (1, (1 if attributes.get("transB", 0) else 0,))]
-    if op.startswith("Reduce"):
-        return [(0, reduced_axes(attributes, inputs))]
-    if op in ("Softmax", "LogSoftmax"):
-        return [(0, (attributes.get("axis", -1),))]
-    if op == "LayerNormalization":
-        return [(0, range(normal(attributes.get("axis", -1), rank), rank))]
-    if op in ("Gather", "Split"):
-        return [(0, (attributes.get("axis", 0),))]
-    if op == "TopK":
-        return [(0, (attributes.get("axis", -1),))]
-    if op == "GatherND":
-        batch = attributes.get("batch_dims", 0)
-        return [(0, range(batch, batch + given(inputs, 1).shape[-1])), (1, (-1,))]
-    if op == "ScatterND":
-        index = given(inputs, 1)
-        return [(0, range(index.shape[-1])), (1, range(index.ndim)), (2, range(index.ndim - 1))]
-    if op == "EyeLike":
-        return [(0, (0, 1))]
-    if op == "CumSum":
-        return [(0, (int(given(inputs, 1).reshape(-1)[0]),))]
-    if op == "Concat":
-        return [(i, (attributes["axis"],)) for i in range(len(inputs))]
-    if op == "Slice":
-        # Whole only if it is so for every size: y[0:3] is the whole of three samples, not of four.
-        starts, ends, steps = given(inputs, 1), given(inputs, 2), optional(inputs, 4)
-        axes = axes_of({}, inputs, rank, 3) or tuple(range(len(starts)))
-        whole = [starts[i] == 0 and ends[i] >= _BEYOND and (steps is None or steps[i] == 1) for i in range(len(axes))]
-        return [(0, [a for a, w in zip(axes, whole, strict=True) if not w])]
-    if op == "Pad":
-        pads = given(inputs, 1)
-        axes = axes_of({}, inputs, rank, 3) or tuple(range(rank))
-        return [(0, [a for i, a in enumerate(axes) if pads[i] or pads[i + len(axes)]])]
-    if op == "Tile":
-        return [(0, [i for i, r in enumerate(given(inputs, 1)) if r != 1])]
-    if op in ("Conv", "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "BatchNormalization"):
-        every: list[tuple[int, Iterable[int]]] = [(0, range(1, rank))]
-        return [*every, (1, range(given(inputs, 1).ndim))] if op == "Conv" else every
-    if op == "Einsum":
-        terms, result = einsum_equation(attributes).split("->")
-        return [
-            (i, [a for a, label in enumerate(term) if label not in result or term.count(label) > 1])
-            for i, term in enumerate(terms.split(","))
-        ]
-    return []

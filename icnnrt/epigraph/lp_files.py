@@ -16,9 +16,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt.arguments import refused
 from icnnrt.errors import InputError
 from icnnrt.format.files import atomic_file
-from icnnrt.format.package import check_outside
+from icnnrt.format.folder import refuse_inside_a_package
 
 __all__ = ["SUFFIXES", "Coo", "Program", "write_program"]
 
@@ -69,22 +70,20 @@ def write_program(path: Path, program: Program, name: str = "icnnrt") -> None:
     """
     if not isinstance(path, Path) or not isinstance(program, Program) or not isinstance(name, str):
         came = ", ".join(type(one).__name__ for one in (path, program, name))
-        raise InputError(f"path, program, name: expected a Path, a Program and text, but got {came}.")
+        raise refused("path, program, name", "a Path, a Program and text", came)
     writers = {".lp": _lp, ".mps": _mps}
     writer = writers.get(path.suffix.lower())
     if writer is None:
-        raise InputError(
-            f"{path}: expected a file name ending in .lp or .mps, but got {path.suffix!r}; the ending tells the format."
-        )
+        raise refused(str(path), "a file name ending in .lp or .mps", repr(path.suffix), "the ending tells the format")
     parts = (program.Q.values, program.p, program.G.values, program.h, program.A.values, program.b, program.constant)
     if not all(np.isfinite(a).all() for a in parts) or np.isnan([*program.lower, *program.upper]).any():
-        raise InputError(f"{path}: expected finite numbers to write, but the program holds NaN or infinity.")
+        raise refused(str(path), "finite numbers to write", "a program with NaN or infinity", "clean the data")
     if (np.asarray(program.lower) == np.inf).any() or (np.asarray(program.upper) == -np.inf).any():
         raise InputError(
             f"{path}: expected bounds that leave something, but a lower one is +inf or an upper one −inf; where there "
             "is none, lower is −inf and upper +inf."
         )
-    check_outside(path, "path")
+    refuse_inside_a_package(path, "path")
     with atomic_file(path) as file:
         for line in writer(program, NOT_NAME.sub("_", name)):
             file.write(line.encode("ascii") + b"\n")
@@ -94,11 +93,18 @@ def _number(value: Any) -> str:
     return repr(float(value))
 
 
-def _by_row(matrix: Coo) -> list[list[tuple[int, float]]]:
-    rows: list[list[tuple[int, float]]] = [[] for _ in range(matrix.shape[0])]
-    for i, j, value in zip(matrix.rows.tolist(), matrix.columns.tolist(), matrix.values.tolist(), strict=True):
-        rows[i].append((j, value))
-    return rows
+def _rows(program: Program) -> Iterator[tuple[str, str, list[tuple[int, float]], float]]:
+    """Name, relation, terms by column and right-hand side of every row."""
+    for kind, relation, matrix, right in (("g", "<=", program.G, program.h), ("a", "=", program.A, program.b)):
+        rows: list[list[tuple[int, float]]] = [[] for _ in range(matrix.shape[0])]
+        for i, j, value in _entries(matrix):
+            rows[i].append((j, value))
+        for i, (row, value) in enumerate(zip(rows, right.tolist(), strict=True)):
+            yield f"{kind}{i}", relation, row, value
+
+
+def _entries(matrix: Coo) -> Iterator[tuple[int, int, float]]:
+    return zip(matrix.rows.tolist(), matrix.columns.tolist(), matrix.values.tolist(), strict=True)
 
 
 def _term(value: float, variable: str) -> str:
@@ -120,10 +126,9 @@ def _lp(program: Program, name: str) -> Lines:
     yield f"\\ {name}"
     yield "Minimize"
     terms = [_term(value, names[j]) for j, value in enumerate(program.p.tolist()) if value]
-    Q = program.Q
-    if len(Q.values):
+    if len(program.Q.values):
         quadratic = []
-        for i, j, value in zip(Q.rows.tolist(), Q.columns.tolist(), Q.values.tolist(), strict=True):
+        for i, j, value in _entries(program.Q):
             if i == j:
                 quadratic.append(_term(value, f"{names[i]} ^ 2"))
             elif i < j:
@@ -134,10 +139,9 @@ def _lp(program: Program, name: str) -> Lines:
     # An objective must have a term.
     yield from _wrapped(" obj:", terms or [f"+ 0.0 {names[0]}"])
     yield "Subject To"
-    for kind, relation, matrix, right in (("g", "<=", program.G, program.h), ("a", "=", program.A, program.b)):
-        for i, row in enumerate(_by_row(matrix)):
-            row_terms = [_term(value, names[j]) for j, value in row] or [f"+ 0.0 {names[0]}"]
-            yield from _wrapped(f" {kind}{i}:", [*row_terms, f"{relation} {_number(right[i])}"])
+    for row, relation, entries, right in _rows(program):
+        row_terms = [_term(value, names[j]) for j, value in entries] or [f"+ 0.0 {names[0]}"]
+        yield from _wrapped(f" {row}:", [*row_terms, f"{relation} {_number(right)}"])
     yield "Bounds"
     for variable, low, high in zip(names, program.lower.tolist(), program.upper.tolist(), strict=True):
         if low == -np.inf and high == np.inf:
@@ -156,22 +160,19 @@ def _mps(program: Program, name: str) -> Lines:
     yield f"NAME {name}"
     yield "ROWS"
     yield " N obj"
-    m, q = program.G.shape[0], program.A.shape[0]
-    yield from (f" L g{i}" for i in range(m))
-    yield from (f" E a{i}" for i in range(q))
+    rows = list(_rows(program))
+    yield from (f" {'E' if relation == '=' else 'L'} {row}" for row, relation, _, _ in rows)
     yield "COLUMNS"
     columns: list[list[tuple[str, float]]] = [[("obj", value)] for value in program.p.tolist()]
-    for kind, matrix in (("g", program.G), ("a", program.A)):
-        for i, row in enumerate(_by_row(matrix)):
-            for j, value in row:
-                columns[j].append((f"{kind}{i}", value))
-    for variable, entries in zip(names, columns, strict=True):
-        yield from (f" {variable} {row} {_number(value)}" for row, value in entries)
+    for row, _, entries, _ in rows:
+        for j, value in entries:
+            columns[j].append((row, value))
+    for variable, column in zip(names, columns, strict=True):
+        yield from (f" {variable} {row} {_number(value)}" for row, value in column)
     yield "RHS"
     if program.constant:
         yield f" RHS obj {_number(-program.constant)}"
-    for kind, right in (("g", program.h), ("a", program.b)):
-        yield from (f" RHS {kind}{i} {_number(value)}" for i, value in enumerate(right.tolist()) if value)
+    yield from (f" RHS {row} {_number(right)}" for row, _, _, right in rows if right)
     yield "BOUNDS"
     for variable, low, high in zip(names, program.lower.tolist(), program.upper.tolist(), strict=True):
         if low == high:
@@ -185,8 +186,5 @@ def _mps(program: Program, name: str) -> Lines:
             yield f" UP BND {variable} {_number(high)}"
     if len(program.Q.values):
         yield "QUADOBJ"
-        Q = program.Q
-        for i, j, value in zip(Q.rows.tolist(), Q.columns.tolist(), Q.values.tolist(), strict=True):
-            if i <= j:
-                yield f" {names[i]} {names[j]} {_number(value)}"
+        yield from (f" {names[i]} {names[j]} {_number(value)}" for i, j, value in _entries(program.Q) if i <= j)
     yield "ENDATA"

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import batch, finite_rows, number
+from icnnrt.arguments import batch, finite_rows, instance, number, refused
 from icnnrt.convexity import piecewise
-from icnnrt.convexity.onnx_numpy import call_bounded
+from icnnrt.convexity.memory import call_bounded
 from icnnrt.epigraph import lp_files
 from icnnrt.epigraph.lp_files import Coo
 from icnnrt.errors import InputError
@@ -31,7 +31,7 @@ from icnnrt.format.package import Package
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference, qp_solve
 from icnnrt.mathematics.qp_status import STATUSES, advise
 from icnnrt.mathematics.status import Status
-from icnnrt.serving.polyhedron import given_rows
+from icnnrt.serving.domain_arguments import given_rows
 from icnnrt.serving.session import Session
 
 __all__ = ["EpigraphProblem", "EpigraphSolution", "epigraph"]
@@ -93,11 +93,8 @@ class EpigraphProblem(NamedTuple):
 
     def qp(self) -> QP:
         """The same for `qp_solve` and the operator QPSolve: dense, a batch of one, less the constant."""
-        none = np.full((1, len(self.h)), -np.inf)
-        G, A = self.G.dense()[None], self.A.dense()[None]
-        arrays = (self.p, none[0], self.h, self.b, self.lower, self.upper)
-        p, h_lower, h, b, lower, upper = (a[None] for a in arrays)
-        return QP(self.Q.dense()[None], p, G, h_lower, h, A, b, lower, upper)
+        Q, G, A, none = self.Q.dense(), self.G.dense(), self.A.dense(), np.full(len(self.h), -np.inf)
+        return QP(*(a[None] for a in (Q, self.p, G, none, self.h, A, self.b, self.lower, self.upper)))
 
     def solve(self, solver: Callable[[QP], QPReference] = qp_solve) -> EpigraphSolution:
         """The optimum by `qp_solve`, or by anything that takes its problem and answers as it does."""
@@ -137,34 +134,28 @@ def epigraph(
     Raises `InputError` naming the operator where f is not piecewise linear and convex in y, and for wrong arguments.
     """
     session = source if isinstance(source, Session) else None
-    package = source._package if isinstance(source, Session) else source
-    if not isinstance(package, Package):
-        raise InputError(f"source: expected a session or a package, but got {type(source).__name__}; icnnrt.load one.")
+    package = source.package if isinstance(source, Session) else source
+    instance(package, "source", Package, "a session or a package", "icnnrt.load one")
     manifest = package.manifest
     if manifest.kind == "gradient":
         raise InputError("source: the package holds the gradient of an energy alone; export the energy itself.")
     if manifest.kind == "qp":
-        raise InputError("source: expected a package of an energy, but it holds a network of quadratic programs.")
+        raise refused("source", "a package of an energy", "one of a network of quadratic programs")
     mu = number(mu, "mu", least=0.0)
     (n,) = manifest.y_shape
-    X = None
     if x is None:
         batch(np.zeros((1, *manifest.x_shape)), "x", "float64", (0,))  # refuses, but of an energy without context
-        B = 1
-    else:
-        X = batch(x, "x", manifest.dtype, manifest.x_shape)
-        B = len(X)
-        if not finite_rows(X).all():
-            raise InputError(f"x: expected finite numbers, but sample {int(np.argmin(finite_rows(X)))} holds others.")
-    rows = given_rows(B, n, G=G, h=h, A=A, b=b, lower=lower, upper=upper)._asdict()
+    X = np.zeros((1, *manifest.x_shape)) if x is None else batch(x, "x", manifest.dtype, manifest.x_shape)
+    if not finite_rows(X).all():
+        raise refused("x", "finite numbers", f"others in sample {int(np.argmin(finite_rows(X)))}", "clean it")
+    rows = given_rows(len(X), n, G=G, h=h, A=A, b=b, lower=lower, upper=upper)._asdict()
     for name, absent in (("lower", -np.inf), ("upper", np.inf)):
         if (rows[name] == -absent).any():
-            raise InputError(f"{name}: expected numbers, or {absent} for none, but it holds {-absent}.")
+            raise refused(name, f"numbers, or {absent} for none", -absent, "leave it out")
     weights = dict(package.weights if session is None else session.weights)
     graph = read_graph(package.graphs["value"], weights)
     problems = []
-    for i in range(B):
-        given = np.zeros(manifest.x_shape) if X is None else X[i]
+    for i, given in enumerate(X):
         walk, f = call_bounded(graph.initializers.values(), _walked, graph, given, n)
         problems.append(_problem(f, walk.hidden, n, mu, {name: array[i] for name, array in rows.items()}))
     return problems
@@ -189,20 +180,19 @@ def _problem(
             for other, planes in piece.terms.items():
                 if other:
                     kept[other] |= (planes[:, used] != 0).any(1)
-    columns, names, lower, upper = {0: np.arange(n)}, [f"y{j}" for j in range(n)], [given["lower"]], [given["upper"]]
-    N = n
+    columns, names, lower = {0: np.arange(n)}, [f"y{j}" for j in range(n)], [given["lower"]]
     for block, unit in hidden.items():
-        column = np.full(unit.size, -1)
-        column[kept[block]] = N + np.arange(int(kept[block].sum()))
-        columns[block], N = column, N + int(kept[block].sum())
-        names += [f"t{block}_{j}" for j in np.flatnonzero(kept[block])]
-        lower.append(unit.lower[kept[block]])
-        upper.append(np.full(int(kept[block].sum()), np.inf))
+        there = np.flatnonzero(kept[block])
+        columns[block] = np.full(unit.size, -1)
+        columns[block][there] = len(names) + np.arange(len(there))
+        names += [f"t{block}_{j}" for j in there]
+        lower.append(unit.lower[there])
+    N = len(names)
 
     p = np.zeros(N)
     for block, planes in f.terms.items():
-        there = columns[block] >= 0
-        p[columns[block][there]] = planes[there, 0]
+        pressed = columns[block] >= 0
+        p[columns[block][pressed]] = planes[pressed, 0]
     triplets: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
     h: list[Array] = []
     m = 0
@@ -233,7 +223,7 @@ def _problem(
         A,
         np.array(given["b"]),
         np.concatenate(lower),
-        np.concatenate(upper),
+        np.append(given["upper"], np.full(N - n, np.inf)),
         float(f.const[0]),
         tuple(names),
         tuple(unit.name for unit in hidden.values()),

@@ -33,7 +33,7 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,20 +43,24 @@ from icnnrt import arguments
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.fields import (
     AGAIN,
+    SHA256,
     JsonObject,
     exactly,
     integer,
     listing,
     load_json,
     matching,
+    maybe,
     plain,
     real,
+    record,
     table,
+    written,
     wrong,
 )
 from icnnrt.format.files import read_plain, scratch_of, sync_folder, write_atomically
+from icnnrt.format.folder import StrPath, check_place, refuse_inside_a_package
 from icnnrt.format.manifest import MANIFEST_FILE, Manifest
-from icnnrt.format.package import StrPath, check_outside
 from icnnrt.format.upgrade import HISTORY_VERSION, history_as_version, upgraded_history
 from icnnrt.printable import harmless, show
 
@@ -72,7 +76,6 @@ STATE: Final = "state."
 FINGERPRINT: Final = 4  # numbers in one
 
 _FILE: Final = re.compile(r"step-[0-9]{12,16}-[0-9a-f]{16}\.safetensors")
-_HEX: Final = matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -81,13 +84,13 @@ Arrays = Mapping[str, NDArray[np.generic]]
 class Checkpoint:
     """One entry of a history."""
 
-    file: str
-    sha256: str
-    bytes: int
-    step: int
-    figures: Mapping[str, float]
+    file: Annotated[str, matching(_FILE, "the name of a checkpoint")]
+    sha256: Annotated[str, SHA256]
+    bytes: Annotated[int, integer(1, 1 << 40)]
+    step: Annotated[int, integer(0, MAX_STEP)]
+    figures: Annotated[Mapping[str, float], table(real, MAX_FIGURES)]
     """What was measured at that step, such as loss and validation."""
-    fingerprint: tuple[float | None, ...] = ()
+    fingerprint: Annotated[tuple[float | None, ...], listing(maybe(real), FINGERPRINT)] = ()
     """What the network gave at `fingerprint_points` with these weights; None for what is not finite."""
 
 
@@ -140,15 +143,8 @@ class History:
     def __init__(self, folder: StrPath, manifest: Manifest, keep: int = KEEP) -> None:
         how_many = f"how many checkpoints to keep, 1 to {MAX_CHECKPOINTS}"
         self._keep = arguments.integer(keep, "keep", 1, MAX_CHECKPOINTS, expected=how_many)
-        place: object = None
-        with contextlib.suppress(Exception):
-            place = os.fspath(folder)
-        if not isinstance(place, str):
-            raise InputError(f"history: expected a folder, text or a pathlib.Path, but got {type(folder).__name__}.")
-        if not isinstance(manifest, Manifest):
-            raise InputError(f"manifest: expected that of a package, but got {type(manifest).__name__}.")
-        self.folder = Path(place)
-        self._manifest = manifest
+        self.folder = arguments.path(folder, "history")
+        self._manifest = arguments.instance(manifest, "manifest", Manifest, "that of a package")
         self.checkpoints = self._read()
 
     @classmethod
@@ -183,8 +179,7 @@ class History:
         self._check_place()
         self.checkpoints = self._read()  # others may have been saved since, as by a callback in the middle of a fit
         if not self.folder.is_dir():
-            if not self.folder.parent.is_dir():
-                raise InputError(f"history: its folder {self.folder.parent} is not there; create it first.")
+            check_place(self.folder, "history")
             self.folder.mkdir(exist_ok=True)
             sync_folder(self.folder.parent)
         tensors = {WEIGHT + name: np.array(a, order="C") for name, a in weights.items()}
@@ -202,8 +197,7 @@ class History:
 
     def load(self, checkpoint: Checkpoint) -> dict[str, NDArray[np.generic]]:
         """The tensors of a checkpoint, after checking that they are those that were saved."""
-        if not isinstance(checkpoint, Checkpoint):
-            raise InputError(f"checkpoint: expected one of History.checkpoints, but got {type(checkpoint).__name__}.")
+        arguments.instance(checkpoint, "checkpoint", Checkpoint, "one of History.checkpoints")
         path = self.folder / checkpoint.file
         try:
             data = read_plain(path, checkpoint.bytes)
@@ -245,16 +239,14 @@ class History:
                 f"history: expected a folder of checkpoints, but {self.folder} has a {MANIFEST_FILE}, so it is a "
                 "package, which would not open with checkpoints in it; choose another folder."
             )
-        check_outside(self.folder, "history")
+        refuse_inside_a_package(self.folder, "history")
 
     def _write(self, checkpoints: list[Checkpoint]) -> None:
         content = {
             "format": FORMAT,
             "version": HISTORY_VERSION,
             "network": self._network,
-            "checkpoints": [
-                {**vars(c), "figures": dict(c.figures), "fingerprint": list(c.fingerprint)} for c in checkpoints
-            ],
+            "checkpoints": written(checkpoints),
         }
         text = json.dumps(history_as_version(content, self._version), indent=1, allow_nan=False, default=plain)
         write_atomically(self.folder / HISTORY_FILE, text.encode() + b"\n")
@@ -292,7 +284,7 @@ class History:
         fields.take("format", exactly(FORMAT))
         fields.left, self._version = upgraded_history(fields.left, place)
         network = fields.take("network", _network)
-        checkpoints = fields.take("checkpoints", listing(_checkpoint, MAX_CHECKPOINTS))
+        checkpoints = fields.take("checkpoints", listing(record(Checkpoint), MAX_CHECKPOINTS))
         fields.close()
         if network.keys() == {"hash"}:  # of version 1, which knew no more of it
             same = network["hash"] == network_of(self._manifest)
@@ -329,21 +321,3 @@ def _difference(theirs: Any, ours: Any, at: str = "") -> str:
         return next((found for place, one, other in pairs if (found := _difference(one, other, place))), "")
     same = type(theirs) is type(ours) or {type(theirs), type(ours)} <= {int, float}
     return "" if same and theirs == ours else f"{at} is {show(theirs)} there, and {show(ours)} here"
-
-
-def _checkpoint(value: object, place: str) -> Checkpoint:
-    fields = JsonObject(value, f"{place}.")
-    entry = Checkpoint(
-        file=fields.take("file", matching(_FILE, "the name of a checkpoint")),
-        sha256=fields.take("sha256", _HEX),
-        bytes=fields.take("bytes", integer(1, 1 << 40)),
-        step=fields.take("step", integer(0, MAX_STEP)),
-        figures=fields.take("figures", table(real, MAX_FIGURES)),
-        fingerprint=fields.take("fingerprint", listing(_real_or_null, FINGERPRINT)),
-    )
-    fields.close()
-    return entry
-
-
-def _real_or_null(value: object, place: str) -> float | None:
-    return None if value is None else real(value, place)

@@ -2,15 +2,20 @@
 
 A check is a function (value, place) -> value that raises `PackageError` with one sentence: the place, what was
 expected, what came, the remedy. Checks compose: `table(listing(integer(0, 9), 4), 16)`.
+
+A record is a dataclass whose fields carry their checks: `steps: Annotated[int, integer(1, 9)]`. `record` makes a check
+of it, and `written` the JSON; fields without a check are seen to elsewhere.
 """
 
+import functools
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeAlias, TypeVar, get_origin, get_type_hints
 
 import numpy as np
 
@@ -81,6 +86,18 @@ def wrong(place: str, expected: str, value: object) -> NoReturn:
     raise PackageError(f"{place} should be {expected}, but is {show(value)}; {AGAIN}.")
 
 
+class LeftOut(NamedTuple):
+    """In place of the check of a field: its key is there unless the field is None."""
+
+    check: Check[Any]
+
+
+class Depending(NamedTuple):
+    """In place of the check of a field: made of the fields before it; None where there is to be no such key."""
+
+    check_of: Callable[[Mapping[str, Any]], Check[Any] | None]
+
+
 class JsonObject:
     """A JSON object whose every key is to be taken once; `close` refuses the keys left over."""
 
@@ -94,6 +111,16 @@ class JsonObject:
         if key not in self.left:
             raise PackageError(f"{self.place}{key} is missing; {AGAIN}.")
         return check(self.left.pop(key), f"{self.place}{key}")
+
+    def take_all(self, kind: type) -> dict[str, Any]:
+        """The fields of a record that have a check."""
+        found: dict[str, Any] = {}
+        for name, how in _checks(kind).items():
+            check = how.check_of(found) if isinstance(how, Depending) else how
+            if isinstance(check, LeftOut):
+                check = check.check if name in self.left else None
+            found[name] = None if check is None else self.take(name, check)
+        return found
 
     def close(self) -> None:
         for key in self.left:
@@ -136,9 +163,15 @@ def real(value: object, place: str) -> float:
 
 
 def positive(value: object, place: str) -> float:
-    if real(value, place) <= 0:
+    if (number := real(value, place)) <= 0:
         wrong(place, "a number above 0", value)
-    return real(value, place)
+    return number
+
+
+def not_negative(value: object, place: str) -> float:
+    if (number := real(value, place)) < 0:
+        wrong(place, "a number of at least 0", value)
+    return number
 
 
 def exactly(*allowed: T) -> Check[T]:
@@ -160,6 +193,9 @@ def matching(pattern: re.Pattern[str], expected: str) -> Check[str]:
     return check
 
 
+SHA256: Final = matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")
+
+
 def listing(each: Check[T], most: int) -> Check[tuple[T, ...]]:
     def check(value: object, place: str) -> tuple[T, ...]:
         if not isinstance(value, list) or len(value) > most:
@@ -178,3 +214,54 @@ def table(each: Check[T], most: int, key: Check[str] = text) -> Check[Mapping[st
         )
 
     return check
+
+
+# --- Records -------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _checks(kind: type) -> Mapping[str, Any]:
+    hints = get_type_hints(kind, include_extras=True) if is_dataclass(kind) else {}
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
+
+
+def record(kind: type[T], then: Callable[[T, str], None] | None = None) -> Check[T]:
+    """A JSON object with the fields of a record; `then` looks at the whole."""
+
+    def check(value: object, place: str) -> T:
+        fields = JsonObject(value, f"{place}.")
+        made = kind(**fields.take_all(kind))
+        fields.close()
+        if then is not None:
+            then(made, place)
+        return made
+
+    return check
+
+
+def written(value: Any) -> Any:
+    """What JSON has of a value: of a record its fields that have a check, of what has a `to_json` that."""
+    if isinstance(value, Mapping):
+        return {key: written(one) for key, one in value.items()}
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if _checks(value.__class__):
+        return fields_of(value)
+    return [written(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """The JSON object of a record."""
+    known: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    for name, how in _checks(value.__class__).items():
+        known[name] = getattr(value, name)
+        left_out = isinstance(how, LeftOut) or (isinstance(how, Depending) and how.check_of(known) is None)
+        if known[name] is not None or not left_out:
+            found[name] = written(known[name])
+    return found
+
+
+def maybe(check: Check[T]) -> Check[T | None]:
+    """The same, or null."""
+    return lambda value, place: None if value is None else check(value, place)

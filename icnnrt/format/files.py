@@ -3,7 +3,7 @@
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -55,17 +55,28 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_plain(path: Path, most: int) -> bytes | None:
-    """The bytes of a plain file; None if it has more than `most`. Links are not followed and pipes not waited for.
+class NotPlain(OSError):
+    """It is a folder, a pipe, a device, or a link that is not to be followed."""
 
-    The size is looked at before memory is taken for it. Raises `OSError`.
+
+def read_whole(path: Path, fits: Callable[[int], bool], follow_links: bool = False) -> tuple[bytes | None, int]:
+    """The bytes of a plain file, if their number `fits`, and that number. Pipes are not waited for.
+
+    The size is looked at before memory is taken for it. Raises `OSError`, `NotPlain` where it is no file.
     """
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    # The name may have become a link or a pipe since it was listed.
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    flags |= 0 if follow_links else getattr(os, "O_NOFOLLOW", 0)
     with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{path.name} is not a plain file")
-        if status.st_size > most:
-            return None
+            raise NotPlain(f"{path.name} is not a plain file")
+        if not fits(status.st_size):
+            return None, status.st_size
         data = file.read(status.st_size + 1)  # one more: it may have grown meanwhile
-    return data if len(data) <= most else None
+    return data if len(data) == status.st_size else None, len(data)
+
+
+def read_plain(path: Path, most: int) -> bytes | None:
+    """The bytes of a plain file; None if it has more than `most`. Links are not followed. Raises `OSError`."""
+    return read_whole(path, lambda size: size <= most)[0]

@@ -1,7 +1,7 @@
-"""The contents of manifest.json as dataclasses, and the checks of every field.
+"""The contents of manifest.json as dataclasses whose fields say what each of them should be.
 
 The docstring of `icnnrt.format.package` is the specification of the format; this file holds the part of it that one
-JSON file can say about itself. What it says about the other files is checked in `icnnrt.format.package`.
+JSON file can say about itself. What it says about the other files is checked in `icnnrt.format.contents`.
 """
 
 import json
@@ -9,23 +9,31 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import numpy as np
 
+from icnnrt.arguments import refused
 from icnnrt.errors import PackageError
 from icnnrt.format.fields import (
     AGAIN,
+    SHA256,
+    Depending,
     JsonObject,
+    LeftOut,
     boolean,
     exactly,
+    fields_of,
     integer,
     listing,
     load_json,
     matching,
+    maybe,
+    not_negative,
     plain,
     positive,
     real,
+    record,
     surrogate,
     table,
     text,
@@ -42,7 +50,8 @@ from icnnrt.format.signatures import (
 )
 from icnnrt.format.signs import NONNEGATIVE, Sign
 from icnnrt.format.upgrade import CURRENT, UNTOLD, as_version, upgraded
-from icnnrt.format.verdict import Convexity
+from icnnrt.format.verdict import Convexity, recorded
+from icnnrt.mathematics.domains import MODELS
 from icnnrt.printable import show
 
 FORMAT: Final = "icnnrt"
@@ -51,8 +60,6 @@ MANIFEST_FILE: Final = "manifest.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 GOLDEN_FILE: Final = "golden.safetensors"
 OP_DOMAIN: Final = "ai.icnnrt"
-# kind of domain -> its regulariser
-REGULARISERS: Final = {"unit_box": "entropy", "box": "entropy", "simplex": "entropy", "space": "quadratic"}
 
 MAX_MANIFEST_BYTES: Final = 4 << 20
 MAX_HEADER_BYTES: Final = 16 << 20
@@ -91,270 +98,10 @@ SAFETENSORS_DTYPES: Final = {
 # safetensors keeps this key of its header for itself.
 RESERVED_NAME: Final = "__metadata__"
 _FLOATING: Final = ("float64", "float32", "float16")
-_ROLE: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 Scalar: TypeAlias = str | bool | int | float | None
 
-
-@dataclass(frozen=True)
-class Domain:
-    """The set that y* lies in, with the regulariser R that belongs to it; y* minimises f + R.
-
-    unit_box   [0, 1]^n, R = −H(y) = Σ y log y + (1−y) log(1−y)
-    box        lower <= y <= upper, inputs of the graphs for each sample; R = −H(p), p = (y − lower)/(upper − lower)
-    simplex    y >= 0 and 1'y = 1, R = Σ y log y
-    space      R^n, R = (μ/2)‖y‖²
-    """
-
-    kind: str = "unit_box"
-    mu: float | None = None
-    """μ of `space`; None elsewhere."""
-
-    @property
-    def regulariser(self) -> str:
-        """ "entropy" or "quadratic"."""
-        return REGULARISERS[self.kind]
-
-
-@dataclass(frozen=True)
-class SolverSpec:
-    """The solver built into argmin.onnx: `iterations` cuts K, each with `steps` interior-point steps.
-
-    An answer counts as solved when its duality gap and its KKT residual are within the tolerances.
-    """
-
-    iterations: int
-    steps: int
-    gap_tolerance: float
-    residual_tolerance: float
-    name: str = "BundleEntropy"
-    step_size: float | None = None
-    """τ of BregmanProximalGradient; None elsewhere."""
-
-
-@dataclass(frozen=True)
-class OpSet:
-    """The operators that the graphs use from one custom domain."""
-
-    version: int
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of the package: its name, its SHA-256 in hexadecimal, its size in bytes."""
-
-    file: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class GraphFile(File):
-    """An ONNX file of the package."""
-
-    signature: Signature | None = None
-    """What it takes and gives, see `icnnrt.format.signatures`; None until the graph itself has been looked at."""
-
-
-@dataclass(frozen=True)
-class WeightSpec:
-    """One weight: shape, numpy dtype name, the sign that f's convexity asks of it, whether it may be updated."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    sign: Sign | None
-    trainable: bool
-
-    @property
-    def nonnegative(self) -> bool:
-        """Whether every entry has to be >= 0."""
-        return self.sign == Sign(NONNEGATIVE)
-
-
-@dataclass(frozen=True)
-class WeightsFile:
-    """The safetensors file of the package and the tensors it holds, by name."""
-
-    file: str
-    sha256: str
-    bytes: int
-    tensors: Mapping[str, WeightSpec]
-
-    @property
-    def trainable(self) -> tuple[str, ...]:
-        """The names of those that may be updated."""
-        return tuple(name for name, spec in self.tensors.items() if spec.trainable)
-
-    @property
-    def signs(self) -> dict[str, Sign]:
-        """What is asked of the signs of weights, by the names of those of which something is."""
-        return {name: spec.sign for name, spec in self.tensors.items() if spec.sign}
-
-
-@dataclass(frozen=True)
-class TrainingSpec:
-    """What train.onnx does in one step: the loss of y*, the optimiser, and the weights that it updates.
-
-    The optimiser's state is the step count `state.step` and for every slot one vector, `state.<slot>`, of the entries
-    of all updated weights in their order, each row by row. It starts at zero.
-    """
-
-    loss: str
-    optimizer: str
-    settings: Mapping[str, float]
-    slots: tuple[str, ...]
-    weights: tuple[str, ...]
-    adjoint: str
-    clip_norm: float | None
-    target_shape: tuple[int, ...]
-    target_dtype: str
-
-
-@dataclass(frozen=True)
-class PolyhedronSpec:
-    """What argmin_polyhedron.onnx does unless it is told otherwise, and what adjoint_polyhedron.onnx is."""
-
-    iterations: int
-    """The most cuts."""
-    mu: float
-    """μ of the regulariser (μ/2) ‖y‖²."""
-    tolerance: float
-    """Of the gap, relative to max(1, |lower bound|), at which a sample is done."""
-    adjoint: str
-    """ "prop3" or "implicit": `icnnrt.serving.polyhedron` tells them apart."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The contents of manifest.json; the module docstring explains every field.
-
-    Instances that `from_json` returns have been checked. One built by hand is checked when it is
-    written.
-    """
-
-    name: str
-    producer: Mapping[str, str]
-    dtype: str
-    x_shape: tuple[int, ...]
-    y_shape: tuple[int, ...]
-    domain: Domain | None
-    solver: SolverSpec | None
-    opset: int
-    ir_version: int
-    ops: Mapping[str, OpSet]
-    graphs: Mapping[str, GraphFile]
-    weights: WeightsFile
-    parity: Mapping[str, float | Mapping[str, float]]
-    metadata: Mapping[str, Scalar]
-    kind: str = "energy"
-    train: TrainingSpec | None = None
-    polyhedron: PolyhedronSpec | None = None
-    convexity: Convexity | None = None
-    golden: File | None = None
-    format: str = FORMAT
-    format_version: int = FORMAT_VERSION
-    """As it was read, and as it is written again."""
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "Manifest":
-        """Read and check the bytes of a manifest.json.
-
-        Raises `PackageError` with one sentence: the field, what was expected, what came, the remedy.
-        """
-        if not isinstance(data, bytes):
-            raise PackageError(f"{MANIFEST_FILE}: expected its bytes, but got {type(data).__name__}; read the file.")
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise PackageError(
-                f"{MANIFEST_FILE}: expected at most {MAX_MANIFEST_BYTES} bytes, but it has {len(data)}; "
-                "shorten metadata and producer."
-            )
-        return _read_manifest(load_json(data, MANIFEST_FILE))
-
-    def checked(self) -> "Manifest":
-        """This manifest after the checks of `from_json`; graphs may lack what they take and give."""
-        content: Any = load_json(json.dumps(self.content(), allow_nan=False, default=plain).encode(), MANIFEST_FILE)
-        for graph in content["graphs"].values():
-            graph.setdefault("inputs", UNTOLD)
-            graph.setdefault("outputs", UNTOLD)
-        return replace(_read_manifest(content), format_version=self.format_version)
-
-    def to_json(self) -> bytes:
-        """Return the bytes of manifest.json, of the version it was read in; equal manifests give equal bytes."""
-        content = as_version(self.content(), self.format_version)
-        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True, default=plain)
-        return text.encode() + b"\n"
-
-    def content(self) -> dict[str, Any]:
-        """What manifest.json holds in the current version of the format."""
-        content: dict[str, Any] = {
-            "format": self.format,
-            "format_version": CURRENT,
-            "name": self.name,
-            "producer": dict(self.producer),
-            "dtype": self.dtype,
-            "x_shape": list(self.x_shape),
-            "y_shape": list(self.y_shape),
-            "kind": self.kind,
-            "domain": _given(self.domain),
-            "regulariser": self.domain.regulariser if self.domain else None,
-            "solver": _given(self.solver),
-            "opset": self.opset,
-            "ir_version": self.ir_version,
-            "ops": {domain: {"version": o.version, "names": list(o.names)} for domain, o in self.ops.items()},
-            "graphs": {role: _graph_entry(graph) for role, graph in self.graphs.items()},
-            "weights": {
-                "file": self.weights.file,
-                "sha256": self.weights.sha256,
-                "bytes": self.weights.bytes,
-                "tensors": {n: _weight_entry(t) for n, t in self.weights.tensors.items()},
-            },
-            "parity": {k: dict(v) if isinstance(v, Mapping) else v for k, v in self.parity.items()},
-            "metadata": dict(self.metadata),
-        }
-        if self.train is not None:
-            content["train"] = {
-                **vars(self.train),
-                "settings": dict(self.train.settings),
-                "slots": list(self.train.slots),
-                "weights": list(self.train.weights),
-                "target_shape": list(self.train.target_shape),
-            }
-        if self.polyhedron is not None:
-            content["polyhedron"] = vars(self.polyhedron)
-        if self.convexity is not None:
-            content["convexity"] = self.convexity.to_json()
-        if self.golden is not None:
-            content["golden"] = vars(self.golden)
-        return content
-
-
-def _given(spec: Domain | SolverSpec | None) -> dict[str, object] | None:
-    """The fields that are not None, since those that are belong to other kinds."""
-    return None if spec is None else {key: value for key, value in vars(spec).items() if value is not None}
-
-
-def _graph_entry(graph: GraphFile) -> dict[str, Any]:
-    entry: dict[str, Any] = {"file": graph.file, "sha256": graph.sha256, "bytes": graph.bytes}
-    if graph.signature is not None:
-        for key, tensors in (("inputs", graph.signature.inputs), ("outputs", graph.signature.outputs)):
-            entry[key] = {
-                name: {
-                    "dtype": tensor.dtype,
-                    "shape": list(tensor.shape),
-                    **({} if tensor.default is None else {"default": tensor.default}),
-                }
-                for name, tensor in tensors.items()
-            }
-    return entry
-
-
-def _weight_entry(spec: WeightSpec) -> dict[str, Any]:
-    sign = None if spec.sign is None else spec.sign.to_json()
-    return {"shape": list(spec.shape), "dtype": spec.dtype, "sign": sign, "trainable": spec.trainable}
-
-
-# --- Field by field ------------------------------------------------------------------------------
+# --- Checks of single values ---------------------------------------------------------------------
 
 
 def shape_of(value: object, place: str) -> tuple[int, ...]:
@@ -395,64 +142,16 @@ def measure(value: object, place: str) -> float | Mapping[str, float]:
     return table(real, 1024)(value, place) if isinstance(value, dict) else real(value, place)
 
 
-_SHA256: Final = matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")
-FILE_SIZE: Final = integer(0, 1 << 62)
+def _weight_name(value: object, place: str) -> str:
+    name = text(value, place)
+    if name == RESERVED_NAME:
+        wrong(place, f"any name but {RESERVED_NAME}", value)
+    return name
 
 
-def _domain(value: object, place: str) -> Domain | None:
-    if value is None:
-        return None
-    fields = JsonObject(value, f"{place}.")
-    kind = fields.take("kind", exactly(*REGULARISERS))
-    domain = Domain(kind, fields.take("mu", positive) if kind == "space" else None)
-    fields.close()
-    return domain
-
-
-def _solver(value: object, place: str) -> SolverSpec | None:
-    if value is None:
-        return None
-    fields = JsonObject(value, f"{place}.")
-    name = fields.take("name", exactly("BundleEntropy", "BregmanProximalGradient"))
-    spec = SolverSpec(
-        name=name,
-        iterations=fields.take("iterations", integer(1, MAX_ITERATIONS)),
-        steps=fields.take("steps", integer(1, MAX_STEPS)),
-        gap_tolerance=fields.take("gap_tolerance", positive),
-        residual_tolerance=fields.take("residual_tolerance", positive),
-        step_size=fields.take("step_size", positive) if name == "BregmanProximalGradient" else None,
-    )
-    fields.close()
-    return spec
-
-
-def _regulariser(value: object, place: str) -> str | None:
-    return None if value is None else exactly("entropy", "quadratic")(value, place)
-
-
-def _convexity(value: object, place: str) -> Convexity:
-    if not isinstance(value, dict):
-        wrong(place, "a JSON object", value)
-    return Convexity.from_json(value)
-
-
-def _golden(value: object, place: str) -> File:
-    fields = JsonObject(value, f"{place}.")
-    golden = File(
-        fields.take("file", exactly(GOLDEN_FILE)),
-        fields.take("sha256", _SHA256),
-        fields.take("bytes", integer(8, MAX_GOLDEN_BYTES)),
-    )
-    fields.close()
-    return golden
-
-
-def _op_set(value: object, place: str) -> OpSet:
-    fields = JsonObject(value, f"{place}.")
-    identifier = matching(re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}"), "the name of an operator")
-    ops = OpSet(fields.take("version", integer(1, 1)), fields.take("names", listing(identifier, 1024)))
-    fields.close()
-    return ops
+def _role_file(value: object, place: str) -> str:
+    """<role>.onnx, where the role is the key that the entry has."""
+    return exactly(f"{place.split('.')[-2]}.onnx")(value, place)
 
 
 def _default(value: object, place: str) -> bool | int | float:
@@ -463,8 +162,172 @@ def _default(value: object, place: str) -> bool | int | float:
 
 def _size(value: object, place: str) -> int | str:
     if isinstance(value, str):
-        return matching(re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,255}"), "the name of an open size")(value, place)
+        return _OPEN_SIZE(value, place)
     return integer(0, MAX_ELEMENTS)(value, place)
+
+
+_LOWER_CASE: Final = re.compile(r"[a-z][a-z0-9_]*")
+_ROLE: Final = matching(_LOWER_CASE, "a role of lower-case letters, digits and _")
+_SLOT: Final = matching(_LOWER_CASE, "a name of lower-case letters, digits and _")
+_OPERATOR: Final = matching(re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}"), "the name of an operator")
+_OPEN_SIZE: Final = matching(re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,255}"), "the name of an open size")
+FILE_SIZE: Final = integer(0, 1 << 62)
+
+
+def _only_of(key: str, value: str, check: Any) -> Depending:
+    """A field that is there where another one has this value."""
+    return Depending(lambda known: check if known[key] == value else None)
+
+
+# --- Records -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The set that y* lies in, with the regulariser R that belongs to it; y* minimises f + R.
+
+    unit_box   [0, 1]^n, R = −H(y) = Σ y log y + (1−y) log(1−y)
+    box        lower <= y <= upper, inputs of the graphs for each sample; R = −H(p), p = (y − lower)/(upper − lower)
+    simplex    y >= 0 and 1'y = 1, R = Σ y log y
+    space      R^n, R = (μ/2)‖y‖²
+    """
+
+    kind: Annotated[str, exactly(*MODELS)] = "unit_box"
+    mu: Annotated[float | None, _only_of("kind", "space", positive)] = None
+    """μ of `space`; None elsewhere."""
+
+    @property
+    def regulariser(self) -> str:
+        """ "entropy" or "quadratic"."""
+        return MODELS[self.kind].family
+
+
+@dataclass(frozen=True)
+class SolverSpec:
+    """The solver built into argmin.onnx: `iterations` cuts K, each with `steps` interior-point steps.
+
+    An answer counts as solved when its duality gap and its KKT residual are within the tolerances.
+    """
+
+    iterations: Annotated[int, integer(1, MAX_ITERATIONS)]
+    steps: Annotated[int, integer(1, MAX_STEPS)]
+    gap_tolerance: Annotated[float, positive]
+    residual_tolerance: Annotated[float, positive]
+    name: Annotated[str, exactly("BundleEntropy", "BregmanProximalGradient")] = "BundleEntropy"
+    step_size: Annotated[float | None, _only_of("name", "BregmanProximalGradient", positive)] = None
+    """τ of BregmanProximalGradient; None elsewhere."""
+
+
+@dataclass(frozen=True)
+class OpSet:
+    """The operators that the graphs use from one custom domain."""
+
+    version: Annotated[int, integer(1, 1)]
+    names: Annotated[tuple[str, ...], listing(_OPERATOR, 1024)]
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the package: its name, its SHA-256 in hexadecimal, its size in bytes. Golden data as it stands."""
+
+    file: Annotated[str, exactly(GOLDEN_FILE)]
+    sha256: Annotated[str, SHA256]
+    bytes: Annotated[int, integer(8, MAX_GOLDEN_BYTES)]
+
+
+@dataclass(frozen=True)
+class GraphFile(File):
+    """An ONNX file of the package."""
+
+    file: Annotated[str, _role_file]
+    bytes: Annotated[int, integer(1, MAX_GRAPH_BYTES)]
+    signature: Signature | None = None
+    """What it takes and gives, see `icnnrt.format.signatures`; None until the graph itself has been looked at."""
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """One weight: shape, numpy dtype name, the sign that f's convexity asks of it, whether it may be updated."""
+
+    shape: Annotated[tuple[int, ...], shape_of]
+    dtype: Annotated[str, exactly(*SAFETENSORS_DTYPES)]
+    sign: Annotated[Sign | None, Depending(lambda known: lambda v, p: Sign.from_json(v, p, known["shape"]))]
+    trainable: Annotated[bool, boolean]
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether every entry has to be >= 0."""
+        return self.sign == Sign(NONNEGATIVE)
+
+
+def _of_floats(spec: WeightSpec, place: str) -> None:
+    if (spec.trainable or spec.sign) and spec.dtype not in _FLOATING:
+        wrong(f"{place}.dtype", "a float dtype, as the weight is trainable or has a sign", spec.dtype)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The safetensors file of the package and the tensors it holds, by name."""
+
+    file: Annotated[str, exactly(WEIGHTS_FILE)]
+    sha256: Annotated[str, SHA256]
+    bytes: Annotated[int, FILE_SIZE]
+    tensors: Annotated[Mapping[str, WeightSpec], table(record(WeightSpec, _of_floats), MAX_WEIGHTS, _weight_name)]
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The names of those that may be updated."""
+        return tuple(name for name, spec in self.tensors.items() if spec.trainable)
+
+    @property
+    def signs(self) -> dict[str, Sign]:
+        """What is asked of the signs of weights, by the names of those of which something is."""
+        return {name: spec.sign for name, spec in self.tensors.items() if spec.sign}
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """What train.onnx does in one step: the loss of y*, the optimiser, and the weights that it updates.
+
+    The optimiser's state is the step count `state.step` and for every slot one vector, `state.<slot>`, of the entries
+    of all updated weights in their order, each row by row. It starts at zero.
+    """
+
+    loss: Annotated[str, text]
+    optimizer: Annotated[str, exactly("SGD", "Adam", "AdamW")]
+    settings: Annotated[Mapping[str, float], table(real, 64)]
+    slots: Annotated[tuple[str, ...], listing(_SLOT, 8)]
+    weights: Annotated[tuple[str, ...], listing(_weight_name, MAX_WEIGHTS)]
+    adjoint: Annotated[str, exactly("exact", "prop3")]
+    clip_norm: Annotated[float | None, maybe(positive)]
+    target_shape: Annotated[tuple[int, ...], context_shape_of]
+    target_dtype: Annotated[str, exactly("float64", "float32", "int64")]
+
+
+@dataclass(frozen=True)
+class PolyhedronSpec:
+    """What argmin_polyhedron.onnx does unless it is told otherwise, and what adjoint_polyhedron.onnx is."""
+
+    iterations: Annotated[int, integer(1, MAX_ITERATIONS)]
+    """The most cuts."""
+    mu: Annotated[float, not_negative]
+    """μ of the regulariser (μ/2) ‖y‖²."""
+    tolerance: Annotated[float, not_negative]
+    """Of the gap, relative to max(1, |lower bound|), at which a sample is done."""
+    adjoint: Annotated[str, exactly("prop3", "implicit")]
+    """ "prop3" or "implicit": `icnnrt.serving.polyhedron_adjoint` tells them apart."""
+
+
+def _graph_file(value: object, place: str) -> GraphFile:
+    fields = JsonObject(value, f"{place}.")
+    known = fields.take_all(GraphFile)
+    inputs, outputs = fields.take("inputs", _tensors), fields.take("outputs", _tensors)
+    fields.close()
+    return GraphFile(**known, signature=None if inputs is None or outputs is None else Signature(inputs, outputs))
+
+
+def _tensors(value: object, place: str) -> Mapping[str, Tensor] | None:
+    return None if value is UNTOLD else table(_tensor, MAX_TENSORS)(value, place)
 
 
 def _tensor(value: object, place: str) -> Tensor:
@@ -478,53 +341,94 @@ def _tensor(value: object, place: str) -> Tensor:
     return tensor
 
 
-def _tensors(value: object, place: str) -> Mapping[str, Tensor] | None:
-    return None if value is UNTOLD else table(_tensor, MAX_TENSORS)(value, place)
+def _graph_entry(graph: GraphFile) -> dict[str, Any]:
+    entry = fields_of(graph)
+    if graph.signature is not None:
+        for key, tensors in vars(graph.signature).items():
+            entry[key] = {name: {"dtype": t.dtype, "shape": list(t.shape)} for name, t in tensors.items()}
+            for name, t in tensors.items():
+                entry[key][name] |= {} if t.default is None else {"default": t.default}
+    return entry
 
 
-def _graph_file(value: object, place: str) -> GraphFile:
-    fields = JsonObject(value, f"{place}.")
-    file = fields.take("file", exactly(f"{place.rpartition('.')[2]}.onnx"))
-    sha256 = fields.take("sha256", _SHA256)
-    size = fields.take("bytes", integer(1, MAX_GRAPH_BYTES))
-    inputs, outputs = fields.take("inputs", _tensors), fields.take("outputs", _tensors)
-    fields.close()
-    signature = None if inputs is None or outputs is None else Signature(inputs, outputs)
-    return GraphFile(file, sha256, size, signature)
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of manifest.json; the module docstring explains every field.
+
+    Instances that `from_json` returns have been checked. One built by hand is checked when it is
+    written.
+    """
+
+    name: Annotated[str, text]
+    producer: Annotated[Mapping[str, str], table(text, 1024)]
+    dtype: Annotated[str, exactly("float32", "float64")]
+    x_shape: Annotated[tuple[int, ...], context_shape_of]
+    y_shape: Annotated[tuple[int, ...], decision_shape_of]
+    domain: Annotated[Domain | None, maybe(record(Domain))]
+    solver: Annotated[SolverSpec | None, maybe(record(SolverSpec))]
+    opset: Annotated[int, integer(1, MAX_OPSET)]
+    ir_version: Annotated[int, integer(8, MAX_IR_VERSION)]
+    ops: Annotated[Mapping[str, OpSet], table(record(OpSet), 1, exactly(OP_DOMAIN))]
+    graphs: Annotated[Mapping[str, GraphFile], table(_graph_file, MAX_GRAPHS, _ROLE)]
+    weights: Annotated[WeightsFile, record(WeightsFile)]
+    parity: Annotated[Mapping[str, float | Mapping[str, float]], table(measure, 1024)]
+    metadata: Annotated[Mapping[str, Scalar], table(scalar, 1024)]
+    kind: Annotated[str, exactly(*ENERGY_ROLES)] = "energy"
+    train: Annotated[TrainingSpec | None, LeftOut(record(TrainingSpec))] = None
+    polyhedron: Annotated[PolyhedronSpec | None, LeftOut(record(PolyhedronSpec))] = None
+    convexity: Annotated[Convexity | None, LeftOut(recorded)] = None
+    golden: Annotated[File | None, LeftOut(record(File))] = None
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+    """As it was read, and as it is written again."""
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Manifest":
+        """Read and check the bytes of a manifest.json.
+
+        Raises `PackageError` with one sentence: the field, what was expected, what came, the remedy.
+        """
+        if not isinstance(data, bytes):
+            raise refused(MANIFEST_FILE, "its bytes", type(data).__name__, "read the file", kind=PackageError)
+        if len(data) > MAX_MANIFEST_BYTES:
+            expected, remedy = f"at most {MAX_MANIFEST_BYTES} bytes", "shorten metadata and producer"
+            raise refused(MANIFEST_FILE, expected, len(data), remedy, kind=PackageError)
+        return _read_manifest(load_json(data, MANIFEST_FILE))
+
+    def checked(self) -> "Manifest":
+        """This manifest after the checks of `from_json`; graphs may lack what they take and give."""
+        content: Any = load_json(json.dumps(self.content(), allow_nan=False, default=plain).encode(), MANIFEST_FILE)
+        for graph in content["graphs"].values():
+            graph.setdefault("inputs", UNTOLD)
+            graph.setdefault("outputs", UNTOLD)
+        return replace(_read_manifest(content), format_version=self.format_version)
+
+    def to_json(self) -> bytes:
+        """Return the bytes of manifest.json, of the version it was read in; equal manifests give equal bytes."""
+        content = as_version(self.content(), self.format_version)
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True, default=plain)
+        return text.encode() + b"\n"
+
+    def content(self) -> dict[str, Any]:
+        """What manifest.json holds in the current version of the format."""
+        content = fields_of(self) | {
+            "format": self.format,
+            "format_version": CURRENT,
+            "regulariser": self.domain.regulariser if self.domain else None,
+            "graphs": {role: _graph_entry(graph) for role, graph in self.graphs.items()},
+        }
+        return {key: content[key] for key in _ORDER if key in content}
 
 
-def _weight_spec(value: object, place: str) -> WeightSpec:
-    fields = JsonObject(value, f"{place}.")
-    shape = fields.take("shape", shape_of)
-    spec = WeightSpec(
-        shape=shape,
-        dtype=fields.take("dtype", exactly(*SAFETENSORS_DTYPES)),
-        sign=fields.take("sign", lambda sign, inside: Sign.from_json(sign, inside, shape)),
-        trainable=fields.take("trainable", boolean),
-    )
-    fields.close()
-    if (spec.trainable or spec.sign) and spec.dtype not in _FLOATING:
-        wrong(f"{place}.dtype", "a float dtype, as the weight is trainable or has a sign", spec.dtype)
-    return spec
+# Of the keys in the file.
+_ORDER: Final = (
+    *("format", "format_version", "name", "producer", "dtype", "x_shape", "y_shape", "kind", "domain", "regulariser"),
+    *("solver", "opset", "ir_version", "ops", "graphs", "weights", "parity", "metadata"),
+    *("train", "polyhedron", "convexity", "golden"),
+)
 
 
-def _weight_name(value: object, place: str) -> str:
-    name = text(value, place)
-    if name == RESERVED_NAME:
-        wrong(place, f"any name but {RESERVED_NAME}", value)
-    return name
-
-
-def _weights_file(value: object, place: str) -> WeightsFile:
-    fields = JsonObject(value, f"{place}.")
-    weights = WeightsFile(
-        file=fields.take("file", exactly(WEIGHTS_FILE)),
-        sha256=fields.take("sha256", _SHA256),
-        bytes=fields.take("bytes", FILE_SIZE),
-        tensors=fields.take("tensors", table(_weight_spec, MAX_WEIGHTS, _weight_name)),
-    )
-    fields.close()
-    return weights
+# --- What the fields say of one another ----------------------------------------------------------
 
 
 def _check_train(manifest: Manifest, place: str) -> None:
@@ -583,47 +487,6 @@ def _check_roles(manifest: Manifest, regulariser: str | None, place: str) -> Non
         wrong(f"{place}regulariser", f"{show(domain.regulariser if domain else None)}, as domain has it", regulariser)
 
 
-def _not_negative(value: object, place: str) -> float:
-    number = real(value, place)
-    if not number >= 0:
-        wrong(place, "a number of at least 0", value)
-    return number
-
-
-def _polyhedron(value: object, place: str) -> PolyhedronSpec:
-    fields = JsonObject(value, f"{place}.")
-    spec = PolyhedronSpec(
-        iterations=fields.take("iterations", integer(1, MAX_ITERATIONS)),
-        mu=fields.take("mu", _not_negative),
-        tolerance=fields.take("tolerance", _not_negative),
-        adjoint=fields.take("adjoint", exactly("prop3", "implicit")),
-    )
-    fields.close()
-    return spec
-
-
-def _clip_norm(value: object, place: str) -> float | None:
-    return None if value is None else positive(value, place)
-
-
-def _train(value: object, place: str) -> TrainingSpec:
-    fields = JsonObject(value, f"{place}.")
-    slot = matching(re.compile(r"[a-z][a-z0-9_]*"), "a name of lower-case letters, digits and _")
-    spec = TrainingSpec(
-        loss=fields.take("loss", text),
-        optimizer=fields.take("optimizer", exactly("SGD", "Adam", "AdamW")),
-        settings=fields.take("settings", table(real, 64)),
-        slots=fields.take("slots", listing(slot, 8)),
-        weights=fields.take("weights", listing(_weight_name, MAX_WEIGHTS)),
-        adjoint=fields.take("adjoint", exactly("exact", "prop3")),
-        clip_norm=fields.take("clip_norm", _clip_norm),
-        target_shape=fields.take("target_shape", context_shape_of),
-        target_dtype=fields.take("target_dtype", exactly("float64", "float32", "int64")),
-    )
-    fields.close()
-    return spec
-
-
 def _read_manifest(value: object) -> Manifest:
     place = f"{MANIFEST_FILE}: "
     fields = JsonObject(value, place)
@@ -631,30 +494,8 @@ def _read_manifest(value: object) -> Manifest:
     # Before anything else: a later version may have any other fields.
     fields.left, version = upgraded(fields.left, place)
     fields.left.pop("format_version", None)
-    role = matching(_ROLE, "a role of lower-case letters, digits and _")
-    manifest = Manifest(
-        name=fields.take("name", text),
-        producer=fields.take("producer", table(text, 1024)),
-        dtype=fields.take("dtype", exactly("float32", "float64")),
-        x_shape=fields.take("x_shape", context_shape_of),
-        y_shape=fields.take("y_shape", decision_shape_of),
-        kind=fields.take("kind", exactly(*ENERGY_ROLES)),
-        domain=fields.take("domain", _domain),
-        solver=fields.take("solver", _solver),
-        opset=fields.take("opset", integer(1, MAX_OPSET)),
-        ir_version=fields.take("ir_version", integer(8, MAX_IR_VERSION)),
-        ops=fields.take("ops", table(_op_set, 1, exactly(OP_DOMAIN))),
-        graphs=fields.take("graphs", table(_graph_file, MAX_GRAPHS, role)),
-        weights=fields.take("weights", _weights_file),
-        parity=fields.take("parity", table(measure, 1024)),
-        metadata=fields.take("metadata", table(scalar, 1024)),
-        train=fields.take("train", _train) if "train" in fields.left else None,
-        polyhedron=fields.take("polyhedron", _polyhedron) if "polyhedron" in fields.left else None,
-        convexity=fields.take("convexity", _convexity) if "convexity" in fields.left else None,
-        golden=fields.take("golden", _golden) if "golden" in fields.left else None,
-        format_version=version,
-    )
-    regulariser = fields.take("regulariser", _regulariser)
+    manifest = Manifest(**fields.take_all(Manifest), format_version=version)
+    regulariser = fields.take("regulariser", maybe(exactly("entropy", "quadratic")))
     fields.close()
     _check_roles(manifest, regulariser, place)
     for name in (manifest.convexity and manifest.convexity.rests_on) or ():

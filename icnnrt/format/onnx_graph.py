@@ -54,12 +54,23 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Input:
-    """A graph input: dtype None where this reader does not know it; a dimension None where it is not fixed."""
+class ValueInfo:
+    """An input or output as the file declares it: dtype None where this reader does not know it.
+
+    A size is a number, the name of an open one, or None; shape is None where nothing is said of it. `default` is the
+    number that an input has where it is left out, if it may be and is one number.
+    """
 
     name: str
-    dtype: np.dtype[Any] | None
-    shape: tuple[int | None, ...] | None
+    dtype: np.dtype[Any] | None = None
+    shape: tuple[int | str | None, ...] | None = None
+    default: bool | int | float | None = None
+
+    @property
+    def sizes(self) -> tuple[int | None, ...] | None:
+        """The shape with None for what is not fixed."""
+        shape = self.shape
+        return None if shape is None else tuple(size if isinstance(size, int) else None for size in shape)
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Graph:
     """Nodes in an order in which every value is made before it is read, as ONNX demands."""
 
     nodes: tuple[Node, ...]
-    inputs: tuple[Input, ...]  # less those that are initialisers
+    inputs: tuple[ValueInfo, ...]  # less those that are initialisers
     outputs: tuple[str, ...]
     initializers: Mapping[str, Tensor]
     functions: bool  # whether the model brings functions of its own
@@ -80,28 +91,14 @@ def read_graph(data: bytes, weights: Mapping[str, Tensor], file: str = "value.on
     Raises `PackageError` with one sentence where the bytes are not a well-formed model, a value is read before it is
     made or made twice, or a tensor has another dtype or shape than the weight of its name.
     """
-    return _Reader(data, file).model(weights)
-
-
-@dataclass(frozen=True)
-class Declared:
-    """An input or output as the file declares it, by numpy's name of its dtype, "" where this reader does not know it.
-
-    A size is a number, the name of an open one, or None; shape is None where nothing is said of it. `default` is the
-    number that an input has where it is left out, if it may be and is one number.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...] | None
-    default: bool | int | float | None = None
+    return Reader(data, file).model(weights)
 
 
 class Interface(NamedTuple):
     """What the main graph of a model takes and gives. Weights that may be overridden are among the inputs."""
 
-    inputs: tuple[Declared, ...]
-    outputs: tuple[Declared, ...]
+    inputs: tuple[ValueInfo, ...]
+    outputs: tuple[ValueInfo, ...]
 
 
 def read_interface(data: bytes, file: str) -> Interface:
@@ -109,11 +106,11 @@ def read_interface(data: bytes, file: str) -> Interface:
 
     Raises `PackageError` with one sentence where the bytes are not a well-formed model.
     """
-    return _Reader(data, file).interface()
+    return Reader(data, file).interface()
 
 
 # What is read of each message, unless a reader wants others.
-_READ: Final = {
+READ: Final = {
     "ModelProto": frozenset((7, 8, 25)),
     "OperatorSetIdProto": frozenset((1, 2)),
     "GraphProto": frozenset((1, 5, 11, 12, 15)),
@@ -128,18 +125,20 @@ _READ: Final = {
 }
 _NUMBERS: Final = ("i", "n")  # types of fields whose values are integers
 
-_Span: TypeAlias = tuple[int, int]  # where the bytes of a field start and stop
-_Fields: TypeAlias = dict[int, list[int | _Span]]  # by field number, in order; packed integers are a span too
+Span: TypeAlias = tuple[int, int]  # where the bytes of a field start and stop
+Fields: TypeAlias = dict[int, list[int | Span]]  # by field number, in order; packed integers are a span too
 
 
-class _Reader(Wire):
-    wanted: ClassVar[Mapping[str, frozenset[int]]] = _READ
+class Reader(Wire):
+    """The messages of a model as fields by number; of those `wanted` of each kind."""
+
+    wanted: ClassVar[Mapping[str, frozenset[int]]] = READ
 
     def __init__(self, data: bytes, file: str, steps: int | None = None) -> None:
         super().__init__(data, file, MAX_STEPS if steps is None else steps)
 
-    def read(self, kind: str, span: _Span) -> _Fields:
-        found: _Fields = {}
+    def read(self, kind: str, span: Span) -> Fields:
+        found: Fields = {}
         declared = MESSAGES[kind]
         for number, value, start, stop, here in self.fields(kind, *span, self.wanted[kind]):
             packed = declared[number].repeated and self.data[here] & 7 == BYTES
@@ -147,20 +146,20 @@ class _Reader(Wire):
             found.setdefault(number, []).append(value if integer else (start, stop))
         return found
 
-    def spans(self, fields: _Fields, number: int) -> list[_Span]:
+    def spans(self, fields: Fields, number: int) -> list[Span]:
         """Where every message, text, byte string or number of fixed width of a repeated field lies."""
         return [one for one in fields.get(number, []) if not isinstance(one, int)]
 
-    def one(self, fields: _Fields, number: int) -> _Span | None:
+    def one(self, fields: Fields, number: int) -> Span | None:
         return next(iter(self.spans(fields, number)), None)
 
-    def texts(self, fields: _Fields, number: int) -> tuple[str, ...]:
+    def texts(self, fields: Fields, number: int) -> tuple[str, ...]:
         return tuple(self.data[a:b].decode() for a, b in self.spans(fields, number))
 
-    def text(self, fields: _Fields, number: int) -> str:
+    def text(self, fields: Fields, number: int) -> str:
         return next(iter(self.texts(fields, number)), "")
 
-    def integers(self, fields: _Fields, number: int) -> list[int]:
+    def integers(self, fields: Fields, number: int) -> list[int]:
         """A repeated integer, packed or not, as two's complement of 64 bits."""
         result = []
         for value in fields.get(number, []):
@@ -176,10 +175,10 @@ class _Reader(Wire):
                 result.append(one)
         return [v - (1 << 64) if v >> 63 else v for v in result]
 
-    def integer(self, fields: _Fields, number: int) -> int:
+    def integer(self, fields: Fields, number: int) -> int:
         return next(iter(self.integers(fields, number)), 0)
 
-    def floats(self, fields: _Fields, number: int, kind: str, span: _Span, width: int = 4) -> Tensor:
+    def floats(self, fields: Fields, number: int, kind: str, span: Span, width: int = 4) -> Tensor:
         """A repeated float or double, packed or not."""
         spans = self.spans(fields, number)
         if any((stop - start) % width for start, stop in spans):
@@ -187,8 +186,7 @@ class _Reader(Wire):
         return np.frombuffer(b"".join(self.data[a:b] for a, b in spans), np.dtype(f"<f{width}"))
 
     def model(self, weights: Mapping[str, Tensor]) -> Graph:
-        whole = (0, len(self.data))
-        fields = self.read("ModelProto", whole)
+        fields = self.read("ModelProto", (0, len(self.data)))
         graph = self.one(fields, 7)
         if graph is None:
             self.refuse(0, "ModelProto holds no graph")
@@ -199,7 +197,7 @@ class _Reader(Wire):
                 opset = max(opset, self.integer(entry, 2))
         return self.graph(graph, weights, bool(fields.get(25)), opset)
 
-    def graph(self, span: tuple[int, int], weights: Mapping[str, Tensor], functions: bool, opset: int) -> Graph:
+    def graph(self, span: Span, weights: Mapping[str, Tensor], functions: bool, opset: int) -> Graph:
         kind = "GraphProto"
         fields = self.read(kind, span)
         if fields.get(15):
@@ -213,27 +211,20 @@ class _Reader(Wire):
             if not name or name in initializers:
                 self.refuse(one[0], f"the initializer {show(name)} has no name or one that is taken")
             initializers[name] = tensor
-        inputs = tuple(self.input(one) for one in self.spans(fields, 11))
-        outputs = tuple(self.input(one).name for one in self.spans(fields, 12))
+        inputs = tuple(self.value_info(one) for one in self.spans(fields, 11))
+        outputs = tuple(self.value_info(one).name for one in self.spans(fields, 12))
         nodes = tuple(self.node(one, weights) for one in spans)
         self.check_order(span, nodes, [i.name for i in inputs], initializers, outputs)
-        return Graph(
-            nodes,
-            tuple(i for i in inputs if i.name not in initializers),
-            outputs,
-            initializers,
-            functions,
-            opset,
-        )
+        left = tuple(i for i in inputs if i.name not in initializers)
+        return Graph(nodes, left, outputs, initializers, functions, opset)
 
     def interface(self) -> Interface:
-        whole = (0, len(self.data))
-        span = self.one(self.read("ModelProto", whole), 7)
+        span = self.one(self.read("ModelProto", (0, len(self.data))), 7)
         if span is None:
             return Interface((), ())
         fields = self.read("GraphProto", span)
-        inputs = [self.declared(one) for one in self.spans(fields, 11)]
-        outputs = [self.declared(one) for one in self.spans(fields, 12)]
+        inputs = [self.value_info(one) for one in self.spans(fields, 11)]
+        outputs = [self.value_info(one) for one in self.spans(fields, 12)]
         named = {v.name: v for v in inputs}
         if len(named) < len(inputs) or len({v.name for v in outputs}) < len(outputs):
             self.refuse(span[0], "an input or output of the graph has a name that is taken")
@@ -245,13 +236,9 @@ class _Reader(Wire):
                 named[name] = replace(named[name], default=value)
         return Interface(tuple(named.values()), tuple(outputs))
 
-    def declared(self, span: tuple[int, int]) -> Declared:
-        name, dtype, sizes = self.value_info(span)
-        return Declared(name, "" if dtype is None else dtype.name, sizes)
-
     def check_order(
         self,
-        span: tuple[int, int],
+        span: Span,
         nodes: tuple[Node, ...],
         inputs: list[str],
         initializers: Mapping[str, Tensor],
@@ -272,33 +259,25 @@ class _Reader(Wire):
             if name not in made or not name:
                 self.refuse(span[0], f"nothing makes the output {show(name)}")
 
-    def input(self, span: tuple[int, int]) -> Input:
-        name, dtype, sizes = self.value_info(span)
-        fixed = None if sizes is None else tuple(size if isinstance(size, int) else None for size in sizes)
-        return Input(name, dtype, fixed)
-
-    def value_info(self, span: _Span) -> tuple[str, np.dtype[Any] | None, tuple[int | str | None, ...] | None]:
-        """Name, dtype and shape of a ValueInfoProto; None for what is not known or not said."""
+    def value_info(self, span: Span) -> ValueInfo:
         fields = self.read("ValueInfoProto", span)
         name = self.text(fields, 1)
         kind = self.one(fields, 2)
-        if kind is None:
-            return name, None, None
-        tensor = self.one(self.read("TypeProto", kind), 1)
+        tensor = kind and self.one(self.read("TypeProto", kind), 1)
         if tensor is None:
-            return name, None, None
+            return ValueInfo(name)
         fields = self.read("TypeProto.Tensor", tensor)
         dtype = DTYPES.get(self.integer(fields, 1))
         shape = self.one(fields, 2)
         if shape is None:
-            return name, dtype, None
-        sizes: list[int | str | None] = []
+            return ValueInfo(name, dtype)
+        sizes = []
         for one in self.spans(self.read("TensorShapeProto", shape), 1):
             dimension = self.read("TensorShapeProto.Dimension", one)
             sizes.append(self.integer(dimension, 1) if 1 in dimension else self.text(dimension, 2) or None)
-        return name, dtype, tuple(sizes)
+        return ValueInfo(name, dtype, tuple(sizes))
 
-    def node(self, span: tuple[int, int], weights: Mapping[str, Tensor]) -> Node:
+    def node(self, span: Span, weights: Mapping[str, Tensor]) -> Node:
         kind = "NodeProto"
         fields = self.read(kind, span)
         attributes: dict[str, Any] = {}
@@ -317,7 +296,7 @@ class _Reader(Wire):
             attributes,
         )
 
-    def attribute(self, span: tuple[int, int], weights: Mapping[str, Tensor]) -> tuple[str, Any]:
+    def attribute(self, span: Span, weights: Mapping[str, Tensor]) -> tuple[str, Any]:
         kind = "AttributeProto"
         fields = self.read(kind, span)
         name = self.text(fields, 1)
@@ -346,7 +325,7 @@ class _Reader(Wire):
                 return name, tuple(self.data[a:b] for a, b in self.spans(fields, 9))
         return name, None
 
-    def tensor(self, span: tuple[int, int], weights: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+    def tensor(self, span: Span, weights: Mapping[str, Tensor]) -> tuple[str, Tensor]:
         kind = "TensorProto"
         fields = self.read(kind, span)
         name = self.text(fields, 8)
@@ -377,7 +356,7 @@ class _Reader(Wire):
             )
         return array
 
-    def values(self, fields: _Fields, span: tuple[int, int], name: str, number: int, count: int) -> Tensor:
+    def values(self, fields: Fields, span: Span, name: str, number: int, count: int) -> Tensor:
         """The flat values of a tensor inside the model."""
         kind, dtype = "TensorProto", DTYPES[number]
         raw = self.one(fields, 9)

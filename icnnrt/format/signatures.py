@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from icnnrt.format.onnx_graph import Declared, read_interface
+from icnnrt.format.onnx_graph import ValueInfo, read_interface
 
 if TYPE_CHECKING:
     from icnnrt.format.manifest import Manifest, TrainingSpec
@@ -67,10 +67,10 @@ NAMES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     ),
 }
 # Outputs that graphs of earlier versions do not have; what reads them knows what to do without.
-SINCE: Final = {"argmin_polyhedron": ("ray",), TRAIN_ROLE: ("lam",)}
-OF_TRAJECTORY: Final = ("y_init", "best", "slopes", "offsets", "cut_points")
+OPTIONAL_OUTPUTS: Final = {"argmin_polyhedron": ("ray",), TRAIN_ROLE: ("lam",)}
+TRAJECTORY_NAMES: Final = ("y_init", "best", "slopes", "offsets", "cut_points")
 # Names that the graphs of a polyhedron take or give.
-OF_POLYHEDRON: Final = tuple(
+POLYHEDRON_NAMES: Final = tuple(
     dict.fromkeys(name for role in POLYHEDRON_ROLES for names in NAMES[role] for name in names)
 )
 # The same of kind "qp"; solve_adjoint.onnx also gives theta_bar.<trainable weight>.
@@ -83,11 +83,11 @@ BOUNDS: Final = ("lower", "upper")
 BOUNDS_BAR: Final = ("lower_bar", "upper_bar")
 THETA_BAR: Final = "theta_bar."
 # What train.onnx gives of the argmin inside it; new.<name> stands for the next value of a weight or state tensor.
-OF_ONE_STEP: Final = (
+STEP_OUTPUTS: Final = (
     *("loss", "gradient_norm", "accepted", "safe", "y", "lam", "slopes", "offsets", "cut_points"),
     *("energy", "lower_bound", "gap", "residual", "complementarity_history"),
 )
-OF_ONE_QP_STEP: Final = ("loss", "gradient_norm", "accepted", "safe", "z", "residual", "status")
+QP_STEP_OUTPUTS: Final = ("loss", "gradient_norm", "accepted", "safe", "z", "residual", "status")
 NEW: Final = "new."
 
 
@@ -122,7 +122,7 @@ def expected(manifest: "Manifest", role: str) -> Signature | None:
     inputs, outputs = names
     told = manifest.graphs[role].signature if role in manifest.graphs else None
     if told is not None:
-        outputs = tuple(name for name in outputs if name in told.outputs or name not in SINCE.get(role, ()))
+        outputs = tuple(name for name in outputs if name in told.outputs or name not in OPTIONAL_OUTPUTS.get(role, ()))
     arrays = _arrays_of_polyhedron(manifest) if role in POLYHEDRON_ROLES else arrays_of(manifest)
     if role in POLYHEDRON_ROLES:  # data that all samples share may come as one row
         rows = {name: ("float64", (f"B_{name}", *arrays[name][1][1:])) for name in ("G", "h", "A", "b", *BOUNDS)}
@@ -155,7 +155,7 @@ def _names(manifest: "Manifest", role: str) -> tuple[tuple[str, ...], tuple[str,
     if role == "hessian" and manifest.kind == "gradient":
         outputs = tuple(name for name in outputs if name != "f")
     if role == "adjoint_polyhedron" and manifest.polyhedron and manifest.polyhedron.adjoint == "implicit":
-        inputs = tuple(name for name in inputs if name not in OF_TRAJECTORY)
+        inputs = tuple(name for name in inputs if name not in TRAJECTORY_NAMES)
     if role in SOLVER_ROLES and manifest.domain and manifest.domain.kind == "box":
         inputs = (*inputs, *BOUNDS)
         outputs = (*outputs, *BOUNDS_BAR) if role == "adjoint" else outputs
@@ -169,7 +169,7 @@ def _names_of_training(manifest: "Manifest", train: "TrainingSpec") -> tuple[tup
     state = tuple(state_of(manifest, train))
     moved = tuple(NEW + name for name in (*state, *train.weights))
     bounds = BOUNDS if manifest.domain and manifest.domain.kind == "box" else ()
-    step = OF_ONE_QP_STEP if manifest.kind == "qp" else OF_ONE_STEP
+    step = QP_STEP_OUTPUTS if manifest.kind == "qp" else STEP_OUTPUTS
     return ("x", *bounds, "target", "learning_rate", *state), (*step, *moved)
 
 
@@ -185,105 +185,69 @@ def arrays_of(manifest: "Manifest") -> dict[str, tuple[str, Shape]]:
     of them but those of a polyhedron, where y and what belongs to it is float64."""
     T, D, x, (n,) = manifest.dtype, "float64", manifest.x_shape, manifest.y_shape
     K = manifest.solver.iterations if manifest.solver else 0
-    arrays: dict[str, tuple[str, Shape]] = {
-        "x": (T, (BATCH, *x)),
-        "y": (T, (BATCH, n)),
-        "y_init": (T, (BATCH, n)),
-        "f": (T, (BATCH,)),
-        "gradient": (T, (BATCH, n)),
-        "y_dot": (T, (BATCH, n)),
-        "f_bar": (T, (BATCH,)),
-        "gradient_bar": (T, (BATCH, n)),
-        "hvp": (T, (BATCH, n)),
-        "hessian": (T, (BATCH, n, n)),
-        "gradient_x": (T, (BATCH, *x)),
-        **dict.fromkeys((*BOUNDS, *BOUNDS_BAR), (T, (BATCH, n))),
-        "lam": (T, (BATCH, K)),
-        "slopes": (T, (BATCH, K, n)),
-        "offsets": (T, (BATCH, K)),
-        "cut_points": (T, (BATCH, K, n)),
-        "lam_history": (T, (BATCH, K, K)),
-        "energy": (D, (BATCH,)),
-        "lower_bound": (D, (BATCH,)),
-        "gap": (D, (BATCH,)),
-        "residual": (D, (BATCH, 3)),
-        "complementarity_history": (D, (BATCH, K)),
-        "y_bar": (T, (BATCH, n)),
-        "depth": ("int64", ()),
-        "x_bar": (T, (BATCH, *x)),
-        "slope_mismatch": (T, (BATCH,)),
-        "z": (T, (BATCH, n)),
-        "z_bar": (T, (BATCH, n)),
-        "status": ("int32", (BATCH,)),
-    }
-    for name, spec in manifest.weights.tensors.items():
-        if spec.trainable:
-            arrays[THETA_BAR + name] = (spec.dtype, spec.shape)
-    if manifest.train is not None:
-        arrays |= _arrays_of_training(manifest, manifest.train)
-    return arrays
+    arrays = _of_shapes(
+        (T, (BATCH, *x), ("x", "gradient_x", "x_bar")),
+        (T, (BATCH, n), ("y", "y_init", "y_dot", "y_bar", "gradient", "gradient_bar", "hvp", "z", "z_bar")),
+        (T, (BATCH, n), (*BOUNDS, *BOUNDS_BAR)),
+        (T, (BATCH, n, n), ("hessian",)),
+        (T, (BATCH,), ("f", "f_bar", "slope_mismatch")),
+        (T, (BATCH, K), ("lam", "offsets")),
+        (T, (BATCH, K, n), ("slopes", "cut_points")),
+        (T, (BATCH, K, K), ("lam_history",)),
+        (D, (BATCH,), ("energy", "lower_bound", "gap")),
+        (D, (BATCH, 3), ("residual",)),
+        (D, (BATCH, K), ("complementarity_history",)),
+        ("int64", (), ("depth",)),
+        ("int32", (BATCH,), ("status",)),
+    )
+    arrays |= _theta_bar(manifest)
+    return arrays if manifest.train is None else arrays | _arrays_of_training(manifest, manifest.train)
 
 
 def _arrays_of_polyhedron(manifest: "Manifest") -> dict[str, tuple[str, Shape]]:
-    D, x, (n,) = "float64", manifest.x_shape, manifest.y_shape
-    rows: dict[str, Shape] = {
-        "G": ("m", n),
-        "h": ("m",),
-        "A": ("q", n),
-        "b": ("q",),
-        "lower": (n,),
-        "upper": (n,),
-        "y_init": (n,),
-        "y": (n,),
-        "y_bar": (n,),
-        "lam": ("m",),
-        "nu": ("q",),
-        "bounds": (n,),
-        "ray": (n,),
-        "energy": (),
-        "lower_bound": (),
-        "gap": (),
-        "residual": (3,),
-        "slopes": ("slots", n),
-        "offsets": ("slots",),
-        "cut_points": ("slots", n),
-        "cut_lam": ("slots",),
-        "mu_bar": (),
-    }
-    rows |= {f"{name}_bar": rows[name] for name in ("G", "h", "A", "b", "lower", "upper")}
-    arrays: dict[str, tuple[str, Shape]] = {name: (D, (BATCH, *shape)) for name, shape in rows.items()}
-    arrays |= {
-        "x": (manifest.dtype, (BATCH, *x)),
-        "x_bar": (manifest.dtype, (BATCH, *x)),
-        "iterations": ("int64", ()),
-        "mu": (D, ()),
-        "tolerance": (D, ()),
-        "status": ("int32", (BATCH,)),
-        "cuts": ("int64", (BATCH,)),
-        "best": ("int64", (BATCH,)),
-        "safe": ("bool", (BATCH,)),
-    }
-    for name, spec in manifest.weights.tensors.items():
-        if spec.trainable:
-            arrays[THETA_BAR + name] = (spec.dtype, spec.shape)
-    return arrays
+    T, D, x, (n,) = manifest.dtype, "float64", manifest.x_shape, manifest.y_shape
+    return _theta_bar(manifest) | _of_shapes(
+        (T, (BATCH, *x), ("x", "x_bar")),
+        (D, (BATCH, "m", n), ("G", "G_bar")),
+        (D, (BATCH, "m"), ("h", "h_bar", "lam")),
+        (D, (BATCH, "q", n), ("A", "A_bar")),
+        (D, (BATCH, "q"), ("b", "b_bar", "nu")),
+        (D, (BATCH, n), (*BOUNDS, *BOUNDS_BAR, "bounds", "y", "y_init", "y_bar", "ray")),
+        (D, (BATCH,), ("energy", "lower_bound", "gap", "mu_bar")),
+        (D, (BATCH, 3), ("residual",)),
+        (D, (BATCH, "slots", n), ("slopes", "cut_points")),
+        (D, (BATCH, "slots"), ("offsets", "cut_lam")),
+        (D, (), ("mu", "tolerance")),
+        ("int64", (), ("iterations",)),
+        ("int32", (BATCH,), ("status",)),
+        ("int64", (BATCH,), ("cuts", "best")),
+        ("bool", (BATCH,), ("safe",)),
+    )
+
+
+def _of_shapes(*groups: tuple[str, Shape, tuple[str, ...]]) -> dict[str, tuple[str, Shape]]:
+    """name -> dtype and shape, from (dtype, shape, the names that have them)."""
+    return {name: (dtype, shape) for dtype, shape, names in groups for name in names}
+
+
+def _theta_bar(manifest: "Manifest") -> dict[str, tuple[str, Shape]]:
+    tensors = manifest.weights.tensors
+    return {THETA_BAR + name: (tensors[name].dtype, tensors[name].shape) for name in manifest.weights.trainable}
 
 
 def _arrays_of_training(manifest: "Manifest", train: "TrainingSpec") -> dict[str, tuple[str, Shape]]:
-    arrays: dict[str, tuple[str, Shape]] = {
+    state, tensors = state_of(manifest, train), manifest.weights.tensors
+    moving = state | {name: (tensors[name].dtype, tensors[name].shape) for name in train.weights}
+    return {
         "target": (train.target_dtype, (BATCH, *train.target_shape)),
         "learning_rate": (manifest.dtype, ()),
         "loss": (manifest.dtype, ()),
         "gradient_norm": ("float64", ()),
         "accepted": ("bool", ()),
         "safe": ("bool", (BATCH,)),
-        **state_of(manifest, train),
+        **state,
+        **{NEW + name: array for name, array in moving.items()},
     }
-    moving = {name: arrays[name] for name in state_of(manifest, train)}
-    moving |= {
-        name: (manifest.weights.tensors[name].dtype, manifest.weights.tensors[name].shape) for name in train.weights
-    }
-    return arrays | {NEW + name: array for name, array in moving.items()}
 
 
 def state_of(manifest: "Manifest", train: "TrainingSpec") -> dict[str, tuple[str, Shape]]:
@@ -306,12 +270,12 @@ def declared(data: bytes, file: str, weights: Collection[str]) -> Signature:
     first = (v.shape[0] for v in sorted(given, key=lambda v: v.name != "x") if v.shape)
     batch = next((size for size in first if isinstance(size, str)), BATCH)
 
-    def tensor(v: Declared) -> Tensor:
+    def tensor(v: ValueInfo) -> Tensor:
         shape = tuple(
             BATCH if size == batch else f"{v.name}_{axis}" if size is None else size
             for axis, size in enumerate(v.shape or ())
         )
-        return Tensor(v.dtype, shape, v.default)
+        return Tensor(v.dtype.name if v.dtype else "", shape, v.default)
 
     return Signature(
         MappingProxyType({v.name: tensor(v) for v in given}),

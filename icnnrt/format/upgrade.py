@@ -14,12 +14,11 @@ Version 2 of a history differs from version 1 likewise:
 The contents here are JSON from anybody: what is not as it should be is left for those who check every field.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from icnnrt.errors import InputError, PackageError
-from icnnrt.format.fields import AGAIN, integer, matching, wrong
+from icnnrt.format.fields import AGAIN, SHA256, integer, wrong
 from icnnrt.printable import show
 
 CURRENT: Final = 2
@@ -108,8 +107,7 @@ def upgraded_history(content: dict[str, Any], place: str) -> tuple[dict[str, Any
         )
     new = {key: value for key, value in content.items() if key != "version"}
     if version == 1:
-        digest = matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")
-        new["network"] = {"hash": digest(new.get("network"), f"{place}network")}
+        new["network"] = {"hash": SHA256(new.get("network"), f"{place}network")}
         checkpoints = new.get("checkpoints")
         for checkpoint in checkpoints if isinstance(checkpoints, list) else ():
             if isinstance(checkpoint, dict):

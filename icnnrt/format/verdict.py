@@ -1,10 +1,22 @@
 """The record of a verdict on convexity, as a manifest keeps it; `icnnrt.convexity` comes to it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
 
-from icnnrt.format.fields import JsonObject, exactly, integer, listing, positive, real, surrogate, text, wrong
+from icnnrt.format.fields import (
+    exactly,
+    fields_of,
+    integer,
+    listing,
+    maybe,
+    positive,
+    real,
+    record,
+    surrogate,
+    text,
+    wrong,
+)
 from icnnrt.printable import cropped, named, show
 
 MAX_BLAME: Final = 1 << 16
@@ -14,132 +26,7 @@ MAX_NAMED: Final = 64  # weights in a sentence
 MAX_X: Final = 16  # samples of x that are tried
 
 
-@dataclass(frozen=True)
-class Witness:
-    """f(x, (y_a + y_b) / 2) − (f(x, y_a) + f(x, y_b)) / 2 = excess > rounding.
-
-    Points of more than `MAX_WITNESS` numbers together are left out, (), as a manifest has no room for them.
-    """
-
-    x: tuple[Any, ...]  # nested, in the shape of one sample
-    y_a: tuple[Any, ...]
-    y_b: tuple[Any, ...]
-    excess: float
-    rounding: float
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What sampling saw where nothing was proven, and where it looked.
-
-    Attributes:
-        segments: how many were tried.
-        excess: the worst, relative to max(1, |f|).
-        box: all segments lie in [box[0], box[1]]^n; what f does elsewhere was not asked.
-        contexts: for how many samples of x.
-    """
-
-    segments: int
-    excess: float
-    box: tuple[float, float]
-    contexts: int
-
-    def region(self) -> str:
-        """Where the segments lie, in words."""
-        x = "x" if self.contexts == 1 else f"{self.contexts} samples of x"
-        return f"y in [{self.box[0]:g}, {self.box[1]:g}]^n and {x}"
-
-
-@dataclass(frozen=True)
-class Convexity:
-    """The verdict on one energy with one set of weights.
-
-    Attributes:
-        verdict: "proven", "violated" or "unknown".
-        reason: why not proven; empty if it is.
-        node: (operator, name of what it makes) where the rules stopped.
-        blame: names of the weights whose sign broke a rule.
-        witness: of a violation.
-        min_weight: (names, number): the smallest entry, as the graph uses it, of all that had to be >= 0.
-        strong_convexity: mu > 0 such that f − (mu/2)‖y‖² is convex for every x, where quadratic terms give one.
-        lipschitz: a bound on |f(x, y) − f(x, y')| / ‖y − y'‖₂ that holds for every x, where weights alone give one.
-        evidence: of sampling, where nothing was proven.
-        rests_on: names of the weights whose very values the proof needs; of the others it needs no more than the signs
-            that the manifest gives them, so it holds for all weights with these signs. None where nobody has looked.
-    """
-
-    verdict: Literal["proven", "violated", "unknown"]
-    reason: str = ""
-    node: tuple[str, str] | None = None
-    blame: tuple[str, ...] = ()
-    witness: Witness | None = None
-    min_weight: tuple[str, float] | None = None
-    strong_convexity: float | None = None
-    lipschitz: float | None = None
-    evidence: Evidence | None = None
-    rests_on: tuple[str, ...] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists, texts and numbers."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Convexity":
-        """What `to_json` gave, checked key by key; raises `PackageError`."""
-        fields = JsonObject(dict(value) if isinstance(value, Mapping) else value, "convexity.")
-        result = cls(
-            verdict=fields.take("verdict", exactly("proven", "violated", "unknown")),
-            reason=fields.take("reason", _sentence),
-            node=fields.take("node", _optional(_node)),
-            blame=fields.take("blame", listing(text, MAX_BLAME)),
-            witness=fields.take("witness", _optional(_witness)),
-            min_weight=fields.take("min_weight", _optional(_weight)),
-            strong_convexity=fields.take("strong_convexity", _optional(positive)),
-            lipschitz=fields.take("lipschitz", _optional(real)),
-            evidence=fields.take("evidence", _optional(_evidence)),
-            rests_on=fields.take("rests_on", _optional(listing(text, MAX_BLAME))),
-        )
-        fields.close()
-        if (result.verdict == "violated") != (result.witness is not None):
-            wrong("convexity.witness", "one of a violation, and else null", value["witness"])
-        return result
-
-    def sentence(self) -> str:
-        """The verdict in one sentence."""
-        place = f" at {named(self.node[0])} {show(self.node[1])}" if self.node else ""
-        more = f" and {len(self.blame) - MAX_NAMED} more" if len(self.blame) > MAX_NAMED else ""
-        names = ", ".join(map(named, self.blame[:MAX_NAMED])) + more
-        blame = f"; weights to look at: {names}" if self.blame else ""
-        if self.verdict == "proven":
-            least = (
-                f"; the smallest weight that must be >= 0 is {self.min_weight[1] + 0.0:.3g}" if self.min_weight else ""
-            )
-            return f"f is proven convex in y{least}."
-        if self.verdict == "violated":
-            assert self.witness is not None
-            where = f" (tried: {self.evidence.region()})" if self.evidence else ""
-            return (
-                f"f is not convex in y: between two points it lies {self.witness.excess:.3g} above its chord, "
-                f"where rounding allows {self.witness.rounding:.1g}{where}{blame}."
-            )
-        seen = ""
-        if self.evidence:
-            tried = f"{self.evidence.segments} segments with {self.evidence.region()}"
-            seen = f", though none of {tried} showed that it is not"
-        # What icnnrt writes there is one line; what anybody wrote into a manifest may look like several.
-        one_line = self.reason.isprintable() and "  " not in self.reason
-        reason = cropped(self.reason, MAX_REASON) if one_line else show(self.reason)
-        return f"f is not proven convex in y{place}: {reason}{seen}{blame}."
-
-
-# --- From JSON -----------------------------------------------------------------------------------
-
-_T = TypeVar("_T")
-
-
-def _optional(check: Callable[[object, str], _T]) -> Callable[[object, str], _T | None]:
-    return lambda value, place: None if value is None else check(value, place)
+# --- Checks of single values ---------------------------------------------------------------------
 
 
 def _sentence(value: object, place: str) -> str:
@@ -181,27 +68,114 @@ def _numbers(value: object, place: str, depth: int = 8) -> tuple[Any, ...]:
     return tuple(_numbers(v, place, depth - 1) if isinstance(v, list) else real(v, place) for v in value)
 
 
-def _witness(value: object, place: str) -> Witness:
-    fields = JsonObject(value, f"{place}.")
-    x, y_a, y_b = (fields.take(name, _numbers) for name in ("x", "y_a", "y_b"))
-    witness = Witness(x, y_a, y_b, fields.take("excess", positive), fields.take("rounding", positive))
-    fields.close()
-    return witness
+# --- Records -------------------------------------------------------------------------------------
 
 
-def _evidence(value: object, place: str) -> Evidence:
-    fields = JsonObject(value, f"{place}.")
-    evidence = Evidence(
-        fields.take("segments", integer(0, 1 << 62)),
-        fields.take("excess", real),
-        fields.take("box", box_of),
-        fields.take("contexts", integer(1, MAX_X)),
-    )
-    fields.close()
-    return evidence
+@dataclass(frozen=True)
+class Witness:
+    """f(x, (y_a + y_b) / 2) − (f(x, y_a) + f(x, y_b)) / 2 = excess > rounding.
+
+    Points of more than `MAX_WITNESS` numbers together are left out, (), as a manifest has no room for them.
+    """
+
+    x: Annotated[tuple[Any, ...], _numbers]  # nested, in the shape of one sample
+    y_a: Annotated[tuple[Any, ...], _numbers]
+    y_b: Annotated[tuple[Any, ...], _numbers]
+    excess: Annotated[float, positive]
+    rounding: Annotated[float, positive]
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+@dataclass(frozen=True)
+class Evidence:
+    """What sampling saw where nothing was proven, and where it looked.
+
+    Attributes:
+        segments: how many were tried.
+        excess: the worst, relative to max(1, |f|).
+        box: all segments lie in [box[0], box[1]]^n; what f does elsewhere was not asked.
+        contexts: for how many samples of x.
+    """
+
+    segments: Annotated[int, integer(0, 1 << 62)]
+    excess: Annotated[float, real]
+    box: Annotated[tuple[float, float], box_of]
+    contexts: Annotated[int, integer(1, MAX_X)]
+
+    def region(self) -> str:
+        """Where the segments lie, in words."""
+        x = "x" if self.contexts == 1 else f"{self.contexts} samples of x"
+        return f"y in [{self.box[0]:g}, {self.box[1]:g}]^n and {x}"
+
+
+@dataclass(frozen=True)
+class Convexity:
+    """The verdict on one energy with one set of weights.
+
+    Attributes:
+        verdict: "proven", "violated" or "unknown".
+        reason: why not proven; empty if it is.
+        node: (operator, name of what it makes) where the rules stopped.
+        blame: names of the weights whose sign broke a rule.
+        witness: of a violation.
+        min_weight: (names, number): the smallest entry, as the graph uses it, of all that had to be >= 0.
+        strong_convexity: mu > 0 such that f − (mu/2)‖y‖² is convex for every x, where quadratic terms give one.
+        lipschitz: a bound on |f(x, y) − f(x, y')| / ‖y − y'‖₂ that holds for every x, where weights alone give one.
+        evidence: of sampling, where nothing was proven.
+        rests_on: names of the weights whose very values the proof needs; of the others it needs no more than the signs
+            that the manifest gives them, so it holds for all weights with these signs. None where nobody has looked.
+    """
+
+    verdict: Annotated[Literal["proven", "violated", "unknown"], exactly("proven", "violated", "unknown")]
+    reason: Annotated[str, _sentence] = ""
+    node: Annotated[tuple[str, str] | None, maybe(_node)] = None
+    blame: Annotated[tuple[str, ...], listing(text, MAX_BLAME)] = ()
+    witness: Annotated[Witness | None, maybe(record(Witness))] = None
+    min_weight: Annotated[tuple[str, float] | None, maybe(_weight)] = None
+    strong_convexity: Annotated[float | None, maybe(positive)] = None
+    lipschitz: Annotated[float | None, maybe(real)] = None
+    evidence: Annotated[Evidence | None, maybe(record(Evidence))] = None
+    rests_on: Annotated[tuple[str, ...] | None, maybe(listing(text, MAX_BLAME))] = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, texts and numbers."""
+        return fields_of(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Convexity":
+        """What `to_json` gave, checked key by key; raises `PackageError`."""
+        return recorded(dict(value) if isinstance(value, Mapping) else value, "convexity")
+
+    def sentence(self) -> str:
+        """The verdict in one sentence."""
+        place = f" at {named(self.node[0])} {show(self.node[1])}" if self.node else ""
+        more = f" and {len(self.blame) - MAX_NAMED} more" if len(self.blame) > MAX_NAMED else ""
+        names = ", ".join(map(named, self.blame[:MAX_NAMED])) + more
+        blame = f"; weights to look at: {names}" if self.blame else ""
+        if self.verdict == "proven":
+            least = (
+                f"; the smallest weight that must be >= 0 is {self.min_weight[1] + 0.0:.3g}" if self.min_weight else ""
+            )
+            return f"f is proven convex in y{least}."
+        if self.verdict == "violated":
+            assert self.witness is not None
+            where = f" (tried: {self.evidence.region()})" if self.evidence else ""
+            return (
+                f"f is not convex in y: between two points it lies {self.witness.excess:.3g} above its chord, "
+                f"where rounding allows {self.witness.rounding:.1g}{where}{blame}."
+            )
+        seen = ""
+        if self.evidence:
+            tried = f"{self.evidence.segments} segments with {self.evidence.region()}"
+            seen = f", though none of {tried} showed that it is not"
+        # What icnnrt writes there is one line; what anybody wrote into a manifest may look like several.
+        one_line = self.reason.isprintable() and "  " not in self.reason
+        reason = cropped(self.reason, MAX_REASON) if one_line else show(self.reason)
+        return f"f is not proven convex in y{place}: {reason}{seen}{blame}."
+
+
+def _consistent(found: Convexity, place: str) -> None:
+    if (found.verdict == "violated") != (found.witness is not None):
+        wrong(f"{place}.witness", "one of a violation, and else null", found.witness and fields_of(found.witness))
+
+
+recorded: Final = record(Convexity, _consistent)

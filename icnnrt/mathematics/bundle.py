@@ -8,14 +8,16 @@ Problem (Amos, Xu, Kolter, *Input Convex Neural Networks*, ICML 2017, section 4 
                      λ, y_{i+1} = solution of the model of cuts 1 .. i, from the last λ
     certificate      f(y) + R(y) at y = y_{K+1}, less the dual value of the last model
 
-Stated for what computes at once, numpy and torch; an energy inside an ONNX loop is spliced in by the exporter.
+An energy is a callable here: a layer's, or the nodes of a head, spliced into the graph that is traced.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 from icnnrt.mathematics.domains import Domain
 from icnnrt.mathematics.namespace import Array, Namespace
+
+ValueAndGradient: TypeAlias = Callable[[Array], tuple[Array, Array]]
 
 
 class Trajectory(NamedTuple):
@@ -40,41 +42,41 @@ class Trajectory(NamedTuple):
 def argmin(
     xp: Namespace,
     at: Domain,
-    value_and_gradient: Callable[[Array], tuple[Array, Array]],
+    value_and_gradient: ValueAndGradient,
     y_init: Array,
     iterations: int,
-    solve: Callable[[Array, Array, Array | None], Any],
+    solve: Callable[[Array, Array, Array], Sequence[Array]],
 ) -> Trajectory:
     """K = iterations cuts from y_init [B, n], whose dtype is the energy's.
 
-    `value_and_gradient(y [B, n]) -> (f [B], ∇f [B, n])`. `solve(G [B, k, n], e [B, k], λ [B, k−1] or None)` gives y,
-    lam, lower_bound and residual [B, 3] of the model of k cuts, in float64, by these names.
+    `value_and_gradient(y [B, n]) -> f [B, 1], ∇f [B, n]`, in the dtype that the cuts are kept in. `solve(G [B, k, n],
+    e [B, k], λ [B, k−1])` gives y, in the energy's dtype, λ, lower bound [B] and residual [B, 3] of that model.
     """
-    c = at.centre(y_init.shape[1])
-    y, lam, found = y_init, None, None
-    points, slopes, offsets, history, complementarity = [], [], [], [], []
-    for _ in range(iterations):
+    K, n = iterations, y_init.shape[1]
+    c = at.centre(n)
+
+    def cut(i: Array, y: Array, lam: Array, G: Array, e: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         f, g = value_and_gradient(y)
-        points.append(y)
-        slopes.append(xp.double(g))
-        offsets.append(xp.double(f) + xp.sum(slopes[-1] * (c - xp.double(y)))[:, 0])
-        found = solve(xp.stack(slopes), xp.stack(offsets), lam)
-        y, lam = xp.like(found.y, y_init), found.lam
-        history.append(lam)
-        complementarity.append(found.residual[:, 2])
-    assert found is not None, "iterations >= 1"
-    rounding = xp.max(abs(xp.double(y) - found.y))  # NaN where y is
-    energy = xp.double(value_and_gradient(y)[0]) + at.regulariser(xp, xp.double(y))[:, 0]
+        G = xp.concat_rows([G, xp.row(g)])
+        e = xp.concat([e, f + xp.sum(g * (c - xp.like(y, g)))])
+        next_y, lam, lower_bound, residual = solve(G, e, lam)
+        return (next_y, lam, G, e), (y, xp.padded(lam, K), lower_bound, residual)
+
+    none = xp.zeros(y_init, 0)
+    start = y_init, none, xp.zeros(y_init, 0, n), none
+    (y, lam, slopes, offsets), (cut_points, lam_history, bounds, residuals) = xp.repeat(K, cut, start)
+    lower_bound = xp.entry(bounds, K - 1)
+    energy = xp.entry(xp.double(value_and_gradient(y)[0]) + at.regulariser(xp, xp.double(y)), 0)
     return Trajectory(
         y=y,
         lam=xp.like(lam, y_init),
-        slopes=xp.stack(slopes),
-        offsets=xp.stack(offsets),
-        cut_points=xp.stack(points),
-        lam_history=xp.stack([xp.extended(row, lam) for row in history]),
+        slopes=slopes,
+        offsets=offsets,
+        cut_points=cut_points,
+        lam_history=lam_history,
         energy=energy,
-        lower_bound=found.lower_bound,
-        gap=energy - found.lower_bound,
-        residual=xp.concat([rounding, found.residual[:, 1:]]),
-        complementarity_history=xp.stack(complementarity),
+        lower_bound=lower_bound,
+        gap=energy - lower_bound,
+        residual=xp.slot(residuals, K - 1),
+        complementarity_history=xp.entry(residuals, 2),
     )

@@ -4,13 +4,13 @@
 name       y in                regulariser R(y)            solved as
 =========  ==================  ==========================  =====================================================
 unit_box   [0, 1]^n            Σ y log y + (1−y) log(1−y)  UNIT_BOX
-box        [l, u], run time    that of p = (y − l)/(u − l)  UNIT_BOX in p, y = l + (u − l)∘p
+box        [l, u], run time    that of p = (y − l)/(u − l)  BOX in p, y = l + (u − l)∘p
 simplex    y >= 0, 1'y = 1     Σ y log y                   SIMPLEX
 space      R^n                 (μ/2) ‖y‖²                  SPACE in p = √μ y
 =========  ==================  ==========================  =====================================================
 
-A `Domain` is one of the three in the last column. With slopes G [k, n] and cut values v = e + G(y − c), the model of k
-cuts and its dual are::
+A `Domain` is one of the last column; BOX is UNIT_BOX with bounds given at run time. With slopes G [k, n] and cut values
+v = e + G(y − c), the model of k cuts and its dual are::
 
     primal   min over y of  max_i v_i + R(y)
     dual     max over λ in the simplex of  e'λ − C(s),   s = −G'λ,   C(s) = max over y of  s'(y − c) − R(y)
@@ -29,17 +29,22 @@ cuts, multipliers and certificates are those of f(shift + scale∘p) in p. See `
 
 The formulas are stated over a namespace, `icnnrt.mathematics.namespace`; leading axes are free. What is one number a
 row keeps its last axis, with one entry.
+
+To add a domain: a class below and its place in MODELS; its change of variables, if it has one, in `coordinates` and in
+the `Coordinates` of graphs; its kernels in `native/`, and their names in `icnnrt.serving.operators`; its literal in the
+argmin layer and in the exporter's commands. Tests that take `NAMES` or `MODELS` meet it by themselves.
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt.arguments import refused
 from icnnrt.mathematics.namespace import NUMPY, Array, Namespace
-
-NAMES: Final = ("unit_box", "box", "simplex", "space")
 
 LOGIT_BOUND: Final = 45.0  # σ(±45) is 0 or 1 to the last bit of float64: logits need go no further
 LOGIT_STEP: Final = 4.0  # the most a logit moves in one step; undamped, saturated problems cycle
@@ -48,8 +53,15 @@ LOGIT_STEP: Final = 4.0  # the most a logit moves in one step; undamped, saturat
 class Domain(ABC):
     """One domain with its regulariser R. s, y, u [..., n]; slopes G [B, k, n]; offsets e [B, 1, k]."""
 
-    name: str  # of NAMES
+    name: str
     operators: str  # the operators of domain ai.icnnrt are this + "Solve" and this + "Adjoint"
+    family: str = "entropy"  # what packages call R
+    where: str  # behind y, for people
+    entries: str = "numbers in [0, 1]"  # what those of y are
+    edges: tuple[float, float] = (0.0, 1.0)  # what they lie between; those of p where y has bounds
+    total: float | None = None  # what they sum up to
+    bounds: tuple[str, ...] = ()  # the arguments that say where y lies
+    convexity: float = 1.0  # m: R is m-strongly convex
 
     @abstractmethod
     def centre(self, n: int) -> float:
@@ -111,9 +123,36 @@ class Domain(ABC):
     def next_logits(self, xp: Namespace, u: Array, du: Array) -> Array:
         """u + du, damped and bounded."""
 
+    @abstractmethod
+    def random(self, rng: np.random.Generator, B: int, n: int) -> NDArray[np.float64]:
+        """Points of the domain, [B, n]."""
+
+    @abstractmethod
+    def corners(self, rng: np.random.Generator, B: int, n: int) -> NDArray[np.float64]:
+        """Random ones, [B, n]; R^n has none, and points further out stand in."""
+
+    def check_start(self, y_init: NDArray[Any], bounds: Mapping[str, NDArray[Any]]) -> None:
+        """Refuse a y_init [B, n] that is not finite or not in the domain, whose `bounds` are [B, n] each.
+
+        Samples whose bounds leave nothing are told by their status.
+        """
+        low, high = (bounds[name] for name in self.bounds) if self.bounds else self.edges
+        outside = ~(np.isfinite(y_init) & (y_init >= low) & (y_init <= high)) & np.less_equal(low, high)
+        if outside.any():
+            sample, entry = np.argwhere(outside)[0]
+            came = f"{y_init[sample, entry]} in sample {sample}"
+            raise refused("y_init", self.entries, came, "clip it, or leave y_init out")
+        if self.total is not None:
+            sums = y_init.sum(1, dtype=np.float64)
+            # Each entry may be right to half of its digits.
+            off = abs(sums - self.total) > y_init.shape[1] * np.sqrt(np.finfo(y_init.dtype).eps)
+            if off.any():
+                came, remedy = f"{sums[off][0]} in sample {off.argmax()}", "divide each row by its sum"
+                raise refused("y_init", f"rows of sum {self.total:g}", came, f"{remedy}, or leave y_init out")
+
 
 class _UnitBox(Domain):
-    name, operators = "unit_box", "BundleEntropy"
+    name, operators, where, convexity = "unit_box", "BundleEntropy", "in [0, 1]", 4.0
 
     def centre(self, n: int) -> float:
         return 0.5
@@ -157,9 +196,20 @@ class _UnitBox(Domain):
     def next_logits(self, xp: Namespace, u: Array, du: Array) -> Array:
         return xp.clip(u + xp.clip(du, -LOGIT_STEP, LOGIT_STEP), -LOGIT_BOUND, LOGIT_BOUND)
 
+    def random(self, rng: np.random.Generator, B: int, n: int) -> NDArray[np.float64]:
+        return rng.random((B, n))
+
+    def corners(self, rng: np.random.Generator, B: int, n: int) -> NDArray[np.float64]:
+        return np.round(rng.random((B, n)))
+
+
+class _Box(_UnitBox):
+    name, where, entries = "box", "between bounds given at run time", "numbers within the bounds"
+    bounds = ("lower", "upper")
+
 
 class _Simplex(Domain):
-    name, operators = "simplex", "BundleSimplex"
+    name, operators, where, total = "simplex", "BundleSimplex", "in the simplex", 1.0
 
     def centre(self, n: int) -> float:
         return 1.0 / n
@@ -215,9 +265,16 @@ class _Simplex(Domain):
         u = u + xp.clip(du, -LOGIT_STEP, LOGIT_STEP)
         return xp.maximum(u - xp.max(u), -LOGIT_BOUND)
 
+    def random(self, rng: np.random.Generator, B: int, n: int) -> NDArray[np.float64]:
+        return rng.dirichlet(np.ones(n), B)
+
+    def corners(self, rng: np.random.Generator, B: int, n: int) -> NDArray[np.float64]:
+        return np.eye(n)[rng.integers(n, size=B)]
+
 
 class _Space(Domain):
-    name, operators = "space", "BundleQuadratic"
+    name, operators, where, family = "space", "BundleQuadratic", "in ℝⁿ", "quadratic"
+    entries, edges = "finite numbers", (-math.inf, math.inf)
 
     def centre(self, n: int) -> float:
         return 0.0
@@ -266,39 +323,84 @@ class _Space(Domain):
     def next_logits(self, xp: Namespace, u: Array, du: Array) -> Array:
         return u + du
 
+    def random(self, rng: np.random.Generator, B: int, n: int) -> NDArray[np.float64]:
+        return rng.standard_normal((B, n))
+
+    def corners(self, rng: np.random.Generator, B: int, n: int) -> NDArray[np.float64]:
+        return 3.0 * rng.standard_normal((B, n))
+
 
 UNIT_BOX: Final = _UnitBox()
+BOX: Final = _Box()
 SIMPLEX: Final = _Simplex()
 SPACE: Final = _Space()
 
-# By name of NAMES.
-MODELS: Final[dict[str, Domain]] = {"unit_box": UNIT_BOX, "box": UNIT_BOX, "simplex": SIMPLEX, "space": SPACE}
+MODELS: Final[dict[str, Domain]] = {domain.name: domain for domain in (UNIT_BOX, BOX, SIMPLEX, SPACE)}
+NAMES: Final = tuple(MODELS)
+
+
+def check_bounds(domain: Domain | None, lower: object, upper: object) -> bool:
+    """Whether the domain has bounds, which have to be given then and not be given else, or the `InputError`."""
+    bounded = domain is not None and bool(domain.bounds)
+    for name, value in (("lower", lower), ("upper", upper)):
+        if bounded and value is None:
+            raise refused(name, "the bounds of y, as the domain is a box", "none", "give both")
+        if not bounded and value is not None:
+            raise refused(name, f"none, as the domain is {domain.name if domain else 'none'!r}", "one", "leave it out")
+    return bounded
 
 
 class Coordinates(NamedTuple):
-    """y = shift + scale∘p: where the model's p stands for the user's y. Either broadcasts against [B, n]."""
+    """y = shift + scale∘p: where the model's p stands for the user's y. Both are numbers, or arrays [B, n]."""
 
-    shift: Any
-    scale: Any
+    shift: Any = 0.0
+    scale: Any = 1.0
 
-    def y(self, p: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(self.shift + self.scale * p, np.float64)
+    def scaled(self, v: Array) -> Array:
+        """scale∘v: a slope in y as one in p, or a seed in p as one in y."""
+        return v if _is(self.scale, 1.0) else self.scale * v
 
-    def p(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+    def y(self, p: Array) -> Array:
+        """The y of p."""
+        return self.scaled(p) if _is(self.shift, 0.0) else self.shift + self.scaled(p)
+
+    def p(self, y: Array, xp: Namespace = NUMPY) -> Array:
         """The p of y; ½ where a box has no width, so that y = l fixes a variable."""
-        fixed = np.equal(self.scale, 0.0)
-        return np.where(fixed, 0.5, (y - self.shift) / np.where(fixed, 1.0, self.scale))
+        if _is(self.shift, 0.0):
+            return y if _is(self.scale, 1.0) else y / self.scale
+        fixed = self.scale <= 0.0
+        return xp.where(fixed, 0.5, (y - self.shift) / xp.where(fixed, 1.0, self.scale))
+
+    def of_slots(self, xp: Namespace) -> "Coordinates":
+        """The same for points [B, K, n]."""
+        return Coordinates(*(a if isinstance(a, float) else xp.row(a) for a in self))
 
 
-def box_coordinates(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> Coordinates:
-    """y = l + (u − l)∘p. A sample with any l > u has no y: its scale is NaN, and so is its answer. u = l fixes y."""
-    empty = (lower > upper).any(-1, keepdims=True)
-    return Coordinates(lower, np.where(empty, np.nan, upper - lower))
+def _is(a: Any, number: float) -> bool:
+    return isinstance(a, float) and a == number
+
+
+def box_coordinates(lower: Array, upper: Array, *, xp: Namespace = NUMPY) -> Coordinates:
+    """y = l + (u − l)∘p. Where l > u there is no y: scale is NaN there, and with it the answer. u = l fixes y."""
+    return Coordinates(lower, xp.where(lower <= upper, upper - lower, float("nan")))
 
 
 def space_coordinates(mu: float) -> Coordinates:
     """y = p/√μ, which turns (μ/2)‖y‖² into ½‖p‖²."""
-    return Coordinates(0.0, 1.0 / np.sqrt(mu))
+    return Coordinates(0.0, 1.0 / math.sqrt(mu))
+
+
+def coordinates(bounds: Mapping[str, NDArray[Any]], mu: float | None) -> Coordinates:
+    """Those of a domain: by the bounds lower and upper of a box, by μ of R^n, else y = p."""
+    if bounds:
+        return box_coordinates(*(bounds[name].astype(np.float64) for name in ("lower", "upper")))
+    return Coordinates(0.0, 1.0) if mu is None else space_coordinates(mu)
+
+
+def distance(domain: Domain, at: Coordinates, gap: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far an entry of y may be from the optimum with this gap: √(2 gap/m) in p, [B]; R is m-strongly convex."""
+    widest = np.max(np.nan_to_num(at.scale), axis=-1)
+    return np.asarray(widest * np.sqrt(2.0 * gap / domain.convexity))
 
 
 def sigmoid(s: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,10 +4,11 @@ What was not solved is asked whether it can be. The residual t of the least squa
 
     min over z of ½ ‖t‖²,  t = the amounts by which constraints are violated
 
-is a Farkas certificate if it is not 0 (where a row of zeros has bounds that keep 0 out, that row is one by itself). Where violations are small, so is t, and known to few digits: so the problem is asked
-again about the z of the first answer, in units of its violations. And the projection of −p onto {d: Qd = 0, Ad = 0, Cd within the recession cones
-of its bounds} is a ray along which the objective falls without end if it is not 0. Both are quadratic programs for the
-same interior point method.
+is a Farkas certificate if it is not 0 (and a row of zeros whose bounds keep 0 out is one by itself). Where violations
+are small, so is t, and known to few digits: so the problem is asked again about the z of the first answer, in units of
+its violations. And the projection of −p onto {d: Qd = 0, Ad = 0, Cd within the recession cones of its bounds} is a ray
+along which the objective falls without end if it is not 0. All are quadratic programs for the same interior point
+method.
 """
 
 from typing import Any, Final

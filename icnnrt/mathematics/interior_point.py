@@ -44,7 +44,7 @@ STUCK: Final = 2
 CLOSE: Final = 1e-6
 STUCK_DELTA: Final = 1e-7
 EQUILIBRATIONS: Final = 10
-LEVEL: Final = 1.5  # rows and columns whose largest entries are within e^±1.5 of 1 are left alone
+LEVEL: Final = 4.0  # a problem whose rows and columns are within this factor of 1 is left alone
 NARROW: Final = 1e-9
 INFINITY: Final = float("inf")
 
@@ -129,37 +129,48 @@ def units(xp: Namespace, Q: Array, p: Array, G: Array, A: Array) -> tuple[Array,
     scaled by constraints rather than by penalties, and a slack that costs 1e6 stays in its own units.
     """
 
-    def root(size: Array) -> Array:
-        return 1.0 / xp.sqrt(xp.where(size > 0.0, xp.clip(size, 1e-12, 1e12), 1.0))
+    def unfinished(*state: Array) -> Array:
+        return xp.any(state[-1])
+
+    def sweep(*state: Array) -> tuple[Array, ...]:
+        return swept(xp, *state)
 
     def ones(M: Array) -> Array:
         """One a row."""
         return xp.max(0.0 * M) + 1.0
 
-    def unit(Q: Array, p: Array) -> Array:
-        """What brings the largest entry of the objective to 1."""
-        size = xp.maximum(xp.largest(Q), xp.largest(p))
-        return 1.0 / xp.where(size > 0.0, size, 1.0)
-
-    def unfinished(*state: Array) -> Array:
-        return xp.any(state[-1] > LEVEL)
-
-    def sweep(
-        Q: Array, p: Array, G: Array, A: Array, D: Array, E_G: Array, E_A: Array, c: Array, _: Array
-    ) -> tuple[Array, ...]:
-        size_G, size_A = abs(G), abs(A)
-        of_columns = xp.maximum(xp.max(xp.mT(abs(Q))), xp.max(xp.mT(xp.concat_rows([size_G, size_A]))))
-        of_rows = xp.concat_rows([xp.max(size_G), xp.max(size_A), of_columns])
-        d, g, a = xp.mT(root(of_columns)), root(xp.max(size_G)), root(xp.max(size_A))
-        Q, p, G, A = Q * xp.mT(d) * d, p * d, G * g * d, A * a * d
-        more = unit(Q, p)
-        off = xp.largest(xp.log(xp.where(of_rows > 0.0, of_rows, 1.0)))
-        return Q * more, p * more, G, A, D * d, g * E_G, a * E_A, c * more, off
-
-    c = unit(Q, p)
-    state = (Q * c, p * c, G, A, xp.ones_like(p), ones(G), ones(A), c, INFINITY + 0.0 * c)
-    Q, p, G, A, D, E_G, E_A, c, _ = xp.loop(unfinished, sweep, state, EQUILIBRATIONS)
+    c = unit_of_cost(xp, Q, p)
+    begin = (Q * c, p * c, G, A, xp.ones_like(p), ones(G), ones(A), c, c > 0.0)
+    Q, p, G, A, D, E_G, E_A, c, _ = xp.loop(unfinished, sweep, begin, EQUILIBRATIONS)
     return Q, p, G, A, D, xp.concat([xp.mT(E_G), 1.0 / D]), xp.mT(E_A), c
+
+
+def unit_of_cost(xp: Namespace, Q: Array, p: Array) -> Array:
+    """What brings the largest entry of the objective to 1."""
+    size = xp.maximum(xp.largest(Q), xp.largest(p))
+    return 1.0 / xp.where(size > 0.0, size, 1.0)
+
+
+# fmt: off
+def swept(
+    xp: Namespace, Q: Array, p: Array, G: Array, A: Array, D: Array, E_G: Array, E_A: Array, c: Array, going: Array
+) -> tuple[Array, ...]:
+    """One sweep of those samples that need it."""
+    # fmt: on
+    size_G, size_A = abs(G), abs(A)
+    of_columns = xp.maximum(xp.max(xp.mT(abs(Q))), xp.max(xp.mT(xp.concat_rows([size_G, size_A]))))
+    of_rows = xp.max(size_G), xp.max(size_A)
+    sizes = xp.concat_rows([of_columns, *of_rows])
+    off = xp.largest(xp.where(sizes > 0.0, xp.maximum(sizes, 1.0 / xp.where(sizes > 0.0, sizes, 1.0)), 1.0))
+    going = going & (off > LEVEL)
+
+    def root(size: Array) -> Array:
+        return xp.where(going & (size > 0.0), 1.0 / xp.sqrt(xp.clip(size, 1e-12, 1e12)), 1.0)
+
+    d, g, a = xp.mT(root(of_columns)), root(of_rows[0]), root(of_rows[1])
+    Q, p, G, A = Q * xp.mT(d) * d, p * d, G * g * d, A * a * d
+    more = xp.where(going, unit_of_cost(xp, Q, p), 1.0)
+    return Q * more, p * more, G, A, D * d, g * E_G, a * E_A, c * more, going
 
 
 def equilibrated(xp: Namespace, problem: Problem, soft: Array) -> Equilibrated:
@@ -256,7 +267,6 @@ def first(xp: Namespace, at: Equilibrated, start: Array, active: Array) -> Itera
 
 def evaluated(xp: Namespace, at: Equilibrated, x: Array) -> tuple[Array, ...]:
     """μ, the residuals r_d, r_ν and r_s, and the largest relative residual, infinite if not finite."""
-    _, C, Ct, _, _ = at.of[:5]
     z, nu, l, s = split(xp, at, x)  # noqa: E741
     l_upper, l_lower = xp.halves(l)
     lam = l_upper - l_lower
@@ -408,5 +418,8 @@ def relative(
 def kkt_residual(
     xp: Namespace, of: Matrices, p: Array, b: Array, lower: Array, upper: Array, z: Array, lam: Array, nu: Array
 ) -> Array:
-    """`relative` of any z, λ of all rows and ν."""
+    """`relative` of any z, λ of all rows and ν.
+
+    The solver's own measure; `qp_reference.kkt_residual` checks it and shares nothing with it.
+    """
     return relative(xp, products_of(xp, of, z, lam, nu), p, b, *bounds_of(xp, lower, upper), z, lam)

@@ -43,6 +43,17 @@ inverse_spd         for A [B, k, k] symmetric and positive semidefinite: the fun
 solve_spd           A⁻¹r for each of some rows r [B, 1, k], as exact as by LU
 any                 whether an entry is true
 loop                `state = step(*state)` while `unfinished(*state)`, at most `most` times
+repeat              `state, rows = step(i, *state)` for i < times, then all rows, [B, ...], as [B, times, ...]; what is
+                    in state may grow
+row, column         an axis more, of one entry: the second, the last
+entry, slot         one entry of the last axis, one slot of the second, which goes
+upto                the first slots of the second axis, as many as a number says
+backwards           the second axis the other way round
+slots_sum           over the second axis, which goes
+padded              a row with zeros behind it, of so many entries in all
+zeros               of the samples and the dtype of an array, of any further sizes
+spread              a number to multiply with, in every entry of an array like another: one number beside a product of
+                    matrices onnxruntime 1.31 would fold into it, as float32
 ==================  ================================================================================================
 
 All numbers are float64 where nothing else is said. A sample may be NaN and the others are as if it were not there.
@@ -111,13 +122,27 @@ class Namespace(Protocol):
     def solve_spd(self, A: Array, eye: Array, rows: Sequence[Array]) -> Sequence[Array]: ...
     def any(self, a: Array) -> Any: ...
     def loop(self, unfinished: Callable[..., Any], step: Callable[..., Any], state: Any, most: Any) -> Any: ...
+    def repeat(self, times: Any, step: Callable[..., Any], state: Any) -> tuple[Any, Sequence[Array]]: ...
+    def row(self, a: Array) -> Array: ...
+    def column(self, a: Array) -> Array: ...
+    def entry(self, a: Array, i: int) -> Array: ...
+    def slot(self, a: Array, k: Any) -> Array: ...
+    def upto(self, a: Array, k: Any) -> Array: ...
+    def backwards(self, a: Array) -> Array: ...
+    def slots_sum(self, a: Array) -> Array: ...
+    def padded(self, row: Array, length: int) -> Array: ...
+    def zeros(self, like: Array, *sizes: int) -> Array: ...
+    def spread(self, number: float, like: Array) -> Array: ...
 
 
 class Eager:
     """What every namespace that computes at once has from its other operations and from Python."""
 
     inverse_spd: Callable[[Array, Array], Callable[[Array], Array]]
+    concat: Callable[[Sequence[Array]], Array]
     concat_rows: Callable[[Sequence[Array]], Array]
+    stack: Callable[[Sequence[Array]], Array]
+    zeros: Callable[..., Array]
 
     @staticmethod
     def cond(condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
@@ -137,6 +162,44 @@ class Eager:
                 break
             state = step(*state)
         return state
+
+    def repeat(self, times: int, step: Callable[..., Any], state: Any) -> tuple[Any, Sequence[Array]]:
+        collected = []
+        for i in range(times):
+            state, rows = step(i, *state)
+            collected.append(rows)
+        return state, [self.stack(rows) for rows in zip(*collected, strict=True)]
+
+    @staticmethod
+    def row(a: Array) -> Array:
+        return a[:, None]
+
+    @staticmethod
+    def column(a: Array) -> Array:
+        return a[..., None]
+
+    @staticmethod
+    def entry(a: Array, i: int) -> Array:
+        return a[..., i]
+
+    @staticmethod
+    def slot(a: Array, k: int) -> Array:
+        return a[:, k]
+
+    @staticmethod
+    def upto(a: Array, k: int) -> Array:
+        return a[:, :k]
+
+    @staticmethod
+    def slots_sum(a: Array) -> Array:
+        return a.sum(1)
+
+    def padded(self, row: Array, length: int) -> Array:
+        return self.concat([row, self.zeros(row, *row.shape[1:-1], length - row.shape[-1])])
+
+    @staticmethod
+    def spread(number: float, like: Array) -> float:
+        return number
 
     @staticmethod
     def _lengths(row: Array, like: Sequence[Array | None]) -> list[Any]:
@@ -261,6 +324,14 @@ class Numpy(Eager):
     @staticmethod
     def eyes(row: Array) -> Array:
         return np.broadcast_to(np.eye(row.shape[-1]), (len(row), row.shape[-1], row.shape[-1]))
+
+    @staticmethod
+    def zeros(like: Array, *sizes: int) -> Array:
+        return np.zeros((len(like), *sizes), like.dtype)
+
+    @staticmethod
+    def backwards(a: Array) -> Array:
+        return a[:, ::-1]
 
     @staticmethod
     def rows(numbers: Sequence[float], like: Array) -> Array:

@@ -45,28 +45,18 @@ def advise(status: Status, *, residual: tuple[float, float, float], steps: int, 
     """One sentence of advice with the numbers of one sample; `ray`: whether who reads it has that to look at."""
     stationarity, feasibility, gap = residual
     numbers = f"stationarity {stationarity:.1e}, feasibility {feasibility:.1e}, duality gap {gap:.1e}"
-    match status:
-        case Status.CONVERGED:
-            return f"converged: {numbers}"
-        case Status.INACCURATE:
-            return (
-                f"{steps} steps ended above the tolerance ({numbers}): scale rows and columns of the data to similar "
-                "sizes, or solve in float64; gradients are withheld"
-            )
-        case Status.INFEASIBLE:
-            if not ray:
-                return "no z meets the constraints: loosen them"
-            return "no z meets the constraints, as `ray` proves: loosen those with the largest entries there"
-        case Status.UNBOUNDED:
-            along = " along `ray`" if ray else ""
-            return f"the objective falls without end{along}: bound z, or add a multiple of the identity to Q"
-        case Status.SOLVER:
-            return f"{steps} steps found neither an answer nor a certificate: rescale the data, or solve in float64"
-        case Status.NOT_FINITE_INPUT:
-            return "the data hold NaN, or an infinity that is no absent bound: clean them"
-        case Status.NOT_CONVEX:
-            return "Q has a negative eigenvalue, so the problem is not convex: pass F F' + ε I with a factor F"
-        case Status.NOT_FINITE:
-            return "z left the range of its dtype behind the programs: scale what follows them, or export in float64"
-        case _:
-            raise AssertionError(f"no quadratic program ends with {status!r}")
+    infeasible = "as `ray` proves: loosen those with the largest entries there" if ray else "loosen them"
+    return {
+        Status.CONVERGED: f"converged: {numbers}",
+        Status.INACCURATE: f"{steps} steps ended above the tolerance ({numbers}): scale rows and columns of the data "
+        "to similar sizes, or solve in float64; gradients are withheld",
+        Status.INFEASIBLE: f"no z meets the constraints{', ' if ray else ': '}{infeasible}",
+        Status.UNBOUNDED: f"the objective falls without end{' along `ray`' * ray}: bound z, or add a multiple of the "
+        "identity to Q",
+        Status.SOLVER: f"{steps} steps found neither an answer nor a certificate: rescale the data, or solve in "
+        "float64",
+        Status.NOT_FINITE_INPUT: "the data hold NaN, or an infinity that is no absent bound: clean them",
+        Status.NOT_CONVEX: "Q has a negative eigenvalue, so the problem is not convex: pass F F' + ε I with a factor F",
+        Status.NOT_FINITE: "z left the range of its dtype behind the programs: scale what follows them, or export in "
+        "float64",
+    }[status]

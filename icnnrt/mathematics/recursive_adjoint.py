@@ -10,8 +10,8 @@ All the way (depth K) that is the derivative of the K-step method, exactly. Dept
 (2017): it holds the cut points fixed and needs no Hessian. For piecewise-linear f both agree.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from icnnrt.mathematics.bundle import Trajectory
 from icnnrt.mathematics.namespace import Array, Namespace
@@ -31,26 +31,58 @@ def recursive_adjoint(
     xp: Namespace,
     trajectory: Trajectory,
     y_bar: Array,
-    hvp: Callable[[int, Array], Array] | None,
-    depth: int | None,
-    kkt_adjoint: Callable[[Array, Array, Array, Array], tuple[Array, Array]],
+    hvp: Callable[[Array, Array], Array],
+    depth: Any,
+    kkt_adjoint: Callable[[Array, Array, Array, Array], Sequence[Array]],
 ) -> CutCotangents:
-    """Cotangents of the cuts for ȳ = y_bar [B, n]; depth None is K.
+    """Cotangents of the cuts for ȳ = y_bar [B, n], all in one dtype; 1 <= depth <= K.
 
-    `hvp(i, s [B, n]) -> ∇²f(y_i) s`, i the 0-based index of the cut; not needed for depth 1.
-    `kkt_adjoint(G, e, λ, ȳ) -> c_y, c_λ` of [B, k, n], [B, k], [B, k], [B, n], float64.
+    `hvp(k, s [B, n]) -> ∇²f(y_k) s`, k the 0-based index of the cut; not called for depth 1.
+    `kkt_adjoint(G [B, k, n], e [B, k], λ [B, k], ȳ) -> c_y, c_λ`.
     """
-    Y = xp.double(trajectory.cut_points)
+    Y, G, e, lam_history = trajectory.cut_points, trajectory.slopes, trajectory.offsets, trajectory.lam_history
     K = Y.shape[1]
-    offset_bar, seed = 0.0 * trajectory.offsets, 0.0 * Y
-    y_bar = xp.double(y_bar)
-    for k in range(K, K - (K if depth is None else depth), -1):
-        if k < K:
-            assert hvp is not None, "hvp is needed beyond depth 1"
-            y_bar = xp.double(hvp(k, seed[:, k]))
-        y_k = xp.double(trajectory.y) if k == K else Y[:, k]
-        lam = trajectory.lam_history[:, k - 1, :k]
-        c_y, c_lam = kkt_adjoint(trajectory.slopes[:, :k], trajectory.offsets[:, :k], lam, y_bar)
-        offset_bar[:, :k] += c_lam
-        seed[:, :k] += lam[:, :, None] * c_y[:, None, :] + c_lam[:, :, None] * (y_k[:, None, :] - Y[:, :k])
+
+    def spread(lam: Array, c_y: Array, c_lam: Array, y_k: Array) -> Array:
+        return xp.column(lam) * xp.row(c_y) + xp.column(c_lam) * (xp.row(y_k) - Y)
+
+    def back(i: Array, e_bar: Array, S: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        k = (K - 1) - i  # the cut set; its answer is y_k, and so y_k's cut is the next one
+        lam = xp.slot(lam_history, k - 1)  # zero beyond the k-th
+        y_bar = hvp(k, xp.slot(S, k))
+        c_y, c_lam = kkt_adjoint(xp.upto(G, k), xp.upto(e, k), xp.upto(lam, k), y_bar)
+        c_lam = xp.padded(c_lam, K)
+        return (e_bar + c_lam, S + spread(lam, c_y, c_lam, xp.slot(Y, k))), ()
+
+    lam = xp.slot(lam_history, K - 1)
+    c_y, c_lam = kkt_adjoint(G, e, lam, y_bar)
+    (offset_bar, seed), _ = xp.repeat(depth - 1, back, (c_lam, spread(lam, c_y, c_lam, trajectory.y)))
     return CutCotangents(offset_bar, seed)
+
+
+class CoordinatesCotangents(NamedTuple):
+    """∂ℓ/∂shift and ∂ℓ/∂scale of y = shift + scale∘p. For a box: l̄ = shift − scale, ū = scale."""
+
+    shift: Array  # [B, n]
+    scale: Array  # [B, n]
+
+
+def coordinates_adjoint(
+    xp: Namespace, cut_points: Array, gradients: Array, seed: Array, p: Array, y_bar: Array, point_bar: Array
+) -> CoordinatesCotangents:
+    """Cotangents of shift and scale for a loss with ∂ℓ/∂y = ȳ at y = shift + scale∘p, p the argmin.
+
+    The cuts are those of f(shift + scale∘p), and depend on shift and scale through y_i = shift + scale∘p_i and
+    g̃_i = scale∘∇f(y_i). With cotangents ē_i and seeds s_i of the cuts in p::
+
+        shift_bar = ȳ + Σ_i ȳ_i
+        scale_bar = p∘ȳ + Σ_i p_i∘ȳ_i + s_i∘∇f(y_i),      ȳ_i = ē_i ∇f(y_i) + ∇²f(y_i) (scale∘s_i)
+
+    cut_points p_i, gradients ∇f(y_i), point_bar ȳ_i: all [B, K, n]. For the recursion they are exact if p_init counts
+    as a constant. Proposition 3 holds the points p_i fixed: the same with its cuts, and no second term of ȳ_i. For the
+    implicit adjoint the one cut is at y* with ē = 0 and s = c_p.
+    """
+    return CoordinatesCotangents(
+        shift=y_bar + xp.slots_sum(point_bar),
+        scale=p * y_bar + xp.slots_sum(cut_points * point_bar + seed * gradients),
+    )

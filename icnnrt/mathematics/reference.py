@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from icnnrt.mathematics import bundle, cut_model
 from icnnrt.mathematics import kkt_adjoint as adjoint_of_model
+from icnnrt.mathematics import recursive_adjoint as adjoint_of_cuts
 from icnnrt.mathematics.bundle import Trajectory
 from icnnrt.mathematics.cut_model import BACKTRACK, LAM_FLOOR, RELUCTANCE, SLACK_FLOOR, STEPS
 from icnnrt.mathematics.domains import (
@@ -32,7 +33,7 @@ from icnnrt.mathematics.domains import (
     softplus,
 )
 from icnnrt.mathematics.namespace import EPS, NUMPY
-from icnnrt.mathematics.recursive_adjoint import CutCotangents, recursive_adjoint
+from icnnrt.mathematics.recursive_adjoint import CoordinatesCotangents, CutCotangents
 
 __all__ = [
     "BACKTRACK",
@@ -117,10 +118,14 @@ def bundle_entropy_argmin(
     `in_coordinates(value_and_gradient, ...)` and p_init, and get a trajectory of p.
     """
 
-    def solve(G: Array, e: Array, lam: Array | None) -> InnerSolution:
+    def found(y: Array) -> tuple[Array, Array]:
+        f, g = value_and_gradient(y)
+        return f[:, None], g
+
+    def solve(G: Array, e: Array, lam: Array) -> InnerSolution:
         return bundle_entropy_solve(G, e, lam, steps, domain)
 
-    return bundle.argmin(NUMPY, domain, value_and_gradient, y_init, iterations, solve)
+    return bundle.argmin(NUMPY, domain, found, y_init, iterations, solve)
 
 
 def in_coordinates(
@@ -130,7 +135,7 @@ def in_coordinates(
 
     def of_p(p: Array) -> tuple[Array, Array]:
         f, g = value_and_gradient(coordinates.y(p))
-        return f, coordinates.scale * g
+        return f, coordinates.scaled(g)
 
     return of_p
 
@@ -156,14 +161,16 @@ def argmin_adjoint(
     paper, which holds the cut points fixed and needs no `hvp`; for piecewise-linear f both agree.
     """
 
-    def product(i: int, s: Array) -> Array:
+    def product(k: int, s: Array) -> Array:
         assert hvp is not None, "hvp is needed beyond depth 1"
-        return hvp(trajectory.cut_points[:, i], s)
+        return hvp(trajectory.cut_points[:, k], s)
 
     def kkt(G: Array, e: Array, lam: Array, y_bar: Array) -> tuple[Array, Array]:
         return kkt_adjoint(G, e, lam, y_bar, domain)
 
-    return recursive_adjoint(NUMPY, trajectory, y_bar, product, depth, kkt)
+    return adjoint_of_cuts.recursive_adjoint(
+        NUMPY, trajectory, y_bar, product, depth or trajectory.cut_points.shape[1], kkt
+    )
 
 
 def implicit_adjoint(hessian: Array, y: Array, y_bar: Array, domain: Domain = UNIT_BOX) -> Array:
@@ -179,13 +186,6 @@ def implicit_adjoint(hessian: Array, y: Array, y_bar: Array, domain: Domain = UN
     return domain.root(NUMPY, s[:, 0], np.asarray(z, np.float64))
 
 
-class CoordinatesCotangents(NamedTuple):
-    """∂ℓ/∂shift and ∂ℓ/∂scale of y = shift + scale∘p. For a box: l̄ = shift − scale, ū = scale."""
-
-    shift: Array  # [B, n]
-    scale: Array  # [B, n]
-
-
 def coordinates_adjoint(
     cut_points: Array,
     gradients: Array,
@@ -194,20 +194,6 @@ def coordinates_adjoint(
     y_bar: Array,
     hessian_products: Array,
 ) -> CoordinatesCotangents:
-    """Cotangents of shift and scale for a loss with ∂ℓ/∂y = ȳ at y = shift + scale∘p, p the argmin.
-
-    The cuts are those of f(shift + scale∘p), and depend on shift and scale through y_i = shift + scale∘p_i and
-    g̃_i = scale∘∇f(y_i). With cotangents ē_i and seeds s_i of the cuts in p::
-
-        shift_bar = ȳ + Σ_i (ē_i ∇f(y_i) + h_i)
-        scale_bar = p∘ȳ + Σ_i p_i∘(ē_i ∇f(y_i) + h_i) + s_i∘∇f(y_i),      h_i = ∇²f(y_i) (scale∘s_i)
-
-    cut_points p_i, gradients ∇f(y_i), hessian_products h_i: all [B, K, n]. For the recursion of `argmin_adjoint` they
-    are exact if p_init counts as a constant. Proposition 3 holds the points p_i fixed: the same with its cuts. For the
-    implicit adjoint the one cut is at y* with ē = 0 and s = c_p.
-    """
-    y_i_bar = cuts.offset_bar[:, :, None] * gradients + hessian_products
-    return CoordinatesCotangents(
-        shift=y_bar + y_i_bar.sum(1),
-        scale=p * y_bar + (cut_points * y_i_bar + cuts.seed * gradients).sum(1),
-    )
+    """`recursive_adjoint.coordinates_adjoint` in numpy, of hessian_products ∇²f(y_i) (scale∘s_i) [B, K, n]."""
+    point_bar = cuts.offset_bar[:, :, None] * gradients + hessian_products
+    return adjoint_of_cuts.coordinates_adjoint(NUMPY, cut_points, gradients, cuts.seed, p, y_bar, point_bar)

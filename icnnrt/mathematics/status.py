@@ -1,5 +1,6 @@
 """What became of one sample, whatever solved it, and what to do about it."""
 
+import math
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Final
@@ -69,40 +70,46 @@ def advise(
     `gap_bound` and `residual_bound` are what gap and residual had to stay below, `violation` is by how much the
     energy lies below its own cuts, `uncertainty` by how much rounding may have moved the gap.
     """
-    match status:
-        case Status.CONVERGED:
-            return f"converged: a gap of {gap:.1e} <= {gap_bound:.1e} and a residual of {residual:.1e}"
-        case Status.GAP:
-            return (
-                f"{iterations} cuts left a gap of {gap:.1e} > {gap_bound:.1e}, so a smaller energy may exist: "
-                f"export with more iterations ({2 * iterations}), or start from a better y_init"
-            )
-        case Status.SOLVER:
-            return (
-                f"{steps} steps left the last model with a residual of {residual:.1e} > {residual_bound:.1e}: "
-                f"export with more steps ({2 * steps}), or scale the energy down if its slopes are far above 1e3"
-            )
-        case Status.NOT_CONVEX:
-            seen = f"lies {violation:.1e} below its own cuts" if violation > 0 else "was seen to bend down"
-            return (
-                f"the energy {seen}, so it is not convex in y and no bound holds: "
-                "make the weights between hidden layers nonnegative and the activations convex, then export again"
-            )
-        case Status.NOT_FINITE:
-            return (
-                f"the energy or its gradient left the range of {dtype}: scale x to what the model was trained on, "
-                "or export it in float64"
-            )
-        case Status.NOT_FINITE_INPUT:
-            return f"x holds NaN or infinity (or a number beyond {dtype}), or a bound does: clean it"
-        case Status.INFEASIBLE:
-            return "a lower bound exceeds its upper one, so no y is allowed: exchange or widen them"
-        case Status.UNBOUNDED:
-            return "the energy falls without end as far as it was followed: bound y"
-        case Status.PRECISION:
-            return imprecise(uncertainty, gap_bound, dtype)
-        case Status.INACCURATE:
-            raise AssertionError("quadratic programs have advice of their own")
+    seen = f"lies {violation:.1e} below its own cuts" if violation > 0 else "was seen to bend down"
+    return {
+        Status.CONVERGED: f"converged: a gap of {gap:.1e} <= {gap_bound:.1e} and a residual of {residual:.1e}",
+        Status.GAP: f"{iterations} cuts left a gap of {gap:.1e} > {gap_bound:.1e}, so a smaller energy may exist: "
+        f"export with more iterations ({2 * iterations}), or start from a better y_init",
+        Status.SOLVER: f"{steps} steps left the last model with a residual of {residual:.1e} > {residual_bound:.1e}: "
+        f"export with more steps ({2 * steps}), or scale the energy down if its slopes are far above 1e3",
+        Status.NOT_CONVEX: f"the energy {seen}, so it is not convex in y and no bound holds: "
+        "make the weights between hidden layers nonnegative and the activations convex, then export again",
+        Status.NOT_FINITE: f"the energy or its gradient left the range of {dtype}: scale x to what the model was "
+        "trained on, or export it in float64",
+        Status.NOT_FINITE_INPUT: f"x holds NaN or infinity (or a number beyond {dtype}), or a bound does: clean it",
+        Status.INFEASIBLE: "a lower bound exceeds its upper one, so no y is allowed: exchange or widen them",
+        Status.UNBOUNDED: "the energy falls without end as far as it was followed: bound y",
+        Status.PRECISION: imprecise(uncertainty, gap_bound, dtype),
+    }[status]
+
+
+def advise_polyhedron(status: Status, *, gap: float, cuts: int, uncertainty: float) -> str:
+    """One sentence of advice on an argmin over a polyhedron.
+
+    `cuts` is how many models were solved, `uncertainty` by how much rounding may have moved the gap.
+    """
+    held = f"{cuts} cut{'s' * (cuts != 1)}"
+    left = f"left {f'a gap of {gap:.1e}' if math.isfinite(gap) else 'no answer'}"
+    return {
+        Status.CONVERGED: f"converged: a gap of {gap:.1e} after {held}",
+        Status.GAP: f"{held} left a gap of {gap:.1e}: give more iterations, a larger mu or a better y_init",
+        Status.SOLVER: f"after {held} a model was not solved, or falls without end where the energy does not, and "
+        f"{left}: give more iterations, bound y, or raise mu",
+        Status.NOT_CONVEX: "the energy lies below its own cuts, so it is not convex in y and no bound holds",
+        Status.NOT_FINITE_INPUT: "x or a constraint holds NaN, or an infinity that is no absent bound: clean it",
+        Status.NOT_FINITE: "the energy or its gradient is not finite: scale x, or export in float64",
+        Status.INFEASIBLE: "no y meets the constraints: loosen them",
+        Status.UNBOUNDED: "the energy falls along `ray`, within the constraints, as far as it was followed: "
+        "bound y, or raise mu",
+        Status.PRECISION: f"{held} left a gap of {gap:.1e}, but rounding may have moved it by "
+        f"{uncertainty:.1e}, more than the tolerance: scale x and y down, centre the energy, "
+        "allow a larger tolerance, or export in float64 if it is float32",
+    }[status]
 
 
 def imprecise(uncertainty: float, bound: float, dtype: str) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.format import wire
-from icnnrt.format.onnx_graph import _READ, MAX_RANK, _Fields, _Reader, _Span
+from icnnrt.format.onnx_graph import MAX_RANK, READ, Fields, Reader, Span
 from icnnrt.format.signatures import BATCH, Shape, Signature, Tensor
 
 MEMORY: Final = 64 << 20
@@ -102,11 +102,11 @@ class Footprint:
         return (bytes, tuple(sorted(names))) if names.count(_BATCH) < 2 else (-1, ())
 
 
-class _Sizes(_Reader):
+class _Sizes(Reader):
     """Reads what the nodes of a model make, in all of its graphs and functions."""
 
     wanted: ClassVar = {
-        **_READ,
+        **READ,
         "GraphProto": frozenset((1, 11, 12, 13)),
         "FunctionProto": frozenset((1, 7, 12)),
         "NodeProto": frozenset((2, 4, 5)),
@@ -132,17 +132,17 @@ class _Sizes(_Reader):
                 self._nodes(called, 7, (12,))
         return self._made, self._unknown
 
-    def _graph(self, span: _Span) -> None:
+    def _graph(self, span: Span) -> None:
         self._nodes(self.read("GraphProto", span), 1, (11, 12, 13))
 
-    def _nodes(self, fields: _Fields, nodes: int, infos: tuple[int, ...]) -> None:
+    def _nodes(self, fields: Fields, nodes: int, infos: tuple[int, ...]) -> None:
         """The nodes in one field of a message, by the declarations in others of its fields."""
         declared = {}
         for number in infos:
             for one in self.spans(fields, number):
-                name, dtype, shape = self.value_info(one)
-                if dtype is not None and shape is not None and None not in shape:
-                    declared[name] = dtype.itemsize, tuple(size for size in shape if size is not None)
+                v = self.value_info(one)
+                if v.dtype is not None and v.shape is not None and None not in v.shape:
+                    declared[v.name] = v.dtype.itemsize, tuple(size for size in v.shape if size is not None)
         for one in self.spans(fields, nodes):
             node = self.read("NodeProto", one)
             operator = self.text(node, 4)

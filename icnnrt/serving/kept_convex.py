@@ -1,18 +1,26 @@
-"""Keeping an energy convex while its weights change: what its package was proven with holds of every later set.
+"""What is known of f's convexity, and keeping it while weights change: what the package was proven with holds of
+every later set.
 
 Signs are kept by projection, which costs next to nothing. Where the proof rests on more than signs, a positive
 semidefinite product or a slope below 1, it is repeated for new values of the weights in question, and they are refused
 if it fails. Of an energy that was never proven convex there is nothing to keep but the signs that somebody asked for.
 """
 
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.format.manifest import Manifest
 from icnnrt.format.signs import Sign
+from icnnrt.format.verdict import Convexity
+from icnnrt.limits import call
+from icnnrt.mathematics.status import RESTS_ON_CONVEXITY, Status
 from icnnrt.printable import named
+from icnnrt.serving.runner import Runner
+from icnnrt.serving.weight_sets import WeightSet
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -78,3 +86,48 @@ class KeptConvex:
             return ""
         lost: str = self._proof.failure({**present, **new})
         return lost
+
+
+class KnownConvexity:
+    """Of the energy that a runner runs."""
+
+    def __init__(self, runner: Runner) -> None:
+        found = runner.package.manifest.convexity
+        self._runner = runner
+        # What was last seen of the energy, and with which weights: by the export, or by `prove_convexity`.
+        self._seen = (found.verdict if found else "unknown", runner.weights.id)
+
+    @functools.cached_property
+    def kept(self) -> KeptConvex:
+        """What weights have to be that take the place of these, made by whoever changes them first."""
+        package = self._runner.package
+        manifest, train = package.manifest, package.manifest.train
+        moved = train.weights if train else manifest.weights.trainable
+        # Of the weights of the package: that is whose proof is kept.
+        return call(self._runner.limits, KeptConvex, manifest, package.graphs, package.weights, moved)
+
+    def fault(self, new: Weights, present: Weights) -> str:
+        """What `KeptConvex.fault` says, within the limits of a call."""
+        return call(self._runner.limits, self.kept.fault, new, present)
+
+    def proven_with(self, weights_id: str) -> bool:
+        """Whether f is proven convex with these weights: it was, and they are those of then, or have kept it so."""
+        verdict, seen = self._seen
+        return verdict == "proven" and (weights_id == seen or self.kept.proven)
+
+    def doubted(self, status: NDArray[np.int8]) -> NDArray[np.int8]:
+        """The statuses of answers: of an f that was seen not to be convex NOT_CONVEX, whether or not their cuts show
+        it."""
+        if self._seen[0] != "violated":
+            return status
+        return np.where(np.isin(status, RESTS_ON_CONVEXITY), np.int8(Status.NOT_CONVEX), status)
+
+    def looked(self, found: Convexity, weights: WeightSet) -> None:
+        """`found` is what a look at f with these weights gave."""
+        if weights is self._runner.weights:
+            self._seen = (found.verdict, weights.id)
+
+    def forget(self) -> None:
+        """Weights that nobody looks at will take the place of these: what was proven is not known any more."""
+        if self._seen[0] == "proven":
+            self._seen = ("unknown", "")

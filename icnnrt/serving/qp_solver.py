@@ -14,15 +14,16 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import choice, flag, integer, sample
-from icnnrt.errors import IcnnrtError, InputError
+from icnnrt.arguments import choice, converted, flag, integer, refused, sample, shown
+from icnnrt.errors import IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
+from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_status import STATUSES, statuses
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import onnxruntime
 from icnnrt.serving.forks import inherit
 from icnnrt.serving.operators import operator_session
-from icnnrt.serving.quadratic_program import ADJOINT, DTYPES, SHAPES, SOLUTION
+from icnnrt.serving.quadratic_program import ADJOINT, DTYPES, SOLUTION
 
 __all__ = ["QPData", "QPSolver"]
 
@@ -123,11 +124,10 @@ class QPSolver:
         self._only_z_bar = True  # the other three are zero, and need not be written again
         self._d = [np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in ADJOINT]
         self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
-        self._square = np.zeros_like(self.data.Q)
-        self._rows = np.zeros_like(self.data.G), np.zeros_like(self.data.A)
         self._where = dtype, native, threads
         self._solve = _Bound("solve", self._where, {**self.data._asdict(), "start": self._start}, answers)
-        self._sides = _Sides(self)
+        points = self.z, self.lam, self.nu, self.bound_multipliers
+        self._data_gradients = _DataGradients(self._d, points, self.gradients)
 
     def solve(
         self,
@@ -154,7 +154,7 @@ class QPSolver:
         for value, (name, into, dtype, whole, one) in zip(given, self._inputs):  # noqa: B905  a tenth of a microsecond
             if value is not None:
                 if type(value) is not np.ndarray or value.dtype != dtype or value.shape not in (one, whole):
-                    value = _fitted("bound_multipliers_bar" if name == "mu_bar" else name, value, into)
+                    value = _fitted(name, value, into)
                 parts.append((into, value))
         for into, value in parts:
             into[...] = value
@@ -171,7 +171,7 @@ class QPSolver:
         Samples that are not SOLVED have NaN. Where the same datum was given to all samples, sum over the first axis.
         """
         if not self._solve.calls:
-            raise InputError("z_bar: expected a solved problem to differentiate; call solve before vjp.")
+            raise refused("z_bar", "a solved problem to differentiate", "none", "call solve before vjp")
         given = {"z_bar": z_bar}
         if lam_bar is not None or nu_bar is not None or bound_multipliers_bar is not None or not self._only_z_bar:
             given |= {"lam_bar": lam_bar, "nu_bar": nu_bar, "mu_bar": bound_multipliers_bar}
@@ -187,7 +187,7 @@ class QPSolver:
             into[...] = value
         self._only_z_bar = lam_bar is None and nu_bar is None and bound_multipliers_bar is None
         self._adjoint()
-        self._sides.write()
+        self._data_gradients.write()
         return self.gradients
 
     @functools.cached_property
@@ -215,7 +215,7 @@ class QPSolver:
     def advice(self, i: int = 0) -> str:
         """One sentence with numbers: how sample `i` of the last `solve` went, and what would make it better."""
         if not self._solve.calls:
-            raise InputError("advice: expected a solved problem to tell of; call solve first.")
+            raise refused("advice", "a solved problem to tell of", "none", "call solve first")
         i = sample(i, len(self._codes))
         data = {name: a[i if len(a) > 1 else 0] for name, a in self.data._asdict().items()}
         return qp_advice(i, STATUSES[int(self._codes[i])], self.residual[i], data)
@@ -225,10 +225,8 @@ class QPSolver:
         return summarise(self.status.tolist(), self.advice) if self._solve.calls else "not run"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise InputError(
-            "solver: expected what can be pickled, but a QPSolver holds memory that onnxruntime works in; make one of "
-            "the same sizes where it is needed."
-        )
+        came = "a QPSolver, which holds memory that onnxruntime works in"
+        raise refused("solver", "what can be pickled", came, "make one of the same sizes where it is needed")
 
     def __repr__(self) -> str:
         B, n = self.z.shape
@@ -238,31 +236,19 @@ class QPSolver:
 
 def _fitted(name: str, value: Any, into: Floats) -> Floats:
     """`value` as an array of real numbers that can be assigned to `into`."""
-    array: Floats = value if type(value) is np.ndarray else _converted(name, value)
+    array: Floats = value if type(value) is np.ndarray else converted(value, name)
     wanted = into.shape
     if not wanted[1] and name in ABSENT:
-        raise InputError(f"{name}: expected none, as the solver was made without; make it with {ABSENT[name]}.")
+        raise refused(name, "none, as the solver was made without", shown(array), f"make it with {ABSENT[name]}")
     if array.dtype != into.dtype and not np.can_cast(array.dtype, into.dtype, "same_kind"):
-        raise InputError(f"{name}: expected real numbers, but got {array.dtype}; convert them to {into.dtype}.")
+        raise refused(name, "real numbers", array.dtype, f"convert them to {into.dtype}")
     if array.shape != wanted and array.shape != wanted[1:]:
         try:
             np.broadcast_to(array, wanted)
         except ValueError:
-            raise InputError(
-                f"{name}: expected shape {list(wanted)} or {list(wanted[1:])}, but got {list(array.shape)}; make a "
-                "QPSolver of the sizes that the data have."
-            ) from None
+            expected, remedy = f"shape {list(wanted)} or {list(wanted[1:])}", "make a QPSolver of the sizes of the data"
+            raise refused(name, expected, list(array.shape), remedy) from None
     return array
-
-
-def _converted(name: str, value: Any) -> Floats:
-    try:
-        return np.asarray(value)
-    except Exception as error:
-        raise InputError(
-            f"{name}: expected an array, but {type(value).__name__} does not convert to one ({error}); pass a numpy "
-            "array."
-        ) from error
 
 
 class _Bound:
@@ -312,43 +298,33 @@ class _Bound:
         self.calls += 1
 
 
-class _Sides:
-    """The gradients of the data from (d_z, d_λ, d_ν, d_μ), into memory that is there: the head of `qp_reference`."""
+class _DataGradients:
+    """The gradients of the data from (d_z, d_λ, d_ν, d_μ), written into memory that is there.
 
-    def __init__(self, solver: QPSolver) -> None:
-        d_z, d_lam, d_nu, _ = solver._d
-        self.d = solver._d
-        self.solver = solver
-        self.column = d_z[:, :, None], solver.z[:, None]
-        self.over_G = solver.lam[:, :, None], d_z[:, None], d_lam[:, :, None], solver.z[:, None]
-        self.over_A = solver.nu[:, :, None], d_z[:, None], d_nu[:, :, None], solver.z[:, None]
-        self.transposed = solver._square.swapaxes(1, 2)
+    The formula stands in `icnnrt.mathematics.qp_adjoint.gradients`, which makes arrays of its own; here nothing is
+    allocated in a call.
+    """
+
+    def __init__(self, d: list[Floats], points: tuple[Floats, ...], out: QPData) -> None:
+        (d_z, d_lam, d_nu, d_mu), (z, lam, nu, mu) = d, points
+        square, of_G, of_A = (np.zeros_like(M) for M in (out.Q, out.G, out.A))
+        products = ((d_z, z, square), (lam, d_z, out.G), (d_lam, z, of_G), (nu, d_z, out.A), (d_nu, z, of_A))
+        self.products = [(a[:, :, None], c[:, None], M) for a, c, M in products if M.size]
+        self.sums = [(out.Q, square, square.swapaxes(1, 2)), (out.G, out.G, of_G), (out.A, out.A, of_A)]
+        above, below = ((d_lam, lam, out.h), (d_mu, mu, out.upper)), ((d_lam, lam, out.h_lower), (d_mu, mu, out.lower))
+        self.sides: list[Any] = [(*side, np.greater) for side in above if side[-1].size]
+        self.sides += [(*side, np.less) for side in below if side[-1].size]
+        self.copies = d_z, d_nu, out
 
     def write(self) -> None:
-        solver, out = self.solver, self.solver.gradients
-        d_z, d_lam, d_nu, d_mu = self.d
-        square = solver._square
-        np.multiply(*self.column, out=square)
-        np.add(square, self.transposed, out=out.Q)
+        d_z, d_nu, out = self.copies
+        for a, c, M in self.products:
+            np.multiply(a, c, out=M)
+        for total, M, N in self.sums:
+            np.add(M, N, out=total)
         np.multiply(out.Q, 0.5, out=out.Q)
         out.p[...] = d_z
-        for (multiplier, d_row, d_multiplier, row), gradient, other in (
-            (self.over_G, out.G, solver._rows[0]),
-            (self.over_A, out.A, solver._rows[1]),
-        ):
-            if gradient.size:
-                np.multiply(multiplier, d_row, out=gradient)
-                np.multiply(d_multiplier, row, out=other)
-                np.add(gradient, other, out=gradient)
-        if d_nu.size:
-            np.negative(d_nu, out=out.b)
-        for d, multiplier, upper, lower in (
-            (d_lam, solver.lam, out.h, out.h_lower),
-            (d_mu, solver.bound_multipliers, out.upper, out.lower),
-        ):
-            if upper.size:
-                np.multiply(d, multiplier > 0, out=upper)
-                np.negative(upper, out=upper)
-            if lower.size:
-                np.multiply(d, multiplier < 0, out=lower)
-                np.negative(lower, out=lower)
+        np.negative(d_nu, out=out.b)
+        for d, multiplier, gradient, beyond in self.sides:
+            np.multiply(d, beyond(multiplier, 0.0), out=gradient)
+            np.negative(gradient, out=gradient)

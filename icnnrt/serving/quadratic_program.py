@@ -16,56 +16,37 @@ stated in `icnnrt.mathematics.qp_reference`.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import alone, sample, untrusted
-from icnnrt.errors import CertificateError, IcnnrtError, InputError
+from icnnrt.arguments import alone, choice, converted, refused, rows, sample
+from icnnrt.errors import IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
+from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
-from icnnrt.mathematics.status import Status, summarise
-from icnnrt.ort import (
-    Provider,
-)
+from icnnrt.ort import Provider, checked_providers, onnxruntime, provider_names
 from icnnrt.printable import show
 from icnnrt.serving.operators import operator_session
+from icnnrt.serving.solution import Solution, untrusted
 
-__all__ = ["QPGradients", "QPSolution", "qp"]
+__all__ = ["QPGradients", "QPSolution", "array_solver", "qp"]
 
 Floats = NDArray[Any]  # float32 or float64: the dtype of Q
 
 DTYPES: Final = {np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
 SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray"]
 ADJOINT: Final = ["d_z", "d_lam", "d_nu", "d_mu"]
+ADJOINT_INPUTS: Final = (
+    *("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status"),
+    *("z_bar", "lam_bar", "nu_bar", "mu_bar"),
+)
 ON_UNSAFE: Final = ("nan", "raise", "skip")
-# Shapes of the data, the batch axis aside.
-SHAPES: Final = {
-    "Q": "nn",
-    "p": "n",
-    "G": "mn",
-    "h_lower": "m",
-    "h": "m",
-    "A": "qn",
-    "b": "q",
-    "lower": "n",
-    "upper": "n",
-}
-
-# Why they have it.
-_ENTRY = "an entry for each entry of z, as many as Q has rows"
-MEANING: Final = {
-    **dict.fromkeys(("p", "lower", "upper"), _ENTRY),
-    "G": "a row for each bound and a column for each entry of z",
-    "A": "a row for each equality and a column for each entry of z",
-    "h": "an entry for each row of G",
-    "h_lower": "an entry for each row of G",
-    "b": "an entry for each row of A",
-}
 
 
 def qp(
@@ -88,8 +69,8 @@ def qp(
 
     Q ... b:          arrays of one dtype, float32 or float64, shaped as the head of this module says. What is left out
                       is not there; G comes with h, h_lower or both, A with b. Bounds of ±1e30 and beyond are none
-    lower, upper:     also one number for all of z
     h_lower:          lower bounds of Gz
+    lower, upper:     the box; each of these, h and b may also be one number for all of it
     start:            the solution of a problem nearby, of the same sizes; samples it did not solve start cold
     native, providers, threads:  as `icnnrt.load` takes them
 
@@ -99,62 +80,45 @@ def qp(
 
     Raises `InputError` for shapes or dtypes that do not fit, and what `icnnrt.load` raises for the last three.
     """
-    Q_given, dtype = _matrix(Q)
-    n = Q_given.shape[-1]
-    if G is None:
-        if h is not None or h_lower is not None:
-            name = "h" if h is not None else "h_lower"
-            raise InputError(f"G: expected the rows that {name} bounds, but got none; pass G, or leave {name} out.")
-        m = 0
-    else:
-        if h is None and h_lower is None:
-            raise InputError("h: expected the bounds of Gz, but got none; pass h, h_lower or both, or leave G out.")
-        G = _array("G", G, dtype)
-        m = G.shape[-2] if G.ndim > 1 else -1
-    if (A is None) != (b is None):
-        name, other = ("A", "b") if A is None else ("b", "A")
-        raise InputError(f"{name}: expected one, as {other} was given, but got none; pass both or neither.")
-    if A is None:
-        q = 0
-    else:
-        A = _array("A", A, dtype)
-        q = A.shape[-2] if A.ndim > 1 else -1
-    given: dict[str, Floats | None] = {
-        "Q": Q_given,
-        "p": _datum("p", p, dtype, (n,)),
-        "G": None if G is None else _datum("G", G, dtype, (m, n), rows=True),
-        "h_lower": None if h_lower is None else _datum("h_lower", h_lower, dtype, (m,)),
-        "h": None if h is None else _datum("h", h, dtype, (m,)),
-        "A": None if A is None else _datum("A", A, dtype, (q, n), rows=True),
-        "b": None if b is None else _datum("b", b, dtype, (q,)),
-        "lower": None if lower is None else _bound("lower", lower, dtype, n),
-        "upper": None if upper is None else _bound("upper", upper, dtype, n),
-    }
-    feeds, B, batched = _batched(given, dtype, n, m, q)
-    feeds["start"] = _nothing(dtype, n)["lower"] if start is None else _start(start, dtype, n, m, q, B)
+    began = time.perf_counter()
+    data = (Q, p, G, h_lower, h, A, b, lower, upper)
+    given, sizes = _given(dict(zip(SHAPES, data, strict=True)))
+    feeds, dtype, batched = _batched(given, sizes)
+    B = sizes.B
+    feeds["start"] = _nothing(dtype, sizes.n)["lower"] if start is None else _start(start, dtype, sizes)
     if not B:
         feeds = {name: a[:0] for name, a in feeds.items()}
     where = (native, providers, threads)
     session, ran_native = operator_session("qp_solve", DTYPES[dtype], *where)
     out = _run(session, SOLUTION, feeds)
-    return QPSolution._of(out, feeds, given, batched, ran_native, where)
+    return QPSolution._of(out, _Program(feeds, given, where, ran_native, time.perf_counter() - began), batched)
 
 
-def _array_solver(
+def array_solver(
     native: bool | None = None, providers: Sequence[Provider] | None = None, threads: int | None = None
-) -> Callable[..., QPReference]:
-    """`qp_reference.qp_solve` by the sessions of `qp`: (QP of float64, start or None) -> QPReference.
+) -> tuple[Callable[..., QPReference], bool]:
+    """`qp_reference.qp_solve` by the sessions of `qp`, and whether native kernels run in them.
 
-    Its `steps` are those of the graphs, whatever it is told.
+    It takes a QP of float64, and a start or None, and gives a QPReference. Its `steps` are those of the graphs,
+    whatever it is told.
     """
+    where = "qp_solve", "float64", native, providers, threads
 
     def solve(problem: QP, start: Sequence[Floats] | None = None, steps: int = STEPS) -> QPReference:
         feeds = problem._asdict()
         feeds["start"] = np.zeros((1, 0)) if start is None else np.concatenate(start, 1)
-        session, _ = operator_session("qp_solve", "float64", native, providers, threads)
+        session, _ = operator_session(*where)  # asked for each time, as a forked child has another
         return QPReference(*_run(session, SOLUTION, feeds))
 
-    return solve
+    return solve, operator_session(*where)[1]
+
+
+class _Gradient(functools.cached_property[Any]):
+    """That of one datum, None where it was not given: a formula, and what computes it, given the datum's name."""
+
+    def __init__(self, formula: str, of: Callable[[Any, str], Floats]) -> None:
+        super().__init__(lambda self_: None if self_._given[self.attrname] is None else of(self_, str(self.attrname)))
+        self.__doc__ = formula
 
 
 class QPGradients:
@@ -164,7 +128,7 @@ class QPGradients:
     """
 
     def __init__(self, solution: "QPSolution", d: Sequence[Floats], skipped: NDArray[np.bool_] | None) -> None:
-        self._given = solution._given
+        self._given = solution._program.given
         self._points: tuple[Floats, ...] = solution._rows[:4]
         self._d = d
         self._kept = None if skipped is None else ~skipped
@@ -205,77 +169,64 @@ class QPGradients:
         value: Floats = terms[0] if len(terms) == 1 else terms[0] + terms[1]
         return value[None] if shared and not alone else value
 
-    @functools.cached_property
-    def Q(self) -> Floats:
-        """½ (d_z z' + z d_z'): symmetric."""
-        M = self._matrix("Q", (self._d[0], self._points[0]))
+    def _half(self, name: str) -> Floats:
+        M = self._matrix(name, (self._d[0], self._points[0]))
         return 0.5 * (M + M.swapaxes(-1, -2))
 
-    @functools.cached_property
-    def p(self) -> Floats:
-        """d_z"""
-        return self._vector("p", self._d[0])
+    def _of_rows(self, name: str, at: int) -> Floats:
+        z, *multipliers = self._points
+        return self._matrix(name, (multipliers[at - 1], self._d[0]), (self._d[at], z))
 
-    @functools.cached_property
-    def G(self) -> Floats | None:
-        """λ d_z' + d_λ z'"""
-        if self._given["G"] is None:
-            return None
-        z, lam, _, _ = self._points
-        return self._matrix("G", (lam, self._d[0]), (self._d[1], z))
+    def _side(self, name: str, at: int, sign: int) -> Floats:
+        return self._vector(name, -self._d[at] * (sign * self._points[at] > 0))
 
-    @functools.cached_property
-    def A(self) -> Floats | None:
-        """ν d_z' + d_ν z'"""
-        if self._given["A"] is None:
-            return None
-        z, _, nu, _ = self._points
-        return self._matrix("A", (nu, self._d[0]), (self._d[2], z))
-
-    @functools.cached_property
-    def h(self) -> Floats | None:
-        """−d_λ where λ > 0, else 0."""
-        if self._given["h"] is None:
-            return None
-        return self._vector("h", -self._d[1] * (self._points[1] > 0))
-
-    @functools.cached_property
-    def h_lower(self) -> Floats | None:
-        """−d_λ where λ < 0, else 0."""
-        if self._given["h_lower"] is None:
-            return None
-        return self._vector("h_lower", -self._d[1] * (self._points[1] < 0))
-
-    @functools.cached_property
-    def upper(self) -> Floats | None:
-        """−d_μ where μ > 0, else 0."""
-        if self._given["upper"] is None:
-            return None
-        return self._vector("upper", -self._d[3] * (self._points[3] > 0))
-
-    @functools.cached_property
-    def lower(self) -> Floats | None:
-        """−d_μ where μ < 0, else 0."""
-        if self._given["lower"] is None:
-            return None
-        return self._vector("lower", -self._d[3] * (self._points[3] < 0))
-
-    @functools.cached_property
-    def b(self) -> Floats | None:
-        """−d_ν"""
-        return None if self._given["b"] is None else self._vector("b", -self._d[2])
+    Q = _Gradient("½ (d_z z' + z d_z'): symmetric.", _half)
+    p = _Gradient("d_z", lambda self, name: self._vector(name, self._d[0]))
+    G = _Gradient("λ d_z' + d_λ z'", lambda self, name: self._of_rows(name, 1))
+    A = _Gradient("ν d_z' + d_ν z'", lambda self, name: self._of_rows(name, 2))
+    h = _Gradient("−d_λ where λ > 0, else 0.", lambda self, name: self._side(name, 1, 1))
+    h_lower = _Gradient("−d_λ where λ < 0, else 0.", lambda self, name: self._side(name, 1, -1))
+    upper = _Gradient("−d_μ where μ > 0, else 0.", lambda self, name: self._side(name, 3, 1))
+    lower = _Gradient("−d_μ where μ < 0, else 0.", lambda self, name: self._side(name, 3, -1))
+    b = _Gradient("−d_ν", lambda self, name: self._vector(name, -self._d[2]))
 
     def __repr__(self) -> str:
         names = ", ".join(name for name, datum in self._given.items() if datum is not None)
         return f"<QPGradients of {names} and {len(self.skipped)} samples, {self.skipped.sum()} skipped>"
 
 
+class _Program(NamedTuple):
+    """What was solved, and how."""
+
+    feeds: dict[str, Floats]
+    """What the graphs take, [B, ...] or [1, ...]."""
+    given: dict[str, Floats | None]
+    """The data as they were given."""
+    where: tuple[bool | None, Sequence[Provider] | None, int | None]
+    """native, providers and threads, as they were asked for."""
+    native: bool
+    seconds: float
+
+    def rows(self, at: Any, samples: int, left: int) -> "_Program":
+        """That of some of so many samples, `left` of them; data that samples share stay as they are."""
+
+        def part(name: str, array: Floats) -> Floats:
+            datum = self.given.get(name)
+            own = datum is not None and datum.ndim > len(SHAPES[name]) and len(datum) == samples
+            return array[at] if own else array
+
+        given = {name: None if a is None else part(name, a) for name, a in self.given.items()}
+        feeds = {name: part(name, a) if left else a[:0] for name, a in self.feeds.items()}
+        return self._replace(feeds=feeds, given=given)
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class QPSolution:
+class QPSolution(Solution):
     """z and multipliers of B quadratic programs, with residuals and a status each. Arrays are read-only.
 
     T is the dtype of Q. Without batch axis in the data there is none here either: z is [n], residual [3], status
-    a `Status`. Of a sample that is not CONVERGED or INACCURATE all but status and ray is NaN. The length is B.
+    a `Status`. Of a sample that is not CONVERGED or INACCURATE all but status and ray is NaN. The length is B;
+    `solution[i]`, a slice or a mask selects samples and gives a QPSolution of them, with a batch axis.
     """
 
     z: Floats
@@ -297,39 +248,52 @@ class QPSolution:
     ray: Floats
     """[B, n + m + q + n] T: of INFEASIBLE a certificate (0, λ, ν, μ), of UNBOUNDED a direction (d, 0, 0, 0), see
     `Status`; else 0."""
-    native: bool
-    """Whether native kernels ran, and will for gradients."""
     _rows: tuple[Floats, ...]
-    _feeds: dict[str, Floats]
-    _given: dict[str, Floats | None]
-    _where: tuple[Any, ...]
+    _program: _Program
+
+    def __post_init__(self) -> None:
+        """Nothing: `_of` makes the arrays read-only, which are nobody else's, in a tenth of the time."""
 
     @classmethod
-    def _of(
-        cls,
-        out: list[Floats],
-        feeds: dict[str, Floats],
-        given: dict[str, Floats | None],
-        batched: bool,
-        native: bool,
-        where: tuple[Any, ...],
-    ) -> "QPSolution":
+    def _of(cls, out: Sequence[Floats], program: _Program, batched: bool) -> "QPSolution":
         for array in out:
             array.setflags(write=False)
-        parts: list[Any] = out if batched else [array[0] for array in out]
+        parts: Any = out if batched else [array[0] for array in out]
         z, lam, nu, mu, slack, box_slack, residual, code, ray = parts
         status: Any = statuses(code) if batched else STATUSES[int(code)]
         if batched:
             status.setflags(write=False)
-        return cls(z, lam, nu, mu, slack, box_slack, residual, status, ray, native, tuple(out), feeds, given, where)
+        return cls(z, lam, nu, mu, slack, box_slack, residual, status, ray, tuple(out), program)
 
-    def __len__(self) -> int:
-        return len(self._rows[0])
+    def __reduce__(self) -> tuple[Any, ...]:
+        return QPSolution._of, (self._rows, self._program, self.z.ndim > 1)
+
+    def __getitem__(self, index: Any) -> "QPSolution":
+        """The samples at `index` (integer, slice, mask or integer array), always with a batch dimension."""
+        at = rows(index, len(self))
+        out = [array[at] for array in self._rows]
+        return QPSolution._of(out, self._program.rows(at, len(self), len(out[0])), True)
 
     @property
-    def ok(self) -> Any:
-        """[B] bool, or of one problem without batch axis a bool: the status is CONVERGED."""
-        return self.status == Status.CONVERGED
+    def y(self) -> Floats:
+        """z, by the name that every answer has."""
+        return self.z
+
+    @property
+    def native(self) -> bool:
+        """Whether native kernels ran, and will for gradients."""
+        return self._program.native
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """How it was computed: providers, native (whether compiled kernels ran), steps, seconds."""
+        _, providers, _ = self._program.where
+        return {
+            "providers": provider_names(checked_providers(onnxruntime(), providers)),
+            "native": self.native,
+            "steps": STEPS,
+            "seconds": self._program.seconds,
+        }
 
     def vjp(
         self,
@@ -345,13 +309,12 @@ class QPSolution:
         z_bar, lam_bar, nu_bar, bound_multipliers_bar: in the shapes of z, lam, nu and bound_multipliers; floats of
                            another width are converted. None is zero
         on_unsafe:         what becomes of samples that are not CONVERGED: "nan" makes their gradients NaN, and so the
-                           sums that shared data get; "raise", the default of `Session.vjp`, raises `CertificateError`;
+                           sums that shared data get; "raise", the default of `session.vjp`, raises `CertificateError`;
                            "skip" leaves them out of the sums
 
         Where a multiplier and its slack are both 0 the answer has a kink, and the gradient is that of one side.
         """
-        if not isinstance(on_unsafe, str) or on_unsafe not in ON_UNSAFE:
-            raise InputError(f"on_unsafe: expected one of {', '.join(map(repr, ON_UNSAFE))}, but got {on_unsafe!r}.")
+        choice(on_unsafe, "on_unsafe", ON_UNSAFE)
         z, lam, nu, mu, slack, box_slack, _, code, _ = self._rows
         dtype = z.dtype
         skipped = None
@@ -359,146 +322,95 @@ class QPSolution:
             failed = code != QPStatus.SOLVED
             if failed.any():
                 if on_unsafe == "raise":
-                    raise CertificateError(_unsolved(self, failed))
+                    raise untrusted(failed, self._unsolved, "on_unsafe='skip' to leave them out of the sums")
                 skipped = failed
         none = _nothing(dtype, z.shape[1])["lower"]
         bars = (
             np.zeros_like(z) if z_bar is None else _bar("z_bar", z_bar, self.z, z),
             none if lam_bar is None else _bar("lam_bar", lam_bar, self.lam, lam),
             none if nu_bar is None else _bar("nu_bar", nu_bar, self.nu, nu),
-            none
-            if bound_multipliers_bar is None
-            else _bar("bound_multipliers_bar", bound_multipliers_bar, self.bound_multipliers, mu),
         )
-        feeds = self._feeds
-        session, _ = operator_session("qp_adjoint", DTYPES[dtype], *self._where)
-        d = _run(
-            session,
-            ADJOINT,
-            {
-                "Q": feeds["Q"],
-                "G": feeds["G"],
-                "A": feeds["A"],
-                "lam": lam,
-                "mu": mu,
-                "slack": slack,
-                "box_slack": box_slack,
-                "status": code,
-                "z_bar": bars[0],
-                "lam_bar": bars[1],
-                "nu_bar": bars[2],
-                "mu_bar": bars[3],
-            },
-        )
+        mu_bar = none
+        if bound_multipliers_bar is not None:
+            mu_bar = _bar("bound_multipliers_bar", bound_multipliers_bar, self.bound_multipliers, mu)
+        feeds = self._program.feeds
+        inputs = feeds["Q"], feeds["G"], feeds["A"], lam, mu, slack, box_slack, code, *bars, mu_bar
+        session, _ = operator_session("qp_adjoint", DTYPES[dtype], *self._program.where)
+        d = _run(session, ADJOINT, dict(zip(ADJOINT_INPUTS, inputs, strict=True)))
         return QPGradients(self, d, skipped)
 
     def advice(self, i: int = 0) -> str:
         """One sentence with numbers: how sample `i` went, and what would make it better."""
         i = sample(i, len(self))
-        data = {name: a[i if len(a) > 1 else 0] for name, a in self._feeds.items() if name != "start"}
+        data = {name: a[i if len(a) > 1 else 0] for name, a in self._program.feeds.items() if name != "start"}
         return qp_advice(i, STATUSES[int(self._rows[7][i])], self._rows[6][i], data)
 
-    def summary(self) -> str:
-        """How many samples have which status, and the advice on the first of each kind that was not solved."""
-        return summarise(statuses(self._rows[7]).tolist(), self.advice)
-
-    def __repr__(self) -> str:
-        return f"<QPSolution of {len(self)} x {self._rows[0].shape[1]}: {self.summary().partition(chr(10))[0]}>"
-
-
-def _unsolved(solution: QPSolution, failed: NDArray[np.bool_]) -> str:
-
-    def reason(i: int) -> str:
-        return f"{STATUSES[int(solution._rows[7][i])].name}, {solution.advice(i)}"
-
-    return untrusted(failed, reason, "on_unsafe='skip' to leave them out of the sums")
+    def _unsolved(self, i: int) -> str:
+        return f"{STATUSES[int(self._rows[7][i])].name}, {self.advice(i)}"
 
 
 # --- Arguments ---------------------------------------------------------------------------------------------------
 
 
+def _given(values: dict[str, object]) -> tuple[dict[str, Floats | None], Sizes]:
+    """The data as arrays of one dtype, None where one is absent, and their sizes."""
+    Q = values["Q"]
+    dtype = Q.dtype if type(Q) is np.ndarray and Q.dtype in DTYPES else _array("Q", Q, None).dtype
+    given: dict[str, Floats | None] = {}
+    for name, value in values.items():
+        if value is None and name != "p":
+            given[name] = None
+        elif type(value) is np.ndarray and value.dtype == dtype and value.ndim:  # as most are
+            given[name] = value
+        else:
+            given[name] = _array(name, value, dtype)
+    return given, _sizes(*[None if a is None else a.shape for a in given.values()])
+
+
+@functools.lru_cache(256)  # who solves in a loop has the same shapes again
+def _sizes(*shapes: tuple[int, ...] | None) -> Sizes:
+    return check_shapes(dict(zip(SHAPES, shapes, strict=True)))
+
+
 def _array(name: str, value: object, dtype: np.dtype[Any] | None) -> Floats:
-    """An array of `dtype`, or of float32 or float64 if that is None."""
-    try:
-        array = value if type(value) is np.ndarray else np.asarray(value)
-    except Exception as error:
-        raise InputError(
-            f"{name}: expected an array, but {type(value).__name__} does not convert to one ({error}); "
-            "pass a numpy array."
-        ) from error
-    if array.dtype != dtype and (dtype is not None or array.dtype not in DTYPES):
-        expected = "float32 or float64" if dtype is None else f"{dtype}, as Q is,"
-        raise InputError(f"{name}: expected {expected} but got {array.dtype}; convert all data to one of them.")
-    if np.ma.isMaskedArray(value):
-        raise InputError(f"{name}: expected numbers without a mask, but got some; fill them in with numpy.ma.filled.")
-    return array
-
-
-def _matrix(Q: object) -> tuple[Floats, np.dtype[Any]]:
-    array = _array("Q", Q, None)
-    shape = array.shape
-    if array.ndim not in (2, 3) or shape[-1] != shape[-2] or not shape[-1]:
-        raise InputError(
-            f"Q: expected a square matrix [n, n] or a batch of them [B, n, n], but got shape {list(shape)}; "
-            "the objective is ½ z'Qz + p'z."
-        )
-    return array, array.dtype
-
-
-def _datum(name: str, value: object, dtype: np.dtype[Any], shape: tuple[int, ...], rows: bool = False) -> Floats:
-    """An array of `shape`, with or without a batch axis; `rows` says that the first size is its own."""
-    array = _array(name, value, dtype)
-    came = array.shape
-    if came != shape and (len(came) != len(shape) + 1 or came[1:] != shape):
-        sizes = [SHAPES[name][0] if rows else str(shape[0]), *map(str, shape[1:])]
-        expected = ", ".join(sizes)
-        raise InputError(
-            f"{name}: expected shape [{expected}] or, for a batch, [B, {expected}], but got {list(came)}; {name} has "
-            f"{MEANING[name]}."
-        )
-    return array
-
-
-def _bound(name: str, value: object, dtype: np.dtype[Any], n: int) -> Floats:
-    if (one := alone(value)) is not None:
+    """An array of `dtype`, or of float32 or float64 if that is None; of one number where a vector is due."""
+    if type(value) is np.ndarray and value.ndim:
+        array = value
+    elif dtype is not None and name in NUMBERS and (one := alone(value)) is not None:
         try:
             return np.full((), one, dtype)
         except OverflowError:
-            raise InputError(f"{name}: expected a number that {dtype} holds, but got {show(value)}.") from None
-    return _datum(name, value, dtype, (n,))
+            raise refused(name, f"a number that {dtype} holds", show(value)) from None
+    else:
+        array = converted(value, name)
+    if array.dtype != dtype and (dtype is not None or array.dtype not in DTYPES):
+        expected = "float32 or float64" if dtype is None else f"{dtype}, as Q is"
+        raise refused(name, expected, array.dtype, "convert all data to one of them")
+    if np.ma.isMaskedArray(value):
+        raise refused(name, "numbers without a mask", "some with one", "fill them in with numpy.ma.filled")
+    return array
 
 
-def _batched(
-    given: dict[str, Floats | None], dtype: np.dtype[Any], n: int, m: int, q: int
-) -> tuple[dict[str, Floats], int, bool]:
-    """What the graph takes, B, and whether any datum had a batch axis."""
-    nothing = _nothing(dtype, n)
+def _batched(given: dict[str, Floats | None], sizes: Sizes) -> tuple[dict[str, Floats], np.dtype[Any], bool]:
+    """What the graph takes, its dtype, and whether any datum had a batch axis."""
+    assert given["Q"] is not None
+    dtype = given["Q"].dtype
+    nothing = _nothing(dtype, sizes.n)
     feeds: dict[str, Floats] = {}
-    B, batched, first = 1, False, ""
+    batched = False
     for name, datum in given.items():
+        letters = SHAPES[name]
         if datum is None:
             feeds[name] = nothing[name]
-            continue
-        rank = len(SHAPES[name])
-        if datum.ndim == rank:
+        elif datum.ndim == len(letters):
             feeds[name] = datum[None]
-        elif datum.ndim < rank:  # one number for all of z
-            feeds[name] = np.full((1, n), datum, dtype)
+        elif datum.ndim:
+            feeds[name], batched = datum, True
         else:
-            feeds[name] = datum
-            batched = True
-            size = len(datum)
-            if size != 1:
-                if B not in (1, size):
-                    raise InputError(
-                        f"{name}: expected {B} samples, as {first} has, or 1 for all, but got {size}; "
-                        "data share one batch."
-                    )
-                if not first:
-                    B, first = size, name
+            feeds[name] = np.full((1, getattr(sizes, letters)), datum, dtype)
     if given["G"] is not None and given["h"] is None:
-        feeds["h"] = np.full((1, m), np.inf, dtype)
-    return feeds, B, batched
+        feeds["h"] = np.full((1, sizes.m), np.inf, dtype)
+    return feeds, dtype, batched
 
 
 @functools.cache
@@ -509,16 +421,16 @@ def _nothing(dtype: np.dtype[Any], n: int) -> dict[str, Floats]:
     return {"G": rows, "A": rows, **dict.fromkeys(("h_lower", "h", "b", "lower", "upper"), none)}
 
 
-def _start(start: object, dtype: np.dtype[Any], n: int, m: int, q: int, B: int) -> Floats:
+def _start(start: object, dtype: np.dtype[Any], sizes: Sizes) -> Floats:
     if not isinstance(start, QPSolution):
-        raise InputError(f"start: expected a QPSolution, but got {type(start).__name__}; pass what icnnrt.qp returned.")
+        raise refused("start", "a QPSolution", type(start).__name__, "pass what icnnrt.qp returned")
     z, lam, nu, mu = start._rows[:4]
     came = (z.shape[1], lam.shape[1], nu.shape[1])
-    if came != (n, m, q) or len(z) not in (1, B) or z.dtype != dtype:
-        raise InputError(
-            f"start: expected a solution of {B} samples with n, m, q = {n}, {m}, {q} in {dtype}, but got {len(z)} with "
-            f"{', '.join(map(str, came))} in {z.dtype}; leave it out to start cold."
-        )
+    if came != sizes[:3] or len(z) not in (1, sizes.B) or z.dtype != dtype:
+        n, m, q, B = sizes
+        expected = f"a solution of {B} samples with n, m, q = {n}, {m}, {q} in {dtype}"
+        had = f"{len(z)} with {', '.join(map(str, came))} in {z.dtype}"
+        raise refused("start", expected, had, "leave it out to start cold")
     return np.concatenate((z, lam, nu, mu), 1)
 
 
@@ -527,14 +439,11 @@ def _bar(name: str, value: object, like: Floats, rows: Floats) -> Floats:
     try:
         array = np.asarray(value, rows.dtype)
     except Exception as error:
-        raise InputError(
-            f"{name}: expected an array of numbers, but {type(value).__name__} does not convert to one ({error})."
-        ) from error
+        came = f"{type(value).__name__}, which does not convert to one ({error})"
+        raise refused(name, "an array of numbers", came, "pass a numpy array") from error
     if array.shape != like.shape:
-        raise InputError(
-            f"{name}: expected shape {list(like.shape)}, that of {name.removesuffix('_bar')}, but got "
-            f"{list(array.shape)}; it is the derivative of the loss by that."
-        )
+        expected = f"shape {list(like.shape)}, that of {name.removesuffix('_bar')}"
+        raise refused(name, expected, list(array.shape), "it is the derivative of the loss by that")
     return array if array.ndim == 2 else array[None]
 
 

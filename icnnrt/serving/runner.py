@@ -11,6 +11,7 @@ exception at whatever place, is lost, and the next run makes another.
 import hashlib
 import re
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt import native_library
-from icnnrt.arguments import COPIED, integer
+from icnnrt.arguments import COPIED, integer, refused
 from icnnrt.errors import IcnnrtError, InputError, PackageError
 from icnnrt.format import wire
 from icnnrt.format.onnx_graph import read_interface
@@ -26,7 +27,6 @@ from icnnrt.format.package import OP_DOMAIN, Package
 from icnnrt.format.signatures import BATCH, TRAIN_ROLE, Shape, Signature, expected, fits, shown
 from icnnrt.limits import Deadline, Limits, deadline, each_call, ended, needs_memory
 from icnnrt.ort import (
-    CPU,
     Provider,
     bound_memory,
     checked_providers,
@@ -35,6 +35,7 @@ from icnnrt.ort import (
     native_operators,
     onnxruntime,
     open_session,
+    provider_names,
     session_options,
 )
 from icnnrt.printable import harmless
@@ -100,15 +101,15 @@ class Runner:
         self._providers = checked_providers(self._ort, providers)
         self._kernels = native_operators(self._ort, native)
         self._threads = checked_threads(threads)
-        self._limits = limits
+        self.limits = limits
         hashes = [package.manifest.weights.sha256, *sorted(g.sha256 for g in package.manifest.graphs.values())]
         self._first = WeightSet(
             {name: as_used(array) for name, array in package.weights.items()},
             hashlib.sha256("".join(hashes).encode()).hexdigest()[:16],
         )
         self._link = Link(self._first)
-        options = {"providers": providers, "threads": threads, "native": native}
-        self._served = Served(package, options, limits, self._first.id) if limits and limits.process else None
+        self.options: Mapping[str, Any] = {"providers": providers, "threads": threads, "native": native}
+        self._served = Served(package, self.options, limits, self._first.id) if limits and limits.process else None
         large = WEIGHTS * sum(array.nbytes for array in self._first.arrays.values())
         self._memory = max(MEMORY, large) if memory is None else integer(memory, "memory", 1)
         self._signatures: dict[str, Signature] = {}
@@ -120,9 +121,8 @@ class Runner:
 
     @property
     def provider_names(self) -> tuple[str, ...]:
-        """The execution providers in use, in order of preference; ONNX Runtime always puts the CPU last."""
-        names = [name for name, _ in self._providers]
-        return tuple(names if CPU in names else [*names, CPU])
+        """The execution providers in use, in order of preference."""
+        return provider_names(self._providers)
 
     @property
     def native(self) -> bool:
@@ -134,6 +134,16 @@ class Runner:
         """Whether native kernels served the runs of this graph; False if there were none."""
         graph = self._graphs.find(role)
         return graph is not None and graph.native
+
+    def info(self, role: str, began: float, *, ran: bool = True, **settings: Any) -> dict[str, Any]:
+        """How an answer was computed that a graph gave, for `Solution.info`; `began` is of time.perf_counter, `ran`
+        says whether any sample was run."""
+        return {
+            "providers": self.provider_names,
+            "native": ran and self.ran_native(role),
+            **settings,
+            "seconds": time.perf_counter() - began,
+        }
 
     @property
     def first_id(self) -> str:
@@ -165,9 +175,9 @@ class Runner:
 
         `weights` are those to use, by default the last ones. `made_with` is the id of the weights that the feeds come
         from; if the last ones are others, they are refused. With `only`, no more of the graph is run than these outputs
-        need; outputs of `signatures.SINCE` are missing where the graph does not have them. `where` [B] are the samples
-        to run; of the others outputs are NaN, or what `fill` says by name, and sums have no part of them. What `out`
-        has arrays for is written to these.
+        need; outputs of `signatures.OPTIONAL_OUTPUTS` are missing where the graph does not have them. `where` [B] are
+        the samples to run; of the others outputs are NaN, or what `fill` says by name, and sums have no part of them.
+        What `out` has arrays for is written to these.
         """
         self.check_open()
         if weights is None:
@@ -246,7 +256,7 @@ class Runner:
         """Run a graph once. `binding` is one to use, which binds the weights with the id `bound`, in place of an idle
         one."""
         wanted = graph.outputs if only is None else tuple(only)
-        end = None if self._limits is None else deadline()
+        end = None if self.limits is None else deadline()
         if self._served is None:
             found = self._computed(graph, role, feeds, weights, wanted, only is not None, binding, bound, end)
         else:
@@ -318,8 +328,8 @@ class Runner:
             if end is not None and (late := end.over(what)):
                 raise late from harmless(error)
             memory = isinstance(error, MemoryError) or NO_MEMORY.search(str(error))
-            if memory and self._limits is not None:
-                raise needs_memory(what, self._limits) from harmless(error)
+            if memory and self.limits is not None:
+                raise needs_memory(what, self.limits) from harmless(error)
             remedy = "icnnrt verify says whether the package is sound on this machine"
             if memory:
                 remedy = "run smaller batches"
@@ -347,7 +357,7 @@ class Runner:
                 raise InputError(f"weights: the package has no weight {name!r}; its weights are {sorted(tensors)}.")
             if not isinstance(array, np.ndarray) or array.dtype != spec.dtype or array.shape != spec.shape:
                 came = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-                raise InputError(f"weights: expected {spec.dtype}{list(spec.shape)} for {name!r}, but got {came}.")
+                raise refused("weights", f"{spec.dtype}{list(spec.shape)} for {name!r}", came)
             if name in self._frozen():
                 raise InputError(f"weights: {name!r} was exported as a constant; export it as an overridable weight.")
         kept = {name: as_used(array) for name, array in new.items()}
@@ -366,9 +376,9 @@ class Runner:
         if self._served is not None:
             self._served.close()
 
-    def check_weights(self, made_with: str | None) -> None:
-        """Refuse a solution that was computed with other weights than the present ones."""
-        _check_same(self.weights, made_with)
+    def check_weights(self, made_with: str | None, method: str = "argmin") -> None:
+        """Refuse a solution of `method` that was computed with other weights than the present ones."""
+        _check_same(self.weights, made_with, method)
 
     def check_open(self) -> None:
         """Refuse further use after `close`."""
@@ -421,14 +431,14 @@ class Runner:
 
     def _opened(self, data: bytes, options: Any, file: str, refused: Callable[[str], IcnnrtError]) -> Any:
         """The session of a graph, within limits if there are some."""
-        if self._limits is None:
+        if self.limits is None:
             return open_session(self._ort, data, options, self._providers, file, refused)
         end = deadline()
         later = hasattr(options, "set_load_cancellation_flag")  # of versions of onnxruntime
         # The bound is the process's until the session is made.
         turn = _bounding.take()
         try:
-            bound_memory(self._ort, options, self._limits.bytes)
+            bound_memory(self._ort, options, self.limits.bytes)
             with ended(end if later else None, lambda: options.set_load_cancellation_flag(True)):
                 return open_session(self._ort, data, options, self._providers, file, refused)
         except PackageError as error:
@@ -480,11 +490,11 @@ class Runner:
         )
 
 
-def _check_same(weights: WeightSet, made_with: str | None) -> None:
+def _check_same(weights: WeightSet, made_with: str | None, method: str = "argmin") -> None:
     if made_with is not None and made_with != weights.id:
         raise InputError(
-            "solution: expected one that argmin computed with the weights this session has now, but it comes from "
-            "another package or from before an update of the weights; call argmin again."
+            f"solution: expected one that {method} computed with the weights this session has now, but it is of other "
+            f"weights: it comes from another package or from before an update of the weights; call {method} again."
         )
 
 

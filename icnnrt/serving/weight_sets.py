@@ -21,7 +21,8 @@ class WeightSet:
     def __init__(self, arrays: Mapping[str, NDArray[Any]], id: str, note: object = None) -> None:
         for array in arrays.values():
             array.flags.writeable = False
-        self.arrays: Mapping[str, NDArray[Any]] = MappingProxyType(dict(arrays))
+        # Views: one of what is read-only cannot be made writeable.
+        self.arrays: Mapping[str, NDArray[Any]] = MappingProxyType({name: a.view() for name, a in arrays.items()})
         self.id = id
         self.note = note
         self._values: dict[str, Any] | None = None

@@ -422,7 +422,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     xp = Traced(f"{op.prefix}/{len(op.nodes)}", op)
 
     def row(v: ir.Value) -> Symbol:
-        return xp.node("Unsqueeze", xp.of(v), xp.constant([1]))
+        return xp.row(xp.of(v, rank=2))
 
     def told(figure: Symbol) -> ir.Value:
         """[B, 1, 1] -> [B, 1]."""

@@ -10,14 +10,12 @@ from icnnrt.format.manifest import Domain
 from icnnrt.format.signs import NONNEGATIVE, NONPOSITIVE, Sign
 from icnnrt.mathematics.domains import MODELS
 from icnnrt_exporters.assembly.adjoint_graph import adjoint_graph
-from icnnrt_exporters.assembly.argmin_graph import argmin_graph
-from icnnrt_exporters.assembly.bregman_graph import bregman_adjoint_graph, bregman_argmin_graph
+from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX, argmin_graph
 from icnnrt_exporters.assembly.optimizers import Optimizer, Step
 from icnnrt_exporters.graphs.certificate_nodes import Rounding
 from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, sizes, static, value
 
 INT64, DOUBLE, BOOL = ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
-UNIT_BOX: Final = Domain()
 CLIP_EPS: Final = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6
 
 # What the step hands on of the argmin inside it, for the status of every sample.
@@ -67,16 +65,8 @@ def train_graph(
     Outputs: loss [], gradient_norm [] float64, accepted [] bool, safe [B] bool, what `ANSWER` lists, new.state.step,
     new.state.<slot>, new.<weight>.
     """
-    argmin = (
-        argmin_graph(head.clone(), K, steps, domain)
-        if step_size is None
-        else bregman_argmin_graph(head.clone(), K, step_size, domain)
-    )
-    adjoint = (
-        adjoint_graph(push, hvp, K, domain)
-        if step_size is None
-        else bregman_adjoint_graph(push, hvp, K, step_size, domain)
-    )
+    argmin = argmin_graph(head.clone(), K, steps, domain, step_size)
+    adjoint = adjoint_graph(push, hvp, K, domain, step_size)
     (x, y_init, *weights), answer, argmin_nodes, argmin_constants = dismantle(argmin, "step_argmin")
     adjoint_inputs, cotangents, adjoint_nodes, adjoint_constants = dismantle(adjoint, "step_adjoint")
     (y_loss, target), (loss_value, y_bar), loss_nodes, loss_constants = dismantle(loss.graph, "step_loss")

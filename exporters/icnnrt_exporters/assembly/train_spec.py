@@ -11,13 +11,13 @@ from torch import Tensor
 
 from icnnrt.errors import ExportError
 from icnnrt.format import package
-from icnnrt.format.signatures import NEW, OF_ONE_STEP
+from icnnrt.format.signatures import NEW, STEP_OUTPUTS
 from icnnrt_exporters.assembly.losses import Loss, named
 from icnnrt_exporters.assembly.optimizers import AnyOptimizer, resolve
 
 AdjointName = Literal["exact", "prop3"]
 # Of the inputs and outputs that train.onnx has beyond those of the other graphs.
-NAMES = frozenset(("target", "learning_rate", *OF_ONE_STEP))
+NAMES = frozenset(("target", "learning_rate", *STEP_OUTPUTS))
 PREFIXES = ("state.", NEW)
 TARGET_DTYPES = (torch.float64, torch.float32, torch.int64)
 

@@ -18,7 +18,7 @@ from icnnrt.mathematics.bundle_qp import (
 )
 from icnnrt.mathematics.status import ANSWERED
 from icnnrt.serving.polyhedron import PolyhedronSolution
-from icnnrt_exporters.checks.true_hessian import true_hessian
+from icnnrt_exporters.checks.true_hessian import true_gradient, true_hessian
 
 Array = NDArray[np.float64]
 
@@ -33,7 +33,9 @@ def constraints(y: NDArray[Any]) -> dict[str, Any]:
     return {"G": G, "h": h + 0.05, "A": A, "b": b, "lower": Y - 0.3, "upper": Y + 0.5}
 
 
-def figures(session: icnnrt.Session, judge: nn.Module, x: Tensor, y: Tensor) -> list[tuple[str, NDArray[Any], Tensor]]:
+def figures(
+    session: icnnrt.EnergySession, judge: nn.Module, x: Tensor, y: Tensor
+) -> list[tuple[str, NDArray[Any], Tensor]]:
     """(name, what the package gives, what it should be), for one batch."""
     spec = session.manifest.polyhedron
     assert spec is not None
@@ -42,7 +44,7 @@ def figures(session: icnnrt.Session, judge: nn.Module, x: Tensor, y: Tensor) -> 
     X = torch.from_numpy(np.array(solution.x)).double()
 
     def value_and_gradient(y: Array) -> tuple[Array, Array]:
-        f, g = _slope(judge, X, torch.from_numpy(np.ascontiguousarray(y)).requires_grad_())
+        f, g = true_gradient(judge, X, torch.from_numpy(np.ascontiguousarray(y)).requires_grad_())
         return f.detach().numpy(), g.detach().numpy()
 
     true = bundle_qp_argmin(value_and_gradient, Polyhedron(**given), spec.iterations, mu, tolerance=spec.tolerance)
@@ -71,18 +73,12 @@ def figures(session: icnnrt.Session, judge: nn.Module, x: Tensor, y: Tensor) -> 
     return found
 
 
-def _slope(judge: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    f = judge(x, y)
-    (g,) = torch.autograd.grad(f.sum(), y, create_graph=True, materialize_grads=True)
-    return f, g
-
-
 def _same_slopes(judge: nn.Module, X: Tensor, solution: PolyhedronSolution) -> NDArray[np.bool_]:
     """[B] bool: torch meets the slopes of the cuts at the cut points."""
     T = solution.trajectory
     B, K, n = T.cut_points.shape
     points = torch.from_numpy(np.nan_to_num(T.cut_points).reshape(B * K, n)).requires_grad_()
-    met = _slope(judge, X.repeat_interleave(K, 0), points)[1].detach().numpy().reshape(B, K, n)
+    met = true_gradient(judge, X.repeat_interleave(K, 0), points)[1].detach().numpy().reshape(B, K, n)
     apart = np.abs(met - T.slopes).max((1, 2)) / np.maximum(1.0, np.abs(met).max((1, 2)))
     same: NDArray[np.bool_] = apart <= np.sqrt(np.finfo(solution.x.dtype).eps)
     return same
@@ -96,7 +92,7 @@ def _reference(
     if adjoint == "prop3":
         return bundle_qp_adjoint(T, y_bar, None)
     leaf = torch.from_numpy(np.nan_to_num(solution.y)).requires_grad_()
-    g = _slope(judge, X, leaf)[1]
+    g = true_gradient(judge, X, leaf)[1]
     return bundle_qp_implicit(T, y_bar, g.detach().numpy(), true_hessian(g, leaf).numpy())
 
 
@@ -111,7 +107,7 @@ def _pushed(
         return torch.from_numpy(np.ascontiguousarray(held.reshape(B * J, *a.shape[2:])))
 
     context = X.clone().requires_grad_()
-    f, g = _slope(judge, context.repeat_interleave(J, 0), flat(bars.points).requires_grad_())
+    f, g = true_gradient(judge, context.repeat_interleave(J, 0), flat(bars.points).requires_grad_())
     paired = (flat(bars.cuts.offset_bar) * f).sum() + (flat(bars.cuts.seed) * g).sum()
     parameters = dict(judge.named_parameters(remove_duplicate=False))
     *theta, x_bar = torch.autograd.grad(

@@ -1,18 +1,20 @@
 """What must hold before an export begins: told at once, in one sentence, and not after the tracing."""
 
 import copy
+import functools
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from icnnrt import arguments
+from icnnrt.arguments import shown
 from icnnrt.errors import ExportError
 from icnnrt.format.manifest import MAX_ITERATIONS
-from icnnrt.format.package import check_outside
-from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR, NAMES, OF_POLYHEDRON, POLYHEDRON_ROLES, THETA_BAR
+from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR, NAMES, POLYHEDRON_NAMES, POLYHEDRON_ROLES, QP_NAMES, THETA_BAR
+from icnnrt_exporters.assembly.train_spec import TrainSpec
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
 Solver = BundleEntropyArgmin | BregmanProximalGradient
@@ -20,13 +22,14 @@ MAX_NUMBER: Final = 1e300  # of a setting
 # What `export` reads of a solver, of whatever class.
 SOLVER: Final = ("energy", "y_dim", "iterations", "steps", "gap_tolerance", "residual_tolerance")
 
-# Names of the graphs' inputs and outputs, which no weight may bear.
+# Names of the graphs' inputs and outputs, which no weight may bear; those of quadratic programs only in such a package.
 RESERVED = frozenset(
     name
     for named in (*(s for role, s in NAMES.items() if role not in POLYHEDRON_ROLES), (BOUNDS, BOUNDS_BAR))
     for names in named
     for name in names
 )
+RESERVED_QP = frozenset(name for named in QP_NAMES.values() for names in named for name in names)
 STORABLE = (
     torch.float64,
     torch.float32,
@@ -39,19 +42,11 @@ STORABLE = (
     torch.bool,
 )
 HEADS = ("hvp", "hessian", "gradient_x", "pullback", "polyhedron")  # that are there if they are asked for
-# Largest |f(batch) − f(sample alone)| in float64, relative: sums in another order stay far below it.
-SAMPLES_APART = 1e-9
+# Largest |f(batch) − f(sample alone)| in float64, relative: sums in another order stay far below it. Through quadratic
+# programs by the solver's accuracy too.
+SAMPLES_APART: Final = {"energy": 1e-9, "answer": 1e-6}
 
-
-def check_target(path: Path, overwrite: bool) -> None:
-    """The package can be written to `path` when it is done."""
-    if not path.parent.is_dir():
-        raise ExportError(f"path: the folder {path.parent} is not there; create it first")
-    check_outside(path, "path")
-    if path.exists() and not overwrite:
-        raise ExportError(f"path: {path} is there already; pass overwrite=True to replace it, or choose another")
-    if path.exists() and not (path / "manifest.json").is_file():
-        raise ExportError(f"path: {path} is there and no package, so it is not replaced; choose another")
+_refused = functools.partial(arguments.refused, kind=ExportError)
 
 
 def check_examples(x_example: Tensor, y_example: Tensor) -> None:
@@ -59,27 +54,24 @@ def check_examples(x_example: Tensor, y_example: Tensor) -> None:
     for argument, example in (("x_example", x_example), ("y_example", y_example)):
         if not isinstance(example, Tensor) or example.dtype not in (torch.float32, torch.float64):
             came = example.dtype if isinstance(example, Tensor) else type(example).__name__
-            raise ExportError(f"{argument}: expected a float32 or float64 tensor, got {came}; convert it")
+            raise _refused(argument, "a float32 or float64 tensor", came, "convert it")
         if example.dim() < (1 if argument == "x_example" else 2) or example.shape[0] == 0:
-            raise ExportError(
-                f"{argument}: expected at least one sample with a leading batch dimension, got shape "
-                f"{tuple(example.shape)}; pass {argument}[None] for a single sample"
-            )
+            remedy = f"pass {argument}[None] for a single sample"
+            raise _refused(argument, "at least one sample with a leading batch dimension", shown(example), remedy)
         if not torch.isfinite(example).all():
-            raise ExportError(f"{argument}: expected finite numbers, got NaN or infinity; clean it")
+            raise _refused(argument, "finite numbers", "NaN or infinity", "clean it")
     if x_example.dtype != y_example.dtype:
-        raise ExportError(
-            f"y_example: expected one dtype for x, y and the weights, got {y_example.dtype} beside x_example's "
-            f"{x_example.dtype}; convert both to the dtype of the model"
-        )
+        both = f"{y_example.dtype} beside x_example's {x_example.dtype}"
+        remedy = "convert both to the dtype of the model"
+        raise _refused("y_example", "one dtype for x, y and the weights", both, remedy)
     if y_example.dim() != 2:
-        raise ExportError(f"y_example: expected shape [B, n], got {tuple(y_example.shape)}; flatten y in the forward")
+        raise _refused("y_example", "shape [B, n]", shown(y_example), "flatten y in the forward")
 
 
 def check_solver(solver: Solver, n: int) -> None:
     """The solver is one, and its n is the examples'."""
     if not isinstance(solver, nn.Module):
-        raise ExportError(f"solver: expected a layer, got {solver!r}; pass BundleEntropyArgmin(energy)")
+        raise _refused("solver", "a layer", shown(solver), "pass BundleEntropyArgmin(energy)")
     missing = [name for name in SOLVER if not hasattr(solver, name)]
     if missing:
         raise ExportError(
@@ -96,7 +88,17 @@ def _check_y_dim(solver: Solver | PolyhedronArgmin, n: int) -> None:
         )
 
 
-def check_weights(energy: nn.Module, dtype: torch.dtype, heads: Collection[str] = ()) -> None:
+def check_adjoint(train: TrainSpec | None, solver: object, kind: str) -> None:
+    """A training step has "prop3" for the bundle method alone."""
+    if train is None or train.adjoint == "exact":
+        return
+    if kind == "qp":
+        raise ExportError(f"adjoint: a quadratic program has one adjoint, got {train.adjoint!r}; leave it 'exact'")
+    if isinstance(solver, BregmanProximalGradient):
+        raise ExportError("adjoint: 'prop3' belongs to the bundle method, not to the Bregman step; leave it 'exact'")
+
+
+def check_weights(energy: nn.Module, dtype: torch.dtype, heads: Collection[str] = (), kind: str = "energy") -> None:
     """Names, dtypes and sizes of the state_dict are such that graphs and files can hold them."""
     for name, parameter in energy.named_parameters():
         if parameter.dtype != dtype:
@@ -104,7 +106,7 @@ def check_weights(energy: nn.Module, dtype: torch.dtype, heads: Collection[str] 
                 f"energy: {name} is {parameter.dtype}, but x_example {dtype}; convert the model with .float() or "
                 ".double(), or the examples"
             )
-    reserved = RESERVED | (frozenset(OF_POLYHEDRON) if "polyhedron" in heads else frozenset())
+    reserved = RESERVED.union(POLYHEDRON_NAMES if "polyhedron" in heads else (), RESERVED_QP if kind == "qp" else ())
     for name, tensor in energy.state_dict().items():
         if name in reserved or name.startswith(THETA_BAR):
             raise ExportError(
@@ -121,12 +123,14 @@ def check_weights(energy: nn.Module, dtype: torch.dtype, heads: Collection[str] 
 def check_heads(heads: object, kind: str, solver: object, train: object) -> None:
     """Heads that there are, of a kind that there is, and a solver where something asks for one."""
     if kind not in ("energy", "gradient", "qp"):
-        raise ExportError(f"kind: expected 'energy', 'gradient' or 'qp', got {kind!r}")
+        raise _refused("kind", "'energy', 'gradient' or 'qp'", repr(kind), "leave it out for an energy")
     if isinstance(heads, str) or not isinstance(heads, Collection):
-        raise ExportError(f"heads: expected a list of {', '.join(HEADS)}, got {heads!r}")
+        listed, remedy = f"a list of {', '.join(HEADS)}", f"write [{heads!r}] for one"
+        raise _refused("heads", listed, repr(heads), remedy)
     for head in heads:
         if head not in HEADS:
-            raise ExportError(f"heads: expected {', '.join(HEADS)}, got {head!r}; value and gradient are always there")
+            remedy = "value and gradient are always there"
+            raise _refused("heads", ", ".join(HEADS), repr(head), remedy)
     if kind == "gradient":
         if solver is not None:
             raise ExportError("solver: a gradient alone has no value to minimise; pass solver=None, or the energy")
@@ -172,16 +176,17 @@ def check_polyhedron(settings: Mapping[str, float | str] | None, heads: Collecti
     for name, number in settings.items():
         if name == "adjoint":
             if number not in ("prop3", "implicit"):
-                raise ExportError(f"polyhedron: expected 'prop3' or 'implicit' as adjoint, got {number!r}; pass one")
+                raise _refused("polyhedron", "'prop3' or 'implicit' as adjoint", repr(number))
             continue
         if name not in ("iterations", "mu", "tolerance"):
-            raise ExportError(f"polyhedron: expected iterations, mu, tolerance or adjoint, got {name!r}; leave it out")
+            known = "iterations, mu, tolerance or adjoint"
+            raise _refused("polyhedron", known, repr(name), "leave it out")
         whole = name == "iterations"
         kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
         low, high = (1, MAX_ITERATIONS) if whole else (0, MAX_NUMBER)
         if isinstance(number, bool) or not isinstance(number, kinds) or not low <= float(number) <= high:
             least = f"an integer from 1 to {MAX_ITERATIONS}" if whole else f"a number from 0 to {MAX_NUMBER:g}"
-            raise ExportError(f"polyhedron: expected {least} as {name}, got {number!r}; pass one")
+            raise _refused("polyhedron", f"{least} as {name}", repr(number))
 
 
 def float64_judge(energy: nn.Module, kind: str = "energy") -> nn.Module:
@@ -225,12 +230,37 @@ def check_energy(energy: nn.Module, judge: nn.Module, x: Tensor, y: Tensor, *, k
     if together[0].shape != ((len(x),) if kind == "energy" else y.shape):
         return  # trace_energy tells of a wrong output shape
     for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
-        apart = (whole - torch.cat([part.reshape(-1, *whole.shape[1:]) for part in parts])).abs()
-        if not float(apart.max()) <= SAMPLES_APART * max(1.0, float(whole.abs().max())):
-            raise ExportError(
-                f"energy: the energy of a sample depends on the others of its batch (by {float(apart.max()):.1e}); "
-                "make the forward treat every row of x and y on its own, without statistics over the batch"
-            )
+        _check_apart("energy", whole, torch.cat([part.reshape(-1, *whole.shape[1:]) for part in parts]))
+
+
+def check_network(judge: nn.Module, x: Tensor) -> None:
+    """The same of a network z(x), of which `judge` is the float64 copy; answers that are not finite aside."""
+    X = x.double()
+    try:
+        with torch.no_grad():
+            together = judge(X)
+            if not isinstance(together, Tensor):
+                return  # QPNetwork tells of a wrong output
+            alone = torch.cat([judge(X[i : i + 1]) for i in range(len(X))])
+    except Exception as error:
+        raise ExportError(
+            f"module: its forward must work for a batch of any size, and in float64 too, but fails on samples like "
+            f"x_example ({_reason(error)}); register plain tensor attributes with register_buffer, and leave "
+            "on_unsafe='raise' out"
+        ) from error
+    if together.shape == alone.shape:
+        both = torch.isfinite(together) & torch.isfinite(alone)
+        _check_apart("answer", *(torch.where(both, t, 0.0) for t in (together, alone)))
+
+
+def _check_apart(what: str, together: Tensor, alone: Tensor) -> None:
+    apart = float((together - alone).abs().max())
+    if not apart <= SAMPLES_APART[what] * max(1.0, float(together.abs().max())):
+        raise ExportError(
+            f"{'energy' if what == 'energy' else 'module'}: the {what} of a sample depends on the others of its batch "
+            f"(by {apart:.1e}); make the forward treat every row of what it is given on its own, without statistics "
+            "over the batch"
+        )
 
 
 def _value_and_gradient(judge: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,14 @@
-"""∇²f by torch, as what a package gives is held against."""
+"""∇f and ∇²f by torch, as what a package gives is held against."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def true_gradient(judge: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """f(x, y) and ∇_y f, which autograd followed from the leaf y."""
+    f = judge(x, y)
+    (g,) = torch.autograd.grad(f.sum(), y, create_graph=True, materialize_grads=True)
+    return f, g
 
 
 def true_hessian(g: Tensor, y: Tensor) -> Tensor:

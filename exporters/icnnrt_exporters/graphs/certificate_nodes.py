@@ -26,10 +26,11 @@ class Rounding:
 
         def row(v: ir.Value) -> Symbol:
             """[B, m] -> [B, 1, m], double."""
-            return xp.node("Unsqueeze", double(v), xp.constant([1]))
+            return xp.row(double(v, 2))
 
-        def double(v: ir.Value) -> Symbol:
-            return xp.node("Cast", xp.of(v), to=DOUBLE)
+        def double(v: ir.Value, rank: int = 3) -> Symbol:
+            # Even of a double: slopes may come of a transpose, which must not stand right before a product.
+            return xp.node("Cast", xp.of(v, rank=rank), result=DOUBLE, to=DOUBLE)
 
         self.magnified = None
         if bounds:
@@ -37,10 +38,8 @@ class Rounding:
             self.magnified = rounding.magnification(xp, lower, upper, self.eps)
         self.G, self.lam = double(slopes), row(of["lam"])
         self.size = rounding.sizes(xp, domain, self.G, row(of["offsets"]), double(of["cut_points"]), self.magnified)
-        axes = xp.constant([1, 2])
-        self.energy, self.lower_bound, self.gap = (
-            xp.node("Unsqueeze", xp.of(of[name]), axes) for name in ("energy", "lower_bound", "gap")
-        )
+        figures = (of["energy"], of["lower_bound"], of["gap"])
+        self.energy, self.lower_bound, self.gap = (xp.row(xp.row(xp.of(v, rank=1))) for v in figures)
 
     def rounding(self) -> ir.Value:
         """64 eps max(1, |energy|, max_i size_i): [B]."""

@@ -21,6 +21,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from icnnrt import arguments
 from icnnrt.errors import ExportError
 from icnnrt.format import package
 from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR
@@ -35,9 +36,9 @@ from icnnrt_exporters.surgery import Ops, Parts, describe, dismantle, numbered, 
 DOUBLE: Final = ir.DataType.DOUBLE
 
 # What a sample without a gradient is given for its numbers, and ½ for the others.
-FILL: Final = {"x": 0.0, "y_bar": 0.0, "lower": 0.0, "upper": 1.0}
+HARMLESS_VALUES: Final = {"x": 0.0, "y_bar": 0.0, "lower": 0.0, "upper": 1.0}
 # Cotangents that have a row a sample, as the adjoint calls them.
-OF_SAMPLES: Final = ("x_bar", *BOUNDS_BAR)
+PER_SAMPLE_OUTPUTS: Final = ("x_bar", *BOUNDS_BAR)
 
 # What tells whether a sample has a gradient.
 CERTIFICATE: Final = (
@@ -79,7 +80,7 @@ def siblings(
         PackageError: the package is not sound. ExportError: a target exists or cannot be written, a file would be too
         large for ONNX. Files are written one after the other, each atomically.
     """
-    target = Path(target)
+    target = arguments.path(target, "target")
     opened = package.opened(source)
     if opened.manifest.kind == "gradient":
         raise ExportError("source: it holds a gradient alone, no function whose derivative could be written; pack it")
@@ -146,7 +147,7 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
             if v.name not in handed_on:
                 raise ExportError(f"adjoint: nothing of the argmin is its input {v.name!r}; export the package anew")
             given = handed_on[v.name]
-            fill = FILL.get(str(v.name), 0.5)
+            fill = HARMLESS_VALUES.get(str(v.name), 0.5)
             same[v] = op("Where", _rows(op, safe, given), given, op.constant(fill, T))
     replace(backward.nodes, same)
     op.extend(backward.nodes)
@@ -156,7 +157,7 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
     for v in backward.outputs:
         assert v.name is not None
         assert v.dtype is not None
-        if v.name in OF_SAMPLES:
+        if v.name in PER_SAMPLE_OUTPUTS:
             marked = op("Where", _rows(op, safe, v), v, op.constant(math.nan, T))
             shape = manifest.x_shape if v.name == "x_bar" else (n,)
             of_samples[v.name] = describe(marked, f"adj_{v.name.removesuffix('_bar')}", T, ["batch", *shape])
@@ -168,7 +169,7 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
         v.name = f"primal/{v.name}"
     constants = [*_constants(primal), *_constants(backward)]
     # depth, which the adjoint could be fed, stays at its default: all K cuts, the exact derivative.
-    outputs = [*(of_samples[name] for name in OF_SAMPLES if name in of_samples), *outputs]
+    outputs = [*(of_samples[name] for name in PER_SAMPLE_OUTPUTS if name in of_samples), *outputs]
     return _model([x, y_init, *bounds, adj_y], weights, outputs, op, constants, [argmin, adjoint])
 
 

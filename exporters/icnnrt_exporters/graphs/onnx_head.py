@@ -20,49 +20,15 @@ from icnnrt_exporters.versions import OPSET
 # Operators for which ONNX Runtime's CPU provider has a float32 kernel and no float64 kernel (found by loading each one,
 # 1.31). What the decompositions leave of them in a float64 graph would fail when the package is loaded.
 FLOAT32_ONLY = frozenset(
-    {
-        "Acos",
-        "Acosh",
-        "Asin",
-        "Asinh",
-        "Atan",
-        "Atanh",
-        "AveragePool",
-        "Celu",
-        "Col2Im",
-        "Conv",
-        "ConvTranspose",
-        "Cosh",
-        "Det",
-        "Elu",
-        "Erf",
-        "Gelu",
-        "GlobalAveragePool",
-        "GlobalLpPool",
-        "GlobalMaxPool",
-        "HardSigmoid",
-        "HardSwish",
-        "Hardmax",
-        "InstanceNormalization",
-        "LRN",
-        "LeakyRelu",
-        "LpPool",
-        "MaxUnpool",
-        "Mean",
-        "MeanVarianceNormalization",
-        "Mish",
-        "NonZero",
-        "OneHot",
-        "PRelu",
-        "RNN",
-        "Resize",
-        "Selu",
-        "Sinh",
-        "Softplus",
-        "Softsign",
-        "Tan",
-        "ThresholdedRelu",
-    }
+    (
+        *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Erf", "Sinh", "Tan"),
+        *("Celu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "Hardmax", "LeakyRelu", "Mish", "PRelu", "Selu"),
+        *("Softplus", "Softsign", "ThresholdedRelu"),
+        *("InstanceNormalization", "LRN", "MeanVarianceNormalization"),
+        *("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxUnpool"),
+        *("Col2Im", "Conv", "ConvTranspose", "Resize"),
+        *("Det", "Mean", "NonZero", "OneHot", "RNN"),
+    )
 )
 
 
@@ -74,9 +40,11 @@ def to_onnx(head: Head) -> ir.Model:
     if any(argument.example.dtype == torch.float64 for argument in head.inputs):
         lift_float64_scalars(head.graph)
     try:
-        with quiet(), sped_up():
+        with quiet():
+            prepared = _prepared(head)
+        with quiet(), sped_up(prepared.graph):
             program = torch.onnx.export(
-                _prepared(head),
+                prepared,
                 dynamo=True,
                 opset_version=OPSET,
                 optimize=True,

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import onnx
 
+from icnnrt import arguments
 from icnnrt.errors import ExportError, IcnnrtError
 from icnnrt.format import package
 from icnnrt.format.files import atomic_file
+from icnnrt.format.folder import refuse_inside_a_package
 from icnnrt.printable import cropped, harmless
 from icnnrt_exporters.graphs.freezing import frozen
 from icnnrt_exporters.graphs.inlining import inlined
@@ -53,7 +55,7 @@ def pack(
         PackageError: the package is not sound. ExportError: no such graph, one that cannot be frozen, the target
         exists or cannot be written, the file would be too large for ONNX.
     """
-    target = Path(target)
+    target = arguments.path(target, "target")
     opened = package.opened(source)
     if role not in opened.graphs:
         raise ExportError(
@@ -118,7 +120,7 @@ def ask_for_settings(opened: package.Package, role: str, model: onnx.ModelProto)
 
 def check_absent(target: Path, overwrite: bool) -> None:
     """Told before the work, not after it."""
-    package.check_outside(target, "target")
+    refuse_inside_a_package(target, "target", kind=ExportError)
     if target.exists() and not overwrite:
         raise ExportError(f"target: {target} is there already; pass overwrite=True to replace it, or choose another")
 

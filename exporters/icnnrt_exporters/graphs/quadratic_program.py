@@ -20,19 +20,16 @@ import torch
 from icnnrt.errors import ExportError
 from icnnrt.format.package import OP_DOMAIN
 from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference
+from icnnrt.serving.quadratic_program import ADJOINT_INPUTS
 from icnnrt_exporters.operators.bodies import functions_qp
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 # Imported for the operators that it registers.
-from icnnrt_models.layers import quadratic_program as _quadratic_program
+from icnnrt_models.layers import qp_operators as _qp_operators
 
 __all__ = ["add_bodies", "qp_translation_table"]
 
 OPERATORS = onnxscript.values.Opset(OP_DOMAIN, OP_VERSION)
-ADJOINT_INPUTS = (
-    *("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status"),
-    *("z_bar", "lam_bar", "nu_bar", "mu_bar"),
-)
 
 
 def _operator(name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Sequence[str] = ()) -> Any:
@@ -78,7 +75,7 @@ def _qp_adjoint(*data: Any) -> Any:
 
 def qp_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The custom_translation_table of torch.onnx.export for modules that hold a `QPLayer`."""
-    assert _quadratic_program.qp_solve is not None
+    assert _qp_operators.qp_solve is not None
     return {
         torch.ops.icnnrt.qp_solve.default: _qp_solve,
         torch.ops.icnnrt.qp_adjoint.default: _qp_adjoint,

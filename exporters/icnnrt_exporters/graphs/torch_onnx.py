@@ -3,27 +3,60 @@
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
 
 _EXPORTING = threading.RLock()
 # Looks at every pair of nodes for two halves of one tensor: three quarters of the time that simplifying takes.
 SLOW_RULES = frozenset({"SlicesSplit"})
+# What promoting types puts into a graph, besides another overload of an operator.
+PROMOTING = frozenset({"aten::scalar_tensor", "aten::_to_copy"})
+# What answers the same of numbers and truth values whatever their type is, or converts them itself.
+UNCHANGING = frozenset(
+    overload
+    for packet in (
+        *(aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.logical_and, aten.logical_or, aten.logical_not),
+        *(aten.bitwise_and, aten.bitwise_or, aten.bitwise_not, aten._to_copy, aten.view, aten.expand, aten.unsqueeze),
+    )
+    for overload in (getattr(packet, name) for name in packet.overloads())
+)
 
 
 @contextlib.contextmanager
-def sped_up() -> Iterator[None]:
-    """While it is entered, `torch.onnx.export` takes about half of its time, and gives the same graphs but for
-    `SLOW_RULES`.
+def sped_up(graph: torch.fx.Graph) -> Iterator[None]:
+    """While it is entered, `torch.onnx.export` takes a third of its time for a program of this graph.
 
-    Its translations, about 500, are read once a process; it parses the source of all of them at every call. Both are
-    replaced by name in packages of others: what is not found there is left as it is.
+    It gives the same graphs but for `SLOW_RULES`. Of its translations, about 500, it parses the source at every call:
+    here only of those that the graph needs, unless an operator has none and is decomposed into others. Types are
+    promoted only where there are several. The table of decompositions is made once a process. All is replaced by name
+    in packages of others: what is not found there is left as it is.
     """
     with _EXPORTING, contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, AttributeError):
+            # `ops` for what its import registers.
+            from onnxscript.function_libs.torch_lib import ops, registration  # noqa: F401
+            from torch.onnx._internal.exporter import _fx_passes
             from torch.onnx._internal.exporter._registration import onnxscript_apis
 
-            _replace(stack, onnxscript_apis, "get_torchlib_ops", _read_once(onnxscript_apis.get_torchlib_ops))
+            if not any(_mixes(node) for node in graph.nodes if node.op == "call_function"):
+                _replace(stack, _fx_passes, "insert_type_promotion_nodes", lambda module: None)
+            ways, needed = dict(registration.default_registry.items()), _names(graph)
+            if needed <= ways.keys():
+                kept = {name.split(".")[0] for name in needed} | PROMOTING
+                ways = {name: way for name, way in ways.items() if name[:6] != "aten::" or name.split(".")[0] in kept}
+                _replace(stack, registration, "default_registry", ways)
+            else:
+                _replace(stack, onnxscript_apis, "get_torchlib_ops", _read_once(onnxscript_apis.get_torchlib_ops))
+        with contextlib.suppress(ImportError, AttributeError):
+            from torch.onnx._internal.exporter import _decomp
+
+            make = _decomp.create_onnx_friendly_decomposition_table
+            _replace(stack, _decomp, "create_onnx_friendly_decomposition_table", _selected(make))
         with contextlib.suppress(ImportError, AttributeError):
             from onnxscript import rewriter
 
@@ -34,14 +67,44 @@ def sped_up() -> Iterator[None]:
 
 
 @functools.cache
-def _read_once(read: Any) -> Any:
+def _read_once(read: Callable[[], Any]) -> Callable[[], Any]:
     return functools.cache(read)
+
+
+@functools.cache
+def _selected(make: Callable[[set[Any]], dict[Any, Any]]) -> Callable[[set[Any]], dict[Any, Any]]:
+    """The table for operators that have a translation, out of the one that knows of none."""
+    everything = functools.cache(lambda: make(set()))
+    return lambda known: {operator: rule for operator, rule in everything().items() if operator not in known}
+
+
+def _names(graph: torch.fx.Graph) -> set[str]:
+    """Of the operators, less our own, whose translations are added; what works in place has none."""
+    operators = {node.target for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    return {"" if one._schema.is_mutable else one.name() for one in operators if one.namespace != "icnnrt"}
+
+
+def _mixes(node: torch.fx.Node) -> bool:
+    """What the node computes with may have to be made one type: tensors of several, or of one that arithmetic may
+    change, or a whole number or a size where a fraction may stand."""
+    read = node.all_input_nodes[1:] if node.target is aten.where.self else node.all_input_nodes
+    values = [value for source in read for value in pytree.tree_leaves(source.meta.get("val"))]
+    types = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    if len(types) > 1 or (node.target not in UNCHANGING and not all(one.is_floating_point for one in types)):
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False  # of sizes alone
+    return any(
+        isinstance(one.meta.get("val") if isinstance(one, torch.fx.Node) else one, int | torch.SymInt | torch.SymFloat)
+        and isinstance(argument.type, torch.TensorType | torch.NumberType | torch.OptionalType)
+        for one, argument in zip(node.args, node.target._schema.arguments, strict=False)
+    )
 
 
 def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
     """Until the stack is left."""
     if name in vars(owner):
-        stack.callback(setattr, owner, name, getattr(owner, name))
+        stack.callback(setattr, owner, name, vars(owner)[name])
     else:  # found by the owner's __getattr__
         stack.callback(delattr, owner, name)
     setattr(owner, name, value)

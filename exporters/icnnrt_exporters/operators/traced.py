@@ -5,7 +5,7 @@
 
 A traced value has the operators of an array; each appends a node to the innermost graph, unless the same node stands
 there or outside already. Values take the name of the variable that the statement holds them in, so that a graph can be
-read beside it. All arrays have the same number of axes.
+read beside it. How many axes a value has is known of it, and its sizes where it is an input.
 """
 
 import inspect
@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from icnnrt.format.package import OP_DOMAIN
-from icnnrt_exporters.surgery import Ops, needed, value
+from icnnrt_exporters.surgery import Ops, cut_loose, needed, numbered, value
 from icnnrt_exporters.versions import OP_VERSION, OPSET
 
 INT64, DOUBLE, BOOL = ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
@@ -32,11 +32,16 @@ class Symbol:
 
     __array_ufunc__ = None  # numpy's numbers leave operators to us
 
-    def __init__(self, trace: "Traced", v: ir.Value, dtype: ir.DataType) -> None:
-        self.trace, self.value, self.dtype = trace, v, dtype
+    def __init__(self, trace: "Traced", v: ir.Value, dtype: ir.DataType, rank: int) -> None:
+        self.trace, self.value, self.dtype, self.rank = trace, v, dtype, rank
+
+    @property
+    def shape(self) -> Sequence[Any]:
+        assert self.value.shape is not None, f"the sizes of {self.value.name} are not known"
+        return tuple(self.value.shape)
 
     def _with(self, op_type: str, other: Any, dtype: ir.DataType | None = None, swapped: bool = False) -> "Symbol":
-        other = self.trace.lifted(other, self.dtype)
+        other = self.trace.lifted(other, self.dtype, self.rank)
         return self.trace.node(op_type, *((other, self) if swapped else (self, other)), result=dtype or self.dtype)
 
     def __add__(self, other: Any) -> "Symbol":
@@ -92,7 +97,7 @@ class Symbol:
     def __neg__(self) -> "Symbol":
         producer = self.value.producer()
         if producer is not None and producer.op_type == "Neg" and producer.domain == "":
-            return Symbol(self.trace, producer.inputs[0], self.dtype)  # type: ignore[arg-type]
+            return Symbol(self.trace, producer.inputs[0], self.dtype, self.rank)  # type: ignore[arg-type]
         return self.trace.node("Neg", self)
 
     def __abs__(self) -> "Symbol":
@@ -113,7 +118,7 @@ class Traced:
     Args:
         prefix: stands before the names of values, as no weight's name does.
         op: nodes to append to; new ones of this prefix where not given.
-        rank: how many axes arrays have.
+        rank: how many axes a value has that does not tell.
         taken: names that are not to be given.
     """
 
@@ -124,6 +129,7 @@ class Traced:
         self._outer: list[Ops] = []
         self._known: list[dict[Any, Sequence[Symbol]]] = [{}]
         self._constants: dict[Any, Symbol] = {}
+        self.templates: list[ir.Node] = []  # nodes that are copied to where they are called
         self.pieces: dict[str, tuple[ir.Function, list[ir.DataType]]] = {}  # by name, with the types of their outputs
         self._used: dict[str, int] = {}  # how often a name was asked for
         self._taken = set(taken)
@@ -131,17 +137,17 @@ class Traced:
 
     # --- Writing nodes ---------------------------------------------------------------------------
 
-    def of(self, v: ir.Value, dtype: ir.DataType = DOUBLE) -> Symbol:
-        """An existing value as a traced one."""
+    def of(self, v: ir.Value, dtype: ir.DataType | None = None, rank: int | None = None) -> Symbol:
+        """An existing value as a traced one; double where neither it nor `dtype` says otherwise."""
         self._given.add(v)
         self._taken.add(v.name or "")
-        return Symbol(self, v, dtype)
+        return Symbol(self, v, dtype or v.dtype or DOUBLE, rank or (self.rank if v.shape is None else len(v.shape)))
 
-    def lifted(self, a: Any, dtype: ir.DataType) -> Symbol:
-        """A number as a constant of one entry and of this type; a traced value as it is."""
+    def lifted(self, a: Any, dtype: ir.DataType, rank: int = 1) -> Symbol:
+        """A number as a constant of this type, of one entry or, beside a scalar, of none; a traced value as it is."""
         if isinstance(a, Symbol):
             return a
-        return self.constant(np.asarray([a], dtype.numpy()), dtype)
+        return self.constant(np.asarray([a] if rank else a, dtype.numpy()), dtype)
 
     def constant(self, a: Any, dtype: ir.DataType = INT64) -> Symbol:
         array = np.asarray(a, dtype.numpy())
@@ -150,13 +156,28 @@ class Traced:
             self._constants[key] = self.of(self.op.constant(array, dtype), dtype)
         return self._constants[key]
 
-    def node(self, op_type: str, *inputs: Symbol, result: ir.DataType | None = None, **attributes: Any) -> Symbol:
+    def node(
+        self,
+        op_type: str,
+        *inputs: Symbol,
+        result: ir.DataType | None = None,
+        rank: int | None = None,
+        **attributes: Any,
+    ) -> Symbol:
         """One node with one output, of the type of its first input where `result` does not say otherwise."""
-        return self.nodes(op_type, *inputs, results=[result or inputs[0].dtype], **attributes)[0]
+        ranks = None if rank is None else [rank]
+        return self.nodes(op_type, *inputs, results=[result or inputs[0].dtype], ranks=ranks, **attributes)[0]
 
     def nodes(
-        self, op_type: str, *inputs: Symbol, results: Sequence[ir.DataType], domain: str = "", **attributes: Any
+        self,
+        op_type: str,
+        *inputs: Symbol,
+        results: Sequence[ir.DataType],
+        ranks: Sequence[int] | None = None,
+        domain: str = "",
+        **attributes: Any,
     ) -> Sequence[Symbol]:
+        """One node; its outputs have as many axes as its inputs have, at most, where `ranks` does not say otherwise."""
         self._name()
         # Numbers, not id(): an object that is gone may leave its own to another.
         key = (op_type, domain, *(v.value for v in inputs), repr(sorted(attributes.items())))
@@ -166,8 +187,9 @@ class Traced:
         _no_scale_beside_product(op_type, inputs)
         made = self.op.many(op_type, *(v.value for v in inputs), outputs=len(results), domain=domain, **attributes)
         for v in made:
-            v.name = self._free("t")
-        found = [Symbol(self, v, dtype) for v, dtype in zip(made, results, strict=True)]
+            v.name = self.free("t")
+        ranks = ranks or [max((v.rank for v in inputs), default=0)] * len(results)
+        found = [Symbol(self, v, dtype, rank) for v, dtype, rank in zip(made, results, ranks, strict=True)]
         self._known[-1][key] = found
         return found
 
@@ -184,10 +206,10 @@ class Traced:
             for name, held in frame.f_locals.items():
                 known = not isinstance(held, Symbol) or held.trace is not self or held.value in self._given
                 if not known and not name.startswith("_"):
-                    held.value.name = self._free(name)
+                    held.value.name = self.free(name)
                     self._given.add(held.value)
 
-    def _free(self, name: str) -> str:
+    def free(self, name: str) -> str:
         """prefix/name, or the next that nothing has: name_2, name_3, ..."""
         for count in itertools.count(self._used.get(name, 0) + 1):
             self._used[name] = count
@@ -220,10 +242,10 @@ class Traced:
         return a * self.log(self.maximum(a, SMALLEST))
 
     def maximum(self, a: Symbol, b: Any) -> Symbol:
-        return self.node("Max", a, self.lifted(b, a.dtype))
+        return self.node("Max", a, self.lifted(b, a.dtype, a.rank))
 
     def minimum(self, a: Symbol, b: Any) -> Symbol:
-        return self.node("Min", a, self.lifted(b, a.dtype))
+        return self.node("Min", a, self.lifted(b, a.dtype, a.rank))
 
     def clip(self, a: Symbol, low: Any, high: Any) -> Symbol:
         if isinstance(low, Symbol) or isinstance(high, Symbol):
@@ -237,13 +259,13 @@ class Traced:
         return self.node("Where", condition, a, b, result=dtype)
 
     def sum(self, a: Symbol) -> Symbol:
-        return self.node("ReduceSum", a, self._last, keepdims=1)
+        return self.node("ReduceSum", a, self._last(a), keepdims=1)
 
     def max(self, a: Symbol) -> Symbol:
-        return self.node("ReduceMax", a, self._last, keepdims=1)
+        return self.node("ReduceMax", a, self._last(a), keepdims=1)
 
     def min(self, a: Symbol) -> Symbol:
-        return self.node("ReduceMin", a, self._last, keepdims=1)
+        return self.node("ReduceMin", a, self._last(a), keepdims=1)
 
     def total(self, M: Symbol) -> Symbol:
         return self.node("ReduceSum", M, self.constant([1, 2]), keepdims=1)
@@ -284,7 +306,7 @@ class Traced:
             self._open()
             found = list(branch())
             branches[name] = self._closed([], found, name)
-        return self.nodes("If", condition, results=[v.dtype for v in found], **branches)
+        return self.nodes("If", condition, **_kinds(found), **branches)
 
     def piece(self, name: str, statement: Callable[..., Any], arrays: Sequence[Symbol]) -> Sequence[Symbol]:
         if name not in self.pieces:
@@ -297,7 +319,7 @@ class Traced:
         return self.nodes(name, *arrays, results=self.pieces[name][1], domain=OP_DOMAIN)
 
     def mean(self, a: Symbol) -> Symbol:
-        return self.node("ReduceMean", a, self._last, keepdims=1)
+        return self.node("ReduceMean", a, self._last(a), keepdims=1)
 
     def count(self, a: Symbol) -> Symbol:
         return self.node("Cast", self.size(a, -1), result=a.dtype, to=a.dtype)
@@ -313,23 +335,29 @@ class Traced:
 
     def ones_like(self, a: Symbol) -> Symbol:
         shape = self.node("Shape", a, result=INT64)
-        return self.node("ConstantOfShape", shape, result=a.dtype, value=ir.tensor([1.0], dtype=a.dtype))
+        return self.node("ConstantOfShape", shape, result=a.dtype, rank=a.rank, value=ir.tensor([1.0], dtype=a.dtype))
 
     def eye(self, row: Symbol) -> Symbol:
         k = self.size(row, -1)
         square = self.node("ConstantOfShape", self.node("Concat", k, k, axis=0))
-        return self.node("EyeLike", square, result=row.dtype, dtype=row.dtype)
+        return self.node("EyeLike", square, result=row.dtype, rank=2, dtype=row.dtype)
 
     def eyes(self, row: Symbol) -> Symbol:
         k = self.size(row, -1)
-        return self.node("Expand", self.eye(row), self.node("Concat", self.size(row, 0), k, k, axis=0))
+        return self.node("Expand", self.eye(row), self.node("Concat", self.size(row, 0), k, k, axis=0), rank=3)
 
     def rows(self, numbers: Sequence[float], like: Symbol) -> Symbol:
         return self.constant(np.asarray(numbers)[None, :, None], like.dtype)
 
     def extended(self, row: Symbol, like: Symbol) -> Symbol:
-        missing = self.node("Sub", self.size(like, -1), self.size(row, -1))
-        zeros = self.constant([0] * 5)
+        return self._padded(row, self.size(like, -1))
+
+    def padded(self, row: Symbol, length: int) -> Symbol:
+        return self._padded(row, self.constant([length]))
+
+    def _padded(self, row: Symbol, length: Symbol) -> Symbol:
+        missing = self.node("Sub", length, self.size(row, -1))
+        zeros = self.constant([0] * (2 * row.rank - 1))
         return self.node("Pad", row, self.node("Concat", zeros, missing, axis=0))
 
     def concat(self, arrays: Sequence[Symbol]) -> Symbol:
@@ -339,7 +367,7 @@ class Traced:
         return self.node("Concat", *arrays, axis=1)
 
     def halves(self, row: Symbol) -> Sequence[Symbol]:
-        return self.nodes("Split", row, results=[row.dtype] * 2, axis=self.rank - 1, num_outputs=2)
+        return self.nodes("Split", row, results=[row.dtype] * 2, axis=row.rank - 1, num_outputs=2)
 
     def parts(self, row: Symbol, like: Sequence[Symbol | None]) -> Sequence[Symbol]:
         sizes = [None if a is None else self.size(a, -1) for a in like]
@@ -347,10 +375,42 @@ class Traced:
         for size in sizes:
             rest = rest if size is None else rest - size
         ends = self.node("Concat", *(rest if size is None else size for size in sizes), axis=0)
-        return self.nodes("Split", row, ends, results=[row.dtype] * len(like), axis=self.rank - 1)
+        return self.nodes("Split", row, ends, results=[row.dtype] * len(like), axis=row.rank - 1)
 
     def stack(self, arrays: Sequence[Symbol]) -> Symbol:
-        return self.node("Concat", *(self.node("Unsqueeze", a, self.constant([1])) for a in arrays), axis=1)
+        return self.concat_rows([self.row(a) for a in arrays])
+
+    def row(self, a: Symbol) -> Symbol:
+        return self.node("Unsqueeze", a, self.constant([1]), rank=a.rank + 1)
+
+    def column(self, a: Symbol) -> Symbol:
+        return self.node("Unsqueeze", a, self.constant([a.rank]), rank=a.rank + 1)
+
+    def entry(self, a: Symbol, i: int) -> Symbol:
+        return self.node("Gather", a, self.constant(i), axis=a.rank - 1, rank=a.rank - 1)
+
+    def slot(self, a: Symbol, k: Any) -> Symbol:
+        return self.node("Gather", a, self.lifted(k, INT64, 0), axis=1, rank=a.rank - 1)
+
+    def upto(self, a: Symbol, k: Symbol) -> Symbol:
+        zero = self.constant([0])
+        return self.node("Slice", a, zero, self.node("Unsqueeze", k, zero, rank=1), self.constant([1]))
+
+    def backwards(self, a: Symbol) -> Symbol:
+        last, beyond, axis = self.constant([-1]), self.constant([-(2**62)]), self.constant([1])
+        return self.node("Slice", a, last, beyond, axis, last)
+
+    def slots_sum(self, a: Symbol) -> Symbol:
+        return self.node("ReduceSum", a, self.constant([1]), keepdims=0, rank=a.rank - 1)
+
+    def zeros(self, like: Symbol, *sizes: int) -> Symbol:
+        shape = self.node("Concat", self.size(like, 0), self.constant(sizes), axis=0)
+        zero = ir.tensor([0.0], dtype=like.dtype)
+        return self.node("ConstantOfShape", shape, result=like.dtype, rank=1 + len(sizes), value=zero)
+
+    def spread(self, number: float, like: Symbol) -> Symbol:
+        one = self.constant(np.full([1] * like.rank, number), like.dtype)
+        return self.node("Expand", one, self.node("Shape", like, result=INT64, rank=1))
 
     def double(self, a: Symbol) -> Symbol:
         return a if a.dtype == DOUBLE else self.node("Cast", a, result=DOUBLE, to=DOUBLE)
@@ -383,14 +443,45 @@ class Traced:
     ) -> Sequence[Symbol]:
         state = list(state)
         going = unfinished(*state)
-        counter, on = value(self._free("trip"), INT64, []), value(self._free("going"), BOOL, [])
-        held = [ir.Value(name=self._free("state"), type=ir.TensorType(v.dtype)) for v in state]
+        counter, on = value(self.free("trip"), INT64, []), value(self.free("going"), BOOL, [])
+        held = [ir.Value(name=self.free("state"), type=ir.TensorType(v.dtype)) for v in state]
         self._open()
-        following = list(step(*(Symbol(self, v, s.dtype) for v, s in zip(held, state, strict=True))))
+        following = list(step(*(Symbol(self, v, s.dtype, s.rank) for v, s in zip(held, state, strict=True))))
         results = [unfinished(*following), *following]
         body = self._closed([counter, on, *held], results, "step")
-        most = most if isinstance(most, Symbol) else self.constant(most)
-        return self.nodes("Loop", most, going, *state, results=[v.dtype for v in state], body=body)
+        return self.nodes("Loop", self.lifted(most, INT64, 0), going, *state, **_kinds(state), body=body)
+
+    def repeat(
+        self, times: Any, step: Callable[..., Any], state: Iterable[Symbol]
+    ) -> tuple[Sequence[Symbol], Sequence[Symbol]]:
+        state = list(state)
+        if isinstance(times, int) and times == 0:
+            return state, []
+        trip, *names = inspect.signature(step).parameters
+        counter, on = value(self.free(trip.strip("_") or "trip"), INT64, []), value(self.free("going"), BOOL, [])
+        held = [
+            ir.Value(name=self.free(name), type=ir.TensorType(s.dtype)) for s, name in zip(state, names, strict=True)
+        ]
+        self._given.update(held)
+        self._open()
+        inside = [Symbol(self, v, s.dtype, s.rank) for v, s in zip(held, state, strict=True)]
+        following, rows = (list(part) for part in step(Symbol(self, counter, INT64, 0), *inside))
+        body = self._closed([counter, on, *held], [Symbol(self, on, BOOL, 0), *following, *rows], step.__name__)
+        most, true = self.lifted(times, INT64, 0), self.constant(True, BOOL)
+        found = self.nodes("Loop", most, true, *state, **_kinds([*state, *rows]), body=body)
+        return found[: len(state)], [self._collected(v, most, state[0]) for v in found[len(state) :]]
+
+    def _collected(self, rows: Symbol, times: Symbol, like: Symbol) -> Symbol:
+        """What a loop put one behind the other in a new axis 0, of rows [B, ...], as [B, times, ...].
+
+        The Reshape changes nothing, and costs nothing, but onnx.reference (onnx 1.23) joins rows in the axis they have.
+        """
+        sizes = [self.node("Unsqueeze", times, self.constant([0]), rank=1), self.size(like, 0)]
+        if rows.rank > 1:
+            sizes.append(self.node("Shape", rows, result=INT64, rank=1, start=1 - rows.rank))
+        shape = self.node("Concat", *sizes, axis=0)
+        apart = self.node("Reshape", rows, shape, allowzero=1, rank=rows.rank + 1)
+        return self.node("Transpose", apart, perm=[1, 0, *range(2, apart.rank)])
 
     # --- Graphs ----------------------------------------------------------------------------------
 
@@ -402,13 +493,24 @@ class Traced:
         constants = []
         for v in self.op.constants:
             node = ir.node("Constant", [], attributes={"value": v.const_value}, num_outputs=1)
-            node.outputs[0].name = self._free("constant")
+            node.outputs[0].name = self.free("constant")
             ir.convenience.replace_all_uses_with(v, node.outputs[0])
             constants.append(node)
         imports = {"": OPSET, OP_DOMAIN: OP_VERSION}
         nodes = needed([*constants, *self.op.nodes], outputs)
         graph = ir.Graph(given, outputs, nodes=nodes, opset_imports=imports, name=name, doc_string=doc)
         return ir.Function(OP_DOMAIN, name, graph=graph, attributes=list(attributes.values()))
+
+    def graph(
+        self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], initializers: Sequence[ir.Value], name: str
+    ) -> ir.Graph:
+        """All that was traced, as the main graph of a model."""
+        nodes = needed(self.op.nodes, outputs)
+        for node in self.templates:
+            cut_loose(node)
+        return ir.Graph(
+            inputs, outputs, nodes=nodes, initializers=numbered([*initializers, *self.op.constants]), name=name
+        )
 
     def _open(self) -> None:
         """Begin a graph inside the one at hand."""
@@ -425,7 +527,7 @@ class Traced:
                 outputs.append(v.value)
             else:
                 outputs.append(self.op("Identity", v.value))
-                outputs[-1].name = self._free("t")
+                outputs[-1].name = self.free("t")
             outputs[-1].type = ir.TensorType(v.dtype)
         nodes = needed(self.op.nodes, outputs)
         self.op = self._outer.pop()
@@ -434,15 +536,19 @@ class Traced:
 
     # --- How -------------------------------------------------------------------------------------
 
-    @property
-    def _last(self) -> Symbol:
+    def _last(self, a: Symbol) -> Symbol:
         """The last axis, counted from the front: by −1 ONNX Runtime 1.31 does not reduce an empty batch."""
-        return self.constant([self.rank - 1])
+        return self.constant([a.rank - 1])
 
     def size(self, a: Symbol, axis: int) -> Symbol:
         """How many entries an axis has, [1]; from behind where it is negative."""
         ends = {} if axis == -1 else {"end": axis + 1}
-        return self.node("Shape", a, result=INT64, start=axis, **ends)
+        return self.node("Shape", a, result=INT64, rank=1, start=axis, **ends)
+
+
+def _kinds(values: Iterable[Symbol]) -> dict[str, Any]:
+    """What `Traced.nodes` is told of outputs that are like these."""
+    return {"results": [v.dtype for v in values], "ranks": [v.rank for v in values]}
 
 
 def _no_scale_beside_product(op_type: str, inputs: Sequence[Symbol]) -> None:

@@ -17,6 +17,7 @@ import icnnrt
 from icnnrt.checking.verify import Check, contexts
 from icnnrt.errors import InputError
 from icnnrt.format.package import Package, opened
+from icnnrt.serving.load import AnySession
 from icnnrt_exporters.checks import parity
 from icnnrt_exporters.graphs.onnx_head import quiet
 from icnnrt_exporters.torch_files.program import quiet_serialiser
@@ -67,13 +68,13 @@ def compare(
     return checks
 
 
-def _torchscript(path: Path, session: icnnrt.Session, X: NDArray[Any], Y: NDArray[Any]) -> Mapping[str, float]:
+def _torchscript(path: Path, session: AnySession, X: NDArray[Any], Y: NDArray[Any]) -> Mapping[str, float]:
     _demand_argmin(session, path)
     x, y = torch.from_numpy(X), torch.from_numpy(Y)
     return _run(path, lambda: check_torchscript(path, session, x, y), "icnnrt_exporters.export_torchscript")
 
 
-def _program(path: Path, session: icnnrt.Session, X: NDArray[Any], Y: NDArray[Any]) -> Mapping[str, float]:
+def _program(path: Path, session: AnySession, X: NDArray[Any], Y: NDArray[Any]) -> Mapping[str, float]:
     """Of (x, y) -> (f, ∇_y f), or of (x, y_init) -> the argmin from there, which y serves as well as any start."""
 
     def outputs() -> Sequence[torch.Tensor]:
@@ -112,7 +113,7 @@ def _run(path: Path, what: Callable[[], T], writer: str) -> T:
         ) from error
 
 
-def _demand_argmin(session: icnnrt.Session, path: Path) -> None:
+def _demand_argmin(session: AnySession, path: Path) -> None:
     solver, domain = session.manifest.solver, session.manifest.domain
     if solver is None or domain is None:
         raise InputError(f"{path}: it has an argmin, but the package has no solver to compare it with; export one.")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop_op
 from torch.func import grad
 
+from icnnrt import arguments
 from icnnrt.errors import ExportError
 from icnnrt.format.files import write_atomically
 from icnnrt.mathematics import bundle, cut_model
@@ -33,7 +34,7 @@ from icnnrt_exporters.tracing.energy_graph import EnergyGraph, example_batch, tr
 from icnnrt_exporters.tracing.heads import Input, boundary_names, trace, value_and_gradient
 from icnnrt_exporters.tracing.smooth_softplus import smoothed
 from icnnrt_models import BundleEntropyArgmin
-from icnnrt_models.layers.bundle_entropy import InnerSolution, as_inner_solution
+from icnnrt_models.layers.bundle_entropy import InnerSolution, as_inner_solution, in_double, rounded
 from icnnrt_models.layers.namespace import TORCH
 
 ProgramHead = Literal["value", "argmin"]
@@ -69,7 +70,7 @@ def export_program(
     Raises:
         ExportError: what cannot be written; nothing is written then.
     """
-    path = Path(path)
+    path = arguments.path(path, "path")
     if head not in get_args(ProgramHead):
         raise ExportError(f"head: expected one of {', '.join(get_args(ProgramHead))}, got {head!r}; choose one of them")
     check_examples(x_example, y_example)
@@ -170,14 +171,17 @@ class _Argmin(nn.Module):
             f, g = self._at(*weights, *c, y)
             return f, g
 
-        found = bundle.argmin(TORCH, UNIT_BOX, value_and_gradient, y_init, self._iterations, self._solve)
+        def solve(G: Tensor, e: Tensor, lam: Tensor) -> InnerSolution:
+            return rounded(self._solve(G, e, lam.double()), y_init)
+
+        found = bundle.argmin(TORCH, UNIT_BOX, in_double(value_and_gradient), y_init, self._iterations, solve)
         return found.y, found.lam, found.energy, found.lower_bound, found.gap, found.residual
 
-    def _solve(self, G: Tensor, e: Tensor, lam_start: Tensor | None) -> InnerSolution:
+    def _solve(self, G: Tensor, e: Tensor, lam_start: Tensor) -> InnerSolution:
         """The k-cut model: steps of `icnnrt.mathematics.cut_model` under a while_loop."""
         row = e[:, None]
         cuts = cut_model.prepared(TORCH, UNIT_BOX, G, row)
-        first = cut_model.first(TORCH, UNIT_BOX, cuts, row[:, :, :0] if lam_start is None else lam_start[:, None])
+        first = cut_model.first(TORCH, UNIT_BOX, cuts, lam_start[:, None])
         steps = self._steps
 
         def split(rest: Sequence[Tensor]) -> tuple[cut_model.Cuts, cut_model.Iterate]:

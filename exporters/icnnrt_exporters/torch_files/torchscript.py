@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import icnnrt
+from icnnrt import arguments
 from icnnrt.errors import ExportError
 from icnnrt.format.files import write_atomically
-from icnnrt.format.package import check_outside
+from icnnrt.format.folder import check_place
+from icnnrt.serving.load import AnySession
 from icnnrt_exporters.checks import parity
 from icnnrt_exporters.checks.preconditions import (
     check_energy,
@@ -61,7 +63,7 @@ def export_torchscript(
     Raises:
         ExportError: what cannot be written; nothing is written then.
     """
-    path = Path(path)
+    path = arguments.path(path, "path")
     check_examples(x_example, y_example)
     check_solver(solver, y_example.shape[1])
     check_unit_box(solver)
@@ -91,7 +93,7 @@ def load_torchscript(path: str | Path) -> Any:
         return torch.jit.load(str(path))
 
 
-def check_torchscript(path: str | Path, judge: "icnnrt.Session | nn.Module", x: Tensor, y: Tensor) -> dict[str, float]:
+def check_torchscript(path: str | Path, judge: AnySession | nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     """Compare a TorchScript file with a package, or with the energy it was made from.
 
     Args:
@@ -171,11 +173,9 @@ def check_unit_box(solver: BundleEntropyArgmin) -> None:
 
 def check_file(path: Path, overwrite: bool) -> None:
     """The file can be written to `path` when it is done."""
-    if not path.parent.is_dir():
-        raise ExportError(f"path: the folder {path.parent} is not there; create it first")
+    check_place(path, "path", kind=ExportError)
     if path.is_dir():
         raise ExportError(f"path: {path} is a folder; give the name of a file, such as {path / 'model.pt'}")
-    check_outside(path, "path")
     if path.exists() and not overwrite:
         raise ExportError(f"path: {path} is there already; pass overwrite=True to replace it, or choose another")
 

@@ -20,52 +20,16 @@ aten = torch.ops.aten
 
 # Forward operators to be lowered, besides everything named *backward*.
 FORWARD = (
-    aten.leaky_relu,
-    aten.gelu,
-    aten.silu,
-    aten.mish,
-    aten.hardtanh,
-    aten.log_sigmoid_forward,
-    aten.native_layer_norm,
-    aten.native_group_norm,
-    aten._native_batch_norm_legit_no_training,
-    aten._native_batch_norm_legit,
-    aten.native_batch_norm,
-    aten.addcmul,
-    aten.addcdiv,
-    aten.addmv,
-    aten.lerp,
-    aten.var_mean,
-    aten.new_zeros,
-    aten.new_ones,
-    aten.new_full,
-    aten.zeros_like,
-    aten.ones_like,
-    aten.sgn,
-    aten.square,
-    aten.masked_fill,
+    *(aten.leaky_relu, aten.gelu, aten.silu, aten.mish, aten.hardtanh, aten.log_sigmoid_forward, aten.threshold),
+    *(aten._prelu_kernel, aten.hardswish, aten.hardsigmoid, aten.softshrink, aten.hardshrink, aten.glu),
+    *(aten.native_layer_norm, aten.native_group_norm, aten.native_batch_norm, aten._native_batch_norm_legit),
+    *(aten._native_batch_norm_legit_no_training, aten.linalg_vector_norm, aten.norm, aten.var_mean),
+    *(aten.addcmul, aten.addcdiv, aten.addmv, aten.lerp, aten.trace, aten.sgn, aten.square, aten.masked_fill),
+    *(aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like),
+    *(aten.logaddexp2, aten.logsumexp, aten.huber_loss, aten.mse_loss),
     # The exporter's own translation has no total weight, which the gradient of a mean divides by.
-    aten.nll_loss_forward,
-    aten.nll_loss2d_forward,
-    aten.threshold,
-    aten._prelu_kernel,
-    aten.hardswish,
-    aten.hardsigmoid,
-    aten.softshrink,
-    aten.hardshrink,
-    aten.glu,
-    aten.huber_loss,
-    aten.logaddexp2,
-    aten.logsumexp,
-    aten.linalg_vector_norm,
-    aten.norm,
-    aten.mse_loss,
-    aten.im2col,
-    aten.roll,
-    aten.trace,
-    aten.pixel_shuffle,
-    aten.pixel_unshuffle,
-    aten.channel_shuffle,
+    *(aten.nll_loss_forward, aten.nll_loss2d_forward),
+    *(aten.im2col, aten.roll, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle),
 )
 
 
@@ -250,39 +214,22 @@ def rsub(b: Tensor, a: Any, alpha: float = 1) -> Tensor:
     return torch.sub(a, b, alpha=alpha)
 
 
+def eye(n: int, *, dtype: torch.dtype | None = None, device: Any = None, **rest: Any) -> Tensor:
+    """The identity by comparing places, for the same reason."""
+    places = torch.arange(n, device=device)
+    return (places.unsqueeze(1) == places).to(dtype or torch.get_default_dtype())
+
+
 @cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """The whole table, by operator overload."""
     backward = [op for op in decomposition_table if "backward" in str(op)]
     table: dict[Any, Callable[..., Any]] = dict(get_decompositions([*backward, *FORWARD]))
-    table[aten.softplus.default] = softplus
-    table[aten.softplus_backward.default] = softplus_backward
-    table[aten.expm1.default] = expm1
-    table[aten.mv.default] = mv
-    table[aten.dot.default] = dot
-    table[aten.sigmoid.default] = sigmoid
-    table[aten.convolution_backward.default] = convolution_backward
-    table[aten.erf.default] = erf
-    table[aten.erfc.default] = erfc
-    table[aten.sinh.default] = sinh
-    table[aten.cosh.default] = cosh
-    table[aten.tan.default] = tan
-    table[aten.asinh.default] = asinh
-    table[aten.acosh.default] = acosh
-    table[aten.atanh.default] = atanh
-    table[aten.elu.default] = elu
-    table[aten.celu.default] = celu
-    table[aten.selu.default] = selu
-    table[aten.logaddexp.default] = logaddexp
-    table[aten.var.correction] = var
-    table[aten.std.correction] = std
-    table[aten.squeeze.dims] = squeeze
+    mine: list[Callable[..., Any]] = [softplus, softplus_backward, expm1, mv, dot, sigmoid, convolution_backward, erf]
+    mine += [erfc, sinh, cosh, tan, asinh, acosh, atanh, elu, celu, selu, logaddexp, addmm, eye]
+    table |= {getattr(aten, rule.__name__).default: rule for rule in mine}
+    table |= {aten.add.Tensor: add, aten.sub.Tensor: sub, aten.rsub.Scalar: rsub, aten.rsub.Tensor: rsub}
+    table |= {aten.var.correction: var, aten.std.correction: std, aten.squeeze.dims: squeeze}
+    table |= {aten.bucketize.Tensor: bucketize, aten.searchsorted.Tensor: searchsorted}
     table[torch.ops.prims.broadcast_in_dim.default] = broadcast_in_dim
-    table[aten.bucketize.Tensor] = bucketize
-    table[aten.searchsorted.Tensor] = searchsorted
-    table[aten.addmm.default] = addmm
-    table[aten.add.Tensor] = add
-    table[aten.sub.Tensor] = sub
-    table[aten.rsub.Scalar] = rsub
-    table[aten.rsub.Tensor] = rsub
     return table

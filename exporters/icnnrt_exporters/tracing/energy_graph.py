@@ -8,6 +8,7 @@ from the model but a forward(x, y) -> [B] or [B, 1]. A module whose forward is t
 is traced the same way; its `value` is g.
 """
 
+import operator as python
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,6 +54,9 @@ FLAT = WITHOUT_DERIVATIVE | {
     aten.new_full.default,
     aten.new_empty.default,
 }
+
+# Composites that stay as they are.
+WHOLE = frozenset({aten.linear.default, aten.matmul.default})
 
 
 @dataclass(frozen=True)
@@ -238,7 +242,8 @@ def followed(module: nn.Module, *examples: Tensor) -> fx.GraphModule:
         with quiet():
             shapes = tuple({0: dim} for _ in examples)
             program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
-            program = program.run_decompositions({**opened(), aten.copy.default: _copy})
+            if not all(_plain(node) for node in program.graph.nodes):  # or else a second trace would find nothing
+                program = program.run_decompositions({**opened(), aten.copy.default: _copy})
     except Exception as error:
         raise _cannot_follow(module, error) from error
     _refuse_mutation(program)
@@ -248,6 +253,16 @@ def followed(module: nn.Module, *examples: Tensor) -> fx.GraphModule:
     graph.graph.eliminate_dead_code()
     _refuse_nodes(graph.graph)
     return graph
+
+
+def _plain(node: fx.Node) -> bool:
+    """It changes nothing in place, and is no composite of others."""
+    target = node.target
+    if node.op != "call_function" or target in WHOLE or target in (python.add, python.mul, python.getitem):
+        return True
+    if not isinstance(target, torch._ops.OpOverload) or target is aten.copy.default or target._schema.is_mutable:
+        return False
+    return not torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
 
 
 def read_tensors(graph: fx.GraphModule, module: nn.Module) -> tuple[dict[str, Tensor], frozenset[str]]:

@@ -6,6 +6,7 @@ tensors with one symbolic batch, they do: what comes out is a plain graph of for
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -51,49 +52,39 @@ def boundary_names(energy: EnergyGraph) -> list[str]:
 def value_and_gradient(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
     """θ, x [B, ...], y [B, n] -> f [B], ∇_y f [B, n]."""
     _demand_energy(energy, "value_and_gradient")
-    names = list(energy.theta)
 
-    def head(*args: Tensor) -> tuple[Tensor, Tensor]:
-        theta, (x, y) = dict(zip(names, args, strict=False)), args[len(names) :]
+    def head(theta: Theta, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return _value_and_slope(energy, theta, energy.prepare(theta, x), y)
 
-    inputs = [*_theta(energy), Input("x", x, 0), Input("y", y, 0)]
-    return trace(head, inputs, ["f", "gradient"], energy)
+    return _trace(energy, head, [Input("x", x, 0), Input("y", y, 0)], ["f", "gradient"])
 
 
 def gradient(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
     """θ, x [B, ...], y [B, n] -> g [B, n], named "gradient": ∇_y f, or what a module of kind "gradient" returns."""
-    names = list(energy.theta)
 
-    def head(*args: Tensor) -> Tensor:
-        theta, (x, y) = dict(zip(names, args, strict=False)), args[len(names) :]
+    def head(theta: Theta, x: Tensor, y: Tensor) -> Tensor:
         return _slope(energy, theta, energy.prepare(theta, x))(y)
 
-    return trace(head, [*_theta(energy), Input("x", x, 0), Input("y", y, 0)], ["gradient"], energy)
+    return _trace(energy, head, [Input("x", x, 0), Input("y", y, 0)], ["gradient"])
 
 
 def gradient_x(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
     """θ, x [B, ...], y [B, n] -> ∇_x f [B, ...], named "gradient_x"."""
     _demand_energy(energy, "gradient_x")
-    names = list(energy.theta)
 
-    def head(*args: Tensor) -> Tensor:
-        theta, (x, y) = dict(zip(names, args, strict=False)), args[len(names) :]
+    def head(theta: Theta, x: Tensor, y: Tensor) -> Tensor:
         return grad(lambda x: energy.value(theta, energy.prepare(theta, x), y).sum())(x)
 
-    return trace(head, [*_theta(energy), Input("x", x, 0), Input("y", y, 0)], ["gradient_x"], energy)
+    return _trace(energy, head, [Input("x", x, 0), Input("y", y, 0)], ["gradient_x"])
 
 
 def hessian_product(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
     """θ, x [B, ...], y [B, n], v [B, n] -> ∇²_y f v [B, n], named "hvp"; g'(y) v for kind "gradient"."""
-    names = list(energy.theta)
 
-    def head(*args: Tensor) -> Tensor:
-        theta, (x, y, v) = dict(zip(names, args, strict=False)), args[len(names) :]
+    def head(theta: Theta, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return _curvature(energy, theta, energy.prepare(theta, x), y, v)
 
-    inputs = [*_theta(energy), Input("x", x, 0), Input("y", y, 0), Input("y_dot", y, 0)]
-    return trace(head, inputs, ["hvp"], energy)
+    return _trace(energy, head, [Input("x", x, 0), Input("y", y, 0), Input("y_dot", y, 0)], ["hvp"])
 
 
 def hessian(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
@@ -103,10 +94,9 @@ def hessian(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
     symmetric to the last bit. Kind "gradient" has no f, and its Jacobian hessian[b, i, j] = ∂g_i/∂y_j is returned as it
     is: how far it is from symmetric tells how far g is from a gradient.
     """
-    names, n = list(energy.theta), y.shape[1]
+    n = y.shape[1]
 
-    def head(*args: Tensor) -> tuple[Tensor, ...]:
-        theta, (x, y) = dict(zip(names, args, strict=False)), args[len(names) :]
+    def head(theta: Theta, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         c = energy.prepare(theta, x)
         unit = torch.eye(n, dtype=y.dtype, device=y.device)
         directions = unit.expand(y.shape[0], n, n).reshape(y.shape[0] * n, n)
@@ -118,27 +108,20 @@ def hessian(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
         return f, slope, 0.5 * (rows + rows.transpose(1, 2))
 
     outputs = ["gradient", "hessian"] if energy.kind == "gradient" else ["f", "gradient", "hessian"]
-    return trace(head, [*_theta(energy), Input("x", x, 0), Input("y", y, 0)], outputs, energy)
+    return _trace(energy, head, [Input("x", x, 0), Input("y", y, 0)], outputs)
 
 
 def hessian_vector_product(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
     """θ, boundary, y [B, n], s [B, n] -> ∇²_y f s [B, n]."""
     _demand_energy(energy, "hessian_vector_product")
-    names, crossing = list(energy.theta), boundary_names(energy)
-    c_example = energy.prepare(energy.theta, x)
+    crossing = zip(boundary_names(energy), energy.prepare(energy.theta, x), energy.boundary, strict=True)
 
-    def head(*args: Tensor) -> Tensor:
-        theta = dict(zip(names, args, strict=False))
-        *c, y, s = args[len(names) :]
+    def head(theta: Theta, *data: Tensor) -> Tensor:
+        *c, y, s = data
         return _curvature(energy, theta, c, y, s)
 
-    inputs = [
-        *_theta(energy),
-        *(Input(n, e, b.batch_dim) for n, e, b in zip(crossing, c_example, energy.boundary, strict=True)),
-        Input("hvp/y", y, 0),
-        Input("hvp/s", y, 0),
-    ]
-    return trace(head, inputs, ["hvp/hessian_s"], energy)
+    boundary = [Input(name, example, b.batch_dim) for name, example, b in crossing]
+    return _trace(energy, head, [*boundary, Input("hvp/y", y, 0), Input("hvp/s", y, 0)], ["hvp/hessian_s"])
 
 
 def cut_vjp(
@@ -154,11 +137,9 @@ def cut_vjp(
     gives ē_bi ∇_y f + ∇²_y f s_bi [B·K, n] as well, the cotangent of the cut points, as the bounds of a box need.
     """
     _demand_energy(energy, "cut_vjp")
-    names, crossing = list(energy.theta), boundary_names(energy)
     B, n = y.shape
 
-    def head(*args: Tensor) -> tuple[Tensor, ...]:
-        theta, (x, Y, e_bar, S) = dict(zip(names, args, strict=False)), args[len(names) :]
+    def head(theta: Theta, x: Tensor, Y: Tensor, e_bar: Tensor, S: Tensor) -> tuple[Tensor, ...]:
         frozen = {name: t for name, t in theta.items() if name not in trainable}
         y_flat, e_flat, s_flat = Y.flatten(0, 1), e_bar.flatten(0, 1), S.flatten(0, 1)
 
@@ -180,23 +161,20 @@ def cut_vjp(
         return (*(theta_bar[name] for name in trainable), *data_bars, slopes, *c)
 
     inputs = [
-        *_theta(energy),
         Input("x", x, 0),
         Input("cut_points", y[:, None].expand(B, K, n).contiguous(), 0),
         Input("push/offset_bar", y.new_zeros(B, K), 0),
         Input("push/seed", y.new_zeros(B, K, n), 0),
     ]
     outputs = [*(f"theta_bar.{name}" for name in trainable), "x_bar", *(["push/point_bar"] if points else [])]
-    return trace(head, inputs, [*outputs, "push/slopes_again", *crossing], energy)
+    return _trace(energy, head, inputs, [*outputs, "push/slopes_again", *boundary_names(energy)])
 
 
 def pullback(energy: EnergyGraph, x: Tensor, y: Tensor, trainable: Sequence[str]) -> Head:
     """θ, x [B, ...], y [B, n], f̄ [B], ḡ [B, n] -> ȳ [B, n], x̄ [B, ...], θ̄: of f̄ f + ḡ'∇_y f, θ̄ summed over B."""
     _demand_energy(energy, "pullback")
-    names = list(energy.theta)
 
-    def head(*args: Tensor) -> tuple[Tensor, ...]:
-        theta, (x, y, f_bar, gradient_bar) = dict(zip(names, args, strict=False)), args[len(names) :]
+    def head(theta: Theta, x: Tensor, y: Tensor, f_bar: Tensor, gradient_bar: Tensor) -> tuple[Tensor, ...]:
         frozen = {name: t for name, t in theta.items() if name not in trainable}
 
         def paired(moving: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -209,17 +187,27 @@ def pullback(energy: EnergyGraph, x: Tensor, y: Tensor, trainable: Sequence[str]
         return (y_bar, x_bar, *(theta_bar[name] for name in trainable))
 
     inputs = [
-        *_theta(energy),
         Input("x", x, 0),
         Input("y", y, 0),
         Input("f_bar", y.new_zeros(y.shape[0]), 0),
         Input("gradient_bar", y, 0),
     ]
-    return trace(head, inputs, ["y_bar", "x_bar", *(f"theta_bar.{name}" for name in trainable)], energy)
+    return _trace(energy, head, inputs, ["y_bar", "x_bar", *(f"theta_bar.{name}" for name in trainable)])
 
 
-def _theta(energy: EnergyGraph) -> list[Input]:
-    return [Input(name, tensor, None) for name, tensor in energy.theta.items()]
+def _trace(energy: EnergyGraph, function: Callable[..., object], data: list[Input], outputs: list[str]) -> Head:
+    return trace(with_weights(function, energy.theta), [*weights(energy.theta), *data], outputs, energy)
+
+
+def weights(theta: Theta) -> list[Input]:
+    """The weights as arguments, the first ones of a head."""
+    return [Input(name, tensor, None) for name, tensor in theta.items()]
+
+
+def with_weights(function: Callable[..., Any], theta: Theta) -> Callable[..., Any]:
+    """A function of (θ, data...) with θ by name, as one of tensors alone."""
+    names, count = list(theta), len(theta)
+    return lambda *args: function(dict(zip(names, args[:count], strict=True)), *args[count:])
 
 
 def _demand_energy(energy: EnergyGraph, head: str) -> None:

@@ -15,7 +15,7 @@ The matrices are constants of the graph: they join the tensors that the forward 
 """
 
 import operator as python
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,35 +26,23 @@ from icnnrt.errors import ExportError
 from icnnrt_exporters.tracing import windows
 from icnnrt_exporters.tracing.place import operator, place
 from icnnrt_exporters.tracing.smooth_softplus import smooth_threshold
-from icnnrt_models.layers.quadratic_program import differentiable
+from icnnrt_models.layers.qp_operators import differentiable
 
 aten = torch.ops.aten
 
 CONVOLUTION = aten.convolution.default
-AVERAGE_POOLS = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
-ADAPTIVE_AVERAGES = {
-    aten.adaptive_avg_pool1d.default: 1,
-    aten._adaptive_avg_pool2d.default: 2,
-    aten._adaptive_avg_pool3d.default: 3,
-}
-MAXIMUM_POOLS = {
-    aten.max_pool1d_with_indices.default: 1,
-    aten.max_pool2d_with_indices.default: 2,
-    aten.max_pool3d_with_indices.default: 3,
-}
-ADAPTIVE_MAXIMA = {
-    aten.adaptive_max_pool1d.default: 1,
-    aten.adaptive_max_pool2d.default: 2,
-    aten.adaptive_max_pool3d.default: 3,
-}
-PADS = {
-    aten.reflection_pad1d.default: 1,
-    aten.reflection_pad2d.default: 2,
-    aten.reflection_pad3d.default: 3,
-    aten.replication_pad1d.default: 1,
-    aten.replication_pad2d.default: 2,
-    aten.replication_pad3d.default: 3,
-}
+
+
+def _by_dimensions(names: Iterable[str]) -> dict[Any, int]:
+    return {getattr(aten, name).default: D for D, name in enumerate(names, 1)}
+
+
+AVERAGE_POOLS = _by_dimensions(("avg_pool1d", "avg_pool2d", "avg_pool3d"))
+ADAPTIVE_AVERAGES = _by_dimensions(("adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"))
+MAXIMUM_POOLS = _by_dimensions(f"max_pool{D}d_with_indices" for D in (1, 2, 3))
+ADAPTIVE_MAXIMA = _by_dimensions(f"adaptive_max_pool{D}d" for D in (1, 2, 3))
+PADS = _by_dimensions(f"reflection_pad{D}d" for D in (1, 2, 3))
+PADS |= _by_dimensions(f"replication_pad{D}d" for D in (1, 2, 3))
 # Number of dimensions, and whether the operator has align_corners; both overloads of each.
 INTERPOLATIONS = {
     overload: kind
@@ -124,18 +112,13 @@ def lower(module: fx.GraphModule) -> None:
             _become(node, differentiable, node.args)  # under the transforms of torch.func too
         elif node.target in (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default):
             _batch_norm(node)
-        elif node.target in AVERAGE_POOLS:
-            _average_pool(node, constants, AVERAGE_POOLS[node.target])
-        elif node.target in ADAPTIVE_AVERAGES:
-            _adaptive_average(node, constants, ADAPTIVE_AVERAGES[node.target])
-        elif node.target in MAXIMUM_POOLS:
-            _maximum_pool(node, constants, MAXIMUM_POOLS[node.target])
-        elif node.target in ADAPTIVE_MAXIMA:
-            _adaptive_maximum(node, constants, ADAPTIVE_MAXIMA[node.target])
         elif node.target in INTERPOLATIONS:
             _interpolation(node, constants, *INTERPOLATIONS[node.target])
-        elif node.target in PADS:
-            _pad(node, constants, PADS[node.target])
+        else:
+            for dimensions, rewrite in BY_MATRICES:
+                if node.target in dimensions:
+                    rewrite(node, constants, dimensions[node.target])
+                    break
 
 
 class _Constants:
@@ -378,3 +361,12 @@ def _pad(node: fx.Node, constants: _Constants, D: int) -> None:
         key = ("pad", target, n, *own, dtype)
         matrices.append(constants(node, key, partial(_impulses, n, D, i, apply, dtype)))
     _become(node, windows.average, (x, *matrices))
+
+
+BY_MATRICES = (
+    (AVERAGE_POOLS, _average_pool),
+    (ADAPTIVE_AVERAGES, _adaptive_average),
+    (MAXIMUM_POOLS, _maximum_pool),
+    (ADAPTIVE_MAXIMA, _adaptive_maximum),
+    (PADS, _pad),
+)

@@ -18,9 +18,9 @@ from torch.func import vjp
 from icnnrt.errors import ExportError
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.tracing.energy_graph import example_batch, followed, read_tensors
-from icnnrt_exporters.tracing.heads import Head, Input, trace
+from icnnrt_exporters.tracing.heads import Head, Input, trace, weights, with_weights
 from icnnrt_exporters.tracing.lowering import lower
-from icnnrt_models.layers.quadratic_program import differentiable
+from icnnrt_models.layers.qp_operators import differentiable
 
 Theta = Mapping[str, Tensor]
 
@@ -113,13 +113,12 @@ class QPNetwork:
 
 def solve_head(network: QPNetwork, x: Tensor) -> Head:
     """θ, x [B, ...] -> z [B, n], status [B], residual [B, 3]."""
-    names = list(network.theta)
 
-    def head(*args: Tensor) -> tuple[Tensor, ...]:
-        *weights, x = args
-        return network(dict(zip(names, weights, strict=True)), x, clean=False)
+    def head(theta: Theta, x: Tensor) -> tuple[Tensor, ...]:
+        return network(theta, x, clean=False)
 
-    return trace(head, [*_theta(network), Input("x", x, 0)], ["z", "status", "residual"])
+    inputs = [*weights(network.theta), Input("x", x, 0)]
+    return trace(with_weights(head, network.theta), inputs, ["z", "status", "residual"])
 
 
 def adjoint_head(network: QPNetwork, x: Tensor, trainable: tuple[str, ...]) -> Head:
@@ -127,11 +126,8 @@ def adjoint_head(network: QPNetwork, x: Tensor, trainable: tuple[str, ...]) -> H
 
     z is that of the forward pass that this begins with, which does not wait for z̄.
     """
-    names = list(network.theta)
 
-    def head(*args: Tensor) -> tuple[Tensor, ...]:
-        *weights, x, z_bar = args
-        theta = dict(zip(names, weights, strict=True))
+    def head(theta: Theta, x: Tensor, z_bar: Tensor) -> tuple[Tensor, ...]:
         frozen = {name: t for name, t in theta.items() if name not in trainable}
 
         def forward(moving: dict[str, Tensor], x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -143,10 +139,6 @@ def adjoint_head(network: QPNetwork, x: Tensor, trainable: tuple[str, ...]) -> H
         theta_bar, x_bar = pull(z_bar)
         return (*(theta_bar[name] for name in trainable), x_bar, z, status, residual)
 
-    inputs = [*_theta(network), Input("x", x, 0), Input("z_bar", x.new_zeros((len(x), network.n)), 0)]
+    inputs = [*weights(network.theta), Input("x", x, 0), Input("z_bar", x.new_zeros((len(x), network.n)), 0)]
     outputs = [*(f"theta_bar.{name}" for name in trainable), "x_bar", "z", "status", "residual"]
-    return trace(head, inputs, outputs)
-
-
-def _theta(network: QPNetwork) -> list[Input]:
-    return [Input(name, tensor, None) for name, tensor in network.theta.items()]
+    return trace(with_weights(head, network.theta), inputs, outputs)

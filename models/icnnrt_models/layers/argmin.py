@@ -1,6 +1,5 @@
 """y* = argmin_y f(x, y) + R(y) as a torch layer, differentiable in x, in the weights of f and in the bounds of y."""
 
-import math
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Literal, cast, get_args
@@ -9,28 +8,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from icnnrt.arguments import choice, integer, number, refused
 from icnnrt.mathematics.domains import MODELS, NAMES, Domain
 from icnnrt.mathematics.reference import STEPS
 from icnnrt_models.layers.bundle_entropy import ArgminResult, argmin_adjoint, bundle_entropy_argmin, implicit_adjoint
+from icnnrt_models.layers.domain_arguments import placed
 from icnnrt_models.layers.energy_at import (
     EnergyAt,
     OnceDifferentiable,
     Point,
     context_of,
     differentiated,
-    float_of,
     hvp,
     place,
     plain,
+    pulled_back,
     y_dim_of,
+    y_like,
 )
-from icnnrt_models.networks.energy import check_size
 
 __all__ = ["Adjoint", "ArgminResult", "BundleEntropyArgmin", "DomainName"]
 
 Adjoint = Literal["exact", "prop3", "implicit"]
 DomainName = Literal["unit_box", "box", "simplex", "space"]
-assert get_args(DomainName) == NAMES
 
 # Relative residual of the conjugate gradients of adjoint="implicit": what Hessian-vector products of that dtype allow.
 CG_TOLERANCE = {torch.float64: 1e-12}
@@ -88,7 +88,7 @@ class BundleEntropyArgmin(nn.Module):
         mu: μ > 0 of the domain "space".
 
     Raises:
-        ValueError: a sentence with the argument, what was expected, what came, and the remedy.
+        InputError: a ValueError, whose sentence has the argument, what was expected, what came, and the remedy.
     """
 
     def __init__(
@@ -105,24 +105,19 @@ class BundleEntropyArgmin(nn.Module):
         mu: float = 1.0,
     ) -> None:
         super().__init__()
-        check_size("iterations", iterations, 1, "give the number of cuts K")
-        check_size("steps", steps, 1, f"give the most interior-point steps of an inner solve, {STEPS} is usual")
-        if adjoint not in get_args(Adjoint):
-            raise ValueError(
-                f"adjoint must be 'exact', 'prop3' or 'implicit', got {adjoint!r}: choose 'exact' unless the energy is "
-                "piecewise linear ('prop3' is cheaper) or smooth and solved to convergence ('implicit')."
-            )
-        if domain not in NAMES:
-            raise ValueError(
-                f"domain must be one of {', '.join(map(repr, NAMES))}, got {domain!r}: choose 'box' for bounds of your "
-                "own, 'space' for y without bounds."
-            )
-        if not (isinstance(mu, (int, float)) and math.isfinite(mu) and mu > 0):
-            raise ValueError(f"mu must be a finite number > 0, got {mu!r}: it is the curvature of (mu/2) ‖y‖².")
-        if mu != 1.0 and domain != "space":
-            raise ValueError(
-                f"mu must be left at 1 in the domain {domain!r}, got {mu!r}: only 'space' has a quadratic regulariser."
-            )
+        iterations = integer(iterations, "iterations", 1, remedy="give the number of cuts K")
+        remedy = f"give the most interior-point steps of an inner solve, {STEPS} is usual"
+        steps = integer(steps, "steps", 1, remedy=remedy)
+        remedy = (
+            "choose 'exact' unless the energy is piecewise linear ('prop3' is cheaper) or smooth and solved to "
+            "convergence ('implicit')"
+        )
+        choice(adjoint, "adjoint", get_args(Adjoint), remedy)
+        choice(domain, "domain", NAMES, "choose 'box' for bounds of your own, 'space' for y without bounds")
+        mu = number(mu, "mu", above=0.0, remedy="it is the curvature of (mu/2) ‖y‖²")
+        if mu != 1.0 and MODELS[domain].family != "quadratic":
+            remedy = "only 'space' has a quadratic regulariser"
+            raise refused("mu", f"1 in the domain {domain!r}", mu, remedy)
         check_tolerance("gap_tolerance", gap_tolerance)
         if residual_tolerance is not None:
             check_tolerance("residual_tolerance", residual_tolerance)
@@ -134,7 +129,7 @@ class BundleEntropyArgmin(nn.Module):
         self.gap_tolerance = gap_tolerance
         self.residual_tolerance = residual_tolerance
         self.domain: DomainName = domain
-        self.mu = float(mu)
+        self.mu = mu
 
     def forward(
         self,
@@ -145,8 +140,7 @@ class BundleEntropyArgmin(nn.Module):
         upper: Tensor | float | None = None,
     ) -> Float[Tensor, "batch n"]:
         """y, the K-step argmin for each row of x."""
-        bounds = self._bounds(x, lower, upper)
-        p_init = self._start(x, y_init, bounds)
+        p_init, bounds = self._placed(x, y_init, lower, upper)
         context = context_of(self.energy, x)
         weights = differentiated(self.energy)
         inputs = (*context, *bounds, *weights.values())
@@ -163,9 +157,10 @@ class BundleEntropyArgmin(nn.Module):
         upper: Tensor | float | None = None,
     ) -> ArgminResult:
         """The y of `forward` with its certificates and all cuts, without gradient."""
-        bounds = tuple(plain(b) for b in self._bounds(x, lower, upper))
+        p_init, bounds = self._placed(x, y_init, lower, upper)
+        bounds = tuple(plain(b) for b in bounds)
         energy = EnergyAt(self.energy, tuple(plain(c) for c in context_of(self.energy, x)), bounds, self.mu)
-        result = self._solve(energy, self._start(x, y_init, bounds))
+        result = self._solve(energy, p_init)
         return result._replace(y=place(result.y, bounds, self.mu))
 
     def extra_repr(self) -> str:
@@ -178,90 +173,10 @@ class BundleEntropyArgmin(nn.Module):
             f"gap_tolerance={self.gap_tolerance}{tolerance}{domain}"
         )
 
-    def _bounds(self, x: Tensor, lower: Tensor | float | None, upper: Tensor | float | None) -> tuple[Tensor, ...]:
-        """lower and upper, [batch, n] each in the energy's dtype; nothing in a domain without bounds."""
-        if self.domain != "box":
-            if lower is not None or upper is not None:
-                name = "upper" if lower is None else "lower"
-                raise ValueError(
-                    f"{name} must be left out in the domain {self.domain!r}, got a value: build the layer with "
-                    "domain='box' for bounds of your own."
-                )
-            return ()
-        like, shape = float_of(self.energy, x), (x.shape[0], self.y_dim)
-        found = []
-        for name, bound in (("lower", lower), ("upper", upper)):
-            if bound is None:
-                raise ValueError(f"{name} must be given in the domain 'box', got None: pass {name}=, {list(shape)}.")
-            if not isinstance(bound, Tensor):
-                bound = torch.tensor(bound, dtype=like.dtype, device=x.device)
-            if bound.dtype != like.dtype:
-                raise ValueError(
-                    f"{name} must have the dtype of the energy, {like.dtype}, got {bound.dtype}: "
-                    f"convert it with .to({like.dtype})."
-                )
-            try:
-                bound = bound.expand(shape)
-            except RuntimeError:
-                raise ValueError(
-                    f"{name} must broadcast to {list(shape)}, got shape {list(bound.shape)}: give one row of "
-                    f"{self.y_dim} numbers for each row of x, one row for all, or one number."
-                ) from None
-            if not torch.isfinite(bound).all():
-                raise ValueError(
-                    f"{name} must be finite, got infinity or NaN: give a large finite bound, or use domain='space'."
-                )
-            found.append(bound)
-        l, u = found  # noqa: E741
-        empty = (l > u).any(1, keepdim=True)
-        return torch.where(empty, torch.nan, l), u
-
-    def _start(self, x: Tensor, y_init: Tensor | None, bounds: tuple[Tensor, ...]) -> Tensor:
-        """The p of y_init, [batch, n] in the energy's dtype; where not given, the middle of the domain."""
-        like, shape = float_of(self.energy, x), (x.shape[0], self.y_dim)
-        if y_init is None:
-            middle = MODELS[self.domain].centre(self.y_dim)
-            return torch.full(shape, middle, dtype=like.dtype, device=x.device)
-        if y_init.shape != shape:
-            raise ValueError(
-                f"y_init must have shape {list(shape)}, got {list(y_init.shape)}: give one row of {self.y_dim} numbers "
-                f"for each row of x, or leave it out to start from {_MIDDLE[self.domain]}."
-            )
-        if y_init.dtype != like.dtype:
-            raise ValueError(
-                f"y_init must have the dtype of the energy, {like.dtype}, got {y_init.dtype}: "
-                f"convert it with .to({like.dtype})."
-            )
-        y_init = y_init.detach()
-        if self.domain == "space":
-            if not torch.isfinite(y_init).all():
-                raise ValueError("y_init must be finite, got infinity or NaN: leave it out to start from 0.")
-            return y_init * math.sqrt(self.mu)
-        if self.domain == "box":
-            l, u = (bound.detach() for bound in bounds)  # noqa: E741
-            outside = (y_init < l) | (y_init > u) | y_init.isnan()
-            if (outside & ~l.isnan()).any():
-                raise ValueError(
-                    f"y_init must lie between lower and upper, got {y_init[outside][0].item()!r}: clamp it with "
-                    ".clamp(lower, upper), or leave it out to start from the middle."
-                )
-            width = u - l
-            p = ((y_init - l) / torch.where(width > 0, width, 1.0)).clamp(0.0, 1.0)
-            return torch.where(width > 0, p, 0.5)  # where it is fixed, and where there is no box
-        outside = ~((y_init >= 0) & (y_init <= 1))
-        if outside.any():
-            raise ValueError(
-                f"y_init must lie in [0, 1], got {y_init[outside][0].item()!r}: clamp it with .clamp(0, 1), or leave "
-                f"it out to start from {_MIDDLE[self.domain]}."
-            )
-        if self.domain == "simplex":
-            off = (y_init.double().sum(1) - 1.0).abs()
-            if (off > math.sqrt(torch.finfo(y_init.dtype).eps)).any():
-                raise ValueError(
-                    f"y_init must have rows that sum to 1, got a row off by {off.max().item():.1e}: divide it by "
-                    "y_init.sum(1, keepdim=True), or leave it out to start from 1/n."
-                )
-        return y_init
+    def _placed(self, x: Tensor, y_init: Any, lower: Any, upper: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Where the solver starts, and the bounds of a box."""
+        like = y_like(self.energy, x, self.y_dim)
+        return placed(MODELS[self.domain], self.mu, like, y_init, lower, upper)[:2]
 
     def _solve(self, energy: EnergyAt, p_init: Tensor) -> ArgminResult:
         with torch.inference_mode(False):
@@ -269,13 +184,9 @@ class BundleEntropyArgmin(nn.Module):
             return bundle_entropy_argmin(energy.value_and_gradient, plain(p_init), self.iterations, self.steps, domain)
 
 
-_MIDDLE = {"unit_box": "0.5", "box": "the middle", "simplex": "1/n", "space": "0"}
-
-
 def check_tolerance(name: str, tolerance: float) -> None:
     """Refuse a tolerance that is not a finite number > 0."""
-    if not (isinstance(tolerance, (int, float)) and math.isfinite(tolerance) and tolerance > 0):
-        raise ValueError(f"{name} must be a finite number > 0, got {tolerance!r}: 1e-3 suits a gap in float32.")
+    number(tolerance, name, above=0.0, remedy="1e-3 suits a gap in float32")
 
 
 class _Argmin(torch.autograd.Function):
@@ -352,15 +263,5 @@ def _pull_back(
     else:
         depth = 1 if adjoint == "prop3" else None
         offset_bar, seed = argmin_adjoint(result, y_bar, lambda i, s: hvp(points[i], s), depth, domain)
-    outputs, seeds = [], []
-    for i, (_, f, g) in enumerate(points):
-        if offset_bar is not None:
-            outputs.append(f)
-            seeds.append(offset_bar[:, i].to(f.dtype))
-        if g.requires_grad:
-            outputs.append(g)
-            seeds.append(seed[:, i].to(g.dtype))
-    if not outputs:
-        return tuple(torch.zeros_like(w) for w in wanted)
-    # The graph stays: whether backward may be called again is decided by who holds it.
-    return torch.autograd.grad(outputs, wanted, seeds, retain_graph=True, materialize_grads=True)
+    offsets = [None] * len(points) if offset_bar is None else offset_bar.unbind(1)
+    return pulled_back(zip(points, offsets, seed.unbind(1), strict=True), wanted)

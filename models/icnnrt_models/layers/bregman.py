@@ -1,18 +1,19 @@
 """Bregman proximal gradient as a torch layer: y* = argmin_y f(x, y) + R(y) for smooth energies."""
 
-import math
 from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from icnnrt.mathematics.bregman import EDGE, EDGE_FLOAT32
+from icnnrt.arguments import choice, integer, number
+from icnnrt.mathematics.bregman import EDGE, EDGE_FLOAT32, argmin
+from icnnrt.mathematics.bundle import Trajectory
 from icnnrt.mathematics.domains import MODELS, NAMES
 from icnnrt_models.layers.argmin import check_tolerance
-from icnnrt_models.layers.energy_at import float_of, has_context, y_dim_of
+from icnnrt_models.layers.domain_arguments import placed
+from icnnrt_models.layers.energy_at import has_context, y_dim_of, y_like
 from icnnrt_models.layers.namespace import TORCH
-from icnnrt_models.networks.energy import check_size
 
 __all__ = ["BregmanProximalGradient", "BregmanResult"]
 
@@ -52,7 +53,7 @@ class BregmanProximalGradient(nn.Module):
         y_dim: n, needed only for an energy without an attribute `y_dim`.
 
     Raises:
-        ValueError: a sentence with the argument, what was expected, what came, and the remedy.
+        InputError: a ValueError, whose sentence has the argument, what was expected, what came, and the remedy.
     """
 
     steps = 1  # what a package says of a solver without inner steps
@@ -70,20 +71,16 @@ class BregmanProximalGradient(nn.Module):
         y_dim: int | None = None,
     ) -> None:
         super().__init__()
-        check_size("iterations", iterations, 1, "give the number of steps K")
-        for name, number in (("step_size", step_size), ("mu", mu)):
-            if not (isinstance(number, int | float) and math.isfinite(number) and number > 0):
-                raise ValueError(f"{name} must be a finite number > 0, got {number!r}: 1.0 is usual.")
+        iterations = integer(iterations, "iterations", 1, remedy="give the number of steps K")
         check_tolerance("gap_tolerance", gap_tolerance)
-        if domain not in NAMES:
-            raise ValueError(f"domain must be one of {', '.join(NAMES)}, got {domain!r}: name one of them.")
+        choice(domain, "domain", NAMES)
         self.energy = energy
         self.y_dim = y_dim_of(energy, y_dim)
         self.iterations = iterations
-        self.step_size = float(step_size)
+        self.step_size = number(step_size, "step_size", above=0.0, remedy="1.0 is usual")
         self.gap_tolerance = gap_tolerance
         self.domain, self.model = domain, MODELS[domain]
-        self.mu = float(mu)
+        self.mu = number(mu, "mu", above=0.0, remedy="1.0 is usual")
 
     def forward(
         self,
@@ -104,9 +101,8 @@ class BregmanProximalGradient(nn.Module):
         upper: Float[Tensor, "batch n"] | None = None,
     ) -> BregmanResult:
         """The y of `forward` with its certificate, without gradient."""
-        y, p, f, lower_bound = self._run(x, y_init, lower, upper)
-        energy = f.double() + self.model.regulariser(TORCH, p.double())[:, 0]
-        return BregmanResult(y, energy, lower_bound, energy - lower_bound)
+        y, found = self._run(x, y_init, lower, upper)
+        return BregmanResult(y, found.energy, found.lower_bound, found.gap)
 
     def extra_repr(self) -> str:
         return (
@@ -118,60 +114,26 @@ class BregmanProximalGradient(nn.Module):
 
     def _run(
         self, x: Tensor, y_init: Tensor | None, lower: Tensor | None, upper: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """y, its p, f(x, y), and the lower bound."""
-        shift, scale, like = self._coordinates(x, lower, upper)
+    ) -> tuple[Tensor, Trajectory]:
+        """y, and the trajectory of its p."""
+        like = y_like(self.energy, x, self.y_dim)
+        mu = self.mu if self.model.family == "quadratic" else 1.0
+        p, _, at = placed(self.model, mu, like, y_init, lower, upper)
         energy = cast(Any, self.energy)
         context = energy.context(x) if has_context(self.energy) else None
-        recorded = torch.is_grad_enabled()
+        recorded, calls = torch.is_grad_enabled(), 0
 
-        def f(y: Tensor) -> Tensor:
-            return cast(Tensor, energy(x, y) if context is None else energy.value(context, y))
-
-        p, c = self._start(x, y_init, shift, scale, like), self.model.centre(self.y_dim)
-        s, τ = self.model.logits(TORCH, p, EDGE_FLOAT32 if p.dtype == torch.float32 else EDGE), self.step_size
-        lower_bound = torch.full((len(p),), -math.inf, dtype=torch.float64, device=p.device)
-        for _ in range(self.iterations):
-            y = shift + scale * p
+        def value_and_gradient(p: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal calls
+            recorded_here = recorded and calls < self.iterations  # the last one is the certificate's
+            calls += 1
+            y = at.y(p)
             with torch.enable_grad():
-                y = y if recorded and y.requires_grad else y.detach().requires_grad_()
-                value = f(y)
-                (g,) = torch.autograd.grad(value.sum(), y, create_graph=recorded, materialize_grads=True)
-            slope = scale * g
-            with torch.no_grad():
-                G, P = slope.double(), p.double()
-                e = value.double() + (G * (c - P)).sum(1)
-                lower_bound = torch.fmax(lower_bound, e - self.model.conjugate(TORCH, -G)[:, 0])
-            s = (s - τ * slope) / (1.0 + τ)
-            p = self.model.point(TORCH, s)
-        y = shift + scale * p
-        return y, p, f(y.detach()), lower_bound
+                y = y if recorded_here and y.requires_grad else y.detach().requires_grad_()
+                f = energy(x, y) if context is None else energy.value(context, y)
+                (g,) = torch.autograd.grad(f.sum(), y, create_graph=recorded_here, materialize_grads=True)
+            return f[:, None], at.scaled(g)
 
-    def _coordinates(self, x: Tensor, lower: Tensor | None, upper: Tensor | None) -> tuple[Any, Any, Tensor]:
-        """shift, scale and a tensor of the energy's dtype."""
-        like = float_of(self.energy, x)
-        if (self.domain == "box") != (lower is not None) or (self.domain == "box") != (upper is not None):
-            raise ValueError(
-                f"lower, upper must be given for domain 'box' and for no other, got domain {self.domain!r} with "
-                f"{sum(bound is not None for bound in (lower, upper))} of the two: give both or neither."
-            )
-        if lower is not None and upper is not None:
-            return lower, torch.where(lower <= upper, upper - lower, math.nan), like
-        return 0.0, 1.0 / math.sqrt(self.mu) if self.domain == "space" else 1.0, like
-
-    def _start(self, x: Tensor, y_init: Tensor | None, shift: Any, scale: Any, like: Tensor) -> Tensor:
-        shape = (x.shape[0], self.y_dim)
-        if y_init is None:
-            return torch.full(shape, self.model.centre(self.y_dim), dtype=like.dtype, device=x.device)
-        if y_init.shape != shape or y_init.dtype != like.dtype:
-            raise ValueError(
-                f"y_init must be {like.dtype} of shape {list(shape)}, got {y_init.dtype} of shape "
-                f"{list(y_init.shape)}: give one row for each row of x, or leave it out."
-            )
-        if self.domain == "space":
-            return (y_init / scale).detach()
-        fixed = torch.as_tensor(scale == 0.0)
-        p = torch.where(fixed, 0.5, (y_init - shift) / torch.where(fixed, 1.0, torch.as_tensor(scale).to(like)))
-        if not ((p >= -1e-6) & (p <= 1 + 1e-6)).all():
-            raise ValueError("y_init must lie in the domain, got numbers outside it: clamp it, or leave it out.")
-        return p.clamp(0.0, 1.0).to(like.dtype).detach()
+        edge = EDGE_FLOAT32 if like.dtype == torch.float32 else EDGE
+        found = argmin(TORCH, self.model, value_and_gradient, p, self.iterations, self.step_size, edge)
+        return at.y(found.y), found

@@ -32,10 +32,12 @@ __all__ = [
     "bundle_entropy_argmin",
     "bundle_entropy_solve",
     "implicit_adjoint",
+    "in_double",
     "kkt_adjoint",
     "kkt_adjoint_in_torch",
     "negative_entropy",
     "role",
+    "rounded",
     "solve_in_torch",
 ]
 
@@ -96,6 +98,23 @@ def as_inner_solution(model: cut_model.Model) -> InnerSolution:
     return InnerSolution(model.y[:, 0], model.lam[:, 0], model.lower_bound[:, 0, 0], residual[:, 0])
 
 
+def rounded(solution: InnerSolution, like: Tensor) -> InnerSolution:
+    """A solution with y in another dtype, and what rounding took from it as its stationarity; NaN where y is."""
+    y = solution.y.to(like.dtype)
+    rounding = (y.double() - solution.y).abs().amax(1, keepdim=True)
+    return solution._replace(y=y, residual=torch.cat([rounding, solution.residual[:, 1:]], dim=1))
+
+
+def in_double(value_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]]) -> bundle.ValueAndGradient:
+    """f [B, 1] and ∇f in float64, as cuts are kept."""
+
+    def found(y: Tensor) -> tuple[Tensor, Tensor]:
+        f, g = value_and_gradient(y)
+        return f.double()[:, None], g.double()
+
+    return found
+
+
 @torch.no_grad()
 def bundle_entropy_argmin(
     value_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]],
@@ -109,10 +128,10 @@ def bundle_entropy_argmin(
     `value_and_gradient(y [B, n]) -> (f [B], ∇f [B, n])`.
     """
 
-    def solve(G: Tensor, e: Tensor, lam: Tensor | None) -> InnerSolution:
-        return bundle_entropy_solve(G, e, lam, steps, domain)
+    def solve(G: Tensor, e: Tensor, lam: Tensor) -> InnerSolution:
+        return rounded(bundle_entropy_solve(G, e, lam.double(), steps, domain), y_init)
 
-    return bundle.argmin(TORCH, domain, value_and_gradient, y_init, iterations, solve)
+    return bundle.argmin(TORCH, domain, in_double(value_and_gradient), y_init, iterations, solve)
 
 
 @torch.no_grad()
@@ -160,7 +179,12 @@ def argmin_adjoint(
     def kkt(G: Tensor, e: Tensor, lam: Tensor, y_bar: Tensor) -> tuple[Tensor, Tensor]:
         return kkt_adjoint(G, e, lam, y_bar, domain)
 
-    return recursive_adjoint(TORCH, trajectory, y_bar, hvp, depth, kkt)
+    def product(k: int, s: Tensor) -> Tensor:
+        assert hvp is not None, "hvp is needed beyond depth 1"
+        return hvp(k, s).double()
+
+    trajectory = trajectory._replace(y=trajectory.y.double(), cut_points=trajectory.cut_points.double())
+    return recursive_adjoint(TORCH, trajectory, y_bar.double(), product, depth or trajectory.lam.shape[1], kkt)
 
 
 @torch.no_grad()

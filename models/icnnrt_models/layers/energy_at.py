@@ -1,12 +1,13 @@
 """An energy at fixed contexts, evaluated under a graph that is kept: what layers of an argmin differentiate through."""
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from icnnrt_models.networks.energy import check_size
+from icnnrt.arguments import integer, refused
 
 __all__ = [
     "EnergyAt",
@@ -19,7 +20,9 @@ __all__ = [
     "hvp",
     "place",
     "plain",
+    "pulled_back",
     "y_dim_of",
+    "y_like",
 ]
 
 
@@ -48,6 +51,11 @@ def float_of(energy: nn.Module, x: Tensor) -> Tensor:
     return next(floats, x)
 
 
+def y_like(energy: nn.Module, x: Tensor, n: int) -> Tensor:
+    """An empty y for x, [batch, n] in the energy's dtype."""
+    return torch.empty((x.shape[0], n), dtype=float_of(energy, x).dtype, device=x.device)
+
+
 def differentiated(energy: nn.Module) -> dict[str, Tensor]:
     """The weights that autograd asks for now, by name: frozen ones stay out, and so cost nothing."""
     if not torch.is_grad_enabled():
@@ -59,12 +67,9 @@ def y_dim_of(energy: nn.Module, given: int | None) -> int:
     """The number of columns of y: as given, else the energy's own."""
     y_dim = getattr(energy, "y_dim", None) if given is None else given
     if y_dim is None:
-        raise ValueError(
-            f"y_dim must be given, got None: {type(energy).__name__} has no attribute y_dim to take it from, so pass "
-            "y_dim=, the number of columns of y."
-        )
-    check_size("y_dim", y_dim, 1, "give the number of columns of y")
-    return cast(int, y_dim)
+        came = f"none, and {type(energy).__name__} has no attribute y_dim"
+        raise refused("y_dim", "the number of columns of y", came, "pass y_dim=")
+    return integer(y_dim, "y_dim", 1, remedy="give the number of columns of y")
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -110,10 +115,8 @@ class EnergyAt(nn.Module):
         y = place(p, self.bounds, self.mu)
         f = energy.value(self.context, y) if has_context(self.energy) else energy(*self.context, y)
         if f.shape != y.shape[:1]:
-            raise ValueError(
-                f"energy must return one number per row, shape {[y.shape[0]]}, got {list(f.shape)}: "
-                "sum or squeeze its output to [batch]."
-            )
+            expected = f"one number per row, shape {[y.shape[0]]}"
+            raise refused("energy", expected, list(f.shape), "sum or squeeze its output to [batch]")
         return cast(Tensor, f)
 
     def at(self, y: Tensor, create_graph: bool) -> Point:
@@ -126,9 +129,9 @@ class EnergyAt(nn.Module):
                 named = {f"energy.{name}": weight for name, weight in self.weights.items()}
                 f = torch.func.functional_call(self, named, (y,))
             if not f.requires_grad:
-                raise ValueError(
-                    "energy must be differentiable in y, got an output that autograd does not follow: remove "
-                    "detach() and no_grad() from its forward."
+                came = "an output that autograd does not follow"
+                raise refused(
+                    "energy", "one differentiable in y", came, "remove detach() and no_grad() from its forward"
                 )
             (g,) = torch.autograd.grad(f.sum(), y, create_graph=create_graph, materialize_grads=True)
         return Point(y, f, g)
@@ -147,6 +150,23 @@ def hvp(point: Point, s: Tensor) -> Tensor:
         return torch.zeros_like(s)
     (h,) = torch.autograd.grad(point.g, point.y, s.to(point.g.dtype), retain_graph=True, materialize_grads=True)
     return h
+
+
+def pulled_back(cuts: Iterable[tuple[Point, Tensor | None, Tensor]], wanted: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Σ_i ∇[ē_i f(x, y_i) + S_i' ∇_y f(x, y_i)] with respect to `wanted`, of (point, ē_i [B], S_i [B, n]); None for an
+    ē of zeros. Zeros for what f does not depend on."""
+    outputs, seeds = [], []
+    for (_, f, g), offset_bar, seed in cuts:
+        if offset_bar is not None:
+            outputs.append(f)
+            seeds.append(offset_bar.to(f.dtype))
+        if g.requires_grad:
+            outputs.append(g)
+            seeds.append(seed.to(g.dtype))
+    if not outputs or not wanted:
+        return tuple(torch.zeros_like(w) for w in wanted)
+    # The graph stays: whether backward may be called again is decided by who holds it.
+    return torch.autograd.grad(outputs, wanted, seeds, retain_graph=True, materialize_grads=True)
 
 
 class OnceDifferentiable(torch.autograd.Function):

@@ -1,8 +1,11 @@
 """The native kernels behind torch's layers, and when they may answer in the place of torch.
 
 One rule: where a layer runs eagerly on the CPU, its problems are solved by the operators of ai.icnnrt, as in a package.
-Where torch traces, exports, compiles or transforms it, off the CPU, and where there is no native library, the same
-method runs in torch.
+Off the CPU, and where there is no native library, the same method runs in torch. Where torch traces, exports, compiles
+or transforms a layer over cuts (`eager_on_cpu` tells), it runs in torch too, which sees every step of it. Quadratic
+programs are the exception: `qp_operators` hides them in an operator that torch does not look into, so that the kernel
+answers under torch.compile and torch.func.vmap as well, and torch.export keeps the operator; torch.jit.trace alone
+sees their method.
 """
 
 import functools

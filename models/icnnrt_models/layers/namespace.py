@@ -127,6 +127,15 @@ class Torch(Eager):
         return cls.eye(row).expand(row.shape[0], -1, -1)
 
     @staticmethod
+    def zeros(like: Tensor, *sizes: int) -> Tensor:
+        one = like.sum(tuple(range(1, like.dim()))) if like.dim() > 1 else like
+        return _filled(one.reshape(-1, *[1] * len(sizes)), 0.0).expand(-1, *sizes)
+
+    @staticmethod
+    def backwards(a: Tensor) -> Tensor:
+        return a.flip(1)
+
+    @staticmethod
     def rows(numbers: Sequence[float], like: Tensor) -> Tensor:
         one = _filled(like[:, :1, :1], 1.0)
         return torch.cat([number * one for number in numbers], dim=1)

@@ -1,28 +1,29 @@
 """Quadratic programs in torch: the statements of `icnnrt.mathematics`, traced, in a scripted loop.
 
-`interior_point.equilibrated` and `first`, `step` and `finished`, `quadratic_program.solve` around them and `qp_adjoint`
-are traced over torch's namespace; scripted is the loop, which no trace can hold. So a user's own trace holds the solver
-whole: with its loop and its early end, not as the steps that one example took. Eager calls run the same, in half the
-time of Python where problems are small. All is float64; any device.
+What `interior_point` and `qp_adjoint` do before, in and after their loops, and `quadratic_program.solve` around them,
+are traced over torch's namespace; scripted are the loops, which no trace can hold. So a user's own trace holds the
+solver whole: with its loops and their early end, not as the steps that one example took. Eager calls run the same, in
+half the time of Python where problems are small. All is float64; any device.
 """
 
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from icnnrt.mathematics import interior_point, quadratic_program
+from icnnrt.mathematics import interior_point, qp_adjoint, quadratic_program
 from icnnrt.mathematics.condensed_kkt import Matrices
 from icnnrt.mathematics.interior_point import Equilibrated, Iterate, Problem
-from icnnrt.mathematics.qp_adjoint import qp_adjoint
+from icnnrt.mathematics.qp_adjoint import Held
 from icnnrt.mathematics.qp_reference import precision_of
 from icnnrt_models.layers.namespace import TORCH, Torch
 
-__all__ = ["Data", "QPScript", "Solution", "precision", "qp_script"]
+__all__ = ["NUMBERS", "Data", "QPScript", "Solution", "qp_script", "wide"]
 
 
 class Data(NamedTuple):
@@ -53,56 +54,89 @@ class Solution(NamedTuple):
     ray: Tensor
 
 
-def precision(like: Tensor) -> Tensor:
-    """What data of the type of `like` decide, `icnnrt.mathematics.quadratic_program.Precision` as five numbers."""
-    name = np.float32 if like.dtype == torch.float32 else np.float64
-    return torch.tensor(precision_of(name), dtype=torch.float64, device=like.device)
+# What float32 and float64 data decide, `icnnrt.mathematics.quadratic_program.Precision` as five numbers.
+NUMBERS: Final = list(precision_of(np.float32)), list(precision_of(np.float64))
+
+
+# --- Data as the operators have them: every leading axis is B or 1, what is absent has no columns, any dtype ------
+
+
+def rows(a: Tensor, B: int) -> Tensor:
+    """For each of the B samples, in float64."""
+    return a.to(torch.float64).expand([B] + list(a.size()[1:]))  # noqa: RUF005  TorchScript knows no star
+
+
+def there(a: Tensor, like: Tensor, none: float) -> Tensor:
+    """a in the rows of `like`, or that number where it has no columns."""
+    return rows(a, like.size(0)) if a.size(1) == like.size(1) else torch.full_like(like, none)
+
+
+def with_a_row(a: Tensor, rank: int) -> Tensor:
+    """A or b; without equalities, one of zeros: 0'z = 0."""
+    missing = 1 if a.size(1) == 0 else 0
+    return torch.nn.functional.pad(a, [0, 0, 0, missing] if rank == 2 else [0, missing])
+
+
+# fmt: off
+def wide(
+    Q: Tensor, p: Tensor, G: Tensor, h_lower: Tensor, h: Tensor, A: Tensor, b: Tensor, lower: Tensor, upper: Tensor,
+    start: Tensor,
+) -> Data:
+    """All data of each sample."""
+    # fmt: on
+    B = 1
+    for a in (Q, p, G, h_lower, h, A, b, lower, upper, start):
+        if a.size(0) != 1:
+            B = a.size(0)
+    infinity = float("inf")
+    p, h = rows(p, B), rows(h, B)
+    h_lower, upper = there(h_lower, h, -infinity), there(upper, p, infinity)
+    return Data(rows(Q, B), p, rows(G, B), h_lower, h, rows(A, B), rows(b, B), there(lower, p, -infinity), upper)
 
 
 # --- What is traced ------------------------------------------------------------------------------
 
-KEPT = len(Matrices._fields) + len(Equilibrated._fields) - 1  # arrays of an equilibrated problem
+def _flat(at: Equilibrated | Held) -> list[Tensor]:
+    return [*at.of, *at[1:]]
 
 
-def _flat(at: Equilibrated) -> tuple[Tensor, ...]:
-    return (*at.of, *at[1:])
-
-
-def _whole(arrays: Sequence[Tensor]) -> Equilibrated:
+def _whole(kind: Any, arrays: Sequence[Tensor]) -> Any:
     size = len(Matrices._fields)
-    return Equilibrated(Matrices(*arrays[:size]), *arrays[size:])
+    return kind(Matrices(*arrays[:size]), *arrays[size:])
 
 
-def _first(*arrays: Tensor) -> tuple[Tensor, ...]:
-    *problem, soft, start, active = arrays
-    at = interior_point.equilibrated(TORCH, Problem(*problem), soft)
-    return (*_flat(at), *interior_point.first(TORCH, at, start, active))
+def _step(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
+    return list(interior_point.step(TORCH, _whole(Equilibrated, kept), Iterate(*state)))
 
 
-def _step(*arrays: Tensor) -> tuple[Tensor, ...]:
-    return interior_point.step(TORCH, _whole(arrays[:KEPT]), Iterate(*arrays[KEPT:]))
+def _finished(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
+    return list(interior_point.finished(TORCH, _whole(Equilibrated, kept), Iterate(*state).best_x))
 
 
-def _finished(*arrays: Tensor) -> tuple[Tensor, ...]:
-    *kept, lower, upper, x = arrays
-    # Of the problem it reads the bounds alone.
-    problem = Problem(x, x, x, x, x, lower, upper)
-    return interior_point.finished(TORCH, _whole(kept), problem, x)
+def _swept(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
+    return list(interior_point.swept(TORCH, *state))
 
 
-def _adjoint(*arrays: Tensor) -> tuple[Tensor, ...]:
-    return qp_adjoint(TORCH, *arrays)
+def _adjoint_step(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
+    return list(qp_adjoint.step(TORCH, _whole(Held, kept), *state))
+
+
+def _adjoint_finished(kept: list[Tensor], state: list[Tensor]) -> tuple[Tensor, ...]:
+    return qp_adjoint.finished(_whole(Held, kept), *state[:-1])
 
 
 class _Pieces(Torch):
-    """Torch's namespace while `quadratic_program.solve` is traced: the interior point method is a call of its own, and
+    """Torch's namespace while a statement is traced: its loop and the interior point method are calls of their own, and
     certificates are looked for among the unsolved, of whom there may be none."""
 
-    def __init__(self, solve: Any) -> None:
-        self.solve = solve
+    def __init__(self, method: Any = None, loop: Any = None) -> None:
+        self.method, self.scripted = method, loop
+
+    def loop(self, unfinished: Any, step: Any, state: Any, most: Any) -> Any:  # type: ignore[override]
+        return self.scripted(list(state[:1]), list(state), most)
 
     def piece(self, name: str, statement: Callable[..., Any], arrays: Sequence[Any]) -> Any:
-        return self.solve(*arrays)
+        return self.method(*arrays)
 
     @staticmethod
     def cond(condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
@@ -115,57 +149,57 @@ class _Pieces(Torch):
 class QPScript(NamedTuple):
     """`solve` and `adjoint` of quadratic programs as functions of TorchScript, which may stand in a trace."""
 
-    solve: Any  # (*Data, start, numbers, steps) -> Solution
-    adjoint: Any  # (Q, G, A, lam, mu, slack, box_slack, z_bar, bars, nu_bar) -> d_z, d_λ, d_ν, d_μ
+    # In float64: (*Data, start, *NUMBERS, steps) -> Solution
+    solve: Any
+    # (Q, G, A, lam, mu, slack, box_slack, z_bar, lam_bar, nu_bar, mu_bar) -> d_z, d_λ, d_ν, d_μ
+    adjoint: Any
 
 
 @functools.cache
 def qp_script() -> QPScript:
     """Both, traced and compiled at the first call.
 
-    solve: B problems as users have them, start [B, n + m + q + n] = (z, λ, ν, μ) or of no columns, numbers as
-    `precision` gives them. adjoint: bars [B, m + n] are (λ̄, μ̄), multipliers that are NaN count as 0, and autograd sees
-    how the answer depends on z_bar, bars and nu_bar.
+    solve: B problems, start [B, n + m + q + n] = (z, λ, ν, μ) or of no columns; the dtype of p is that of the data.
+    adjoint: multipliers that are NaN count as 0, and autograd sees how the answer depends on the four cotangents.
     """
-    with warnings.catch_warnings(), torch.no_grad():
+    # In a thread of its own, where no trace, mode or transform that asks for it here is known: traces do not nest.
+    with warnings.catch_warnings(), ThreadPoolExecutor(1) as thread:
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        return _compiled()
+        return thread.submit(_compiled).result()
 
 
+@torch.no_grad()
 def _compiled() -> QPScript:
-    problem, start, rows = _example()
+    problem, start, row = _example()
     active = torch.ones(2, 1, 1, dtype=torch.bool)
-    soft = 0.0 * rows[:, :, :1]
-    kept = _first(*problem, soft, start, active)
-    first = _traced(_first, *problem, soft, start, active)
-    step = _traced(_step, *kept)
-    finished = _traced(_finished, *kept[:KEPT], *problem[5:], kept[KEPT])
+    soft = 0.0 * row[:, :, :1]
+    Q, p, G, A, b = problem[:5]
+    sizes = 0.0 * p + 1.0, *(0.0 * M.sum(2, keepdim=True) + 1.0 for M in (G, A))
+    sweeps = _loop(_swept, [Q], [Q, p, G, A, *sizes, soft + 1.0, active])
+    scaling = _Pieces(loop=sweeps)
+
+    def begun(*arrays: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        *of, soft, start, active = arrays
+        at = interior_point.equilibrated(scaling, Problem(*of), soft)
+        return _flat(at), list(interior_point.first(scaling, at, start, active))
+
+    kept, state = begun(*problem, soft, start, active)
+    first = _traced(begun, *problem, soft, start, active)
+    steps_of = _loop(_step, kept, state)
+    finished = _traced(_finished, kept, state)
 
     # TorchScript knows no arguments by a star.
     # fmt: off
-    def loop(
+    def method(
         Q: Tensor, p: Tensor, G: Tensor, A: Tensor, b: Tensor, lower: Tensor, upper: Tensor, soft: Tensor,
         start: Tensor, active: Tensor, steps: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        (q0, q1, q2, q3, q4, q5, q6, q7, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11,
-         x, r_d, r_nu, r_s, gap, best_x, best, idle, going) = first(
-            Q, p, G, A, b, lower, upper, soft, start, active
-        )
-        for _ in range(int(steps)):
-            if not bool(going.any()):
-                break
-            x, r_d, r_nu, r_s, gap, best_x, best, idle, going = step(
-                q0, q1, q2, q3, q4, q5, q6, q7, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11,
-                x, r_d, r_nu, r_s, gap, best_x, best, idle, going,
-            )
-        z, lam, nu, slack, residual, D = finished(
-            q0, q1, q2, q3, q4, q5, q6, q7, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, lower, upper, best_x
-        )
-        return z, lam, nu, slack, residual, D
+    ) -> list[Tensor]:
+        # fmt: on
+        kept, state = first(Q, p, G, A, b, lower, upper, soft, start, active)
+        return finished(kept, steps_of(kept, state, int(steps)))
 
-    # fmt: on
-    interior_point_method = torch.jit.script(loop)
+    interior_point_method = torch.jit.script(method)
 
     def stated(*arrays: Tensor) -> tuple[Tensor, ...]:
         *of, start, numbers, steps = arrays
@@ -175,45 +209,47 @@ def _compiled() -> QPScript:
     numbers = torch.tensor(precision_of(np.float64), dtype=torch.float64)
     # A program without a solution is among the examples, so that certificates are traced of some.
     solved = _traced(stated, *problem, start, numbers, torch.tensor(interior_point.STEPS))
-    Q, p, G, A, b = problem[:5]
-    differentiated = _traced(_adjoint, Q, G, A, rows, rows, p, rows, b)
 
+    def held(*arrays: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        at = qp_adjoint.held(scaling, *arrays)
+        return _flat(at), list(qp_adjoint.begin(at))
+
+    kept, state = held(Q, G, A, row, row, p, row, b)
+    adjoint_of = _traced(held, Q, G, A, row, row, p, row, b)
+    proximal = _loop(_adjoint_step, kept, state, qp_adjoint.FACTORS)
+    in_units = _traced(_adjoint_finished, kept, state)
+
+    # fmt: off
     def solve(
-        Q: Tensor,
-        p: Tensor,
-        G: Tensor,
-        h_lower: Tensor,
-        h: Tensor,
-        A: Tensor,
-        b: Tensor,
-        lower: Tensor,
-        upper: Tensor,
-        start: Tensor,
-        numbers: Tensor,
-        steps: int,
+        Q: Tensor, p: Tensor, G: Tensor, h_lower: Tensor, h: Tensor, A: Tensor, b: Tensor, lower: Tensor, upper: Tensor,
+        start: Tensor, numbers32: list[float], numbers64: list[float], steps: int,
     ) -> Solution:
-        n, m, q = p.size(1), h.size(1), b.size(1)
+        # fmt: on
+        numbers = numbers32 if p.dtype == torch.float32 else numbers64
+        of = wide(Q, p, G, h_lower, h, A, b, lower, upper, start)
+        n, m, q = of.p.size(1), of.h.size(1), of.b.size(1)
         missing = 1 if q == 0 else 0  # without equalities, one of zeros
-        A = torch.nn.functional.pad(A, [0, 0, 0, missing])
-        b = torch.nn.functional.pad(b, [0, missing])
+        A, b = with_a_row(of.A, 2), with_a_row(of.b, 1)
         if start.size(1) == 0:
-            start = torch.full_like(torch.cat([p, h, b, p], 1), float("nan"))
-        elif missing == 1:
-            start = torch.cat([start[:, : n + m], torch.zeros_like(b), start[:, n + m :]], 1)
+            start = torch.full_like(torch.cat([of.p, of.h, b, of.p], 1), float("nan"))
+        else:
+            start = rows(start, of.p.size(0))
+            if missing == 1:
+                start = torch.cat([start[:, : n + m], torch.zeros_like(b), start[:, n + m :]], 1)
         z, lam, nu, slack, residual, status, ray = solved(
-            Q,
-            p.unsqueeze(1),
-            G,
+            of.Q,
+            of.p.unsqueeze(1),
+            of.G,
             A,
             b.unsqueeze(1),
-            torch.cat([h_lower, lower], 1).unsqueeze(1),
-            torch.cat([h, upper], 1).unsqueeze(1),
+            torch.cat([of.h_lower, of.lower], 1).unsqueeze(1),
+            torch.cat([of.h, of.upper], 1).unsqueeze(1),
             start.unsqueeze(1),
-            numbers,
+            torch.tensor(numbers, dtype=torch.float64, device=p.device),
             torch.tensor(steps),
         )
-        rows = ray[:, 0]
-        ray_nu = rows[:, n + m + n : n + m + n + q]
+        certificate = ray[:, 0]
+        ray_nu = certificate[:, n + m + n : n + m + n + q]
         return Solution(
             z[:, 0],
             lam[:, 0, :m],
@@ -223,33 +259,29 @@ def _compiled() -> QPScript:
             slack[:, 0, m:],
             residual[:, 0],
             status[:, 0, 0].to(torch.int32),
-            torch.cat([rows[:, : n + m], ray_nu, rows[:, n + m : n + m + n]], 1),
+            torch.cat([certificate[:, : n + m], ray_nu, certificate[:, n + m : n + m + n]], 1),
         )
 
+    # fmt: off
     def adjoint(
-        Q: Tensor,
-        G: Tensor,
-        A: Tensor,
-        lam: Tensor,
-        mu: Tensor,
-        slack: Tensor,
-        box_slack: Tensor,
-        z_bar: Tensor,
-        bars: Tensor,
-        nu_bar: Tensor,
+        Q: Tensor, G: Tensor, A: Tensor, lam: Tensor, mu: Tensor, slack: Tensor, box_slack: Tensor,
+        z_bar: Tensor, lam_bar: Tensor, nu_bar: Tensor, mu_bar: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        m, q = lam.size(1), nu_bar.size(1)
-        missing = 1 if q == 0 else 0
-        d_z, d, d_nu = differentiated(
+        # fmt: on
+        B, m, q = z_bar.size(0), lam.size(1), A.size(1)
+        z_bar, lam, mu, Q, A = rows(z_bar, B), rows(lam, B), rows(mu, B), rows(Q, B), rows(A, B)
+        bars = torch.cat([there(lam_bar, lam, 0.0), there(mu_bar, mu, 0.0)], 1)
+        kept, state = adjoint_of(
             0.5 * (Q + Q.mT),
-            G,
-            torch.nn.functional.pad(A, [0, 0, 0, missing]),
+            rows(G, B),
+            with_a_row(A, 2),
             torch.cat([lam, mu], 1).unsqueeze(1),
-            torch.cat([slack, box_slack], 1).unsqueeze(1),
+            torch.cat([rows(slack, B), rows(box_slack, B)], 1).unsqueeze(1),
             z_bar.unsqueeze(1),
             bars.unsqueeze(1),
-            torch.nn.functional.pad(nu_bar, [0, missing]).unsqueeze(1),
+            with_a_row(there(nu_bar, A[:, :, 0], 0.0), 1).unsqueeze(1),
         )
+        d_z, d, d_nu = in_units(kept, proximal(kept, state))
         return d_z[:, 0], d[:, 0, :m], d_nu[:, 0, :q], d[:, 0, m:]
 
     return QPScript(torch.jit.script(solve), torch.jit.script(adjoint))
@@ -267,6 +299,20 @@ def _example() -> tuple[Problem, Tensor, Tensor]:
     return Problem(Q, p, G, A, b, lower, upper), start, upper
 
 
-def _traced(statement: Callable[..., Any], *examples: Tensor) -> Any:
+def _loop(step: Callable[..., list[Tensor]], kept: list[Tensor], state: list[Tensor], most: int = 0) -> Any:
+    """(kept, state, most) -> state after as many steps, or fewer where the last of state is false of all samples."""
+    traced = _traced(step, kept, state)
+
+    def loop(kept: list[Tensor], state: list[Tensor], most: int = most) -> list[Tensor]:
+        for _ in range(most):
+            if not bool(state[-1].any()):
+                break
+            state = traced(kept, state)
+        return state
+
+    return torch.jit.script(loop)
+
+
+def _traced(statement: Callable[..., Any], *examples: Any) -> Any:
     """A function for any batch and any numbers of variables and constraints."""
-    return torch.jit.trace(lambda *arrays: tuple(statement(*arrays)), examples, check_trace=False)
+    return torch.jit.trace(statement, examples, check_trace=False, strict=False)

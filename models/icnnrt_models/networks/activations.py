@@ -7,9 +7,10 @@ Networks" (ICML 2017), proposition 1. Every kink lies at s = 0, which the quadra
 
 from typing import Final
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from icnnrt.arguments import choice, number
 
 __all__ = ["CELU", "ConvexActivation", "LeakyReLU", "ReLU", "Softplus", "convex_activation", "free_activation"]
 
@@ -48,9 +49,8 @@ class LeakyReLU(ConvexActivation):
 
     def __init__(self, slope: float = 0.01) -> None:
         super().__init__()
-        if not 0.0 <= slope < 1.0:
-            raise ValueError(f"slope must lie in [0, 1), got {slope}: outside it leaky ReLU breaks convexity in y.")
-        self.slope = float(slope)
+        remedy = "beyond it leaky ReLU breaks convexity in y"
+        self.slope = number(slope, "slope", least=0.0, below=1.0, remedy=remedy)
 
     def forward(self, s: Tensor) -> Tensor:
         return F.leaky_relu(s, self.slope)
@@ -68,9 +68,7 @@ class CELU(ConvexActivation):
 
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
-        if not alpha > 0.0:
-            raise ValueError(f"alpha must be > 0, got {alpha}: g is undefined at 0 and not convex below it.")
-        self.alpha = float(alpha)
+        self.alpha = number(alpha, "alpha", above=0.0, remedy="g is undefined at 0 and not convex below it")
 
     def forward(self, s: Tensor) -> Tensor:
         return F.celu(s, self.alpha)
@@ -93,21 +91,15 @@ def convex_activation(activation: str | ConvexActivation) -> ConvexActivation:
     """The activation of the z path, by name or as an instance of this module's classes."""
     if isinstance(activation, ConvexActivation):
         return activation
-    if isinstance(activation, str) and activation in _CONVEX:
-        return _CONVEX[activation]()
-    raise ValueError(
-        f"activation must be one of {', '.join(_CONVEX)}, or a ConvexActivation, got {activation!r}: only convex, "
-        "non-decreasing activations keep f convex in y; subclass ConvexActivation to vouch for another."
+    remedy = (
+        "only convex, non-decreasing activations keep f convex in y, so subclass ConvexActivation to vouch for another"
     )
+    return _CONVEX[choice(activation, "activation", tuple(_CONVEX), remedy, also="a ConvexActivation")]()
 
 
 def free_activation(activation: str | nn.Module) -> nn.Module:
     """The activation of the x path, by name or as any parameter-free module that acts entry by entry."""
-    if isinstance(activation, str) and activation in _CONTEXT:
-        return _CONTEXT[activation]()
-    if isinstance(activation, torch.nn.Module):
+    if isinstance(activation, nn.Module):
         return activation
-    raise ValueError(
-        f"context_activation must be one of {', '.join(_CONTEXT)}, or a torch.nn.Module, got {activation!r}: "
-        "pass a module for any other activation."
-    )
+    remedy = "pass a module for any other activation"
+    return _CONTEXT[choice(activation, "context_activation", tuple(_CONTEXT), remedy, also="a torch.nn.Module")]()

@@ -10,22 +10,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from icnnrt_models.networks.activations import ConvexActivation, convex_activation
-from icnnrt_models.networks.energy import check_context, check_input, check_size, check_widths
-from icnnrt_models.networks.initialisation import (
-    draw_nonnegative,
-    draw_skip,
-    gaussian_moments,
-    nonnegative_law,
-    skip_share,
+from icnnrt.arguments import integer
+from icnnrt_models.networks.activations import ConvexActivation
+from icnnrt_models.networks.convex_network import (
+    ConvexNetwork,
+    check_context,
+    check_input,
+    check_place,
+    draw_z_path,
 )
-from icnnrt_models.networks.nonnegative import (
-    NonNegativeLinear,
-    Positivity,
-    check_positivity,
-    nonnegative_names,
-    project_all_,
-)
+from icnnrt_models.networks.initialisation import draw_skip, gaussian_moments
+from icnnrt_models.networks.nonnegative import NonNegativeLinear, Positivity
 
 __all__ = ["FICNN"]
 
@@ -63,7 +58,7 @@ class FICNNLayer(nn.Module):
         return F.linear(x, self.W_x, self.b)
 
 
-class FICNN(nn.Module):
+class FICNN(ConvexNetwork):
     """An energy jointly convex in its whole input (x, y).
 
     Equation 2, on the concatenated input (x, y), i = 0..k−1 with k = len(hidden) + 1:
@@ -84,7 +79,7 @@ class FICNN(nn.Module):
         dtype, device: of all parameters.
 
     Raises:
-        ValueError: a sentence with the argument, what was expected, what came, and the remedy.
+        InputError: a sentence with the argument, what was expected, what came, and the remedy.
     """
 
     def __init__(
@@ -99,17 +94,13 @@ class FICNN(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
-        check_size("x_dim", x_dim, 0, "give the number of columns of x, 0 for none")
-        check_size("y_dim", y_dim, 1, "give the number of columns of y")
-        self.x_dim = x_dim
-        self.y_dim = y_dim
-        self.hidden = check_widths("hidden", hidden)
-        self.positivity = check_positivity(positivity)
-        self.activation = convex_activation(activation)
+        remedy = "give the number of columns of x, 0 for none"
+        super().__init__(integer(x_dim, "x_dim", 0, remedy=remedy), y_dim, hidden, activation, positivity)
+        check_place(dtype, device, generator)
         widths = (0, *self.hidden, 1)  # of z_0 .. z_k
         self.layers = nn.ModuleList(
-            FICNNLayer(x_dim, y_dim, z_dim, out, self.positivity, dtype, device) for z_dim, out in pairwise(widths)
+            FICNNLayer(self.x_dim, self.y_dim, z_dim, out, self.positivity, dtype, device)
+            for z_dim, out in pairwise(widths)
         )
         self.reset_parameters(generator)
 
@@ -119,23 +110,11 @@ class FICNN(nn.Module):
         moments = gaussian_moments(self.activation)
         for layer in self._layers():
             out = layer.b.shape[0]
-            if layer.W_z is None:
-                v = 1.0
-                layer.b.zero_()
-            else:
-                z_dim = layer.W_z.in_features
-                law = nonnegative_law(z_dim, moments)
-                v = skip_share(z_dim, law, len(self.hidden))
-                layer.W_z.set_weight_(math.sqrt(1 - v) * draw_nonnegative((out, z_dim), law, generator))
-                layer.b.fill_(math.sqrt(1 - v) * law.bias)
+            v = draw_z_path(layer.W_z, layer.b, moments, len(self.hidden), generator)
             skip = math.sqrt(v) * draw_skip((out, self.x_dim + self.y_dim), 1.0, generator)
             if layer.W_x is not None:
                 layer.W_x.copy_(skip[:, : self.x_dim])
             layer.W_y.copy_(skip[:, self.x_dim :])
-
-    def forward(self, x: Float[Tensor, "batch x_dim"], y: Float[Tensor, "batch y_dim"]) -> Float[Tensor, " batch"]:
-        """f(x, y)."""
-        return self.value(self.context(x), y)
 
     def context(self, x: Float[Tensor, "batch x_dim"]) -> tuple[Tensor, ...]:
         """(W_0^(x) x + b_0, .., W_{k−1}^(x) x + b_{k−1}): k tensors."""
@@ -155,14 +134,6 @@ class FICNN(nn.Module):
                 s = s + layer.W_z(z)
             z = self.activation(s) if i < len(layers) - 1 else s
         return z.squeeze(1)
-
-    def project_(self) -> None:
-        """W_i^(z) <- max(W_i^(z), 0) under positivity="projection"; nothing to do under "softplus"."""
-        project_all_(self)
-
-    def nonnegative_weights(self) -> tuple[str, ...]:
-        """The `state_dict` names of W_1^(z) .. W_{k−1}^(z) under "projection", none under "softplus"."""
-        return nonnegative_names(self)
 
     def _layers(self) -> list[FICNNLayer]:
         return [cast(FICNNLayer, layer) for layer in self.layers]

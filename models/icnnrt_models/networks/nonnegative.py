@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from icnnrt.arguments import choice, integer
 from icnnrt_models.networks.activations import SOFTPLUS_THRESHOLD
 
 __all__ = ["NonNegativeLinear", "Positivity"]
@@ -37,8 +38,8 @@ class NonNegativeLinear(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
+        self.in_features = integer(in_features, "in_features", 1)
+        self.out_features = integer(out_features, "out_features", 1)
         self.positivity = check_positivity(positivity)
         free = nn.Parameter(torch.empty(out_features, in_features, dtype=dtype, device=device))
         # Both attributes always exist, the unused one as None: TorchScript resolves the branch in forward by it.
@@ -85,27 +86,10 @@ def inverse_softplus(w: Tensor) -> Tensor:
     return w + torch.log(-torch.expm1(-w))
 
 
-def check_positivity(positivity: str) -> Positivity:
+def check_positivity(positivity: object) -> Positivity:
     """Refuse anything but the two parametrisations."""
-    if positivity not in get_args(Positivity):
-        raise ValueError(
-            f"positivity must be 'projection' or 'softplus', got {positivity!r}: choose 'projection' to clamp with "
-            "project_() after each step as in the paper, 'softplus' for weights that are positive by construction."
-        )
-    return cast(Positivity, positivity)
-
-
-def project_all_(network: nn.Module) -> None:
-    """W^(z) <- max(W^(z), 0) in every `NonNegativeLinear` of a network; nothing to do under positivity="softplus"."""
-    for module in network.modules():
-        if isinstance(module, NonNegativeLinear):
-            module.project_()
-
-
-def nonnegative_names(network: nn.Module) -> tuple[str, ...]:
-    """The `state_dict` names of the weights that `project_all_` keeps non-negative."""
-    return tuple(
-        f"{name}.weight"
-        for name, module in network.named_modules()
-        if isinstance(module, NonNegativeLinear) and module.positivity == "projection"
+    remedy = (
+        "choose 'projection' to clamp with project_() after each step as in the paper, 'softplus' for weights that are "
+        "positive by construction"
     )
+    return cast(Positivity, choice(positivity, "positivity", get_args(Positivity), remedy))

@@ -9,23 +9,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from icnnrt_models.networks.activations import ConvexActivation, convex_activation, free_activation
-from icnnrt_models.networks.energy import check_context, check_input, check_size, check_widths
-from icnnrt_models.networks.initialisation import (
-    draw_free,
-    draw_nonnegative,
-    draw_skip,
-    gaussian_moments,
-    nonnegative_law,
-    skip_share,
+from icnnrt.arguments import flag, integer, refused
+from icnnrt_models.networks.activations import ConvexActivation, free_activation
+from icnnrt_models.networks.convex_network import (
+    ConvexNetwork,
+    check_context,
+    check_input,
+    check_place,
+    check_widths,
+    draw_z_path,
 )
-from icnnrt_models.networks.nonnegative import (
-    NonNegativeLinear,
-    Positivity,
-    check_positivity,
-    nonnegative_names,
-    project_all_,
-)
+from icnnrt_models.networks.initialisation import draw_free, draw_skip, gaussian_moments
+from icnnrt_models.networks.nonnegative import NonNegativeLinear, Positivity
 
 __all__ = ["PICNN"]
 
@@ -97,7 +92,7 @@ class ContextLayer(nn.Module):
         return u if self.norm is None else self.norm(u)
 
 
-class PICNN(nn.Module):
+class PICNN(ConvexNetwork):
     """An energy convex in y, with any dependence on the context x.
 
     Equation 3, i = 0..k−1 with k = len(hidden) + 1:
@@ -127,7 +122,7 @@ class PICNN(nn.Module):
         dtype, device: of all parameters.
 
     Raises:
-        ValueError: a sentence with the argument, what was expected, what came, and the remedy.
+        InputError: a sentence with the argument, what was expected, what came, and the remedy.
     """
 
     def __init__(
@@ -146,24 +141,18 @@ class PICNN(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
-        check_size("x_dim", x_dim, 1, "give the number of columns of x, or use FICNN(0, y_dim) if there is no context")
-        check_size("y_dim", y_dim, 1, "give the number of columns of y")
-        self.x_dim = x_dim
-        self.y_dim = y_dim
-        self.hidden = check_widths("hidden", hidden)
+        remedy = "give the number of columns of x, or use FICNN(0, y_dim) if there is no context"
+        super().__init__(integer(x_dim, "x_dim", 1, remedy=remedy), y_dim, hidden, activation, positivity)
         self.context_hidden = check_widths("context_hidden", self.hidden if context_hidden is None else context_hidden)
         if len(self.context_hidden) != len(self.hidden):
-            raise ValueError(
-                f"context_hidden must hold as many widths as hidden, {len(self.hidden)}, got "
-                f"{len(self.context_hidden)}: equation 3 pairs u_i with z_i, so give one width for each hidden layer."
-            )
-        self.positivity = check_positivity(positivity)
-        self.activation = convex_activation(activation)
+            expected = f"as many widths as hidden has, {len(self.hidden)}"
+            remedy = "equation 3 pairs u_i with z_i, so give one width for each hidden layer"
+            raise refused("context_hidden", expected, len(self.context_hidden), remedy)
         self.context_activation = free_activation(context_activation)
-        self.batch_norm = batch_norm
-        self.linear_context_output = linear_context_output
-        u_widths = (x_dim, *self.context_hidden)  # of u_0 .. u_{k−1}
+        self.batch_norm = flag(batch_norm, "batch_norm")
+        self.linear_context_output = flag(linear_context_output, "linear_context_output")
+        check_place(dtype, device, generator)
+        u_widths = (self.x_dim, *self.context_hidden)  # of u_0 .. u_{k−1}
         z_widths = (0, *self.hidden, 1)  # of z_0 .. z_k
         linear = [linear_context_output and i == len(self.hidden) - 1 for i in range(len(self.hidden))]
         self.context_layers = nn.ModuleList(
@@ -178,7 +167,7 @@ class PICNN(nn.Module):
             for in_dim, out, is_linear in zip(u_widths[:-1], u_widths[1:], linear, strict=True)
         )
         self.layers = nn.ModuleList(
-            PICNNLayer(u_dim, y_dim, z_dim, out, self.positivity, dtype, device)
+            PICNNLayer(u_dim, self.y_dim, z_dim, out, self.positivity, dtype, device)
             for u_dim, z_dim, out in zip(u_widths, z_widths[:-1], z_widths[1:], strict=True)
         )
         self.reset_parameters(generator)
@@ -198,26 +187,15 @@ class PICNN(nn.Module):
         moments = gaussian_moments(self.activation)
         for layer, u_square in zip(self._layers(), u_squares, strict=True):
             out, u_dim = layer.W_u.shape
-            if layer.W_z is None or layer.W_zu is None or layer.b_z is None:
-                v = 1.0
-                layer.b.zero_()
-            else:
-                z_dim = layer.W_z.in_features
-                law = nonnegative_law(z_dim, moments)
-                v = skip_share(z_dim, law, len(self.hidden))
-                layer.W_z.set_weight_(math.sqrt(1 - v) * draw_nonnegative((out, z_dim), law, generator))
-                layer.b.fill_(math.sqrt(1 - v) * law.bias)
-                layer.W_zu.copy_(draw_free((z_dim, u_dim), GATE_VARIANCE, u_square, generator))
+            v = draw_z_path(layer.W_z, layer.b, moments, len(self.hidden), generator)
+            if layer.W_zu is not None and layer.b_z is not None:
+                layer.W_zu.copy_(draw_free((layer.W_zu.shape[0], u_dim), GATE_VARIANCE, u_square, generator))
                 layer.b_z.fill_(1.0)
             # y and u each carry half of the skip's variance.
             layer.W_y.copy_(math.sqrt(v / 2) * draw_skip((out, self.y_dim), 1.0, generator))
             layer.W_u.copy_(math.sqrt(v / 2) * draw_skip((out, u_dim), u_square, generator))
             layer.W_yu.copy_(draw_free((self.y_dim, u_dim), GATE_VARIANCE, u_square, generator))
             layer.b_y.fill_(1.0)
-
-    def forward(self, x: Float[Tensor, "batch x_dim"], y: Float[Tensor, "batch y_dim"]) -> Float[Tensor, " batch"]:
-        """f(x, y)."""
-        return self.value(self.context(x), y)
 
     def context(self, x: Float[Tensor, "batch x_dim"]) -> tuple[Tensor, ...]:
         """The 3k − 1 tensors that depend on x alone, layer after layer.
@@ -246,14 +224,6 @@ class PICNN(nn.Module):
             z = self.activation(z)  # g of the layer before: the last layer's g is the identity
             z = layer.W_z(z * gate_z) + F.linear(y * gate_y, layer.W_y) + bias
         return z.squeeze(1)
-
-    def project_(self) -> None:
-        """W_i^(z) <- max(W_i^(z), 0) under positivity="projection"; nothing to do under "softplus"."""
-        project_all_(self)
-
-    def nonnegative_weights(self) -> tuple[str, ...]:
-        """The `state_dict` names of W_1^(z) .. W_{k−1}^(z) under "projection", none under "softplus"."""
-        return nonnegative_names(self)
 
     def _layers(self) -> list[PICNNLayer]:
         return [cast(PICNNLayer, layer) for layer in self.layers]

@@ -1,0 +1,263 @@
+"""The operators icnnrt::qp_solve and icnnrt::qp_adjoint of torch: run, exported, differentiated, under vmap.
+
+They are ai.icnnrt::QPSolve and ::QPAdjoint, into which `icnnrt_exporters` turns them. On the CPU icnnrt's native
+kernels run them, elsewhere and where there are none `qp_script`. That is decided where they run, so torch.compile and
+torch.func.vmap, which see an operator and not what is in it, change nothing about it. Every leading axis is B or 1,
+what is absent has no columns.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from icnnrt.mathematics.qp_adjoint import gradients
+from icnnrt.mathematics.qp_data import SHAPES
+from icnnrt.mathematics.qp_reference import STEPS
+from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt_models.layers.kernels import Kernel, kernel, run_on
+from icnnrt_models.layers.qp_script import NUMBERS, qp_script
+
+__all__ = ["Kernels", "differentiable", "kernels"]
+
+Tensors = tuple[Tensor, ...]
+
+
+class Kernels(NamedTuple):
+    """The two operators on the CPU, numpy in and out, arguments and results in the order of ai.icnnrt's."""
+
+    solve: Kernel  # 10 inputs -> 9 outputs
+    adjoint: Kernel  # 12 inputs -> 4 outputs
+
+
+def kernels(dtype: torch.dtype, steps: int) -> Kernels | None:
+    """What answers on the CPU instead of torch: icnnrt's native kernels, None where there are none.
+
+    One function to replace: `icnnrt_models.layers.qp_operators.kernels = lambda dtype, steps: None` takes torch's
+    solver.
+    """
+    name = str(dtype).removeprefix("torch.")
+    solve, adjoint = (kernel(f"qp_{role}", name) for role in ("solve", "adjoint"))
+    return Kernels(solve, adjoint) if solve and adjoint and steps == STEPS else None
+
+
+# --- What they compute ---------------------------------------------------------------------------
+
+
+@torch.library.custom_op("icnnrt::qp_solve", mutates_args=())
+def qp_solve(
+    Q: Tensor,
+    p: Tensor,
+    G: Tensor,
+    h_lower: Tensor,
+    h: Tensor,
+    A: Tensor,
+    b: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    start: Tensor,
+    steps: int,
+    skip: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As ai.icnnrt::QPSolve. `skip` is of the gradient."""
+    data = (Q, p, G, h_lower, h, A, b, lower, upper, start)
+    found = kernels(p.dtype, steps) if p.device.type == "cpu" else None
+    if found is not None:
+        return cast(Any, run_on(found.solve, data))
+    if _batch(data) == 0:
+        return cast(Any, _answers(*data))
+    # Without TorchScript's optimiser, which takes a second at every new shape and gains nothing afterwards.
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        solution = qp_script().solve(*data, *NUMBERS, steps)
+    kinds = {"residual": torch.float64, "status": torch.int32}
+    return cast(Any, tuple(_own(a, kinds.get(name, p.dtype)) for name, a in solution._asdict().items()))
+
+
+@torch.library.custom_op("icnnrt::qp_adjoint", mutates_args=())
+def qp_adjoint(
+    Q: Tensor,
+    G: Tensor,
+    A: Tensor,
+    lam: Tensor,
+    mu: Tensor,
+    slack: Tensor,
+    box_slack: Tensor,
+    status: Tensor,
+    z_bar: Tensor,
+    lam_bar: Tensor,
+    nu_bar: Tensor,
+    mu_bar: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As ai.icnnrt::QPAdjoint: d_z, d_λ, d_ν, d_μ; a cotangent without columns is zero."""
+    data = (Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar)
+    found = kernels(z_bar.dtype, STEPS) if z_bar.device.type == "cpu" else None
+    if found is not None:
+        return cast(Any, run_on(found.adjoint, data))
+    if len(z_bar) == 0:
+        return cast(Any, _cotangents(*data))
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        d = qp_script().adjoint(*data[:7], *data[8:])
+    good = (status == QPStatus.SOLVED).unsqueeze(1)
+    return cast(Any, tuple(_own(torch.where(good, a, torch.nan), z_bar.dtype) for a in d))
+
+
+def _own(a: Tensor, dtype: torch.dtype) -> Tensor:
+    """In memory of its own, as an operator of torch gives it."""
+    return a.to(dtype).clone(memory_format=torch.contiguous_format)
+
+
+def _batch(data: Sequence[Tensor]) -> Any:
+    """The largest leading axis: of all that is not shared; a symbol of a trace is none of the numbers it may be."""
+    return next((a.shape[0] for a in data if not (isinstance(a.shape[0], int) and a.shape[0] == 1)), 1)
+
+
+@qp_solve.register_fake
+def _answers(*arguments: Any) -> Tensors:
+    """Of the sizes that the answers have."""
+    data = arguments[:10]
+    B, p, n, m, q = _batch(data), data[1], data[1].shape[1], data[2].shape[1], data[5].shape[1]
+    floats = [p.new_empty((B, size)) for size in (n, m, q, n, m, n)]
+    residual = p.new_empty((B, 3), dtype=torch.float64)
+    return (*floats, residual, p.new_empty((B,), dtype=torch.int32), p.new_empty((B, 2 * n + m + q)))
+
+
+@qp_adjoint.register_fake
+def _cotangents(*arguments: Any) -> Tensors:
+    _, _, A, lam, *_, z_bar, _, _, _ = arguments
+    B, n = z_bar.shape
+    return tuple(z_bar.new_empty((B, size)) for size in (n, lam.shape[1], A.shape[1], n))
+
+
+# --- Their derivatives ---------------------------------------------------------------------------
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    Q, _, G, _, _, A, *_, skip = inputs
+    z, lam, nu, mu, slack, box_slack, _, status, _ = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(Q, G, A, z, lam, nu, mu, slack, box_slack, status)
+    ctx.shapes = [tuple(a.shape) for a in inputs[: len(SHAPES)]]
+    ctx.skip = skip
+
+
+def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
+    Q, G, A, z, lam, nu, mu, slack, box_slack, status = ctx.saved_tensors
+    if all(bar is None for bar in bars[:4]):
+        return (None,) * 12
+    z_bar, *others = (z.new_zeros((1, 0)) if bar is None else bar for bar in bars[:4])
+    z_bar = torch.zeros_like(z) if bars[0] is None else z_bar
+    d = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others)
+    if ctx.skip:
+        kept = (status == QPStatus.SOLVED).unsqueeze(1)
+        z, lam, nu, mu, *d = (torch.where(kept, a, 0.0) for a in (z, lam, nu, mu, *d))
+    found = gradients(z, lam, nu, mu, *d)
+
+    def gradient(name: str, shape: tuple[Any, ...]) -> Tensor:
+        if 0 in shape[1:] and all(isinstance(size, int) for size in shape[1:]):
+            return z.new_zeros(shape)
+        # Of a shared datum the sum over the batch.
+        shared = isinstance(shape[0], int) and shape[0] == 1
+        return found[name]().sum(0, keepdim=True) if shared else found[name]()
+
+    asked = zip(ctx.needs_input_grad, SHAPES, ctx.shapes, strict=False)
+    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), None, None, None)
+
+
+def _nothing(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    pass
+
+
+def _refuse_second(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
+    raise RuntimeError(
+        "QPLayer can be differentiated once, got a request for a second derivative: take the penalty or Hessian of "
+        "something else, or detach its gradient."
+    )
+
+
+# --- vmap: its dimension E is folded into the batch ----------------------------------------------
+
+
+def _solve_folded(operator: Callable[..., Tensors], info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+    own = [a if d is None else a.select(d, 0) for a, d in zip(arguments[:10], in_dims, strict=False)]
+    return _folded(operator, info.batch_size, _batch(own), in_dims, arguments, ())
+
+
+def _adjoint_folded(operator: Callable[..., Tensors], info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+    z_bar = arguments[8]
+    B = z_bar.shape[0] if in_dims[8] is None else z_bar.movedim(in_dims[8], 0).shape[1]
+    # All but Q, G, A, and cotangents without columns, have a row for each sample.
+    each = [i for i, a in enumerate(arguments) if i in range(3, 9) or (i > 8 and a.shape[-1] > 0)]
+    return _folded(operator, info.batch_size, B, in_dims, arguments, each)
+
+
+def _folded(
+    operator: Callable[..., Tensors],
+    E: int,
+    B: Any,
+    in_dims: Sequence[int | None],
+    arguments: Sequence[Any],
+    each: Sequence[int],
+) -> tuple[Tensors, tuple[int, ...]]:
+    """The operator of every tensor [E, B, ...] as one of [E·B, ...].
+
+    What has no E and a leading axis of 1 stays shared, but for the arguments `each`, which the operator does not share.
+    """
+
+    def folded(i: int, a: Any, dim: int | None) -> Any:
+        if not isinstance(a, Tensor) or (dim is None and a.shape[0] == 1 and i not in each):
+            return a
+        a = a.unsqueeze(0) if dim is None else a.movedim(dim, 0)
+        return a.expand(E, B, *a.shape[2:]).reshape(E * B, *a.shape[2:])
+
+    found = operator(*(folded(i, a, dim) for i, (a, dim) in enumerate(zip(arguments, in_dims, strict=True))))
+    return tuple(a.reshape(E, B, *a.shape[1:]) for a in found), (0,) * len(found)
+
+
+# --- For autograd and torch.func -----------------------------------------------------------------
+
+
+def _registered(operator: Any, keep: Callable[..., None], back: Callable[..., Any], fold: Callable[..., Any]) -> Any:
+    """The operator with its derivative and vmap, as a function.
+
+    Both are registered for what traces the operator itself; the transforms of torch.func take no derivative of what
+    torch.library registered.
+    """
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments: Any) -> Tensors:
+            return cast(Tensors, operator(*arguments))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+            keep(ctx, inputs, output)
+            ctx.mark_non_differentiable(*(a for a in output if not a.is_floating_point()))
+
+        @staticmethod
+        def backward(ctx: Any, *bars: Tensor | None) -> Any:
+            return back(ctx, *bars)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+            return fold(Function.apply, info, in_dims, *arguments)
+
+    operator.register_autograd(back, setup_context=keep)
+    operator.register_vmap(lambda info, in_dims, *arguments: fold(operator, info, in_dims, *arguments))
+    return Function.apply
+
+
+solve = _registered(qp_solve, _keep, _pull_back, _solve_folded)
+adjoint = _registered(qp_adjoint, _nothing, _refuse_second, _adjoint_folded)
+
+
+def differentiable(*arguments: Any) -> Tensors:
+    """z, λ, ν, μ, slack, box_slack, residual, status and iterate of `qp_solve`, with a derivative.
+
+    Eagerly and under torch.func by a `torch.autograd.Function` around the operator; under torch.compile and
+    torch.export the operator itself, opaque to both, whose derivative is registered with torch.library. Either way the
+    native kernels answer where they can.
+    """
+    if torch.compiler.is_compiling():
+        return cast(Tensors, torch.ops.icnnrt.qp_solve(*arguments))
+    return cast(Tensors, solve(*arguments))
