@@ -47,6 +47,8 @@ CONSTANTS: dict[tuple[str, str], Any] = {
     ("qp_newton.h", "kGamma"): condensed_kkt.GAMMA,
     ("qp_problem.h", "kEquilibrations"): interior_point.EQUILIBRATIONS,
     ("qp_problem.h", "kLevel"): interior_point.LEVEL,
+    ("qp_problem.h", "kFar"): interior_point.FAR,
+    ("qp_problem.h", "kLeverOfP"): interior_point.LEVER_OF_P,
     ("qp_adjoint.h", "kAdjointRho"): qp_adjoint.RHO,
     ("qp_adjoint.h", "kAdjointDelta"): qp_adjoint.DELTA,
     ("qp_adjoint.h", "kProximalSteps"): qp_adjoint.FACTORS * qp_adjoint.STEPS,

@@ -45,6 +45,8 @@ CLOSE: Final = 1e-6
 STUCK_DELTA: Final = 1e-7
 EQUILIBRATIONS: Final = 10
 LEVEL: Final = 4.0  # a problem whose rows and columns are within this factor of 1 is left alone
+LEVER_OF_P: Final = 16.0  # p counts this much less than Q in the size of the objective: curvature makes z of it
+FAR: Final = 64.0  # and so are variables whose size seems to be within this one
 NARROW: Final = 1e-9
 INFINITY: Final = float("inf")
 
@@ -72,6 +74,17 @@ class Answer(NamedTuple):
     D: Array  # [B, 1, n] the units of z
 
 
+class Units(NamedTuple):
+    """What brings amounts of an equilibrated problem into its own units, by 1, and into those of the data: two rows."""
+
+    column: Array  # [B, 2, n] of gradients
+    columns: Array  # [B, 2, 5 n] five times over
+    row: Array  # [B, 2, 2 (m + n)] of bounds that there are, also of equalities; 0 elsewhere
+    equality: Array  # [B, 2, q]
+    equalities: Array  # [B, 2, 2 q] twice
+    cost: Array  # [B, 2, 1]
+
+
 class Equilibrated(NamedTuple):
     """A problem in its own units, and those units."""
 
@@ -80,9 +93,10 @@ class Equilibrated(NamedTuple):
     b: Array
     u: Array  # [B, 1, 2 (m + n)] bounds of both sides, 0 where there is none
     has: Array  # 1 where there is a bound of an inequality, else 0
-    equal: Array  # [B, 1, m + n] 1 where there is an equality, else 0
+    is_equal: Array  # bool, on the upper side of equalities
     N: Array  # how many inequalities there are, at least 1
     soft: Array
+    units: Units
     D: Array  # [B, 1, n]
     F: Array  # [B, 1, m + n]
     E: Array  # [B, 1, q]
@@ -146,8 +160,8 @@ def units(xp: Namespace, Q: Array, p: Array, G: Array, A: Array) -> tuple[Array,
 
 
 def unit_of_cost(xp: Namespace, Q: Array, p: Array) -> Array:
-    """What brings the largest entry of the objective to 1."""
-    size = xp.maximum(xp.largest(Q), xp.largest(p))
+    """What brings the larger of Q and p to 1."""
+    size = xp.maximum(xp.largest(Q), xp.largest(p) / LEVER_OF_P)
     return 1.0 / xp.where(size > 0.0, size, 1.0)
 
 
@@ -177,24 +191,58 @@ def equilibrated(xp: Namespace, problem: Problem, soft: Array) -> Equilibrated:
     """The problem in its own units."""
     Q, p, G, A, b, lower, upper = problem
     Q, p, G, A, D, F, E, c = units(xp, Q, p, G, A)
-    u, has = bounds_of(xp, lower * F, upper * F)
-    has_upper, has_lower = xp.halves(has)
-    equal = xp.indicator((lower >= upper) & (has_upper * has_lower > 0.0))
-    has = has * (1.0 - xp.concat([equal, equal]))
+    # Every measure of the method has a floor of 1: z is brought near it, so that an answer has no units.
+    tau = size_of_z(xp, Q, p, bounds_of(xp, lower * F, upper * F)[0], b * E)
+    Q, p, D, F, E = Q * (tau * tau), p * tau, D * tau, F / tau, E / tau
+    more = unit_of_cost(xp, Q, p)
+    Q, p, c = Q * more, p * more, c * more
+    u, has_any = bounds_of(xp, lower * F, upper * F)
+    has_upper, has_lower = xp.halves(has_any)
+    equal = (lower >= upper) & (has_upper * has_lower > 0.0)
+    has = xp.where(xp.concat([equal, equal]), 0.0, has_any)
+
+    def of_both(units: Array) -> Array:
+        return xp.concat_rows([0.0 * units + 1.0, units])
+
+    column, equality = of_both(1.0 / (D * c)), of_both(1.0 / E)
     return Equilibrated(
         of=matrices(xp, Q, G, A),
         p=p,
         b=b * E,
         u=u,
         has=has,
-        equal=equal,
+        is_equal=xp.concat([xp.indicator(equal), 0.0 * F]) > 0.0,
         N=xp.maximum(xp.sum(has), 1.0),
         soft=soft,
+        units=Units(
+            column=column,
+            columns=xp.concat([column] * 5),
+            row=xp.concat_rows([has_any, has_any / xp.concat([F, F])]),
+            equality=equality,
+            equalities=xp.concat([equality, equality]),
+            cost=of_both(1.0 / c),
+        ),
         D=D,
         F=F,
         E=E,
         c=c,
     )
+
+
+def size_of_z(xp: Namespace, Q: Array, p: Array, u: Array, b: Array) -> Array:
+    """A power of 2 near the size of z: what b and bounds away from 0 demand, else what curvature and bounds allow.
+
+    1 where z is of that size already or nothing tells. A bound u < 0 keeps z from 0.
+    """
+    curvature = xp.mean(xp.mT(xp.sum(Q * xp.eye(Q))))
+    bent = curvature > 0.0
+    pull = xp.largest(p)
+    allowed = xp.where(bent, pull / xp.where(bent, curvature, 1.0), xp.where(pull > 0.0, INFINITY, 0.0))
+    held = xp.largest(u)
+    allowed = xp.minimum(allowed, xp.where(held > 0.0, held, INFINITY))
+    size = xp.maximum(xp.maximum(xp.largest(b), xp.largest(xp.minimum(u, 0.0))), allowed)
+    known = ((size < 1.0 / FAR) | (size > FAR)) & (size > 0.0) & (size < INFINITY)
+    return xp.power_of_2(xp.clip(xp.where(known, size, 1.0), 2.0**-60, 2.0**60))
 
 
 def bounds_of(xp: Namespace, lower: Array, upper: Array) -> tuple[Array, Array]:
@@ -218,24 +266,19 @@ def both(xp: Namespace, r: Array) -> Array:
     return xp.concat([r, -r])
 
 
-def upper_only(xp: Namespace, r: Array) -> Array:
-    """[r; 0]"""
-    return xp.concat([r, 0.0 * r])
-
-
 def first(xp: Namespace, at: Equilibrated, start: Array, active: Array) -> Iterate:
     """The iterate to begin with: cold, the minimiser of the objective plus ½ ‖slacks‖² on the equalities, its slacks
     and multipliers lifted above 0 and balanced (Mehrotra, *On the implementation of a primal-dual interior point
     method*, 1992); warm, an interior point near `start`."""
-    of, p, b, u, has, equal, soft = at.of, at.p, at.b, at.u, at.has, at.equal, at.soft
+    of, p, b, u, has, is_equal, soft = at.of, at.p, at.b, at.u, at.has, at.is_equal, at.soft
     is_bound = has > 0.0
     has_upper, has_lower = xp.halves(has)
     u_upper, u_lower = xp.halves(u)
     rho = RHO[0] + 0.0 * at.N
     delta = soft + rho
-    sides = has_upper + has_lower
-    t = xp.where(equal > 0.0, -u_upper, (u_lower * has_lower - u_upper * has_upper) / xp.maximum(sides, 1.0))
-    W = xp.where(equal > 0.0, 1.0 / delta, sides / (1.0 + soft))
+    sides, equal = has_upper + has_lower, xp.halves(xp.indicator(is_equal))[0] > 0.0
+    t = xp.where(equal, -u_upper, (u_lower * has_lower - u_upper * has_upper) / xp.maximum(sides, 1.0))
+    W = xp.where(equal, 1.0 / delta, sides / (1.0 + soft))
     z, lam, nu = solver(xp, of, W, rho, delta)(-p, t, b, 1)
     s = u - both(xp, z @ of.Ct)
 
@@ -250,14 +293,15 @@ def first(xp: Namespace, at: Equilibrated, start: Array, active: Array) -> Itera
         return xp.where(balanced, xp.clip(0.5 * total / xp.maximum(by, 1e-300), 1e-4, 1e8), 1.0)
 
     s, l = xp.where(is_bound, s + balance(xp.sum(l)), 1.0), xp.where(is_bound, l + balance(xp.sum(s)), 0.0)  # noqa: E741
-    cold = xp.concat([z, nu, l + upper_only(xp, equal * lam), s])
+    cold = xp.concat([z, nu, xp.where(is_equal, both(xp, lam), l), s])
 
     z_given, lam_given, nu_given, mu_given = xp.parts(start, [p, None, b, p])
     z = z_given / at.D
     multiplier = xp.concat([lam_given, mu_given]) * at.c / at.F
-    l = xp.where(is_bound, xp.maximum(both(xp, multiplier), WARM), 0.0)  # noqa: E741
+    multipliers = both(xp, multiplier)
+    l = xp.where(is_bound, xp.maximum(multipliers, WARM), xp.where(is_equal, multipliers, 0.0))  # noqa: E741
     s = xp.where(is_bound, xp.maximum(u - both(xp, z @ of.Ct), WARM), 1.0)
-    warm = xp.concat([z, nu_given * at.c / at.E, l + upper_only(xp, equal * multiplier), s])
+    warm = xp.concat([z, nu_given * at.c / at.E, l, s])
     x = xp.where(xp.isfinite(xp.sum(start)), warm, cold)
 
     mu, r_d, r_nu, r_s, residual = evaluated(xp, at, x)
@@ -270,50 +314,45 @@ def evaluated(xp: Namespace, at: Equilibrated, x: Array) -> tuple[Array, ...]:
     z, nu, l, s = split(xp, at, x)  # noqa: E741
     l_upper, l_lower = xp.halves(l)
     lam = l_upper - l_lower
-    products = products_of(xp, at.of, z, lam, nu)
-    Qz, r, Az, C_lam, A_nu, _ = products
-    r_d = Qz + at.p + C_lam + A_nu
-    r_nu = Az - at.b - at.soft * nu
-    sides = both(xp, r) - at.u - at.soft * l
-    r_s = (sides + s) * at.has + sides * upper_only(xp, at.equal)
-    worst = xp.max(in_both_units(xp, at, z, lam, nu, products))
-    known = xp.isfinite(xp.sum(s * l) + xp.sum(r_d))  # sums are NaN where anything is NaN or infinite
-    return xp.sum(s * l * at.has) / at.N, r_d, r_nu, r_s, xp.where(known, worst, INFINITY)
+    sides, r_d, r_nu, residuals = measured(xp, at, z, nu, lam)
+    r_s = xp.where(at.is_equal, sides, (sides + at.soft * (both(xp, lam) - l) + s) * at.has)
+    sl = xp.sum(s * l * at.has)
+    known = xp.isfinite(sl + xp.sum(r_d))  # sums are NaN where anything is NaN or infinite
+    return sl / at.N, r_d, r_nu, r_s, xp.where(known, xp.largest(residuals), INFINITY)
 
 
 def step(xp: Namespace, at: Equilibrated, iterate: Iterate) -> Iterate:
     """One predictor-corrector step."""
     x, rho, mu, r_d, r_nu, r_s, best_x, best_residual, idle, going = iterate
-    has, equal, of = at.has, at.equal, at.of
+    has, of = at.has, at.of
+    is_bound = has > 0.0
     z, nu, l, s = split(xp, at, x)  # noqa: E741
     stuck = (idle >= float(STUCK)) & (best_residual < CLOSE)
     delta = at.soft + xp.where(stuck, STUCK_DELTA, xp.maximum(rho, LEAST_DELTA))
     s_delta = s + delta * l
-    w = has * l / s_delta
+    w = xp.where(at.is_equal, 1.0 / delta, has * l / s_delta)
     w_upper, w_lower = xp.halves(w)
-    W = xp.where(equal > 0.0, 1.0 / delta, w_upper + w_lower)
+    W = w_upper + w_lower
     W_safe = xp.where(W > 0.0, W, 1.0)
-    r_equal, _ = xp.halves(r_s)
     solved = solver(xp, of, W, rho, delta)
     minus_r_d, minus_r_nu = -r_d, -r_nu
 
     def direction(c: Array) -> tuple[Array, Array, Array, Array]:
-        """The Newton step dz, dν, dl, ds to l∘s + c = 0."""
-        f = has * (c / s_delta + w * r_s)
+        """The Newton step dz, dν, dl, ds to l∘s + c = 0; c is 0 where there is no bound."""
+        f = c / s_delta + w * r_s
         f_upper, f_lower = xp.halves(f)
-        t = xp.where(equal > 0.0, r_equal, (f_upper - f_lower) / W_safe)
-        dz, d_lam, dnu = solved(minus_r_d, t, minus_r_nu, 1)
+        dz, d_lam, dnu = solved(minus_r_d, (f_upper - f_lower) / W_safe, minus_r_nu, 1)
         dr = both(xp, dz @ of.Ct)
-        dl = f + w * dr
-        return dz, dnu, dl + upper_only(xp, equal * d_lam), has * (delta * dl - r_s - dr)
+        dl = xp.where(at.is_equal, both(xp, d_lam), f + w * dr)
+        return dz, dnu, dl, has * (delta * dl - r_s - dr)
 
     # predictor
     sl = s * l * has
-    l_safe = xp.where(has > 0.0, l, 1.0)
+    l_safe = xp.where(is_bound, l, INFINITY)  # of what has no length
 
     def lengths(dl: Array, ds: Array, part: float) -> tuple[Array, Array]:
         """How far s and l may go, `part` of the way to the boundary."""
-        return part / xp.maximum(-xp.min(ds / s), part), part / xp.maximum(-xp.min(has * dl / l_safe), part)
+        return part / xp.maximum(-xp.min(ds / s), part), part / xp.maximum(-xp.min(dl / l_safe), part)
 
     _, _, dl, ds = direction(-sl)
     a_s, a_l = lengths(dl, ds, 1.0)
@@ -323,15 +362,14 @@ def step(xp: Namespace, at: Equilibrated, iterate: Iterate) -> Iterate:
     sigma = ratio * ratio * ratio
     cycles = (idle >= float(CYCLES)) & (best_residual > CLOSE)
     target = xp.where(cycles, xp.maximum(sigma, CENTRING), sigma) * mu
-    dz, dnu, dl, ds = direction(has * target - xp.where(cycles, 0.0, has) * (ds * dl) - sl)
+    dz, dnu, dl, ds = direction(has * target - xp.where(cycles, 0.0, ds * dl) - sl)
     a_s, a_l = lengths(dl, ds, TO_BOUNDARY)
-    floor = SMALLEST * has
     l_next = l + a_l * dl
     moved = xp.concat(
         [
             z + a_s * dz,
             nu + a_l * dnu,
-            xp.where(has > 0.0, xp.maximum(l_next, floor), l_next),
+            xp.where(is_bound, xp.maximum(l_next, SMALLEST), l_next),
             xp.maximum(s + a_s * ds, SMALLEST),
         ]
     )
@@ -353,73 +391,40 @@ def finished(xp: Namespace, at: Equilibrated, x: Array) -> Answer:
     (l_upper, l_lower), (s_upper, s_lower) = xp.halves(l), xp.halves(s)
     lam = l_upper - l_lower
     # Bounds that leave no room hold z as an equality does, whichever of them λ points at.
-    has_upper, has_lower = xp.halves(at.has)
+    (has_upper, has_lower), (equal, _) = xp.halves(at.has), xp.halves(xp.indicator(at.is_equal))
     u_upper, minus_lower = xp.halves(at.u)
     narrow = (has_upper * has_lower > 0.0) & (u_upper + minus_lower <= NARROW * (1.0 + abs(u_upper)))
-    held = narrow | (at.equal > 0.0)
+    held = narrow | (equal > 0.0)
+    *_, residuals = measured(xp, at, z, nu, lam)
     return Answer(
         z=z * at.D,
         lam=lam * at.F / at.c,
         nu=nu * at.E / at.c,
         slack=xp.where(held, 0.0, xp.where(l_upper >= l_lower, s_upper, s_lower)) / at.F,
-        residual=in_both_units(xp, at, z, lam, nu, products_of(xp, at.of, z, lam, nu)),
+        residual=xp.mT(xp.max(xp.mT(residuals))),
         D=at.D,
     )
 
 
-# --- Residuals -----------------------------------------------------------------------------------
-
-
-def products_of(xp: Namespace, of: Matrices, z: Array, lam: Array, nu: Array) -> tuple[Array, ...]:
-    """Qz, Cz, Az, C'λ, A'ν and the box's part of C'λ."""
-    Q, C, Ct, A, At = of[:5]
+def measured(xp: Namespace, at: Equilibrated, z: Array, nu: Array, lam: Array) -> tuple[Array, ...]:
+    """How far Cz is beyond the bounds of both sides, r_d, r_ν, and the relative residuals [B, 2, 3]: stationarity,
+    feasibility and duality gap, in units of the equilibrated problem and of the data, which must not be so small that
+    the 1 in a denominator lets everything pass. What may be violated is left out."""
+    Q, C, Ct, A, At = at.of[:5]
+    Qz, r, Az, C_lam, A_nu = z @ Q, z @ Ct, z @ At, lam @ C, nu @ A
     _, mu = xp.parts(lam, [None, z])
-    return z @ Q, z @ Ct, z @ At, lam @ C, nu @ A, mu
+    r_d, r_nu = Qz + at.p + C_lam + A_nu, Az - at.b - at.soft * nu
+    sides = both(xp, r - at.soft * lam) - at.u
 
+    def most(a: Array, units: Array) -> Array:
+        return xp.max(abs(a * units))
 
-def in_both_units(
-    xp: Namespace, at: Equilibrated, z: Array, lam: Array, nu: Array, products: tuple[Array, ...]
-) -> Array:
-    """The larger of the relative residuals [B, 1, 3] of the equilibrated problem and in units of the data: those must
-    not be so small that the 1 in a denominator lets everything pass."""
-    Qz, r, Az, C_lam, A_nu, mu = products
-    r, Az = r - at.soft * lam, Az - at.soft * nu  # less what may be violated
-    has = at.has + xp.concat([at.equal, at.equal])
-    here = relative(xp, (Qz, r, Az, C_lam, A_nu, mu), at.p, at.b, at.u, has, z, lam)
-    column, c = 1.0 / (at.D * at.c), 1.0 / at.c
-    there = (Qz * column, r / at.F, Az / at.E, C_lam * column, A_nu * column, mu * column)
-    u = at.u / xp.concat([at.F, at.F])
-    data = relative(xp, there, at.p * column, at.b / at.E, u, has, z * at.D, lam * at.F * c)
-    return xp.maximum(here, data)
-
-
-def relative(
-    xp: Namespace, products: tuple[Array, ...], p: Array, b: Array, u: Array, has: Array, z: Array, lam: Array
-) -> Array:
-    """Relative stationarity, feasibility and duality gap [B, 1, 3]; u, has of both sides. NaN if z or λ are."""
-    Qz, r, Az, C_lam, A_nu, mu = products
-    terms = xp.concat([Qz, p, C_lam - mu, A_nu, mu])
-    stationarity = xp.largest(Qz + p + C_lam + A_nu) / (1.0 + xp.largest(terms))
-
-    has_upper, has_lower = xp.halves(has)
-    above = has * (both(xp, r) - u)
-    violation = xp.maximum(xp.maximum(xp.max(above), 0.0), xp.largest(Az - b))
-    held = xp.largest(r * xp.maximum(has_upper, has_lower))
-    feasibility = violation / (1.0 + xp.maximum(xp.maximum(xp.largest(b), xp.largest(Az)), held))
-
-    # A multiplier of a side that is not there is as wrong as a gap of that size.
-    push = xp.maximum(both(xp, lam), 0.0)
-    gap = xp.sum(push * xp.where(has > 0.0, abs(above), 1.0))
-    objective = 0.5 * xp.sum(z * Qz) + xp.sum(z * p)
-    gap = gap / (1.0 + abs(objective))
-    return xp.concat([stationarity, feasibility, gap]) + 0.0 * gap  # `largest` may pass over NaN
-
-
-def kkt_residual(
-    xp: Namespace, of: Matrices, p: Array, b: Array, lower: Array, upper: Array, z: Array, lam: Array, nu: Array
-) -> Array:
-    """`relative` of any z, λ of all rows and ν.
-
-    The solver's own measure; `qp_reference.kkt_residual` checks it and shares nothing with it.
-    """
-    return relative(xp, products_of(xp, of, z, lam, nu), p, b, *bounds_of(xp, lower, upper), z, lam)
+    units = at.units
+    terms = xp.concat([Qz, at.p, C_lam - mu, A_nu, mu])
+    stationarity = most(r_d, units.column) / (1.0 + most(terms, units.columns))
+    violation = xp.maximum(xp.maximum(xp.max(sides * units.row), 0.0), most(r_nu, units.equality))
+    reach = xp.maximum(most(both(xp, r), units.row), most(xp.concat([at.b, Az]), units.equalities))
+    gap = xp.sum(xp.maximum(both(xp, lam), 0.0) * abs(sides)) * units.cost
+    objective = (0.5 * xp.sum(z * Qz) + xp.sum(z * at.p)) * units.cost
+    relative = stationarity, violation / (1.0 + reach), gap / (1.0 + abs(objective))
+    return sides, r_d, r_nu, xp.concat(relative) + 0.0 * gap  # `max` may pass over NaN

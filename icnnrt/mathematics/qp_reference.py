@@ -189,7 +189,7 @@ def kkt_residual(qp: QP, z: Array, lam: Array, nu: Array, mu: Array) -> Array:
     """Relative stationarity, feasibility and duality gap [B, 3], in float64.
 
     The independent checker of any answer: it shares no code with the solver, whose own measure is
-    `interior_point.kkt_residual`.
+    `interior_point.measured`.
     """
     Q, p, G, h_lower, h, A, b, lower, upper = qp
     Qz, Gz, Az, G_lam, A_nu = (

@@ -7,25 +7,27 @@ namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
 // The constants of icnnrt/mathematics/interior_point.py, and below them those of what is done beyond it.
-inline constexpr double kEnough = 1e-12;     // relative KKT residual at which a sample stops
-inline constexpr double kNearly = 1e-9;      // and at which it does after so many steps without progress
+inline constexpr double kEnough = 1e-12;  // relative KKT residual at which a sample stops
+inline constexpr double kNearly = 1e-9;   // and at which it does after so many steps without progress
 inline constexpr std::size_t kPatience = 3;
 inline constexpr double kProgress = 0.7;
 inline constexpr double kQpToBoundary = 0.995;
 inline constexpr double kSmallest = 1e-20;  // of slacks and multipliers, so that their quotients stay finite
 inline constexpr double kFirstRho = 1e-8, kLeastRho = 1e-12;
 inline constexpr double kLeastDelta = 1e-10;
-// Close to the solution and without progress: larger weights than 1 / δ would hide the curvature of what they leave free.
+// Close to the solution and without progress: larger weights than 1 / δ would hide the curvature of what they leave
+// free.
 inline constexpr std::size_t kStuck = 2, kStuckRefinements = 3;
 inline constexpr double kClose = 1e-6, kStuckDelta = 1e-7;
 inline constexpr double kWarm = 1e-2;
-inline constexpr std::size_t kAmendments = 1, kMoreAmendments = 3;  // of a polish, and of a warm start's
+inline constexpr std::size_t kAmendments = 3;  // of a polish
 // The corrector is refined where rounding of the condensed system may tell: close to the solution, and in steps that
 // only hard problems take.
 inline constexpr double kRefined = 1e-4;
 inline constexpr std::size_t kHardStep = 8;
-inline constexpr double kGuess = 1e-1;  // relative KKT residual above which the active set is not guessed
-inline constexpr double kHard = 1e8;    // weight of an active constraint in units of the curvature of Q
+inline constexpr double kGuess = 1.0;     // relative KKT residual above which the active set is not guessed
+inline constexpr double kClosely = 1e-4;  // below it residuals are measured as they are told
+inline constexpr double kHard = 1e8;      // weight of an active constraint in units of the curvature of Q
 
 // The scratch of one solve, beside the problem.
 struct Iteration {
@@ -361,7 +363,7 @@ struct InteriorPoint {
       double residual =
           larger(larger(off / (1.0 + size), violated / (scale_nu + reach)), gap / (1.0 + __builtin_fabs(objective)));
       if (!(residual < kInf)) residual = kInf;
-      if (soft == 0.0 && residual <= kNearly) {
+      if (soft == 0.0 && residual <= kClosely) {
         double exactly[3];
         relative(P, it, it.x, it.lam, exactly);
         residual = worst(exactly);

@@ -108,18 +108,40 @@ ICNNRT_INLINE double root(double size) {  // next to 1 / √size
 }
 
 inline constexpr std::size_t kEquilibrations = 10;
+// p counts this much less than Q in the size of the objective: z is what its curvature makes of it.
+inline constexpr double kLeverOfP = 16.0;
 inline constexpr double kLevel = 4.0;  // rows and columns within this factor of 1 are left alone
+inline constexpr double kFar = 64.0;   // and so are variables whose size seems to be within this one
 
-// What brings the largest entry of Q and p to about 1; no entry of a semidefinite Q exceeds the largest of its diagonal.
+// What brings the larger of Q and p to about 1; no entry of a semidefinite Q exceeds the largest of its
+// diagonal.
 ICNNRT_INLINE double cost_scale(const Problem& P) {
   double size = 0.0;
   for (std::size_t j = 0; j < P.n; ++j)
-    size = max(size, max(P.K[j * P.ld + j] * P.D[j], __builtin_fabs(P.c[j])) * P.D[j]);
+    size = max(size, max(P.K[j * P.ld + j] * P.D[j], __builtin_fabs(P.c[j]) / kLeverOfP) * P.D[j]);
   return size > 0.0 && size < kInf ? power_near(1.0 / size) : 1.0;
 }
 
+// The size of z: what b and bounds away from 0 demand, else what curvature and bounds allow; 1 if it is near that.
+ICNNRT_NO_INLINE double size_of_z(const Problem& P) {
+  double curvature = 0.0, held = 0.0;
+  for (std::size_t i = 0; i < P.n; ++i) curvature += P.K[i * P.ld + i];
+  curvature /= static_cast<double>(P.n);
+  double away = largest(P.c + P.n_blocks, P.q);
+  for (const Side& side : P.side) {
+    if (!side.any) continue;
+    held = largest(side.bound, P.N, held);
+    for (std::size_t i = 0; i < P.N; ++i) away = max(away, -side.sign * side.bound[i]);
+  }
+  const double pull = largest(P.c, P.n), t = curvature > 0.0 ? pull / curvature : pull > 0.0 ? kInf : 0.0;
+  const double size = max(away, min(t, held > 0.0 ? held : kInf));
+  if (size == 0.0 || !(size < kInf) || (size >= 1.0 / kFar && size <= kFar)) return 1.0;
+  return power_near(clip(size, 0x1p-60, 0x1p60));
+}
+
 // Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), and the objective before every sweep: so
-// columns are scaled by constraints rather than by penalties.
+// columns are scaled by constraints rather than by penalties. Then z is, since every measure of the method has a floor
+// of 1.
 ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, double* cost_of_column) {
   fill(P.D, P.ld, 1.0);  // D and E_A are one array of `ld`, as x is
   fill(P.E_G, P.box, 1.0);
@@ -169,22 +191,39 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, doubl
     P.cost = cost_scale(P);
   }
   P.E_A = P.D + P.n_blocks;
-  if (!scaled) return;
-  fill(cost_of_column, P.n, P.cost);
-  for (std::size_t i = 0; i < P.size; ++i)
-    for (std::size_t j = 0; j < P.size; j += W) {
-      const Vec cost = i < P.n_blocks ? load(cost_of_column + j) : broadcast(1.0);
-      store(P.K + i * P.ld + j, load(P.K + i * P.ld + j) * load(P.D + j) * P.D[i] * cost);
+  if (scaled) {
+    fill(cost_of_column, P.n, P.cost);
+    for (std::size_t i = 0; i < P.size; ++i)
+      for (std::size_t j = 0; j < P.size; j += W) {
+        const Vec cost = i < P.n_blocks ? load(cost_of_column + j) : broadcast(1.0);
+        store(P.K + i * P.ld + j, load(P.K + i * P.ld + j) * load(P.D + j) * P.D[i] * cost);
+      }
+    for (std::size_t i = 0; i < P.m; ++i)
+      for (std::size_t j = 0; j < P.n_blocks; j += W)
+        store(P.G + i * P.ld + j, load(P.G + i * P.ld + j) * load(P.D + j) * P.E_G[i]);
+    for (std::size_t j = 0; j < P.size; ++j) P.c[j] *= P.D[j] * cost_of_column[j];
+    for (Side& side : P.side) {
+      if (!side.any) continue;
+      for (std::size_t i = 0; i < P.m; ++i) side.bound[i] *= P.E_G[i];
+      for (std::size_t i = P.box; i < P.N; ++i) side.bound[i] /= P.D[i - P.box];
     }
-  for (std::size_t i = 0; i < P.m; ++i)
-    for (std::size_t j = 0; j < P.n_blocks; j += W)
-      store(P.G + i * P.ld + j, load(P.G + i * P.ld + j) * load(P.D + j) * P.E_G[i]);
-  for (std::size_t j = 0; j < P.size; ++j) P.c[j] *= P.D[j] * cost_of_column[j];
-  for (Side& side : P.side) {
-    if (!side.any) continue;
-    for (std::size_t i = 0; i < P.m; ++i) side.bound[i] *= P.E_G[i];
-    for (std::size_t i = P.box; i < P.N; ++i) side.bound[i] /= P.D[i - P.box];
   }
+  const double tau = size_of_z(P), per_tau = 1.0 / tau;
+  if (tau == 1.0) return;
+  double size = 0.0;
+  for (std::size_t j = 0; j < P.n; ++j)
+    size = max(size, max(P.K[j * P.ld + j] * tau, __builtin_fabs(P.c[j]) / kLeverOfP) * tau);
+  const double cost = size > 0.0 && size < kInf ? power_near(1.0 / size) : 1.0;
+  P.cost *= cost;
+  for (std::size_t i = 0; i < P.n; ++i)
+    for (std::size_t j = 0; j < P.n; ++j) P.K[i * P.ld + j] *= tau * tau * cost;
+  for (std::size_t j = 0; j < P.size; ++j) {
+    P.c[j] *= j < P.n_blocks ? tau * cost : per_tau;
+    P.D[j] *= j < P.n_blocks ? tau : per_tau;
+  }
+  for (std::size_t i = 0; i < P.m; ++i) P.E_G[i] *= per_tau;
+  for (Side& side : P.side)
+    for (std::size_t i = 0; side.any && i < P.N; ++i) side.bound[i] *= per_tau;
 }
 
 enum class Purpose { kSolve, kFeasibility, kRay };

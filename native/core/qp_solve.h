@@ -153,7 +153,7 @@ ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, bool warm, double
   if (warm) {
     InteriorPoint method{P, it, soft};
     warm_start(P, it);
-    if (polish(P, it, kMoreAmendments, residual) || method.run(steps, residual)) return true;
+    if (polish(P, it, kAmendments, residual) || method.run(steps, residual)) return true;
     method.read_off();
     kkt_residual(P, it, it.polished, it.lam, residual);
     if (worst(residual) <= kNearly) return false;  // otherwise the start was misleading
@@ -211,8 +211,8 @@ ICNNRT_NO_INLINE void move_to(Problem& P, Iteration& it) {
 }
 
 // Whether no z is feasible; then λ, ν and μ in it.lam and it.polished, over `amount`, have A'ν + G'λ + μ = 0 though
-// their bounds sum to −1. Where violations are small, so are the multipliers, and known to few digits: so the problem is
-// asked again about the z of the first answer. `read` reads the problem.
+// their bounds sum to −1. Where violations are small, so are the multipliers, and known to few digits: so the problem
+// is asked again about the z of the first answer. `read` reads the problem.
 template <typename Read>
 static bool infeasible(Problem& P, Iteration& it, std::size_t steps, double& amount, const Read& read) {
   read();

@@ -8,7 +8,7 @@ half the time of Python where problems are small. All is float64; any device.
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from icnnrt.mathematics import interior_point, qp_adjoint, quadratic_program
-from icnnrt.mathematics.condensed_kkt import Matrices
 from icnnrt.mathematics.interior_point import Equilibrated, Iterate, Problem
 from icnnrt.mathematics.qp_adjoint import Held
 from icnnrt.mathematics.qp_reference import precision_of
@@ -96,21 +95,23 @@ def wide(
 
 # --- What is traced ------------------------------------------------------------------------------
 
-def _flat(at: Equilibrated | Held) -> list[Tensor]:
-    return [*at.of, *at[1:]]
+def _flat(record: Any) -> list[Tensor]:
+    """The arrays of a record that may hold records."""
+    return [a for field in record for a in (_flat(field) if isinstance(field, tuple) else [field])]
 
 
-def _whole(kind: Any, arrays: Sequence[Tensor]) -> Any:
-    size = len(Matrices._fields)
-    return kind(Matrices(*arrays[:size]), *arrays[size:])
+def _whole(kind: Any, arrays: Iterator[Tensor]) -> Any:
+    """A record of that kind, of the arrays that `_flat` has made of one."""
+    fields = kind.__annotations__.values()
+    return kind(*(_whole(field, arrays) if hasattr(field, "_fields") else next(arrays) for field in fields))
 
 
 def _step(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
-    return list(interior_point.step(TORCH, _whole(Equilibrated, kept), Iterate(*state)))
+    return list(interior_point.step(TORCH, _whole(Equilibrated, iter(kept)), Iterate(*state)))
 
 
 def _finished(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
-    return list(interior_point.finished(TORCH, _whole(Equilibrated, kept), Iterate(*state).best_x))
+    return list(interior_point.finished(TORCH, _whole(Equilibrated, iter(kept)), Iterate(*state).best_x))
 
 
 def _swept(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
@@ -118,11 +119,11 @@ def _swept(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
 
 
 def _adjoint_step(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
-    return list(qp_adjoint.step(TORCH, _whole(Held, kept), *state))
+    return list(qp_adjoint.step(TORCH, _whole(Held, iter(kept)), *state))
 
 
 def _adjoint_finished(kept: list[Tensor], state: list[Tensor]) -> tuple[Tensor, ...]:
-    return qp_adjoint.finished(_whole(Held, kept), *state[:-1])
+    return qp_adjoint.finished(_whole(Held, iter(kept)), *state[:-1])
 
 
 class _Pieces(Torch):
