@@ -160,9 +160,9 @@ def units(xp: Namespace, Q: Array, p: Array, G: Array, A: Array) -> tuple[Array,
 
 
 def unit_of_cost(xp: Namespace, Q: Array, p: Array) -> Array:
-    """What brings the larger of Q and p to 1."""
+    """The power of 2 that brings the larger of Q and p next to 1."""
     size = xp.maximum(xp.largest(Q), xp.largest(p) / LEVER_OF_P)
-    return 1.0 / xp.where(size > 0.0, size, 1.0)
+    return xp.power_of_2(1.0 / xp.where(size > 0.0, size, 1.0))
 
 
 # fmt: off
@@ -179,7 +179,8 @@ def swept(
     going = going & (off > LEVEL)
 
     def root(size: Array) -> Array:
-        return xp.where(going & (size > 0.0), 1.0 / xp.sqrt(xp.clip(size, 1e-12, 1e12)), 1.0)
+        """A power of 2, by which nothing is rounded."""
+        return xp.where(going & (size > 0.0), xp.power_of_2(1.0 / xp.sqrt(xp.clip(size, 1e-12, 1e12))), 1.0)
 
     d, g, a = xp.mT(root(of_columns)), root(of_rows[0]), root(of_rows[1])
     Q, p, G, A = Q * xp.mT(d) * d, p * d, G * g * d, A * a * d
