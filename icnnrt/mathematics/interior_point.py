@@ -160,9 +160,10 @@ def units(xp: Namespace, Q: Array, p: Array, G: Array, A: Array) -> tuple[Array,
 
 
 def unit_of_cost(xp: Namespace, Q: Array, p: Array) -> Array:
-    """The power of 2 that brings the larger of Q and p next to 1."""
+    """The power of 2 that brings the larger of Q and p next to 1, if it is not within `LEVEL` of it."""
     size = xp.maximum(xp.largest(Q), xp.largest(p) / LEVER_OF_P)
-    return xp.power_of_2(1.0 / xp.where(size > 0.0, size, 1.0))
+    far = ((size > LEVEL) | (size < 1.0 / LEVEL)) & (size > 0.0)
+    return xp.power_of_2(1.0 / xp.where(far, size, 1.0))
 
 
 # fmt: off
@@ -280,7 +281,7 @@ def first(xp: Namespace, at: Equilibrated, start: Array, active: Array) -> Itera
     sides, equal = has_upper + has_lower, xp.halves(xp.indicator(is_equal))[0] > 0.0
     t = xp.where(equal, -u_upper, (u_lower * has_lower - u_upper * has_upper) / xp.maximum(sides, 1.0))
     W = xp.where(equal, 1.0 / delta, sides / (1.0 + soft))
-    z, lam, nu = solver(xp, of, W, rho, delta)(-p, t, b, 1)
+    z, lam, nu = solver(xp, of, W, rho, delta)(-p, t, b, 0)
     s = u - both(xp, z @ of.Ct)
 
     def lifted(a: Array) -> Array:

@@ -25,7 +25,7 @@ inline constexpr std::size_t kAmendments = 3;  // of a polish
 // only hard problems take.
 inline constexpr double kRefined = 1e-4;
 inline constexpr std::size_t kHardStep = 8;
-inline constexpr double kGuess = 1.0;     // relative KKT residual above which the active set is not guessed
+inline constexpr double kGuess = 1e-1;    // relative KKT residual above which the active set is not guessed
 inline constexpr double kClosely = 1e-4;  // below it residuals are measured as they are told
 inline constexpr double kHard = 1e8;      // weight of an active constraint in units of the curvature of Q
 
@@ -259,7 +259,7 @@ struct InteriorPoint {
     for (std::size_t j = 0; j < P.size; ++j) it.rhs[j] = -P.c[j];
     fill(it.rhs + P.size, P.ld - P.size, 0.0);
     factor(P, newton);
-    solve_refined(P, newton, it.rhs, it.t, 1, it.x, it.d_lam, it.rows);
+    solve_refined(P, newton, it.rhs, it.t, 0, it.x, it.d_lam, it.rows);
     double least_s = 0.0, least_lam = 0.0;
     for (const Side& side : P.side) {
       if (!side.any) continue;

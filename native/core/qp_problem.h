@@ -113,13 +113,18 @@ inline constexpr double kLeverOfP = 16.0;
 inline constexpr double kLevel = 4.0;  // rows and columns within this factor of 1 are left alone
 inline constexpr double kFar = 64.0;   // and so are variables whose size seems to be within this one
 
+// What brings a number to about 1, if it is not within kLevel of it.
+ICNNRT_INLINE double unit(double size) {
+  return size > 0.0 && size < kInf && (size > kLevel || size < 1.0 / kLevel) ? power_near(1.0 / size) : 1.0;
+}
+
 // What brings the larger of Q and p to about 1; no entry of a semidefinite Q exceeds the largest of its
 // diagonal.
 ICNNRT_INLINE double cost_scale(const Problem& P) {
   double size = 0.0;
   for (std::size_t j = 0; j < P.n; ++j)
     size = max(size, max(P.K[j * P.ld + j] * P.D[j], __builtin_fabs(P.c[j]) / kLeverOfP) * P.D[j]);
-  return size > 0.0 && size < kInf ? power_near(1.0 / size) : 1.0;
+  return unit(size);
 }
 
 // The size of z: what b and bounds away from 0 demand, else what curvature and bounds allow; 1 if it is near that.
@@ -213,7 +218,7 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, doubl
   double size = 0.0;
   for (std::size_t j = 0; j < P.n; ++j)
     size = max(size, max(P.K[j * P.ld + j] * tau, __builtin_fabs(P.c[j]) / kLeverOfP) * tau);
-  const double cost = size > 0.0 && size < kInf ? power_near(1.0 / size) : 1.0;
+  const double cost = unit(size);
   P.cost *= cost;
   for (std::size_t i = 0; i < P.n; ++i)
     for (std::size_t j = 0; j < P.n; ++j) P.K[i * P.ld + j] *= tau * tau * cost;
