@@ -102,6 +102,15 @@ def batch(
     check_shape(given.shape, name, shape, length=length)
     if not copy and given.nbytes > COPIED and given.dtype == dtype and given.flags.c_contiguous and given.flags.aligned:
         return given
+    return _rounded(given, name, dtype)
+
+
+def whole_as_floats(given: NDArray[Any], name: str, dtype: DTypeLike) -> NDArray[Any]:
+    """Integers as floats of `dtype`, or the `InputError` where it cannot hold them; anything else as it is."""
+    return _rounded(given, name, np.dtype(dtype)) if given.dtype.kind in "iu" else given
+
+
+def _rounded(given: NDArray[Any], name: str, dtype: np.dtype[Any]) -> Floats:
     with np.errstate(over="ignore"):
         array = np.array(given, dtype=dtype, order="C", copy=True)
     if given.dtype.kind in "iu" and not _exact(given, array):
@@ -127,8 +136,10 @@ def reals(value: object, name: str, dtype: DTypeLike) -> NDArray[Any]:
 
 
 def converted(value: object, name: str) -> NDArray[Any]:
-    """What numpy makes of it, or the `InputError`."""
+    """What numpy makes of it, or the `InputError`; of a sparse matrix of scipy it is the one with its zeros."""
     try:
+        if type(value).__module__.startswith("scipy.sparse"):
+            value = value.toarray()  # type: ignore[attr-defined]
         return np.asarray(value)
     except Exception as error:
         # Ragged lists, tensors on another device or with a gradient, objects with their own idea of __array__.

@@ -11,14 +11,14 @@ import pytest
 from amounts import ALL
 
 import icnnrt
-from icnnrt import FineTuner, IcnnrtError, Package, QPSolver, federated, qp
+from icnnrt import FineTuner, IcnnrtError, Package, QPSolver, federated, programs, qp
 from icnnrt.checking import golden
 from icnnrt.checking.recommend import recommend
 from icnnrt.checking.repair import project
 from icnnrt.checking.verify import verify
 from icnnrt.cli import tabular
 from icnnrt.convexity import Convexity, prove
-from icnnrt.epigraph import epigraph, lp_files
+from icnnrt.epigraph import epigraph
 from icnnrt.format import package
 from icnnrt.format.checkpoints import History
 from icnnrt.format.manifest import Manifest
@@ -237,7 +237,7 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
         ),
         "epigraph": lambda: (epigraph, {"source": u, "x": x, **rows, "mu": 0.0}),
         "replay": lambda: (golden.replay, {"session": at["gradient"], "golden": at["gradient"].package.golden}),
-        "write_program": lambda: (lp_files.write_program, {"path": place / "p.lp", "program": _program(), "name": "n"}),
+        "write_program": lambda: (programs.write_program, {"path": place / "p.lp", "program": _program(), "name": "n"}),
         "read_array": lambda: (tabular.read_array, {"path": place / "x.csv", "key": "x", "shape": (2,)}),
         "read_archive": lambda: (
             tabular.read_archive,
@@ -246,11 +246,11 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
     }
 
 
-def _program() -> lp_files.Program:
-    none = lp_files.Coo(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), (0, 1))
+def _program() -> programs.Program:
+    none = programs.Coo(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), (0, 1))
     empty = np.zeros(0)
     square = none._replace(shape=(1, 1))
-    return lp_files.Program(square, np.ones(1), none, empty, none, empty, np.zeros(1), np.ones(1), 0.0, ("y0",))
+    return programs.Program(square, np.ones(1), none, empty, none, empty, np.zeros(1), np.ones(1), 0.0, ("y0",))
 
 
 # A whole number of these is an order, and obeyed however large: they are no mistake to tell.

@@ -12,12 +12,12 @@ from exports import export
 
 import icnnrt
 from icnnrt.epigraph import EpigraphProblem, epigraph
-from icnnrt.epigraph.lp_files import Coo, Program, write_program
 from icnnrt.errors import InputError
 from icnnrt.format.package import Package
 from icnnrt.mathematics.domains import SPACE, space_coordinates
 from icnnrt.mathematics.reference import bundle_entropy_argmin, in_coordinates
 from icnnrt.mathematics.status import Status
+from icnnrt.programs import Coo, Program, write_program
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")

@@ -14,10 +14,10 @@ pytest.importorskip("onnxruntime")
 
 import icnnrt
 from icnnrt.cli.tabular import check_result
-from icnnrt.epigraph.lp_files import Coo, Program, write_program
 from icnnrt.errors import InputError
 from icnnrt.format.checkpoints import HISTORY_FILE, History, architecture, check_apart
 from icnnrt.format.package import Package
+from icnnrt.programs import Coo, Program, write_program
 from icnnrt.tuning.finetune import FineTuner
 
 FIXTURES = Path(__file__).parent / "fixtures" / "version1"

@@ -19,10 +19,10 @@ LAYERS = (
     ("arguments", "native_library"),
     ("limits", "mathematics", "ort"),
     ("format",),
-    ("convexity",),
+    ("convexity", "programs"),
     ("serving",),
     ("tuning", "checking", "epigraph", "__init__"),
-    ("federated",),
+    ("federated", "integrations"),
     ("cli",),
     ("__main__",),
 )

@@ -19,13 +19,13 @@ PUBLIC = {
     "cli.doctor": {"doctor"},
     "cli.epigraph": {"epigraph"},
     "cli.inspect": {"inspect"},
+    "cli.qp": {"qp"},
     "cli.repair": {"repair"},
     "cli.run": {"run"},
     "cli.tabular": {"bound", "check_result", "check_size", "read_archive", "read_array", "write_answers"},
     "cli.tune": {"tune"},
     "cli.verify": {"verify"},
     "convexity.prover": {"Repeated", "grounds", "prove"},
-    "epigraph.lp_files": {"Coo", "Program", "write_program"},
     "epigraph.problem": {"EpigraphProblem", "EpigraphSolution", "epigraph"},
     "errors": {
         "CertificateError",
@@ -67,6 +67,7 @@ PUBLIC = {
     },
     "format.signs": {"Run", "Sign", "united"},
     "format.verdict": {"Convexity", "Evidence", "Witness", "box_of"},
+    "integrations.qpsolvers": {"register", "solve_problem"},
     "limits": {
         "Deadline",
         "Limited",
@@ -164,7 +165,7 @@ PUBLIC = {
     "mathematics.qp_adjoint": {"Held", "begin", "finished", "gradients", "held", "qp_adjoint", "step"},
     "mathematics.quadratic_program": {"Precision", "Solution", "solve"},
     "mathematics.qp_advice": {"qp_advice", "qp_cause"},
-    "mathematics.qp_data": {"Sizes", "check_shapes"},
+    "mathematics.qp_data": {"Sizes", "check_shapes", "without_far_bounds"},
     "mathematics.qp_reference": {
         "QP",
         "QPCotangents",
@@ -176,6 +177,7 @@ PUBLIC = {
         "qp_solve",
     },
     "mathematics.qp_status": {"QPStatus", "advise", "statuses"},
+    "mathematics.qp_tangent": {"tangent_residuals"},
     "mathematics.recursive_adjoint": {
         "CoordinatesCotangents",
         "CutCotangents",
@@ -235,9 +237,12 @@ PUBLIC = {
     "serving.polyhedron_adjoint": {"ConstraintCotangents", "vjp"},
     "serving.qp_session": {"QPNetworkSolution", "QPSession"},
     "serving.qp_solver": {"QPData", "QPSolver"},
-    "serving.quadratic_program": {"QPGradients", "QPSolution", "array_solver", "qp"},
+    "serving.quadratic_program": {"QPGradients", "QPSolution", "QPTangents", "array_solver", "qp"},
     "serving.session": {"Session"},
     "serving.solution": {"EnergySolution", "Record", "Solution", "demand_converged", "first_of", "untrusted"},
+    "programs.program": {"Coo", "Program"},
+    "programs.reading": {"ProgramFile", "read_program"},
+    "programs.writing": {"write_program"},
     "tuning.finetune": {"FineTuner"},
     "tuning.reports": {"EpochReport", "FitReport", "Report", "StepReport"},
 }

@@ -1,5 +1,7 @@
 """`QPSolver`, which keeps its memory, beside `icnnrt.qp`, which does not."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from quadratic_programs import ANSWER, mixed, solvable
@@ -132,3 +134,16 @@ def test_what_became_of_the_samples_is_told_as_qp_tells_it():
     assert solver.summary().partition("\n")[0] in repr(solver)
     with pytest.raises(IndexError, match="samples"):
         solver.advice(len(solution))
+
+
+def test_a_second_thread_is_refused():
+    solver = icnnrt.QPSolver(2)
+    z = solver.solve(np.eye(2), np.ones(2)).copy()
+    with ThreadPoolExecutor(1) as pool:
+        for call in (lambda: solver.solve(p=np.zeros(2)), lambda: solver.vjp(np.ones(2))):
+            with pytest.raises(icnnrt.InputError, match="solver: expected calls from one thread, but got another"):
+                pool.submit(call).result()
+        made_here = icnnrt.QPSolver(2)  # it is the first call that counts
+        pool.submit(made_here.solve, np.eye(2), np.ones(2)).result()
+    np.testing.assert_array_equal(solver.z, z)
+    np.testing.assert_array_equal(solver.solve(p=np.zeros(2)), 0.0)

@@ -298,7 +298,9 @@ def test_layouts_do_not_matter(native):
         ({"Q": np.ones((2, 3))}, r"Q: expected a square matrix \[n, n\] or a batch .* but got shape \[2, 3\]; the obj"),
         ({"Q": np.ones(2)}, r"Q: expected a square matrix"),
         ({"Q": np.ones((0, 0))}, r"Q: expected a square matrix"),
-        ({"Q": np.eye(2, dtype=int)}, r"Q: expected float32 or float64, but got int64; convert"),
+        ({"Q": np.eye(2, dtype=complex)}, r"Q: expected float32 or float64, but got complex128; convert"),
+        ({"Q": np.eye(2, dtype=bool)}, r"Q: expected float32 or float64, but got bool; convert"),
+        ({"Q": 3**38 * np.eye(2, dtype=int)}, r"Q: expected numbers that float64 holds exactly, but got int64"),
         ({"Q": "no"}, r"Q: expected float32 or float64, but got <U2"),
         ({"Q": [[1.0], [1.0, 2.0]]}, r"Q: expected an array, but got list, which does not convert to one"),
         ({"p": np.ones(2, np.float32)}, r"p: expected float64, as Q is, but got float32; convert"),
@@ -365,3 +367,36 @@ def test_what_is_missing_is_said():
     if not kernels():
         with pytest.raises(MissingDependencyError, match="native: "):
             icnnrt.qp(EYE, ONES, native=True)
+
+
+def test_integers_and_sparse_matrices_are_data():
+    sparse = pytest.importorskip("scipy.sparse")
+    Q, p, G, h = np.array([[4, 1], [1, 3]]), np.array([1, -2]), np.array([[1, 1], [0, 1]]), np.array([0, 1])
+    given = Q, p, G, h
+    wanted = icnnrt.qp(*(a.astype(float) for a in given))
+    assert wanted.ok
+    for kind in (sparse.csc_matrix, sparse.csr_array, sparse.coo_array):
+        found = icnnrt.qp(kind(Q), p, kind(G), h)
+        np.testing.assert_array_equal(found.z, wanted.z)
+        solver = icnnrt.QPSolver(2, 2)
+        np.testing.assert_array_equal(solver.solve(kind(Q), p, kind(G.astype(float)), h)[0], wanted.z)
+        np.testing.assert_array_equal(found.vjp(np.ones(2)).Q, wanted.vjp(np.ones(2)).Q)
+    assert icnnrt.qp(Q.astype(np.float32), p, G, h).z.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1e20, 3e25])
+def test_bounds_of_1e20_are_none(dtype, size):
+    Q, p, G = np.eye(2, dtype=dtype), np.array([3.0, -2.0], dtype), np.ones((1, 2), dtype)
+    far = np.full(2, size, dtype)
+    given = {"h_lower": -far[:1], "h": far[:1], "lower": -far, "upper": far}
+    wanted = icnnrt.qp(Q, p)
+    found = icnnrt.qp(Q, p, G, **given)
+    np.testing.assert_array_equal(found.z, wanted.z)
+    np.testing.assert_array_equal(found.bound_multipliers, 0.0)
+    solver = icnnrt.QPSolver(2, 1, dtype=np.dtype(dtype).name, box=True, two_sided=True)
+    solver.solve(Q, p, G, **given)
+    np.testing.assert_array_equal(solver.z[0], wanted.z)
+    assert np.isinf(solver.data.upper).all()
+    crossed = icnnrt.qp(Q, p, lower=far)
+    assert crossed.status == Status.NOT_FINITE_INPUT

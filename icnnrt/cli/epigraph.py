@@ -41,8 +41,8 @@ def epigraph(
     from icnnrt.arguments import check_shape, refused
     from icnnrt.cli import tabular
     from icnnrt.epigraph import epigraph as problems
-    from icnnrt.epigraph.lp_files import SUFFIXES
     from icnnrt.format.package import Package
+    from icnnrt.programs.writing import SUFFIXES
 
     if out.suffix.lower() not in SUFFIXES:
         expected = f"a file name ending in {' or '.join(SUFFIXES)}"

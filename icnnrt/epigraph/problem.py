@@ -23,14 +23,13 @@ from numpy.typing import NDArray
 from icnnrt.arguments import batch, finite_rows, instance, number, refused
 from icnnrt.convexity import piecewise
 from icnnrt.convexity.memory import call_bounded
-from icnnrt.epigraph import lp_files
-from icnnrt.epigraph.lp_files import Coo
 from icnnrt.errors import InputError
 from icnnrt.format.onnx_graph import Graph, read_graph
 from icnnrt.format.package import Package
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference, qp_solve
 from icnnrt.mathematics.qp_status import STATUSES, advise
 from icnnrt.mathematics.status import Status
+from icnnrt.programs import Coo, Program, write_program
 from icnnrt.serving.domain_arguments import given_rows
 from icnnrt.serving.session import Session
 
@@ -88,13 +87,11 @@ class EpigraphProblem(NamedTuple):
 
     def objective(self, z: Array) -> float:
         """½ z'Qz + p'z + constant."""
-        curved = 0.5 * (self.Q.values * z[self.Q.rows] * z[self.Q.columns]).sum()
-        return float(curved + self.p @ z + self.constant)
+        return self._program().objective(z)
 
     def qp(self) -> QP:
         """The same for `qp_solve` and the operator QPSolve: dense, a batch of one, less the constant."""
-        Q, G, A, none = self.Q.dense(), self.G.dense(), self.A.dense(), np.full(len(self.h), -np.inf)
-        return QP(*(a[None] for a in (Q, self.p, G, none, self.h, A, self.b, self.lower, self.upper)))
+        return QP(**{name: array[None] for name, array in self._program().dense().items()})
 
     def solve(self, solver: Callable[[QP], QPReference] = qp_solve) -> EpigraphSolution:
         """The optimum by `qp_solve`, or by anything that takes its problem and answers as it does."""
@@ -106,9 +103,11 @@ class EpigraphProblem(NamedTuple):
         )
 
     def write(self, path: str | os.PathLike[str], name: str = "icnnrt") -> None:
-        """Write it as .lp (CPLEX' LP format) or .mps (free MPS), atomically; see `icnnrt.epigraph.lp_files`."""
-        program = lp_files.Program(*self[:10])
-        lp_files.write_program(Path(path), program, name)
+        """Write it as .lp (CPLEX' LP format) or .mps (free MPS), atomically; see `icnnrt.programs`."""
+        write_program(Path(path), self._program(), name)
+
+    def _program(self) -> Program:
+        return Program(*self[:10])
 
 
 def epigraph(

@@ -5,10 +5,12 @@
     gradients = solver.vjp(z_bar)            # of every datum, written over by the next call too
 
 The problem, its signs and its statuses are those of `icnnrt.qp`, the better choice where sizes change, or where a
-microsecond does not matter: it checks more, copies nothing, and its answers last. A `QPSolver` is for one thread.
+microsecond does not matter: it checks more, copies nothing, and its answers last. A `QPSolver` is for one thread, the
+first that solves with it: its memory would be written by two at once.
 """
 
 import functools
+from threading import get_ident
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from icnnrt.arguments import choice, converted, flag, integer, refused, sample, shown
 from icnnrt.errors import IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
-from icnnrt.mathematics.qp_data import SHAPES
+from icnnrt.mathematics.qp_data import ONE_SIDED, SHAPES, without_far_bounds
 from icnnrt.mathematics.qp_status import STATUSES, statuses
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import onnxruntime
@@ -50,7 +52,8 @@ class QPSolver:
     """B problems of n variables, m rows of G and q equalities, one call after the other.
 
     Everything that `solve` gets is copied into `data`, and what it does not get is still there from the call before:
-    `solver.solve(p=p)` solves for a new p. `data` may also be written in place. After a call `z`, `lam`, `nu`,
+    `solver.solve(p=p)` solves for a new p. `data` may also be written in place, with infinity for a bound that is not
+    there. After a call `z`, `lam`, `nu`,
     `bound_multipliers`, `slack`, `box_slack`, `residual`, `status` and `ray` hold what `QPSolution` says of them, and
     `advice` and `summary` tell how it went.
     """
@@ -111,6 +114,7 @@ class QPSolver:
             for name, a in self.data._asdict().items()
         ]
         self._warm = warm
+        self._thread: dict[str, int] = {}  # that of the first call; setdefault lets one be the first
         self._start = np.full((B, 2 * n + m + q) if warm else (1, 0), np.nan, dtype)
         kinds = {"residual": np.float64, "status": np.int32}
         shapes: dict[str, tuple[int, ...]] = {
@@ -144,10 +148,14 @@ class QPSolver:
     ) -> Floats:
         """z [B, n]. Data are [B, ...], or without the batch axis to be the same for all samples.
 
-        What became of each sample is in `status`, a `Status` each; z is NaN where there is no answer.
+        Bounds of ±1e20 and beyond are none. What became of each sample is in `status`, a `Status` each; z is NaN where
+        there is no answer.
 
-        Raises `InputError` for shapes that do not fit and for what are no real numbers; `data` is as before then.
+        Raises `InputError` for shapes that do not fit, for what are no real numbers, and in another thread than the
+        first; `data` is as before then.
         """
+        if self._thread.setdefault("solve", get_ident()) != get_ident():
+            raise _of_another_thread()
         # All are looked at before the first is copied, so that what is refused changes nothing.
         parts = []
         given = (Q, p, G, h_lower, h, A, b, lower, upper)
@@ -155,6 +163,8 @@ class QPSolver:
             if value is not None:
                 if type(value) is not np.ndarray or value.dtype != dtype or value.shape not in (one, whole):
                     value = _fitted(name, value, into)
+                if name in ONE_SIDED:
+                    value = without_far_bounds(value)
                 parts.append((into, value))
         for into, value in parts:
             into[...] = value
@@ -172,6 +182,8 @@ class QPSolver:
         """
         if not self._solve.calls:
             raise refused("z_bar", "a solved problem to differentiate", "none", "call solve before vjp")
+        if self._thread["solve"] != get_ident():
+            raise _of_another_thread()
         given = {"z_bar": z_bar}
         if lam_bar is not None or nu_bar is not None or bound_multipliers_bar is not None or not self._only_z_bar:
             given |= {"lam_bar": lam_bar, "nu_bar": nu_bar, "mu_bar": bound_multipliers_bar}
@@ -232,6 +244,10 @@ class QPSolver:
         B, n = self.z.shape
         state = self.summary().partition("\n")[0]
         return f"<QPSolver of {B} x (n {n}, m {self.lam.shape[1]}, q {self.nu.shape[1]}): {state}>"
+
+
+def _of_another_thread() -> IcnnrtError:
+    return refused("solver", "calls from one thread", "another", "make a QPSolver for each thread")
 
 
 def _fitted(name: str, value: Any, into: Floats) -> Floats:

@@ -24,18 +24,19 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import alone, choice, converted, refused, rows, sample
+from icnnrt.arguments import alone, choice, converted, reals, refused, rows, sample, shown, whole_as_floats
 from icnnrt.errors import IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
-from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
+from icnnrt.mathematics.qp_data import NUMBERS, ONE_SIDED, SHAPES, Sizes, check_shapes, without_far_bounds
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
+from icnnrt.mathematics.qp_tangent import tangent_residuals
 from icnnrt.ort import Provider, checked_providers, onnxruntime, provider_names
 from icnnrt.printable import show
 from icnnrt.serving.operators import operator_session
 from icnnrt.serving.solution import Solution, untrusted
 
-__all__ = ["QPGradients", "QPSolution", "array_solver", "qp"]
+__all__ = ["QPGradients", "QPSolution", "QPTangents", "array_solver", "qp"]
 
 Floats = NDArray[Any]  # float32 or float64: the dtype of Q
 
@@ -67,8 +68,9 @@ def qp(
 ) -> "QPSolution":
     """Solve min over z of ½ z'Qz + p'z s.t. h_lower <= Gz <= h, Az = b, lower <= z <= upper.
 
-    Q ... b:          arrays of one dtype, float32 or float64, shaped as the head of this module says. What is left out
-                      is not there; G comes with h, h_lower or both, A with b. Bounds of ±1e30 and beyond are none
+    Q ... b:          arrays of one dtype, float32 or float64, shaped as the head of this module says; integers are
+                      converted where that is exact, sparse matrices of scipy made dense. What is left out is not
+                      there; G comes with h, h_lower or both, A with b. Bounds of ±1e20 and beyond are none
     h_lower:          lower bounds of Gz
     lower, upper:     the box; each of these, h and b may also be one number for all of it
     start:            the solution of a problem nearby, of the same sizes; samples it did not solve start cold
@@ -195,6 +197,15 @@ class QPGradients:
         return f"<QPGradients of {names} and {len(self.skipped)} samples, {self.skipped.sum()} skipped>"
 
 
+class QPTangents(NamedTuple):
+    """How an answer moves with its data; NaN where there is no tangent to trust."""
+
+    z: Floats  # [B, n]
+    lam: Floats  # [B, m]
+    nu: Floats  # [B, q]
+    bound_multipliers: Floats  # [B, n]
+
+
 class _Program(NamedTuple):
     """What was solved, and how."""
 
@@ -315,16 +326,9 @@ class QPSolution(Solution):
         Where a multiplier and its slack are both 0 the answer has a kink, and the gradient is that of one side.
         """
         choice(on_unsafe, "on_unsafe", ON_UNSAFE)
-        z, lam, nu, mu, slack, box_slack, _, code, _ = self._rows
-        dtype = z.dtype
-        skipped = None
-        if on_unsafe != "nan":
-            failed = code != QPStatus.SOLVED
-            if failed.any():
-                if on_unsafe == "raise":
-                    raise untrusted(failed, self._unsolved, "on_unsafe='skip' to leave them out of the sums")
-                skipped = failed
-        none = _nothing(dtype, z.shape[1])["lower"]
+        skipped = self._unsafe(on_unsafe, "on_unsafe='skip' to leave them out of the sums")
+        z, lam, nu, mu, *_ = self._rows
+        none = _nothing(z.dtype, z.shape[1])["lower"]
         bars = (
             np.zeros_like(z) if z_bar is None else _bar("z_bar", z_bar, self.z, z),
             none if lam_bar is None else _bar("lam_bar", lam_bar, self.lam, lam),
@@ -333,11 +337,70 @@ class QPSolution(Solution):
         mu_bar = none
         if bound_multipliers_bar is not None:
             mu_bar = _bar("bound_multipliers_bar", bound_multipliers_bar, self.bound_multipliers, mu)
+        return QPGradients(self, self._adjoint(*bars, mu_bar), skipped)
+
+    def jvp(
+        self,
+        Q_dot: object = None,
+        p_dot: object = None,
+        G_dot: object = None,
+        h_dot: object = None,
+        A_dot: object = None,
+        b_dot: object = None,
+        *,
+        lower_dot: object = None,
+        upper_dot: object = None,
+        h_lower_dot: object = None,
+        on_unsafe: str = "nan",
+    ) -> QPTangents:
+        """How z and the multipliers move where the data move by Q_dot and so on: the derivative along that direction.
+
+        Q_dot ... h_lower_dot:  each in the shape of its datum, or with a batch axis, [B, ...]; None does not move
+        on_unsafe:              "nan" gives samples that are not CONVERGED NaN, "raise" raises `CertificateError`
+
+        It solves the system of `vjp` with another right-hand side (`icnnrt.mathematics.qp_tangent`), at a fixed active
+        set: where a multiplier and its slack are both 0 it is the tangent of one side.
+        """
+        choice(on_unsafe, "on_unsafe", ON_UNSAFE[:2])
+        self._unsafe(on_unsafe, "on_unsafe='nan' to have NaN there")
+        given = (Q_dot, p_dot, G_dot, h_lower_dot, h_dot, A_dot, b_dot, lower_dot, upper_dot)
+        named = zip(SHAPES, given, strict=True)
+        dots = {name: self._dot(name, value) for name, value in named if value is not None}
+        # In double, as sums of products of what a multiplier of 1e8 is in cancel.
+        z, lam, nu, mu = (np.where(np.isfinite(a), a, 0.0).astype(np.float64) for a in self._rows[:4])
+        residuals = [r.astype(self.z.dtype) for r in tangent_residuals(z, lam, nu, mu, dots)]
+        tangents = self._adjoint(*residuals)
+        return QPTangents(*(tangents if self.z.ndim > 1 else [a[0] for a in tangents]))
+
+    def _dot(self, name: str, value: object) -> Floats:
+        """[B, ...] or [1, ...], double."""
+        if self._program.given[name] is None:
+            remedy = "leave it out, or give the datum to icnnrt.qp"
+            raise refused(f"{name}_dot", f"none, as the problem has no {name}", shown(value), remedy)
+        own = self._program.feeds[name].shape[1:]
+        array = reals(value, f"{name}_dot", np.float64).astype(np.float64)
+        if array.ndim == 0 and name in NUMBERS:
+            return np.full((1, *own), array)
+        if array.shape not in (own, (1, *own), (len(self), *own)):
+            expected = f"shape {list(own)} or [{len(self)}, {', '.join(map(str, own))}]"
+            raise refused(f"{name}_dot", expected, list(array.shape), f"it is a direction in which {name} moves")
+        return array if array.ndim > len(own) else array[None]
+
+    def _unsafe(self, on_unsafe: str, remedy: str) -> NDArray[np.bool_] | None:
+        """Which samples to leave out, None for none; or the `CertificateError`."""
+        if on_unsafe == "nan":
+            return None
+        failed = self._rows[7] != QPStatus.SOLVED
+        if on_unsafe == "raise" and failed.any():
+            raise untrusted(failed, self._unsolved, remedy)
+        return failed if failed.any() else None
+
+    def _adjoint(self, *bars: Floats) -> list[Floats]:
+        _, lam, _, mu, slack, box_slack, _, code, _ = self._rows
         feeds = self._program.feeds
-        inputs = feeds["Q"], feeds["G"], feeds["A"], lam, mu, slack, box_slack, code, *bars, mu_bar
-        session, _ = operator_session("qp_adjoint", DTYPES[dtype], *self._program.where)
-        d = _run(session, ADJOINT, dict(zip(ADJOINT_INPUTS, inputs, strict=True)))
-        return QPGradients(self, d, skipped)
+        inputs = feeds["Q"], feeds["G"], feeds["A"], lam, mu, slack, box_slack, code, *bars
+        session, _ = operator_session("qp_adjoint", DTYPES[lam.dtype], *self._program.where)
+        return _run(session, ADJOINT, dict(zip(ADJOINT_INPUTS, inputs, strict=True)))
 
     def advice(self, i: int = 0) -> str:
         """One sentence with numbers: how sample `i` went, and what would make it better."""
@@ -383,6 +446,7 @@ def _array(name: str, value: object, dtype: np.dtype[Any] | None) -> Floats:
             raise refused(name, f"a number that {dtype} holds", show(value)) from None
     else:
         array = converted(value, name)
+    array = whole_as_floats(array, name, dtype or np.float64)
     if array.dtype != dtype and (dtype is not None or array.dtype not in DTYPES):
         expected = "float32 or float64" if dtype is None else f"{dtype}, as Q is"
         raise refused(name, expected, array.dtype, "convert all data to one of them")
@@ -408,6 +472,8 @@ def _batched(given: dict[str, Floats | None], sizes: Sizes) -> tuple[dict[str, F
             feeds[name], batched = datum, True
         else:
             feeds[name] = np.full((1, getattr(sizes, letters)), datum, dtype)
+        if name in ONE_SIDED and datum is not None:
+            feeds[name] = without_far_bounds(feeds[name])
     if given["G"] is not None and given["h"] is None:
         feeds["h"] = np.full((1, sizes.m), np.inf, dtype)
     return feeds, dtype, batched

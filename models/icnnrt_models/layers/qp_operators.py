@@ -6,16 +6,19 @@ torch.func.vmap, which see an operator and not what is in it, change nothing abo
 what is absent has no columns.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from icnnrt.mathematics.qp_adjoint import gradients
 from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_reference import STEPS
 from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.mathematics.qp_tangent import tangent_residuals
 from icnnrt_models.layers.kernels import Kernel, kernel, run_on
 from icnnrt_models.layers.qp_script import NUMBERS, qp_script
 
@@ -61,6 +64,7 @@ def qp_solve(
     skip: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As ai.icnnrt::QPSolve. `skip` is of the gradient."""
+    _demand_reverse_mode()
     data = (Q, p, G, h_lower, h, A, b, lower, upper, start)
     found = kernels(p.dtype, steps) if p.device.type == "cpu" else None
     if found is not None:
@@ -90,6 +94,7 @@ def qp_adjoint(
     mu_bar: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ai.icnnrt::QPAdjoint: d_z, d_λ, d_ν, d_μ; a cotangent without columns is zero."""
+    _demand_reverse_mode()
     data = (Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar)
     found = kernels(z_bar.dtype, STEPS) if z_bar.device.type == "cpu" else None
     if found is not None:
@@ -115,6 +120,7 @@ def _batch(data: Sequence[Tensor]) -> Any:
 @qp_solve.register_fake
 def _answers(*arguments: Any) -> Tensors:
     """Of the sizes that the answers have."""
+    _demand_reverse_mode()
     data = arguments[:10]
     B, p, n, m, q = _batch(data), data[1], data[1].shape[1], data[2].shape[1], data[5].shape[1]
     floats = [p.new_empty((B, size)) for size in (n, m, q, n, m, n)]
@@ -136,7 +142,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     Q, _, G, _, _, A, *_, skip = inputs
     z, lam, nu, mu, slack, box_slack, _, status, _ = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(Q, G, A, z, lam, nu, mu, slack, box_slack, status)
+    codes = status.to(torch.int32) if status.is_floating_point() else status
+    kept = Q, G, A, z, lam, nu, mu, slack, box_slack, codes
+    ctx.save_for_backward(*kept)
+    if hasattr(ctx, "save_for_forward"):  # a registered operator has no forward mode
+        ctx.save_for_forward(*kept)
+        ctx.still = [(tuple(a.shape), a.dtype) for a in output[4:]]
     ctx.shapes = [tuple(a.shape) for a in inputs[: len(SHAPES)]]
     ctx.skip = skip
 
@@ -164,15 +175,71 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), None, None, None)
 
 
-def _nothing(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    pass
+def _push_forward(ctx: Any, *dots: Tensor | None) -> tuple[Tensor | None, ...]:
+    Q, G, A, z, lam, nu, mu, slack, box_slack, status = ctx.saved_for_forward
+    moving = zip(SHAPES, dots, strict=False)
+    # What is absent has no columns, and does not broadcast.
+    named = {name: dot for name, dot in moving if dot is not None and dot.shape[1]}
+    bars = tangent_residuals(z, lam, nu, mu, named)
+    tangents = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *bars)
+    if ctx.skip:
+        kept = (status == QPStatus.SOLVED).unsqueeze(1)
+        tangents = tuple(torch.where(kept, a, 0.0) for a in tangents)
+    return (*tangents, *(z.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.still))
 
 
-def _refuse_second(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
-    raise RuntimeError(
-        "QPLayer can be differentiated once, got a request for a second derivative: take the penalty or Hessian of "
-        "something else, or detach its gradient."
-    )
+def _keep_system(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:8], *output)
+    if hasattr(ctx, "save_for_forward"):
+        ctx.save_for_forward(*inputs[:8], *output)
+    ctx.shapes = [tuple(a.shape) for a in inputs]
+
+
+def _pull_system_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
+    """d = −K⁻¹ v of the cotangents v, K fixed in all but Q, G and A: of d̄ it is v̄ = −K⁻¹ d̄, and K̄ = v̄ d'."""
+    Q, G, A, lam, mu, slack, box_slack, status, *d = ctx.saved_tensors
+    if all(bar is None for bar in bars):
+        return (None,) * 12
+    back = [torch.zeros_like(a) if bar is None else bar for a, bar in zip(d, bars, strict=True)]
+    v_bar = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *back)
+    found = gradients(*d, *v_bar)
+
+    def matrix(name: str, shape: tuple[Any, ...]) -> Tensor:
+        value = found[name]()
+        return value.sum(0, keepdim=True) if shape[0] == 1 and value.shape[0] != 1 else value
+
+    of_K = (matrix(name, shape) for name, shape in zip("QGA", ctx.shapes, strict=False))
+    of_v = (a if shape[1] else a.new_zeros(shape) for a, shape in zip(v_bar, ctx.shapes[8:], strict=True))
+    return (*of_K, None, None, None, None, None, *of_v)
+
+
+def _push_system_forward(ctx: Any, *dots: Tensor | None) -> tuple[Tensor | None, ...]:
+    """ḋ = −K⁻¹ (v̇ + K̇ d)."""
+    Q, G, A, lam, mu, slack, box_slack, status, *d = ctx.saved_for_forward
+    named = {name: dot for name, dot in zip("QGA", dots, strict=False) if dot is not None and dot.shape[1]}
+    d_z, d_lam, d_nu, d_mu = d
+    moved = tangent_residuals(d_z, d_lam, d_nu, d_mu, named)
+    terms = [a if dot is None or not dot.shape[1] else a + dot for a, dot in zip(moved, dots[8:], strict=True)]
+    return adjoint(Q, G, A, lam, mu, slack, box_slack, status, *terms)
+
+
+class _Within(threading.local):
+    """How deep this thread is in an operator whose tangent is known."""
+
+    depth = 0
+
+
+_within = _Within()
+
+
+def _demand_reverse_mode() -> None:
+    """torch takes an operator that it knows no tangent of to have the tangent 0."""
+    if not _within.depth and getattr(forward_ad, "_current_level", -1) >= 0:
+        raise RuntimeError(
+            "icnnrt::qp_solve: expected no forward mode, but a tangent may be asked for, and torch would take it to be "
+            "0; call QPLayer without torch.compile, or take the gradient in reverse."
+        )
 
 
 # --- vmap: its dimension E is folded into the batch ----------------------------------------------
@@ -217,38 +284,55 @@ def _folded(
 # --- For autograd and torch.func -----------------------------------------------------------------
 
 
-def _registered(operator: Any, keep: Callable[..., None], back: Callable[..., Any], fold: Callable[..., Any]) -> Any:
-    """The operator with its derivative and vmap, as a function.
+class _Rules(NamedTuple):
+    """What is known of an operator's derivatives."""
 
-    Both are registered for what traces the operator itself; the transforms of torch.func take no derivative of what
-    torch.library registered.
+    keep: Callable[..., None]
+    back: Callable[..., tuple[Tensor | None, ...]]
+    forward: Callable[..., tuple[Tensor | None, ...]]
+    fold: Callable[..., Any]
+
+
+def _registered(operator: Any, rules: _Rules) -> Any:
+    """The operator with its derivatives and vmap, as a function.
+
+    Gradients and vmap are registered for what traces the operator itself; the transforms of torch.func take no
+    derivative of what torch.library registered, and forward mode asks for none.
     """
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(*arguments: Any) -> Tensors:
-            return cast(Tensors, operator(*arguments))
+            _within.depth += 1
+            try:
+                # Of integers torch.func makes tangents that it then refuses.
+                return tuple(a if a.is_floating_point() else a.double() for a in operator(*arguments))
+            finally:
+                _within.depth -= 1
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-            keep(ctx, inputs, output)
-            ctx.mark_non_differentiable(*(a for a in output if not a.is_floating_point()))
+            rules.keep(ctx, inputs, output)
 
         @staticmethod
         def backward(ctx: Any, *bars: Tensor | None) -> Any:
-            return back(ctx, *bars)
+            return rules.back(ctx, *bars)
+
+        @staticmethod
+        def jvp(ctx: Any, *dots: Any) -> Any:
+            return rules.forward(ctx, *dots)
 
         @staticmethod
         def vmap(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
-            return fold(Function.apply, info, in_dims, *arguments)
+            return rules.fold(Function.apply, info, in_dims, *arguments)
 
-    operator.register_autograd(back, setup_context=keep)
-    operator.register_vmap(lambda info, in_dims, *arguments: fold(operator, info, in_dims, *arguments))
+    operator.register_autograd(rules.back, setup_context=rules.keep)
+    operator.register_vmap(lambda info, in_dims, *arguments: rules.fold(operator, info, in_dims, *arguments))
     return Function.apply
 
 
-solve = _registered(qp_solve, _keep, _pull_back, _solve_folded)
-adjoint = _registered(qp_adjoint, _nothing, _refuse_second, _adjoint_folded)
+solve = _registered(qp_solve, _Rules(_keep, _pull_back, _push_forward, _solve_folded))
+adjoint = _registered(qp_adjoint, _Rules(_keep_system, _pull_system_back, _push_system_forward, _adjoint_folded))
 
 
 def differentiable(*arguments: Any) -> Tensors:
@@ -260,4 +344,5 @@ def differentiable(*arguments: Any) -> Tensors:
     """
     if torch.compiler.is_compiling():
         return cast(Tensors, torch.ops.icnnrt.qp_solve(*arguments))
-    return cast(Tensors, solve(*arguments))
+    *answer, status, ray = solve(*arguments)
+    return (*answer, status.to(torch.int32), ray)

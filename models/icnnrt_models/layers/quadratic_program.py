@@ -57,18 +57,19 @@ class QPLayer(nn.Module):
 
         "nan"    gradients are NaN, of shared data too: never silently those of fewer samples
         "skip"   they add 0 to every gradient, whatever the loss makes of their NaN; for a loss that leaves them out
-        "raise"  forward raises, with the status and the remedy; under torch.export it cannot, and acts as "nan":
-                 ask the status there, with `multipliers`
+        "raise"  forward raises, with the status and the remedy, for which torch.compile breaks its graph; under
+                 torch.export it cannot, and acts as "nan": ask the status there, with `multipliers`
 
-    Gradients are those of the KKT conditions (Amos, Kolter, *OptNet*, ICML 2017), of the multipliers too if a loss uses
-    them; once, not twice, and in reverse: `torch.func.grad`, `vjp` and `jacrev`, alone or with `torch.func.vmap`, whose
-    dimension becomes part of the batch of one call. Where a multiplier and its slack are both 0 there is a kink, and
-    the gradient is one-sided or between.
+    Derivatives are those of the KKT conditions (Amos, Kolter, *OptNet*, ICML 2017), of the multipliers too if a loss
+    uses them: in reverse and forward, by autograd and by `torch.func` (`grad`, `vjp`, `jvp`, `jacrev`, `jacfwd`), alone
+    or with `torch.func.vmap`, whose dimension becomes part of the batch of one call. Second derivatives are those at a
+    fixed active set, of which the answer is a rational function of its data; across a change of it there is none.
+    Where a multiplier and its slack are both 0 there is a kink, and the derivative is one-sided or between.
 
-    The layer has no weights. It is the operator icnnrt::qp_solve: torch.compile breaks its graph at the layer and calls
-    the operator as it is, so that the same kernel runs as in eager mode, and "raise" raises; torch.export keeps it,
-    which `icnnrt_exporters` turn into ai.icnnrt::QPSolve; under torch.jit.trace it is the solver itself, so that
-    libtorch runs it alone.
+    The layer has no weights. It is the operator icnnrt::qp_solve: torch.compile, with fullgraph=True too, and
+    torch.export keep it as it is, so that the same kernel runs as in eager mode; `icnnrt_exporters` turn it into
+    ai.icnnrt::QPSolve. Compiled it has a gradient, once, and no forward mode, which raises a RuntimeError; so does the
+    bare operator. Under torch.jit.trace it is the solver itself, so that libtorch runs it alone.
 
     Args:
         multipliers: return a `QPResult` instead of z.
@@ -100,16 +101,20 @@ class QPLayer(nn.Module):
         h_lower: Tensor | float | None = None,
     ) -> Tensor | QPResult:
         """z [B, n] of each problem, or all of its answer."""
-        with warnings.catch_warnings():
-            # Numbers of variables and constraints are constants of a trace, as they should be.
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
-            data = _data(dict(zip(Data._fields, (Q, p, G, h_lower, h, A, b, lower, upper), strict=True)))
+        given = dict(zip(Data._fields, (Q, p, G, h_lower, h, A, b, lower, upper), strict=True))
+        if torch.jit.is_tracing():
+            with warnings.catch_warnings():
+                # Numbers of variables and constraints are constants of a trace, as they should be.
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                data = _data(given)
+        else:
+            data = _data(given)
         start = data.p.new_zeros((1, 0))
         if torch.jit.is_tracing():
             found = Solution(*qp_trace()(*data, self.steps, self.on_unsafe == "skip", self.on_unsafe == "raise"))
         else:
             found = Solution(*differentiable(*data, start, self.steps, self.on_unsafe == "skip"))
-            if self.on_unsafe == "raise" and not torch.compiler.is_compiling():
+            if self.on_unsafe == "raise" and not torch.compiler.is_exporting():
                 _demand_solved(found, data, self.steps)
         if not self.multipliers:
             return found.z
@@ -134,6 +139,7 @@ def _statuses(codes: Tensor) -> Tensor:
     return functools.reduce(torch.add, parts)
 
 
+@torch.compiler.disable
 def _demand_solved(found: Solution, data: Data, steps: int) -> None:
     # Under vmap all of its samples are asked, so the index of one has more than one number.
     statuses, residuals = (torch.func.debug_unwrap(a, recurse=True) for a in (found.status, found.residual))

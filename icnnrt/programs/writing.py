@@ -1,8 +1,9 @@
 """Linear and convex quadratic programs as text, CPLEX' LP format and free MPS: HiGHS, Gurobi, CPLEX and SCIP read them.
 
-    min over z of  ½ z'Qz + p'z + constant   s.t.  Gz <= h,   Az = b,   lower <= z <= upper
+    min over z of  ½ z'Qz + p'z + constant   s.t.  h_lower <= Gz <= h,   Az = b,   lower <= z <= upper
 
-Numbers have as many digits as give the same float64 back. What the formats take for granted is written out: every
+Numbers have as many digits as give the same float64 back. A row with two sides is written as two, since both formats
+tell the second by its distance from the first, which rounds. What the formats take for granted is written out: every
 bound, as both take 0 for a lower bound that is not there. In LP a quadratic objective is [ ... ] / 2 of both triangles'
 sum; in MPS it is the section QUADOBJ with the entries of one triangle, and the constant is the negative of the
 objective's right-hand side.
@@ -11,54 +12,24 @@ objective's right-hand side.
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from icnnrt.arguments import refused
 from icnnrt.errors import InputError
 from icnnrt.format.files import atomic_file
 from icnnrt.format.folder import refuse_inside_a_package
+from icnnrt.programs.program import Coo, Program
 
-__all__ = ["SUFFIXES", "Coo", "Program", "write_program"]
+__all__ = ["write_program"]
 
-Array = NDArray[np.float64]
 Lines = Iterator[str]
 
 SUFFIXES: Final = (".lp", ".mps")
 NOT_NAME: Final = re.compile(r"[^A-Za-z0-9_.-]")
+RELATIONS: Final = {"<=": "L", ">=": "G", "=": "E"}
 COLUMNS: Final = 200  # of a line: CPLEX takes no more than 560
-
-
-class Coo(NamedTuple):
-    """A sparse matrix by its entries, for `scipy.sparse.coo_array((values, (rows, columns)), shape)`."""
-
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    values: Array
-    shape: tuple[int, int]
-
-    def dense(self) -> Array:
-        """The same with its zeros."""
-        matrix = np.zeros(self.shape)
-        np.add.at(matrix, (self.rows, self.columns), self.values)
-        return matrix
-
-
-class Program(NamedTuple):
-    """One quadratic program; Q symmetric, with both triangles. Infinite bounds are none."""
-
-    Q: Coo
-    p: Array
-    G: Coo
-    h: Array
-    A: Coo
-    b: Array
-    lower: Array
-    upper: Array
-    constant: float
-    variables: Sequence[str]  # of letters, digits and underscores, a letter first, none "e" with digits
 
 
 def write_program(path: Path, program: Program, name: str = "icnnrt") -> None:
@@ -75,10 +46,13 @@ def write_program(path: Path, program: Program, name: str = "icnnrt") -> None:
     writer = writers.get(path.suffix.lower())
     if writer is None:
         raise refused(str(path), "a file name ending in .lp or .mps", repr(path.suffix), "the ending tells the format")
-    parts = (program.Q.values, program.p, program.G.values, program.h, program.A.values, program.b, program.constant)
-    if not all(np.isfinite(a).all() for a in parts) or np.isnan([*program.lower, *program.upper]).any():
+    parts = (program.Q.values, program.p, program.G.values, program.A.values, program.b, program.constant)
+    low, high = (program.lower, program.h_lower), (program.upper, program.h)
+    sides = [np.asarray(side) for side in (*low, *high) if side is not None]
+    if not all(np.isfinite(a).all() for a in parts) or any(np.isnan(side).any() for side in sides):
         raise refused(str(path), "finite numbers to write", "a program with NaN or infinity", "clean the data")
-    if (np.asarray(program.lower) == np.inf).any() or (np.asarray(program.upper) == -np.inf).any():
+    none = [(low, np.inf), (high, -np.inf)]
+    if any((np.asarray(side) == bad).any() for pair, bad in none for side in pair if side is not None):
         raise InputError(
             f"{path}: expected bounds that leave something, but a lower one is +inf or an upper one −inf; where there "
             "is none, lower is −inf and upper +inf."
@@ -94,13 +68,17 @@ def _number(value: Any) -> str:
 
 
 def _rows(program: Program) -> Iterator[tuple[str, str, list[tuple[int, float]], float]]:
-    """Name, relation, terms by column and right-hand side of every row."""
-    for kind, relation, matrix, right in (("g", "<=", program.G, program.h), ("a", "=", program.A, program.b)):
+    """Name, relation, terms by column and right-hand side of every row; of one with two sides the lower comes after."""
+    sides = [("g", "<=", program.G, program.h), ("a", "=", program.A, program.b)]
+    if program.h_lower is not None:
+        sides.insert(1, ("l", ">=", program.G, program.h_lower))
+    for kind, relation, matrix, right in sides:
         rows: list[list[tuple[int, float]]] = [[] for _ in range(matrix.shape[0])]
         for i, j, value in _entries(matrix):
             rows[i].append((j, value))
         for i, (row, value) in enumerate(zip(rows, right.tolist(), strict=True)):
-            yield f"{kind}{i}", relation, row, value
+            if np.isfinite(value):
+                yield f"{kind}{i}", relation, row, value
 
 
 def _entries(matrix: Coo) -> Iterator[tuple[int, int, float]]:
@@ -161,7 +139,7 @@ def _mps(program: Program, name: str) -> Lines:
     yield "ROWS"
     yield " N obj"
     rows = list(_rows(program))
-    yield from (f" {'E' if relation == '=' else 'L'} {row}" for row, relation, _, _ in rows)
+    yield from (f" {RELATIONS[relation]} {row}" for row, relation, _, _ in rows)
     yield "COLUMNS"
     columns: list[list[tuple[str, float]]] = [[("obj", value)] for value in program.p.tolist()]
     for row, _, entries, _ in rows:

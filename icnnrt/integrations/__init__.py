@@ -1,0 +1,1 @@
+"""Adapters to libraries that icnnrt does not need; each module imports the library of its name."""
