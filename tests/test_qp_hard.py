@@ -342,9 +342,16 @@ def test_rows_push_from_the_sides_they_have(way):
 
 @each
 def test_a_weakly_active_row_has_the_gradient_of_one_side(way):
-    """z = −p on a row that it just touches: the gradients by p and by h are both of a row that holds, or of none."""
-    qp = programs(np.eye(2), [[-1.0, -2.0]], np.eye(2)[:1], 1.0)
-    got, found = by_p(way, qp, np.ones(2))
-    by_h = BACKENDS[way].pull(qp, found, [np.ones((1, 2)), *(np.zeros_like(a) for a in found[1:4])]).h[0, 0]
-    free = got[0] == pytest.approx(-1.0, abs=1e-6) and by_h == pytest.approx(0.0, abs=1e-6)
-    assert free or (got[0] == pytest.approx(0.0, abs=1e-6) and by_h == pytest.approx(1.0, abs=1e-6))
+    """A minimum that just touches a row: the gradients by p and by h are both of a row that holds, or both of none."""
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        M, G, z, z_bar = (rng.standard_normal(size) for size in ((4, 4), (1, 4), 4, 4))
+        Q = M @ M.T / 4 + 0.3 * np.eye(4)
+        qp = programs(Q, -(Q @ z)[None], G, G @ z)
+        got, found = by_p(way, qp, z_bar)
+        assert found.lam[0, 0] >= 0
+        by_h = BACKENDS[way].pull(qp, found, [z_bar[None], *(np.zeros_like(a) for a in found[1:4])]).h[0, 0]
+        held = np.linalg.solve(np.block([[Q, G.T], [G, np.zeros((1, 1))]]), np.r_[-z_bar, 0.0])
+        free = np.linalg.solve(Q, -z_bar)
+        sides = [np.abs(np.r_[got - d, by_h - of_h]).max() for d, of_h in ((held[:4], -held[4]), (free, 0.0))]
+        assert min(sides) <= 1e-6 * (1 + np.abs(held).max())

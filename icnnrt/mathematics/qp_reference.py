@@ -69,7 +69,7 @@ class QPReference(NamedTuple):
     lam: Array  # [B, m]
     nu: Array  # [B, q]
     mu: Array  # [B, n]
-    slack: Array  # [B, m] of the side that λ points at, > 0
+    slack: Array  # [B, m] of the side that λ points at; 0 of bounds that leave no room, and of nothing else
     box_slack: Array  # [B, n]
     residual: (
         Array  # [B, 3] relative stationarity, feasibility, duality gap, in the data's units or equilibrated: the larger

@@ -39,7 +39,7 @@ class Solution(NamedTuple):
     z: Array  # [B, 1, n], NaN unless SOLVED or INACCURATE, and so the multipliers
     lam: Array  # [B, 1, m + n] of G and of the box
     nu: Array  # [B, 1, q]
-    slack: Array  # [B, 1, m + n] of the side that λ points at, > 0
+    slack: Array  # [B, 1, m + n] of the side that λ points at; 0 of bounds that leave no room, and of nothing else
     residual: Array  # [B, 1, 3] relative, in the data's units or equilibrated: the larger
     status: Array  # [B, 1, 1] a `QPStatus`, as a number
     ray: Array  # [B, 1, n + (m + n) + q] (d, λ, ν): a ray d of z, or a Farkas certificate; else 0

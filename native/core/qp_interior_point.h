@@ -145,20 +145,20 @@ ICNNRT_NO_INLINE bool polish(const Problem& P, Iteration& it, std::size_t amendm
     solve_refined(P, newton, it.rhs, it.t, 2, it.dx, it.d_lam, it.d_rows);
     for (std::size_t j = 0; j < P.ld; ++j) it.polished[j] = it.x[j] + it.dx[j];
     for (std::size_t i = 0; i < P.N; ++i) it.lam[i] += it.d_lam[i];
+    // What would pull is let go, be it by rounding: a row has a multiplier of the side it is held at, or none.
+    bool changed = false;
+    for (std::size_t i = 0; i < P.N; ++i) {
+      const unsigned held = it.active[i];
+      if (!held || (P.equal.any && P.equal.has[i]) || !(P.side[held - 1].sign * it.lam[i] < 0.0)) continue;
+      it.active[i] = 0;
+      it.lam[i] = 0.0;
+      changed = true;
+    }
     kkt_residual(P, it, it.polished, it.lam, residual);
     if (worst(residual) <= kEnough) return true;
     if (amendments == 0) return false;
-    bool changed = false;
     for (std::size_t i = 0; i < P.N; ++i) {
-      if (P.equal.any && P.equal.has[i]) continue;
-      const unsigned held = it.active[i];
-      if (held) {
-        if (P.side[held - 1].sign * it.lam[i] < 0.0) {
-          it.active[i] = 0;
-          changed = true;
-        }
-        continue;
-      }
+      if (it.active[i] || (P.equal.any && P.equal.has[i])) continue;
       for (unsigned k = 0; k < 2; ++k)
         if (P.side[k].any && P.side[k].has[i] != 0.0 && P.side[k].sign * (it.rows[i] - P.side[k].bound[i]) > kEnough) {
           it.active[i] = static_cast<unsigned char>(k + 1);
