@@ -5,7 +5,7 @@ numpy, torch, torch as torch.jit traces it, and ONNX as the exporter writes it d
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -106,6 +106,31 @@ def _powers(xp: Namespace, m: Any, times: int) -> list[Any]:
     return [last, grown, *rows]
 
 
+class _Grown(NamedTuple):
+    """The state of `_until`."""
+
+    a: Any
+    grown: Any
+    absent: Any = None
+
+
+def _until(xp: Namespace, m: Any, times: int, most: float) -> list[Any]:
+    """Doubled and collected in what grows, until no entry is below `most`; a branch by the sum of what there is."""
+
+    def step(i: Any, *state: Any) -> tuple[Any, tuple[()]]:
+        s = _Grown(*state)
+        assert s.absent is None
+        return _Grown(2.0 * s.a, xp.concat_rows([s.grown, xp.upto(s.a, 1)])), ()
+
+    start = _Grown(m, xp.zeros(m, 0, 4))
+    found, _ = xp.repeat(times, step, start, unfinished=lambda *state: xp.any(_Grown(*state).a < most))
+    end = _Grown(*found)
+    assert end.absent is None
+    left, none = xp.cond(xp.any(end.a > 1e3), lambda: [end.a, None], lambda: [-end.a, None])
+    assert none is None
+    return [left, end.grown]
+
+
 # name: (statement, arrays, what comes)
 A = HARD
 M = np.arange(24.0).reshape(3, 2, 4)
@@ -131,6 +156,16 @@ CASES: dict[str, tuple[Statement, tuple[np.ndarray, ...], Any]] = {
     "row and column": (lambda xp, m: xp.column(xp.row(m)), (M,), M[:, None, :, :, None]),
     "entry": (lambda xp, m: xp.entry(m, 2), (M,), M[:, :, 2]),
     "slot": (lambda xp, m: xp.slot(m, 1), (M,), M[:, 1]),
+    "upto": (lambda xp, m: xp.upto(m, 1), (M,), M[:, :1]),
+    "upto and beyond what another has": (
+        lambda xp, m, a: [xp.upto(m, xp.slots(a)), xp.beyond(m, xp.slots(a))],
+        (M, np.ones((3, 1, 4))),
+        None,
+    ),
+    "beyond all": (lambda xp, m: xp.beyond(m, 2), (M,), M[:, 2:]),
+    "places": (lambda xp, m: 1.0 * xp.indicator(xp.places(m) < 2.0) + 0.0 * m, (M,), 0 * M + [1, 1, 0, 0]),
+    "equal": (lambda xp, a: xp.indicator(xp.equal(a, 2.0)), (A,), (A == 2.0) * 1.0),
+    "equal to another": (lambda xp, a, b: xp.indicator(xp.equal(a, b)), (A, abs(A)), (abs(A) == A) * 1.0),
     "backwards": (lambda xp, m: xp.backwards(m), (M,), M[:, ::-1]),
     "slots_sum": (lambda xp, m: xp.slots_sum(m), (M,), M.sum(1)),
     "padded": (lambda xp, m: xp.padded(m, 7), (M,), np.pad(M, ((0, 0), (0, 0), (0, 3)))),
@@ -243,6 +278,15 @@ def test_a_loop_stops_when_nothing_is_unfinished_or_after_the_most(run: Callable
     assert (count == 3.0).all()
     assert (run(halved(2), a)[1] == 2.0).all()
     assert (run(halved(2), a[:0])[1]).shape == (0, 1, 1)
+
+
+@pytest.mark.parametrize("run", [by_numpy, by_torch, by_onnx], ids=["numpy", "torch", "onnx"])
+def test_a_repetition_ends_early_and_once_at_least_and_its_state_grows(run: Callable[..., list[np.ndarray]]) -> None:
+    for times, most, trips in ((9, 40.0, 5), (9, 1e4, 9), (3, 40.0, 3), (9, 0.0, 1)):
+        left, grown = run(lambda xp, m, times=times, most=most: _until(xp, m, times, most), M + 2.0)
+        end = 2.0**trips * (M + 2.0)
+        np.testing.assert_array_equal(left, end if end.max() > 1e3 else -end)
+        np.testing.assert_array_equal(grown, np.stack([2.0**i * (M[:, 0] + 2.0) for i in range(trips)], 1))
 
 
 @each_backend

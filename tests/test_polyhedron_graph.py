@@ -55,6 +55,19 @@ def test_no_product_reads_a_transpose(polyhedron_packages: dict[str, Path]) -> N
             assert not transposed_products(onnx.load(path, load_external_data=False).graph), path
 
 
+def test_an_iteration_takes_few_nodes(polyhedron_packages: dict[str, Path]) -> None:
+    """Besides what the energy is: each costs half a microsecond in every iteration."""
+    folder = polyhedron_packages["pieces"]
+    graph = onnx.load(folder / "argmin_polyhedron.onnx", load_external_data=False).graph
+    energy = len(onnx.load(folder / "value.onnx", load_external_data=False).graph.node)
+    (choice,) = (node for node in graph.node if node.op_type == "If")
+    for branch, most in (("then_branch", 90), ("else_branch", 190)):
+        (inside,) = (attribute.g for attribute in choice.attribute if attribute.name == branch)
+        (loop,) = (node for node in inside.node if node.op_type == "Loop")
+        (body,) = (attribute.g for attribute in loop.attribute if attribute.name == "body")
+        assert len(body.node) - energy <= most
+
+
 def contexts(B: int) -> np.ndarray:
     return np.random.default_rng(B).standard_normal((B, 3))
 

@@ -225,12 +225,14 @@ def test_gradients_of_a_smooth_energy_are_those_of_its_argmin():
 
 def strictly_held(energy, K, x, given):
     """x and constraints of B samples of which no model leaves a multiplier between none and little: a gradient divides
-    by it, and so does what rounding does to that."""
+    by it, and so does what rounding does to that; and of which no cut is at a kink, where rounding chooses its face."""
     stated = bundle_qp_argmin(numpy_value_and_gradient(energy, x), polyhedron(given), K, MU)
     kept = np.ones(len(x), bool)
     for samples, solution in (stated.projection, *stated.models):
         size = np.abs(np.concatenate([solution.lam, solution.mu], 1))
         kept[samples] &= ~((size > 1e-7) & (size < 2e-2)).any(1)
+    W, U, c = (a.detach().numpy() for a in (energy.W, energy.U, energy.c))
+    kept &= (np.abs(stated.cut_points @ W.T + (x.numpy() @ U.T + c)[:, None]) > 1e-9).all((1, 2))
     kept = np.flatnonzero(kept)[:B]
     assert len(kept) == B
     return x[kept], {name: a[kept] for name, a in given.items()}

@@ -57,6 +57,7 @@ PUBLIC = {
         "Signature",
         "Tensor",
         "arrays_of",
+        "arrays_of_polyhedron",
         "declared",
         "expected",
         "fits",
@@ -84,10 +85,7 @@ PUBLIC = {
     "mathematics.bregman": {"adjoint", "argmin", "bregman_adjoint", "bregman_argmin"},
     "mathematics.bundle": {"Trajectory", "argmin"},
     "mathematics.bundle_qp": {
-        "Model",
-        "Polyhedron",
         "PolyhedronCotangents",
-        "PolyhedronTrajectory",
         "bundle_qp_adjoint",
         "bundle_qp_argmin",
         "bundle_qp_bound",
@@ -161,7 +159,10 @@ PUBLIC = {
     "mathematics.implicit_adjoint": {"implicit_adjoint"},
     "mathematics.kkt_adjoint": {"kkt_adjoint"},
     "mathematics.namespace": {"Eager", "Namespace", "Numpy"},
+    "mathematics.polyhedron": {"Model", "PolyhedronTrajectory", "argmin", "status"},
+    "mathematics.polyhedron_adjoint": {"ProgramCotangents", "pulled_back"},
     "mathematics.polyhedron_answers": {"answers", "doubt", "known", "solved"},
+    "mathematics.polyhedron_programs": {"Polyhedron", "Programs", "steepness"},
     "mathematics.qp_adjoint": {"Held", "begin", "finished", "gradients", "held", "qp_adjoint", "step"},
     "mathematics.quadratic_program": {"Precision", "Solution", "solve"},
     "mathematics.qp_advice": {"qp_advice", "qp_cause"},
@@ -449,3 +450,12 @@ def test_what_package_offered_before_its_manifest_moved_is_still_there() -> None
         assert getattr(package, name) is not None
     for name in PUBLIC["format.manifest"]:
         assert getattr(package, name) is getattr(manifest, name)
+
+
+def test_what_bundle_qp_offered_before_its_statement_moved_is_still_there() -> None:
+    from icnnrt.mathematics import bundle_qp, polyhedron, polyhedron_programs
+
+    assert bundle_qp.Model is polyhedron.Model
+    assert bundle_qp.Polyhedron is polyhedron_programs.Polyhedron
+    assert bundle_qp.PolyhedronTrajectory is polyhedron.PolyhedronTrajectory
+    assert {"Model", "Polyhedron", "PolyhedronTrajectory"} <= set(bundle_qp.__all__)

@@ -124,13 +124,9 @@ def expected(manifest: "Manifest", role: str) -> Signature | None:
     if told is not None:
         outputs = tuple(name for name in outputs if name in told.outputs or name not in OPTIONAL_OUTPUTS.get(role, ()))
     arrays = _arrays_of_polyhedron(manifest) if role in POLYHEDRON_ROLES else arrays_of(manifest)
-    if role in POLYHEDRON_ROLES:  # data that all samples share may come as one row
-        rows = {name: ("float64", (f"B_{name}", *arrays[name][1][1:])) for name in ("G", "h", "A", "b", *BOUNDS)}
-    else:
-        rows = {}
     settings = _settings(manifest)
     return Signature(
-        {name: Tensor(*{**arrays, **rows}[name], settings.get((role, name))) for name in inputs},
+        {name: Tensor(*arrays[name], settings.get((role, name))) for name in inputs},
         {name: Tensor(*arrays[name]) for name in outputs},
     )
 
@@ -205,14 +201,25 @@ def arrays_of(manifest: "Manifest") -> dict[str, tuple[str, Shape]]:
 
 
 def _arrays_of_polyhedron(manifest: "Manifest") -> dict[str, tuple[str, Shape]]:
-    T, D, x, (n,) = manifest.dtype, "float64", manifest.x_shape, manifest.y_shape
-    return _theta_bar(manifest) | _of_shapes(
+    return _theta_bar(manifest) | arrays_of_polyhedron(manifest.dtype, manifest.x_shape, manifest.y_shape[0])
+
+
+def arrays_of_polyhedron(T: str, x: Shape, n: int) -> dict[str, tuple[str, Shape]]:
+    """name -> dtype and shape of what graphs over polyhedra take and give, weights aside; contexts [B, *x] of T."""
+    D = "float64"
+    return _of_shapes(
         (T, (BATCH, *x), ("x", "x_bar")),
-        (D, (BATCH, "m", n), ("G", "G_bar")),
-        (D, (BATCH, "m"), ("h", "h_bar", "lam")),
-        (D, (BATCH, "q", n), ("A", "A_bar")),
-        (D, (BATCH, "q"), ("b", "b_bar", "nu")),
-        (D, (BATCH, n), (*BOUNDS, *BOUNDS_BAR, "bounds", "y", "y_init", "y_bar", "ray")),
+        (D, (BATCH, "m", n), ("G_bar",)),
+        (D, (BATCH, "m"), ("h_bar", "lam")),
+        (D, (BATCH, "q", n), ("A_bar",)),
+        (D, (BATCH, "q"), ("b_bar", "nu")),
+        (D, (BATCH, n), (*BOUNDS_BAR, "bounds", "y", "y_init", "y_bar", "ray")),
+        # Data that all samples share may come as one row.
+        (D, ("B_G", "m", n), ("G",)),
+        (D, ("B_h", "m"), ("h",)),
+        (D, ("B_A", "q", n), ("A",)),
+        (D, ("B_b", "q"), ("b",)),
+        *((D, (f"B_{name}", n), (name,)) for name in BOUNDS),
         (D, (BATCH,), ("energy", "lower_bound", "gap", "mu_bar")),
         (D, (BATCH, 3), ("residual",)),
         (D, (BATCH, "slots", n), ("slopes", "cut_points")),

@@ -17,7 +17,7 @@ total, largest      over both axes of each sample's matrix: the sum, and the lar
 isfinite, indicator neither NaN nor infinite; 1 for true, 0 for false
 power_of_2          the power of 2 nearest to a number, by its logarithm
 pick, put           the samples for which [B, 1, 1] is true, by themselves; and what was found for them among the others
-cond                then() if a condition on all samples holds, else otherwise(): lists of as many arrays
+cond                then() if a condition on all samples holds, else otherwise(): lists of as many arrays, or None
 piece               statement(xp, *arrays), in a graph as a function of this name, which stands there once
 all                 whether all entries of a row are true, [B, 1, 1]
 positive_definite   whether all pivots of a symmetric matrix are positive, [B, 1, 1]
@@ -44,10 +44,14 @@ solve_spd           A⁻¹r for each of some rows r [B, 1, k], as exact as by LU
 any                 whether an entry is true
 loop                `state = step(*state)` while `unfinished(*state)`, at most `most` times
 repeat              `state, rows = step(i, *state)` for i < times, then all rows, [B, ...], as [B, times, ...]; what is
-                    in state may grow
+                    in state may grow, and None stays None. With `unfinished` it ends before, after a trip that leaves
+                    `unfinished(*state)` false, and there are no rows
 row, column         an axis more, of one entry: the second, the last
 entry, slot         one entry of the last axis, one slot of the second, which goes
-upto                the first slots of the second axis, as many as a number says
+slots               how many the second axis has, a number for upto and beyond
+upto, beyond        the first slots of the second axis, as many as a number says, and those behind them
+places              0, 1, 2, ... along the last axis, to be compared
+equal               whether entries are equal to others or a number
 backwards           the second axis the other way round
 slots_sum           over the second axis, which goes
 padded              a row with zeros behind it, of so many entries in all
@@ -122,12 +126,18 @@ class Namespace(Protocol):
     def solve_spd(self, A: Array, eye: Array, rows: Sequence[Array]) -> Sequence[Array]: ...
     def any(self, a: Array) -> Any: ...
     def loop(self, unfinished: Callable[..., Any], step: Callable[..., Any], state: Any, most: Any) -> Any: ...
-    def repeat(self, times: Any, step: Callable[..., Any], state: Any) -> tuple[Any, Sequence[Array]]: ...
+    def repeat(
+        self, times: Any, step: Callable[..., Any], state: Any, unfinished: Callable[..., Any] | None = None
+    ) -> tuple[Any, Sequence[Array]]: ...
     def row(self, a: Array) -> Array: ...
     def column(self, a: Array) -> Array: ...
     def entry(self, a: Array, i: int) -> Array: ...
     def slot(self, a: Array, k: Any) -> Array: ...
+    def slots(self, a: Array) -> Any: ...
     def upto(self, a: Array, k: Any) -> Array: ...
+    def beyond(self, a: Array, k: Any) -> Array: ...
+    def places(self, a: Array) -> Array: ...
+    def equal(self, a: Array, b: Any) -> Array: ...
     def backwards(self, a: Array) -> Array: ...
     def slots_sum(self, a: Array) -> Array: ...
     def padded(self, row: Array, length: int) -> Array: ...
@@ -163,11 +173,15 @@ class Eager:
             state = step(*state)
         return state
 
-    def repeat(self, times: int, step: Callable[..., Any], state: Any) -> tuple[Any, Sequence[Array]]:
+    def repeat(
+        self, times: int, step: Callable[..., Any], state: Any, unfinished: Callable[..., Any] | None = None
+    ) -> tuple[Any, Sequence[Array]]:
         collected = []
         for i in range(times):
             state, rows = step(i, *state)
             collected.append(rows)
+            if unfinished is not None and not unfinished(*state):
+                break
         return state, [self.stack(rows) for rows in zip(*collected, strict=True)]
 
     @staticmethod
@@ -187,8 +201,20 @@ class Eager:
         return a[:, k]
 
     @staticmethod
+    def slots(a: Array) -> Any:
+        return a.shape[1]
+
+    @staticmethod
     def upto(a: Array, k: int) -> Array:
         return a[:, :k]
+
+    @staticmethod
+    def beyond(a: Array, k: int) -> Array:
+        return a[:, k:]
+
+    @staticmethod
+    def equal(a: Array, b: Any) -> Array:
+        return a == b
 
     @staticmethod
     def slots_sum(a: Array) -> Array:
@@ -328,6 +354,10 @@ class Numpy(Eager):
     @staticmethod
     def zeros(like: Array, *sizes: int) -> Array:
         return np.zeros((len(like), *sizes), like.dtype)
+
+    @staticmethod
+    def places(a: Array) -> Array:
+        return np.arange(a.shape[-1])
 
     @staticmethod
     def backwards(a: Array) -> Array:

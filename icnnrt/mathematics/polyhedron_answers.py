@@ -25,7 +25,7 @@ def answers(T: PolyhedronTrajectory, finite: NDArray[np.bool_]) -> tuple[Polyhed
     for k, (samples, s) in enumerate(T.models, start=1):
         last = T.cuts[samples] == k
         at = samples[last]
-        lam[at], nu[at], bounds[at] = s.lam[last, k:], s.nu[last], s.mu[last, : T.y.shape[1]]
+        lam[at], nu[at], bounds[at] = s.lam[last, :-k], s.nu[last], s.mu[last, : T.y.shape[1]]
     lost = ~finite | ~np.isfinite(T.y).all(1)
     y, energy, lower_bound, gap, residual, lam, nu, bounds = (
         np.where(lost.reshape(-1, *[1] * (a.ndim - 1)), np.nan, a) for a in (*T[:5], lam, nu, bounds)

@@ -26,6 +26,9 @@ UNCHANGING = frozenset(
     for overload in (getattr(packet, name) for name in packet.overloads())
 )
 
+# Whose numbers become what the tensor is of, whole ones too.
+BOUNDING = frozenset((aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default))
+
 
 @contextlib.contextmanager
 def sped_up(graph: torch.fx.Graph) -> Iterator[None]:
@@ -92,8 +95,8 @@ def _mixes(node: torch.fx.Node) -> bool:
     types = {value.dtype for value in values if isinstance(value, torch.Tensor)}
     if len(types) > 1 or (node.target not in UNCHANGING and not all(one.is_floating_point for one in types)):
         return True
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False  # of sizes alone
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target in BOUNDING:
+        return False  # of sizes alone, or of tensors that bounds take the type of
     return any(
         isinstance(one.meta.get("val") if isinstance(one, torch.fx.Node) else one, int | torch.SymInt | torch.SymFloat)
         and isinstance(argument.type, torch.TensorType | torch.NumberType | torch.OptionalType)

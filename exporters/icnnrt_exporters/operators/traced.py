@@ -299,14 +299,14 @@ class Traced:
         at = self.node("Compress", places, self._samples(which), axis=0)
         return self.node("ScatterND", among, self.node("Unsqueeze", at, self.constant([1])), found)
 
-    def cond(self, condition: Symbol, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Sequence[Symbol]:
+    def cond(self, condition: Symbol, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Sequence[Any]:
         branches: dict[str, Any] = {}
-        found: list[Symbol] = []
+        found: list[Symbol | None] = []
         for name, branch in (("then_branch", then), ("else_branch", otherwise)):
             self._open()
             found = list(branch())
-            branches[name] = self._closed([], found, name)
-        return self.nodes("If", condition, **_kinds(found), **branches)
+            branches[name] = self._closed([], [v for v in found if v is not None], name)
+        return _in_place(found, self.nodes("If", condition, **_kinds([v for v in found if v is not None]), **branches))
 
     def piece(self, name: str, statement: Callable[..., Any], arrays: Sequence[Symbol]) -> Sequence[Symbol]:
         if name not in self.pieces:
@@ -392,9 +392,26 @@ class Traced:
     def slot(self, a: Symbol, k: Any) -> Symbol:
         return self.node("Gather", a, self.lifted(k, INT64, 0), axis=1, rank=a.rank - 1)
 
-    def upto(self, a: Symbol, k: Symbol) -> Symbol:
-        zero = self.constant([0])
-        return self.node("Slice", a, zero, self.node("Unsqueeze", k, zero, rank=1), self.constant([1]))
+    def slots(self, a: Symbol) -> Symbol:
+        return self.size(a, 1)
+
+    def upto(self, a: Symbol, k: Any) -> Symbol:
+        return self.node("Slice", a, self.constant([0]), self._one_axis(k), self.constant([1]))
+
+    def beyond(self, a: Symbol, k: Any) -> Symbol:
+        return self.node("Slice", a, self._one_axis(k), self.constant([2**62]), self.constant([1]))
+
+    def _one_axis(self, k: Any) -> Symbol:
+        """A number, or a value without an axis, with one."""
+        k = self.lifted(k, INT64)
+        return k if k.rank else self.node("Unsqueeze", k, self.constant([0]), rank=1)
+
+    def places(self, a: Symbol) -> Symbol:
+        count = self.node("Squeeze", self.size(a, -1), rank=0)
+        return self.node("Range", self.constant(0), count, self.constant(1), rank=1)
+
+    def equal(self, a: Symbol, b: Any) -> Symbol:
+        return self.node("Equal", a, self.lifted(b, a.dtype, a.rank), result=BOOL)
 
     def backwards(self, a: Symbol) -> Symbol:
         last, beyond, axis = self.constant([-1]), self.constant([-(2**62)]), self.constant([1])
@@ -452,24 +469,35 @@ class Traced:
         return self.nodes("Loop", self.lifted(most, INT64, 0), going, *state, **_kinds(state), body=body)
 
     def repeat(
-        self, times: Any, step: Callable[..., Any], state: Iterable[Symbol]
-    ) -> tuple[Sequence[Symbol], Sequence[Symbol]]:
-        state = list(state)
+        self,
+        times: Any,
+        step: Callable[..., Any],
+        state: Iterable[Symbol | None],
+        unfinished: Callable[..., Symbol] | None = None,
+    ) -> tuple[Sequence[Symbol | None], Sequence[Symbol]]:
         if isinstance(times, int) and times == 0:
-            return state, []
+            return list(state), []
         trip, *names = inspect.signature(step).parameters
+        names, given = list(getattr(state, "_fields", names)), list(state)
+        start = [s for s in given if s is not None]
         counter, on = value(self.free(trip.strip("_") or "trip"), INT64, []), value(self.free("going"), BOOL, [])
         held = [
-            ir.Value(name=self.free(name), type=ir.TensorType(s.dtype)) for s, name in zip(state, names, strict=True)
+            ir.Value(name=self.free(name), type=ir.TensorType(s.dtype))
+            for s, name in zip(given, names, strict=True)
+            if s is not None
         ]
         self._given.update(held)
         self._open()
-        inside = [Symbol(self, v, s.dtype, s.rank) for v, s in zip(held, state, strict=True)]
-        following, rows = (list(part) for part in step(Symbol(self, counter, INT64, 0), *inside))
-        body = self._closed([counter, on, *held], [Symbol(self, on, BOOL, 0), *following, *rows], step.__name__)
+        inside = [Symbol(self, v, s.dtype, s.rank) for v, s in zip(held, start, strict=True)]
+        after, rows = (list(part) for part in step(Symbol(self, counter, INT64, 0), *_in_place(given, inside)))
+        assert unfinished is None or not rows, "how many rows there are is not known"
+        goes_on = Symbol(self, on, BOOL, 0) if unfinished is None else unfinished(*after)
+        following = [v for v in after if v is not None]
+        body = self._closed([counter, on, *held], [goes_on, *following, *rows], step.__name__)
         most, true = self.lifted(times, INT64, 0), self.constant(True, BOOL)
-        found = self.nodes("Loop", most, true, *state, **_kinds([*state, *rows]), body=body)
-        return found[: len(state)], [self._collected(v, most, state[0]) for v in found[len(state) :]]
+        found = self.nodes("Loop", most, true, *start, **_kinds([*start, *rows]), body=body)
+        collected = [self._collected(v, most, start[0]) for v in found[len(start) :]]
+        return _in_place(given, found[: len(start)]), collected
 
     def _collected(self, rows: Symbol, times: Symbol, like: Symbol) -> Symbol:
         """What a loop put one behind the other in a new axis 0, of rows [B, ...], as [B, times, ...].
@@ -546,7 +574,13 @@ class Traced:
         return self.node("Shape", a, result=INT64, rank=1, start=axis, **ends)
 
 
-def _kinds(values: Iterable[Symbol]) -> dict[str, Any]:
+def _in_place(like: Iterable[Any], values: Iterable[Symbol]) -> list[Any]:
+    """The values where `like` has some; None stays None."""
+    rest = iter(values)
+    return [None if v is None else next(rest) for v in like]
+
+
+def _kinds(values: Sequence[Symbol]) -> dict[str, Any]:
     """What `Traced.nodes` is told of outputs that are like these."""
     return {"results": [v.dtype for v in values], "ranks": [v.rank for v in values]}
 

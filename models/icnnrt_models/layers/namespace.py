@@ -132,6 +132,10 @@ class Torch(Eager):
         return _filled(one.reshape(-1, *[1] * len(sizes)), 0.0).expand(-1, *sizes)
 
     @staticmethod
+    def places(a: Tensor) -> Tensor:
+        return torch.cumsum(_filled(a, 1.0), -1) - 1.0
+
+    @staticmethod
     def backwards(a: Tensor) -> Tensor:
         return a.flip(1)
 
