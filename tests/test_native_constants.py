@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from icnnrt.mathematics import cut_model, domains, infeasibility, interior_point, namespace, qp_adjoint, qp_reference
+from icnnrt.mathematics import (
+    condensed_kkt,
+    cut_model,
+    domains,
+    infeasibility,
+    interior_point,
+    namespace,
+    qp_adjoint,
+    qp_reference,
+)
 from icnnrt.mathematics.qp_reference import TOLERANCE
 
 CORE = Path(__file__).resolve().parent.parent / "native" / "core"
@@ -26,14 +35,27 @@ CONSTANTS: dict[tuple[str, str], Any] = {
     ("simplex.h", "kLogitStep"): domains.LOGIT_STEP,
     ("qp_interior_point.h", "kEnough"): interior_point.ENOUGH,
     ("qp_interior_point.h", "kQpToBoundary"): interior_point.TO_BOUNDARY,
-    ("qp_interior_point.h", "kShortStep"): interior_point.SHORT_STEP,
-    ("qp_interior_point.h", "kCentring"): interior_point.CYCLES[1],
     ("qp_interior_point.h", "kSmallest"): interior_point.SMALLEST,
-    ("qp_interior_point.h", "kMostRho"): interior_point.REGULARISATION[0],
-    ("qp_interior_point.h", "kLeastRho"): interior_point.REGULARISATION[1],
+    ("qp_interior_point.h", "kFirstRho"): interior_point.RHO[0],
+    ("qp_interior_point.h", "kLeastRho"): interior_point.RHO[1],
+    ("qp_interior_point.h", "kLeastDelta"): interior_point.LEAST_DELTA,
+    ("qp_interior_point.h", "kStuckDelta"): interior_point.STUCK_DELTA,
+    ("qp_interior_point.h", "kStuck"): interior_point.STUCK,
+    ("qp_interior_point.h", "kClose"): interior_point.CLOSE,
+    ("qp_interior_point.h", "kPatience"): interior_point.PATIENCE,
+    ("qp_interior_point.h", "kProgress"): interior_point.PROGRESS,
+    ("qp_newton.h", "kGamma"): condensed_kkt.GAMMA,
+    ("qp_problem.h", "kEquilibrations"): interior_point.EQUILIBRATIONS,
+    ("qp_problem.h", "kLevel"): interior_point.LEVEL,
+    ("qp_problem.h", "kFar"): interior_point.FAR,
+    ("qp_problem.h", "kLeverOfP"): interior_point.LEVER_OF_P,
+    ("qp_adjoint.h", "kAdjointRho"): qp_adjoint.RHO,
+    ("qp_adjoint.h", "kAdjointDelta"): qp_adjoint.DELTA,
+    ("qp_adjoint.h", "kProximalSteps"): qp_adjoint.FACTORS * qp_adjoint.STEPS,
+    ("qp_adjoint.h", "kAdjointEnough"): qp_adjoint.ENOUGH,
+    ("qp_solve.h", "kNarrow"): interior_point.NARROW,
     ("qp_interior_point.h", "kNearly"): interior_point.NEARLY,
     ("qp_interior_point.h", "kWarm"): interior_point.WARM,
-    ("qp_interior_point.h", "kHard"): qp_adjoint.HARD,
     ("qp_problem.h", "kBoundMax"): interior_point.BOUND_MAX,
     ("qp_solve.h", "kCertificate"): infeasibility.CERTIFICATE,
     ("qp_solve.h", "kCancelled"): infeasibility.CANCELLED,

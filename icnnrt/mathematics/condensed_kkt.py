@@ -5,17 +5,19 @@ With C = [G; I] and weights W >= 0 of its rows, dλ = W (C dz + t) leaves::
     [H   A'] [dz]   [r_z − C'W t]
     [A   −δ] [dν] = [r_ν        ]      H = Q + ρ + C'W C
 
-solved by P = H + γ A'A and the Schur complement A P⁻¹ A' + δ / (1 − γδ). Any γ gives the same dz and dν; that of the
-size of H keeps P well conditioned where Q has no curvature of its own but A leaves no freedom.
+solved by P = H + γ A'A and the Schur complement A P⁻¹ A' + δ / (1 − γδ). Any γ gives the same dz and dν; one above the
+size of an equilibrated Q, which is 1, keeps P well conditioned where Q has no curvature of its own but A leaves no
+freedom.
 
-Weights may reach 1e18. The system is condensed with W capped, and refined with W as it is: a refinement sees dλ as
-unknown, since W (C dz) would cancel.
+Refinements see dλ as unknown: W (C dz) would cancel where W is large.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from icnnrt.mathematics.namespace import Array, Namespace
+
+GAMMA: Final = 1e2  # γ; anything from 1 to 1e6 serves
 
 Step = tuple[Array, Array, Array]  # dz [B, 1, n], dλ [B, 1, m + n], dν [B, 1, q]
 
@@ -46,17 +48,13 @@ def transposed(xp: Namespace, M: Array) -> Array:
 
 
 def solver(
-    xp: Namespace, of: Matrices, W: Array, W_capped: Array, rho: Array, delta: Array
+    xp: Namespace, of: Matrices, W: Array, rho: Array, delta: Array
 ) -> Callable[[Array, Array, Array, int], Step]:
-    """The function (r_z, t, r_ν, refinements) -> dz, dλ, dν. W, W_capped [B, 1, m + n]; ρ, δ [B, 1, 1]."""
+    """The function (r_z, t, r_ν, refinements) -> dz, dλ, dν. W [B, 1, m + n]; ρ, δ [B, 1, 1]."""
     Q, C, Ct, A, At, AtA, eye, eye_q = of
-    H = Q + (Ct * W_capped) @ C + rho * eye
-    trace_A = xp.total(AtA * eye)
-    has_A = trace_A > 0.0
-    gamma = xp.where(has_A, xp.total(H * eye) / xp.where(has_A, trace_A, 1.0), 0.0)
-    gamma = xp.minimum(gamma, 0.5 / delta)
+    gamma = xp.minimum(0.5 / delta, GAMMA)
     left = 1.0 - gamma * delta
-    P_solved = xp.factor_spd(H + gamma * AtA, eye)
+    P_solved = xp.factor_spd(Q + (Ct * W) @ C + gamma * AtA + rho * eye, eye)
     PA = P_solved(A)  # A P⁻¹
     S_solved = xp.factor_spd(PA @ At + delta / left * eye_q, eye_q)
     held = W > 0.0
@@ -64,10 +62,10 @@ def solver(
 
     def condensed(r_z: Array, t: Array, r_nu: Array) -> Step:
         # P dz + (1 − γδ) A'dν = r_z − C'W t + γ A'r_ν
-        y = P_solved(r_z - (W_capped * t) @ C + (gamma * r_nu) @ A)
+        y = P_solved(r_z - (W * t) @ C + (gamma * r_nu) @ A)
         scaled_dnu = S_solved(y @ At - r_nu)
         dz = y - scaled_dnu @ PA
-        return dz, W_capped * (dz @ Ct + t), scaled_dnu / left
+        return dz, W * (dz @ Ct + t), scaled_dnu / left
 
     def solve(r_z: Array, t: Array, r_nu: Array, refinements: int) -> Step:
         dz, dlam, dnu = condensed(r_z, t, r_nu)

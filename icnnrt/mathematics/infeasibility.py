@@ -4,9 +4,11 @@ What was not solved is asked whether it can be. The residual t of the least squa
 
     min over z of ½ ‖t‖²,  t = the amounts by which constraints are violated
 
-is a Farkas certificate if it is not 0, and the projection of −p onto {d: Qd = 0, Ad = 0, Cd within the recession cones
-of its bounds} is a ray along which the objective falls without end if it is not 0. Both are quadratic programs for the
-same interior point method.
+is a Farkas certificate if it is not 0 (and a row of zeros whose bounds keep 0 out is one by itself). Where violations
+are small, so is t, and known to few digits: so the problem is asked again about the z of the first answer, in units of
+its violations. And the projection of −p onto {d: Qd = 0, Ad = 0, Cd within the recession cones of its bounds} is a ray
+along which the objective falls without end if it is not 0. All are quadratic programs for the same interior point
+method.
 """
 
 from typing import Any, Final
@@ -25,9 +27,21 @@ def farkas(xp: Namespace, problem: Problem, solve: Any) -> tuple[Array, Array, A
     """Whether no z is feasible [B, 1, 1], and λ [B, 1, m + n] and ν of the certificate: A'ν + C'λ = 0 though bounds sum
     to −1. `solve(problem, soft)` is the interior point method."""
     Q, p, G, A, b, lower, upper = problem
-    found: Answer = solve(problem._replace(Q=0.0 * Q, p=0.0 * p), 1.0)
-    lam, nu, D = found.lam, found.nu, found.D
+    violated = problem._replace(Q=0.0 * Q, p=0.0 * p)
+    z = solve(violated, 1.0).z
     C = xp.concat_rows([G, xp.eyes(Q)])
+    r, left = z @ transposed(xp, C), b - z @ transposed(xp, A)
+    out = xp.maximum(xp.largest(xp.maximum(xp.maximum(r - upper, lower - r), 0.0)), xp.largest(left))
+    unit = xp.where(out > TINY, out, 1.0)
+    found: Answer = solve(violated._replace(b=left / unit, lower=(lower - r) / unit, upper=(upper - r) / unit), 1.0)
+    D = found.D
+    # Where 0'z cannot be within the bounds of a row of zeros.
+    empty = xp.mT(xp.max(abs(C))) <= 0.0
+    has_upper, has_lower = abs(upper) < BOUND_MAX, abs(lower) < BOUND_MAX
+    against = xp.indicator(empty & has_upper & (upper < 0.0)) - xp.indicator(empty & has_lower & (lower > 0.0))
+    against_nu = xp.where(xp.mT(xp.max(abs(A))) <= 0.0, -b, 0.0)
+    contradicted = xp.largest(xp.concat([against, against_nu])) > 0.0
+    lam, nu = xp.where(contradicted, against, found.lam), xp.where(contradicted, against_nu, found.nu)
     pointed = xp.where(lam >= 0.0, upper, lower)
     bound = xp.where(abs(pointed) < BOUND_MAX, pointed, 0.0)
     terms = xp.concat([lam * bound, nu * b])

@@ -1,11 +1,15 @@
-"""Mehrotra's predictor-corrector interior point method for convex quadratic programs.
+"""Mehrotra's predictor-corrector interior point method for convex quadratic programs, with proximal regularisation.
 
     min over z of  ½ z'Qz + p'z   s.t.  lower <= Cz <= upper,   Az = b,      C = [G; I]
 
 on all sides at once: [C; −C] z + s = [upper; −lower], λ = l_upper − l_lower, and l and s are 0 and 1 where there is no
-bound. The Newton systems are condensed and regularised by ρ and δ, which the right-hand sides do not see, so that the
-answer does not either (Friedlander and Orban, *A primal-dual regularized interior-point method for convex quadratic
-programs*, 2012), and refined once. The step to the boundary is 1 / max(−dl/l, −ds/s).
+bound. Rows with lower = upper are equalities, whose λ has either sign; it stands in the place of l_upper.
+
+Every constraint has the proximal weight δ, and z has ρ, about a centre that moves with every step, so that
+right-hand sides do not see them and the answer does not either (Friedlander and Orban, *A primal-dual regularized
+interior-point method for convex quadratic programs*, 2012; Pougkakiotis and Gondzio, *An interior point-proximal method
+of multipliers for convex quadratic programming*, 2021). So no weight l/(s + δl) exceeds 1/δ, and no system is singular.
+Primal and dual variables have step lengths of their own, 1 / max(−ds/s) and 1 / max(−dl/l).
 
 With soft > 0 a constraint may be violated by t at a price of ½ t² / soft; then its multiplier is t / soft.
 
@@ -18,20 +22,32 @@ from typing import Any, Final, NamedTuple
 from icnnrt.mathematics.condensed_kkt import Matrices, matrices, solver
 from icnnrt.mathematics.namespace import Array, Namespace
 
-STEPS: Final = 50  # bound on steps: 8 to 14 are usual, degenerate and badly scaled problems take up to 35
+STEPS: Final = 60  # bound on steps: 6 to 30 are usual
 BOUND_MAX: Final = 1e30  # bounds beyond are none
 WARM: Final = 1e-2  # the least slack and multiplier of a warm start, in units of the equilibrated problem
 ENOUGH: Final = 1e-12  # relative KKT residual at which a sample stops
-TO_BOUNDARY: Final = 0.995
-SHORT_STEP: Final = 0.2
-# Steps without progress, far from the solution, after which a step has no second order, and the least σ then.
-CYCLES: Final = 3, 0.3
-SMALLEST: Final = 1e-18  # of slacks and multipliers, so that their quotients stay finite
-REGULARISATION: Final = 1e-8, 1e-12  # ρ = δ: the most, and the least, in units of the equilibrated problem
-PATIENCE: Final = 6, 15  # steps without progress that end a sample: when it is nearly solved, and when it is not
-NEARLY: Final = 1e-9
+NEARLY: Final = 1e-9  # and at which it does after so many steps without progress
+PATIENCE: Final = 3
 PROGRESS: Final = 0.7
-EQUILIBRATIONS: Final = 4
+# Far from the solution and after so many steps without progress, predictor and corrector cycle: then a step has no
+# second order and at least this σ, which takes it back to the central path.
+CYCLES: Final = 6
+CENTRING: Final = 0.3
+TO_BOUNDARY: Final = 0.995
+SMALLEST: Final = 1e-20  # of slacks and multipliers, so that their quotients stay finite
+RHO: Final = 1e-8, 1e-12  # ρ: at the start, and the least
+LEAST_DELTA: Final = 1e-10  # δ = ρ until then
+# Close to the solution and after so many steps without progress δ is this instead: weights of 1e10 have roundings that
+# hide the curvature of what they leave free (with δ = 1e-10 throughout, 27 of 4,000 hostile problems stay above 1e-9;
+# with 1e-7 throughout, degenerate ones do).
+STUCK: Final = 2
+CLOSE: Final = 1e-6
+STUCK_DELTA: Final = 1e-7
+EQUILIBRATIONS: Final = 10
+LEVEL: Final = 4.0  # a problem whose rows and columns are within this factor of 1 is left alone
+LEVER_OF_P: Final = 16.0  # p counts this much less than Q in the size of the objective: curvature makes z of it
+FAR: Final = 64.0  # and so are variables whose size seems to be within this one
+NARROW: Final = 1e-9
 INFINITY: Final = float("inf")
 
 
@@ -54,8 +70,19 @@ class Answer(NamedTuple):
     lam: Array  # [B, 1, m + n], signed: λ > 0 pushes back from upper
     nu: Array  # [B, 1, q]
     slack: Array  # [B, 1, m + n] of the side that λ points at
-    residual: Array  # [B, 1, 3] relative stationarity, feasibility, duality gap of the equilibrated problem
+    residual: Array  # [B, 1, 3] relative stationarity, feasibility, duality gap: the larger of both units
     D: Array  # [B, 1, n] the units of z
+
+
+class Units(NamedTuple):
+    """What brings amounts of an equilibrated problem into its own units, by 1, and into those of the data: two rows."""
+
+    column: Array  # [B, 2, n] of gradients
+    columns: Array  # [B, 2, 5 n] five times over
+    row: Array  # [B, 2, 2 (m + n)] of bounds that there are, also of equalities; 0 elsewhere
+    equality: Array  # [B, 2, q]
+    equalities: Array  # [B, 2, 2 q] twice
+    cost: Array  # [B, 2, 1]
 
 
 class Equilibrated(NamedTuple):
@@ -65,10 +92,11 @@ class Equilibrated(NamedTuple):
     p: Array
     b: Array
     u: Array  # [B, 1, 2 (m + n)] bounds of both sides, 0 where there is none
-    has: Array  # 1 where there is a bound, else 0
-    any_has: Array  # [B, 1, m + n] the same of either side
-    N: Array  # how many there are, at least 1
+    has: Array  # 1 where there is a bound of an inequality, else 0
+    is_equal: Array  # bool, on the upper side of equalities
+    N: Array  # how many inequalities there are, at least 1
     soft: Array
+    units: Units
     D: Array  # [B, 1, n]
     F: Array  # [B, 1, m + n]
     E: Array  # [B, 1, q]
@@ -79,10 +107,11 @@ class Iterate(NamedTuple):
     """Where the method stands."""
 
     x: Array  # (z, ν, l, s) in one row
+    rho: Array
+    mu: Array  # mean of l∘s
     r_d: Array
     r_nu: Array
     r_s: Array
-    gap: Array
     best_x: Array
     best_residual: Array
     idle: Array  # steps without progress
@@ -100,60 +129,106 @@ def interior_point(xp: Namespace, problem: Problem, soft: Array, start: Array, a
         return step(xp, scaled, Iterate(*state))
 
     last = Iterate(*xp.loop(unfinished, next_of, first(xp, scaled, start, active), steps))
-    return finished(xp, scaled, problem, last.best_x)
+    return finished(xp, scaled, last.best_x)
 
 
 # --- Units ---------------------------------------------------------------------------------------
 
 
-def equilibrated(xp: Namespace, problem: Problem, soft: Array) -> Equilibrated:
-    """Rows and columns of [Q; G; A] brought near size 1 (Ruiz), then z, then the objective."""
-    Q, p, G, A, b, lower, upper = problem
+def units(xp: Namespace, Q: Array, p: Array, G: Array, A: Array) -> tuple[Array, ...]:
+    """Q, p, G, A equilibrated, and the units D [B, 1, n] of z, F [B, 1, m + n] and E [B, 1, q] of rows, c of the
+    objective.
+
+    Rows and columns of [Q; G; A] are brought near size 1 (Ruiz), and the objective before every sweep: so columns are
+    scaled by constraints rather than by penalties, and a slack that costs 1e6 stays in its own units.
+    """
+
+    def unfinished(*state: Array) -> Array:
+        return xp.any(state[-1])
+
+    def sweep(*state: Array) -> tuple[Array, ...]:
+        return swept(xp, *state)
+
+    def ones(M: Array) -> Array:
+        """One a row."""
+        return xp.max(0.0 * M) + 1.0
+
+    c = unit_of_cost(xp, Q, p)
+    begin = (Q * c, p * c, G, A, xp.ones_like(p), ones(G), ones(A), c, c > 0.0)
+    Q, p, G, A, D, E_G, E_A, c, _ = xp.loop(unfinished, sweep, begin, EQUILIBRATIONS)
+    return Q, p, G, A, D, xp.concat([xp.mT(E_G), 1.0 / D]), xp.mT(E_A), c
+
+
+def unit_of_cost(xp: Namespace, Q: Array, p: Array) -> Array:
+    """The power of 2 that brings the larger of Q and p next to 1, if it is not within `LEVEL` of it."""
+    size = xp.maximum(xp.largest(Q), xp.largest(p) / LEVER_OF_P)
+    far = ((size > LEVEL) | (size < 1.0 / LEVEL)) & (size > 0.0)
+    return xp.power_of_2(1.0 / xp.where(far, size, 1.0))
+
+
+# fmt: off
+def swept(
+    xp: Namespace, Q: Array, p: Array, G: Array, A: Array, D: Array, E_G: Array, E_A: Array, c: Array, going: Array
+) -> tuple[Array, ...]:
+    """One sweep of those samples that need it."""
+    # fmt: on
+    size_G, size_A = abs(G), abs(A)
+    of_columns = xp.maximum(xp.max(xp.mT(abs(Q))), xp.max(xp.mT(xp.concat_rows([size_G, size_A]))))
+    of_rows = xp.max(size_G), xp.max(size_A)
+    sizes = xp.concat_rows([of_columns, *of_rows])
+    off = xp.largest(xp.where(sizes > 0.0, xp.maximum(sizes, 1.0 / xp.where(sizes > 0.0, sizes, 1.0)), 1.0))
+    going = going & (off > LEVEL)
 
     def root(size: Array) -> Array:
-        return 1.0 / xp.sqrt(xp.where(size > 0.0, xp.clip(size, 1e-8, 1e8), 1.0))
+        """A power of 2, by which nothing is rounded."""
+        return xp.where(going & (size > 0.0), xp.power_of_2(1.0 / xp.sqrt(xp.clip(size, 1e-12, 1e12))), 1.0)
 
-    K = xp.concat_rows([Q, G, A])
-    E = 0.0
-    for i in range(EQUILIBRATIONS):
-        size = abs(K)
-        d = root(xp.mT(xp.max(xp.mT(size))))
-        _, e_G, e_A = xp.parts(root(xp.mT(xp.max(size))), [p, None, b])
-        e = xp.concat([d, e_G, e_A])
-        K, E = K * xp.mT(e) * d, e if i == 0 else E * e
-    D, E_G, E_A = xp.parts(E, [p, None, b])
+    d, g, a = xp.mT(root(of_columns)), root(of_rows[0]), root(of_rows[1])
+    Q, p, G, A = Q * xp.mT(d) * d, p * d, G * g * d, A * a * d
+    more = xp.where(going, unit_of_cost(xp, Q, p), 1.0)
+    return Q * more, p * more, G, A, D * d, g * E_G, a * E_A, c * more, going
+
+
+def equilibrated(xp: Namespace, problem: Problem, soft: Array) -> Equilibrated:
+    """The problem in its own units."""
+    Q, p, G, A, b, lower, upper = problem
+    Q, p, G, A, D, F, E, c = units(xp, Q, p, G, A)
     # Every measure of the method has a floor of 1: z is brought near it, so that an answer has no units.
-    F = xp.concat([E_G, 1.0 / D])
-    Q, p, G, A = Q * xp.mT(D) * D, p * D, G * xp.mT(E_G) * D, A * xp.mT(E_A) * D
-    tau = size_of_z(xp, Q, p, bounds_of(xp, lower * F, upper * F)[0], b * E_A)
-    D, F, E_A = D * tau, F / tau, E_A / tau
-    Q, p = Q * (tau * tau), p * tau
-    size = xp.maximum(xp.mean(xp.mT(xp.max(abs(Q)))), xp.largest(p))
-    costs = (size > 0.0) & (soft < 1e-300)
-    c = xp.where(costs, 1.0 / xp.clip(size, 1e-30, 1e30), 1.0)
-    u, has = bounds_of(xp, lower * F, upper * F)
-    has_upper, has_lower = xp.halves(has)
+    tau = size_of_z(xp, Q, p, bounds_of(xp, lower * F, upper * F)[0], b * E)
+    Q, p, D, F, E = Q * (tau * tau), p * tau, D * tau, F / tau, E / tau
+    more = unit_of_cost(xp, Q, p)
+    Q, p, c = Q * more, p * more, c * more
+    u, has_any = bounds_of(xp, lower * F, upper * F)
+    has_upper, has_lower = xp.halves(has_any)
+    equal = (lower >= upper) & (has_upper * has_lower > 0.0)
+    has = xp.where(xp.concat([equal, equal]), 0.0, has_any)
+
+    def of_both(units: Array) -> Array:
+        return xp.concat_rows([0.0 * units + 1.0, units])
+
+    column, equality = of_both(1.0 / (D * c)), of_both(1.0 / E)
     return Equilibrated(
-        of=matrices(xp, Q * c, G, A),
-        p=p * c,
-        b=b * E_A,
+        of=matrices(xp, Q, G, A),
+        p=p,
+        b=b * E,
         u=u,
         has=has,
-        any_has=xp.maximum(has_upper, has_lower),
+        is_equal=xp.concat([xp.indicator(equal), 0.0 * F]) > 0.0,
         N=xp.maximum(xp.sum(has), 1.0),
         soft=soft,
+        units=Units(
+            column=column,
+            columns=xp.concat([column] * 5),
+            row=xp.concat_rows([has_any, has_any / xp.concat([F, F])]),
+            equality=equality,
+            equalities=xp.concat([equality, equality]),
+            cost=of_both(1.0 / c),
+        ),
         D=D,
         F=F,
-        E=E_A,
+        E=E,
         c=c,
     )
-
-
-def bounds_of(xp: Namespace, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """[upper; −lower], 0 where there is no bound, and where there is one: 1, else 0."""
-    sides = xp.concat([upper, -lower])
-    is_bound = abs(sides) < BOUND_MAX
-    return xp.where(is_bound, sides, 0.0), xp.indicator(is_bound)
 
 
 def size_of_z(xp: Namespace, Q: Array, p: Array, u: Array, b: Array) -> Array:
@@ -163,12 +238,20 @@ def size_of_z(xp: Namespace, Q: Array, p: Array, u: Array, b: Array) -> Array:
     """
     curvature = xp.mean(xp.mT(xp.sum(Q * xp.eye(Q))))
     bent = curvature > 0.0
-    allowed = xp.where(bent, xp.largest(p) / xp.where(bent, curvature, 1.0), INFINITY)
+    pull = xp.largest(p)
+    allowed = xp.where(bent, pull / xp.where(bent, curvature, 1.0), xp.where(pull > 0.0, INFINITY, 0.0))
     held = xp.largest(u)
     allowed = xp.minimum(allowed, xp.where(held > 0.0, held, INFINITY))
     size = xp.maximum(xp.maximum(xp.largest(b), xp.largest(xp.minimum(u, 0.0))), allowed)
-    known = ((size < 1 / 64) | (size > 64.0)) & (size > 0.0) & (size < INFINITY)
+    known = ((size < 1.0 / FAR) | (size > FAR)) & (size > 0.0) & (size < INFINITY)
     return xp.power_of_2(xp.clip(xp.where(known, size, 1.0), 2.0**-60, 2.0**60))
+
+
+def bounds_of(xp: Namespace, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """[upper; −lower], 0 where there is no bound, and where there is one: 1, else 0."""
+    sides = xp.concat([upper, -lower])
+    is_bound = abs(sides) < BOUND_MAX
+    return xp.where(is_bound, sides, 0.0), xp.indicator(is_bound)
 
 
 # --- Steps ---------------------------------------------------------------------------------------
@@ -186,146 +269,164 @@ def both(xp: Namespace, r: Array) -> Array:
 
 
 def first(xp: Namespace, at: Equilibrated, start: Array, active: Array) -> Iterate:
-    """The iterate to begin with: cold, the minimiser of the objective plus ½ ‖slacks‖², its slacks and multipliers
-    lifted above 0; warm, an interior point near `start`."""
-    of, p, b, u, has, soft = at.of, at.p, at.b, at.u, at.has, at.soft
+    """The iterate to begin with: cold, the minimiser of the objective plus ½ ‖slacks‖² on the equalities, its slacks
+    and multipliers lifted above 0 and balanced (Mehrotra, *On the implementation of a primal-dual interior point
+    method*, 1992); warm, an interior point near `start`."""
+    of, p, b, u, has, is_equal, soft = at.of, at.p, at.b, at.u, at.has, at.is_equal, at.soft
     is_bound = has > 0.0
     has_upper, has_lower = xp.halves(has)
     u_upper, u_lower = xp.halves(u)
-    W = (has_upper + has_lower) / (1.0 + soft)
-    t = (u_lower - u_upper) / xp.maximum(has_upper + has_lower, 1.0)
-    rho = REGULARISATION[0] + 0.0 * at.N
-    z, _, nu = solver(xp, of, W, W / (1.0 + rho * W), rho, soft + rho)(-p, t, b, 1)
+    rho = RHO[0] + 0.0 * at.N
+    delta = soft + rho
+    sides, equal = has_upper + has_lower, xp.halves(xp.indicator(is_equal))[0] > 0.0
+    t = xp.where(equal, -u_upper, (u_lower * has_lower - u_upper * has_upper) / xp.maximum(sides, 1.0))
+    W = xp.where(equal, 1.0 / delta, sides / (1.0 + soft))
+    z, lam, nu = solver(xp, of, W, rho, delta)(-p, t, b, 0)
     s = u - both(xp, z @ of.Ct)
-    least_s = xp.min(xp.where(is_bound, s, INFINITY))
-    least_l = xp.min(xp.where(is_bound, -s, INFINITY))
-    lift_s = xp.where(least_s < 1e-3, 1.0 - least_s, 0.0)
-    lift_l = xp.where(least_l < 1e-3, 1.0 - least_l, 0.0)
-    cold = xp.concat([z, nu, xp.where(is_bound, lift_l - s, 0.0), xp.where(is_bound, s + lift_s, 1.0)])
+
+    def lifted(a: Array) -> Array:
+        return xp.where(is_bound, a - 1.5 * xp.min(xp.where(is_bound, xp.minimum(a, 0.0), 0.0)), 0.0)
+
+    s, l = lifted(s), lifted(-s)  # noqa: E741
+    total = xp.sum(s * l)
+    balanced = total > 1e-8 * at.N
+
+    def balance(by: Array) -> Array:
+        return xp.where(balanced, xp.clip(0.5 * total / xp.maximum(by, 1e-300), 1e-4, 1e8), 1.0)
+
+    s, l = xp.where(is_bound, s + balance(xp.sum(l)), 1.0), xp.where(is_bound, l + balance(xp.sum(s)), 0.0)  # noqa: E741
+    cold = xp.concat([z, nu, xp.where(is_equal, both(xp, lam), l), s])
 
     z_given, lam_given, nu_given, mu_given = xp.parts(start, [p, None, b, p])
     z = z_given / at.D
     multiplier = xp.concat([lam_given, mu_given]) * at.c / at.F
-    l = xp.where(is_bound, xp.maximum(both(xp, multiplier), WARM), 0.0)  # noqa: E741
+    multipliers = both(xp, multiplier)
+    l = xp.where(is_bound, xp.maximum(multipliers, WARM), xp.where(is_equal, multipliers, 0.0))  # noqa: E741
     s = xp.where(is_bound, xp.maximum(u - both(xp, z @ of.Ct), WARM), 1.0)
     warm = xp.concat([z, nu_given * at.c / at.E, l, s])
     x = xp.where(xp.isfinite(xp.sum(start)), warm, cold)
 
-    r_d, r_nu, r_s, gap, residual = evaluated(xp, at, x)
+    mu, r_d, r_nu, r_s, residual = evaluated(xp, at, x)
     going = active & (residual > ENOUGH)
-    return Iterate(x, r_d, r_nu, r_s, gap, x, residual, 0.0 * residual, going)
+    return Iterate(x, rho, mu, r_d, r_nu, r_s, x, residual, 0.0 * residual, going)
 
 
 def evaluated(xp: Namespace, at: Equilibrated, x: Array) -> tuple[Array, ...]:
-    """The residuals r_d, r_ν and r_s, the gap l's, and the largest relative residual, infinite if not finite."""
-    Q, C, Ct, A, At = at.of[:5]
+    """μ, the residuals r_d, r_ν and r_s, and the largest relative residual, infinite if not finite."""
     z, nu, l, s = split(xp, at, x)  # noqa: E741
     l_upper, l_lower = xp.halves(l)
-    r, Qz, C_lam, A_nu, Az = z @ Ct, z @ Q, (l_upper - l_lower) @ C, nu @ A, z @ At
-    r_d = Qz + at.p + C_lam + A_nu
-    r_nu = Az - at.b - at.soft * nu
-    r_s = (both(xp, r) + s - at.u - at.soft * l) * at.has
-    gap = xp.sum(s * l)
-    objective = 0.5 * xp.sum(z * Qz) + xp.sum(z * at.p)
-    reach = xp.maximum(xp.largest(r * at.any_has), xp.largest(Az))
-    stationarity = xp.largest(r_d) / (1.0 + xp.largest(xp.concat([Qz, at.p, C_lam, A_nu])))
-    feasibility = xp.maximum(xp.largest(r_nu), xp.largest(r_s)) / (1.0 + xp.largest(at.b) + reach)
-    relative = xp.maximum(xp.maximum(stationarity, feasibility), gap / (1.0 + abs(objective)))
-    known = xp.isfinite(gap + xp.sum(r_d))  # sums are NaN where anything is NaN or infinite
-    return r_d, r_nu, r_s, gap, xp.where(known, relative, INFINITY)
+    lam = l_upper - l_lower
+    sides, r_d, r_nu, residuals = measured(xp, at, z, nu, lam)
+    r_s = xp.where(at.is_equal, sides, (sides + at.soft * (both(xp, lam) - l) + s) * at.has)
+    sl = xp.sum(s * l * at.has)
+    known = xp.isfinite(sl + xp.sum(r_d))  # sums are NaN where anything is NaN or infinite
+    return sl / at.N, r_d, r_nu, r_s, xp.where(known, xp.largest(residuals), INFINITY)
 
 
 def step(xp: Namespace, at: Equilibrated, iterate: Iterate) -> Iterate:
     """One predictor-corrector step."""
-    x, r_d, r_nu, r_s, gap, best_x, best_residual, idle, going = iterate
-    has, soft = at.has, at.soft
-    _, _, l, s = split(xp, at, x)  # noqa: E741
-    mu = gap / at.N
-    rho = xp.clip(1e-6 * mu, REGULARISATION[1], REGULARISATION[0])
-    s_soft = s + soft * l
-    w = l / s_soft
+    x, rho, mu, r_d, r_nu, r_s, best_x, best_residual, idle, going = iterate
+    has, of = at.has, at.of
+    is_bound = has > 0.0
+    z, nu, l, s = split(xp, at, x)  # noqa: E741
+    stuck = (idle >= float(STUCK)) & (best_residual < CLOSE)
+    delta = at.soft + xp.where(stuck, STUCK_DELTA, xp.maximum(rho, LEAST_DELTA))
+    s_delta = s + delta * l
+    w = xp.where(at.is_equal, 1.0 / delta, has * l / s_delta)
     w_upper, w_lower = xp.halves(w)
     W = w_upper + w_lower
-    W_safe = W + (1.0 - at.any_has)
-    solved = solver(xp, at.of, W, W / (1.0 + rho * W), rho, soft + rho)
+    W_safe = xp.where(W > 0.0, W, 1.0)
+    solved = solver(xp, of, W, rho, delta)
     minus_r_d, minus_r_nu = -r_d, -r_nu
 
     def direction(c: Array) -> tuple[Array, Array, Array, Array]:
-        """The Newton step dz, dν, dl, ds to l∘s + c = 0."""
-        f = c / s_soft + w * r_s
+        """The Newton step dz, dν, dl, ds to l∘s + c = 0; c is 0 where there is no bound."""
+        f = c / s_delta + w * r_s
         f_upper, f_lower = xp.halves(f)
-        dz, _, dnu = solved(minus_r_d, (f_upper - f_lower) / W_safe, minus_r_nu, 1)
-        dr = both(xp, dz @ at.of.Ct)
-        dl = f + w * dr
-        return dz, dnu, dl, has * (soft * dl - r_s - dr)
+        dz, d_lam, dnu = solved(minus_r_d, (f_upper - f_lower) / W_safe, minus_r_nu, 1)
+        dr = both(xp, dz @ of.Ct)
+        dl = xp.where(at.is_equal, both(xp, d_lam), f + w * dr)
+        return dz, dnu, dl, has * (delta * dl - r_s - dr)
 
     # predictor
-    sl = s * l
-    l_safe = l + (1.0 - has)
-    _, _, dl, ds = direction(-sl)
-    a = 1.0 / xp.maximum(-xp.min(xp.minimum(dl / l_safe, ds / s)), 1.0)
-    ahead = xp.sum((s + a * ds) * (l + a * dl))
-    ratio = xp.clip(ahead / xp.maximum(gap, 1e-300), 0.0, 1.0)
-    sigma = ratio * ratio * ratio
-    # corrector; where the predictor soon met a boundary, its second order is far off and makes the steps cycle;
-    # where they do, they are taken back to the central path
-    cycles = (idle >= float(CYCLES[0])) & (best_residual >= NEARLY)
-    target = xp.where(cycles, xp.maximum(sigma, CYCLES[1]), sigma) * mu
-    second = xp.where(cycles | (a < SHORT_STEP), 0.0, has)
-    dz, dnu, dl, ds = direction(has * target - second * (ds * dl) - sl)
-    alpha = TO_BOUNDARY / xp.maximum(-xp.min(xp.minimum(dl / l_safe, ds / s)), TO_BOUNDARY)
-    moved = x + alpha * xp.concat([dz, dnu, dl, ds])
-    z, nu, l, s = split(xp, at, xp.where(going & xp.isfinite(xp.sum(dz)), moved, x))  # noqa: E741
-    x = xp.concat([z, nu, xp.maximum(l, SMALLEST * has), xp.maximum(s, SMALLEST)])
+    sl = s * l * has
+    l_safe = xp.where(is_bound, l, INFINITY)  # of what has no length
 
-    r_d, r_nu, r_s, gap, residual = evaluated(xp, at, x)
+    def lengths(dl: Array, ds: Array, part: float) -> tuple[Array, Array]:
+        """How far s and l may go, `part` of the way to the boundary."""
+        return part / xp.maximum(-xp.min(ds / s), part), part / xp.maximum(-xp.min(dl / l_safe), part)
+
+    _, _, dl, ds = direction(-sl)
+    a_s, a_l = lengths(dl, ds, 1.0)
+    ahead = xp.sum(has * (s + a_s * ds) * (l + a_l * dl)) / at.N
+    ratio = xp.clip(ahead / xp.maximum(mu, 1e-300), 0.0, 1.0)
+    # corrector
+    sigma = ratio * ratio * ratio
+    cycles = (idle >= float(CYCLES)) & (best_residual > CLOSE)
+    target = xp.where(cycles, xp.maximum(sigma, CENTRING), sigma) * mu
+    dz, dnu, dl, ds = direction(has * target - xp.where(cycles, 0.0, ds * dl) - sl)
+    a_s, a_l = lengths(dl, ds, TO_BOUNDARY)
+    l_next = l + a_l * dl
+    moved = xp.concat(
+        [
+            z + a_s * dz,
+            nu + a_l * dnu,
+            xp.where(is_bound, xp.maximum(l_next, SMALLEST), l_next),
+            xp.maximum(s + a_s * ds, SMALLEST),
+        ]
+    )
+    x = xp.where(going & xp.isfinite(xp.sum(moved)), moved, x)
+
+    mu_next, r_d, r_nu, r_s, residual = evaluated(xp, at, x)
+    rho = xp.maximum(rho * xp.minimum(mu_next / xp.maximum(mu, 1e-300), 1.0), RHO[1])
     idle = xp.where(residual < PROGRESS * best_residual, 0.0, idle + 1.0)
     better = going & (residual < best_residual)
     best_x, best_residual = xp.where(better, x, best_x), xp.where(better, residual, best_residual)
-    patience = xp.where(best_residual < NEARLY, float(PATIENCE[0]), float(PATIENCE[1]) + 0.0 * idle)
-    going = going & (best_residual > ENOUGH) & (idle < patience)
-    return Iterate(x, r_d, r_nu, r_s, gap, best_x, best_residual, idle, going)
+    enough = (best_residual <= NEARLY) & (idle >= float(PATIENCE))
+    going = going & (best_residual > ENOUGH) & ~enough
+    return Iterate(x, rho, mu_next, r_d, r_nu, r_s, best_x, best_residual, idle, going)
 
 
-def finished(xp: Namespace, at: Equilibrated, problem: Problem, x: Array) -> Answer:
+def finished(xp: Namespace, at: Equilibrated, x: Array) -> Answer:
     """An iterate in the units of the data."""
     z, nu, l, s = split(xp, at, x)  # noqa: E741
     (l_upper, l_lower), (s_upper, s_lower) = xp.halves(l), xp.halves(s)
     lam = l_upper - l_lower
-    lower, upper = problem.lower * at.F, problem.upper * at.F
+    # Bounds that leave no room hold z as an equality does, whichever of them λ points at.
+    (has_upper, has_lower), (equal, _) = xp.halves(at.has), xp.halves(xp.indicator(at.is_equal))
+    u_upper, minus_lower = xp.halves(at.u)
+    narrow = (has_upper * has_lower > 0.0) & (u_upper + minus_lower <= NARROW * (1.0 + abs(u_upper)))
+    held = narrow | (equal > 0.0)
+    *_, residuals = measured(xp, at, z, nu, lam)
     return Answer(
         z=z * at.D,
         lam=lam * at.F / at.c,
         nu=nu * at.E / at.c,
-        slack=xp.where(l_upper >= l_lower, s_upper, s_lower) / at.F,
-        residual=kkt_residual(xp, at.of, at.p, at.b, lower, upper, z, lam, nu),
+        slack=xp.where(held, 0.0, xp.where(l_upper >= l_lower, s_upper, s_lower)) / at.F,
+        residual=xp.mT(xp.max(xp.mT(residuals))),
         D=at.D,
     )
 
 
-def kkt_residual(
-    xp: Namespace, of: Matrices, p: Array, b: Array, lower: Array, upper: Array, z: Array, lam: Array, nu: Array
-) -> Array:
-    """Relative stationarity, feasibility and duality gap [B, 1, 3] of any z, λ of all rows and ν; NaN if they are.
-
-    The solver's own measure; `qp_reference.kkt_residual` checks it and shares nothing with it.
-    """
-    Q, C, Ct, A, At = of[:5]
-    Qz, r, Az, A_nu, C_lam = z @ Q, z @ Ct, z @ At, nu @ A, lam @ C
+def measured(xp: Namespace, at: Equilibrated, z: Array, nu: Array, lam: Array) -> tuple[Array, ...]:
+    """How far Cz is beyond the bounds of both sides, r_d, r_ν, and the relative residuals [B, 2, 3]: stationarity,
+    feasibility and duality gap, in units of the equilibrated problem and of the data, which must not be so small that
+    the 1 in a denominator lets everything pass. What may be violated is left out."""
+    Q, C, Ct, A, At = at.of[:5]
+    Qz, r, Az, C_lam, A_nu = z @ Q, z @ Ct, z @ At, lam @ C, nu @ A
     _, mu = xp.parts(lam, [None, z])
-    terms = xp.concat([Qz, p, C_lam - mu, A_nu, mu])
-    stationarity = xp.largest(Qz + p + C_lam + A_nu) / (1.0 + xp.largest(terms))
+    r_d, r_nu = Qz + at.p + C_lam + A_nu, Az - at.b - at.soft * nu
+    sides = both(xp, r - at.soft * lam) - at.u
 
-    u, has = bounds_of(xp, lower, upper)
-    has_upper, has_lower = xp.halves(has)
-    above = has * (both(xp, r) - u)
-    violation = xp.maximum(xp.maximum(xp.max(above), 0.0), xp.largest(Az - b))
-    held = xp.largest(r * xp.maximum(has_upper, has_lower))
-    feasibility = violation / (1.0 + xp.maximum(xp.maximum(xp.largest(b), xp.largest(Az)), held))
+    def most(a: Array, units: Array) -> Array:
+        return xp.max(abs(a * units))
 
-    # A multiplier of a side that is not there is as wrong as a gap of that size.
-    push = xp.maximum(both(xp, lam), 0.0)
-    gap = xp.sum(push * xp.where(has > 0.0, abs(above), 1.0))
-    objective = 0.5 * xp.sum(z * Qz) + xp.sum(z * p)
-    gap = gap / (1.0 + abs(objective))
-    return xp.concat([stationarity, feasibility, gap]) + 0.0 * gap  # `largest` may pass over NaN
+    units = at.units
+    terms = xp.concat([Qz, at.p, C_lam - mu, A_nu, mu])
+    stationarity = most(r_d, units.column) / (1.0 + most(terms, units.columns))
+    violation = xp.maximum(xp.maximum(xp.max(sides * units.row), 0.0), most(r_nu, units.equality))
+    reach = xp.maximum(most(both(xp, r), units.row), most(xp.concat([at.b, Az]), units.equalities))
+    gap = xp.sum(xp.maximum(both(xp, lam), 0.0) * abs(sides)) * units.cost
+    objective = (0.5 * xp.sum(z * Qz) + xp.sum(z * at.p)) * units.cost
+    relative = stationarity, violation / (1.0 + reach), gap / (1.0 + abs(objective))
+    return sides, r_d, r_nu, xp.concat(relative) + 0.0 * gap  # `max` may pass over NaN

@@ -1,30 +1,66 @@
-"""The adjoint of a quadratic program by one KKT solve.
+"""The adjoint of a quadratic program by one KKT system on the active set.
 
-For a loss ℓ with z̄ = ∂ℓ/∂z, λ̄, ν̄, μ̄ at a solution, with s the slack of the side that a multiplier points at,
-W_λ = |λ|/s_λ and W_μ = |μ|/s_μ (Amos, Kolter, *OptNet*, ICML 2017; Amos, Xu, Kolter, *Input Convex Neural Networks*,
-ICML 2017, Proposition 3)::
+For a loss ℓ with z̄ = ∂ℓ/∂z, λ̄, ν̄, μ̄ at a solution (Amos, Kolter, *OptNet*, ICML 2017; Amos, Xu, Kolter, *Input Convex
+Neural Networks*, ICML 2017, Proposition 3), with G_a and I_a the rows that hold z::
 
-    [Q  G'       A'  I      ] [d_z]     [−z̄]         ∂ℓ/∂p = d_z        ∂ℓ/∂Q = ½ (d_z z' + z d_z')
-    [G  −1/W_λ              ] [d_λ]  =  [−λ̄]         ∂ℓ/∂G = λ d_z' + d_λ z'
-    [A           0          ] [d_ν]     [−ν̄]         ∂ℓ/∂A = ν d_z' + d_ν z'        ∂ℓ/∂b = −d_ν
-    [I               −1/W_μ ] [d_μ]     [−μ̄]         ∂ℓ/∂h = −d_λ where λ > 0,  ∂ℓ/∂h_lower = −d_λ where λ < 0
+    [Q    G_a'  A'  I_a'] [d_z]     [−z̄]         ∂ℓ/∂p = d_z        ∂ℓ/∂Q = ½ (d_z z' + z d_z')
+    [G_a                ] [d_λ]  =  [−λ̄]         ∂ℓ/∂G = λ d_z' + d_λ z'
+    [A                  ] [d_ν]     [−ν̄]         ∂ℓ/∂A = ν d_z' + d_ν z'        ∂ℓ/∂b = −d_ν
+    [I_a                ] [d_μ]     [−μ̄]         ∂ℓ/∂h = −d_λ where λ > 0,  ∂ℓ/∂h_lower = −d_λ where λ < 0
 
-and the same of μ for the box. A multiplier and its slack that are both 0 (no strict complementarity) leave a kink; the
-constraint then counts by the multiplier and the slack that the solver ends with.
+and the same of μ for the box; d_λ and d_μ are 0 elsewhere. A row holds z where its slack is 0, as it is of an equality,
+and where its multiplier is larger than its slack, both in units of the equilibrated problem. Where both are 0 (no
+strict complementarity) the solution has a kink, and this is the derivative of one side.
+
+The system may be singular: where the solution is not unique, or rows depend on each other. It is solved by the proximal
+point method from 0, x <- x + (K + reg)⁻¹ (r − K x) with K the matrix above, which tends to the solution of least norm
+(Rockafellar, *Monotone operators and the proximal point algorithm*, 1976).
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
-from icnnrt.mathematics.condensed_kkt import Step, matrices, solver
+from icnnrt.mathematics.condensed_kkt import Matrices, Step, matrices, solver
+from icnnrt.mathematics.interior_point import units
 from icnnrt.mathematics.namespace import Array, Namespace
 
-HARD: Final = 1e8  # the weight of an active constraint, in units of the curvature of Q
-# Each leaves about 1e-8 of the error, more where constraints nearly depend on each other.
-REFINEMENTS: Final = 3
+RHO: Final = 1e-12
+DELTA: Final = 1e-8
+FACTORS: Final = 5  # and for each so many steps of the proximal point method; 1 is usual
+STEPS: Final = 2
+ENOUGH: Final = 1e-14  # relative residual at which a sample stops
 
 
-def qp_adjoint(
+class Held(NamedTuple):
+    """The equilibrated system on the active set, and its units."""
+
+    of: Matrices
+    active: Array  # [B, 1, m + n] 1 or 0
+    r_z: Array
+    r: Array
+    r_nu: Array
+    size: Array
+    D: Array
+    F: Array
+    E: Array
+    c: Array
+
+
+def qp_adjoint(xp: Namespace, *given: Array) -> Step:
+    """d_z [B, 1, n], d_λ and d_μ in one row [B, 1, m + n], d_ν [B, 1, q], of what `held` takes."""
+    at = held(xp, *given)
+
+    def unfinished(*state: Array) -> Array:
+        return xp.any(state[-1])
+
+    def proximal(*state: Array) -> tuple[Array, ...]:
+        return step(xp, at, *state)
+
+    dz, dlam, dnu, _ = xp.loop(unfinished, proximal, begin(at), FACTORS)
+    return finished(at, dz, dlam, dnu)
+
+
+def held(
     xp: Namespace,
     Q: Array,
     G: Array,
@@ -34,23 +70,41 @@ def qp_adjoint(
     z_bar: Array,
     bars: Array,
     nu_bar: Array,
-) -> Step:
-    """d_z [B, 1, n], d_λ and d_μ in one row [B, 1, m + n], d_ν [B, 1, q].
-
-    Q [B, n, n] symmetric, G [B, m, n], A [B, q, n] with q >= 1; (λ, μ), their slacks, (λ̄, μ̄) in rows [B, 1, m + n]. A
-    multiplier that is NaN counts as 0.
+) -> Held:
+    """Q [B, n, n] symmetric, G [B, m, n], A [B, q, n] with q >= 1; (λ, μ), their slacks, (λ̄, μ̄) in rows
+    [B, 1, m + n]. A multiplier that is NaN counts as 0.
     """
-    known = abs(multiplier) >= 0.0
-    W = xp.where(known, abs(multiplier) / slack, 0.0)
-    of = matrices(xp, Q, G, A)
-    # In units of the curvature of Q, and of the rows: an active constraint counts 1e8 times as much as Q, and the
-    # refinements take the rest of the way to a hard one.
-    size = xp.total(abs(Q) * of.eye) / xp.count(z_bar)
-    size = xp.where(size > 0.0, size, 1.0)
-    row = xp.mT(xp.sum(of.C * of.C))
-    W_most = HARD * size / xp.where(row > 0.0, row, 1.0)
-    solve = solver(xp, of, W, W * (W_most / (W + W_most)), 1e-13 * size, 1e-13 / size)
-    return solve(-z_bar, bars, -nu_bar, REFINEMENTS)
+    Q, _, G, A, D, F, E, c = units(xp, Q, 0.0 * z_bar, G, A)
+    active = xp.indicator((slack <= 0.0) | (abs(multiplier) * c / F > slack * F))
+    r_z, r, r_nu = -z_bar * D, active * (-bars * F / c), -nu_bar * E / c
+    size = xp.largest(xp.concat([r_z, r, r_nu]))
+    return Held(matrices(xp, Q, G, A), active, r_z, r, r_nu, size, D, F, E, c)
+
+
+def begin(at: Held) -> tuple[Array, ...]:
+    """dz, dλ, dν and which samples are going."""
+    return 0.0 * at.r_z, 0.0 * at.r, 0.0 * at.r_nu, at.size > 0.0
+
+
+def step(xp: Namespace, at: Held, dz: Array, dlam: Array, dnu: Array, going: Array) -> tuple[Array, ...]:
+    """Some steps of the proximal point method."""
+    of, active, r_z, r, r_nu = at[:5]
+    solve = solver(xp, of, active / DELTA, RHO + 0.0 * at.c, DELTA + 0.0 * at.c)
+
+    def left() -> Step:
+        """r − K x."""
+        return r_z - dz @ of.Q - dlam @ of.C - dnu @ of.A, active * (r - dz @ of.Ct), r_nu - dz @ of.At
+
+    for _ in range(STEPS):
+        e_z, e, e_nu = left()
+        more = solve(e_z, -e, e_nu, 1)
+        dz, dlam, dnu = (xp.where(going, a + d, a) for a, d in zip((dz, dlam, dnu), more, strict=True))
+    return dz, dlam, dnu, going & (xp.largest(xp.concat(list(left()))) > ENOUGH * at.size)
+
+
+def finished(at: Held, dz: Array, dlam: Array, dnu: Array) -> Step:
+    """The same in the units of the data."""
+    return dz * at.D * at.c, dlam * at.F, dnu * at.E
 
 
 def gradients(

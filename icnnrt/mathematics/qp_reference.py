@@ -15,7 +15,6 @@ from icnnrt.mathematics import quadratic_program
 from icnnrt.mathematics.infeasibility import CANCELLED, CERTIFICATE, CERTIFIED, FALLS
 from icnnrt.mathematics.interior_point import BOUND_MAX, STEPS, Problem
 from icnnrt.mathematics.namespace import EPS, NUMPY
-from icnnrt.mathematics.qp_adjoint import HARD
 from icnnrt.mathematics.qp_status import QPStatus
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "CERTIFICATE",
     "CERTIFIED",
     "FALLS",
-    "HARD",
     "QP",
     "RAY",
     "RAY_FLOAT32",
@@ -71,7 +69,7 @@ class QPReference(NamedTuple):
     lam: Array  # [B, m]
     nu: Array  # [B, q]
     mu: Array  # [B, n]
-    slack: Array  # [B, m] of the side that λ points at, > 0
+    slack: Array  # [B, m] of the side that λ points at; 0 of bounds that leave no room, and of nothing else
     box_slack: Array  # [B, n]
     residual: (
         Array  # [B, 3] relative stationarity, feasibility, duality gap, in the data's units or equilibrated: the larger
@@ -191,7 +189,7 @@ def kkt_residual(qp: QP, z: Array, lam: Array, nu: Array, mu: Array) -> Array:
     """Relative stationarity, feasibility and duality gap [B, 3], in float64.
 
     The independent checker of any answer: it shares no code with the solver, whose own measure is
-    `interior_point.kkt_residual`.
+    `interior_point.measured`.
     """
     Q, p, G, h_lower, h, A, b, lower, upper = qp
     Qz, Gz, Az, G_lam, A_nu = (

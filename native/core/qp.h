@@ -48,7 +48,7 @@ struct QpArguments {
   T* lam;            // [m] out
   T* nu;             // [q] out
   T* mu;             // [n] out
-  T* slack;          // [m] out, > 0: of the side that λ points at
+  T* slack;          // [m] out, of the side that λ points at; 0 of bounds that leave no room, and of nothing else
   T* box_slack;      // [n] out
   double* residual;  // [3] out: relative stationarity, feasibility, duality gap
   QpStatus* status;  // [1] out

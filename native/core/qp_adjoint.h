@@ -6,12 +6,15 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-inline constexpr std::size_t kRefinements = 3;  // each leaves about 1e-8 of the error
+// The constants of icnnrt/mathematics/qp_adjoint.py.
+inline constexpr double kAdjointRho = 1e-12, kAdjointDelta = 1e-8;
+inline constexpr std::size_t kProximalSteps = 10;  // of the proximal point method: 2 are usual
+inline constexpr double kAdjointEnough = 1e-14;    // relative residual at which it stops
 
-//     [Q  G'       A'  I      ] [d_z]     [−z̄]
-//     [G  −1/W_λ              ] [d_λ]  =  [−λ̄]         W_λ = |λ| / slack,  W_μ = |μ| / box_slack
-//     [A           0          ] [d_ν]     [−ν̄]
-//     [I               −1/W_μ ] [d_μ]     [−μ̄]
+//     [Q    G_a'  A'  I_a'] [d_z]     [−z̄]
+//     [G_a                ] [d_λ]  =  [−λ̄]
+//     [A                  ] [d_ν]     [−ν̄]         on the rows that hold z, which have 0 slack, or less than λ
+//     [I_a                ] [d_μ]     [−μ̄]
 template <typename T>
 static void qp_adjoint(const QpSizes& sizes, const QpAdjointArguments<T>& args, void* memory) noexcept {
   const std::size_t n = sizes.n, m = sizes.m, q = sizes.q;
@@ -32,54 +35,64 @@ static void qp_adjoint(const QpSizes& sizes, const QpAdjointArguments<T>& args, 
   data.G = args.G;
   data.A = args.A;
   read_matrices(data, Purpose::kSolve, P);
+  fill(P.c, P.ld, 0.0);
   bool any_box = false;
   for (std::size_t j = 0; j < n; ++j)
-    any_box = any_box || args.mu[j] != T{0} || (args.mu_bar && args.mu_bar[j] != T{0});
+    any_box = any_box || args.mu[j] != T{0} || (args.mu_bar && args.mu_bar[j] != T{0}) || args.box_slack[j] <= T{0};
   P.N = any_box ? P.N : P.box;
   for (Side& side : P.side) side.any = false;
+  equilibrate(P, it.Kz, it.newton.rows, it.r);
+  const double per_cost = 1.0 / P.cost;
 
-  // In units of the curvature of Q, and of the rows: an active constraint counts 1e8 times as much as Q, and the
-  // refinements take the rest of the way to a hard one.
-  double size = 0.0;
-  for (std::size_t j = 0; j < n; ++j) size += __builtin_fabs(P.K[j * P.ld + j]);
-  size = size > 0.0 ? size / static_cast<double>(n) : 1.0;
-  newton.rho = 1e-13 * size;
-  newton.delta = 1e-13 / size;
-  const auto weigh = [&](std::size_t i, double multiplier, double slack, double row, double bar) {
-    const double W_true = __builtin_fabs(multiplier) / slack, W_most = kHard * size / (row > 0.0 ? row : 1.0);
-    newton.inverse_W[i] = W_true > 0.0 ? 1.0 / W_true : 0.0;
-    newton.W[i] = W_true < kInf ? W_true * (W_most / (W_true + W_most)) : W_most;
-    it.t[i] = bar;
+  newton.rho = kAdjointRho;
+  newton.delta = kAdjointDelta;
+  double* const r = it.rows;  // [N] of the constraints that hold z
+  const auto hold = [&](std::size_t i, double multiplier, double slack, double unit, double bar) {
+    const bool holds = slack <= 0.0 || __builtin_fabs(multiplier) * P.cost / unit > slack * unit;
+    newton.W[i] = holds ? 1.0 / kAdjointDelta : 0.0;
+    newton.inverse_W[i] = holds ? kAdjointDelta : 0.0;
+    r[i] = holds ? -bar * unit * per_cost : 0.0;
   };
-  for (std::size_t i = 0; i < P.box; ++i) {
-    if (i >= m) {
-      weigh(i, 0.0, 1.0, 1.0, 0.0);
-      continue;
-    }
-    Vec row{};
-    for (std::size_t j = 0; j < P.n_blocks; j += W) row += load(P.G + i * P.ld + j) * load(P.G + i * P.ld + j);
-    weigh(i, static_cast<double>(args.lam[i]), static_cast<double>(args.slack[i]), sum(row),
-          args.lam_bar ? static_cast<double>(args.lam_bar[i]) : 0.0);
+  const auto get = [](const T* a, std::size_t i) { return a ? static_cast<double>(a[i]) : 0.0; };
+  for (std::size_t i = 0; i < P.N; ++i) {
+    if (i < m)
+      hold(i, get(args.lam, i), get(args.slack, i), P.E_G[i], get(args.lam_bar, i));
+    else if (i >= P.box && i - P.box < n)
+      hold(i, get(args.mu, i - P.box), get(args.box_slack, i - P.box), 1.0 / P.D[i - P.box],
+           get(args.mu_bar, i - P.box));
+    else
+      hold(i, 0.0, 1.0, 1.0, 0.0);
   }
-  for (std::size_t i = P.box; i < P.N; ++i) {
-    const std::size_t j = i - P.box;
-    if (j < n) {
-      weigh(i, static_cast<double>(args.mu[j]), static_cast<double>(args.box_slack[j]), 1.0,
-            args.mu_bar ? static_cast<double>(args.mu_bar[j]) : 0.0);
-    } else {
-      weigh(i, 0.0, 1.0, 1.0, 0.0);
-    }
-  }
-  for (std::size_t j = 0; j < n; ++j) it.rhs[j] = -static_cast<double>(args.z_bar[j]);
-  for (std::size_t j = 0; j < q; ++j) it.rhs[P.n_blocks + j] = args.nu_bar ? -static_cast<double>(args.nu_bar[j]) : 0.0;
+  double size = 0x1p-1000;
+  for (std::size_t j = 0; j < n; ++j) it.r[j] = -static_cast<double>(args.z_bar[j]) * P.D[j];
+  for (std::size_t j = n; j < P.ld; ++j) it.r[j] = 0.0;
+  for (std::size_t j = 0; j < q; ++j) it.r[P.n_blocks + j] = -get(args.nu_bar, j) * P.E_A[j] * per_cost;
+  size = largest(r, P.N, largest(it.r, P.ld, size));
   factor(P, newton);
-  solve_refined(P, newton, it.rhs, it.t, kRefinements, it.dx, it.d_lam, it.d_rows);
-  for (std::size_t j = 0; j < n; ++j) {
-    args.d_z[j] = static_cast<T>(it.dx[j]);
-    args.d_mu[j] = static_cast<T>(any_box ? it.d_lam[P.box + j] : 0.0);
+  // The proximal point method from 0: it tends to the solution of least norm, however singular the system is.
+  fill(it.x, P.ld, 0.0);
+  fill(it.lam, P.N, 0.0);
+  copy(it.rhs, it.r, P.ld);
+  for (std::size_t i = 0; i < P.N; ++i) it.t[i] = -r[i];
+  for (std::size_t step = 0; step < kProximalSteps; ++step) {
+    solve_refined(P, newton, it.rhs, it.t, 1, it.dx, it.d_lam, it.d_rows);
+    for (std::size_t j = 0; j < P.size; ++j) it.x[j] += it.dx[j];
+    for (std::size_t i = 0; i < P.N; ++i) it.lam[i] += it.d_lam[i];
+    fill(it.Kz, P.ld, 0.0);
+    add_Kz(P, it.x, it.Kz);
+    add_Knu(P, it.x, it.Kz);
+    add_columns_times(P, it.lam, it.Kz);
+    rows_times(P, it.x, it.d_rows);
+    for (std::size_t j = 0; j < P.size; ++j) it.rhs[j] = it.r[j] - it.Kz[j];
+    for (std::size_t i = 0; i < P.N; ++i) it.t[i] = newton.W[i] > 0.0 ? it.d_rows[i] - r[i] : 0.0;
+    if (!(largest(it.t, P.N, largest(it.rhs, P.size)) > kAdjointEnough * size)) break;
   }
-  for (std::size_t i = 0; i < m; ++i) args.d_lam[i] = static_cast<T>(it.d_lam[i]);
-  for (std::size_t i = 0; i < q; ++i) args.d_nu[i] = static_cast<T>(it.dx[P.n_blocks + i]);
+  for (std::size_t j = 0; j < n; ++j) {
+    args.d_z[j] = static_cast<T>(it.x[j] * P.D[j] * P.cost);
+    args.d_mu[j] = static_cast<T>(any_box ? it.lam[P.box + j] / P.D[j] : 0.0);
+  }
+  for (std::size_t i = 0; i < m; ++i) args.d_lam[i] = static_cast<T>(it.lam[i] * P.E_G[i]);
+  for (std::size_t i = 0; i < q; ++i) args.d_nu[i] = static_cast<T>(it.x[P.n_blocks + i] * P.E_A[i]);
 }
 
 }  // namespace ICNNRT_INSTRUCTION_SET

@@ -8,22 +8,26 @@ namespace ICNNRT_INSTRUCTION_SET {
 
 // The constants of icnnrt/mathematics/interior_point.py, and below them those of what is done beyond it.
 inline constexpr double kEnough = 1e-12;  // relative KKT residual at which a sample stops
+inline constexpr double kNearly = 1e-9;   // and at which it does after so many steps without progress
+inline constexpr std::size_t kPatience = 3;
+inline constexpr double kProgress = 0.7;
 inline constexpr double kQpToBoundary = 0.995;
-inline constexpr double kShortStep = 0.2;   // a predictor below has a second order that makes the steps cycle
-inline constexpr std::size_t kCycle = 3;    // steps without progress, far from the solution, that make one careful
-inline constexpr double kCentring = 0.3;    // of careful steps, at least
-inline constexpr double kSmallest = 1e-18;  // of slacks and multipliers, so that their quotients stay finite
-inline constexpr double kMostRho = 1e-8, kLeastRho = 1e-12;
-inline constexpr double kNearly = 1e-9;
-inline constexpr std::size_t kPatience = 6, kMorePatience = 15;
+inline constexpr double kSmallest = 1e-20;  // of slacks and multipliers, so that their quotients stay finite
+inline constexpr double kFirstRho = 1e-8, kLeastRho = 1e-12;
+inline constexpr double kLeastDelta = 1e-10;
+// Close to the solution and without progress: larger weights than 1 / δ would hide the curvature of what they leave
+// free.
+inline constexpr std::size_t kStuck = 2, kStuckRefinements = 3;
+inline constexpr double kClose = 1e-6, kStuckDelta = 1e-7;
 inline constexpr double kWarm = 1e-2;
-inline constexpr std::size_t kAmendments = 1, kMoreAmendments = 3;  // of a polish, and of a warm start's
+inline constexpr std::size_t kAmendments = 3;  // of a polish
 // The corrector is refined where rounding of the condensed system may tell: close to the solution, and in steps that
 // only hard problems take.
 inline constexpr double kRefined = 1e-4;
 inline constexpr std::size_t kHardStep = 8;
-inline constexpr double kGuess = 1e-1;  // relative KKT residual above which the active set is not guessed
-inline constexpr double kHard = 1e8;    // weight of an active constraint in units of the curvature of Q
+inline constexpr double kGuess = 1e-1;    // relative KKT residual above which the active set is not guessed
+inline constexpr double kClosely = 1e-4;  // below it residuals are measured as they are told
+inline constexpr double kHard = 1e8;      // weight of an active constraint in units of the curvature of Q
 
 // The scratch of one solve, beside the problem.
 struct Iteration {
@@ -35,11 +39,8 @@ struct Iteration {
   Newton newton;
 };
 
-// Relative stationarity, feasibility and gap of (x, λ signed): the larger of those in the operator's units, which must
-// not be so small that the 1 in a denominator lets everything pass, and those in the equilibrated ones.
-// it.rows, Kz and G_lam are left at x.
-ICNNRT_NO_INLINE void kkt_residual(const Problem& P, Iteration& it, const double* x, const double* lam,
-                                   double (&residual)[3]) {
+// it.rows, Kz, G_lam and A_nu at (x, λ signed).
+ICNNRT_NO_INLINE void products(const Problem& P, Iteration& it, const double* x, const double* lam) {
   rows_times(P, x, it.rows);
   fill(it.Kz, P.ld, 0.0);
   fill(it.G_lam, P.ld, 0.0);
@@ -47,6 +48,13 @@ ICNNRT_NO_INLINE void kkt_residual(const Problem& P, Iteration& it, const double
   add_Kz(P, x, it.Kz);
   add_Knu(P, x, it.A_nu);
   add_columns_times(P.G, P.ld, P.m, P.n_blocks, lam, it.G_lam);
+}
+
+// Relative stationarity, feasibility and gap of (x, λ signed) from its products: the larger of those in the operator's
+// units, which must not be so small that the 1 in a denominator lets everything pass, and those in the equilibrated
+// ones.
+ICNNRT_NO_INLINE void relative(const Problem& P, const Iteration& it, const double* x, const double* lam,
+                               double (&residual)[3]) {
   residual[0] = residual[1] = residual[2] = 0.0;
   for (unsigned given = 0; given < 2; ++given) {
     const double per_cost = given ? 1.0 / P.cost : 1.0;
@@ -67,6 +75,13 @@ ICNNRT_NO_INLINE void kkt_residual(const Problem& P, Iteration& it, const double
     for (std::size_t i = 0; i < P.N; ++i) {
       if (i >= P.m && i < P.box) continue;
       const double per = !given ? 1.0 : i < P.m ? 1.0 / P.E_G[i] : P.D[i - P.box];
+      if (P.equal.any && P.equal.has[i]) {
+        const double beyond = __builtin_fabs(it.rows[i] - P.side[0].bound[i]);
+        violated = larger(violated, beyond * per);
+        gap += __builtin_fabs(lam[i]) * beyond;
+        reach = larger(reach, __builtin_fabs(it.rows[i]) * per);
+        continue;
+      }
       bool held = false;
       for (const Side& side : P.side) {
         const double multiplier = side.sign * lam[i] <= 0.0 ? 0.0 : side.sign * lam[i];
@@ -85,6 +100,12 @@ ICNNRT_NO_INLINE void kkt_residual(const Problem& P, Iteration& it, const double
     residual[1] = larger(residual[1], violated / (1.0 + reach));
     residual[2] = larger(residual[2], gap * per_cost / (1.0 + __builtin_fabs(objective) * per_cost));
   }
+}
+
+ICNNRT_NO_INLINE void kkt_residual(const Problem& P, Iteration& it, const double* x, const double* lam,
+                                   double (&residual)[3]) {
+  products(P, it, x, lam);
+  relative(P, it, x, lam, residual);
 }
 
 ICNNRT_INLINE double worst(const double (&residual)[3]) {
@@ -112,7 +133,7 @@ ICNNRT_NO_INLINE bool polish(const Problem& P, Iteration& it, std::size_t amendm
       it.lam[i] = it.t[i] = newton.W[i] = newton.inverse_W[i] = 0.0;
       if (!held) continue;
       const Side& side = P.side[held - 1];
-      it.lam[i] = side.any ? side.sign * side.lam[i] : 0.0;
+      it.lam[i] = P.equal.any && P.equal.has[i] ? P.equal.lam[i] : side.any ? side.sign * side.lam[i] : 0.0;
       it.t[i] = it.rows[i] - side.bound[i];
       newton.W[i] = kHard * size;
     }
@@ -124,19 +145,20 @@ ICNNRT_NO_INLINE bool polish(const Problem& P, Iteration& it, std::size_t amendm
     solve_refined(P, newton, it.rhs, it.t, 2, it.dx, it.d_lam, it.d_rows);
     for (std::size_t j = 0; j < P.ld; ++j) it.polished[j] = it.x[j] + it.dx[j];
     for (std::size_t i = 0; i < P.N; ++i) it.lam[i] += it.d_lam[i];
-    kkt_residual(P, it, it.polished, it.lam, residual);
-    if (worst(residual) <= kEnough) return true;
-    if (amendments == 0) return false;
+    // What would pull is let go, be it by rounding: a row has a multiplier of the side it is held at, or none.
     bool changed = false;
     for (std::size_t i = 0; i < P.N; ++i) {
       const unsigned held = it.active[i];
-      if (held) {
-        if (P.side[held - 1].sign * it.lam[i] < 0.0) {
-          it.active[i] = 0;
-          changed = true;
-        }
-        continue;
-      }
+      if (!held || (P.equal.any && P.equal.has[i]) || !(P.side[held - 1].sign * it.lam[i] < 0.0)) continue;
+      it.active[i] = 0;
+      it.lam[i] = 0.0;
+      changed = true;
+    }
+    kkt_residual(P, it, it.polished, it.lam, residual);
+    if (worst(residual) <= kEnough) return true;
+    if (amendments == 0) return false;
+    for (std::size_t i = 0; i < P.N; ++i) {
+      if (it.active[i] || (P.equal.any && P.equal.has[i])) continue;
       for (unsigned k = 0; k < 2; ++k)
         if (P.side[k].any && P.side[k].has[i] != 0.0 && P.side[k].sign * (it.rows[i] - P.side[k].bound[i]) > kEnough) {
           it.active[i] = static_cast<unsigned char>(k + 1);
@@ -149,7 +171,7 @@ ICNNRT_NO_INLINE bool polish(const Problem& P, Iteration& it, std::size_t amendm
 
 namespace {
 
-// The method on P, from it.x and the slacks and multipliers of P's sides; weights are λ / (s + soft λ).
+// The method on P, from it.x and the slacks and multipliers of P's sides; weights are λ / (s + δ λ).
 //
 // With soft > 0 a constraint may be violated by t at a price of ½ t² / soft; then λ = t / soft.
 struct InteriorPoint {
@@ -157,7 +179,8 @@ struct InteriorPoint {
   Iteration& it;
   double soft;
 
-  // The step to λ∘s + c = 0 on both sides, c / (s + soft λ) in side.e; r_d and r_ν in it.r.
+  // The step to λ∘s + c = 0 on both sides, c / (s + δ λ) in side.e; r_d and r_ν in it.r. That of the equalities is left
+  // in it.d_lam.
   __attribute__((noinline)) void direction(std::size_t refinements) {
     Newton& newton = it.newton;
     fill(it.t, P.N, 0.0);
@@ -167,6 +190,8 @@ struct InteriorPoint {
         store(it.t + i, load(it.t + i) + (load(side.e + i) + load(side.w + i) * load(side.excess + i)) * side.sign);
     }
     for (std::size_t i = 0; i < P.N; i += W) store(it.t + i, load(it.t + i) * load(newton.inverse_W + i));
+    for (std::size_t i = 0; P.equal.any && i < P.N; ++i)
+      if (P.equal.has[i]) it.t[i] = it.rows[i] - P.side[0].bound[i] - soft * P.equal.lam[i];
     for (std::size_t j = 0; j < P.size; ++j) it.rhs[j] = -it.r[j];
     solve_refined(P, newton, it.rhs, it.t, refinements, it.dx, it.d_lam, it.d_rows);
     for (Side& side : P.side) {
@@ -175,14 +200,14 @@ struct InteriorPoint {
         const Vec ahead = load(side.excess + i) + load(it.d_rows + i) * side.sign;
         const Vec d_lam = load(side.e + i) + load(side.w + i) * ahead;
         store(side.d_lam + i, d_lam);
-        store(side.d_s + i, load(side.has + i) * (d_lam * soft - ahead));
+        store(side.d_s + i, load(side.has + i) * (d_lam * newton.delta - ahead));
       }
     }
   }
 
-  // The step length at which a slack or multiplier reaches 0: 1 / the largest of -d / value.
-  __attribute__((noinline)) double to_boundary() const {
-    Vec most = broadcast(0x1p-1000);
+  // How far slacks and multipliers may go, `part` of the way to the boundary: part / the largest of -d / value.
+  __attribute__((noinline)) void to_boundary(double part, double& a_s, double& a_lam) const {
+    Vec most_s = broadcast(part), most_lam = most_s;
     for (const Side& side : P.side) {
       if (!side.any) continue;
       for (std::size_t i = 0; i < P.N; i += W) {
@@ -190,58 +215,88 @@ struct InteriorPoint {
         // where there is no side, λ = 0 and dλ = 0
         const Vec a = -load(side.d_s + i) / load(side.s + i),
                   b = -load(side.d_lam + i) / (load(side.lam + i) + (1.0 - none));
-        most = a > most ? a : most;
-        most = b > most ? b : most;
+        most_s = a > most_s ? a : most_s;
+        most_lam = b > most_lam ? b : most_lam;
       }
     }
-    double of_all = most[0];
-    for (std::size_t l = 1; l < W; ++l) of_all = max(of_all, most[l]);
-    return 1.0 / of_all;
+    double of_s = part, of_lam = part;
+    for (std::size_t l = 0; l < W; ++l) {
+      of_s = max(of_s, most_s[l]);
+      of_lam = max(of_lam, most_lam[l]);
+    }
+    a_s = part / of_s;
+    a_lam = part / of_lam;
   }
 
-  // The minimiser of the objective plus ½ ‖slacks‖²; slacks and multipliers are then lifted to be positive.
+  double number_of_sides() const {
+    double count = 0.0;
+    for (const Side& side : P.side)
+      for (std::size_t i = 0; side.any && i < P.N; ++i) count += side.has[i];
+    return max(count, 1.0);
+  }
+
+  // The minimiser of the objective plus ½ ‖slacks‖² on the equalities; slacks and multipliers are then lifted to be
+  // positive, and balanced.
   __attribute__((noinline)) void start() {
     Newton& newton = it.newton;
-    newton.rho = kMostRho;
-    newton.delta = soft + kMostRho;
+    newton.rho = kFirstRho;
+    newton.delta = soft + kFirstRho;
     for (std::size_t i = 0; i < P.N; ++i) {
       double count = 0.0, bounds = 0.0;
       for (const Side& side : P.side)
         if (side.any) {
           count += side.has[i];
-          bounds += side.bound[i];
+          bounds += side.has[i] * side.bound[i];
         }
       newton.W[i] = count / (1.0 + soft);
-      newton.inverse_W[i] = count > 0.0 ? (1.0 + soft) / count : 0.0;
       it.t[i] = -bounds / max(count, 1.0);
+      if (P.equal.any && P.equal.has[i]) {
+        newton.W[i] = 1.0 / newton.delta;
+        it.t[i] = -P.side[0].bound[i];
+      }
+      newton.inverse_W[i] = newton.W[i] > 0.0 ? 1.0 / newton.W[i] : 0.0;
     }
     for (std::size_t j = 0; j < P.size; ++j) it.rhs[j] = -P.c[j];
     fill(it.rhs + P.size, P.ld - P.size, 0.0);
     factor(P, newton);
     solve_refined(P, newton, it.rhs, it.t, 0, it.x, it.d_lam, it.rows);
-    double least_s = kInf, least_lam = kInf;
-    for (Side& side : P.side) {
+    double least_s = 0.0, least_lam = 0.0;
+    for (const Side& side : P.side) {
       if (!side.any) continue;
       for (std::size_t i = 0; i < P.N; ++i) {
-        if (side.has[i] == 0.0) continue;
-        const double slack = side.sign * (side.bound[i] - it.rows[i]);
+        const double slack = side.has[i] * side.sign * (side.bound[i] - it.rows[i]);
         least_s = min(least_s, slack);
         least_lam = min(least_lam, -slack);
       }
     }
-    const double s_by = least_s < 1e-3 ? 1.0 - least_s : 0.0, lam_by = least_lam < 1e-3 ? 1.0 - least_lam : 0.0;
+    double total = 0.0, sum_s = 0.0, sum_lam = 0.0;
     for (Side& side : P.side) {
       if (!side.any) continue;
       for (std::size_t i = 0; i < P.N; ++i) {
         const double slack = side.sign * (side.bound[i] - it.rows[i]);
-        side.s[i] = side.has[i] != 0.0 ? slack + s_by : 1.0;
-        side.lam[i] = side.has[i] != 0.0 ? lam_by - slack : 0.0;
+        side.s[i] = side.has[i] != 0.0 ? slack - 1.5 * least_s : 0.0;
+        side.lam[i] = side.has[i] != 0.0 ? -slack - 1.5 * least_lam : 0.0;
+        total += side.s[i] * side.lam[i];
+        sum_s += side.s[i];
+        sum_lam += side.lam[i];
       }
     }
+    const bool balanced = total > 1e-8 * number_of_sides();
+    const auto balance = [&](double by) { return balanced ? clip(0.5 * total / max(by, 1e-300), 1e-4, 1e8) : 1.0; };
+    const double s_by = balance(sum_lam), lam_by = balance(sum_s);
+    for (Side& side : P.side) {
+      if (!side.any) continue;
+      for (std::size_t i = 0; i < P.N; ++i) {
+        side.s[i] = side.has[i] != 0.0 ? side.s[i] + s_by : 1.0;
+        side.lam[i] = side.has[i] != 0.0 ? side.lam[i] + lam_by : 0.0;
+      }
+    }
+    for (std::size_t i = 0; P.equal.any && i < P.N; ++i) P.equal.lam[i] = P.equal.has[i] ? it.d_lam[i] : 0.0;
   }
 
   void keep_best() {
     copy(it.best_x, it.x, P.ld);
+    if (P.equal.any) copy(P.equal.best_lam, P.equal.lam, P.N);
     for (Side& side : P.side) {
       if (!side.any) continue;
       copy(side.best_lam, side.lam, P.N);
@@ -249,38 +304,34 @@ struct InteriorPoint {
     }
   }
 
+  // λ of both sides and of the equalities, signed.
+  void sign_multipliers() {
+    for (std::size_t i = 0; i < P.N; ++i) {
+      it.lam[i] = (P.side[0].any ? P.side[0].lam[i] : 0.0) - (P.side[1].any ? P.side[1].lam[i] : 0.0);
+      if (P.equal.any) it.lam[i] += P.equal.lam[i];
+    }
+  }
+
   // From it.x and the sides' slacks and multipliers; leaves the best iterate in it.x and in them. True if the polish
-  // found the solution instead, with x in it.polished and λ in it.lam. Careful steps stay near the central path: they
-  // are more, and do not cycle.
-  __attribute__((noinline)) bool run(std::size_t steps, bool careful, double (&polished)[3]) {
+  // found the solution instead, with x in it.polished and λ in it.lam.
+  __attribute__((noinline)) bool run(std::size_t steps, double (&polished)[3]) {
     Newton& newton = it.newton;
-    double count = 0.0, scale_nu = 0.0;
-    for (const Side& side : P.side)
-      if (side.any)
-        for (std::size_t i = 0; i < P.N; ++i) count += side.has[i];
-    count = max(count, 1.0);
-    for (std::size_t j = P.n_blocks; j < P.size; ++j) scale_nu = max(scale_nu, __builtin_fabs(P.c[j]));
-    scale_nu += 1.0;
-    double best = kInf;
+    const double count = number_of_sides();
+    double scale_nu = 1.0, best = kInf, rho = kFirstRho, mu_before = kInf;
+    for (std::size_t j = P.n_blocks; j < P.size; ++j) scale_nu = max(scale_nu, 1.0 + __builtin_fabs(P.c[j]));
     std::size_t idle = 0;
     keep_best();
     for (std::size_t i = 0; i < 2 * P.N; ++i) it.tried[i] = 0xff;
     for (std::size_t step = 0;; ++step) {
-      rows_times(P, it.x, it.rows);
-      fill(it.Kz, P.ld, 0.0);
-      fill(it.G_lam, P.ld, 0.0);
-      fill(it.A_nu, P.ld, 0.0);
-      for (std::size_t i = 0; i < P.N; ++i)
-        it.lam[i] = (P.side[0].any ? P.side[0].lam[i] : 0.0) - (P.side[1].any ? P.side[1].lam[i] : 0.0);
-      add_Kz(P, it.x, it.Kz);
-      add_Knu(P, it.x, it.A_nu);
-      add_columns_times(P, it.lam, it.G_lam);
+      sign_multipliers();
+      products(P, it, it.x, it.lam);
       double objective = 0.0, gap = 0.0, off = 0.0, size = 0.0, violated = 0.0, reach = 0.0;
       for (std::size_t j = 0; j < P.n_blocks; ++j) {
         objective += (0.5 * it.Kz[j] + P.c[j]) * it.x[j];
         it.r[j] = it.Kz[j] + P.c[j] + it.G_lam[j] + it.A_nu[j];
-        off = larger(off, __builtin_fabs(it.r[j]));
       }
+      for (std::size_t j = 0; P.N > P.box && j < P.n; ++j) it.r[j] += it.lam[P.box + j];
+      off = largest(it.r, P.n_blocks);
       const double* const parts[] = {it.Kz, P.c, it.G_lam, it.A_nu};
       for (const double* const part : parts) size = largest(part, P.n_blocks, size);
       for (std::size_t j = P.n_blocks; j < P.size; ++j) {
@@ -304,80 +355,97 @@ struct InteriorPoint {
         reach = larger(reach, largest(furthest));
         gap += sum(total);
       }
+      for (std::size_t i = 0; P.equal.any && i < P.N; ++i)
+        if (P.equal.has[i]) {
+          violated = larger(violated, __builtin_fabs(it.rows[i] - P.side[0].bound[i] - soft * P.equal.lam[i]));
+          reach = larger(reach, __builtin_fabs(it.rows[i]));
+        }
       double residual =
           larger(larger(off / (1.0 + size), violated / (scale_nu + reach)), gap / (1.0 + __builtin_fabs(objective)));
       if (!(residual < kInf)) residual = kInf;
-      idle = residual < 0.7 * best ? 0 : idle + 1;
+      if (soft == 0.0 && residual <= kClosely) {
+        double exactly[3];
+        relative(P, it, it.x, it.lam, exactly);
+        residual = worst(exactly);
+      }
+      idle = residual < kProgress * best ? 0 : idle + 1;
       if (residual < best) {
         best = residual;
         keep_best();
       }
-      if (best <= kEnough || idle >= (best < kNearly ? kPatience : kMorePatience) || step == steps) break;
+      if (best <= kEnough || (best <= kNearly && idle >= kPatience) || step == steps) break;
 
       if (soft == 0.0 && guess(residual)) {
         if (polish(P, it, kAmendments, polished)) return true;
+        if (P.equal.any) rows_times(P, it.x, it.rows);  // the polish has left its own
       }
 
-      const double mu = gap / count, rho = clip(1e-6 * mu, kLeastRho, kMostRho), W_most = 1.0 / rho;
+      const double mu = gap / count;
+      rho = max(rho * min(mu / max(mu_before, 1e-300), 1.0), kLeastRho);
+      mu_before = mu;
       newton.rho = rho;
-      newton.delta = soft + rho;
+      const bool stuck = idle >= kStuck && best < kClose;
+      newton.delta = soft + (stuck ? kStuckDelta : max(rho, kLeastDelta));
       fill(newton.W, P.N, 0.0);
       for (Side& side : P.side) {
         if (!side.any) continue;
         for (std::size_t i = 0; i < P.N; i += W) {
-          const Vec s = load(side.s + i), lam = load(side.lam + i), w = lam / (s + lam * soft);
+          const Vec s = load(side.s + i), lam = load(side.lam + i), w = lam / (s + lam * newton.delta);
           store(side.w + i, w);
           store(side.e + i, -w * s);
           store(newton.W + i, load(newton.W + i) + w);
         }
       }
+      for (std::size_t i = 0; P.equal.any && i < P.N; ++i)
+        if (P.equal.has[i]) newton.W[i] = 1.0 / newton.delta;
       for (std::size_t i = 0; i < P.N; i += W) {
         const Vec w = load(newton.W + i), inverse = 1.0 / w;
         store(newton.inverse_W + i, w > 0.0 ? inverse : Vec{});
-        store(newton.W + i, w * (W_most / (w + W_most)));
       }
       factor(P, newton);
 
       direction(0);  // predictor
       if (soft == 0.0) look_ahead();
-      double a = min(1.0, to_boundary()), ahead = 0.0;
+      double a_s, a_lam, ahead = 0.0;
+      to_boundary(1.0, a_s, a_lam);
       for (const Side& side : P.side) {
         if (!side.any) continue;
         Vec total{};
         for (std::size_t i = 0; i < P.N; i += W)
-          total += (load(side.s + i) + load(side.d_s + i) * a) * (load(side.lam + i) + load(side.d_lam + i) * a);
+          total += load(side.has + i) * (load(side.s + i) + load(side.d_s + i) * a_s) *
+                   (load(side.lam + i) + load(side.d_lam + i) * a_lam);
         ahead += sum(total);
       }
-      double sigma = clip(ahead / max(gap, 1e-300), 0.0, 1.0);
-      const bool held = careful || (idle >= kCycle && best >= kNearly);
-      sigma = max(sigma * sigma * sigma, held ? kCentring : 0.0);
-      const double target = sigma * mu, second = held || a < kShortStep ? 0.0 : 1.0;
+      const double ratio = clip(ahead / max(gap, 1e-300), 0.0, 1.0), target = ratio * ratio * ratio * mu;
       for (Side& side : P.side) {
         if (!side.any) continue;
         for (std::size_t i = 0; i < P.N; i += W) {
           const Vec s = load(side.s + i), lam = load(side.lam + i);
-          store(side.e + i, load(side.has + i) *
-                                (target - s * lam - load(side.d_s + i) * load(side.d_lam + i) * second) /
-                                (s + lam * soft));
+          store(side.e + i, load(side.has + i) * (target - s * lam - load(side.d_s + i) * load(side.d_lam + i)) /
+                                (s + lam * newton.delta));
         }
       }
-      direction(residual < kRefined || step >= kHardStep);  // corrector
+      direction(stuck ? kStuckRefinements : residual < kRefined || step >= kHardStep);  // corrector
       double sum_of_d = 0.0;
       for (std::size_t j = 0; j < P.size; ++j) sum_of_d += it.dx[j] * 0.0;
-      a = min(1.0, kQpToBoundary * to_boundary());
-      if (sum_of_d != 0.0 || !(a > 0.0)) continue;  // rounding has had its way
-      for (std::size_t j = 0; j < P.size; ++j) it.x[j] += a * it.dx[j];
+      to_boundary(kQpToBoundary, a_s, a_lam);
+      if (sum_of_d != 0.0 || !(a_s > 0.0) || !(a_lam > 0.0)) continue;  // rounding has had its way
+      for (std::size_t j = 0; j < P.n_blocks; ++j) it.x[j] += a_s * it.dx[j];
+      for (std::size_t j = P.n_blocks; j < P.size; ++j) it.x[j] += a_lam * it.dx[j];
       for (Side& side : P.side) {
         if (!side.any) continue;
         for (std::size_t i = 0; i < P.N; i += W) {
-          const Vec lam = load(side.lam + i) + load(side.d_lam + i) * a, s = load(side.s + i) + load(side.d_s + i) * a,
-                    least = broadcast(kSmallest);
+          const Vec lam = load(side.lam + i) + load(side.d_lam + i) * a_lam,
+                    s = load(side.s + i) + load(side.d_s + i) * a_s, least = broadcast(kSmallest);
           store(side.lam + i, load(side.has + i) * (lam < least ? least : lam));
           store(side.s + i, s < least ? least : s);
         }
       }
+      for (std::size_t i = 0; P.equal.any && i < P.N; ++i)
+        if (P.equal.has[i]) P.equal.lam[i] += a_lam * it.d_lam[i];
     }
     copy(it.x, it.best_x, P.ld);
+    if (P.equal.any) copy(P.equal.lam, P.equal.best_lam, P.N);
     for (Side& side : P.side) {
       if (!side.any) continue;
       copy(side.lam, side.best_lam, P.N);
@@ -389,8 +457,7 @@ struct InteriorPoint {
   // x and signed λ to where the polish leaves them.
   void read_off() {
     copy(it.polished, it.x, P.ld);
-    for (std::size_t i = 0; i < P.N; ++i)
-      it.lam[i] = (P.side[0].any ? P.side[0].lam[i] : 0.0) - (P.side[1].any ? P.side[1].lam[i] : 0.0);
+    sign_multipliers();
   }
 
  private:
@@ -408,6 +475,7 @@ struct InteriorPoint {
           most = side.lam[i];
         }
       }
+      if (P.equal.any && P.equal.has[i]) held = 1;
       it.active[i] = static_cast<unsigned char>(held);
       same = same && ahead[i] == held;
       tried = tried && it.tried[i] == held;
@@ -422,7 +490,7 @@ struct InteriorPoint {
     unsigned char* const ahead = it.tried + P.N;
     for (std::size_t i = 0; i < P.N; ++i) {
       double most = 0.0;
-      ahead[i] = 0;
+      ahead[i] = P.equal.any && P.equal.has[i];
       for (unsigned k = 0; k < 2; ++k) {
         const Side& side = P.side[k];
         if (!side.any) continue;

@@ -7,16 +7,17 @@ namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
 inline constexpr double kSmallestPivotOfP = 4.0 * kEps;  // of the diagonal: less is rounding; and the ridge
-// A row of [G; I] whose weight adds less than this part to the diagonal is left to the refinement.
-inline constexpr double kNothing = 1e-15;
+// A row of [G; I] whose weight is less than this part of ρ is left to the refinement.
+inline constexpr double kNothing = 1e-3;
+inline constexpr double kGamma = 1e2;  // γ
 
 // dλ = W([G; I] dz + t), and
 //
 //     [Q + ρ + [G; I]'W[G; I]   A'] [dz]   [r_z − [G; I]'W t]
 //     [A                        −δ] [dν] = [r_ν             ]
 //
-// as P = Q + ρ + [G; I]'W[G; I] + γA'A, with (1 − γδ) dν for dν: any γ gives the same, that of the size of P's trace
-// keeps P well conditioned where Q has no curvature of its own but A leaves no freedom.
+// as P = Q + ρ + [G; I]'W[G; I] + γA'A, with (1 − γδ) dν for dν: any γ gives the same, one above
+// the size of an equilibrated Q keeps P well conditioned where Q has no curvature of its own but A leaves no freedom.
 struct Newton {
   Factors factors;
   double* R;          // [m + q, ld] rows of √W G and √γ A
@@ -32,18 +33,13 @@ ICNNRT_NO_INLINE void factor(const Problem& P, Newton& newton) {
   const Factors& f = newton.factors;
   const std::size_t ld = P.ld, n = P.n_blocks;
   double* const whole = newton.diagonal + P.size;
-  double trace = 0.0;
   for (std::size_t j = 0; j < n; ++j) {
     newton.diagonal[j] = j < P.n ? newton.rho : 1.0;
     whole[j] = P.K[j * ld + j];
-    trace += whole[j];
   }
   for (std::size_t i = P.box; i < P.N; ++i)
-    if (i - P.box < P.n) {
-      newton.diagonal[i - P.box] += newton.W[i];
-      trace += newton.W[i];
-    }
-  const double nothing = kNothing * trace / static_cast<double>(P.n);
+    if (i - P.box < P.n) newton.diagonal[i - P.box] += newton.W[i];
+  const double nothing = kNothing * newton.rho;
   std::size_t rows = 0;
   for (std::size_t i = 0; i < P.m; ++i) {
     const double w = newton.W[i];
@@ -59,20 +55,10 @@ ICNNRT_NO_INLINE void factor(const Problem& P, Newton& newton) {
     }
     for (; j < ld; ++j) r[j] = 0.0;
   }
-  trace = 0.0;
-  for (std::size_t j = 0; j < n; ++j) {
-    whole[j] += newton.diagonal[j];
-    trace += j < P.n ? whole[j] : 0.0;
-  }
+  for (std::size_t j = 0; j < n; ++j) whole[j] += newton.diagonal[j];
   newton.gamma = 0.0;
   if (P.q && !P.curved) {
-    double trace_A = 0.0;
-    for (std::size_t i = 0; i < P.q; ++i)
-      for (std::size_t j = 0; j < P.n; ++j) {
-        const double a = P.K[(n + i) * ld + j];
-        trace_A += a * a;
-      }
-    if (trace_A > 0.0) newton.gamma = min(trace / trace_A, 0.5 / newton.delta);
+    newton.gamma = min(kGamma, 0.5 / newton.delta);
     const double root = __builtin_sqrt(newton.gamma);
     for (std::size_t i = 0; i < P.q; ++i) {
       const double* const a = P.K + (n + i) * ld;

@@ -29,6 +29,14 @@ struct Side {
   double *best_lam, *best_s;  // [N]
 };
 
+// Constraints whose bounds are the same: λ has either sign, and there are no sides, so `has` is 0 there. The bound is
+// that of the upper side.
+struct Equalities {
+  bool any;
+  unsigned char* has;      // [N], 1 or 0
+  double *lam, *best_lam;  // [N], 0 where there is none
+};
+
 // With x = [z; ν], both padded to blocks, and a row of [G; I] for each of N constraints:
 //     K = [Q A'; A 0],   c = [p; -b],   K x + c + [G'λ + μ; 0] = 0
 // The rows of the box come after those of G, if there is a box.
@@ -40,6 +48,7 @@ struct Problem {
   double* G;                       // [m, ld]
   double* c;                       // [ld]
   Side side[2];
+  Equalities equal;
   double *D, *E_G, *E_A;  // z = D ẑ, λ = E_G λ̂ / cost, ν = E_A ν̂ / cost, μ = μ̂ / D / cost: powers of 2
   double cost;
   bool curved;  // Q is definite enough by itself: no γA'A need be added
@@ -95,13 +104,28 @@ ICNNRT_INLINE double power_near(double wanted) {
   return power;
 }
 ICNNRT_INLINE double root(double size) {  // next to 1 / √size
-  return size > 0.0 ? power_near(1.0 / __builtin_sqrt(clip(size, 1e-8, 1e8))) : 1.0;
+  return size > 0.0 ? power_near(1.0 / __builtin_sqrt(clip(size, 1e-12, 1e12))) : 1.0;
 }
 
-inline constexpr std::size_t kEquilibrations = 4;
+inline constexpr std::size_t kEquilibrations = 10;
 // p counts this much less than Q in the size of the objective: z is what its curvature makes of it.
 inline constexpr double kLeverOfP = 16.0;
 inline constexpr double kLevel = 4.0;  // rows and columns within this factor of 1 are left alone
+inline constexpr double kFar = 64.0;   // and so are variables whose size seems to be within this one
+
+// What brings a number to about 1, if it is not within kLevel of it.
+ICNNRT_INLINE double unit(double size) {
+  return size > 0.0 && size < kInf && (size > kLevel || size < 1.0 / kLevel) ? power_near(1.0 / size) : 1.0;
+}
+
+// What brings the larger of Q and p to about 1; no entry of a semidefinite Q exceeds the largest of its
+// diagonal.
+ICNNRT_INLINE double cost_scale(const Problem& P) {
+  double size = 0.0;
+  for (std::size_t j = 0; j < P.n; ++j)
+    size = max(size, max(P.K[j * P.ld + j] * P.D[j], __builtin_fabs(P.c[j]) / kLeverOfP) * P.D[j]);
+  return unit(size);
+}
 
 // The size of z: what b and bounds away from 0 demand, else what curvature and bounds allow; 1 if it is near that.
 ICNNRT_NO_INLINE double size_of_z(const Problem& P) {
@@ -114,18 +138,21 @@ ICNNRT_NO_INLINE double size_of_z(const Problem& P) {
     held = largest(side.bound, P.N, held);
     for (std::size_t i = 0; i < P.N; ++i) away = max(away, -side.sign * side.bound[i]);
   }
-  const double t = curvature > 0.0 ? largest(P.c, P.n) / curvature : kInf;
+  const double pull = largest(P.c, P.n), t = curvature > 0.0 ? pull / curvature : pull > 0.0 ? kInf : 0.0;
   const double size = max(away, min(t, held > 0.0 ? held : kInf));
-  if (size == 0.0 || !(size < kInf) || (size >= 0x1p-6 && size <= 0x1p6)) return 1.0;
+  if (size == 0.0 || !(size < kInf) || (size >= 1.0 / kFar && size <= kFar)) return 1.0;
   return power_near(clip(size, 0x1p-60, 0x1p60));
 }
 
-// Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), then z, since every measure of the method
-// has a floor of 1, then the objective.
-ICNNRT_NO_INLINE void equilibrate(Problem& P, bool scale_cost, double* column, double* row) {
+// Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), and the objective before every sweep: so
+// columns are scaled by constraints rather than by penalties. Then z is, since every measure of the method has a floor
+// of 1.
+ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, double* cost_of_column) {
   fill(P.D, P.ld, 1.0);  // D and E_A are one array of `ld`, as x is
   fill(P.E_G, P.box, 1.0);
-  bool scaled = false;
+  fill(cost_of_column, P.ld, 1.0);
+  P.cost = cost_scale(P);
+  bool scaled = P.cost != 1.0;
   for (std::size_t pass = 0; pass < kEquilibrations; ++pass) {
     double least = kInf, most = 0.0;
     const auto take = [&](double size) {
@@ -135,13 +162,16 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, bool scale_cost, double* column, d
       }
     };
     fill(column, P.ld, 0.0);
+    fill(cost_of_column, P.n, P.cost);
     // K is symmetric: the largest entry of a column counts that of A' too.
     for (std::size_t i = 0; i < P.size; i += kBlock) {
       const double* const K = P.K + i * P.ld;
+      const bool of_Q = i < P.n_blocks;
       for (std::size_t j = 0; j < P.size; j += W) {
         Vec most = load(column + j);
+        const Vec cost = of_Q ? load(cost_of_column + j) : broadcast(1.0);
         for (std::size_t t = 0; t < kBlock; ++t) {
-          const Vec size = abs(load(K + t * P.ld + j)) * P.D[i + t];
+          const Vec size = abs(load(K + t * P.ld + j)) * P.D[i + t] * cost;
           most = most < size ? size : most;
         }
         store(column + j, most);
@@ -163,44 +193,42 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, bool scale_cost, double* column, d
     scaled = true;
     for (std::size_t j = 0; j < P.size; ++j) P.D[j] *= root(column[j]);
     for (std::size_t i = 0; i < P.m; ++i) P.E_G[i] *= root(row[i]);
+    P.cost = cost_scale(P);
   }
+  P.E_A = P.D + P.n_blocks;
   if (scaled) {
+    fill(cost_of_column, P.n, P.cost);
     for (std::size_t i = 0; i < P.size; ++i)
-      for (std::size_t j = 0; j < P.size; j += W)
-        store(P.K + i * P.ld + j, load(P.K + i * P.ld + j) * load(P.D + j) * P.D[i]);
+      for (std::size_t j = 0; j < P.size; j += W) {
+        const Vec cost = i < P.n_blocks ? load(cost_of_column + j) : broadcast(1.0);
+        store(P.K + i * P.ld + j, load(P.K + i * P.ld + j) * load(P.D + j) * P.D[i] * cost);
+      }
     for (std::size_t i = 0; i < P.m; ++i)
       for (std::size_t j = 0; j < P.n_blocks; j += W)
         store(P.G + i * P.ld + j, load(P.G + i * P.ld + j) * load(P.D + j) * P.E_G[i]);
-    for (std::size_t j = 0; j < P.size; ++j) P.c[j] *= P.D[j];
+    for (std::size_t j = 0; j < P.size; ++j) P.c[j] *= P.D[j] * cost_of_column[j];
     for (Side& side : P.side) {
       if (!side.any) continue;
       for (std::size_t i = 0; i < P.m; ++i) side.bound[i] *= P.E_G[i];
       for (std::size_t i = P.box; i < P.N; ++i) side.bound[i] /= P.D[i - P.box];
     }
   }
-  P.E_A = P.D + P.n_blocks;
-  if (const double tau = size_of_z(P), per_tau = 1.0 / tau; tau != 1.0) {
-    for (std::size_t i = 0; i < P.n; ++i)
-      for (std::size_t j = 0; j < P.n; ++j) P.K[i * P.ld + j] *= tau * tau;
-    for (std::size_t j = 0; j < P.size; ++j) {
-      P.c[j] *= j < P.n_blocks ? tau : per_tau;
-      P.D[j] *= j < P.n_blocks ? tau : per_tau;
-    }
-    for (std::size_t i = 0; i < P.m; ++i) P.E_G[i] *= per_tau;
-    for (Side& side : P.side)
-      for (std::size_t i = 0; side.any && i < P.N; ++i) side.bound[i] *= per_tau;
-  }
-  P.cost = 1.0;
-  if (!scale_cost) return;
-  double mean = 0.0;  // no entry of a semidefinite Q is larger than the largest of its diagonal
-  for (std::size_t i = 0; i < P.n; ++i) mean += P.K[i * P.ld + i];
-  const double size = max(mean / static_cast<double>(P.n), largest(P.c, P.n) / kLeverOfP);
-  if (!(size > kLevel * kLevel || size < 1.0 / kLevel) || size == 0.0) return;
-  const double scale = power_near(1.0 / clip(size, 1e-30, 1e30));
-  P.cost = scale;
+  const double tau = size_of_z(P), per_tau = 1.0 / tau;
+  if (tau == 1.0) return;
+  double size = 0.0;
+  for (std::size_t j = 0; j < P.n; ++j)
+    size = max(size, max(P.K[j * P.ld + j] * tau, __builtin_fabs(P.c[j]) / kLeverOfP) * tau);
+  const double cost = unit(size);
+  P.cost *= cost;
   for (std::size_t i = 0; i < P.n; ++i)
-    for (std::size_t j = 0; j < P.n; ++j) P.K[i * P.ld + j] *= scale;
-  for (std::size_t j = 0; j < P.n; ++j) P.c[j] *= scale;
+    for (std::size_t j = 0; j < P.n; ++j) P.K[i * P.ld + j] *= tau * tau * cost;
+  for (std::size_t j = 0; j < P.size; ++j) {
+    P.c[j] *= j < P.n_blocks ? tau * cost : per_tau;
+    P.D[j] *= j < P.n_blocks ? tau : per_tau;
+  }
+  for (std::size_t i = 0; i < P.m; ++i) P.E_G[i] *= per_tau;
+  for (Side& side : P.side)
+    for (std::size_t i = 0; side.any && i < P.N; ++i) side.bound[i] *= per_tau;
 }
 
 enum class Purpose { kSolve, kFeasibility, kRay };
@@ -328,9 +356,19 @@ ICNNRT_NO_INLINE bool read_problem(const QpArguments<T>& args, Purpose purpose, 
   read_bounds(args.h_lower, 0, m, P.box, P.side[1]);
   read_bounds(args.upper, P.box, n, P.N, P.side[0]);
   read_bounds(args.lower, P.box, n, P.N, P.side[1]);
-  if (P.side[0].any && P.side[1].any && purpose == Purpose::kSolve)
-    for (std::size_t i = 0; i < P.N; ++i)
-      crossed = crossed || (P.side[0].has[i] * P.side[1].has[i] > 0.0 && P.side[1].bound[i] > P.side[0].bound[i]);
+  Equalities& equal = P.equal;
+  equal.any = false;
+  for (std::size_t i = 0; i < P.N; ++i) {
+    equal.has[i] = 0;
+    equal.lam[i] = 0.0;
+    Side &upper = P.side[0], &lower = P.side[1];
+    if (!upper.any || !lower.any || upper.has[i] * lower.has[i] == 0.0) continue;
+    crossed = crossed || lower.bound[i] > upper.bound[i];
+    if (lower.bound[i] != upper.bound[i]) continue;
+    equal.any = true;
+    equal.has[i] = 1;
+    upper.has[i] = lower.has[i] = 0.0;
+  }
   return sound;
 }
 

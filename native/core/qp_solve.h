@@ -11,6 +11,7 @@ inline constexpr double kCurved = 1e-4;       // least pivot of Q, in units of i
 inline constexpr double kCertificate = 1e-7;  // how well a certificate must hold: its residual against what it proves
 inline constexpr double kCancelled = 1e-6;    // the same against the terms that cancel
 inline constexpr double kFalls = 1e-6;        // how fast the objective has to fall along a ray, against p and the ray
+inline constexpr double kNarrow = 1e-9;       // relative distance of bounds that leave no room
 inline constexpr double kCertified = 1e-9;    // the least relative amount of infeasibility that is told from rounding
 
 // The relative KKT residual that counts as solved, and as inaccurate, and the rounding unit of the data.
@@ -62,6 +63,7 @@ ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::s
                                &side.excess, &side.w,   &side.e,   &side.best_lam, &side.best_s};
     for (double** const array : arrays) *array = layout.take<double>(N);
   }
+  P.equal = {false, layout.take<unsigned char>(N), layout.take<double>(N), layout.take<double>(N)};
   it.active = layout.take<unsigned char>(N);
   it.tried = layout.take<unsigned char>(2 * N);
   double* const cleared[] = {it.x, it.best_x, it.polished, it.dx, it.r, it.rhs, it.newton.e};
@@ -125,47 +127,102 @@ ICNNRT_NO_INLINE void warm_start(Problem& P, Iteration& it) {
         it.active[i] = static_cast<unsigned char>(k + 1);
     }
   }
+  for (std::size_t i = 0; P.equal.any && i < P.N; ++i)
+    if (P.equal.has[i]) {
+      P.equal.lam[i] = it.lam[i];
+      it.active[i] = 1;
+    }
+}
+
+// Solves P, which is equilibrated; answers as `solve_problem` does.
+ICNNRT_NO_INLINE bool solve_cold(Problem& P, Iteration& it, double soft, std::size_t steps, double (&residual)[3]) {
+  InteriorPoint method{P, it, soft};
+  fill(it.x, P.ld, 0.0);
+  method.start();
+  if (method.run(steps, residual)) return true;
+  method.read_off();
+  if (soft == 0.0) kkt_residual(P, it, it.polished, it.lam, residual);
+  return false;
 }
 
 // Solves P as it was read, from what read_start left if `warm`. x and signed λ are left in it.polished and it.lam; true
 // if they are a polished point, otherwise their slacks are in side.s.
 ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, bool warm, double soft, std::size_t steps,
                                     double (&residual)[3]) {
-  equilibrate(P, soft == 0.0, it.Kz, it.newton.rows);
-  InteriorPoint method{P, it, soft};
+  equilibrate(P, it.Kz, it.newton.rows, it.r);
   if (warm) {
+    InteriorPoint method{P, it, soft};
     warm_start(P, it);
-    if (polish(P, it, kMoreAmendments, residual) || method.run(steps, false, residual)) return true;
+    if (polish(P, it, kAmendments, residual) || method.run(steps, residual)) return true;
     method.read_off();
     kkt_residual(P, it, it.polished, it.lam, residual);
     if (worst(residual) <= kNearly) return false;  // otherwise the start was misleading
   }
-  double quick = 0.0;
-  for (int run = 0; run < 3; ++run) {
-    fill(it.x, P.ld, 0.0);
-    method.start();
-    if (method.run(steps, run == 1, residual)) return true;
-    method.read_off();
-    if (soft != 0.0) break;
-    kkt_residual(P, it, it.polished, it.lam, residual);
-    if (worst(residual) <= kNearly) break;
-    if (run == 0) quick = worst(residual);
-    if (run == 1 && worst(residual) <= quick) break;  // else the quick steps again, which came closer
-  }
-  return false;
+  return solve_cold(P, it, soft, steps, residual);
 }
 
 // The bound that a signed multiplier points at; 0 where there is none.
 ICNNRT_INLINE double pointed_at(const Problem& P, double multiplier, std::size_t i) {
+  if (P.equal.any && P.equal.has[i]) return P.side[0].bound[i];
   const Side& side = P.side[multiplier >= 0.0 ? 0 : 1];
   return side.any && side.has[i] != 0.0 ? side.bound[i] : 0.0;
 }
 
+// Whether 0'z cannot be within the bounds of a row of zeros; then λ and ν as `infeasible` leaves them.
+ICNNRT_NO_INLINE bool contradicted(const Problem& P, Iteration& it, double& amount) {
+  amount = 0.0;
+  fill(it.lam, P.N, 0.0);
+  fill(it.polished, P.ld, 0.0);
+  for (std::size_t i = 0; i < P.m; ++i) {
+    if (largest(P.G + i * P.ld, P.n) > 0.0) continue;
+    for (const Side& side : P.side) {
+      const bool held = side.any && (side.has[i] != 0.0 || (P.equal.any && P.equal.has[i]));
+      if (!held || !(side.sign * side.bound[i] < 0.0)) continue;
+      it.lam[i] = side.sign;
+      amount -= side.sign * side.bound[i];
+    }
+  }
+  for (std::size_t i = P.n_blocks; i < P.n_blocks + P.q; ++i) {
+    if (P.c[i] == 0.0 || largest(P.K + i * P.ld, P.n) > 0.0) continue;
+    it.polished[i] = P.c[i] > 0.0 ? 1.0 : -1.0;
+    amount += __builtin_fabs(P.c[i]);
+  }
+  return amount > 0.0;
+}
+
+// Bounds and b as they are about the z in it.polished, in units of what is violated there.
+ICNNRT_NO_INLINE void move_to(Problem& P, Iteration& it) {
+  rows_times(P, it.polished, it.rows);
+  fill(it.Kz, P.ld, 0.0);
+  add_Kz(P, it.polished, it.Kz);
+  double out = 0.0;
+  for (std::size_t i = P.n_blocks; i < P.size; ++i) out = max(out, __builtin_fabs(it.Kz[i] + P.c[i]));
+  for (const Side& side : P.side)
+    for (std::size_t i = 0; side.any && i < P.N; ++i) {
+      const double beyond = side.sign * (it.rows[i] - side.bound[i]);
+      const bool equal = P.equal.any && P.equal.has[i];
+      if (equal || side.has[i] != 0.0) out = max(out, equal ? __builtin_fabs(beyond) : beyond);
+    }
+  const double per = out > 0x1p-1022 ? 1.0 / out : 1.0;
+  for (std::size_t i = P.n_blocks; i < P.size; ++i) P.c[i] = (it.Kz[i] + P.c[i]) * per;
+  for (Side& side : P.side)
+    for (std::size_t i = 0; side.any && i < P.N; ++i)
+      if (side.has[i] != 0.0 || (P.equal.any && P.equal.has[i])) side.bound[i] = (side.bound[i] - it.rows[i]) * per;
+}
+
 // Whether no z is feasible; then λ, ν and μ in it.lam and it.polished, over `amount`, have A'ν + G'λ + μ = 0 though
-// their bounds sum to −1.
-ICNNRT_NO_INLINE bool infeasible(Problem& P, Iteration& it, std::size_t steps, double& amount) {
+// their bounds sum to −1. Where violations are small, so are the multipliers, and known to few digits: so the problem
+// is asked again about the z of the first answer. `read` reads the problem.
+template <typename Read>
+static bool infeasible(Problem& P, Iteration& it, std::size_t steps, double& amount, const Read& read) {
+  read();
+  if (contradicted(P, it, amount)) return true;
   double residual[3];
   solve_problem(P, it, false, 1.0, steps, residual);
+  move_to(P, it);
+  solve_cold(P, it, 1.0, steps, residual);
+  read();
+  equilibrate(P, it.Kz, it.newton.rows, it.r);
   double size = 0.0, off = 0.0;
   amount = 0.0;
   const auto add = [&](double term) {
@@ -211,7 +268,7 @@ ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, std::size_t steps, do
   for (const Side& side : P.side) {
     if (!side.any) continue;
     for (std::size_t i = 0; i < P.N; ++i) {
-      if (side.has[i] == 0.0) continue;
+      if (side.has[i] == 0.0 && !(P.equal.any && P.equal.has[i])) continue;
       proven = proven && side.sign * it.rows[i] <= tolerance * (i < P.m ? largest(P.G + i * P.ld, P.n) : 1.0) * length;
     }
   }
@@ -229,8 +286,7 @@ static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void
   bool crossed;
   double amount;
   lay_out(memory, n, m, q, P, it);
-  read_problem(args, Purpose::kFeasibility, P, crossed);
-  if (infeasible(P, it, sizes.steps, amount)) {
+  if (infeasible(P, it, sizes.steps, amount, [&] { read_problem(args, Purpose::kFeasibility, P, crossed); })) {
     T *const lam = args.ray + n, *const nu = lam + m, *const mu = nu + q;
     for (std::size_t i = 0; i < m; ++i) lam[i] = static_cast<T>(it.lam[i] / amount);
     for (std::size_t i = 0; i < q; ++i) nu[i] = static_cast<T>(it.polished[P.n_blocks + i] / amount);
@@ -291,10 +347,16 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
     for (std::size_t j = 0; j < P.n; ++j) args.z[j] = static_cast<T>(it.polished[j] * P.D[j]);
     for (std::size_t i = 0; i < P.q; ++i)
       args.nu[i] = static_cast<T>(it.polished[P.n_blocks + i] * P.E_A[i] * per_cost);
-    // Of the side that the multiplier points at; 1 where there is none. Never 0, in T either.
+    // Of the side that the multiplier points at; 1 where there is none; 0 of an equality, and of nothing else, in T
+    // either.
     constexpr double least = sizeof(T) == sizeof(double) ? kSmallest : 0x1p-120;
     const auto slack_at = [&](std::size_t i) {
       const bool both = P.side[0].any && P.side[1].any;
+      if (P.equal.any && P.equal.has[i]) return 0.0;
+      // Bounds that leave no room hold z as an equality does, whichever of them λ points at.
+      if (both && P.side[0].has[i] * P.side[1].has[i] != 0.0 &&
+          P.side[0].bound[i] - P.side[1].bound[i] <= kNarrow * (1.0 + __builtin_fabs(P.side[0].bound[i])))
+        return 0.0;
       const unsigned k = both ? (it.lam[i] == 0.0 ? P.side[0].has[i] == 0.0 : it.lam[i] < 0.0) : P.side[1].any;
       const Side& side = P.side[k];
       if (!side.any || side.has[i] == 0.0) return 1.0;
@@ -303,12 +365,14 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
     };
     for (std::size_t i = 0; i < P.m; ++i) {
       args.lam[i] = static_cast<T>(it.lam[i] * P.E_G[i] * per_cost);
-      args.slack[i] = static_cast<T>(max(slack_at(i) / P.E_G[i], least));
+      const double slack = slack_at(i);
+      args.slack[i] = static_cast<T>(slack == 0.0 ? 0.0 : max(slack / P.E_G[i], least));
     }
     for (std::size_t j = 0; j < P.n; ++j) {
       const bool has = P.N > P.box;
       args.mu[j] = static_cast<T>(has ? it.lam[P.box + j] / P.D[j] * per_cost : 0.0);
-      args.box_slack[j] = static_cast<T>(max(has ? slack_at(P.box + j) * P.D[j] : 1.0, least));
+      const double slack = has ? slack_at(P.box + j) * P.D[j] : 1.0;
+      args.box_slack[j] = static_cast<T>(slack == 0.0 ? 0.0 : max(slack, least));
     }
     for (std::size_t i = 0; i < 3; ++i) args.residual[i] = residual[i];
     if (!(off <= kSolvedResidual<T>)) {

@@ -31,7 +31,7 @@ struct QpSolve {
   std::size_t steps = 0;
 
   OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info) {
-    return read_steps(api, info, kName, 50, steps);
+    return read_steps(api, info, kName, 60, steps);
   }
 
   OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const {

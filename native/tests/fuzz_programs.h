@@ -125,10 +125,18 @@ std::string complaint(const Program<T>& of, const ProgramAnswer<T>& answer) {
   for (const auto* part : {&answer.z, &answer.lam, &answer.nu, &answer.mu})
     for (T value : *part)
       if (there ? !std::isfinite(value) : !std::isnan(value)) return "an answer that is not there, or none where it is";
-  for (const auto* part : {&answer.slack, &answer.box_slack})
-    for (T value : *part)
-      if (there ? !(value > T{0}) : !std::isnan(value))
-        return "a slack that is not above 0, or there without an answer";
+  const auto two_sided = [](const std::vector<T>& low, const std::vector<T>& high, std::size_t i) {
+    return !low.empty() && !high.empty() && static_cast<double>(low[i]) > -kNoBound &&
+           static_cast<double>(high[i]) < kNoBound;
+  };
+  for (bool box : {false, true}) {
+    const auto& part = box ? answer.box_slack : answer.slack;
+    for (std::size_t i = 0; i < part.size(); ++i) {
+      const bool may_be_0 = box ? two_sided(of.lower, of.upper, i) : two_sided(of.h_lower, of.h, i);
+      if (there ? !(part[i] > T{0} || (part[i] == T{0} && may_be_0)) : !std::isnan(part[i]))
+        return "a slack that is not above 0, or is 0 without two bounds, or there without an answer";
+    }
+  }
   for (double value : answer.residual)
     if (there ? !(value >= 0.0) : !std::isnan(value)) return "a residual that is none, or there without an answer";
   const bool proof = answer.status == QpStatus::kPrimalInfeasible || answer.status == QpStatus::kDualInfeasible;

@@ -456,7 +456,7 @@ class Traced:
         return self.node("Cast", self.node("ReduceSum", counted, keepdims=0), result=BOOL, to=BOOL)
 
     def loop(
-        self, unfinished: Callable[..., Symbol], step: Callable[..., Any], state: Iterable[Symbol], most: Symbol
+        self, unfinished: Callable[..., Symbol], step: Callable[..., Any], state: Iterable[Symbol], most: Symbol | int
     ) -> Sequence[Symbol]:
         state = list(state)
         going = unfinished(*state)
@@ -466,7 +466,7 @@ class Traced:
         following = list(step(*(Symbol(self, v, s.dtype, s.rank) for v, s in zip(held, state, strict=True))))
         results = [unfinished(*following), *following]
         body = self._closed([counter, on, *held], results, "step")
-        return self.nodes("Loop", most, going, *state, **_kinds(state), body=body)
+        return self.nodes("Loop", self.lifted(most, INT64, 0), going, *state, **_kinds(state), body=body)
 
     def repeat(
         self,

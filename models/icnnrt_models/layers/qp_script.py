@@ -1,14 +1,14 @@
 """Quadratic programs in torch: the statements of `icnnrt.mathematics`, traced, in a scripted loop.
 
-`interior_point.equilibrated` and `first`, `step` and `finished`, `quadratic_program.solve` around them and `qp_adjoint`
-are traced over torch's namespace; scripted is the loop, which no trace can hold. So a user's own trace holds the solver
-whole: with its loop and its early end, not as the steps that one example took. Eager calls run the same, in half the
-time of Python where problems are small. All is float64; any device.
+What `interior_point` and `qp_adjoint` do before, in and after their loops, and `quadratic_program.solve` around them,
+are traced over torch's namespace; scripted are the loops, which no trace can hold. So a user's own trace holds the
+solver whole: with its loops and their early end, not as the steps that one example took. Eager calls run the same, in
+half the time of Python where problems are small. All is float64; any device.
 """
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icnnrt.mathematics import interior_point, quadratic_program
-from icnnrt.mathematics.condensed_kkt import Matrices
+from icnnrt.mathematics import interior_point, qp_adjoint, quadratic_program
 from icnnrt.mathematics.interior_point import Equilibrated, Iterate, Problem
-from icnnrt.mathematics.qp_adjoint import qp_adjoint
+from icnnrt.mathematics.qp_adjoint import Held
 from icnnrt.mathematics.qp_reference import precision_of
 from icnnrt_models.layers.namespace import TORCH, Torch
 
@@ -96,48 +95,49 @@ def wide(
 
 # --- What is traced ------------------------------------------------------------------------------
 
-KEPT = len(Matrices._fields) + len(Equilibrated._fields) - 1  # arrays of an equilibrated problem
+def _flat(record: Any) -> list[Tensor]:
+    """The arrays of a record that may hold records."""
+    return [a for field in record for a in (_flat(field) if isinstance(field, tuple) else [field])]
 
 
-def _flat(at: Equilibrated) -> tuple[Tensor, ...]:
-    return (*at.of, *at[1:])
+def _whole(kind: Any, arrays: Iterator[Tensor]) -> Any:
+    """A record of that kind, of the arrays that `_flat` has made of one."""
+    fields = kind.__annotations__.values()
+    return kind(*(_whole(field, arrays) if hasattr(field, "_fields") else next(arrays) for field in fields))
 
 
-def _whole(arrays: Sequence[Tensor]) -> Equilibrated:
-    size = len(Matrices._fields)
-    return Equilibrated(Matrices(*arrays[:size]), *arrays[size:])
+def _step(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
+    return list(interior_point.step(TORCH, _whole(Equilibrated, iter(kept)), Iterate(*state)))
 
 
-def _first(*arrays: Tensor) -> tuple[Tensor, ...]:
-    *problem, soft, start, active = arrays
-    at = interior_point.equilibrated(TORCH, Problem(*problem), soft)
-    return (*_flat(at), *interior_point.first(TORCH, at, start, active))
+def _finished(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
+    return list(interior_point.finished(TORCH, _whole(Equilibrated, iter(kept)), Iterate(*state).best_x))
 
 
-def _step(*arrays: Tensor) -> tuple[Tensor, ...]:
-    return interior_point.step(TORCH, _whole(arrays[:KEPT]), Iterate(*arrays[KEPT:]))
+def _swept(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
+    return list(interior_point.swept(TORCH, *state))
 
 
-def _finished(*arrays: Tensor) -> tuple[Tensor, ...]:
-    *kept, lower, upper, x = arrays
-    # Of the problem it reads the bounds alone.
-    problem = Problem(x, x, x, x, x, lower, upper)
-    return interior_point.finished(TORCH, _whole(kept), problem, x)
+def _adjoint_step(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
+    return list(qp_adjoint.step(TORCH, _whole(Held, iter(kept)), *state))
 
 
-def _adjoint(*arrays: Tensor) -> tuple[Tensor, ...]:
-    return qp_adjoint(TORCH, *arrays)
+def _adjoint_finished(kept: list[Tensor], state: list[Tensor]) -> tuple[Tensor, ...]:
+    return qp_adjoint.finished(_whole(Held, iter(kept)), *state[:-1])
 
 
 class _Pieces(Torch):
-    """Torch's namespace while `quadratic_program.solve` is traced: the interior point method is a call of its own, and
+    """Torch's namespace while a statement is traced: its loop and the interior point method are calls of their own, and
     certificates are looked for among the unsolved, of whom there may be none."""
 
-    def __init__(self, solve: Any) -> None:
-        self.solve = solve
+    def __init__(self, method: Any = None, loop: Any = None) -> None:
+        self.method, self.scripted = method, loop
+
+    def loop(self, unfinished: Any, step: Any, state: Any, most: Any) -> Any:  # type: ignore[override]
+        return self.scripted(list(state[:1]), list(state), most)
 
     def piece(self, name: str, statement: Callable[..., Any], arrays: Sequence[Any]) -> Any:
-        return self.solve(*arrays)
+        return self.method(*arrays)
 
     @staticmethod
     def cond(condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
@@ -175,35 +175,32 @@ def _compiled() -> QPScript:
     problem, start, row = _example()
     active = torch.ones(2, 1, 1, dtype=torch.bool)
     soft = 0.0 * row[:, :, :1]
-    kept = _first(*problem, soft, start, active)
-    first = _traced(_first, *problem, soft, start, active)
-    step = _traced(_step, *kept)
-    finished = _traced(_finished, *kept[:KEPT], *problem[5:], kept[KEPT])
+    Q, p, G, A, b = problem[:5]
+    sizes = 0.0 * p + 1.0, *(0.0 * M.sum(2, keepdim=True) + 1.0 for M in (G, A))
+    sweeps = _loop(_swept, [Q], [Q, p, G, A, *sizes, soft + 1.0, active])
+    scaling = _Pieces(loop=sweeps)
+
+    def begun(*arrays: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        *of, soft, start, active = arrays
+        at = interior_point.equilibrated(scaling, Problem(*of), soft)
+        return _flat(at), list(interior_point.first(scaling, at, start, active))
+
+    kept, state = begun(*problem, soft, start, active)
+    first = _traced(begun, *problem, soft, start, active)
+    steps_of = _loop(_step, kept, state)
+    finished = _traced(_finished, kept, state)
 
     # TorchScript knows no arguments by a star.
     # fmt: off
-    def loop(
+    def method(
         Q: Tensor, p: Tensor, G: Tensor, A: Tensor, b: Tensor, lower: Tensor, upper: Tensor, soft: Tensor,
         start: Tensor, active: Tensor, steps: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        (q0, q1, q2, q3, q4, q5, q6, q7, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11,
-         x, r_d, r_nu, r_s, gap, best_x, best, idle, going) = first(
-            Q, p, G, A, b, lower, upper, soft, start, active
-        )
-        for _ in range(int(steps)):
-            if not bool(going.any()):
-                break
-            x, r_d, r_nu, r_s, gap, best_x, best, idle, going = step(
-                q0, q1, q2, q3, q4, q5, q6, q7, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11,
-                x, r_d, r_nu, r_s, gap, best_x, best, idle, going,
-            )
-        z, lam, nu, slack, residual, D = finished(
-            q0, q1, q2, q3, q4, q5, q6, q7, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, lower, upper, best_x
-        )
-        return z, lam, nu, slack, residual, D
+    ) -> list[Tensor]:
+        # fmt: on
+        kept, state = first(Q, p, G, A, b, lower, upper, soft, start, active)
+        return finished(kept, steps_of(kept, state, int(steps)))
 
-    # fmt: on
-    interior_point_method = torch.jit.script(loop)
+    interior_point_method = torch.jit.script(method)
 
     def stated(*arrays: Tensor) -> tuple[Tensor, ...]:
         *of, start, numbers, steps = arrays
@@ -213,8 +210,15 @@ def _compiled() -> QPScript:
     numbers = torch.tensor(precision_of(np.float64), dtype=torch.float64)
     # A program without a solution is among the examples, so that certificates are traced of some.
     solved = _traced(stated, *problem, start, numbers, torch.tensor(interior_point.STEPS))
-    Q, p, G, A, b = problem[:5]
-    differentiated = _traced(_adjoint, Q, G, A, row, row, p, row, b)
+
+    def held(*arrays: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        at = qp_adjoint.held(scaling, *arrays)
+        return _flat(at), list(qp_adjoint.begin(at))
+
+    kept, state = held(Q, G, A, row, row, p, row, b)
+    adjoint_of = _traced(held, Q, G, A, row, row, p, row, b)
+    proximal = _loop(_adjoint_step, kept, state, qp_adjoint.FACTORS)
+    in_units = _traced(_adjoint_finished, kept, state)
 
     # fmt: off
     def solve(
@@ -268,7 +272,7 @@ def _compiled() -> QPScript:
         B, m, q = z_bar.size(0), lam.size(1), A.size(1)
         z_bar, lam, mu, Q, A = rows(z_bar, B), rows(lam, B), rows(mu, B), rows(Q, B), rows(A, B)
         bars = torch.cat([there(lam_bar, lam, 0.0), there(mu_bar, mu, 0.0)], 1)
-        d_z, d, d_nu = differentiated(
+        kept, state = adjoint_of(
             0.5 * (Q + Q.mT),
             rows(G, B),
             with_a_row(A, 2),
@@ -278,6 +282,7 @@ def _compiled() -> QPScript:
             bars.unsqueeze(1),
             with_a_row(there(nu_bar, A[:, :, 0], 0.0), 1).unsqueeze(1),
         )
+        d_z, d, d_nu = in_units(kept, proximal(kept, state))
         return d_z[:, 0], d[:, 0, :m], d_nu[:, 0, :q], d[:, 0, m:]
 
     return QPScript(torch.jit.script(solve), torch.jit.script(adjoint))
@@ -295,6 +300,20 @@ def _example() -> tuple[Problem, Tensor, Tensor]:
     return Problem(Q, p, G, A, b, lower, upper), start, upper
 
 
-def _traced(statement: Callable[..., Any], *examples: Tensor) -> Any:
+def _loop(step: Callable[..., list[Tensor]], kept: list[Tensor], state: list[Tensor], most: int = 0) -> Any:
+    """(kept, state, most) -> state after as many steps, or fewer where the last of state is false of all samples."""
+    traced = _traced(step, kept, state)
+
+    def loop(kept: list[Tensor], state: list[Tensor], most: int = most) -> list[Tensor]:
+        for _ in range(most):
+            if not bool(state[-1].any()):
+                break
+            state = traced(kept, state)
+        return state
+
+    return torch.jit.script(loop)
+
+
+def _traced(statement: Callable[..., Any], *examples: Any) -> Any:
     """A function for any batch and any numbers of variables and constraints."""
-    return torch.jit.trace(lambda *arrays: tuple(statement(*arrays)), examples, check_trace=False)
+    return torch.jit.trace(statement, examples, check_trace=False, strict=False)
