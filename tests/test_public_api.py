@@ -166,7 +166,7 @@ PUBLIC = {
     "mathematics.qp_adjoint": {"Held", "begin", "finished", "gradients", "held", "qp_adjoint", "step"},
     "mathematics.quadratic_program": {"Precision", "Solution", "solve"},
     "mathematics.qp_advice": {"qp_advice", "qp_cause"},
-    "mathematics.qp_data": {"Sizes", "check_shapes", "without_far_bounds"},
+    "mathematics.qp_data": {"Sizes", "check_shapes"},
     "mathematics.qp_reference": {
         "QP",
         "QPCotangents",

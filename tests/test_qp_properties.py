@@ -279,9 +279,9 @@ def test_what_float32_cannot_hold_is_no_answer(way):
 
 @each
 @pytest.mark.parametrize("kind", ["linear", "scaled columns"])
-def test_bounds_of_1e30_are_none(way, kind):
+def test_bounds_of_1e20_are_none(way, kind):
     qp = solvable(0, 4, 10, 10, 3, kind).qp
-    none = {name: np.clip(getattr(qp, name), -1e30, 1e30) for name in ("h_lower", "lower", "upper")}
+    none = {name: np.clip(getattr(qp, name), -1e20, 1e20) for name in ("h_lower", "lower", "upper")}
     for a, b in zip(BACKENDS[way].solve(qp._replace(**none))[:6], BACKENDS[way].solve(qp)[:6], strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -397,6 +397,5 @@ def test_bounds_of_1e20_are_none(dtype, size):
     solver = icnnrt.QPSolver(2, 1, dtype=np.dtype(dtype).name, box=True, two_sided=True)
     solver.solve(Q, p, G, **given)
     np.testing.assert_array_equal(solver.z[0], wanted.z)
-    assert np.isinf(solver.data.upper).all()
     crossed = icnnrt.qp(Q, p, lower=far)
     assert crossed.status == Status.NOT_FINITE_INPUT

@@ -23,7 +23,7 @@ from icnnrt.mathematics.condensed_kkt import Matrices, matrices, solver
 from icnnrt.mathematics.namespace import Array, Namespace
 
 STEPS: Final = 60  # bound on steps: 6 to 30 are usual
-BOUND_MAX: Final = 1e30  # bounds beyond are none
+BOUND_MAX: Final = 1e20  # bounds from there on are none, as other solvers and files have it
 WARM: Final = 1e-2  # the least slack and multiplier of a warm start, in units of the equilibrated problem
 ENOUGH: Final = 1e-12  # relative KKT residual at which a sample stops
 NEARLY: Final = 1e-9  # and at which it does after so many steps without progress

@@ -7,12 +7,9 @@ shared by all B samples, and its gradient is the sum over them. Bounds and right
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from icnnrt.arguments import refused
 
-__all__ = ["MEANING", "NUMBERS", "ONE_SIDED", "SHAPES", "Sizes", "check_shapes", "without_far_bounds"]
+__all__ = ["MEANING", "NUMBERS", "SHAPES", "Sizes", "check_shapes"]
 
 # Of n variables, m rows of G and q equalities; the batch axis aside.
 SHAPES: Final = {
@@ -27,8 +24,6 @@ SHAPES: Final = {
     "upper": "n",
 }
 NUMBERS: Final = frozenset(("h_lower", "h", "b", "lower", "upper"))  # which may be one number
-ONE_SIDED: Final = NUMBERS - {"b"}  # which infinity leaves out
-NONE_FROM: Final = 1e20  # |bound| from which there is none, as other solvers and files have it
 # Why they have it.
 MEANING: Final = {
     "Q": "a row and a column for each variable",
@@ -47,12 +42,6 @@ class Sizes(NamedTuple):
     m: Any  # rows of G
     q: Any  # equalities
     B: Any  # samples, 1 where all is shared
-
-
-def without_far_bounds(bounds: NDArray[Any]) -> NDArray[Any]:
-    """The same with infinity where |bound| >= 1e20: there is none."""
-    far = np.abs(bounds) >= NONE_FROM
-    return np.where(far, np.copysign(np.inf, bounds), bounds) if far.any() else bounds
 
 
 def check_shapes(given: Mapping[str, Shape | None], n: Any = None, B: Any = None) -> Sizes:

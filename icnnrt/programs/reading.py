@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from icnnrt import arguments
 from icnnrt.arguments import refused
 from icnnrt.errors import InputError
-from icnnrt.mathematics.qp_data import without_far_bounds
+from icnnrt.mathematics.interior_point import BOUND_MAX
 from icnnrt.printable import show
 from icnnrt.programs.program import Coo, Program
 
@@ -270,14 +271,14 @@ class _Reader:
             Q=self._square(n, sign),
             p=sign * objective,
             G=self._matrix(rows, n),
-            h=without_far_bounds(np.array([high for _, high in sides])),
+            h=_open(np.array([high for _, high in sides])),
             A=self._matrix(equalities, n),
             b=np.array([self.right.get(row, 0.0) for row in equalities]),
-            lower=without_far_bounds(lower),
-            upper=without_far_bounds(upper),
+            lower=_open(lower),
+            upper=_open(upper),
             constant=sign * constant,
             variables=tuple(self.columns),
-            h_lower=without_far_bounds(np.array([low for low, _ in sides])),
+            h_lower=_open(np.array([low for low, _ in sides])),
         )
         if not np.isfinite(program.b).all():
             raise refused(self.place, "finite right-hand sides of equalities", "an infinite one", "see RHS")
@@ -310,3 +311,8 @@ class _Reader:
 def _coo(triplets: list[tuple[int, int, float]], shape: tuple[int, int]) -> Coo:
     rows, columns, values = zip(*triplets, strict=True) if triplets else ((), (), ())
     return Coo(np.array(rows, np.int64), np.array(columns, np.int64), np.array(values, np.float64), shape)
+
+
+def _open(bounds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """With infinity for those that are none."""
+    return np.where(np.abs(bounds) >= BOUND_MAX, np.copysign(np.inf, bounds), bounds)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from icnnrt.arguments import choice, converted, flag, integer, refused, sample, shown
 from icnnrt.errors import IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
-from icnnrt.mathematics.qp_data import ONE_SIDED, SHAPES, without_far_bounds
+from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_status import STATUSES, statuses
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import onnxruntime
@@ -52,8 +52,7 @@ class QPSolver:
     """B problems of n variables, m rows of G and q equalities, one call after the other.
 
     Everything that `solve` gets is copied into `data`, and what it does not get is still there from the call before:
-    `solver.solve(p=p)` solves for a new p. `data` may also be written in place, with infinity for a bound that is not
-    there. After a call `z`, `lam`, `nu`,
+    `solver.solve(p=p)` solves for a new p. `data` may also be written in place. After a call `z`, `lam`, `nu`,
     `bound_multipliers`, `slack`, `box_slack`, `residual`, `status` and `ray` hold what `QPSolution` says of them, and
     `advice` and `summary` tell how it went.
     """
@@ -163,8 +162,6 @@ class QPSolver:
             if value is not None:
                 if type(value) is not np.ndarray or value.dtype != dtype or value.shape not in (one, whole):
                     value = _fitted(name, value, into)
-                if name in ONE_SIDED:
-                    value = without_far_bounds(value)
                 parts.append((into, value))
         for into, value in parts:
             into[...] = value

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from icnnrt.arguments import alone, choice, converted, reals, refused, rows, sample, shown, whole_as_floats
 from icnnrt.errors import IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
-from icnnrt.mathematics.qp_data import NUMBERS, ONE_SIDED, SHAPES, Sizes, check_shapes, without_far_bounds
+from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.mathematics.qp_tangent import tangent_residuals
@@ -472,8 +472,6 @@ def _batched(given: dict[str, Floats | None], sizes: Sizes) -> tuple[dict[str, F
             feeds[name], batched = datum, True
         else:
             feeds[name] = np.full((1, getattr(sizes, letters)), datum, dtype)
-        if name in ONE_SIDED and datum is not None:
-            feeds[name] = without_far_bounds(feeds[name])
     if given["G"] is not None and given["h"] is None:
         feeds["h"] = np.full((1, sizes.m), np.inf, dtype)
     return feeds, dtype, batched

@@ -8,7 +8,7 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-inline constexpr double kBoundMax = 1e30;  // bounds beyond are none
+inline constexpr double kBoundMax = 1e20;  // bounds from there on are none
 inline constexpr double kInf = __builtin_inf();
 
 ICNNRT_INLINE bool is_bound(double a) { return __builtin_fabs(a) < kBoundMax; }

@@ -17,7 +17,7 @@ namespace icnnrt_tests {
 
 using icnnrt::QpStatus;
 
-inline constexpr double kNoBound = 1e30;  // bounds from here on are none
+inline constexpr double kNoBound = 1e20;  // bounds from here on are none
 
 // Relative KKT residuals as icnnrt/mathematics/qp_reference.py defines them, each less what the rounding of the answer
 // to T, and of the sums here, may have made of it.

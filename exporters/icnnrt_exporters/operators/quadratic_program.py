@@ -27,7 +27,7 @@ def solve_body() -> list[onnx.FunctionProto]:
     Inputs Q [B, n, n], whose symmetric part is used, p [B, n], G [B, m, n], h_lower and h [B, m], A [B, q, n],
     b [B, q], lower and upper [B, n], start [B, n + m + q + n] = (z, λ, ν, μ) of a problem nearby, NaN in the rows of
     samples that start cold: all float or all double. m and q may be 0. Each has a leading axis of B or, shared by all
-    samples, of 1. h_lower, lower, upper and start may have no columns: none. Bounds of 1e30 and beyond are none.
+    samples, of 1. h_lower, lower, upper and start may have no columns: none. Bounds of 1e20 and beyond are none.
     Attribute steps: the most steps of the interior point method.
 
     Outputs z [B, n], lam [B, m], nu [B, q], mu [B, n], slack [B, m], box_slack [B, n] of the inputs' type, residual
