@@ -35,6 +35,7 @@ class Part(StrEnum):
     tune = "tune"
     heads = "heads"
     qp = "qp"
+    solve = "solve"
     polyhedron = "polyhedron"
 
 
@@ -71,6 +72,15 @@ def benchmarks(
     budget: Annotated[
         float | None, typer.Option(min=0.0, help=f"Seconds for the contenders of one row; {BUDGET} by default.")
     ] = None,
+    programs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
+            help="Solve every .mps and .qps in it as well, by all solvers of quadratic programs.",
+        ),
+    ] = None,
 ) -> None:
     """Measure icnnrt against its peers and against its floor: ratios, side by side in one run.
 
@@ -101,7 +111,7 @@ def benchmarks(
             progress=tell,
         )
         found["settings"] = {"quick": quick, "budget": settings.budget}
-        for key, result, show in _measurements(chosen, settings):
+        for key, result, show in _measurements(chosen, settings, programs):
             found[key] = result
             found["seconds"] = time.perf_counter() - began
             if not to_stdout:
@@ -131,7 +141,9 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield lambda text: progress.update(task, description=escape(text))
 
 
-def _measurements(chosen: list[Part], settings: Settings) -> Iterator[tuple[str, Any, Callable[[Console], None]]]:
+def _measurements(
+    chosen: list[Part], settings: Settings, programs: Path | None
+) -> Iterator[tuple[str, Any, Callable[[Console], None]]]:
     """Of the environment and of each part: its name, the result for machines, and what prints it for people."""
     from benchmarks.adjoint import adjoint
     from benchmarks.argmin import argmin
@@ -141,6 +153,7 @@ def _measurements(chosen: list[Part], settings: Settings) -> Iterator[tuple[str,
     from benchmarks.polyhedron import polyhedron
     from benchmarks.qp import qp
     from benchmarks.scaling import scaling
+    from benchmarks.solve import of_files, solve
     from benchmarks.tune import tune
 
     facts = environment()
@@ -152,11 +165,14 @@ def _measurements(chosen: list[Part], settings: Settings) -> Iterator[tuple[str,
     if Part.scaling in chosen:
         growth = scaling(settings)
         yield Part.scaling.value, growth, partial(tables.show_scaling, growth)
-    of_packages = ((Part.tune, tune), (Part.heads, heads), (Part.qp, qp), (Part.polyhedron, polyhedron))
-    for part, measure in of_packages:
+    others = ((Part.tune, tune), (Part.heads, heads), (Part.qp, qp), (Part.solve, solve), (Part.polyhedron, polyhedron))
+    for part, measure in others:
         if part in chosen:
             rows = measure(settings)
             yield part.value, [row.as_dict() for row in rows], partial(tables.show_rows, part.value, rows)
+    if programs is not None:
+        files = of_files(programs, settings)
+        yield "programs", files, partial(tables.show_programs, files)
 
 
 def _json(found: dict[str, Any]) -> str:

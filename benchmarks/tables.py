@@ -92,6 +92,23 @@ def show_scaling(found: Mapping[str, Any], screen: Console) -> None:
         screen.print(f"  – {escape(reason)}")
 
 
+def show_programs(found: Mapping[str, Any], screen: Console) -> None:
+    """How many each solver solves, then what it leaves."""
+    count, solvers = len(found["programs"]), found["solvers"]
+    tolerances = list(next(iter(solvers.values()))["solved"])
+    table = Table(
+        "solver", *(f"to {t}" for t in tolerances), "mean time", title=f"{count} programs", title_justify="left"
+    )
+    for name, summed in solvers.items():
+        table.add_row(name, *(str(summed["solved"][t]) for t in tolerances), _time(summed["mean_seconds"]))
+    screen.print(table)
+    for name in solvers:
+        told = found["programs"].items()
+        left = [program for program, by in told if not by[name].get("residual", 1.0) <= float(tolerances[-1])]
+        if left:
+            screen.print(f"  not solved by {escape(name)}: {escape(', '.join(left))}")
+
+
 def _cell(row: Row, name: str) -> str:
     entry = row.entries[name]
     if entry.seconds is None:

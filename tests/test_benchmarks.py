@@ -13,6 +13,7 @@ import pytest
 
 import icnnrt
 from icnnrt.format.package import Package
+from icnnrt.programs import Coo, Program, write_program
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -121,6 +122,28 @@ def test_json_on_stdout_is_all_there_is():
     found = json.loads(done.stdout)
     assert len(found["argmin"]) == 1
     assert "inner" not in found
+
+
+def test_solvers_of_quadratic_programs_and_a_folder_of_files(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        F, G = rng.standard_normal((2, 4, 4))
+        square, rows = (Coo(*np.nonzero(M), M[np.nonzero(M)], M.shape) for M in (F @ F.T, G))
+        none, bounds = Coo(*np.zeros((2, 0), np.int64), np.zeros(0), (0, 4)), np.ones(4)
+        program = Program(
+            square, rng.standard_normal(4), rows, bounds, none, np.zeros(0), -bounds, bounds, 0.0, list("abcd")
+        )
+        write_program(tmp_path / f"{name}.mps", program)
+    done = run("solve", "--quick", "--json", str(tmp_path / "found.json"), "--programs", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    (row,) = found["solve"]
+    check_row(row)
+    assert max(row["differences"].values()) < 1e-6
+    assert found["programs"]["programs"].keys() == {"one", "two"}
+    ours = found["programs"]["solvers"]["icnnrt"]
+    assert set(ours["solved"].values()) == {2}
+    assert "2 programs" in done.stdout
 
 
 @pytest.mark.parametrize(
