@@ -73,6 +73,8 @@ struct QpAdjointArguments {
   T* d_lam;          // [m] out
   T* d_nu;           // [q] out
   T* d_mu;           // [n] out
+  double* share;      // [1] out, or null: the part of the loss that has no gradient, NaN unless status is solved
+  std::int32_t* weak;  // [1] out, if share is: how many rows are weakly active
 };
 
 template <typename T>

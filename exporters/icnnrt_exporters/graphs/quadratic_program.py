@@ -63,13 +63,14 @@ def _qp_solve(
     upper: Any,
     start: Any,
     steps: int,
-    skip: bool,
+    unsafe: int,
 ) -> Any:
-    # `skip` is of the gradient alone.
+    # `unsafe` is of the gradient alone.
     return QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps=steps)
 
 
-def _qp_adjoint(*data: Any) -> Any:
+def _qp_sensitivity(*data: Any) -> Any:
+    """QPAdjoint: graphs take what gradient there is, and never ask how much of the loss has none, or of kinks."""
     return QPAdjoint(*data)
 
 
@@ -78,7 +79,7 @@ def qp_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     assert _qp_operators.qp_solve is not None
     return {
         torch.ops.icnnrt.qp_solve.default: _qp_solve,
-        torch.ops.icnnrt.qp_adjoint.default: _qp_adjoint,
+        torch.ops.icnnrt.qp_sensitivity.default: _qp_sensitivity,
     }
 
 
