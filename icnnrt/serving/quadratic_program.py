@@ -134,9 +134,9 @@ class QPGradients:
         self._given = solution._program.given
         self._points: tuple[Floats, ...] = solution._rows[:4]
         self._solution = solution
-        *self._d, self._share, self._weak = d = found
+        self._d = found
         self._kept = None if skipped is None else ~skipped
-        self.skipped = np.zeros(len(d[0]), bool) if skipped is None else skipped
+        self.skipped = np.zeros(len(found[4]), bool) if skipped is None else skipped
         """[B] bool: samples that were left out of the sums; their own data have NaN."""
 
     def _rows_of(self, name: str) -> tuple[bool, bool]:
@@ -188,13 +188,15 @@ class QPGradients:
     @functools.cached_property
     def reliable(self) -> NDArray[np.bool_]:
         """[B] bool: samples that are CONVERGED and whose gradient exists; `advice` tells why another is not."""
-        return (self._share <= LOST[DTYPES[self._d[0].dtype]]) & (self._weak == 0)
+        *d, share, weak = self._d
+        return (share <= LOST[DTYPES[d[0].dtype]]) & (weak == 0)
 
     def advice(self, i: int = 0) -> str:
         """One sentence with numbers on the gradient of sample `i`: reliable, NO_GRADIENT (a part of the loss has none),
         KINK (a row is weakly active), or what the solution's advice is."""
-        i = sample(i, len(self._share))
-        return self._solution._gradient_advice(i, float(self._share[i]), int(self._weak[i]))
+        *_, share, weak = self._d
+        i = sample(i, len(share))
+        return self._solution._gradient_advice(i, float(share[i]), int(weak[i]))
 
     Q = _Gradient("½ (d_z z' + z d_z'): symmetric.", _half)
     p = _Gradient("d_z", lambda self, name: self._vector(name, self._d[0]))
@@ -420,8 +422,7 @@ class QPSolution(Solution):
         self, found: list[Floats], on_unsafe: str, otherwise: str, skipped: NDArray[np.bool_] | None = None
     ) -> NDArray[np.bool_] | None:
         """`skipped` and what the adjoint adds to it, after it has made NaN, or raised, what `on_unsafe` wants so."""
-        *d, share, weak = found
-        most = LOST[DTYPES[d[0].dtype]]
+        share, weak, most = found[4], found[5], LOST[DTYPES[found[0].dtype]]
         if len(share) == 1 and not share[0] > most and not weak[0]:  # the usual one, in a tenth of the time
             return skipped
         lost = share > most
@@ -433,7 +434,7 @@ class QPSolution(Solution):
             raise untrusted(lost | (weak > 0), reason, f"on_unsafe='{otherwise}' to take them as they are")
         if on_unsafe == "use" or not lost.any():
             return skipped
-        for a in d:
+        for a in found[:4]:
             a[lost] = np.nan
         if on_unsafe == "nan":
             return skipped
@@ -449,10 +450,16 @@ class QPSolution(Solution):
 
     def _adjoint(self, *bars: Floats) -> list[Floats]:
         _, lam, _, mu, slack, box_slack, _, code, _ = self._rows
-        feeds = self._program.feeds
-        inputs = feeds["Q"], feeds["G"], feeds["A"], lam, mu, slack, box_slack, code, *bars
+        data, (z_bar, lam_bar, nu_bar, mu_bar) = self._program.feeds, bars
+        # fmt: off
+        feeds = {  # in a third of the time of a zip
+            "Q": data["Q"], "G": data["G"], "A": data["A"],
+            "lam": lam, "mu": mu, "slack": slack, "box_slack": box_slack, "status": code,
+            "z_bar": z_bar, "lam_bar": lam_bar, "nu_bar": nu_bar, "mu_bar": mu_bar,
+        }
+        # fmt: on
         session, _ = operator_session("qp_sensitivity", DTYPES[lam.dtype], *self._program.where)
-        return _run(session, SENSITIVITY, dict(zip(ADJOINT_INPUTS, inputs, strict=True)))
+        return _run(session, SENSITIVITY, feeds)
 
     def advice(self, i: int = 0) -> str:
         """One sentence with numbers: how sample `i` went, and what would make it better."""

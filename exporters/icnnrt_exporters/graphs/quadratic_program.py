@@ -29,6 +29,7 @@ from icnnrt_models.layers import qp_operators as _qp_operators
 
 __all__ = ["add_bodies", "qp_translation_table"]
 
+ONNX = onnxscript.values.Opset("", OPSET)
 OPERATORS = onnxscript.values.Opset(OP_DOMAIN, OP_VERSION)
 
 
@@ -70,8 +71,10 @@ def _qp_solve(
 
 
 def _qp_sensitivity(*data: Any) -> Any:
-    """QPAdjoint: graphs take what gradient there is, and never ask how much of the loss has none, or of kinks."""
-    return QPAdjoint(*data)
+    """QPAdjoint: graphs take what gradient there is, as if no loss lacked one and no row were weakly active."""
+    _, _, _, _, _, _, _, status, *_ = data
+    weak = ONNX.Sub(status, status)
+    return *QPAdjoint(*data), ONNX.Cast(weak, to=onnx.TensorProto.DOUBLE), weak
 
 
 def qp_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
