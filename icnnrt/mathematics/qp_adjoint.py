@@ -154,8 +154,10 @@ def _left(at: Held, sides: tuple[Array, ...], x: tuple[Array, ...]) -> Step:
 
 def finished(xp: Namespace, at: Held, dz: Array, dlam: Array, dnu: Array, *_: Array) -> Adjoint:
     """The same in the units of the data."""
-    left = _left(at, (at.r_z, at.r, at.r_nu), (dz, dlam, dnu))
-    share = xp.largest(xp.concat(list(left))) / xp.where(at.size > 0.0, at.size, 1.0)
+    sides = at.r_z, at.r, at.r_nu
+    size = xp.where(at.size > 0.0, at.size, 1.0)
+    left, whole = (xp.concat(list(row)) / size for row in (_left(at, sides, (dz, dlam, dnu)), sides))
+    share = xp.sqrt(xp.sum(left * left) / xp.maximum(xp.sum(whole * whole), 1.0))
     return Adjoint(dz * at.D * at.c, dlam * at.F, dnu * at.E, share, at.nearness)
 
 

@@ -133,18 +133,21 @@ static void qp_adjoint(const QpSizes& sizes, const QpAdjointArguments<T>& args, 
       restart();
       for (std::size_t step = 0; step < kSeparated && left > kAdjointEnough * size; ++step) left = advance();
     }
-    if (args.share) {  // what has been taken off r is left too
-      copy(it.Kz, it.r, P.ld);
-      for (std::size_t j = 0; j < P.size; ++j) it.Kz[j] -= it.rhs[j];
-      for (std::size_t i = 0; i < P.N; ++i) it.d_rows[i] = r[i] + it.t[i];
-      read_cotangents();
-      for (std::size_t j = 0; j < P.size; ++j) it.Kz[j] = it.r[j] - it.Kz[j];
-      for (std::size_t i = 0; i < P.N; ++i) it.d_rows[i] = r[i] - it.d_rows[i];
-      left = largest(it.d_rows, P.N, largest(it.Kz, P.size));
-    }
   }
-  if (args.share) {
-    *args.share = left / size;
+  if (args.share) {  // r − K x of the whole r, against that
+    for (std::size_t j = 0; j < P.size; ++j) it.Kz[j] = it.r[j] - it.rhs[j];
+    for (std::size_t i = 0; i < P.N; ++i) it.d_rows[i] = r[i] + it.t[i];
+    if (runaway) read_cotangents();
+    const double per_size = 1.0 / size;
+    double lost = 0.0, whole = 0.0;
+    const auto count = [&](double of_r, double of_K) {
+      const double part = of_r * per_size, left_of_it = (of_r - of_K) * per_size;
+      whole += part * part;
+      lost += left_of_it * left_of_it;
+    };
+    for (std::size_t j = 0; j < P.size; ++j) count(it.r[j], it.Kz[j]);
+    for (std::size_t i = 0; i < P.N; ++i) count(r[i], it.d_rows[i]);
+    *args.share = __builtin_sqrt(lost / max(whole, 1.0));
     *args.weak = weak;
   }
   for (std::size_t j = 0; j < n; ++j) {

@@ -85,7 +85,7 @@ def qp_trace() -> Any:
 def _pointed_at(multiplier: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """The bound that a multiplier points at; of one that is not known both, so that neither has a gradient then."""
     both = torch.where(torch.isfinite(lower), lower, 0.0) + torch.where(torch.isfinite(upper), upper, 0.0)
-    known = torch.where(multiplier < 0, lower, torch.where(multiplier > 0, upper, 0.0))
+    known = torch.where(multiplier < 0, lower, torch.where(torch.isfinite(upper), upper, 0.0))
     return torch.where(torch.isnan(multiplier), both, known)
 
 
