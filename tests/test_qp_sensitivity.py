@@ -142,7 +142,9 @@ def test_what_is_told_and_what_on_unsafe_makes_of_it(dtype):
     used = solution.vjp(z_bar, on_unsafe="use")
     assert used.reliable.tolist() == [False, True]
     np.testing.assert_allclose(used.p, [[-1.0, 0.0], [-1.0, -1.0]], atol=1e-6)
-    assert used.advice(0).startswith("sample 0: NO_GRADIENT (0.71 of the loss in equilibrated units): a part of the loss")
+    assert used.advice(0).startswith(
+        "sample 0: NO_GRADIENT (0.71 of the loss in equilibrated units): a part of the loss"
+    )
     assert used.advice(1).startswith("sample 1: reliable, ")
     nan = solution.vjp(z_bar)
     assert np.isnan(nan.p[0]).all()

@@ -126,9 +126,10 @@ class QPSolver:
             setattr(self, {"status": "_codes", "mu": "bound_multipliers"}.get(name, name), value)
         self._bars = {f"{name}_bar": np.zeros((B, *shapes[name]), dtype) for name in ("z", "lam", "nu", "mu")}
         self._only_z_bar = True  # the other three are zero, and need not be written again
-        self._d = [np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in SENSITIVITY[:4]]
-        self._share, self._weak = np.full(B, np.nan), np.zeros(B, np.int32)
         self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
+        rows = (np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in SENSITIVITY[1:4])
+        self._d = [self.gradients.p, *rows]  # d_z is the gradient by p
+        self._share, self._weak = np.full(B, np.nan), np.zeros(B, np.int32)
         self._where = dtype, native, threads
         self._solve = _Bound("solve", self._where, {**self.data._asdict(), "start": self._start}, answers)
         points = self.z, self.lam, self.nu, self.bound_multipliers
@@ -331,21 +332,21 @@ class _DataGradients:
         square, of_G, of_A = (np.zeros_like(M) for M in (out.Q, out.G, out.A))
         products = ((d_z, z, square), (lam, d_z, out.G), (d_lam, z, of_G), (nu, d_z, out.A), (d_nu, z, of_A))
         self.products = [(a[:, :, None], c[:, None], M) for a, c, M in products if M.size]
-        self.sums = [(out.Q, square, square.swapaxes(1, 2)), (out.G, out.G, of_G), (out.A, out.A, of_A)]
+        sums = (out.Q, square, square.swapaxes(1, 2)), (out.G, out.G, of_G), (out.A, out.A, of_A)
+        self.sums = [parts for parts in sums if parts[0].size]
         above, below = ((d_lam, lam, out.h), (d_mu, mu, out.upper)), ((d_lam, lam, out.h_lower), (d_mu, mu, out.lower))
         self.sides: list[Any] = [(*side, np.greater_equal) for side in above if side[-1].size]
         self.sides += [(*side, np.less) for side in below if side[-1].size]
-        self.copies = d_z, d_nu, out
+        self.Q, self.negated = out.Q, [(d_nu, out.b)] if d_nu.size else []
 
     def write(self) -> None:
-        d_z, d_nu, out = self.copies
         for a, c, M in self.products:
             np.multiply(a, c, out=M)
         for total, M, N in self.sums:
             np.add(M, N, out=total)
-        np.multiply(out.Q, 0.5, out=out.Q)
-        out.p[...] = d_z
-        np.negative(d_nu, out=out.b)
+        np.multiply(self.Q, 0.5, out=self.Q)
+        for d, gradient in self.negated:
+            np.negative(d, out=gradient)
         for d, multiplier, gradient, beyond in self.sides:
             np.multiply(d, beyond(multiplier, 0.0), out=gradient)
             np.negative(gradient, out=gradient)
