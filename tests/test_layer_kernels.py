@@ -189,7 +189,7 @@ def programs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return F @ F.mT, p, G, torch.ones(B, 3, dtype=torch.float64)
 
 
-BOTH = ["qp_solve", "qp_adjoint"]
+BOTH = ["qp_solve", "qp_sensitivity"]
 Layer = Callable[[Tensor], Tensor]
 # z and its derivative by p, and which kernels answered. An operator of torch is one call for whatever holds it, so the
 # kernels run it in compiled code as well, and once for all that vmap runs over; a trace holds the solver itself.

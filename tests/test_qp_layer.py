@@ -248,9 +248,9 @@ def test_the_operators_themselves_are_vmapped():
     _, lam, _, mu, slack, box_slack, _, status, _ = found
     fixed = (qp[0], qp[2], qp[5], lam, mu, slack, box_slack, status)
     bars = torch.eye(4, dtype=torch.float64)[:, None].expand(4, 6, 4)
-    d = torch.func.vmap(lambda z_bar: torch.ops.icnnrt.qp_adjoint(*fixed, z_bar, start, start, start))(bars)
+    d = torch.func.vmap(lambda z_bar: torch.ops.icnnrt.qp_sensitivity(*fixed, z_bar, start, start, start))(bars)
     for j in range(4):
-        for a, b in zip(d, torch.ops.icnnrt.qp_adjoint(*fixed, bars[j], start, start, start), strict=True):
+        for a, b in zip(d, torch.ops.icnnrt.qp_sensitivity(*fixed, bars[j], start, start, start), strict=True):
             torch.testing.assert_close(a[j], b)
 
 
@@ -290,7 +290,8 @@ def test_a_kernel_can_take_over(monkeypatch):
 
     def adjoint(arrays):
         seen.append([a.shape for a in arrays])
-        return [np.ones_like(arrays[i]) for i in (8, 3)] + [np.ones((2, 1)), np.ones((2, 4))]
+        rows = [np.ones_like(arrays[i]) for i in (8, 3)] + [np.ones((2, 1)), np.ones((2, 4))]
+        return [*rows, np.zeros(2), np.zeros(2, np.int32)]
 
     monkeypatch.setattr(home, "kernels", lambda dtype, steps: home.Kernels(solve, adjoint))
     qp = tensors(solvable(8, 2, 4, 3, 1, two_sided=True, box=True).qp, requires_grad=True)

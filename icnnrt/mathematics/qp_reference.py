@@ -30,10 +30,12 @@ __all__ = [
     "TOLERANCE",
     "QPCotangents",
     "QPReference",
+    "QPSensitivity",
     "kkt_residual",
     "precision_of",
     "qp_adjoint",
     "qp_gradients",
+    "qp_sensitivity",
     "qp_solve",
 ]
 
@@ -85,6 +87,17 @@ class QPCotangents(NamedTuple):
     d_lam: Array
     d_nu: Array
     d_mu: Array
+
+
+class QPSensitivity(NamedTuple):
+    """The same, and what is known of the gradient."""
+
+    d_z: Array
+    d_lam: Array
+    d_nu: Array
+    d_mu: Array
+    share: Array  # [B] of the loss that has no gradient, in units of the equilibrated problem
+    weak: NDArray[np.int32]  # [B] how many rows of G and of the box are weakly active
 
 
 def precision_of(dtype: type[np.floating]) -> quadratic_program.Precision:
@@ -150,6 +163,21 @@ def qp_adjoint(
     mu_bar: Array | None = None,
 ) -> QPCotangents:
     """One KKT solve a sample, condensed as in the solver; NaN for samples that are not SOLVED."""
+    return QPCotangents(*qp_sensitivity(Q, G, A, solution, z_bar, lam_bar, nu_bar, mu_bar)[:4])
+
+
+def qp_sensitivity(
+    Q: Array,
+    G: Array,
+    A: Array,
+    solution: QPReference,
+    z_bar: Array,
+    lam_bar: Array | None = None,
+    nu_bar: Array | None = None,
+    mu_bar: Array | None = None,
+    precision: type[np.floating] = np.float64,
+) -> QPSensitivity:
+    """The same, and what is known of the gradient; `precision` is that of the data, which decides what is weak."""
     B, n = z_bar.shape
     m, q = G.shape[1], A.shape[1]
     good = (solution.status == QPStatus.SOLVED)[:, None]
@@ -162,9 +190,12 @@ def qp_adjoint(
     rows = (multiplier, slack, z_bar, np.concatenate([lam_bar, mu_bar], 1), nu_bar)
     with np.errstate(all="ignore"):
         Q = 0.5 * (Q + Q.swapaxes(1, 2))
-        d_z, d, d_nu = adjoint_of.qp_adjoint(NUMPY, Q, G, A, *(row[:, None] for row in rows))
-    out = QPCotangents(d_z[:, 0], d[:, 0, :m], d_nu[:, 0, :q], d[:, 0, m:])
-    return QPCotangents(*(np.where(good, a, np.nan) for a in out))
+        found = adjoint_of.qp_adjoint(NUMPY, Q, G, A, *(row[:, None] for row in rows))
+    d_z, d, d_nu, share, nearness = (a[:, 0] for a in found)
+    out = d_z, d[:, :m], d_nu[:, :q], d[:, m:], share
+    weak = (nearness < adjoint_of.WEAK[np.dtype(precision).name]).sum(1, dtype=np.int32)
+    d_z, d_lam, d_nu, d_mu, share = (np.where(good, a, np.nan) for a in out)
+    return QPSensitivity(d_z, d_lam, d_nu, d_mu, share[:, 0], weak)
 
 
 def _apply(M: Array, a: Array) -> Array:

@@ -3,12 +3,13 @@
 The KKT conditions hold along a path of the data, at a fixed active set::
 
     r_z = Q̇z + ṗ + Ġ'λ + Ȧ'ν              Q̇ its symmetric part
-    r_λ = Ġz − ḣ where λ > 0,  − ḣ_lower where λ < 0
+    r_λ = Ġz − ḣ where λ >= 0,  − ḣ_lower where λ < 0
     r_ν = Ȧz − ḃ
-    r_μ = −u̇ where μ > 0,  −l̇ where μ < 0        u, l = upper, lower
+    r_μ = −u̇ where μ >= 0,  −l̇ where μ < 0        u, l = upper, lower
 
-so that (ż, λ̇, ν̇, μ̇) is what `icnnrt.mathematics.qp_adjoint` makes of them as (z̄, λ̄, ν̄, μ̄). A row with two equal sides
-whose multiplier is 0 moves by the mean of both; of a path that keeps them equal that is either.
+so that (ż, λ̇, ν̇, μ̇) is what `icnnrt.mathematics.qp_adjoint` makes of them as (z̄, λ̄, ν̄, μ̄): the exact transpose of its
+`gradients`. A row with two equal sides whose multiplier is 0 moves by its upper one; of a path that keeps them equal
+that is either.
 """
 
 from collections.abc import Mapping
@@ -34,9 +35,8 @@ def tangent_residuals(
 
     def moved(multiplier: Array, above: str, below: str) -> Array:
         side = 0.0 * multiplier
-        for name, weight in ((above, 1.0), (below, -1.0)):
+        for name, points in ((above, multiplier >= 0), (below, multiplier < 0)):
             if name in dots:
-                points = 0.5 * (1.0 + weight * ((multiplier > 0) * 1.0 - (multiplier < 0) * 1.0))
                 side = side - points * dots[name]
         return side
 

@@ -18,6 +18,7 @@ GRAPHS: Final = Path(__file__).parents[1] / "graphs"
 OPERATORS: Final = {
     "qp_solve": "QPSolve",
     "qp_adjoint": "QPAdjoint",
+    "qp_sensitivity": "QPSensitivity",
     "bundle_entropy_solve": "BundleEntropySolve",
     "bundle_entropy_adjoint": "BundleEntropyAdjoint",
     "bundle_simplex_solve": "BundleSimplexSolve",

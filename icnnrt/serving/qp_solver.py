@@ -20,12 +20,13 @@ from icnnrt.arguments import choice, converted, flag, integer, refused, sample, 
 from icnnrt.errors import IcnnrtError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import SHAPES
+from icnnrt.mathematics.qp_reliability import LOST
 from icnnrt.mathematics.qp_status import STATUSES, statuses
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import onnxruntime
 from icnnrt.serving.forks import inherit
 from icnnrt.serving.operators import operator_session
-from icnnrt.serving.quadratic_program import ADJOINT, DTYPES, SOLUTION
+from icnnrt.serving.quadratic_program import DTYPES, SENSITIVITY, SOLUTION
 
 __all__ = ["QPData", "QPSolver"]
 
@@ -125,8 +126,10 @@ class QPSolver:
             setattr(self, {"status": "_codes", "mu": "bound_multipliers"}.get(name, name), value)
         self._bars = {f"{name}_bar": np.zeros((B, *shapes[name]), dtype) for name in ("z", "lam", "nu", "mu")}
         self._only_z_bar = True  # the other three are zero, and need not be written again
-        self._d = [np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in ADJOINT]
         self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
+        rows = (np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in SENSITIVITY[1:4])
+        self._d = [self.gradients.p, *rows]  # d_z is the gradient by p
+        self._share, self._weak = np.full(B, np.nan), np.zeros(B, np.int32)
         self._where = dtype, native, threads
         self._solve = _Bound("solve", self._where, {**self.data._asdict(), "start": self._start}, answers)
         points = self.z, self.lam, self.nu, self.bound_multipliers
@@ -175,7 +178,8 @@ class QPSolver:
     def vjp(self, z_bar: Any, lam_bar: Any = None, nu_bar: Any = None, bound_multipliers_bar: Any = None) -> QPData:
         """∂ℓ/∂ of all data of the last `solve`, for a loss ℓ with ∂ℓ/∂z = z_bar and so on; None is zero.
 
-        Samples that are not SOLVED have NaN. Where the same datum was given to all samples, sum over the first axis.
+        Samples that are not SOLVED have NaN, and of a loss that has a part without a gradient it is that of the rest:
+        `reliable` says where. Where the same datum was given to all samples, sum over the first axis.
         """
         if not self._solve.calls:
             raise refused("z_bar", "a solved problem to differentiate", "none", "call solve before vjp")
@@ -205,16 +209,21 @@ class QPSolver:
         read = {name: getattr(self, name) for name in ("lam", "slack", "box_slack")}
         read |= {"mu": self.bound_multipliers, "status": self._codes}
         return _Bound(
-            "adjoint",
+            "sensitivity",
             self._where,
             {**{name: getattr(self.data, name) for name in "QGA"}, **read, **self._bars},
-            dict(zip(ADJOINT, self._d, strict=True)),
+            dict(zip(SENSITIVITY, (*self._d, self._share, self._weak), strict=True)),
         )
 
     @property
     def status(self) -> NDArray[np.int32]:
         """[B] int32, a `Status` each, of the last `solve`."""
         return statuses(self._codes)
+
+    @property
+    def reliable(self) -> NDArray[np.bool_]:
+        """[B] bool, of the last `vjp`: as `QPGradients.reliable`; False before the first."""
+        return (self._share <= LOST[self.z.dtype.name]) & (self._weak == 0)
 
     @property
     def ok(self) -> bool:
@@ -323,21 +332,21 @@ class _DataGradients:
         square, of_G, of_A = (np.zeros_like(M) for M in (out.Q, out.G, out.A))
         products = ((d_z, z, square), (lam, d_z, out.G), (d_lam, z, of_G), (nu, d_z, out.A), (d_nu, z, of_A))
         self.products = [(a[:, :, None], c[:, None], M) for a, c, M in products if M.size]
-        self.sums = [(out.Q, square, square.swapaxes(1, 2)), (out.G, out.G, of_G), (out.A, out.A, of_A)]
+        sums = (out.Q, square, square.swapaxes(1, 2)), (out.G, out.G, of_G), (out.A, out.A, of_A)
+        self.sums = [parts for parts in sums if parts[0].size]
         above, below = ((d_lam, lam, out.h), (d_mu, mu, out.upper)), ((d_lam, lam, out.h_lower), (d_mu, mu, out.lower))
-        self.sides: list[Any] = [(*side, np.greater) for side in above if side[-1].size]
+        self.sides: list[Any] = [(*side, np.greater_equal) for side in above if side[-1].size]
         self.sides += [(*side, np.less) for side in below if side[-1].size]
-        self.copies = d_z, d_nu, out
+        self.Q, self.negated = out.Q, [(d_nu, out.b)] if d_nu.size else []
 
     def write(self) -> None:
-        d_z, d_nu, out = self.copies
         for a, c, M in self.products:
             np.multiply(a, c, out=M)
         for total, M, N in self.sums:
             np.add(M, N, out=total)
-        np.multiply(out.Q, 0.5, out=out.Q)
-        out.p[...] = d_z
-        np.negative(d_nu, out=out.b)
+        np.multiply(self.Q, 0.5, out=self.Q)
+        for d, gradient in self.negated:
+            np.negative(d, out=gradient)
         for d, multiplier, gradient, beyond in self.sides:
             np.multiply(d, beyond(multiplier, 0.0), out=gradient)
             np.negative(gradient, out=gradient)

@@ -65,14 +65,16 @@ struct QpAdjointArguments {
   const T* slack;      // [m]
   const T* box_slack;  // [n]
   QpStatus status;
-  const T* z_bar;    // [n], cotangents
-  const T* lam_bar;  // [m], or null: zero
-  const T* nu_bar;   // [q], or null: zero
-  const T* mu_bar;   // [n], or null: zero
-  T* d_z;            // [n] out, NaN unless status is solved
-  T* d_lam;          // [m] out
-  T* d_nu;           // [q] out
-  T* d_mu;           // [n] out
+  const T* z_bar;      // [n], cotangents
+  const T* lam_bar;    // [m], or null: zero
+  const T* nu_bar;     // [q], or null: zero
+  const T* mu_bar;     // [n], or null: zero
+  T* d_z;              // [n] out, NaN unless status is solved
+  T* d_lam;            // [m] out
+  T* d_nu;             // [q] out
+  T* d_mu;             // [n] out
+  double* share;       // [1] out, or null: the part of the loss that has no gradient, NaN unless status is solved
+  std::int32_t* weak;  // [1] out, if share is: how many rows are weakly active
 };
 
 template <typename T>

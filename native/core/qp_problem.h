@@ -94,11 +94,11 @@ ICNNRT_INLINE double largest(const double* a, std::size_t count, double so_far =
   return so_far;
 }
 
-// The power of 2 next to a positive number.
+// The power of 2 next to a positive number, by its logarithm: from √2 on the next one.
 ICNNRT_INLINE double power_near(double wanted) {
   std::uint64_t bits;
   __builtin_memcpy(&bits, &wanted, sizeof bits);
-  bits = (bits + 0x0006a09e667f3bcdULL) & 0x7ff0000000000000ULL;
+  bits = (bits + 0x00095f619980c433ULL) & 0x7ff0000000000000ULL;
   double power;
   __builtin_memcpy(&power, &bits, sizeof power);
   return power;
@@ -118,13 +118,13 @@ ICNNRT_INLINE double unit(double size) {
   return size > 0.0 && size < kInf && (size > kLevel || size < 1.0 / kLevel) ? power_near(1.0 / size) : 1.0;
 }
 
-// What brings the larger of Q and p to about 1; no entry of a semidefinite Q exceeds the largest of its
-// diagonal.
+// P.cost, and what brings the larger of Q and p in units of it to about 1; no entry of a semidefinite Q exceeds the
+// largest of its diagonal.
 ICNNRT_INLINE double cost_scale(const Problem& P) {
   double size = 0.0;
   for (std::size_t j = 0; j < P.n; ++j)
     size = max(size, max(P.K[j * P.ld + j] * P.D[j], __builtin_fabs(P.c[j]) / kLeverOfP) * P.D[j]);
-  return unit(size);
+  return P.cost * unit(P.cost * size);
 }
 
 // The size of z: what b and bounds away from 0 demand, else what curvature and bounds allow; 1 if it is near that.
@@ -151,6 +151,7 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, doubl
   fill(P.D, P.ld, 1.0);  // D and E_A are one array of `ld`, as x is
   fill(P.E_G, P.box, 1.0);
   fill(cost_of_column, P.ld, 1.0);
+  P.cost = 1.0;
   P.cost = cost_scale(P);
   bool scaled = P.cost != 1.0;
   for (std::size_t pass = 0; pass < kEquilibrations; ++pass) {

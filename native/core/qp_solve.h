@@ -306,6 +306,13 @@ static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void
   return otherwise;
 }
 
+// Whether a row is nearer to its lower bound, or has no upper one.
+ICNNRT_INLINE bool nearer_below(const Problem& P, double row, std::size_t i) {
+  const Side &upper = P.side[0], &lower = P.side[1];
+  if (upper.has[i] == 0.0) return true;
+  return lower.has[i] != 0.0 && row - lower.bound[i] < upper.bound[i] - row;
+}
+
 template <typename T>
 static void write_nothing(const QpSizes& sizes, const QpArguments<T>& args) {
   const T nan = static_cast<T>(__builtin_nan(""));
@@ -347,8 +354,8 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
     for (std::size_t j = 0; j < P.n; ++j) args.z[j] = static_cast<T>(it.polished[j] * P.D[j]);
     for (std::size_t i = 0; i < P.q; ++i)
       args.nu[i] = static_cast<T>(it.polished[P.n_blocks + i] * P.E_A[i] * per_cost);
-    // Of the side that the multiplier points at; 1 where there is none; 0 of an equality, and of nothing else, in T
-    // either.
+    // Of the side that the multiplier points at, of 0 the nearer one; 1 where there is none; 0 of an equality, and of
+    // nothing else, in T either.
     constexpr double least = sizeof(T) == sizeof(double) ? kSmallest : 0x1p-120;
     const auto slack_at = [&](std::size_t i) {
       const bool both = P.side[0].any && P.side[1].any;
@@ -357,7 +364,8 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
       if (both && P.side[0].has[i] * P.side[1].has[i] != 0.0 &&
           P.side[0].bound[i] - P.side[1].bound[i] <= kNarrow * (1.0 + __builtin_fabs(P.side[0].bound[i])))
         return 0.0;
-      const unsigned k = both ? (it.lam[i] == 0.0 ? P.side[0].has[i] == 0.0 : it.lam[i] < 0.0) : P.side[1].any;
+      const bool below = it.lam[i] < 0.0 || (it.lam[i] == 0.0 && both && nearer_below(P, it.rows[i], i));
+      const unsigned k = both ? below : P.side[1].any;
       const Side& side = P.side[k];
       if (!side.any || side.has[i] == 0.0) return 1.0;
       if (!polished) return side.s[i];

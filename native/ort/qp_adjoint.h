@@ -1,4 +1,5 @@
-// ai.icnnrt::QPAdjoint: checks, and one call of the core for every sample.
+// ai.icnnrt::QPAdjoint, and ::QPSensitivity, which tells of the gradient too: checks, and one call of the core for
+// every sample.
 #pragma once
 
 #include "qp_inputs.h"
@@ -30,7 +31,10 @@ struct QpAdjoint {
 
   OrtStatus* read_attributes(const Api&, const OrtKernelInfo*) { return nullptr; }
 
-  OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const {
+  OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const { return differentiate(call, memory, false); }
+
+ protected:
+  OrtStatus* differentiate(const Call& call, const OrtMemoryInfo* memory, bool tells) const {
     Input<T> inputs[kCount];
     Input<std::int32_t> status;
     QpData<T> data[kCount];
@@ -54,17 +58,49 @@ struct QpAdjoint {
     ICNNRT_TRY(call.write(1, {B, m}, d_lam));
     ICNNRT_TRY(call.write(2, {B, q}, d_nu));
     ICNNRT_TRY(call.write(3, {B, n}, d_mu));
+    double* share = nullptr;
+    std::int32_t* weak = nullptr;
+    if (tells) {
+      ICNNRT_TRY(call.write(4, {B}, share));
+      ICNNRT_TRY(call.write(5, {B}, weak));
+    }
 
     const QpSizes sizes{n, m, q};
     const auto solve = [&](std::size_t i, void* workspace) {
-      const QpAdjointArguments<T> arguments{
-          data[0].of(i), data[1].of(i), data[2].of(i),  data[3].of(i),
-          data[4].of(i), data[5].of(i), data[6].of(i),  static_cast<QpStatus>(*statuses.of(i)),
-          data[8].of(i), data[9].of(i), data[10].of(i), data[11].of(i),
-          d_z + i * n,   d_lam + i * m, d_nu + i * q,   d_mu + i * n};
+      const QpAdjointArguments<T> arguments{data[0].of(i),
+                                            data[1].of(i),
+                                            data[2].of(i),
+                                            data[3].of(i),
+                                            data[4].of(i),
+                                            data[5].of(i),
+                                            data[6].of(i),
+                                            static_cast<QpStatus>(*statuses.of(i)),
+                                            data[8].of(i),
+                                            data[9].of(i),
+                                            data[10].of(i),
+                                            data[11].of(i),
+                                            d_z + i * n,
+                                            d_lam + i * m,
+                                            d_nu + i * q,
+                                            d_mu + i * n,
+                                            tells ? share + i : nullptr,
+                                            tells ? weak + i : nullptr};
       kernels.adjoint(sizes, arguments, workspace);
     };
     return for_each_sample(call, memory, B, sizes, 2.0 * cost_of(sizes), solve);
+  }
+};
+
+template <typename T>
+struct QpSensitivity : QpAdjoint<T> {
+  static constexpr const char* kName = "QPSensitivity";
+  static constexpr ONNXTensorElementDataType T_ = QpAdjoint<T>::T_;
+  static constexpr const char* kOutputShapes[] = {"Bn", "Bm", "Bq", "Bn", "B", "B"};
+  static constexpr ONNXTensorElementDataType kOutputTypes[] = {T_, T_, T_, T_, kDouble, kInt32};
+  static constexpr const char* kOutputsOfT = "TTTT--";
+
+  OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const {
+    return this->differentiate(call, memory, true);
   }
 };
 

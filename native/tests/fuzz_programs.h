@@ -268,6 +268,7 @@ void try_programs(Bytes& bytes) {
   if (!adjoint.intact) check("the adjoint wrote memory that is not an output");
   if (!caller.adjoint(kernels, of, answer, bars[0], bars[1], bars[2], bars[3], 0x3f).same_bits_as(adjoint))
     check("the same adjoint twice gave two answers");
+  if (answer.status != QpStatus::kSolved && !std::isnan(adjoint.share)) check("a share of what is not solved");
   if (answer.status != QpStatus::kSolved)
     for (const auto* part : {&adjoint.d_z, &adjoint.d_lam, &adjoint.d_nu, &adjoint.d_mu})
       for (T value : *part)

@@ -110,11 +110,14 @@ struct ProgramAnswer {
 template <typename T>
 struct ProgramAdjoint {
   std::vector<T> d_z, d_lam, d_nu, d_mu;
+  double share;
+  std::int32_t weak;
   bool intact;
 
   bool same_bits_as(const ProgramAdjoint& other) const {
     return same_bits(d_z.data(), other.d_z) && same_bits(d_lam.data(), other.d_lam) &&
-           same_bits(d_nu.data(), other.d_nu) && same_bits(d_mu.data(), other.d_mu);
+           same_bits(d_nu.data(), other.d_nu) && same_bits(d_mu.data(), other.d_mu) &&
+           same_bits(&share, std::vector<double>{other.share}) && weak == other.weak;
   }
 };
 
@@ -172,15 +175,17 @@ class ProgramCaller {
     T* out[4];
     for (std::size_t i = 0; i < 4; ++i)
       out[i] = static_cast<T*>(memory_[11 + i].take(counts[i] * sizeof(T), alignof(T), fill));
+    auto* const share = static_cast<double*>(memory_[15].take(sizeof(double), alignof(double), fill));
+    auto* const weak = static_cast<std::int32_t*>(memory_[16].take(sizeof(std::int32_t), alignof(std::int32_t), fill));
     void* const workspace = memory_[18].take(icnnrt::qp_workspace_bytes(of.sizes()), icnnrt::kWorkspaceAlignment, fill);
     kernels.adjoint(of.sizes(),
                     {in[0], in[1], in[2], in[3], in[4], in[5], in[6], answer.status, in[7], in[8], in[9], in[10],
-                     out[0], out[1], out[2], out[3]},
+                     out[0], out[1], out[2], out[3], share, weak},
                     workspace);
-    ProgramAdjoint<T> made{{}, {}, {}, {}, true};
+    ProgramAdjoint<T> made{{}, {}, {}, {}, *share, *weak, true};
     std::vector<T>* const outputs[] = {&made.d_z, &made.d_lam, &made.d_nu, &made.d_mu};
     for (std::size_t i = 0; i < 4; ++i) outputs[i]->assign(out[i], out[i] + counts[i]);
-    for (std::size_t i = 0; i < 15; ++i) made.intact = made.intact && memory_[i].intact();
+    for (std::size_t i = 0; i < 17; ++i) made.intact = made.intact && memory_[i].intact();
     return made;
   }
 

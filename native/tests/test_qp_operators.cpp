@@ -1,4 +1,4 @@
-// QPSolve and QPAdjoint as a runtime uses them: many threads, shared parameters, errors, shapes.
+// QPSolve, QPAdjoint and QPSensitivity as a runtime uses them: many threads, shared parameters, errors, shapes.
 #include <doctest/doctest.h>
 
 #include "library.h"
@@ -32,7 +32,7 @@ TEST_CASE_TEMPLATE("programs on any number of threads, the bits of the core", T,
       samples[1].p[0] = std::numeric_limits<T>::quiet_NaN();  // and its neighbours never know
       const Library library;
       const Node solve(library.find<T>("QPSolve"), OrtKernelInfo{{{"steps", 50}}}),
-          adjoint(library.find<T>("QPAdjoint"), {});
+          adjoint(library.find<T>("QPAdjoint"), {}), sensitivity(library.find<T>("QPSensitivity"), {});
       const OrtValue Q = tensor<T>({1, n, n}, samples[0].Q), G = tensor<T>({B, m, n}, joined(samples, &Program<T>::G)),
                      A = tensor<T>({B, q, n}, joined(samples, &Program<T>::A));
       OrtKernelContext context{
@@ -59,6 +59,8 @@ TEST_CASE_TEMPLATE("programs on any number of threads, the bits of the core", T,
                         zeros<T>({1, 0}),
                         zeros<T>({1, 0}),
                         zeros<T>({1, 0})};
+      CHECK(sensitivity.run(context) == "");
+      const std::vector<OrtValue> told = context.outputs;
       CHECK(adjoint.run(context) == "");
       for (std::size_t b = 0; b < samples.size(); ++b) {
         const ProgramAnswer<T> answer = caller.solve(icnnrt::qp_kernels<T>(), samples[b]);
@@ -70,6 +72,9 @@ TEST_CASE_TEMPLATE("programs on any number of threads, the bits of the core", T,
         const ProgramAdjoint<T> back = caller.adjoint(icnnrt::qp_kernels<T>(), samples[b], answer, z_bar);
         CHECK(same_bits(back.d_z.data(), sample_of<T>(context.outputs[0], b, shape.n)));
         CHECK(same_bits(back.d_lam.data(), sample_of<T>(context.outputs[1], b, shape.m)));
+        CHECK(same_bits(back.d_z.data(), sample_of<T>(told[0], b, shape.n)));
+        CHECK(same_bits(&back.share, sample_of<double>(told[4], b, 1)));
+        CHECK(sample_of<std::int32_t>(told[5], b, 1)[0] == back.weak);
       }
       context.scarce = true;  // only large workspaces are asked for
       if (shape.n > 20)

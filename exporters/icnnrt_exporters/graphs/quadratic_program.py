@@ -29,6 +29,7 @@ from icnnrt_models.layers import qp_operators as _qp_operators
 
 __all__ = ["add_bodies", "qp_translation_table"]
 
+ONNX = onnxscript.values.Opset("", OPSET)
 OPERATORS = onnxscript.values.Opset(OP_DOMAIN, OP_VERSION)
 
 
@@ -63,14 +64,17 @@ def _qp_solve(
     upper: Any,
     start: Any,
     steps: int,
-    skip: bool,
+    unsafe: int,
 ) -> Any:
-    # `skip` is of the gradient alone.
+    # `unsafe` is of the gradient alone.
     return QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps=steps)
 
 
-def _qp_adjoint(*data: Any) -> Any:
-    return QPAdjoint(*data)
+def _qp_sensitivity(*data: Any) -> Any:
+    """QPAdjoint: graphs take what gradient there is, as if no loss lacked one and no row were weakly active."""
+    _, _, _, _, _, _, _, status, *_ = data
+    weak = ONNX.Sub(status, status)
+    return *QPAdjoint(*data), ONNX.Cast(weak, to=onnx.TensorProto.DOUBLE), weak
 
 
 def qp_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -78,7 +82,7 @@ def qp_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     assert _qp_operators.qp_solve is not None
     return {
         torch.ops.icnnrt.qp_solve.default: _qp_solve,
-        torch.ops.icnnrt.qp_adjoint.default: _qp_adjoint,
+        torch.ops.icnnrt.qp_sensitivity.default: _qp_sensitivity,
     }
 
 

@@ -4,7 +4,7 @@ A node of that domain runs these bodies in any ONNX runtime, and the native kern
 registered.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import onnx
 
@@ -18,6 +18,12 @@ from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 __all__ = ["IR_VERSION", "OPSET", "OP_DOMAIN", "OP_VERSION", "functions", "functions_qp"]
 
+QP_BODIES: Final = {
+    "QPSolve": quadratic_program.solve_body,
+    "QPAdjoint": quadratic_program.adjoint_body,
+    "QPSensitivity": quadratic_program.sensitivity_body,
+}
+
 
 def functions(domain: str = "unit_box") -> list[onnx.FunctionProto]:
     """The bodies of the two operators that serve `domain`, of icnnrt.mathematics.domains.NAMES, and of all functions
@@ -30,13 +36,12 @@ def functions(domain: str = "unit_box") -> list[onnx.FunctionProto]:
 
 
 def functions_qp(*operators: str) -> list[onnx.FunctionProto]:
-    """The bodies of QPSolve or QPAdjoint or, by default, both, which come last, and of all functions they call."""
-    solves = not operators or "QPSolve" in operators
-    differentiates = not operators or "QPAdjoint" in operators
+    """The bodies of QPSolve, QPAdjoint or QPSensitivity or, by default, of the first two, which packages are made of;
+    they come last, and before them all functions they call."""
+    operators = operators or ("QPSolve", "QPAdjoint")
     return [
-        *_imported(InverseCholesky, *([PositiveDefinite] if solves else [])),
-        *(quadratic_program.solve_body() if solves else []),
-        *(quadratic_program.adjoint_body() if differentiates else []),
+        *_imported(InverseCholesky, *([PositiveDefinite] if "QPSolve" in operators else [])),
+        *(body for name, made in QP_BODIES.items() if name in operators for body in made()),
     ]
 
 

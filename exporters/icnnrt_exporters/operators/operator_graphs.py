@@ -1,9 +1,9 @@
 """The ONNX models of one node each, in icnnrt/graphs, by which Python calls the operators of ai.icnnrt.
 
-QPSolve and QPAdjoint come with the bodies that make them portable: `icnnrt.qp` needs neither torch nor onnx. The
-operators of the bundle method come without, for torch's layers, which have the same method in torch where there are no
-kernels. After a change of a body or a signature, `python -m icnnrt_exporters.operators.operator_graphs` writes them
-anew.
+QPSolve, QPAdjoint and QPSensitivity come with the bodies that make them portable: `icnnrt.qp` needs neither torch nor
+onnx. The operators of the bundle method come without, for torch's layers, which have the same method in torch where
+there are no kernels. After a change of a body or a signature, `python -m icnnrt_exporters.operators.operator_graphs`
+writes them anew.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 import icnnrt
 from icnnrt.format.package import OP_DOMAIN
-from icnnrt.mathematics.qp_reference import STEPS, QPCotangents, QPReference
+from icnnrt.mathematics.qp_reference import STEPS, QPCotangents, QPReference, QPSensitivity
 from icnnrt.mathematics.reference import STEPS as BUNDLE_STEPS
 from icnnrt.serving.operators import OPERATORS
 from icnnrt_exporters.operators.bodies import functions_qp
@@ -23,6 +23,10 @@ from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 Shapes: TypeAlias = dict[str, list[str | int]]
 
 TYPES: Final = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
+FIXED: Final = {
+    **{"residual": TensorProto.DOUBLE, "status": TensorProto.INT32},
+    **{"share": TensorProto.DOUBLE, "weak": TensorProto.INT32},
+}
 # Each input has a leading axis of its own, B or 1, and those that may be absent have columns of their own, all or none.
 DATA: Final[Shapes] = {
     "Q": ["B_Q", "n", "n"],
@@ -54,15 +58,17 @@ BARS: Final[Shapes] = {
     "mu_bar": ["B_mu", "n_mu"],
 }
 ADJOINT: Final[Shapes] = {"d_z": ["B", "n"], "d_lam": ["B", "m"], "d_nu": ["B", "q"], "d_mu": ["B", "n"]}
+SENSITIVITY: Final[Shapes] = ADJOINT | {"share": ["B"], "weak": ["B"]}
+OF_ADJOINT: Final[Shapes] = {
+    name: {**DATA, **SOLUTION}[name] for name in ("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status")
+} | BARS
 assert tuple(SOLUTION) == QPReference._fields
 assert tuple(ADJOINT) == QPCotangents._fields
+assert tuple(SENSITIVITY) == QPSensitivity._fields
 SIGNATURES: Final[dict[str, tuple[Shapes, Shapes]]] = {
     "QPSolve": (DATA, SOLUTION),
-    "QPAdjoint": (
-        {name: {**DATA, **SOLUTION}[name] for name in ("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status")}
-        | BARS,
-        ADJOINT,
-    ),
+    "QPAdjoint": (OF_ADJOINT, ADJOINT),
+    "QPSensitivity": (OF_ADJOINT, SENSITIVITY),
 }
 CUTS: Final[Shapes] = {"slopes": ["B", "k", "n"], "offsets": ["B", "k"]}
 BUNDLE: Final[dict[str, tuple[Shapes, Shapes]]] = {
@@ -75,7 +81,7 @@ BUNDLE: Final[dict[str, tuple[Shapes, Shapes]]] = {
 
 
 def qp_model(operator: str, dtype: str, **attributes: Any) -> onnx.ModelProto:
-    """One node of QPSolve (attribute steps) or QPAdjoint for float32 or float64, with its bodies."""
+    """One node of QPSolve (attribute steps), QPAdjoint or QPSensitivity for float32 or float64, with its bodies."""
     return _model(operator, SIGNATURES[operator], dtype, functions_qp(operator), **attributes)
 
 
@@ -91,7 +97,7 @@ def _model(
     inputs, outputs = signature
 
     def declared(name: str, shape: list[str | int]) -> onnx.ValueInfoProto:
-        T = {"residual": TensorProto.DOUBLE, "status": TensorProto.INT32}.get(name, TYPES[dtype])
+        T = FIXED.get(name, TYPES[dtype])
         return helper.make_tensor_value_info(name, T, shape)
 
     graph = helper.make_graph(
@@ -115,6 +121,7 @@ def operator_graphs() -> dict[str, bytes]:
     for dtype in TYPES:
         models[f"qp_solve_{dtype}"] = qp_model("QPSolve", dtype, steps=STEPS)
         models[f"qp_adjoint_{dtype}"] = qp_model("QPAdjoint", dtype)
+        models[f"qp_sensitivity_{dtype}"] = qp_model("QPSensitivity", dtype)
     for role, operator in OPERATORS.items():
         if role.startswith("bundle_"):
             suffix = role.rpartition("_")[2].capitalize()

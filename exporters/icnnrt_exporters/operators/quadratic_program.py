@@ -1,4 +1,4 @@
-"""The bodies of QPSolve and QPAdjoint: `icnnrt.mathematics.quadratic_program` and `qp_adjoint`, traced.
+"""The bodies of QPSolve, QPAdjoint and QPSensitivity: `icnnrt.mathematics.quadratic_program` and `qp_adjoint`, traced.
 
 What stands here beside the statements is how the operators take their data: shared by all samples or not, bounds that
 are absent, no equalities at all, and of two types.
@@ -11,7 +11,7 @@ import onnx
 
 from icnnrt.mathematics import quadratic_program
 from icnnrt.mathematics.interior_point import Problem
-from icnnrt.mathematics.qp_adjoint import qp_adjoint
+from icnnrt.mathematics.qp_adjoint import WEAK, qp_adjoint
 from icnnrt.mathematics.qp_reference import precision_of
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.operators.functions import attribute, double, flat, function
@@ -84,8 +84,22 @@ def adjoint_body() -> list[onnx.FunctionProto]:
     Inputs Q [B, n, n], G [B, m, n], A [B, q, n], with a leading axis of B or, shared, of 1; lam and slack [B, m], mu
     and box_slack [B, n], status [B] int32 as QPSolve gave them; z_bar [B, n], lam_bar [B, m], nu_bar [B, q], mu_bar
     [B, n], where the last three may have no columns: zero. All are float or all double but status, and so are the
-    outputs. A sample whose status is not SOLVED has NaN.
+    outputs. A sample whose status is not SOLVED has NaN. Of a loss that has a part without a gradient it is that of the
+    rest.
     """
+    return _adjoint("QPAdjoint", ["d_z", "d_lam", "d_nu", "d_mu"], adjoint_body.__doc__)
+
+
+def sensitivity_body() -> list[onnx.FunctionProto]:
+    """QPAdjoint, and what is known of the gradient: its inputs and outputs, and share [B] double, the part of the loss
+    that has no gradient (NaN where the status is not SOLVED), and weak [B] int32, how many rows are weakly active.
+    """
+    return _adjoint(
+        "QPSensitivity", ["d_z", "d_lam", "d_nu", "d_mu", "share", "weak"], sensitivity_body.__doc__, tells=True
+    )
+
+
+def _adjoint(name: str, outputs: list[str], doc: str | None, tells: bool = False) -> list[onnx.FunctionProto]:
     inputs = ["Q", "G", "A", "lam", "mu", "slack", "box_slack", "status", "z_bar", "lam_bar", "nu_bar", "mu_bar"]
 
     def traced(xp: Traced, *given: Symbol) -> Sequence[Symbol]:
@@ -107,20 +121,30 @@ def adjoint_body() -> list[onnx.FunctionProto]:
             xp.concat([_row(xp, B, lam_bar, m, 0.0), _row(xp, B, mu_bar, n, 0.0)]),
             _row(xp, B, nu_bar, at_least_one, 0.0),
         )
-        d_z, d, d_nu = (xp.where(good, a, NAN) for a in found)
+        d_z, d, d_nu, share = (xp.where(good, a, NAN) for a in found[:4])
         d_lam, d_mu = xp.nodes("Split", d, xp.node("Concat", m, n, axis=0), results=[DOUBLE] * 2, axis=2)
-        return [xp.node("CastLike", flat(xp, a), Q) for a in (d_z, d_lam, _first(xp, d_nu, q), d_mu)]
+        rows = [xp.node("CastLike", flat(xp, a), Q) for a in (d_z, d_lam, _first(xp, d_nu, q), d_mu)]
+        if not tells:
+            return rows
+        near = xp.where(_is_float(xp, Q), WEAK["float32"], WEAK["float64"])
+        weak = xp.sum(xp.where(found.nearness < near, 1.0, 0.0))
+        single = xp.constant([1, 2])
+        counted = xp.node("Cast", xp.node("Squeeze", weak, single), to=onnx.TensorProto.INT32)
+        return [*rows, xp.node("Squeeze", share, single), counted]
 
-    return function("QPAdjoint", traced, inputs, ["d_z", "d_lam", "d_nu", "d_mu"], adjoint_body.__doc__)
+    return function(name, traced, inputs, outputs, doc)
 
 
 def _precision(xp: Traced, data: Symbol) -> quadratic_program.Precision:
     """What the type of the data decides, told when the function runs."""
-    one = xp.constant([1.0], DOUBLE)
-    rounded = double(xp, xp.node("CastLike", xp.constant([NEARLY_ONE], DOUBLE), data))
-    is_float = xp.node("Equal", rounded, one, result=BOOL)
+    is_float = _is_float(xp, data)
     both = zip(precision_of(np.float32), precision_of(np.float64), strict=True)
     return quadratic_program.Precision(*(xp.where(is_float, *numbers) for numbers in both))
+
+
+def _is_float(xp: Traced, data: Symbol) -> Symbol:
+    rounded = double(xp, xp.node("CastLike", xp.constant([NEARLY_ONE], DOUBLE), data))
+    return xp.node("Equal", rounded, xp.constant([1.0], DOUBLE), result=BOOL)
 
 
 # No node that reads an input may be what a graph around the function has too: where one call is inlined in a graph, and

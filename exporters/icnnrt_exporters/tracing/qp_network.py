@@ -20,7 +20,7 @@ from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.tracing.energy_graph import example_batch, followed, read_tensors
 from icnnrt_exporters.tracing.heads import Head, Input, trace, weights, with_weights
 from icnnrt_exporters.tracing.lowering import lower
-from icnnrt_models.layers.qp_operators import differentiable
+from icnnrt_models.layers.qp_operators import NAN, USE, differentiable
 
 Theta = Mapping[str, Tensor]
 
@@ -102,7 +102,7 @@ class QPNetwork:
         arguments = fx.map_arg(node.args, lookup)
         if node.target is not differentiable:
             return node.target(*arguments, **fx.map_arg(node.kwargs, lookup))  # type: ignore[operator]
-        outputs = differentiable(*arguments[:11], clean)
+        outputs = differentiable(*arguments[:11], USE if clean else NAN)
         *floats, residual, status, ray = outputs
         found.append((status, residual))
         if clean:

@@ -1,9 +1,9 @@
-"""The operators icnnrt::qp_solve and icnnrt::qp_adjoint of torch: run, exported, differentiated, under vmap.
+"""The operators icnnrt::qp_solve and icnnrt::qp_sensitivity of torch: run, exported, differentiated, under vmap.
 
-They are ai.icnnrt::QPSolve and ::QPAdjoint, into which `icnnrt_exporters` turns them. On the CPU icnnrt's native
-kernels run them, elsewhere and where there are none `qp_script`. That is decided where they run, so torch.compile and
-torch.func.vmap, which see an operator and not what is in it, change nothing about it. Every leading axis is B or 1,
-what is absent has no columns.
+They are ai.icnnrt::QPSolve and ::QPSensitivity; `icnnrt_exporters` turn them into QPSolve and QPAdjoint. On the CPU
+icnnrt's native kernels run them, elsewhere and where there are none `qp_script`. That is decided where they run, so
+torch.compile and torch.func.vmap, which see an operator and not what is in it, change nothing about it. Every leading
+axis is B or 1, what is absent has no columns.
 """
 
 import threading
@@ -13,25 +13,31 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from icnnrt.errors import InputError
 from icnnrt.mathematics.qp_adjoint import gradients
 from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_reference import STEPS
+from icnnrt.mathematics.qp_reliability import KINK, LOST, NO_GRADIENT
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.qp_tangent import tangent_residuals
 from icnnrt_models.layers.kernels import Kernel, kernel, run_on
 from icnnrt_models.layers.qp_script import NUMBERS, qp_script
 
-__all__ = ["Kernels", "differentiable", "kernels"]
+__all__ = ["NAN", "RAISE", "SKIP", "USE", "Kernels", "differentiable", "kernels"]
 
 Tensors = tuple[Tensor, ...]
+# What becomes of samples without a gradient that can be trusted; USE is of exported graphs, in which those that are not
+# solved add nothing, and others what there is.
+NAN, SKIP, RAISE, USE = range(4)
 
 
 class Kernels(NamedTuple):
     """The two operators on the CPU, numpy in and out, arguments and results in the order of ai.icnnrt's."""
 
     solve: Kernel  # 10 inputs -> 9 outputs
-    adjoint: Kernel  # 12 inputs -> 4 outputs
+    sensitivity: Kernel  # 12 inputs -> 6 outputs
 
 
 def kernels(dtype: torch.dtype, steps: int) -> Kernels | None:
@@ -41,8 +47,8 @@ def kernels(dtype: torch.dtype, steps: int) -> Kernels | None:
     solver.
     """
     name = str(dtype).removeprefix("torch.")
-    solve, adjoint = (kernel(f"qp_{role}", name) for role in ("solve", "adjoint"))
-    return Kernels(solve, adjoint) if solve and adjoint and steps == STEPS else None
+    solve, sensitivity = (kernel(f"qp_{role}", name) for role in ("solve", "sensitivity"))
+    return Kernels(solve, sensitivity) if solve and sensitivity and steps == STEPS else None
 
 
 # --- What they compute ---------------------------------------------------------------------------
@@ -61,9 +67,9 @@ def qp_solve(
     upper: Tensor,
     start: Tensor,
     steps: int,
-    skip: bool,
+    unsafe: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As ai.icnnrt::QPSolve. `skip` is of the gradient."""
+    """As ai.icnnrt::QPSolve. `unsafe`, of the gradient, is one of those below."""
     _demand_reverse_mode()
     data = (Q, p, G, h_lower, h, A, b, lower, upper, start)
     found = kernels(p.dtype, steps) if p.device.type == "cpu" else None
@@ -78,8 +84,8 @@ def qp_solve(
     return cast(Any, tuple(_own(a, kinds.get(name, p.dtype)) for name, a in solution._asdict().items()))
 
 
-@torch.library.custom_op("icnnrt::qp_adjoint", mutates_args=())
-def qp_adjoint(
+@torch.library.custom_op("icnnrt::qp_sensitivity", mutates_args=())
+def qp_sensitivity(
     Q: Tensor,
     G: Tensor,
     A: Tensor,
@@ -92,19 +98,21 @@ def qp_adjoint(
     lam_bar: Tensor,
     nu_bar: Tensor,
     mu_bar: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As ai.icnnrt::QPAdjoint: d_z, d_λ, d_ν, d_μ; a cotangent without columns is zero."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As ai.icnnrt::QPSensitivity: d_z, d_λ, d_ν, d_μ, share, weak; a cotangent without columns is zero."""
     _demand_reverse_mode()
     data = (Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar)
     found = kernels(z_bar.dtype, STEPS) if z_bar.device.type == "cpu" else None
     if found is not None:
-        return cast(Any, run_on(found.adjoint, data))
+        return cast(Any, run_on(found.sensitivity, data))
     if len(z_bar) == 0:
         return cast(Any, _cotangents(*data))
     with torch.no_grad(), torch.jit.optimized_execution(False):
-        d = qp_script().adjoint(*data[:7], *data[8:])
-    good = (status == QPStatus.SOLVED).unsqueeze(1)
-    return cast(Any, tuple(_own(torch.where(good, a, torch.nan), z_bar.dtype) for a in d))
+        *d, share, weak = qp_script().adjoint(*data[:7], *data[8:])
+    good = status == QPStatus.SOLVED
+    rows = (_own(torch.where(good.unsqueeze(1), a, torch.nan), z_bar.dtype) for a in d)
+    told = _own(torch.where(good, share, torch.nan), torch.float64), _own(weak, torch.int32)
+    return cast(Any, (*rows, *told))
 
 
 def _own(a: Tensor, dtype: torch.dtype) -> Tensor:
@@ -128,18 +136,19 @@ def _answers(*arguments: Any) -> Tensors:
     return (*floats, residual, p.new_empty((B,), dtype=torch.int32), p.new_empty((B, 2 * n + m + q)))
 
 
-@qp_adjoint.register_fake
+@qp_sensitivity.register_fake
 def _cotangents(*arguments: Any) -> Tensors:
     _, _, A, lam, *_, z_bar, _, _, _ = arguments
     B, n = z_bar.shape
-    return tuple(z_bar.new_empty((B, size)) for size in (n, lam.shape[1], A.shape[1], n))
+    rows = (z_bar.new_empty((B, size)) for size in (n, lam.shape[1], A.shape[1], n))
+    return (*rows, z_bar.new_empty((B,), dtype=torch.float64), z_bar.new_empty((B,), dtype=torch.int32))
 
 
 # --- Their derivatives ---------------------------------------------------------------------------
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    Q, _, G, _, _, A, *_, skip = inputs
+    Q, _, G, _, _, A, *_, unsafe = inputs
     z, lam, nu, mu, slack, box_slack, _, status, _ = output
     ctx.set_materialize_grads(False)
     codes = status.to(torch.int32) if status.is_floating_point() else status
@@ -149,7 +158,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         ctx.save_for_forward(*kept)
         ctx.still = [(tuple(a.shape), a.dtype) for a in output[4:]]
     ctx.shapes = [tuple(a.shape) for a in inputs[: len(SHAPES)]]
-    ctx.skip = skip
+    ctx.unsafe = unsafe
 
 
 def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -158,10 +167,10 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         return (None,) * 12
     z_bar, *others = (z.new_zeros((1, 0)) if bar is None else bar for bar in bars[:4])
     z_bar = torch.zeros_like(z) if bars[0] is None else z_bar
-    d = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others)
-    if ctx.skip:
-        kept = (status == QPStatus.SOLVED).unsqueeze(1)
-        z, lam, nu, mu, *d = (torch.where(kept, a, 0.0) for a in (z, lam, nu, mu, *d))
+    *d, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others)
+    kept, d = _safe(ctx.unsafe, status, share, weak, d)
+    if kept is not None:
+        z, lam, nu, mu = (torch.where(kept, a, 0.0) for a in (z, lam, nu, mu))
     found = gradients(z, lam, nu, mu, *d)
 
     def gradient(name: str, shape: tuple[Any, ...]) -> Tensor:
@@ -175,16 +184,40 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), None, None, None)
 
 
+def _safe(
+    unsafe: int, status: Tensor, share: Tensor, weak: Tensor, d: Sequence[Tensor]
+) -> tuple[Tensor | None, Sequence[Tensor]]:
+    """Which samples are kept, where others are left out, [B, 1], and the adjoint as it is handed out."""
+    solved = (status == QPStatus.SOLVED).unsqueeze(1)
+    if unsafe == USE:
+        return solved, [torch.where(solved, a, 0.0) for a in d]
+    has = (share <= LOST[str(d[0].dtype).removeprefix("torch.")]).unsqueeze(1)
+    if unsafe == RAISE:
+        _demand_gradient(solved, has, weak)
+    kept = solved & has if unsafe == SKIP else None
+    return kept, [torch.where(has, a, torch.nan if kept is None else 0.0) for a in d]
+
+
+@torch.compiler.disable
+def _demand_gradient(solved: Tensor, has: Tensor, weak: Tensor) -> None:
+    """Raise where a solved sample has no gradient, or a kink; not while torch traces, where there are no numbers."""
+    if _get_current_dispatch_mode() is not None:
+        return
+    solved, has, weak = (torch.func.debug_unwrap(a, recurse=True) for a in (solved, has, weak))
+    lost, kink = solved & ~has, solved.squeeze(-1) & (weak > 0)
+    for bad, name, why in ((lost, "NO_GRADIENT", NO_GRADIENT), (kink, "KINK", KINK)):
+        if bad.any():
+            raise InputError(f"on_unsafe: sample {int(torch.nonzero(bad)[0][0])} has {name}: {why}.")
+
+
 def _push_forward(ctx: Any, *dots: Tensor | None) -> tuple[Tensor | None, ...]:
     Q, G, A, z, lam, nu, mu, slack, box_slack, status = ctx.saved_for_forward
     moving = zip(SHAPES, dots, strict=False)
     # What is absent has no columns, and does not broadcast.
     named = {name: dot for name, dot in moving if dot is not None and dot.shape[1]}
     bars = tangent_residuals(z, lam, nu, mu, named)
-    tangents = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *bars)
-    if ctx.skip:
-        kept = (status == QPStatus.SOLVED).unsqueeze(1)
-        tangents = tuple(torch.where(kept, a, 0.0) for a in tangents)
+    *tangents, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *bars)
+    _, tangents = _safe(ctx.unsafe, status, share, weak, tangents)
     return (*tangents, *(z.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.still))
 
 
@@ -198,11 +231,11 @@ def _keep_system(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
 
 def _pull_system_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     """d = −K⁻¹ v of the cotangents v, K fixed in all but Q, G and A: of d̄ it is v̄ = −K⁻¹ d̄, and K̄ = v̄ d'."""
-    Q, G, A, lam, mu, slack, box_slack, status, *d = ctx.saved_tensors
-    if all(bar is None for bar in bars):
+    Q, G, A, lam, mu, slack, box_slack, status, *d, _, _ = ctx.saved_tensors
+    if all(bar is None for bar in bars[:4]):
         return (None,) * 12
-    back = [torch.zeros_like(a) if bar is None else bar for a, bar in zip(d, bars, strict=True)]
-    v_bar = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *back)
+    back = [torch.zeros_like(a) if bar is None else bar for a, bar in zip(d, bars, strict=False)]
+    *v_bar, _, _ = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *back)
     found = gradients(*d, *v_bar)
 
     def matrix(name: str, shape: tuple[Any, ...]) -> Tensor:
@@ -216,12 +249,13 @@ def _pull_system_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ..
 
 def _push_system_forward(ctx: Any, *dots: Tensor | None) -> tuple[Tensor | None, ...]:
     """ḋ = −K⁻¹ (v̇ + K̇ d)."""
-    Q, G, A, lam, mu, slack, box_slack, status, *d = ctx.saved_for_forward
+    Q, G, A, lam, mu, slack, box_slack, status, *d, share, weak = ctx.saved_for_forward
     named = {name: dot for name, dot in zip("QGA", dots, strict=False) if dot is not None and dot.shape[1]}
     d_z, d_lam, d_nu, d_mu = d
     moved = tangent_residuals(d_z, d_lam, d_nu, d_mu, named)
     terms = [a if dot is None or not dot.shape[1] else a + dot for a, dot in zip(moved, dots[8:], strict=True)]
-    return adjoint(Q, G, A, lam, mu, slack, box_slack, status, *terms)
+    *found, _, _ = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *terms)
+    return (*found, torch.zeros_like(share), torch.zeros_like(weak))
 
 
 class _Within(threading.local):
@@ -332,7 +366,7 @@ def _registered(operator: Any, rules: _Rules) -> Any:
 
 
 solve = _registered(qp_solve, _Rules(_keep, _pull_back, _push_forward, _solve_folded))
-adjoint = _registered(qp_adjoint, _Rules(_keep_system, _pull_system_back, _push_system_forward, _adjoint_folded))
+adjoint = _registered(qp_sensitivity, _Rules(_keep_system, _pull_system_back, _push_system_forward, _adjoint_folded))
 
 
 def differentiable(*arguments: Any) -> Tensors:

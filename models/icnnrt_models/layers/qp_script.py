@@ -123,7 +123,7 @@ def _adjoint_step(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
 
 
 def _adjoint_finished(kept: list[Tensor], state: list[Tensor]) -> tuple[Tensor, ...]:
-    return qp_adjoint.finished(_whole(Held, iter(kept)), *state[:-1])
+    return tuple(qp_adjoint.finished(TORCH, _whole(Held, iter(kept)), *state))
 
 
 class _Pieces(Torch):
@@ -152,7 +152,7 @@ class QPScript(NamedTuple):
 
     # In float64: (*Data, start, *NUMBERS, steps) -> Solution
     solve: Any
-    # (Q, G, A, lam, mu, slack, box_slack, z_bar, lam_bar, nu_bar, mu_bar) -> d_z, d_λ, d_ν, d_μ
+    # (Q, G, A, lam, mu, slack, box_slack, z_bar, lam_bar, nu_bar, mu_bar) -> d_z, d_λ, d_ν, d_μ, share, weak
     adjoint: Any
 
 
@@ -217,8 +217,9 @@ def _compiled() -> QPScript:
 
     kept, state = held(Q, G, A, row, row, p, row, b)
     adjoint_of = _traced(held, Q, G, A, row, row, p, row, b)
-    proximal = _loop(_adjoint_step, kept, state, qp_adjoint.FACTORS)
+    proximal = _loop(_adjoint_step, kept, state, qp_adjoint.MOST)
     in_units = _traced(_adjoint_finished, kept, state)
+    near32, near64 = qp_adjoint.WEAK["float32"], qp_adjoint.WEAK["float64"]
 
     # fmt: off
     def solve(
@@ -266,10 +267,11 @@ def _compiled() -> QPScript:
     # fmt: off
     def adjoint(
         Q: Tensor, G: Tensor, A: Tensor, lam: Tensor, mu: Tensor, slack: Tensor, box_slack: Tensor,
-        z_bar: Tensor, lam_bar: Tensor, nu_bar: Tensor, mu_bar: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        z_bar: Tensor, lam_bar: Tensor, nu_bar: Tensor, mu_bar: Tensor, near32: float = near32, near64: float = near64,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         # fmt: on
         B, m, q = z_bar.size(0), lam.size(1), A.size(1)
+        near = near32 if z_bar.dtype == torch.float32 else near64
         z_bar, lam, mu, Q, A = rows(z_bar, B), rows(lam, B), rows(mu, B), rows(Q, B), rows(A, B)
         bars = torch.cat([there(lam_bar, lam, 0.0), there(mu_bar, mu, 0.0)], 1)
         kept, state = adjoint_of(
@@ -282,8 +284,9 @@ def _compiled() -> QPScript:
             bars.unsqueeze(1),
             with_a_row(there(nu_bar, A[:, :, 0], 0.0), 1).unsqueeze(1),
         )
-        d_z, d, d_nu = in_units(kept, proximal(kept, state))
-        return d_z[:, 0], d[:, 0, :m], d_nu[:, 0, :q], d[:, 0, m:]
+        d_z, d, d_nu, share, nearness = in_units(kept, proximal(kept, state))
+        weak = (nearness < near).sum([1, 2])
+        return d_z[:, 0], d[:, 0, :m], d_nu[:, 0, :q], d[:, 0, m:], share[:, 0, 0], weak
 
     return QPScript(torch.jit.script(solve), torch.jit.script(adjoint))
 

@@ -59,7 +59,7 @@ def qp_trace() -> Any:
             if skip:
                 r_z, t = torch.where(kept, r_z, 0.0), torch.where(kept, t, 0.0)
                 r_nu, t_box = torch.where(kept, r_nu, 0.0), torch.where(kept, t_box, 0.0)
-            d_z, d_lam, d_nu, d_mu = adjoint(
+            d_z, d_lam, d_nu, d_mu, _share, _weak = adjoint(
                 fixed_Q, fixed_G, fixed_A, found.lam, found.mu, found.slack, found.box_slack, r_z, t, r_nu, t_box
             )
             z, lam = moved(found.z, d_z, kept, skip), moved(found.lam, d_lam, kept, skip)
@@ -85,7 +85,7 @@ def qp_trace() -> Any:
 def _pointed_at(multiplier: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """The bound that a multiplier points at; of one that is not known both, so that neither has a gradient then."""
     both = torch.where(torch.isfinite(lower), lower, 0.0) + torch.where(torch.isfinite(upper), upper, 0.0)
-    known = torch.where(multiplier < 0, lower, torch.where(multiplier > 0, upper, 0.0))
+    known = torch.where(multiplier < 0, lower, torch.where(torch.isfinite(upper), upper, 0.0))
     return torch.where(torch.isnan(multiplier), both, known)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,14 @@ from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_reference import STEPS
 from icnnrt.mathematics.qp_status import STATUSES, advise
 from icnnrt_models.layers.on_unsafe import OnUnsafe, chosen, unsafe
-from icnnrt_models.layers.qp_operators import differentiable
+from icnnrt_models.layers.qp_operators import NAN, RAISE, SKIP, differentiable
 from icnnrt_models.layers.qp_script import Data, Solution
 from icnnrt_models.layers.qp_tensors import leading
 from icnnrt_models.layers.qp_trace import qp_trace
 
 __all__ = ["QPLayer", "QPResult"]
+
+UNSAFE: Final = {"nan": NAN, "skip": SKIP, "raise": RAISE}
 
 
 class QPResult(NamedTuple):
@@ -53,18 +55,21 @@ class QPLayer(nn.Module):
 
     Every sample has a status of its own, an `icnnrt.Status`, and up to rounding never depends on
     its neighbours: where no z meets the constraints, the objective falls without end, or the data hold NaN, z is NaN. A
-    gradient is taken of SOLVED samples alone. `on_unsafe` says what becomes of the others:
+    gradient is taken of SOLVED samples alone, and of them only where the loss has one (it has not where the answer is
+    not unique and the loss tells one from another). `on_unsafe` says what becomes of the others:
 
         "nan"    gradients are NaN, of shared data too: never silently those of fewer samples
         "skip"   they add 0 to every gradient, whatever the loss makes of their NaN; for a loss that leaves them out
         "raise"  forward raises, with the status and the remedy, for which torch.compile breaks its graph; under
-                 torch.export it cannot, and acts as "nan": ask the status there, with `multipliers`
+                 torch.export it cannot, and acts as "nan": ask the status there, with `multipliers`. Backward raises
+                 where the loss has no gradient or a kink, but not in compiled code, where it acts as "nan"
 
     Derivatives are those of the KKT conditions (Amos, Kolter, *OptNet*, ICML 2017), of the multipliers too if a loss
     uses them: in reverse and forward, by autograd and by `torch.func` (`grad`, `vjp`, `jvp`, `jacrev`, `jacfwd`), alone
     or with `torch.func.vmap`, whose dimension becomes part of the batch of one call. Second derivatives are those at a
     fixed active set, of which the answer is a rational function of its data; across a change of it there is none.
-    Where a multiplier and its slack are both 0 there is a kink, and the derivative is one-sided or between.
+    Where a multiplier and its slack are both 0 there is a kink, and the derivative is one-sided or between. Under
+    torch.jit.trace, and in what `icnnrt_exporters` write, a loss that has no gradient gets that of the part that has.
 
     The layer has no weights. It is the operator icnnrt::qp_solve: torch.compile, with fullgraph=True too, and
     torch.export keep it as it is, so that the same kernel runs as in eager mode; `icnnrt_exporters` turn it into
@@ -113,7 +118,7 @@ class QPLayer(nn.Module):
         if torch.jit.is_tracing():
             found = Solution(*qp_trace()(*data, self.steps, self.on_unsafe == "skip", self.on_unsafe == "raise"))
         else:
-            found = Solution(*differentiable(*data, start, self.steps, self.on_unsafe == "skip"))
+            found = Solution(*differentiable(*data, start, self.steps, UNSAFE[self.on_unsafe]))
             if self.on_unsafe == "raise" and not torch.compiler.is_exporting():
                 _demand_solved(found, data, self.steps)
         if not self.multipliers:

@@ -1,0 +1,78 @@
+"""Whether the gradient of a quadratic program exists, told from its `share` and `weak` of `qp_adjoint`; and why not.
+
+NO_GRADIENT: a part of the loss has no gradient, as the answer is not unique, or rows that hold it depend on each other
+and the loss tells their multipliers apart. What is handed out is that of the rest: its solution of least norm, in units
+of the equilibrated problem, so that it does not depend on the units of the data.
+
+KINK: a row is weakly active, its multiplier and its slack both as good as 0. What is handed out is the derivative of
+one side.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icnnrt.mathematics.namespace import NUMPY
+from icnnrt.mathematics.qp_adjoint import WEAK, held
+
+__all__ = ["KINK", "LOST", "NO_GRADIENT", "gradient_advice", "weak_rows"]
+
+# The share of the loss from which on it counts, by the precision of the data; less is rounding.
+LOST: Final = {"float32": 1e-3, "float64": 1e-6}
+NAMED: Final = 4  # so many rows are named
+NO_GRADIENT: Final = (
+    "a part of the loss has no gradient, as the answer or its multipliers are not unique there; add a small multiple "
+    "of the identity to Q, or leave out rows that depend on others"
+)
+KINK: Final = (
+    "multiplier and slack of a row are both as good as 0, and the gradient is that of one side; move the bounds, or "
+    "average over nearby data"
+)
+
+
+def gradient_advice(
+    i: int, share: float, weak: int, data: Mapping[str, NDArray[Any]], answer: Mapping[str, NDArray[Any]]
+) -> str:
+    """One sentence on the gradient of sample `i`, which has an answer.
+
+    share, weak:  as the operator gave them
+    data:         Q, G and A of that sample, in their own dtype
+    answer:       lam, mu, slack and box_slack of that sample
+    """
+    if share > LOST[data["Q"].dtype.name]:
+        return (
+            f"sample {i}: NO_GRADIENT ({share:.2g} of the loss in equilibrated units): {NO_GRADIENT}; else it is that "
+            "of the rest"
+        )
+    if weak:
+        rows = weak_rows(data, answer)
+        named = ", ".join(rows[:NAMED]) + f" and {len(rows) - NAMED} more" * (len(rows) > NAMED)
+        return f"sample {i}: KINK ({named}): {KINK}"
+    return f"sample {i}: reliable, {share:.1e} of the loss has no gradient, and no row is weakly active"
+
+
+def weak_rows(data: Mapping[str, NDArray[Any]], answer: Mapping[str, NDArray[Any]]) -> list[str]:
+    """The weakly active rows of G and the box of one sample, as "G[0]" and "z[2]"."""
+    Q, G, A = (np.asarray(data[name], np.float64)[None] for name in "QGA")
+    m, n = G.shape[1:]
+    multiplier, slack = (
+        np.concatenate([answer[a], answer[b]])[None, None].astype(np.float64)
+        for a, b in (("lam", "mu"), ("slack", "box_slack"))
+    )
+    A = np.pad(A, ((0, 0), (0, int(not A.shape[1])), (0, 0)))
+    with np.errstate(all="ignore"):
+        at = held(
+            NUMPY,
+            0.5 * (Q + Q.swapaxes(1, 2)),
+            G,
+            A,
+            multiplier,
+            slack,
+            np.zeros((1, 1, n)),
+            0.0 * slack,
+            A[:, None, :, 0],
+        )
+    (weak,) = np.nonzero(at.nearness[0, 0] < WEAK[data["Q"].dtype.name])
+    return [f"G[{i}]" if i < m else f"z[{i - m}]" for i in weak]

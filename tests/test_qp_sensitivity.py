@@ -1,0 +1,347 @@
+"""Where the gradient of a quadratic program does not exist: what is told of it, and what is handed out."""
+
+import numpy as np
+import pytest
+import torch
+from qp_backends import KERNELS, laid, torch_alone
+from quadratic_programs import KINDS, SIZES, determined, solvable
+
+import icnnrt
+from icnnrt.errors import CertificateError, InputError
+from icnnrt.mathematics.namespace import NUMPY
+from icnnrt.mathematics.qp_adjoint import held
+from icnnrt.mathematics.qp_reference import QP, QPReference, QPSensitivity, qp_sensitivity, qp_solve
+from icnnrt.serving.operators import operator_session
+from icnnrt_models import QPLayer
+from icnnrt_models.layers import qp_operators
+
+WAYS = ("statement", "bodies", "torch", *["kernels"] * KERNELS)
+INFINITY = np.inf
+
+
+def problem(Q, p, G=None, h=None, A=None, b=None, lower=-INFINITY, upper=INFINITY, h_lower=-INFINITY):
+    """One, of all data."""
+    n = len(p)
+    G, A = (np.zeros((0, n)) if M is None else M for M in (G, A))
+    h, b = (np.zeros(0) if a is None else a for a in (h, b))
+    low, bounds = np.full(len(h), h_lower), (np.full(n, lower), np.full(n, upper))
+    return QP(*(np.asarray(a, np.float64)[None] for a in (Q, p, G, low, h, A, b, *bounds)))
+
+
+def not_unique(seed):
+    """Name -> a problem whose argmin or multipliers are not unique, and whether rows are degenerate there."""
+    rng = np.random.default_rng(seed)
+    n = 6
+    F, z, c = rng.standard_normal((n, 3)), rng.standard_normal(n), rng.standard_normal(n)
+    Q, zero, G = F @ F.T, np.zeros((n, n)), rng.standard_normal((2, n))
+    lam, A = rng.random(2) + 0.5, rng.standard_normal((2, n))
+    A = np.concatenate([A, A.sum(0, keepdims=True)])
+    U = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    flat = (U * [1.0, 1e-2, 1e-4, 1e-5, 0.0, 0.0]) @ U.T
+    flat = 0.5 * (flat + flat.T)
+    twice = np.concatenate([G, G])
+    return {
+        "low rank": problem(Q, -Q @ z, G, G @ z + 1.0),
+        "low rank and rows": problem(Q, -Q @ z - G.T @ lam, G, G @ z),
+        "ill-conditioned": problem(flat, -flat @ z, G, G @ z + 1.0),
+        "no objective": problem(zero, 0 * c, np.eye(n), np.ones(n), lower=-1.0),
+        "free directions": problem(zero, np.where(np.arange(n) < 2, 0.0, c), lower=-1.0, upper=1.0),
+        "dependent equalities": problem(Q, -Q @ z, G, G @ z + 1.0, A, A @ z),
+        "duplicate rows": problem(Q + np.eye(n), -Q @ z - z - G.T @ lam, twice, twice @ z),
+    }
+
+
+def system(qp, s, z_bar, lam_bar):
+    """K, r, which rows are in it, and the units: the system of the adjoint."""
+    n = qp.Q.shape[1]
+    A = qp.A if qp.A.shape[1] else np.zeros((1, 1, n))
+    rows = (np.concatenate(pair, 1)[:, None] for pair in ((s.lam, s.mu), (s.slack, s.box_slack)))
+    bars = np.concatenate([lam_bar, np.zeros((1, n))], 1)[:, None]
+    at = held(NUMPY, qp.Q, qp.G, A, *rows, z_bar[:, None], bars, np.zeros((1, 1, A.shape[1])))
+    active = at.active[0, 0] > 0
+    C = np.concatenate([at.of.C[0][active], at.of.A[0]])
+    K = np.block([[at.of.Q[0], C.T], [C, np.zeros((len(C), len(C)))]])
+    r = np.concatenate([at.r_z[0, 0], at.r[0, 0][active], np.zeros(len(at.of.A[0]))])
+    return K, r, active, at
+
+
+def least_norm(qp, s, z_bar, lam_bar):
+    """d_z, d_λ and d_μ, and the share, by the pseudoinverse."""
+    K, r, active, at = system(qp, s, z_bar, lam_bar)
+    n = qp.Q.shape[1]
+    x = np.linalg.pinv(K, rcond=1e-9, hermitian=True) @ r
+    d = np.zeros(len(active))
+    d[active] = x[n : n + active.sum()]
+    return x[:n] * at.D[0, 0] * at.c[0, 0], d * at.F[0, 0], np.linalg.norm(r - K @ x) / np.linalg.norm(r)
+
+
+def sensitivity(way, qp, s, *bars, dtype=np.float64):
+    if way == "statement":
+        return qp_sensitivity(qp.Q, qp.G, qp.A, s, *bars, precision=dtype)
+    rows = (qp.Q, qp.G, qp.A, s.lam, s.mu, s.slack, s.box_slack, s.status, *bars)
+    arrays = [a if a.dtype == np.int32 else a.astype(dtype) for a in (*rows, *[np.zeros((1, 0))] * (12 - len(rows)))]
+    if way == "torch":
+        with torch_alone():
+            found = torch.ops.icnnrt.qp_sensitivity(*map(torch.from_numpy, arrays))
+        return QPSensitivity(*(a.numpy() for a in found))
+    session, native = operator_session("qp_sensitivity", np.dtype(dtype).name, way == "kernels")
+    assert native == (way == "kernels")
+    names = [node.name for node in session.get_inputs()]
+    return QPSensitivity(*session.run(None, dict(zip(names, arrays, strict=True))))
+
+
+def posed(qp, **options):
+    given = qp._asdict()
+    return icnnrt.qp(*(given[name] for name in "QpGhAb"), **{n: given[n] for n in ("h_lower", "lower", "upper")})
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", list(not_unique(0)))
+@pytest.mark.parametrize("with_lam", [False, True])
+def test_the_least_norm_of_the_part_that_has_a_gradient(name, way, with_lam):
+    for seed in range(5):
+        qp = not_unique(seed)[name]
+        s = qp_solve(qp)
+        assert s.status.tolist() == [0]
+        rng = np.random.default_rng(seed)
+        bars = rng.standard_normal((1, 6)), rng.standard_normal(s.lam.shape) * with_lam
+        d_z, d, share = least_norm(qp, s, *bars)
+        found = sensitivity(way, qp, s, *bars)
+        rows = np.concatenate([found.d_lam[0], found.d_mu[0]])
+        size = abs(d_z).max() + abs(d).max(initial=0.0) + 1e-9 * abs(bars[0]).max()
+        np.testing.assert_allclose(found.d_z[0], d_z, atol=1e-6 * size, rtol=0)
+        np.testing.assert_allclose(rows, d, atol=1e-6 * size, rtol=0)
+        assert abs(found.share[0] - share) <= 1e-6
+        assert found.weak.dtype == np.int32
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_sample_knows_of_its_neighbours(way):
+    singular, regular = not_unique(1)["low rank"], problem(np.eye(6), np.ones(6), np.eye(6)[:2], np.ones(2))
+    both = QP(*(np.concatenate(pair) for pair in zip(singular, regular, strict=True)))
+    s, z_bar = qp_solve(both), np.ones((2, 6))
+    s.status[0] = 0
+    together = sensitivity(way, both, s, z_bar)
+    for i, qp in enumerate((singular, regular)):
+        alone = sensitivity(way, qp, QPReference(*(a[i : i + 1] for a in s)), z_bar[:1])
+        np.testing.assert_allclose(together.d_z[i], alone.d_z[0], rtol=1e-9, atol=1e-9)
+        assert abs(together.share[i] - alone.share[0]) <= 1e-9
+    unsolved = sensitivity(way, both, s._replace(status=np.full(2, 4, np.int32)), z_bar)
+    assert np.isnan(unsolved.d_z).all()
+    assert np.isnan(unsolved.share).all()
+    assert not unsolved.weak.any()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_what_is_told_and_what_on_unsafe_makes_of_it(dtype):
+    Q = np.array([np.diag([1.0, 0.0]), np.eye(2)], dtype)  # the first leaves z_1 free
+    G, h = np.eye(2, dtype=dtype), np.full(2, 5.0, dtype)
+    solution = icnnrt.qp(Q, np.zeros((2, 2), dtype), G, h, lower=-5.0)
+    assert solution.ok.all()
+    z_bar = np.ones((2, 2), dtype)
+    used = solution.vjp(z_bar, on_unsafe="use")
+    assert used.reliable.tolist() == [False, True]
+    np.testing.assert_allclose(used.p, [[-1.0, 0.0], [-1.0, -1.0]], atol=1e-6)
+    assert used.advice(0).startswith(
+        "sample 0: NO_GRADIENT (0.71 of the loss in equilibrated units): a part of the loss"
+    )
+    assert used.advice(1).startswith("sample 1: reliable, ")
+    nan = solution.vjp(z_bar)
+    assert np.isnan(nan.p[0]).all()
+    assert np.isfinite(nan.p[1]).all()
+    assert np.isnan(nan.G).all()  # a sum over both
+    assert nan.reliable.tolist() == [False, True]
+    skip = solution.vjp(z_bar, on_unsafe="skip")
+    assert skip.skipped.tolist() == [True, False]
+    np.testing.assert_allclose(skip.G, used._matrix("G", (solution.lam, used.p)) * 0.0, atol=1e-9)
+    with pytest.raises(CertificateError, match=r"1 of 2 samples: sample 0: NO_GRADIENT .*Pass on_unsafe='use' to take"):
+        solution.vjp(z_bar, on_unsafe="raise")
+    solution.vjp(z_bar * np.array([1.0, 0.0], dtype), on_unsafe="raise")  # that loss has one
+    tangents = solution.jvp(p_dot=np.ones((2, 2), dtype))
+    assert np.isnan(tangents.z[0]).all()
+    assert np.isfinite(tangents.z[1]).all()
+    with pytest.raises(CertificateError, match=r"NO_GRADIENT .*Pass on_unsafe='nan'"):
+        solution.jvp(p_dot=np.ones((2, 2), dtype), on_unsafe="raise")
+
+    solver = icnnrt.QPSolver(2, 2, batch=2, dtype=np.dtype(dtype).name, box=True)
+    assert not solver.reliable.any()
+    solver.solve(Q, np.zeros(2, dtype), G, h, lower=np.full(2, -5.0, dtype), upper=np.full(2, 9.0, dtype))
+    gradients = solver.vjp(z_bar)
+    assert solver.reliable.tolist() == [False, True]
+    np.testing.assert_allclose(gradients.p, used.p, atol=1e-6)
+
+
+def test_what_is_not_solved_is_not_reliable():
+    solution = icnnrt.qp(np.eye(2), np.array([[0.0, np.nan], [0.0, 1.0]]))
+    for on_unsafe in ("nan", "skip", "use"):
+        gradients = solution.vjp(np.ones((2, 2)), on_unsafe=on_unsafe)
+        assert gradients.reliable.tolist() == [False, True]
+        assert "NaN" in gradients.advice(0)
+
+
+def weakly_active(seed, n=4):
+    rng = np.random.default_rng(seed)
+    M, G, z = rng.standard_normal((n, n)), rng.standard_normal((2, n)), rng.standard_normal(n)
+    Q = M @ M.T / n + 0.3 * np.eye(n)
+    return Q, -Q @ z, G, G @ z + np.array([0.0, 1.0])
+
+
+@pytest.mark.parametrize("native", [None, False])
+def test_a_weakly_active_row_is_a_kink_with_the_derivative_of_one_side(native):
+    for seed in range(20):
+        Q, p, G, h = weakly_active(seed)
+        solution = icnnrt.qp(Q, p, G, h, native=native)
+        z_bar = np.random.default_rng(seed).standard_normal(4)
+        found = solution.vjp(z_bar)
+        assert not found.reliable.any()
+        assert found.advice().startswith("sample 0: KINK (G[0]): multiplier and slack")
+        free = -np.linalg.solve(Q, z_bar)
+        g = G[:1]
+        K = np.block([[Q, g.T], [g, np.zeros((1, 1))]])
+        *held_z, d_lam = np.linalg.solve(K, np.append(-z_bar, 0.0))
+        active = abs(found.p - held_z).max() < abs(found.p - free).max()
+        np.testing.assert_allclose(found.p, held_z if active else free, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(found.h, [-d_lam if active else 0.0, 0.0], rtol=1e-7, atol=1e-7)
+        with pytest.raises(CertificateError, match=r"KINK \(G\[0\]\)"):
+            solution.vjp(z_bar, on_unsafe="raise")
+        assert solution.vjp(z_bar, on_unsafe="skip").skipped.tolist() == [False]
+
+
+def test_a_degenerate_vertex_is_a_kink():
+    # three rows through the point where two would do
+    G = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    solution = icnnrt.qp(np.eye(2), np.array([-2.0, -2.0]), G, np.array([1.0, 1.0, 3.0]))
+    assert solution.vjp(np.ones(2)).reliable.all()
+    gone = icnnrt.qp(np.eye(2), np.array([-1.0, -2.0]), G, np.array([1.0, 1.0, 3.0]))  # z_0 = 1 without its bound
+    assert gone.vjp(np.ones(2)).advice().startswith("sample 0: KINK (G[0])")
+
+
+@pytest.mark.parametrize("native", [None, False])
+def test_an_equal_pair_without_a_multiplier_is_an_equality(native):
+    Q, z_bar = np.array([[2.0, 0.5], [0.5, 1.0]]), np.array([1.0, 2.0])
+    z = np.array([0.25, -1.0])
+    free = {"h_lower": -9.0, "lower": -9.0, "upper": 9.0}
+    G = np.array([[1.0, 1.0]])
+    for name in ("row", "box"):
+        fixed = {"lower": np.array([0.25, -9.0]), "upper": np.array([0.25, 9.0]), "h_lower": -9.0}
+        sides = fixed if name == "box" else {**free, "h_lower": G @ z}
+        solution = icnnrt.qp(Q, -Q @ z, G, G @ z if name == "row" else np.array([9.0]), **sides, native=native)
+        np.testing.assert_allclose(solution.z, z, atol=1e-9)
+        found = solution.vjp(z_bar)
+        assert found.reliable.all()
+        a = G if name == "row" else np.array([[1.0, 0.0]])
+        K = np.block([[Q, a.T], [a, np.zeros((1, 1))]])
+        *d_z, d = np.linalg.solve(K, np.append(-z_bar, 0.0))
+        np.testing.assert_allclose(found.p, d_z, rtol=1e-9, atol=1e-9)
+        high, low = (found.h, found.h_lower) if name == "row" else (found.upper, found.lower)
+        assert abs(np.sum(high) + np.sum(low) + d) <= 1e-9  # where both sides move
+        moved = {"h_dot": np.ones(1), "h_lower_dot": 1.0} if name == "row" else {"upper_dot": 1.0, "lower_dot": 1.0}
+        tangent = solution.jvp(**moved)
+        assert abs(tangent.z @ z_bar - (np.sum(high) + np.sum(low))) <= 1e-9
+        for key, value in moved.items():  # each side alone: the exact transpose
+            alone = solution.jvp(**{key: value})
+            assert abs(alone.z @ z_bar - np.sum(getattr(found, key.removesuffix("_dot")))) <= 1e-9
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "degenerate"])
+def test_no_false_alarm(kind):
+    """Of a thousand problems of each kind that have a gradient."""
+    count = 0
+    for size in SIZES:
+        for both in (False, True):
+            if size == (1, 1, 0) and both:  # a row and the box may hold the one variable at once
+                continue
+            known = solvable(17, 90, *size, kind, two_sided=both, box=both)
+            solution = posed(known.qp)
+            gradients = solution.vjp(np.random.default_rng(3).standard_normal(solution.z.shape), on_unsafe="use")
+            alarms = solution.ok & determined(known) & ~gradients.reliable
+            assert not alarms.any(), gradients.advice(int(np.argmax(alarms)))
+            count += solution.ok.sum()
+    assert count > 1000
+
+
+@pytest.mark.parametrize("kind", ["random", "low rank", "scaled rows", "degenerate", "duplicate rows"])
+def test_finite_differences_where_reliable(kind):
+    t, checked = 1e-6, 0
+    for size in ((10, 5, 0), (10, 10, 3), (5, 0, 2)):
+        known = solvable(19, 60, *size, kind, two_sided=True, box=True)
+        rng = np.random.default_rng(5)
+        solution = posed(known.qp)
+        z_bar, direction = rng.standard_normal((2, *solution.z.shape))
+        gradients = solution.vjp(z_bar)
+        ends = [posed(known.qp._replace(p=known.qp.p + sign * t * direction)) for sign in (1.0, -1.0)]
+        known_there = solution.ok & gradients.reliable & determined(known) & ends[0].ok & ends[1].ok
+        difference = ((ends[0].z - ends[1].z) * z_bar).sum(1) / (2 * t)
+        stated = (gradients.p * direction).sum(1)
+        off = abs(difference - stated)[known_there]
+        assert (off <= 1e-5 * (1.0 + abs(stated[known_there]))).all()
+        checked += known_there.sum()
+    assert checked >= (15 if kind == "degenerate" else 60)
+
+
+def layer_data(grad=True):
+    Q = torch.stack([torch.diag(torch.tensor([1.0, 0.0])), torch.eye(2)]).double()
+    p, G, h = torch.zeros(2, 2).double(), torch.eye(2).double(), torch.full((2,), 5.0).double()
+    return [a.requires_grad_(grad) for a in (Q, p, G, h)]
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_the_layer_acts_the_same(kernels, monkeypatch):
+    if not kernels:
+        monkeypatch.setattr(qp_operators, "kernels", lambda *_: None)
+
+    def gradients(on_unsafe):
+        data = layer_data()
+        z = QPLayer(on_unsafe=on_unsafe)(*data, lower=-5.0)
+        return torch.autograd.grad(z.sum(), data, allow_unused=True)
+
+    nan, skip = gradients("nan"), gradients("skip")
+    assert nan[1][0].isnan().all()
+    assert nan[1][1].tolist() == pytest.approx([-1.0, -1.0])
+    assert nan[2].isnan().all()
+    assert skip[1].tolist() == [[0.0, 0.0], pytest.approx([-1.0, -1.0])]
+    assert skip[2].isfinite().all()
+    with pytest.raises(InputError, match="on_unsafe: sample 0 has NO_GRADIENT: a part of the loss has no gradient"):
+        gradients("raise")
+    Q, p, G, h = (torch.from_numpy(np.array(a)).requires_grad_() for a in weakly_active(0))
+    with pytest.raises(InputError, match="sample 0 has KINK: multiplier and slack"):
+        QPLayer(on_unsafe="raise")(Q, p, G, h).sum().backward()
+    QPLayer()(Q, p, G, h).sum().backward()
+    assert p.grad.isfinite().all()
+    sound = [torch.from_numpy(a).requires_grad_() for a in solvable(3, 4, 6, 4, 2, two_sided=True, box=True).qp]
+    laid(QPLayer(on_unsafe="raise"), *sound).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # of torch's own
+def test_the_layer_under_transforms():
+    Q, p, G, h = layer_data(grad=False)
+
+    def loss(on_unsafe):
+        return lambda p: QPLayer(on_unsafe=on_unsafe)(Q, p, G, h, lower=-5.0).sum()
+
+    assert torch.func.grad(loss("nan"))(p)[0].isnan().all()
+    with pytest.raises(InputError, match="NO_GRADIENT"):
+        torch.func.grad(loss("raise"))(p)
+    with pytest.raises(InputError, match="NO_GRADIENT"):
+        torch.func.vmap(torch.func.grad(loss("raise")))(torch.stack([p, p]))
+    _, tangent = torch.func.jvp(lambda p: QPLayer()(Q, p, G, h, lower=-5.0), (p,), (torch.ones_like(p),))
+    assert tangent[0].isnan().all()
+    assert tangent[1].tolist() == pytest.approx([-1.0, -1.0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trace_knows_an_equal_pair_without_a_multiplier():
+    Q, z, G = torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double(), torch.tensor([0.25, -1.0]).double(), torch.ones(1, 2)
+    G, h = G.double(), (G.double() @ z).requires_grad_()
+
+    class Fixed(torch.nn.Module):
+        def forward(self, p, h):
+            return QPLayer()(Q, p, G, h, h_lower=h.detach())
+
+    p = (-Q @ z)[None].requires_grad_()
+    expected = torch.autograd.grad((Fixed()(p, h) ** 2).sum(), [p, h])
+    traced = torch.jit.trace(Fixed(), (p, h), check_trace=False)
+    nearby = (p + 1e-3).detach().requires_grad_()  # the trace needs a Newton step that is not 0
+    for at, wanted in ((p, expected), (nearby, torch.autograd.grad((Fixed()(nearby, h) ** 2).sum(), [nearby, h]))):
+        for a, b in zip(torch.autograd.grad((traced(at, h) ** 2).sum(), [at, h]), wanted, strict=True):
+            assert abs(a - b).max() <= 1e-6
