@@ -30,13 +30,15 @@ def functions(domain: str = "unit_box") -> list[onnx.FunctionProto]:
 
 
 def functions_qp(*operators: str) -> list[onnx.FunctionProto]:
-    """The bodies of QPSolve or QPAdjoint or, by default, both, which come last, and of all functions they call."""
-    solves = not operators or "QPSolve" in operators
-    differentiates = not operators or "QPAdjoint" in operators
+    """The bodies of some of QuadraticProgram, QPSolve and QPAdjoint or, by default, of all, which come last, and of the
+    functions they call."""
+    wanted = operators or ("QuadraticProgram", "QPSolve", "QPAdjoint")
+    solves = wanted != ("QPAdjoint",)
     return [
         *_imported(InverseCholesky, *([PositiveDefinite] if solves else [])),
-        *(quadratic_program.solve_body() if solves else []),
-        *(quadratic_program.adjoint_body() if differentiates else []),
+        *(quadratic_program.program_body() if solves else []),
+        *(quadratic_program.solve_body() if "QPSolve" in wanted else []),
+        *(quadratic_program.adjoint_body() if "QPAdjoint" in wanted else []),
     ]
 
 

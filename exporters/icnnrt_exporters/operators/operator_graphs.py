@@ -1,8 +1,8 @@
 """The ONNX models of one node each, in icnnrt/graphs, by which Python calls the operators of ai.icnnrt.
 
-QPSolve and QPAdjoint come with the bodies that make them portable: `icnnrt.qp` needs neither torch nor onnx. The
-operators of the bundle method come without, for torch's layers, which have the same method in torch where there are no
-kernels. After a change of a body or a signature, `python -m icnnrt_exporters.operators.operator_graphs` writes them
+QuadraticProgram and QPAdjoint come with the bodies that make them portable: `icnnrt.qp` needs neither torch nor onnx.
+The operators of the bundle method come without, for torch's layers, which have the same method in torch where there are
+no kernels. After a change of a body or a signature, `python -m icnnrt_exporters.operators.operator_graphs` writes them
 anew.
 """
 
@@ -46,7 +46,10 @@ SOLUTION: Final[Shapes] = {
     "residual": ["B", 3],
     "status": ["B"],
     "ray": ["B", "all"],
+    "steps": ["B"],
 }
+# One number each, which may be left out: inputs with a default.
+SETTINGS: Final[dict[str, int | float]] = {"tolerance": 0.0, "most_steps": STEPS, "seconds": 0.0}
 BARS: Final[Shapes] = {
     "z_bar": ["B", "n"],
     "lam_bar": ["B_lam", "m_lam"],
@@ -57,12 +60,18 @@ ADJOINT: Final[Shapes] = {"d_z": ["B", "n"], "d_lam": ["B", "m"], "d_nu": ["B", 
 assert tuple(SOLUTION) == QPReference._fields
 assert tuple(ADJOINT) == QPCotangents._fields
 SIGNATURES: Final[dict[str, tuple[Shapes, Shapes]]] = {
-    "QPSolve": (DATA, SOLUTION),
+    "QPSolve": (DATA, {name: shape for name, shape in SOLUTION.items() if name != "steps"}),
+    "QuadraticProgram": (DATA | {name: [] for name in SETTINGS}, SOLUTION),
     "QPAdjoint": (
         {name: {**DATA, **SOLUTION}[name] for name in ("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status")}
         | BARS,
         ADJOINT,
     ),
+}
+KINDS: Final = {
+    **dict.fromkeys(("residual", "tolerance", "seconds"), TensorProto.DOUBLE),
+    **dict.fromkeys(("status", "steps"), TensorProto.INT32),
+    "most_steps": TensorProto.INT64,
 }
 CUTS: Final[Shapes] = {"slopes": ["B", "k", "n"], "offsets": ["B", "k"]}
 BUNDLE: Final[dict[str, tuple[Shapes, Shapes]]] = {
@@ -75,7 +84,7 @@ BUNDLE: Final[dict[str, tuple[Shapes, Shapes]]] = {
 
 
 def qp_model(operator: str, dtype: str, **attributes: Any) -> onnx.ModelProto:
-    """One node of QPSolve (attribute steps) or QPAdjoint for float32 or float64, with its bodies."""
+    """One node of QuadraticProgram, QPSolve (attribute steps) or QPAdjoint for float32 or float64, with its bodies."""
     return _model(operator, SIGNATURES[operator], dtype, functions_qp(operator), **attributes)
 
 
@@ -91,7 +100,7 @@ def _model(
     inputs, outputs = signature
 
     def declared(name: str, shape: list[str | int]) -> onnx.ValueInfoProto:
-        T = {"residual": TensorProto.DOUBLE, "status": TensorProto.INT32}.get(name, TYPES[dtype])
+        T = KINDS.get(name, TYPES[dtype])
         return helper.make_tensor_value_info(name, T, shape)
 
     graph = helper.make_graph(
@@ -99,6 +108,7 @@ def _model(
         operator,
         [declared(name, shape) for name, shape in inputs.items()],
         [declared(name, shape) for name, shape in outputs.items()],
+        [helper.make_tensor(name, KINDS[name], [], [SETTINGS[name]]) for name in inputs if name in SETTINGS],
     )
     return helper.make_model(
         graph,
@@ -113,7 +123,7 @@ def operator_graphs() -> dict[str, bytes]:
     """File name in icnnrt/graphs -> what it holds."""
     models = {}
     for dtype in TYPES:
-        models[f"qp_solve_{dtype}"] = qp_model("QPSolve", dtype, steps=STEPS)
+        models[f"qp_solve_{dtype}"] = qp_model("QuadraticProgram", dtype)
         models[f"qp_adjoint_{dtype}"] = qp_model("QPAdjoint", dtype)
     for role, operator in OPERATORS.items():
         if role.startswith("bundle_"):

@@ -1,9 +1,9 @@
 """The operators icnnrt::qp_solve and icnnrt::qp_adjoint of torch: run, exported, differentiated, under vmap.
 
-They are ai.icnnrt::QPSolve and ::QPAdjoint, into which `icnnrt_exporters` turns them. On the CPU icnnrt's native
-kernels run them, elsewhere and where there are none `qp_script`. That is decided where they run, so torch.compile and
-torch.func.vmap, which see an operator and not what is in it, change nothing about it. Every leading axis is B or 1,
-what is absent has no columns.
+They are ai.icnnrt::QuadraticProgram and ::QPAdjoint, into which `icnnrt_exporters` turns them. On the CPU icnnrt's
+native kernels run them, elsewhere and where there are none `qp_script`. That is decided where they run, so
+torch.compile and torch.func.vmap, which see an operator and not what is in it, change nothing about it. Every leading
+axis is B or 1, what is absent has no columns.
 """
 
 import threading
@@ -17,10 +17,11 @@ from torch.autograd import forward_ad
 from icnnrt.mathematics.qp_adjoint import gradients
 from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_reference import STEPS
+from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.qp_tangent import tangent_residuals
 from icnnrt_models.layers.kernels import Kernel, kernel, run_on
-from icnnrt_models.layers.qp_script import NUMBERS, qp_script
+from icnnrt_models.layers.qp_script import numbers, qp_script
 
 __all__ = ["Kernels", "differentiable", "kernels"]
 
@@ -30,19 +31,18 @@ Tensors = tuple[Tensor, ...]
 class Kernels(NamedTuple):
     """The two operators on the CPU, numpy in and out, arguments and results in the order of ai.icnnrt's."""
 
-    solve: Kernel  # 10 inputs -> 9 outputs
+    solve: Kernel  # 10 inputs -> 10 outputs; settings that are not usual by their names
     adjoint: Kernel  # 12 inputs -> 4 outputs
 
 
-def kernels(dtype: torch.dtype, steps: int) -> Kernels | None:
+def kernels(dtype: torch.dtype) -> Kernels | None:
     """What answers on the CPU instead of torch: icnnrt's native kernels, None where there are none.
 
-    One function to replace: `icnnrt_models.layers.qp_operators.kernels = lambda dtype, steps: None` takes torch's
-    solver.
+    One function to replace: `icnnrt_models.layers.qp_operators.kernels = lambda dtype: None` takes torch's solver.
     """
     name = str(dtype).removeprefix("torch.")
     solve, adjoint = (kernel(f"qp_{role}", name) for role in ("solve", "adjoint"))
-    return Kernels(solve, adjoint) if solve and adjoint and steps == STEPS else None
+    return Kernels(solve, adjoint) if solve and adjoint else None
 
 
 # --- What they compute ---------------------------------------------------------------------------
@@ -62,19 +62,22 @@ def qp_solve(
     start: Tensor,
     steps: int,
     skip: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As ai.icnnrt::QPSolve. `skip` is of the gradient."""
+    tolerance: float = 0.0,
+    use: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As ai.icnnrt::QuadraticProgram. `skip` and `use` are of the gradient."""
     _demand_reverse_mode()
     data = (Q, p, G, h_lower, h, A, b, lower, upper, start)
-    found = kernels(p.dtype, steps) if p.device.type == "cpu" else None
+    found = kernels(p.dtype) if p.device.type == "cpu" else None
     if found is not None:
-        return cast(Any, run_on(found.solve, data))
+        settings = Settings(tolerance if tolerance > 0.0 else None, None if steps == STEPS else steps)
+        return cast(Any, run_on(found.solve, data, settings.feeds()))
     if _batch(data) == 0:
         return cast(Any, _answers(*data))
     # Without TorchScript's optimiser, which takes a second at every new shape and gains nothing afterwards.
     with torch.no_grad(), torch.jit.optimized_execution(False):
-        solution = qp_script().solve(*data, *NUMBERS, steps)
-    kinds = {"residual": torch.float64, "status": torch.int32}
+        solution = qp_script().solve(*data, *numbers(tolerance), steps)
+    kinds = {"residual": torch.float64, "status": torch.int32, "steps": torch.int32}
     return cast(Any, tuple(_own(a, kinds.get(name, p.dtype)) for name, a in solution._asdict().items()))
 
 
@@ -96,7 +99,7 @@ def qp_adjoint(
     """As ai.icnnrt::QPAdjoint: d_z, d_λ, d_ν, d_μ; a cotangent without columns is zero."""
     _demand_reverse_mode()
     data = (Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar)
-    found = kernels(z_bar.dtype, STEPS) if z_bar.device.type == "cpu" else None
+    found = kernels(z_bar.dtype) if z_bar.device.type == "cpu" else None
     if found is not None:
         return cast(Any, run_on(found.adjoint, data))
     if len(z_bar) == 0:
@@ -124,8 +127,9 @@ def _answers(*arguments: Any) -> Tensors:
     data = arguments[:10]
     B, p, n, m, q = _batch(data), data[1], data[1].shape[1], data[2].shape[1], data[5].shape[1]
     floats = [p.new_empty((B, size)) for size in (n, m, q, n, m, n)]
-    residual = p.new_empty((B, 3), dtype=torch.float64)
-    return (*floats, residual, p.new_empty((B,), dtype=torch.int32), p.new_empty((B, 2 * n + m + q)))
+    residual, ray = p.new_empty((B, 3), dtype=torch.float64), p.new_empty((B, 2 * n + m + q))
+    status, taken = (p.new_empty((B,), dtype=torch.int32) for _ in range(2))
+    return (*floats, residual, status, ray, taken)
 
 
 @qp_adjoint.register_fake
@@ -139,10 +143,12 @@ def _cotangents(*arguments: Any) -> Tensors:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    Q, _, G, _, _, A, *_, skip = inputs
-    z, lam, nu, mu, slack, box_slack, _, status, _ = output
+    Q, _, G, _, _, A, *_, skip, _, use = inputs
+    z, lam, nu, mu, slack, box_slack, _, status, _, _ = output
     ctx.set_materialize_grads(False)
     codes = status.to(torch.int32) if status.is_floating_point() else status
+    if use:  # the operator differentiates what is SOLVED
+        codes = torch.where(codes == QPStatus.INACCURATE, QPStatus.SOLVED, codes)
     kept = Q, G, A, z, lam, nu, mu, slack, box_slack, codes
     ctx.save_for_backward(*kept)
     if hasattr(ctx, "save_for_forward"):  # a registered operator has no forward mode
@@ -155,7 +161,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
 def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     Q, G, A, z, lam, nu, mu, slack, box_slack, status = ctx.saved_tensors
     if all(bar is None for bar in bars[:4]):
-        return (None,) * 12
+        return (None,) * 14
     z_bar, *others = (z.new_zeros((1, 0)) if bar is None else bar for bar in bars[:4])
     z_bar = torch.zeros_like(z) if bars[0] is None else z_bar
     d = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others)
@@ -172,7 +178,7 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         return found[name]().sum(0, keepdim=True) if shared else found[name]()
 
     asked = zip(ctx.needs_input_grad, SHAPES, ctx.shapes, strict=False)
-    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), None, None, None)
+    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), *(None,) * 5)
 
 
 def _push_forward(ctx: Any, *dots: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -336,13 +342,14 @@ adjoint = _registered(qp_adjoint, _Rules(_keep_system, _pull_system_back, _push_
 
 
 def differentiable(*arguments: Any) -> Tensors:
-    """z, λ, ν, μ, slack, box_slack, residual, status and iterate of `qp_solve`, with a derivative.
+    """z, λ, ν, μ, slack, box_slack, residual, status, ray and steps of `qp_solve`, with a derivative.
 
     Eagerly and under torch.func by a `torch.autograd.Function` around the operator; under torch.compile and
     torch.export the operator itself, opaque to both, whose derivative is registered with torch.library. Either way the
     native kernels answer where they can.
     """
+    arguments = (*arguments, 0.0, False)[:14]  # a graph of torch leaves out what is as by default
     if torch.compiler.is_compiling():
         return cast(Tensors, torch.ops.icnnrt.qp_solve(*arguments))
-    *answer, status, ray = solve(*arguments)
-    return (*answer, status.to(torch.int32), ray)
+    *answer, status, ray, taken = solve(*arguments)
+    return (*answer, status.to(torch.int32), ray, taken.to(torch.int32))
