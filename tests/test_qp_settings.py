@@ -168,11 +168,12 @@ def test_kernels_end_each_sample_when_time_is_over():
 
 
 def test_portable_bodies_are_stopped_when_time_is_over():
+    qp = solvable(4, 64, 20, 20, 2).qp  # which takes far longer than a timer to start
     with pytest.raises(LimitError, match="seconds: the portable operators were stopped after 1e-09 s"):
-        solved(programs(), seconds=1e-9, native=False)
-    solver = icnnrt.QPSolver(8, 6, seconds=1e-9, native=False)
+        solved(qp, seconds=1e-9, native=False)
+    solver = icnnrt.QPSolver(20, 20, 2, batch=64, seconds=1e-9, native=False)
     with pytest.raises(LimitError, match="seconds"):
-        solver.solve(np.eye(8), np.ones(8))
+        solver.solve(*(getattr(qp, name) for name in "QpGhAb"))
 
 
 NO_NUMBERS = (0, -1.0, np.nan, np.inf, "1", True)

@@ -57,11 +57,6 @@ class QPNetworkSolution(Solution):
         return f"sample {i}: " + advise(Status(self.status[i]), residual=(a, b, c), ray=False, **course)
 
 
-def _fed(settings: Settings) -> dict[str, Array]:
-    """What the graphs take of them."""
-    return {{"most_steps": "steps"}.get(name, name): value for name, value in settings.feeds().items()}
-
-
 def _refused(what: str) -> Callable[..., NoReturn]:
     """A call that energies alone have."""
 
@@ -99,8 +94,8 @@ class QPSession(Session):
         self.runner.check_open()
         finite = finite_rows(X)
         fill = {"status": QPStatus.NOT_FINITE_INPUT}
-        settings = self._settings(tolerance, steps)
-        out, weights_id = self.runner.run("solve", {"x": X, **_fed(settings)}, where=finite, fill=fill)
+        settings = Settings.checked(tolerance, steps, None, self.dtype)
+        out, weights_id = self.runner.run("solve", {"x": X, **self._fed(settings)}, where=finite, fill=fill)
         status = statuses(out["status"])
         # Solved programs may be followed by layers that overflow.
         lost = ~np.isfinite(out["z"]).all(1) & (status == Status.CONVERGED)
@@ -109,15 +104,19 @@ class QPSession(Session):
         found = QPNetworkSolution(X, out["z"], status, out["residual"], info, weights_id, settings)
         return self._judged(found, strict)
 
-    def _settings(self, tolerance: object, steps: object) -> Settings:
-        settings = Settings.checked(tolerance, steps, None, self.dtype)
+    def _fed(self, settings: Settings) -> dict[str, Array]:
+        """What the graphs take of them: all that they have, as what was fed stays until it is fed anew."""
         signature = self.manifest.graphs["solve"].signature
         assert signature is not None, "a package that is open lists what its graphs take and give"
-        for name in _fed(settings):
-            if name not in signature.inputs:
-                came, remedy = show(getattr(settings, name)), "export the network anew to have it"
-                raise refused(name, "none, as the package was written without that setting", came, remedy)
-        return settings
+        feeds: dict[str, Array] = {}
+        for name, kind in (("tolerance", np.float64), ("steps", np.int64)):
+            value = getattr(settings, name)
+            if name in signature.inputs:
+                feeds[name] = np.array(value or 0, kind)
+            elif value is not None:
+                remedy = "export the network anew to have it"
+                raise refused(name, "none, as the package was written without that setting", show(value), remedy)
+        return feeds
 
     def vjp(self, solution: Solution, y_bar: object, *, adjoint: str = "exact", on_unsafe: str = "raise") -> Cotangents:
         """θ̄ and x̄ of a loss on z with z̄ = ∂ℓ/∂z, [B, n]: the vector-Jacobian product of `solve_qp`.
@@ -134,7 +133,7 @@ class QPSession(Session):
         choice(on_unsafe, "on_unsafe", ON_UNSAFE)
         z̄ = batch(y_bar, "y_bar", self.dtype, self.manifest.y_shape, length=len(found))
         leave_out(~found.ok, found.advice, z̄, on_unsafe)
-        feeds = {"x": found.x, "z_bar": z̄, **_fed(found.settings)}
+        feeds = {"x": found.x, "z_bar": z̄, **self._fed(found.settings)}
         out, _ = self.runner.run("solve_adjoint", feeds, made_with=found.weights_id, where=found.ok)
         return Cotangents(weights_bar(out), out["x_bar"], ~found.ok, np.zeros(len(found), bool))
 

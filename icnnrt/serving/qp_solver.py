@@ -11,6 +11,7 @@ first that solves with it: its memory would be written by two at once.
 
 import functools
 import time
+from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Final, NamedTuple
 
@@ -136,7 +137,8 @@ class QPSolver:
         self._d = [np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in ADJOINT]
         self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
         self._where = dtype, native, threads
-        inputs = {**self.data._asdict(), "start": self._start, **self._settings.feeds()}
+        inputs = {name: a for name, a in self.data._asdict().items() if not absent.get(name)}
+        inputs |= ({"start": self._start} if warm else {}) | self._settings.feeds()
         self._solve = _Bound("solve", self._where, inputs, answers, self._settings.seconds)
         points = self.z, self.lam, self.nu, self.bound_multipliers
         self._data_gradients = _DataGradients(self._d, points, self.gradients)
@@ -168,8 +170,9 @@ class QPSolver:
         # All are looked at before the first is copied, so that what is refused changes nothing.
         parts = []
         given = (Q, p, G, h_lower, h, A, b, lower, upper)
-        for value, (name, into, dtype, whole, one) in zip(given, self._inputs):  # noqa: B905  a tenth of a microsecond
+        for value, wanted in zip(given, self._inputs):  # noqa: B905  a tenth of a microsecond
             if value is not None:
+                name, into, dtype, whole, one = wanted
                 # A dtype of the same kind may be another object: that is seen to by the longer way.
                 if type(value) is not np.ndarray or value.dtype is not dtype or value.shape not in (one, whole):
                     value = _fitted(name, value, into)
@@ -290,11 +293,11 @@ class _Bound:
         self._role, self._where, self._seconds = role, where, seconds
         self.elapsed = 0.0  # in the last call, where seconds are limited
         self._inputs, self._outputs = inputs, outputs
-        self._held: tuple[Any, Any, bool, list[Any]] | None = self._bind()
+        self._held: tuple[Callable[..., None], list[Any]] | None = self._bind()
         self.calls = 0
         inherit(self)
 
-    def _bind(self) -> tuple[Any, Any, bool, list[Any]]:
+    def _bind(self) -> tuple[Callable[..., None], list[Any]]:
         ort = onnxruntime()
         dtype, native, threads = self._where
         session, has_kernel = operator_session(f"qp_{self._role}", dtype, native, None, threads)
@@ -308,7 +311,8 @@ class _Bound:
                 value = ort.OrtValue.ortvalue_from_numpy(array)
                 bind(name, value)
                 values.append(value)
-        return session, binding, has_kernel, values
+        run = functools.partial(session.run_with_iobinding, binding)
+        return run if self._seconds is None else functools.partial(self._limited, run, has_kernel), values
 
     def give_up(self) -> object:
         held, self._held = self._held, None
@@ -319,23 +323,21 @@ class _Bound:
         if held is None:
             held = self._held = self._bind()
         try:
-            if self._seconds is None:
-                held[0].run_with_iobinding(held[1])
-            else:
-                self._run_limited(*held[:3])
+            held[0]()
         except LimitError:
             raise
         except Exception as error:
             raise IcnnrtError(f"qp: onnxruntime failed ({error}); try smaller batches, or native=False.") from error
         self.calls += 1
 
-    def _run_limited(self, session: Any, binding: Any, has_kernel: bool) -> None:
+    def _limited(self, run: Callable[..., None], has_kernel: bool) -> None:
+        """Kernels look at the clock themselves."""
         began = time.perf_counter()
         if has_kernel:
-            session.run_with_iobinding(binding)
+            run()
         else:
             assert self._seconds is not None
-            stopped_after(self._seconds, lambda options: session.run_with_iobinding(binding, options))
+            stopped_after(self._seconds, run)
         self.elapsed = time.perf_counter() - began
 
 

@@ -44,6 +44,8 @@ Floats = NDArray[Any]  # float32 or float64: the dtype of Q
 DTYPES: Final = {np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
 SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray", "steps"]
 ADJOINT: Final = ["d_z", "d_lam", "d_nu", "d_mu"]
+SOLVE_INPUTS: Final = (*SHAPES, "start")
+ABSENT: Final = frozenset(("h_lower", "lower", "upper", "start"))  # which the graph has a default for
 ADJOINT_INPUTS: Final = (
     *("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status"),
     *("z_bar", "lam_bar", "nu_bar", "mu_bar"),
@@ -97,7 +99,8 @@ def qp(
     given, sizes = _given(dict(zip(SHAPES, data, strict=True)))
     feeds, dtype, batched = _batched(given, sizes)
     B = sizes.B
-    feeds["start"] = _nothing(dtype, sizes.n)["lower"] if start is None else _start(start, dtype, sizes)
+    if start is not None:
+        feeds["start"] = _start(start, dtype, sizes)
     if not B:
         feeds = {name: a[:0] for name, a in feeds.items()}
     where = (native, providers, threads)
@@ -497,7 +500,8 @@ def _batched(given: dict[str, Floats | None], sizes: Sizes) -> tuple[dict[str, F
     for name, datum in given.items():
         letters = SHAPES[name]
         if datum is None:
-            feeds[name] = nothing[name]
+            if name not in ABSENT:
+                feeds[name] = nothing[name]
         elif datum.ndim == len(letters):
             feeds[name] = datum[None]
         elif datum.ndim:

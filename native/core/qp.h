@@ -34,7 +34,7 @@ struct QpSizes {
 };
 
 // Nanoseconds of a clock that only goes forward.
-std::int64_t qp_now() noexcept;
+[[gnu::cold]] std::int64_t qp_now() noexcept;
 
 // All arrays are row-major and contiguous, of any alignment. Those of size 0 are not read.
 template <typename T>

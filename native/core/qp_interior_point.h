@@ -43,7 +43,7 @@ struct Ends {
         nearly(max(tolerance, kNearly)),
         enough(min(tolerance, max(kBeyond * tolerance, kEnough))) {}
 
-  bool over() const { return deadline != 0 && qp_now() >= deadline; }
+  bool over() const { return __builtin_expect(deadline != 0, false) && qp_now() >= deadline; }
 };
 
 // The scratch of one solve, beside the problem.

@@ -48,7 +48,8 @@ SOLUTION: Final[Shapes] = {
     "ray": ["B", "all"],
     "steps": ["B"],
 }
-# One number each, which may be left out: inputs with a default.
+# Inputs with a default, which need not be fed: of bounds and a start, no columns; of settings, one number each.
+ABSENT: Final = ("h_lower", "lower", "upper", "start")
 SETTINGS: Final[dict[str, int | float]] = {"tolerance": 0.0, "most_steps": STEPS, "seconds": 0.0}
 BARS: Final[Shapes] = {
     "z_bar": ["B", "n"],
@@ -103,12 +104,14 @@ def _model(
         T = KINDS.get(name, TYPES[dtype])
         return helper.make_tensor_value_info(name, T, shape)
 
+    defaults = [helper.make_tensor(name, KINDS[name], [], [number]) for name, number in SETTINGS.items()]
+    defaults += [helper.make_tensor(name, TYPES[dtype], [1, 0], []) for name in ABSENT]
     graph = helper.make_graph(
         [helper.make_node(operator, list(inputs), list(outputs), domain=OP_DOMAIN, **attributes)],
         operator,
         [declared(name, shape) for name, shape in inputs.items()],
         [declared(name, shape) for name, shape in outputs.items()],
-        [helper.make_tensor(name, KINDS[name], [], [SETTINGS[name]]) for name in inputs if name in SETTINGS],
+        defaults if operator == "QuadraticProgram" else [],
     )
     return helper.make_model(
         graph,

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from icnnrt.errors import IcnnrtError
 from icnnrt.serving.operators import operator_session
+from icnnrt.serving.quadratic_program import SOLVE_INPUTS
 
 __all__ = ["Kernel", "eager_on_cpu", "kernel", "run_on"]
 
@@ -49,7 +50,8 @@ def kernel(role: str, dtype: str) -> Kernel | None:
         return None
     if not native:
         return None
-    names = [node.name for node in session.get_inputs()]
+    # Some of those have a default, and are not listed then.
+    names = SOLVE_INPUTS if role == "qp_solve" else [node.name for node in session.get_inputs()]
 
     def run(arrays: Sequence[Any], **settings: Any) -> Sequence[Any]:
         session, _ = operator_session(role, dtype)  # asked for each time, as a forked child has another one
