@@ -254,7 +254,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert max(told["residual"].values()) < 1e-9
     assert told["steps"] == solution.steps
     assert f"steps     {solution.steps}\n" in command(str(path)).stdout
-    few = command(str(path), "--json", "--no-native", "--steps", "2", "--tolerance", "1e-3")
+    few = command(str(path), "--json", "--portable", "--steps", "2", "--tolerance", "1e-3")
     assert few.returncode == 3
     assert json.loads(few.stdout)["steps"] == 2
     assert "allow more steps" in json.loads(few.stdout)["advice"]
