@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 
 import icnnrt
 from icnnrt import native_library
 from icnnrt.format.package import OP_DOMAIN
 from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference, qp_adjoint, qp_gradients, qp_solve
 from icnnrt.mathematics.qp_status import statuses
-from icnnrt_exporters.operators.operator_graphs import qp_model
+from icnnrt_exporters.operators.operator_graphs import KINDS, qp_model
 from icnnrt_models import QPLayer
 from icnnrt_models.layers import qp_operators as layer_home
 
@@ -24,9 +24,16 @@ KERNELS = native_library.build().library is not None
 DATA = {"Q": 3, "p": 2, "G": 3, "h_lower": 2, "h": 2, "A": 3, "b": 2, "lower": 2, "upper": 2, "start": 2}
 OF_SOLUTION = {"lam": 2, "mu": 2, "slack": 2, "box_slack": 2, "status": 1}  # what the adjoint takes of the answer
 BARS = {"z_bar": 2, "lam_bar": 2, "nu_bar": 2, "mu_bar": 2}
-INPUTS = {"QPSolve": DATA, "QPAdjoint": {"Q": 3, "G": 3, "A": 3, **OF_SOLUTION, **BARS}}
+SETTINGS = {"tolerance": 0, "most_steps": 0, "seconds": 0}
+INPUTS = {
+    "QPSolve": DATA,
+    "QuadraticProgram": DATA | SETTINGS,
+    "QPAdjoint": {"Q": 3, "G": 3, "A": 3, **OF_SOLUTION, **BARS},
+}
+SOLUTION = {"z": 2, "lam": 2, "nu": 2, "mu": 2, "slack": 2, "box_slack": 2, "residual": 2, "status": 1, "ray": 2}
 OUTPUTS = {
-    "QPSolve": {"z": 2, "lam": 2, "nu": 2, "mu": 2, "slack": 2, "box_slack": 2, "residual": 2, "status": 1, "ray": 2},
+    "QPSolve": SOLUTION,
+    "QuadraticProgram": SOLUTION | {"steps": 1},
     "QPAdjoint": {"d_z": 2, "d_lam": 2, "d_nu": 2, "d_mu": 2},
 }
 
@@ -54,11 +61,10 @@ def wide(answer: Any) -> Any:
 def node_alone(op: str, dtype: type, any_rank: bool = False, **attributes: int) -> onnx.ModelProto:
     """Without a body: nothing but the kernel can run it."""
     T = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    types = {"status": TensorProto.INT32, "residual": TensorProto.DOUBLE}
 
     def values(ranks: dict[str, int]) -> list[onnx.ValueInfoProto]:
         return [
-            helper.make_tensor_value_info(name, types.get(name, T), None if any_rank else [None] * rank)
+            helper.make_tensor_value_info(name, KINDS.get(name, T), None if any_rank else [None] * rank)
             for name, rank in ranks.items()
         ]
 
@@ -95,7 +101,7 @@ class Reference:
 
 
 class Operators(Reference):
-    """ai.icnnrt::QPSolve and ::QPAdjoint in onnxruntime, by their portable bodies or by the native kernels."""
+    """ai.icnnrt::QuadraticProgram and ::QPAdjoint in onnxruntime, by their portable bodies or by the native kernels."""
 
     def __init__(self, kernels: bool) -> None:
         self.kernels = kernels
@@ -109,12 +115,21 @@ class Operators(Reference):
         return qp_model(op, np.dtype(dtype).name, **attributes)
 
     def run(
-        self, qp: QP, dtype: type = np.float64, start: Sequence[Any] | None = None, threads: int = 1, steps: int = 50
+        self,
+        qp: QP,
+        dtype: type = np.float64,
+        start: Sequence[Any] | None = None,
+        threads: int = 1,
+        steps: int = 50,
+        tolerance: float | None = None,
+        seconds: float = 0.0,
     ) -> QPReference:
         rows = np.zeros((1, 0)) if start is None else np.concatenate(start, 1)
         with np.errstate(over="ignore"):
             feeds = {name: a.astype(dtype) for name, a in {**qp._asdict(), "start": rows}.items()}
-        return QPReference(*self.session("QPSolve", dtype, threads, steps=steps).run(None, feeds))
+        numbers = np.array(tolerance or 0.0), np.array(steps, np.int64), np.array(seconds)
+        feeds |= dict(zip(SETTINGS, numbers, strict=True))
+        return QPReference(*self.session("QuadraticProgram", dtype, threads).run(None, feeds))
 
     def solve(self, qp: QP, dtype: type = np.float64, start: Sequence[Any] | None = None, **options: Any) -> Answer:
         found = self.run(qp, dtype, start, **options)

@@ -163,7 +163,7 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
         "argmin": lambda: (u.argmin, {"x": x, "lower": None, "upper": None, "y_init": y, "warm": None, "strict": None}),
         "argmin, warm": lambda: (u.argmin, {"x": x, "warm": at["argmin"]}),
         "argmin of a box": lambda: (b.argmin, {"x": x, "lower": 0.0, "upper": 1.0}),
-        "solve_qp": lambda: (q.solve_qp, {"x": x, "strict": None}),
+        "solve_qp": lambda: (q.solve_qp, {"x": x, "tolerance": None, "steps": None, "strict": None}),
         "vjp": lambda: (u.vjp, {"solution": at["argmin"], "y_bar": y, **skip}),
         "vjp of a program": lambda: (q.vjp, {"solution": at["solved"], "y_bar": y, **skip}),
         "argmin_polyhedron": lambda: (
@@ -208,14 +208,15 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
         "qp": lambda: (
             qp,
             {**program, "A": np.ones((1, 2)), "b": np.ones(1), "h_lower": None, "lower": None, "upper": None}
-            | {"start": None, "native": False, "providers": None, "threads": None},
+            | {"start": None, "tolerance": None, "steps": None, "seconds": None}
+            | {"native": False, "providers": None, "threads": None},
         ),
         "QPSolution.vjp": lambda: (at["qp answer"].vjp, {"z_bar": np.ones(2), "on_unsafe": "skip"}),
         "QPSolution.advice": lambda: (at["qp answer"].advice, {"i": 0}),
         "QPSolver": lambda: (
             QPSolver,
             {"n": 2, "m": 1, "q": 1, "batch": 1, "box": True, "two_sided": True, "dtype": "float64", "warm": False}
-            | {"native": False, "threads": None},
+            | {"tolerance": None, "steps": None, "seconds": None, "native": False, "threads": None},
         ),
         "QPSolver.solve": lambda: (at["solver"].solve, program),
         "QPSolver.vjp": lambda: (

@@ -86,7 +86,8 @@ def of_models() -> Iterator[tuple[str, Call]]:
         given = {"context": energy.context(x), "y": y}
         yield kind.__name__ + ".value", (energy.value, given, {"context": (None, (), 3, "text"), "y": inputs["y"]})
     unsafe = {"on_unsafe": NO_TEXT}
-    yield "QPLayer", (QPLayer, {}, {"multipliers": NO_FLAG, "steps": (*NO_INTEGER, 0), **unsafe})
+    numbers = {"steps": (*NO_INTEGER, 0), "tolerance": (*NO_NUMBER, 0.0, 1e-300)}
+    yield "QPLayer", (QPLayer, {}, {"multipliers": NO_FLAG, **numbers, **unsafe})
     data = {"Q": torch.eye(N), "p": torch.zeros(B, N), **ROWS, "h_lower": torch.zeros(2), **BOUNDS}
     wrong = {
         "Q": (None, *NO_TENSOR, torch.eye(N).int(), torch.ones(N), torch.eye(N).double()),

@@ -32,9 +32,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def noted(role: str, dtype: str) -> Any:
         found = plain(role, dtype)
 
-        def run(arrays: Any) -> Any:
+        def run(arrays: Any, **settings: Any) -> Any:
             roles.append(role)
-            return found(arrays)  # type: ignore[misc]
+            return found(arrays, **settings)  # type: ignore[misc]
 
         return found and run
 
@@ -215,9 +215,14 @@ def test_quadratic_programs_are_solved_by_kernels_but_in_traces(way: str, ran: l
 
 
 @needs_kernels
-def test_programs_of_other_depths_and_devices_are_solved_in_torch(ran: list[str]) -> None:
+def test_programs_with_settings_are_solved_by_kernels(ran: list[str]) -> None:
+    QPLayer(steps=20, tolerance=1e-4)(*programs())
+    assert ran == BOTH[:1]
+
+
+@needs_kernels
+def test_programs_of_other_devices_are_solved_in_torch(ran: list[str]) -> None:
     Q, p, G, h = programs()
-    QPLayer(steps=20)(Q, p, G, h)
     QPLayer()(*(a.to("meta") for a in (Q, p, G, h)))
     with FakeTensorMode() as mode:
         QPLayer()(*map(mode.from_tensor, (Q, p, G, h)))

@@ -93,7 +93,7 @@ def curvature(energy, x, y):
 @pytest.fixture(params=["kernel", "torch"])
 def backend(request, monkeypatch):
     if request.param == "torch":
-        monkeypatch.setattr(home, "kernels", lambda dtype, steps: None)
+        monkeypatch.setattr(home, "kernels", lambda dtype: None)
 
 
 @pytest.mark.usefixtures("backend")

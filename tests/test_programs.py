@@ -252,6 +252,16 @@ def test_the_command(tmp_path: Path) -> None:
     assert told["z"] == solution.z.tolist()
     assert told["variable_names"] == ["x", "y", "z", "w", "v"]
     assert max(told["residual"].values()) < 1e-9
+    assert told["steps"] == solution.steps
+    assert f"steps     {solution.steps}\n" in command(str(path)).stdout
+    few = command(str(path), "--json", "--portable", "--steps", "2", "--tolerance", "1e-3")
+    assert few.returncode == 3
+    assert json.loads(few.stdout)["steps"] == 2
+    assert "allow more steps" in json.loads(few.stdout)["advice"]
+    refused = command(str(path), "--tolerance", "0")
+    assert refused.returncode == 1
+    assert "tolerance: expected a finite number above 0" in refused.stderr
+    assert command(str(path), "--seconds", "60").returncode == 0
     done = command(str(path), "--json", "--out", str(tmp_path / "z.npz"))
     with np.load(tmp_path / "z.npz") as found:
         np.testing.assert_array_equal(found["z"], solution.z)

@@ -180,6 +180,7 @@ PUBLIC = {
         "qp_solve",
     },
     "mathematics.qp_reliability": {"gradient_advice", "weak_rows"},
+    "mathematics.qp_settings": {"Settings", "checked_steps", "checked_tolerance"},
     "mathematics.qp_status": {"QPStatus", "advise", "statuses"},
     "mathematics.qp_tangent": {"tangent_residuals"},
     "mathematics.recursive_adjoint": {
@@ -229,7 +230,7 @@ PUBLIC = {
     "serving.energy_session": {"EnergySession"},
     "serving.heads": {"Pulled", "demand_value", "evaluated", "pulled_back", "weights_bar"},
     "serving.load": {"load"},
-    "serving.operators": {"operator_session"},
+    "serving.operators": {"operator_session", "stopped_after"},
     "serving.polyhedron": {
         "PolyhedronSolution",
         "argmin",

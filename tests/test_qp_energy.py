@@ -38,7 +38,7 @@ def test_an_energy_with_a_program_on_its_x_path(tmp_path):
     found = layer(x)
     found.sin().sum().backward()
     with icnnrt.load(tmp_path / "energy.icnn") as session:
-        assert "QPSolve" in session.manifest.ops["ai.icnnrt"].names
+        assert "QuadraticProgram" in session.manifest.ops["ai.icnnrt"].names
         solution = session.argmin(x.detach().numpy())
         np.testing.assert_allclose(solution.y, found.detach().numpy(), atol=1e-6)
         with pytest.raises(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from icnnrt_exporters import SGD, QPLayer, TrainSpec, add_bodies, export, qp_tra
 from icnnrt_exporters.graphs.onnx_head import quiet
 from icnnrt_models import BundleEntropyArgmin
 
+VERSION1 = Path(__file__).parent / "fixtures" / "version1" / "qp.icnn"
 Z = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
@@ -114,8 +116,8 @@ def test_plain_onnx_with_and_without_native(dtype, tmp_path):
     program.save(path)
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load(path)
-    assert sum(node.domain == "ai.icnnrt" and node.op_type == "QPSolve" for node in model.graph.node) == 2
-    assert {f.name for f in model.functions} >= {"QPSolve"}
+    assert sum(node.domain == "ai.icnnrt" and node.op_type == "QuadraticProgram" for node in model.graph.node) == 2
+    assert {f.name for f in model.functions} >= {"QuadraticProgram"}
     for session in sessions(path):
         (name,) = (i.name for i in session.get_inputs())
         for B in (1, 3, 128):
@@ -133,7 +135,7 @@ def test_every_status_in_onnx(tmp_path):
     true = Layer()(*data)
     for session in sessions(path):
         found = session.run(None, {i.name: a.numpy() for i, a in zip(session.get_inputs(), data, strict=True)})
-        assert (found[-1] == statuses(wanted)).all()
+        assert (found[-2] == statuses(wanted)).all()
         for mine, torchs in zip(found[:4], true[:4], strict=True):
             np.testing.assert_allclose(mine, torchs.numpy(), rtol=1e-5, atol=1e-6)
 
@@ -180,6 +182,58 @@ def test_its_adjoint_is_autograds(made):
     for name, parameter in net.named_parameters():
         mine = torch.from_numpy(found.weights[name].copy())
         torch.testing.assert_close(mine, parameter.grad, rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("native", [None, False], ids=["native if there", "portable"])
+def test_settings_of_a_package(made, native):
+    _, path = made
+    x = inputs(5).numpy()
+    with icnnrt.load(path, native=native) as session:
+        usual = session.solve_qp(x)
+        loose = session.solve_qp(x, tolerance=1e-3)
+        assert loose.ok.all()
+        assert (loose.residual <= 1e-3).all()
+        few = session.solve_qp(x, steps=2)
+        assert (few.status != Status.CONVERGED).any()
+        assert few.info["steps"] == 2
+        assert "2 steps" in few.summary()
+        assert "allow more steps" in few.summary()
+        # The adjoint solves as the answer was solved.
+        bar = np.ones_like(usual.z)
+        for settings in ({"tolerance": 1e-3}, {"tolerance": 0.5, "steps": 5}):
+            found = session.solve_qp(x, **settings)
+            assert found.ok.all()
+            assert found[1:].settings == found.settings
+            cotangents = session.vjp(found, bar)
+            np.testing.assert_allclose(cotangents.x, session.vjp(usual, bar).x, atol=1e-3)
+        for settings, sentence in (
+            ({"tolerance": 0.0}, "tolerance: expected a finite number above 0"),
+            ({"tolerance": 1e-17}, "tolerance: expected at least"),
+            ({"steps": 0}, "steps: expected an integer from 1"),
+        ):
+            with pytest.raises(InputError, match=sentence):
+                session.solve_qp(x, **settings)
+
+
+def test_settings_of_layers_are_those_of_the_package(made, tmp_path):
+    net = Controller().eval()
+    for layer in (net.qp, net.simplex):
+        layer.tolerance, layer.steps = 1e-4, 30
+    x = inputs(3)
+    export(net, None, x, net(x).detach(), tmp_path / "own.icnn", kind="qp")
+    with icnnrt.load(tmp_path / "own.icnn", native=False) as session, icnnrt.load(made[1], native=False) as other:
+        own = session.solve_qp(x.numpy())
+        np.testing.assert_array_equal(own.z, other.solve_qp(x.numpy(), tolerance=1e-4).z)
+        assert (own.residual > other.solve_qp(x.numpy()).residual).any()
+
+
+def test_packages_written_before_have_no_settings():
+    with icnnrt.load(VERSION1) as session:
+        x = np.zeros((2, *session.manifest.x_shape), session.dtype)
+        session.solve_qp(x)
+        for settings in ({"tolerance": 1e-3}, {"steps": 9}):
+            with pytest.raises(InputError, match="expected none, as the package was written without that setting"):
+                session.solve_qp(x, **settings)
 
 
 def test_what_has_no_solution_spoils_nothing(made):

@@ -174,7 +174,7 @@ VMAPPED = [(3, ("p",)), (3, QP._fields), (1, ("p", "A", "b")), (1, ("Q", "h")), 
 @pytest.mark.parametrize(("samples", "over"), VMAPPED)
 def test_vmap_is_a_loop(samples, over, kernel, monkeypatch):
     if not kernel:
-        monkeypatch.setattr(home, "kernels", lambda dtype, steps: None)
+        monkeypatch.setattr(home, "kernels", lambda dtype: None)
     E = 4
     base = QP(*tensors(solvable(9, samples, 5, 4, 2, two_sided=True, box=True).qp))
     by = torch.linspace(1.0, 1.3, E, dtype=torch.float64)
@@ -245,7 +245,7 @@ def test_the_operators_themselves_are_vmapped():
     vmapped = torch.func.vmap(lambda *data: torch.ops.icnnrt.qp_solve(*data, start, steps, False))(*E)
     for a, b in zip(vmapped, found, strict=True):
         torch.testing.assert_close(a.flatten(0, 1), b)
-    _, lam, _, mu, slack, box_slack, _, status, _ = found
+    _, lam, _, mu, slack, box_slack, _, status, *_ = found
     fixed = (qp[0], qp[2], qp[5], lam, mu, slack, box_slack, status)
     bars = torch.eye(4, dtype=torch.float64)[:, None].expand(4, 6, 4)
     d = torch.func.vmap(lambda z_bar: torch.ops.icnnrt.qp_sensitivity(*fixed, z_bar, start, start, start))(bars)
@@ -293,7 +293,7 @@ def test_a_kernel_can_take_over(monkeypatch):
         rows = [np.ones_like(arrays[i]) for i in (8, 3)] + [np.ones((2, 1)), np.ones((2, 4))]
         return [*rows, np.zeros(2), np.zeros(2, np.int32)]
 
-    monkeypatch.setattr(home, "kernels", lambda dtype, steps: home.Kernels(solve, adjoint))
+    monkeypatch.setattr(home, "kernels", lambda dtype: home.Kernels(solve, adjoint))
     qp = tensors(solvable(8, 2, 4, 3, 1, two_sided=True, box=True).qp, requires_grad=True)
     z = laid(QPLayer(), *qp)
     z.sum().backward()
@@ -366,7 +366,8 @@ def test_errors_are_sentences(arguments, keywords, sentence):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="on_unsafe: expected 'nan', 'skip' or 'raise', but got 'zero'; choose 'skip'"):
+    choices = "'nan', 'use', 'skip' or 'raise'"
+    with pytest.raises(ValueError, match=f"on_unsafe: expected {choices}, but got 'zero'; choose 'skip'"):
         QPLayer(on_unsafe="zero")
     with pytest.raises(ValueError, match="steps"):
         QPLayer(steps=0)
@@ -402,7 +403,7 @@ class Controller(torch.nn.Module):
 
 def test_a_trace_runs_in_a_process_without_us(tmp_path, monkeypatch):
     # The steps that a trace holds: where a multiplier is nearly zero, the kernels' gradients part from theirs.
-    monkeypatch.setattr(home, "kernels", lambda dtype, steps: None)
+    monkeypatch.setattr(home, "kernels", lambda dtype: None)
     torch.manual_seed(0)
     net = Controller().double()
     module = traced(net, [torch.randn(5, 4, dtype=torch.float64)])

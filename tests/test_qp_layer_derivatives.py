@@ -36,7 +36,7 @@ def multipliers(*data):
 @pytest.fixture(params=["kernels", "torch"])
 def way(request, monkeypatch):
     if request.param == "torch":
-        monkeypatch.setattr(qp_operators, "kernels", lambda dtype, steps: None)
+        monkeypatch.setattr(qp_operators, "kernels", lambda dtype: None)
     return request.param
 
 

@@ -58,3 +58,9 @@ def test_settings_reach_the_solver() -> None:
     problem = qpsolvers.Problem(np.eye(2), np.ones(2), lb=np.zeros(2))
     solution = qpsolvers.solve_problem(problem, solver="icnnrt", native=False)
     np.testing.assert_allclose(solution.x, 0.0, atol=1e-9)
+    few = qpsolvers.solve_problem(problem, solver="icnnrt", native=False, steps=1)
+    assert not few.found
+    assert few.extras["steps"] == 1
+    loose = qpsolvers.solve_problem(problem, solver="icnnrt", native=False, tolerance=1e-2)
+    assert loose.found
+    assert loose.extras["steps"] < solution.extras["steps"]

@@ -15,7 +15,8 @@ from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 
 
 def kernels() -> bool:
-    return native_library.build().library is not None and "QPSolve" in native_library.kernels(onnxruntime).operators
+    there = native_library.build().library is not None
+    return there and "QuadraticProgram" in native_library.kernels(onnxruntime).operators
 
 
 each_dtype = pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -6,9 +6,11 @@ from torch import Tensor, nn
 from icnnrt.arguments import refused
 from icnnrt.errors import ExportError
 from icnnrt.format import package
+from icnnrt.format.signatures import QP_ROLES
 from icnnrt.format.signs import NONNEGATIVE, Sign
 from icnnrt_exporters.assembly.losses import loss_graph, named
 from icnnrt_exporters.assembly.optimizers import resolve
+from icnnrt_exporters.assembly.qp_settings import give_settings
 from icnnrt_exporters.assembly.qp_train_graph import qp_train_graph
 from icnnrt_exporters.assembly.train_spec import TrainSpec
 from icnnrt_exporters.checks import parity
@@ -68,6 +70,8 @@ def network_contents(
         name="solve_adjoint",
     )
     made = {name: network.theta[name] for name in network.constants}
+    for role in QP_ROLES:
+        give_settings(assembled[role])
     layout = package.weight_layout(weights)[1]
     graphs = {role: serialise(graph, weights, layout, made) for role, graph in assembled.items()}
     contents = Contents(

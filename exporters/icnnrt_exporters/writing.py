@@ -23,7 +23,7 @@ from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 # Inputs of heads that are data; what else a head takes are weights.
 DATA: Final = ("x", "y", "y_dot", "f_bar", "gradient_bar")
-QP_OPERATORS: Final = {(package.OP_DOMAIN, name, "") for name in ("QPSolve", "QPAdjoint")}
+QP_OPERATORS: Final = {(package.OP_DOMAIN, name, "") for name in ("QuadraticProgram", "QPSolve", "QPAdjoint")}
 
 Progress = Callable[[str], None]
 

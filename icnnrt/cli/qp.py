@@ -25,6 +25,13 @@ def qp(
         Path | None,
         typer.Option(help="Where to write: .npz for every field of the answer, .csv for a line a variable."),
     ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="The relative KKT residual that counts as solved.", show_default="1e-9")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="The most interior point steps.", show_default="60")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="The most time to solve it in; what it is by then is judged as it stands.")
+    ] = None,
     native: NativeFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -55,7 +62,7 @@ def qp(
     data = program.dense()
     read = time.perf_counter() - began
     operator_session("qp_solve", "float64", native)  # made once a process, which is no time of a solve
-    solution = icnnrt.qp(**data, native=native)
+    solution = icnnrt.qp(**data, tolerance=tolerance, steps=steps, seconds=seconds, native=native)
     status = Status(int(solution.status))
     objective = program.objective(solution.z)
     stationarity, feasibility, gap = (float(r) for r in solution.residual)
@@ -71,6 +78,7 @@ def qp(
         "status": status.name,
         "objective": -objective if found.maximise else objective,
         "residual": {"stationarity": stationarity, "feasibility": feasibility, "gap": gap},
+        "steps": solution.steps,
         "seconds": solution.info["seconds"],
         "read_seconds": read,
         "native": solution.native,
@@ -130,6 +138,7 @@ def _show(summary: Mapping[str, Any], variables: Sequence[str], z: Any) -> None:
     told = ", ".join(f"{name} {number(value)}" for name, value in summary["residual"].items())
     screen.print(f"residual  {told}")
     kernels = "native operators" if summary["native"] else "portable operators"
+    screen.print(f"steps     {summary['steps']}")
     screen.print(f"time      {number(1e3 * summary['seconds'])} ms, {kernels}; read in {summary['read_seconds']:.2f} s")
     if summary["out"]:
         screen.print(f"written   {escape(summary['out'])}")

@@ -58,7 +58,7 @@ class EpigraphSolution(NamedTuple):
     def advice(self) -> str:
         """One sentence with numbers: how it went, and what would make it better."""
         a, b, c = (float(r) for r in self.residual)
-        return advise(self.status, residual=(a, b, c), steps=STEPS, ray=False)
+        return advise(self.status, residual=(a, b, c), steps=STEPS, double=True, ray=False)
 
     def summary(self) -> str:
         """The status and, unless it is CONVERGED, the advice."""

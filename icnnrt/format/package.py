@@ -8,6 +8,8 @@ A package is a folder, by custom named `<name>.icnn`, of plain files:
     gradient.onnx          in place of value.onnx where kind is "gradient": (x, y) -> gradient
     solve.onnx             in place of value.onnx where kind is "qp": x -> z, status [B] int32, residual [B, 3]
     solve_adjoint.onnx     with it                  (x, z_bar) -> theta_bar, x_bar
+                           both take tolerance and steps too, with a default of 0: each program's own. Packages written
+                           by earlier versions do not
     argmin.onnx            the solver               x -> y_star and its certificate; with a solver
     adjoint.onnx           cotangents               y_bar -> theta_bar, x_bar; with a solver
     hvp.onnx               Hessian-vector product   (x, y, y_dot) -> hvp; optional

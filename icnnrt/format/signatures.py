@@ -75,9 +75,11 @@ POLYHEDRON_NAMES: Final = tuple(
 )
 # The same of kind "qp"; solve_adjoint.onnx also gives theta_bar.<trainable weight>.
 QP_NAMES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
-    "solve": (("x",), ("z", "status", "residual")),
-    "solve_adjoint": (("x", "z_bar"), ("x_bar",)),
+    "solve": (("x", "tolerance", "steps"), ("z", "status", "residual")),
+    "solve_adjoint": (("x", "z_bar", "tolerance", "steps"), ("x_bar",)),
 }
+# Inputs that graphs of earlier versions do not have.
+OPTIONAL_INPUTS: Final = dict.fromkeys(QP_ROLES, ("tolerance", "steps"))
 # What argmin and adjoint take and give besides, where bounds of y are given at run time.
 BOUNDS: Final = ("lower", "upper")
 BOUNDS_BAR: Final = ("lower_bar", "upper_bar")
@@ -122,6 +124,7 @@ def expected(manifest: "Manifest", role: str) -> Signature | None:
     inputs, outputs = names
     told = manifest.graphs[role].signature if role in manifest.graphs else None
     if told is not None:
+        inputs = tuple(name for name in inputs if name in told.inputs or name not in OPTIONAL_INPUTS.get(role, ()))
         outputs = tuple(name for name in outputs if name in told.outputs or name not in OPTIONAL_OUTPUTS.get(role, ()))
     arrays = _arrays_of_polyhedron(manifest) if role in POLYHEDRON_ROLES else arrays_of(manifest)
     settings = _settings(manifest)
@@ -134,6 +137,8 @@ def expected(manifest: "Manifest", role: str) -> Signature | None:
 def _settings(manifest: "Manifest") -> dict[tuple[str, str], int | float]:
     """(role, name) -> what the manifest says a setting is by default."""
     settings: dict[tuple[str, str], int | float] = {}
+    for role, names in OPTIONAL_INPUTS.items():
+        settings |= {(role, name): 0 for name in names}  # which leaves each program its own
     if manifest.solver:
         settings["adjoint", "depth"] = manifest.solver.iterations
     if manifest.polyhedron:
@@ -193,7 +198,8 @@ def arrays_of(manifest: "Manifest") -> dict[str, tuple[str, Shape]]:
         (D, (BATCH,), ("energy", "lower_bound", "gap")),
         (D, (BATCH, 3), ("residual",)),
         (D, (BATCH, K), ("complementarity_history",)),
-        ("int64", (), ("depth",)),
+        (D, (), ("tolerance",)),
+        ("int64", (), ("depth", "steps")),
         ("int32", (BATCH,), ("status",)),
     )
     arrays |= _theta_bar(manifest)

@@ -43,6 +43,9 @@ def solve_problem(
     initvals: object = None,
     verbose: bool = False,
     *,
+    tolerance: float | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
     native: bool | None = None,
     threads: int | None = None,
 ) -> qpsolvers.Solution:
@@ -51,12 +54,13 @@ def solve_problem(
     problem:          as qpsolvers checks it
     initvals:         not looked at: a start takes multipliers too, see `icnnrt.qp`
     verbose:          print the status and, of what is not solved, the advice
+    tolerance, steps, seconds:  as `icnnrt.qp` takes them
     native, threads:  as `icnnrt.load` takes them
 
     `found` is True where the status is CONVERGED; x, y, z and z_box are there where it is INACCURATE, too. `extras`
-    holds status, advice and residual, the relative stationarity, feasibility and duality gap.
+    holds status, advice, steps and residual, the relative stationarity, feasibility and duality gap.
 
-    Raises `InputError` for data that are no real numbers or do not fit together.
+    Raises `InputError` for data that are no real numbers or do not fit together, and for settings that do not.
     """
     began = time.perf_counter()
     P, q, *rest = (np.asarray(a, np.float64) if a is not None else None for a in problem.unpack_as_dense())
@@ -64,12 +68,13 @@ def solve_problem(
     assert P is not None  # every problem has them
     assert q is not None
     built = time.perf_counter()
-    solution = qp(P, q, G, h, A, b, lower=lb, upper=ub, native=native, threads=threads)
+    settings: dict[str, Any] = {"tolerance": tolerance, "steps": steps, "seconds": seconds}
+    solution = qp(P, q, G, h, A, b, lower=lb, upper=ub, **settings, native=native, threads=threads)
     solved = time.perf_counter()
     status = Status(int(solution.status))
     if verbose:
         print(f"icnnrt: {status.name}{'' if solution.ok else f', {solution.advice(0)}'}")
-    extras: dict[str, Any] = {"status": status.name, "residual": solution.residual}
+    extras: dict[str, Any] = {"status": status.name, "residual": solution.residual, "steps": solution.steps}
     if not solution.ok:
         extras["advice"] = solution.advice(0)
     answer = qpsolvers.Solution(problem, extras=extras, found=bool(solution.ok))

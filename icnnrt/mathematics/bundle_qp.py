@@ -114,7 +114,8 @@ class _Models:
             whole: list[NDArray[Any]] = [np.full((B, width), np.nan) for width in (n, m, q, n, m, n, 3)]
             whole += [np.full(B, QPStatus.NOT_FINITE_INPUT, np.int32), np.zeros((B, n + m + q + n))]
             if at.size or not self.kept:
-                for a, solved in zip(whole, _solved(self.solver, _rows(scaled, at), self.steps), strict=True):
+                found = _solved(self.solver, _rows(scaled, at), self.steps)._replace(steps=None)
+                for a, solved in zip(whole, found, strict=False):
                     a[at] = solved
             return QPReference(*whole)
 

@@ -27,6 +27,7 @@ BOUND_MAX: Final = 1e20  # bounds from there on are none, as other solvers and f
 WARM: Final = 1e-2  # the least slack and multiplier of a warm start, in units of the equilibrated problem
 ENOUGH: Final = 1e-12  # relative KKT residual at which a sample stops
 NEARLY: Final = 1e-9  # and at which it does after so many steps without progress
+BEYOND: Final = 1e-3  # of a looser tolerance, at which a sample stops: the active set is found by then
 PATIENCE: Final = 3
 PROGRESS: Final = 0.7
 # Far from the solution and after so many steps without progress, predictor and corrector cycle: then a step has no
@@ -72,6 +73,7 @@ class Answer(NamedTuple):
     slack: Array  # [B, 1, m + n] of the side that λ points at
     residual: Array  # [B, 1, 3] relative stationarity, feasibility, duality gap: the larger of both units
     D: Array  # [B, 1, n] the units of z
+    steps: Array  # [B, 1, 1] that were taken
 
 
 class Units(NamedTuple):
@@ -96,6 +98,8 @@ class Equilibrated(NamedTuple):
     is_equal: Array  # bool, on the upper side of equalities
     N: Array  # how many inequalities there are, at least 1
     soft: Array
+    enough: Array  # the relative KKT residual at which a sample stops
+    nearly: Array  # and at which it does after `PATIENCE` steps without progress
     units: Units
     D: Array  # [B, 1, n]
     F: Array  # [B, 1, m + n]
@@ -115,12 +119,20 @@ class Iterate(NamedTuple):
     best_x: Array
     best_residual: Array
     idle: Array  # steps without progress
+    taken: Array  # steps
     going: Array  # bool
 
 
-def interior_point(xp: Namespace, problem: Problem, soft: Array, start: Array, active: Array, steps: Any) -> Answer:
-    """Solve the samples that are `active` [B, 1, 1], from start [B, 1, n + m + q + n] = (z, λ, ν, μ), NaN: cold."""
-    scaled = equilibrated(xp, problem, soft)
+# fmt: off
+def interior_point(
+    xp: Namespace, problem: Problem, soft: Array, tolerance: Array, start: Array, active: Array, steps: Any
+) -> Answer:
+    # fmt: on
+    """Solve the samples that are `active` [B, 1, 1], from start [B, 1, n + m + q + n] = (z, λ, ν, μ), NaN: cold.
+
+    tolerance [B, 1, 1] is the relative KKT residual that is asked for. Steps end below it, where that is loose.
+    """
+    scaled = equilibrated(xp, problem, soft, tolerance)
 
     def unfinished(*state: Array) -> Array:
         return xp.any(Iterate(*state).going)
@@ -128,8 +140,7 @@ def interior_point(xp: Namespace, problem: Problem, soft: Array, start: Array, a
     def next_of(*state: Array) -> Iterate:
         return step(xp, scaled, Iterate(*state))
 
-    last = Iterate(*xp.loop(unfinished, next_of, first(xp, scaled, start, active), steps))
-    return finished(xp, scaled, last.best_x)
+    return finished(xp, scaled, Iterate(*xp.loop(unfinished, next_of, first(xp, scaled, start, active), steps)))
 
 
 # --- Units ---------------------------------------------------------------------------------------
@@ -189,7 +200,7 @@ def swept(
     return Q * more, p * more, G, A, D * d, g * E_G, a * E_A, c * more, going
 
 
-def equilibrated(xp: Namespace, problem: Problem, soft: Array) -> Equilibrated:
+def equilibrated(xp: Namespace, problem: Problem, soft: Array, tolerance: Array) -> Equilibrated:
     """The problem in its own units."""
     Q, p, G, A, b, lower, upper = problem
     Q, p, G, A, D, F, E, c = units(xp, Q, p, G, A)
@@ -216,6 +227,8 @@ def equilibrated(xp: Namespace, problem: Problem, soft: Array) -> Equilibrated:
         is_equal=xp.concat([xp.indicator(equal), 0.0 * F]) > 0.0,
         N=xp.maximum(xp.sum(has), 1.0),
         soft=soft,
+        enough=xp.minimum(tolerance, xp.maximum(BEYOND * tolerance, ENOUGH)),
+        nearly=xp.maximum(tolerance, NEARLY),
         units=Units(
             column=column,
             columns=xp.concat([column] * 5),
@@ -307,8 +320,8 @@ def first(xp: Namespace, at: Equilibrated, start: Array, active: Array) -> Itera
     x = xp.where(xp.isfinite(xp.sum(start)), warm, cold)
 
     mu, r_d, r_nu, r_s, residual = evaluated(xp, at, x)
-    going = active & (residual > ENOUGH)
-    return Iterate(x, rho, mu, r_d, r_nu, r_s, x, residual, 0.0 * residual, going)
+    going = active & (residual > at.enough)
+    return Iterate(x, rho, mu, r_d, r_nu, r_s, x, residual, 0.0 * rho, 0.0 * rho, going)
 
 
 def evaluated(xp: Namespace, at: Equilibrated, x: Array) -> tuple[Array, ...]:
@@ -325,7 +338,8 @@ def evaluated(xp: Namespace, at: Equilibrated, x: Array) -> tuple[Array, ...]:
 
 def step(xp: Namespace, at: Equilibrated, iterate: Iterate) -> Iterate:
     """One predictor-corrector step."""
-    x, rho, mu, r_d, r_nu, r_s, best_x, best_residual, idle, going = iterate
+    x, rho, mu, r_d, r_nu, r_s, best_x, best_residual, idle, taken, going = iterate
+    taken = taken + xp.indicator(going)
     has, of = at.has, at.of
     is_bound = has > 0.0
     z, nu, l, s = split(xp, at, x)  # noqa: E741
@@ -382,14 +396,14 @@ def step(xp: Namespace, at: Equilibrated, iterate: Iterate) -> Iterate:
     idle = xp.where(residual < PROGRESS * best_residual, 0.0, idle + 1.0)
     better = going & (residual < best_residual)
     best_x, best_residual = xp.where(better, x, best_x), xp.where(better, residual, best_residual)
-    enough = (best_residual <= NEARLY) & (idle >= float(PATIENCE))
-    going = going & (best_residual > ENOUGH) & ~enough
-    return Iterate(x, rho, mu_next, r_d, r_nu, r_s, best_x, best_residual, idle, going)
+    enough = (best_residual <= at.nearly) & (idle >= float(PATIENCE))
+    going = going & (best_residual > at.enough) & ~enough
+    return Iterate(x, rho, mu_next, r_d, r_nu, r_s, best_x, best_residual, idle, taken, going)
 
 
-def finished(xp: Namespace, at: Equilibrated, x: Array) -> Answer:
-    """An iterate in the units of the data."""
-    z, nu, l, s = split(xp, at, x)  # noqa: E741
+def finished(xp: Namespace, at: Equilibrated, last: Iterate) -> Answer:
+    """The best iterate in the units of the data."""
+    z, nu, l, s = split(xp, at, last.best_x)  # noqa: E741
     (l_upper, l_lower), (s_upper, s_lower) = xp.halves(l), xp.halves(s)
     lam = l_upper - l_lower
     # Bounds that leave no room hold z as an equality does, whichever of them λ points at.
@@ -405,6 +419,7 @@ def finished(xp: Namespace, at: Equilibrated, x: Array) -> Answer:
         slack=xp.where(held, 0.0, xp.where(l_upper >= l_lower, s_upper, s_lower)) / at.F,
         residual=xp.mT(xp.max(xp.mT(residuals))),
         D=at.D,
+        steps=last.taken,
     )
 
 

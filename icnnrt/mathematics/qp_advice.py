@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.mathematics.qp_reference import BOUND_MAX, STEPS
+from icnnrt.mathematics.qp_reference import BOUND_MAX
 from icnnrt.mathematics.qp_status import advise
 from icnnrt.mathematics.status import Status
 
@@ -19,18 +19,19 @@ def qp_advice(
     residual: NDArray[Any],
     data: Mapping[str, NDArray[Any]],
     *,
-    steps: int = STEPS,
     ray: bool = True,
+    **course: Any,
 ) -> str:
     """One sentence with numbers on sample `i`: what its data say of the cause, else what its status does.
 
     residual:  [3], relative stationarity, feasibility, duality gap
     data:      of `icnnrt.qp`, by their names, of that sample alone; those that are absent are empty or left out
     ray:       whether who reads it has the ray to look at
+    course:    how the solver got there, as `advise` takes it
     """
     verdict = Status(status)
     a, b, c = (float(r) for r in residual)
-    return f"sample {i}: {qp_cause(verdict, data) or advise(verdict, residual=(a, b, c), steps=steps, ray=ray)}"
+    return f"sample {i}: {qp_cause(verdict, data) or advise(verdict, residual=(a, b, c), ray=ray, **course)}"
 
 
 def qp_cause(status: Status, data: Mapping[str, NDArray[Any]]) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from icnnrt.mathematics import qp_adjoint as adjoint_of
 from icnnrt.mathematics import quadratic_program
 from icnnrt.mathematics.infeasibility import CANCELLED, CERTIFICATE, CERTIFIED, FALLS
-from icnnrt.mathematics.interior_point import BOUND_MAX, STEPS, Problem
+from icnnrt.mathematics.interior_point import BOUND_MAX, NEARLY, STEPS, Problem
 from icnnrt.mathematics.namespace import EPS, NUMPY
 from icnnrt.mathematics.qp_status import QPStatus
 
@@ -78,6 +78,7 @@ class QPReference(NamedTuple):
     )
     status: NDArray[np.int32]  # [B] QPStatus
     ray: Array  # [B, n + m + q + n] certificate of infeasibility: a ray d of z, or (λ, ν, μ); else 0
+    steps: NDArray[np.int32] | None = None  # [B] that were taken, of certificates aside; QPSolve tells none
 
 
 class QPCotangents(NamedTuple):
@@ -100,12 +101,14 @@ class QPSensitivity(NamedTuple):
     weak: NDArray[np.int32]  # [B] how many rows of G and of the box are weakly active
 
 
-def precision_of(dtype: type[np.floating]) -> quadratic_program.Precision:
-    """What data of this type decide."""
+def precision_of(dtype: type[np.floating], tolerance: float | None = None) -> quadratic_program.Precision:
+    """What data of this type decide; `tolerance`: the relative KKT residual that counts as solved, if not theirs."""
     solved, inaccurate = TOLERANCE[np.dtype(dtype)]
+    solved, ends = (solved, NEARLY) if tolerance is None else (tolerance, tolerance)
     info = np.finfo(dtype)
     away = RAY if np.dtype(dtype) == np.float64 else RAY_FLOAT32
-    return quadratic_program.Precision(solved, inaccurate, away, 8 * max(float(info.eps), 8 * EPS), float(info.max))
+    noise = 8 * max(float(info.eps), 8 * EPS)
+    return quadratic_program.Precision(solved, ends, inaccurate, away, noise, float(info.max))
 
 
 def qp_solve(
@@ -113,9 +116,10 @@ def qp_solve(
     start: tuple[Array, Array, Array, Array] | None = None,
     steps: int = STEPS,
     precision: type[np.floating] = np.float64,
+    tolerance: float | None = None,
 ) -> QPReference:
-    """Solve B problems; `precision` is that of the data, which decides what counts as solved. `start` is (z, λ, ν, μ)
-    of a problem nearby.
+    """Solve B problems; `precision` is that of the data, which decides what counts as solved where `tolerance` does
+    not. `start` is (z, λ, ν, μ) of a problem nearby.
 
     On return each sample has a status of its own and never depends on its neighbours. SOLVED and INACCURATE have
     z and multipliers; PRIMAL_INFEASIBLE and DUAL_INFEASIBLE have a ray instead, the others nothing but NaN.
@@ -130,8 +134,8 @@ def qp_solve(
     lower, upper = np.concatenate([qp.h_lower, qp.lower], 1), np.concatenate([qp.h, qp.upper], 1)
     problem = Problem(qp.Q, qp.p[:, None], qp.G, A, b[:, None], lower[:, None], upper[:, None])
     with np.errstate(all="ignore"):  # a sample that cannot be solved has a status, not a warning
-        found = quadratic_program.solve(NUMPY, problem, rows[:, None], precision_of(precision), steps)
-    z, lam, nu, slack, residual, status, ray = (a[:, 0] for a in found)
+        found = quadratic_program.solve(NUMPY, problem, rows[:, None], precision_of(precision, tolerance), steps)
+    z, lam, nu, slack, residual, status, ray, taken = (a[:, 0] for a in found)
     d, ray_lam, ray_mu, ray_nu = np.split(ray, [n, n + m, n + m + n], axis=1)
     return QPReference(
         z,
@@ -143,6 +147,7 @@ def qp_solve(
         residual,
         status[:, 0].astype(np.int32),
         np.concatenate([d, ray_lam, ray_nu[:, :q], ray_mu], 1),
+        taken[:, 0].astype(np.int32),
     )
 
 

@@ -15,7 +15,7 @@ which sum is the duality gap. The method is `interior_point`; what that leaves i
 from typing import Any, Final, NamedTuple
 
 from icnnrt.mathematics.infeasibility import farkas, recession
-from icnnrt.mathematics.interior_point import BOUND_MAX, Answer, Problem, interior_point
+from icnnrt.mathematics.interior_point import BOUND_MAX, NEARLY, Answer, Problem, interior_point
 from icnnrt.mathematics.namespace import Array, Namespace
 from icnnrt.mathematics.qp_status import QPStatus
 
@@ -24,9 +24,10 @@ NAN: Final = float("nan")
 
 
 class Precision(NamedTuple):
-    """What the type of the data decides; numbers, or arrays that broadcast against [B, 1, 1]."""
+    """What the type of the data decides, and the tolerance; numbers, or arrays that broadcast against [B, 1, 1]."""
 
     solved: Any  # the relative KKT residual that counts as solved
+    ends: Any  # that by which steps end: the tolerance where one is asked for, whatever the type
     inaccurate: Any  # and as inaccurate
     away: Any  # how far a ray may leave what it should stay in, against sizes
     noise: Any  # what rounding may do to the eigenvalues of Q, in units of its largest entry and of n
@@ -43,6 +44,7 @@ class Solution(NamedTuple):
     residual: Array  # [B, 1, 3] relative, in the data's units or equilibrated: the larger
     status: Array  # [B, 1, 1] a `QPStatus`, as a number
     ray: Array  # [B, 1, n + (m + n) + q] (d, λ, ν): a ray d of z, or a Farkas certificate; else 0
+    steps: Array  # [B, 1, 1] that were taken, of certificates aside
 
 
 def solve(xp: Namespace, problem: Problem, start: Array, precision: Precision, steps: Any) -> Solution:
@@ -72,7 +74,7 @@ def solve(xp: Namespace, problem: Problem, start: Array, precision: Precision, s
     lower, upper = xp.where(trivial, -INFINITY, lower), xp.where(trivial, INFINITY, upper)
     problem = Problem(Q, p, G, A, b, lower, upper)
 
-    found = _interior_point(xp, problem, 0.0, start, ~trivial, steps)
+    found = _interior_point(xp, problem, 0.0, precision.ends, start, ~trivial, steps)
     worst = xp.max(found.residual) + 0.0 * xp.sum(found.residual)
     unsolved = ~(worst <= precision.solved) & ~trivial
     none = xp.concat([0.0 * p, xp.ones_like(lower) - 1.0, 0.0 * b])
@@ -92,19 +94,24 @@ def solve(xp: Namespace, problem: Problem, start: Array, precision: Precision, s
     z, lam, nu, slack, residual = (
         xp.where(lost, NAN, a) for a in (found.z, found.lam, found.nu, found.slack, found.residual)
     )
-    return Solution(z, lam, nu, slack, residual, status, ray)
+    return Solution(z, lam, nu, slack, residual, status, ray, found.steps)
 
 
-def _interior_point(xp: Namespace, problem: Problem, soft: float, start: Array, active: Array, steps: Any) -> Answer:
+# fmt: off
+def _interior_point(
+    xp: Namespace, problem: Problem, soft: float, tolerance: Any, start: Array, active: Array, steps: Any
+) -> Answer:
+    # fmt: on
     """`interior_point`, as a piece that stands in a graph once."""
 
     def solve(xp: Namespace, *arrays: Array) -> Answer:
-        """`icnnrt.mathematics.interior_point` of (Q, p, G, A, b, lower, upper), soft, start, active, steps."""
-        *of, soft, start, active, steps = arrays
-        return interior_point(xp, Problem(*of), soft, start, active, steps)
+        """`icnnrt.mathematics.interior_point` of Q, p, G, A, b, lower, upper, soft, tolerance, start, active, steps."""
+        *of, soft, tolerance, start, active, steps = arrays
+        return interior_point(xp, Problem(*of), soft, tolerance, start, active, steps)
 
-    price = soft + 0.0 * xp.count(problem.p)
-    return Answer(*xp.piece("QPInteriorPoint", solve, [*problem, price, start, active, steps]))
+    none = 0.0 * xp.count(problem.p)
+    given = [*problem, soft + none, tolerance + none, start, active, steps]
+    return Answer(*xp.piece("QPInteriorPoint", solve, given))
 
 
 def _certificates(
@@ -117,7 +124,7 @@ def _certificates(
     def solve(few: Problem, soft: float) -> Answer:
         cold = NAN + 0.0 * xp.concat([n, few.lower, few.b])
         active = xp.sum(0.0 * n) > -1.0
-        return _interior_point(xp, few, soft, cold, active, steps)
+        return _interior_point(xp, few, soft, NEARLY, cold, active, steps)
 
     infeasible, lam, nu = farkas(xp, few, solve)
     falling, d = recession(xp, few, solve, precision.away)

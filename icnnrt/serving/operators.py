@@ -1,22 +1,26 @@
 """One operator of ai.icnnrt as a session of onnxruntime's: the graphs of one node each in icnnrt/graphs."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from icnnrt import native_library
 from icnnrt.arguments import flag
-from icnnrt.errors import IcnnrtError, MissingDependencyError
+from icnnrt.errors import IcnnrtError, LimitError, MissingDependencyError
 from icnnrt.format import wire
 from icnnrt.format.package import OP_DOMAIN
 from icnnrt.ort import checked_providers, checked_threads, native_operators, onnxruntime, open_session, session_options
 from icnnrt.serving.once import Once
 
-__all__ = ["OPERATORS", "operator_session"]
+__all__ = ["OPERATORS", "operator_session", "stopped_after"]
+
+T = TypeVar("T")
 
 GRAPHS: Final = Path(__file__).parents[1] / "graphs"
 # What the files are called -> the operator in it. Those of the bundle method hold no bodies: kernels alone run them.
 OPERATORS: Final = {
-    "qp_solve": "QPSolve",
+    "qp_solve": "QuadraticProgram",
     "qp_adjoint": "QPAdjoint",
     "qp_sensitivity": "QPSensitivity",
     "bundle_entropy_solve": "BundleEntropySolve",
@@ -71,3 +75,22 @@ def _make(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> t
 
     session = open_session(ort, data, options, wanted, file, refused)
     return session, has_kernel
+
+
+def stopped_after(seconds: float, run: Callable[[Any], T]) -> T:
+    """run(RunOptions), for graphs that know no clock: onnxruntime stops between two nodes, which is a `LimitError`."""
+    options = onnxruntime().RunOptions()
+    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        return run(options)
+    except Exception as error:
+        if not options.terminate:
+            raise
+        raise LimitError(
+            f"seconds: the portable operators were stopped after {seconds:g} s, with no answer for any sample; give "
+            "more, smaller batches, or native operators, which end each sample where it stands."
+        ) from error
+    finally:
+        timer.cancel()

@@ -8,10 +8,12 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import batch, choice, finite_rows, sample
+from icnnrt.arguments import batch, choice, finite_rows, refused, sample
 from icnnrt.mathematics.qp_reference import STEPS
+from icnnrt.mathematics.qp_settings import USUAL, Settings
 from icnnrt.mathematics.qp_status import QPStatus, advise, statuses
 from icnnrt.mathematics.status import Status
+from icnnrt.printable import show
 from icnnrt.serving.adjoint import ON_UNSAFE, Cotangents, leave_out, own
 from icnnrt.serving.domain_arguments import no_energy
 from icnnrt.serving.heads import weights_bar
@@ -38,6 +40,8 @@ class QPNetworkSolution(Solution):
     """How it was computed: providers, native (whether compiled kernels ran), steps, seconds."""
     weights_id: str
     """Which weights it was computed with; a session refuses to differentiate an answer of other weights."""
+    settings: Settings = USUAL
+    """The tolerance and the steps that were asked for, which `vjp` keeps to."""
 
     @property
     def y(self) -> Floats:
@@ -48,7 +52,9 @@ class QPNetworkSolution(Solution):
         """One sentence with numbers: how sample `i` went and what would make it better."""
         i = sample(i, len(self))
         a, b, c = (float(r) for r in self.residual[i])
-        return f"sample {i}: " + advise(Status(self.status[i]), residual=(a, b, c), steps=STEPS, ray=False)
+        most = self.settings.steps or STEPS
+        course = self.settings.told(self.z.dtype, most, 0.0)
+        return f"sample {i}: " + advise(Status(self.status[i]), residual=(a, b, c), ray=False, **course)
 
 
 def _refused(what: str) -> Callable[..., NoReturn]:
@@ -66,7 +72,9 @@ class QPSession(Session):
 
     _KINDS = ("qp",)
 
-    def solve_qp(self, x: object, *, strict: bool | None = None) -> QPNetworkSolution:
+    def solve_qp(
+        self, x: object, *, tolerance: float | None = None, steps: int | None = None, strict: bool | None = None
+    ) -> QPNetworkSolution:
         """z(x) of a package of kind "qp", a network that goes through quadratic programs: x [B, *x_shape] -> z [B, n].
 
         x is an array or nested lists of numbers, converted to the package's dtype; integers and booleans must convert
@@ -75,20 +83,40 @@ class QPSession(Session):
         with NaN or infinity in x is not run and has status NOT_FINITE_INPUT. With `strict`, by default what `load` was
         told, `CertificateError` is raised if any sample is not CONVERGED.
 
-        Raises `InputError` for a wrong shape or dtype.
+        tolerance, steps:  of all programs, in place of those that the network was exported with: the relative KKT
+                           residual at which a sample is CONVERGED, and the most interior point steps. Packages written
+                           by earlier versions have no such settings
+
+        Raises `InputError` for a wrong shape or dtype, and for settings that do not fit.
         """
         began = time.perf_counter()
         X = batch(x, "x", self.dtype, self.manifest.x_shape)
         self.runner.check_open()
         finite = finite_rows(X)
         fill = {"status": QPStatus.NOT_FINITE_INPUT}
-        out, weights_id = self.runner.run("solve", {"x": X}, where=finite, fill=fill)
+        settings = Settings.checked(tolerance, steps, None, self.dtype)
+        out, weights_id = self.runner.run("solve", {"x": X, **self._fed(settings)}, where=finite, fill=fill)
         status = statuses(out["status"])
         # Solved programs may be followed by layers that overflow.
         lost = ~np.isfinite(out["z"]).all(1) & (status == Status.CONVERGED)
         status = np.where(lost, np.int32(Status.NOT_FINITE), status)
-        info = self.runner.info("solve", began, ran=bool(finite.any()), steps=STEPS)
-        return self._judged(QPNetworkSolution(X, out["z"], status, out["residual"], info, weights_id), strict)
+        info = self.runner.info("solve", began, ran=bool(finite.any()), steps=settings.steps or STEPS)
+        found = QPNetworkSolution(X, out["z"], status, out["residual"], info, weights_id, settings)
+        return self._judged(found, strict)
+
+    def _fed(self, settings: Settings) -> dict[str, Array]:
+        """What the graphs take of them: all that they have, as what was fed stays until it is fed anew."""
+        signature = self.manifest.graphs["solve"].signature
+        assert signature is not None, "a package that is open lists what its graphs take and give"
+        feeds: dict[str, Array] = {}
+        for name, kind in (("tolerance", np.float64), ("steps", np.int64)):
+            value = getattr(settings, name)
+            if name in signature.inputs:
+                feeds[name] = np.array(value or 0, kind)
+            elif value is not None:
+                remedy = "export the network anew to have it"
+                raise refused(name, "none, as the package was written without that setting", show(value), remedy)
+        return feeds
 
     def vjp(self, solution: Solution, y_bar: object, *, adjoint: str = "exact", on_unsafe: str = "raise") -> Cotangents:
         """θ̄ and x̄ of a loss on z with z̄ = ∂ℓ/∂z, [B, n]: the vector-Jacobian product of `solve_qp`.
@@ -105,7 +133,7 @@ class QPSession(Session):
         choice(on_unsafe, "on_unsafe", ON_UNSAFE)
         z̄ = batch(y_bar, "y_bar", self.dtype, self.manifest.y_shape, length=len(found))
         leave_out(~found.ok, found.advice, z̄, on_unsafe)
-        feeds = {"x": found.x, "z_bar": z̄}
+        feeds = {"x": found.x, "z_bar": z̄, **self._fed(found.settings)}
         out, _ = self.runner.run("solve_adjoint", feeds, made_with=found.weights_id, where=found.ok)
         return Cotangents(weights_bar(out), out["x_bar"], ~found.ok, np.zeros(len(found), bool))
 

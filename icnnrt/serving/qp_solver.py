@@ -10,6 +10,8 @@ first that solves with it: its memory would be written by two at once.
 """
 
 import functools
+import time
+from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Final, NamedTuple
 
@@ -17,15 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.arguments import choice, converted, flag, integer, refused, sample, shown
-from icnnrt.errors import IcnnrtError
+from icnnrt.errors import IcnnrtError, LimitError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_reliability import LOST
+from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import STATUSES, statuses
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import onnxruntime
 from icnnrt.serving.forks import inherit
-from icnnrt.serving.operators import operator_session
+from icnnrt.serving.operators import operator_session, stopped_after
 from icnnrt.serving.quadratic_program import DTYPES, SENSITIVITY, SOLUTION
 
 __all__ = ["QPData", "QPSolver"]
@@ -54,8 +57,8 @@ class QPSolver:
 
     Everything that `solve` gets is copied into `data`, and what it does not get is still there from the call before:
     `solver.solve(p=p)` solves for a new p. `data` may also be written in place. After a call `z`, `lam`, `nu`,
-    `bound_multipliers`, `slack`, `box_slack`, `residual`, `status` and `ray` hold what `QPSolution` says of them, and
-    `advice` and `summary` tell how it went.
+    `bound_multipliers`, `slack`, `box_slack`, `residual`, `status`, `ray` and `steps` hold what `QPSolution` says of
+    them, and `advice` and `summary` tell how it went.
     """
 
     z: Floats
@@ -67,6 +70,7 @@ class QPSolver:
     residual: NDArray[np.float64]
     _codes: NDArray[np.int32]
     ray: Floats
+    steps: NDArray[np.int32]
 
     def __init__(
         self,
@@ -79,6 +83,9 @@ class QPSolver:
         box: bool = False,
         two_sided: bool = False,
         warm: bool = False,
+        tolerance: float | None = None,
+        steps: int | None = None,
+        seconds: float | None = None,
         native: bool | None = None,
         threads: int | None = None,
     ) -> None:
@@ -89,9 +96,10 @@ class QPSolver:
         box:        there are `lower` and `upper`; until they are given they are infinite
         two_sided:  there is `h_lower`
         warm:       a call starts from the answer of the one before; samples without one start cold
+        tolerance, steps, seconds:  of every call, as `icnnrt.qp` takes them
         native, threads:  as `icnnrt.load` takes them
 
-        Raises `InputError` for sizes that are none, and what `icnnrt.load` raises for the last two.
+        Raises `InputError` for sizes and settings that do not fit, and what `icnnrt.load` raises for the last two.
         """
         sizes = {"n": n, "m": m, "q": q, "batch": batch}
         for name, size in sizes.items():
@@ -99,6 +107,7 @@ class QPSolver:
         dtype = choice(dtype, "dtype", tuple(DTYPES.values()))
         box, two_sided, warm = flag(box, "box"), flag(two_sided, "two_sided"), flag(warm, "warm")
         n, m, q, B = sizes.values()
+        self._settings = Settings.checked(tolerance, steps, seconds, dtype)
         absent = {"h_lower": not two_sided, "lower": not box, "upper": not box}
         empty = {"h_lower": -np.inf, "h": np.inf, "lower": -np.inf, "upper": np.inf}
         length = {"n": n, "m": m, "q": q}
@@ -116,10 +125,10 @@ class QPSolver:
         self._warm = warm
         self._thread: dict[str, int] = {}  # that of the first call; setdefault lets one be the first
         self._start = np.full((B, 2 * n + m + q) if warm else (1, 0), np.nan, dtype)
-        kinds = {"residual": np.float64, "status": np.int32}
+        kinds = {"residual": np.float64, "status": np.int32, "steps": np.int32}
         shapes: dict[str, tuple[int, ...]] = {
             **{"z": (n,), "lam": (m,), "nu": (q,), "mu": (n,), "slack": (m,), "box_slack": (n,)},
-            **{"residual": (3,), "status": (), "ray": (2 * n + m + q,)},
+            **{"residual": (3,), "status": (), "ray": (2 * n + m + q,), "steps": ()},
         }
         answers = {name: np.zeros((B, *shapes[name]), kinds.get(name, dtype)) for name in SOLUTION}
         for name, value in answers.items():
@@ -131,7 +140,9 @@ class QPSolver:
         self._d = [self.gradients.p, *rows]  # d_z is the gradient by p
         self._share, self._weak = np.full(B, np.nan), np.zeros(B, np.int32)
         self._where = dtype, native, threads
-        self._solve = _Bound("solve", self._where, {**self.data._asdict(), "start": self._start}, answers)
+        inputs = {name: a for name, a in self.data._asdict().items() if not absent.get(name)}
+        inputs |= ({"start": self._start} if warm else {}) | self._settings.feeds()
+        self._solve = _Bound("solve", self._where, inputs, answers, self._settings.seconds)
         points = self.z, self.lam, self.nu, self.bound_multipliers
         self._data_gradients = _DataGradients(self._d, points, self.gradients)
 
@@ -156,14 +167,17 @@ class QPSolver:
         Raises `InputError` for shapes that do not fit, for what are no real numbers, and in another thread than the
         first; `data` is as before then.
         """
-        if self._thread.setdefault("solve", get_ident()) != get_ident():
+        thread = get_ident()
+        if self._thread.setdefault("solve", thread) != thread:
             raise _of_another_thread()
         # All are looked at before the first is copied, so that what is refused changes nothing.
         parts = []
         given = (Q, p, G, h_lower, h, A, b, lower, upper)
-        for value, (name, into, dtype, whole, one) in zip(given, self._inputs):  # noqa: B905  a tenth of a microsecond
+        for value, wanted in zip(given, self._inputs):  # noqa: B905  a tenth of a microsecond
             if value is not None:
-                if type(value) is not np.ndarray or value.dtype != dtype or value.shape not in (one, whole):
+                name, into, dtype, whole, one = wanted
+                # A dtype of the same kind may be another object: that is seen to by the longer way.
+                if type(value) is not np.ndarray or value.dtype is not dtype or value.shape not in (one, whole):
                     value = _fitted(name, value, into)
                 parts.append((into, value))
         for into, value in parts:
@@ -236,7 +250,8 @@ class QPSolver:
             raise refused("advice", "a solved problem to tell of", "none", "call solve first")
         i = sample(i, len(self._codes))
         data = {name: a[i if len(a) > 1 else 0] for name, a in self.data._asdict().items()}
-        return qp_advice(i, STATUSES[int(self._codes[i])], self.residual[i], data)
+        course = self._settings.told(self.z.dtype, int(self.steps[i]), self._solve.elapsed)
+        return qp_advice(i, STATUSES[int(self._codes[i])], self.residual[i], data, **course)
 
     def summary(self) -> str:
         """How many samples have which status, and the advice on the first of each kind that was not solved."""
@@ -282,17 +297,19 @@ class _Bound:
         where: tuple[str, bool | None, int | None],
         inputs: dict[str, Floats],
         outputs: dict[str, Floats],
+        seconds: float | None = None,
     ) -> None:
-        self._role, self._where = role, where
+        self._role, self._where, self._seconds = role, where, seconds
+        self.elapsed = 0.0  # in the last call, where seconds are limited
         self._inputs, self._outputs = inputs, outputs
-        self._held: tuple[Any, Any, list[Any]] | None = self._bind()
+        self._held: tuple[Callable[..., None], list[Any]] | None = self._bind()
         self.calls = 0
         inherit(self)
 
-    def _bind(self) -> tuple[Any, Any, list[Any]]:
+    def _bind(self) -> tuple[Callable[..., None], list[Any]]:
         ort = onnxruntime()
         dtype, native, threads = self._where
-        session, _ = operator_session(f"qp_{self._role}", dtype, native, None, threads)
+        session, has_kernel = operator_session(f"qp_{self._role}", dtype, native, None, threads)
         binding = session.io_binding()
         values = []  # the OrtValues, which do not own the arrays' memory
         for arrays, bind in (
@@ -303,7 +320,8 @@ class _Bound:
                 value = ort.OrtValue.ortvalue_from_numpy(array)
                 bind(name, value)
                 values.append(value)
-        return session, binding, values
+        run = functools.partial(session.run_with_iobinding, binding)
+        return run if self._seconds is None else functools.partial(self._limited, run, has_kernel), values
 
     def give_up(self) -> object:
         held, self._held = self._held, None
@@ -314,10 +332,22 @@ class _Bound:
         if held is None:
             held = self._held = self._bind()
         try:
-            held[0].run_with_iobinding(held[1])
+            held[0]()
+        except LimitError:
+            raise
         except Exception as error:
             raise IcnnrtError(f"qp: onnxruntime failed ({error}); try smaller batches, or native=False.") from error
         self.calls += 1
+
+    def _limited(self, run: Callable[..., None], has_kernel: bool) -> None:
+        """Kernels look at the clock themselves."""
+        began = time.perf_counter()
+        if has_kernel:
+            run()
+        else:
+            assert self._seconds is not None
+            stopped_after(self._seconds, run)
+        self.elapsed = time.perf_counter() - began
 
 
 class _DataGradients:

@@ -10,9 +10,9 @@ a batch axis in front, of B or of 1; one without it, or of 1, is shared by all B
 over them. Where no datum has one, neither has the answer. Multipliers are signed: λ_i > 0 pushes back from h_i, λ_i < 0
 from h_lower_i, and so μ for the box, so that Qz + p + G'λ + A'ν + μ = 0.
 
-Two ONNX graphs of one node each, QPSolve and QPSensitivity of ai.icnnrt, do the work, in icnnrt/graphs/; native
-kernels run them where icnnrt was installed with them, portable bodies elsewhere, in float64 inside. The mathematics is
-stated in `icnnrt.mathematics.qp_reference`.
+Two ONNX graphs of one node each, QuadraticProgram and QPSensitivity of ai.icnnrt, do the work, in icnnrt/graphs/;
+native kernels run them where icnnrt was installed with them, portable bodies elsewhere, in float64 inside. The
+mathematics is stated in `icnnrt.mathematics.qp_reference`.
 """
 
 import functools
@@ -25,16 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.arguments import alone, choice, converted, reals, refused, rows, sample, shown, whole_as_floats
-from icnnrt.errors import IcnnrtError
+from icnnrt.errors import IcnnrtError, LimitError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt.mathematics.qp_reliability import LOST, gradient_advice
+from icnnrt.mathematics.qp_settings import USUAL, Settings
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.mathematics.qp_tangent import tangent_residuals
 from icnnrt.ort import Provider, checked_providers, onnxruntime, provider_names
 from icnnrt.printable import show
-from icnnrt.serving.operators import operator_session
+from icnnrt.serving.operators import operator_session, stopped_after
 from icnnrt.serving.solution import Solution, untrusted
 
 __all__ = ["QPGradients", "QPSolution", "QPTangents", "array_solver", "qp"]
@@ -42,8 +43,10 @@ __all__ = ["QPGradients", "QPSolution", "QPTangents", "array_solver", "qp"]
 Floats = NDArray[Any]  # float32 or float64: the dtype of Q
 
 DTYPES: Final = {np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
-SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray"]
+SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray", "steps"]
 SENSITIVITY: Final = ["d_z", "d_lam", "d_nu", "d_mu", "share", "weak"]
+SOLVE_INPUTS: Final = (*SHAPES, "start")
+ABSENT: Final = frozenset(("h_lower", "lower", "upper", "start"))  # which the graph has a default for
 ADJOINT_INPUTS: Final = (
     *("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status"),
     *("z_bar", "lam_bar", "nu_bar", "mu_bar"),
@@ -63,6 +66,9 @@ def qp(
     upper: object = None,
     h_lower: object = None,
     start: "QPSolution | None" = None,
+    tolerance: float | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
     native: bool | None = None,
     providers: Sequence[Provider] | None = None,
     threads: int | None = None,
@@ -75,26 +81,41 @@ def qp(
     h_lower:          lower bounds of Gz
     lower, upper:     the box; each of these, h and b may also be one number for all of it
     start:            the solution of a problem nearby, of the same sizes; samples it did not solve start cold
+    tolerance:        the relative KKT residual at which a sample is CONVERGED, by default 1e-9 in float64 and 1e-6 in
+                      float32; by a looser one steps end earlier, well below it
+    steps:            the most interior point steps, by default 60; as many again where a start leads nowhere
+    seconds:          the most time of the call. Native kernels look at the clock in every step, and what runs out is
+                      judged as it stands, without a certificate; portable bodies are stopped, which raises `LimitError`
     native, providers, threads:  as `icnnrt.load` takes them
 
     Returns a `QPSolution`. No sample spoils another: each has a status of its own, and data with NaN, an objective
     that is not convex, or constraints that contradict each other are statuses, not errors. The data are not copied,
     and `QPSolution.vjp` reads Q, G and A again: leave them as they are until then.
 
-    Raises `InputError` for shapes or dtypes that do not fit, and what `icnnrt.load` raises for the last three.
+    Raises `InputError` for shapes, dtypes or settings that do not fit, and what `icnnrt.load` raises for the last
+    three.
     """
     began = time.perf_counter()
     data = (Q, p, G, h_lower, h, A, b, lower, upper)
     given, sizes = _given(dict(zip(SHAPES, data, strict=True)))
     feeds, dtype, batched = _batched(given, sizes)
     B = sizes.B
-    feeds["start"] = _nothing(dtype, sizes.n)["lower"] if start is None else _start(start, dtype, sizes)
+    if start is not None:
+        feeds["start"] = _start(start, dtype, sizes)
     if not B:
         feeds = {name: a[:0] for name, a in feeds.items()}
     where = (native, providers, threads)
+    settings = USUAL
+    if tolerance is not None or steps is not None or seconds is not None:
+        settings = Settings.checked(tolerance, steps, seconds, dtype)
     session, ran_native = operator_session("qp_solve", DTYPES[dtype], *where)
-    out = _run(session, SOLUTION, feeds)
-    return QPSolution._of(out, _Program(feeds, given, where, ran_native, time.perf_counter() - began), batched)
+    if settings is USUAL:
+        out = _run(session, SOLUTION, feeds)
+    else:
+        limit = None if ran_native else settings.seconds
+        out = _run(session, SOLUTION, {**feeds, **settings.feeds()}, limit)
+    elapsed = time.perf_counter() - began
+    return QPSolution._of(out, _Program(feeds, given, where, ran_native, elapsed, settings), batched)
 
 
 def array_solver(
@@ -102,14 +123,15 @@ def array_solver(
 ) -> tuple[Callable[..., QPReference], bool]:
     """`qp_reference.qp_solve` by the sessions of `qp`, and whether native kernels run in them.
 
-    It takes a QP of float64, and a start or None, and gives a QPReference. Its `steps` are those of the graphs,
-    whatever it is told.
+    It takes a QP of float64, a start or None, and the most `steps`, and gives a QPReference.
     """
     where = "qp_solve", "float64", native, providers, threads
 
     def solve(problem: QP, start: Sequence[Floats] | None = None, steps: int = STEPS) -> QPReference:
         feeds = problem._asdict()
         feeds["start"] = np.zeros((1, 0)) if start is None else np.concatenate(start, 1)
+        if steps != STEPS:
+            feeds |= Settings(steps=steps).feeds()
         session, _ = operator_session(*where)  # asked for each time, as a forked child has another
         return QPReference(*_run(session, SOLUTION, feeds))
 
@@ -233,6 +255,7 @@ class _Program(NamedTuple):
     """native, providers and threads, as they were asked for."""
     native: bool
     seconds: float
+    settings: Settings = USUAL
 
     def rows(self, at: Any, samples: int, left: int) -> "_Program":
         """That of some of so many samples, `left` of them; data that samples share stay as they are."""
@@ -286,7 +309,7 @@ class QPSolution(Solution):
         for array in out:
             array.setflags(write=False)
         parts: Any = out if batched else [array[0] for array in out]
-        z, lam, nu, mu, slack, box_slack, residual, code, ray = parts
+        z, lam, nu, mu, slack, box_slack, residual, code, ray, _ = parts
         status: Any = statuses(code) if batched else STATUSES[int(code)]
         if batched:
             status.setflags(write=False)
@@ -307,18 +330,24 @@ class QPSolution(Solution):
         return self.z
 
     @property
+    def steps(self) -> Any:
+        """[B] int32, the interior point steps that were taken, those for certificates aside."""
+        taken = self._rows[9]
+        return taken if self.z.ndim > 1 else int(taken[0])
+
+    @property
     def native(self) -> bool:
         """Whether native kernels ran, and will for gradients."""
         return self._program.native
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """How it was computed: providers, native (whether compiled kernels ran), steps, seconds."""
+        """How it was computed: providers, native (whether compiled kernels ran), steps (the most), seconds."""
         _, providers, _ = self._program.where
         return {
             "providers": provider_names(checked_providers(onnxruntime(), providers)),
             "native": self.native,
-            "steps": STEPS,
+            "steps": self._program.settings.steps or STEPS,
             "seconds": self._program.seconds,
         }
 
@@ -338,14 +367,16 @@ class QPSolution(Solution):
         on_unsafe:         what becomes of samples that are not CONVERGED, and of those whose loss has a part without a
                            gradient (NO_GRADIENT, where the answer is not unique): "nan" makes their gradients NaN, and
                            so the sums that shared data get; "raise", the default of `session.vjp`, raises
-                           `CertificateError`; "skip" leaves them out of the sums; "use" takes of the latter the
-                           gradient of the rest, its solution of least norm
+                           `CertificateError`; "skip" leaves them out of the sums; "use" takes INACCURATE answers for
+                           what they are, whose `residual` tells how good that is, and of a loss without a gradient
+                           that of the rest, its solution of least norm
 
         Where a multiplier and its slack are both 0 the answer has a kink (KINK), and the gradient is that of one side;
         "raise" raises there too. `QPGradients.reliable` says which samples have neither.
         """
         choice(on_unsafe, "on_unsafe", ON_UNSAFE)
-        skipped = self._unsafe(on_unsafe, "on_unsafe='skip' to leave them out of the sums")
+        remedy = "on_unsafe='skip' to leave them out of the sums, or 'use' for inaccurate ones"
+        skipped = self._unsafe(on_unsafe, remedy)
         z, lam, nu, mu, *_ = self._rows
         none = _nothing(z.dtype, z.shape[1])["lower"]
         bars = (
@@ -356,7 +387,7 @@ class QPSolution(Solution):
         mu_bar = none
         if bound_multipliers_bar is not None:
             mu_bar = _bar("bound_multipliers_bar", bound_multipliers_bar, self.bound_multipliers, mu)
-        found = self._adjoint(*bars, mu_bar)
+        found = self._adjoint(on_unsafe, *bars, mu_bar)
         return QPGradients(self, found, self._without_gradient(found, on_unsafe, "use", skipped))
 
     def jvp(
@@ -377,12 +408,13 @@ class QPSolution(Solution):
 
         Q_dot ... h_lower_dot:  each in the shape of its datum, or with a batch axis, [B, ...]; None does not move
         on_unsafe:              "nan" gives samples that are not CONVERGED, or do not move continuously along that
-                                direction, NaN; "raise" raises `CertificateError`, and where the tangent is one-sided
+                                direction, NaN; "raise" raises `CertificateError`, and where the tangent is one-sided;
+                                "use" takes INACCURATE answers and such tangents, as `vjp` does
 
         It solves the system of `vjp` with another right-hand side (`icnnrt.mathematics.qp_tangent`), at a fixed active
         set: where a multiplier and its slack are both 0 it is the tangent of one side.
         """
-        choice(on_unsafe, "on_unsafe", ON_UNSAFE[:2])
+        choice(on_unsafe, "on_unsafe", ON_UNSAFE[:3])
         self._unsafe(on_unsafe, "on_unsafe='nan' to have NaN there")
         given = (Q_dot, p_dot, G_dot, h_lower_dot, h_dot, A_dot, b_dot, lower_dot, upper_dot)
         named = zip(SHAPES, given, strict=True)
@@ -390,7 +422,7 @@ class QPSolution(Solution):
         # In double, as sums of products of what a multiplier of 1e8 is in cancel.
         z, lam, nu, mu = (np.where(np.isfinite(a), a, 0.0).astype(np.float64) for a in self._rows[:4])
         residuals = [r.astype(self.z.dtype) for r in tangent_residuals(z, lam, nu, mu, dots)]
-        found = self._adjoint(*residuals)
+        found = self._adjoint(on_unsafe, *residuals)
         self._without_gradient(found, on_unsafe, "nan")
         tangents = found[:4]
         return QPTangents(*(tangents if self.z.ndim > 1 else [a[0] for a in tangents]))
@@ -441,15 +473,17 @@ class QPSolution(Solution):
         return lost if skipped is None else skipped | lost
 
     def _gradient_advice(self, i: int, share: float, weak: int) -> str:
-        _, lam, _, mu, slack, box_slack, _, code, _ = self._rows
+        _, lam, _, mu, slack, box_slack, _, code, *_ = self._rows
         if code[i] != QPStatus.SOLVED:
             return self.advice(i)
         data = {name: (a := self._program.feeds[name])[i if len(a) > 1 else 0] for name in "QGA"}
         answer = {"lam": lam[i], "mu": mu[i], "slack": slack[i], "box_slack": box_slack[i]}
         return gradient_advice(i, share, weak, data, answer)
 
-    def _adjoint(self, *bars: Floats) -> list[Floats]:
-        _, lam, _, mu, slack, box_slack, _, code, _ = self._rows
+    def _adjoint(self, on_unsafe: str, *bars: Floats) -> list[Floats]:
+        _, lam, _, mu, slack, box_slack, _, code, *_ = self._rows
+        if on_unsafe == "use":  # the operator differentiates what is SOLVED
+            code = np.where(code == QPStatus.INACCURATE, np.int32(QPStatus.SOLVED), code)
         data, (z_bar, lam_bar, nu_bar, mu_bar) = self._program.feeds, bars
         # fmt: off
         feeds = {  # in a third of the time of a zip
@@ -465,7 +499,8 @@ class QPSolution(Solution):
         """One sentence with numbers: how sample `i` went, and what would make it better."""
         i = sample(i, len(self))
         data = {name: a[i if len(a) > 1 else 0] for name, a in self._program.feeds.items() if name != "start"}
-        return qp_advice(i, STATUSES[int(self._rows[7][i])], self._rows[6][i], data)
+        course = self._program.settings.told(self.z.dtype, int(self._rows[9][i]), self._program.seconds)
+        return qp_advice(i, STATUSES[int(self._rows[7][i])], self._rows[6][i], data, **course)
 
     def _unsolved(self, i: int) -> str:
         return f"{STATUSES[int(self._rows[7][i])].name}, {self.advice(i)}"
@@ -524,7 +559,8 @@ def _batched(given: dict[str, Floats | None], sizes: Sizes) -> tuple[dict[str, F
     for name, datum in given.items():
         letters = SHAPES[name]
         if datum is None:
-            feeds[name] = nothing[name]
+            if name not in ABSENT:
+                feeds[name] = nothing[name]
         elif datum.ndim == len(letters):
             feeds[name] = datum[None]
         elif datum.ndim:
@@ -570,10 +606,15 @@ def _bar(name: str, value: object, like: Floats, rows: Floats) -> Floats:
     return array if array.ndim == 2 else array[None]
 
 
-def _run(session: Any, names: list[str], feeds: dict[str, Floats]) -> list[Floats]:
+def _run(session: Any, names: list[str], feeds: dict[str, Floats], seconds: float | None = None) -> list[Floats]:
+    """`seconds` is the most time of portable bodies, which know no clock."""
     try:
+        if seconds is not None:
+            return stopped_after(seconds, lambda options: session.run(names, feeds, options))
         # Faster than io-binding, which wants an OrtValue made of each of up to twelve small arrays.
         out: list[Floats] = session.run(names, feeds)
+    except LimitError:
+        raise
     except Exception as error:
         raise IcnnrtError(
             f"qp: onnxruntime failed on a batch of {len(feeds['p' if 'p' in feeds else 'lam'])} ({error}); run smaller "

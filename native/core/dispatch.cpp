@@ -1,6 +1,7 @@
 // Which kernels this processor can run, and how much workspace they take.
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 
 #include "kernels.h"
 #include "qp.h"
@@ -111,6 +112,12 @@ ICNNRT_DEFINE(double, kDouble)
   if (left-- == 0) return (supported) ? &name::kQpDouble : nullptr;
 ICNNRT_DEFINE_QP(float, kQpFloat)
 ICNNRT_DEFINE_QP(double, kQpDouble)
+
+std::int64_t qp_now() noexcept {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<std::int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+}
 
 std::size_t qp_workspace_bytes(const QpSizes& sizes) noexcept {
   // What `lay_out` in qp_solve.h takes for the search for a ray, which has the rows of Q among its equalities: K and U

@@ -1,11 +1,11 @@
-// The solver behind ai.icnnrt::QPSolve and QPAdjoint, on plain arrays: one quadratic program a call.
+// The solver behind ai.icnnrt::QPSolve, QuadraticProgram and QPAdjoint, on plain arrays: one quadratic program a call.
 //
 //     min over z in R^n of  ½ z'Qz + p'z   s.t.  h_lower <= Gz <= h,   Az = b,   lower <= z <= upper
 //
 // with Q [n, n] positive semidefinite, G [m, n], A [q, n]; any bound may be infinite, m and q may be 0. Multipliers are
 // signed: λ_i > 0 pushes back from h_i, λ_i < 0 from h_lower_i, and so μ for the box.
 // icnnrt/mathematics/quadratic_program.py states it all. As in kernels.h nothing here allocates, throws, locks or keeps
-// state, and all arithmetic is in double.
+// state, and all arithmetic is in double. A clock is read where there is a deadline.
 #pragma once
 
 #include <cstddef>
@@ -23,13 +23,18 @@ enum class QpStatus : std::int32_t {
   kNotConvex
 };
 
-// Sizes shared by all samples of a batch, 1 <= n; `steps` bounds the interior-point steps of one solve.
+// Sizes and settings shared by all samples of a batch, 1 <= n; `steps` bounds the interior-point steps from one start.
 struct QpSizes {
   std::size_t n;
   std::size_t m;
   std::size_t q;
   std::size_t steps = 0;
+  double tolerance = 0.0;     // the relative KKT residual that counts as solved; that of T unless it is positive
+  std::int64_t deadline = 0;  // nanoseconds of `qp_now` at which a solve ends where it stands; 0: never
 };
+
+// Nanoseconds of a clock that only goes forward.
+[[gnu::cold]] std::int64_t qp_now() noexcept;
 
 // All arrays are row-major and contiguous, of any alignment. Those of size 0 are not read.
 template <typename T>
@@ -53,6 +58,7 @@ struct QpArguments {
   double* residual;  // [3] out: relative stationarity, feasibility, duality gap
   QpStatus* status;  // [1] out
   T* ray;            // [n + m + q + n] out: certificate of infeasibility, or 0
+  std::int32_t* taken = nullptr;  // [1] out: interior-point steps, of certificates aside; or null
 };
 
 template <typename T>

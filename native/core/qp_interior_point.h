@@ -9,6 +9,7 @@ namespace ICNNRT_INSTRUCTION_SET {
 // The constants of icnnrt/mathematics/interior_point.py, and below them those of what is done beyond it.
 inline constexpr double kEnough = 1e-12;  // relative KKT residual at which a sample stops
 inline constexpr double kNearly = 1e-9;   // and at which it does after so many steps without progress
+inline constexpr double kBeyond = 1e-3;   // of a looser tolerance, at which a sample stops
 inline constexpr std::size_t kPatience = 3;
 inline constexpr double kProgress = 0.7;
 inline constexpr double kQpToBoundary = 0.995;
@@ -29,6 +30,22 @@ inline constexpr double kGuess = 1e-1;    // relative KKT residual above which t
 inline constexpr double kClosely = 1e-4;  // below it residuals are measured as they are told
 inline constexpr double kHard = 1e8;      // weight of an active constraint in units of the curvature of Q
 
+// When the method ends.
+struct Ends {
+  std::size_t steps;
+  std::int64_t deadline;  // 0: never
+  double nearly;          // after kPatience steps without progress
+  double enough;          // at once
+
+  explicit Ends(const QpSizes& sizes, double tolerance = kNearly)
+      : steps(sizes.steps),
+        deadline(sizes.deadline),
+        nearly(max(tolerance, kNearly)),
+        enough(min(tolerance, max(kBeyond * tolerance, kEnough))) {}
+
+  bool over() const { return __builtin_expect(deadline != 0, false) && qp_now() >= deadline; }
+};
+
 // The scratch of one solve, beside the problem.
 struct Iteration {
   double *x, *best_x, *polished, *dx, *r, *rhs;  // [ld]
@@ -37,6 +54,7 @@ struct Iteration {
   unsigned char *active, *tried;                 // [N], [2 N]
                                                  // [N] side that each constraint is thought to be held at: 0, 1, 2
   Newton newton;
+  std::size_t taken = 0;  // steps, a polish that finds the solution among them
 };
 
 // it.rows, Kz, G_lam and A_nu at (x, λ signed).
@@ -118,7 +136,8 @@ ICNNRT_INLINE double worst(const double (&residual)[3]) {
 //     Qz + p + [G; I]_a'λ + A'ν = 0,   [G; I]_a z = bounds,   Az = b
 // from it.x. If it solves the problem, x and λ are left in it.polished and it.lam, and true is returned. Otherwise the
 // set is amended where the point contradicts it, as often as `amendments` says.
-ICNNRT_NO_INLINE bool polish(const Problem& P, Iteration& it, std::size_t amendments, double (&residual)[3]) {
+ICNNRT_NO_INLINE bool polish(const Problem& P, Iteration& it, std::size_t amendments, double enough,
+                             double (&residual)[3]) {
   Newton& newton = it.newton;
   double size = 0.0;
   for (std::size_t j = 0; j < P.n; ++j) size += P.K[j * P.ld + j];
@@ -155,7 +174,7 @@ ICNNRT_NO_INLINE bool polish(const Problem& P, Iteration& it, std::size_t amendm
       changed = true;
     }
     kkt_residual(P, it, it.polished, it.lam, residual);
-    if (worst(residual) <= kEnough) return true;
+    if (worst(residual) <= enough) return true;
     if (amendments == 0) return false;
     for (std::size_t i = 0; i < P.N; ++i) {
       if (it.active[i] || (P.equal.any && P.equal.has[i])) continue;
@@ -314,7 +333,7 @@ struct InteriorPoint {
 
   // From it.x and the sides' slacks and multipliers; leaves the best iterate in it.x and in them. True if the polish
   // found the solution instead, with x in it.polished and λ in it.lam.
-  __attribute__((noinline)) bool run(std::size_t steps, double (&polished)[3]) {
+  __attribute__((noinline)) bool run(const Ends& ends, double (&polished)[3]) {
     Newton& newton = it.newton;
     const double count = number_of_sides();
     double scale_nu = 1.0, best = kInf, rho = kFirstRho, mu_before = kInf;
@@ -322,7 +341,7 @@ struct InteriorPoint {
     std::size_t idle = 0;
     keep_best();
     for (std::size_t i = 0; i < 2 * P.N; ++i) it.tried[i] = 0xff;
-    for (std::size_t step = 0;; ++step) {
+    for (std::size_t step = 0;; ++step, ++it.taken) {
       sign_multipliers();
       products(P, it, it.x, it.lam);
       double objective = 0.0, gap = 0.0, off = 0.0, size = 0.0, violated = 0.0, reach = 0.0;
@@ -363,7 +382,7 @@ struct InteriorPoint {
       double residual =
           larger(larger(off / (1.0 + size), violated / (scale_nu + reach)), gap / (1.0 + __builtin_fabs(objective)));
       if (!(residual < kInf)) residual = kInf;
-      if (soft == 0.0 && residual <= kClosely) {
+      if (soft == 0.0 && residual <= larger(kClosely, ends.nearly)) {
         double exactly[3];
         relative(P, it, it.x, it.lam, exactly);
         residual = worst(exactly);
@@ -373,10 +392,13 @@ struct InteriorPoint {
         best = residual;
         keep_best();
       }
-      if (best <= kEnough || (best <= kNearly && idle >= kPatience) || step == steps) break;
+      if (best <= ends.enough || (best <= ends.nearly && idle >= kPatience) || step == ends.steps || ends.over()) break;
 
       if (soft == 0.0 && guess(residual)) {
-        if (polish(P, it, kAmendments, polished)) return true;
+        if (polish(P, it, kAmendments, min(ends.enough, kEnough), polished)) {
+          ++it.taken;
+          return true;
+        }
         if (P.equal.any) rows_times(P, it.x, it.rows);  // the polish has left its own
       }
 

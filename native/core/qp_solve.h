@@ -135,11 +135,11 @@ ICNNRT_NO_INLINE void warm_start(Problem& P, Iteration& it) {
 }
 
 // Solves P, which is equilibrated; answers as `solve_problem` does.
-ICNNRT_NO_INLINE bool solve_cold(Problem& P, Iteration& it, double soft, std::size_t steps, double (&residual)[3]) {
+ICNNRT_NO_INLINE bool solve_cold(Problem& P, Iteration& it, double soft, const Ends& ends, double (&residual)[3]) {
   InteriorPoint method{P, it, soft};
   fill(it.x, P.ld, 0.0);
   method.start();
-  if (method.run(steps, residual)) return true;
+  if (method.run(ends, residual)) return true;
   method.read_off();
   if (soft == 0.0) kkt_residual(P, it, it.polished, it.lam, residual);
   return false;
@@ -147,18 +147,20 @@ ICNNRT_NO_INLINE bool solve_cold(Problem& P, Iteration& it, double soft, std::si
 
 // Solves P as it was read, from what read_start left if `warm`. x and signed λ are left in it.polished and it.lam; true
 // if they are a polished point, otherwise their slacks are in side.s.
-ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, bool warm, double soft, std::size_t steps,
+ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, bool warm, double soft, const Ends& ends,
                                     double (&residual)[3]) {
   equilibrate(P, it.Kz, it.newton.rows, it.r);
   if (warm) {
     InteriorPoint method{P, it, soft};
     warm_start(P, it);
-    if (polish(P, it, kAmendments, residual) || method.run(steps, residual)) return true;
+    const bool held = polish(P, it, kAmendments, min(ends.enough, kEnough), residual);
+    it.taken += held;
+    if (held || method.run(ends, residual)) return true;
     method.read_off();
     kkt_residual(P, it, it.polished, it.lam, residual);
-    if (worst(residual) <= kNearly) return false;  // otherwise the start was misleading
+    if (worst(residual) <= ends.nearly || ends.over()) return false;  // otherwise the start was misleading
   }
-  return solve_cold(P, it, soft, steps, residual);
+  return solve_cold(P, it, soft, ends, residual);
 }
 
 // The bound that a signed multiplier points at; 0 where there is none.
@@ -214,13 +216,13 @@ ICNNRT_NO_INLINE void move_to(Problem& P, Iteration& it) {
 // their bounds sum to −1. Where violations are small, so are the multipliers, and known to few digits: so the problem
 // is asked again about the z of the first answer. `read` reads the problem.
 template <typename Read>
-static bool infeasible(Problem& P, Iteration& it, std::size_t steps, double& amount, const Read& read) {
+static bool infeasible(Problem& P, Iteration& it, const Ends& ends, double& amount, const Read& read) {
   read();
   if (contradicted(P, it, amount)) return true;
   double residual[3];
-  solve_problem(P, it, false, 1.0, steps, residual);
+  solve_problem(P, it, false, 1.0, ends, residual);
   move_to(P, it);
-  solve_cold(P, it, 1.0, steps, residual);
+  solve_cold(P, it, 1.0, ends, residual);
   read();
   equilibrate(P, it.Kz, it.newton.rows, it.r);
   double size = 0.0, off = 0.0;
@@ -250,10 +252,10 @@ static bool infeasible(Problem& P, Iteration& it, std::size_t steps, double& amo
 
 // Whether the objective falls without end along the direction left in it.polished; over `amount`, p'd = −1. P is the
 // problem of kRay, and p_size what its p was divided by.
-ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, std::size_t steps, double p_size, double tolerance,
+ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, const Ends& ends, double p_size, double tolerance,
                                 double& amount) {
   double residual[3];
-  solve_problem(P, it, false, 0.0, steps, residual);
+  solve_problem(P, it, false, 0.0, ends, residual);
   // Each row against its own size and that of d, in units of z.
   const double length = largest(it.polished, P.n);
   amount = 0.0;
@@ -285,8 +287,9 @@ static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void
   Iteration it;
   bool crossed;
   double amount;
+  const Ends ends(sizes);
   lay_out(memory, n, m, q, P, it);
-  if (infeasible(P, it, sizes.steps, amount, [&] { read_problem(args, Purpose::kFeasibility, P, crossed); })) {
+  if (infeasible(P, it, ends, amount, [&] { read_problem(args, Purpose::kFeasibility, P, crossed); })) {
     T *const lam = args.ray + n, *const nu = lam + m, *const mu = nu + q;
     for (std::size_t i = 0; i < m; ++i) lam[i] = static_cast<T>(it.lam[i] / amount);
     for (std::size_t i = 0; i < q; ++i) nu[i] = static_cast<T>(it.polished[P.n_blocks + i] / amount);
@@ -299,7 +302,7 @@ static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void
   P.curved = true;
   double p_size = 0x1p-1022;
   for (std::size_t j = 0; j < n; ++j) p_size = max(p_size, __builtin_fabs(static_cast<double>(args.p[j])));
-  if (unbounded(P, it, sizes.steps, p_size, kRay<T>, amount)) {
+  if (unbounded(P, it, ends, p_size, kRay<T>, amount)) {
     for (std::size_t j = 0; j < n; ++j) args.ray[j] = static_cast<T>(it.polished[j] / amount);
     return QpStatus::kDualInfeasible;
   }
@@ -341,14 +344,19 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
   const bool sound = read_problem(args, Purpose::kSolve, P, crossed);
   QpStatus status = QpStatus::kSolved;
   double residual[3];
+  const bool asked = sizes.tolerance > 0.0;
+  const double solved = asked ? sizes.tolerance : kSolvedResidual<T>;
+  const Ends ends(sizes, asked ? sizes.tolerance : kNearly);
   if (!sound) {
     status = QpStatus::kNotFiniteInput;
   } else if (!positive_semidefinite(P, it, kUnitRoundoff<T>)) {
     status = QpStatus::kNotConvex;
   } else if (crossed) {
     status = QpStatus::kPrimalInfeasible;
+  } else if (ends.over()) {
+    status = QpStatus::kFailed;
   } else {
-    const bool polished = solve_problem(P, it, read_start(args.start, P, it), 0.0, sizes.steps, residual);
+    const bool polished = solve_problem(P, it, read_start(args.start, P, it), 0.0, ends, residual);
     const double off = worst(residual);
     const double per_cost = 1.0 / P.cost;
     for (std::size_t j = 0; j < P.n; ++j) args.z[j] = static_cast<T>(it.polished[j] * P.D[j]);
@@ -383,7 +391,7 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
       args.box_slack[j] = static_cast<T>(slack == 0.0 ? 0.0 : max(slack, least));
     }
     for (std::size_t i = 0; i < 3; ++i) args.residual[i] = residual[i];
-    if (!(off <= kSolvedResidual<T>)) {
+    if (!(off <= solved)) {
       double least = kInf, most = 0.0;  // of the diagonal of Q; an entry of 0 passes for curved by its noise
       for (std::size_t j = 0; j < P.n; ++j) {
         const double curvature = P.K[j * P.ld + j] / (P.D[j] * P.D[j]);
@@ -391,12 +399,13 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
         most = max(most, curvature);
       }
       const bool definite = P.curved && least >= kEvenly * most;
-      status = certified(sizes, args, memory, definite,
-                         off <= kInaccurateResidual<T> ? QpStatus::kInaccurate : QpStatus::kFailed);
+      status = off <= kInaccurateResidual<T> ? QpStatus::kInaccurate : QpStatus::kFailed;
+      if (!ends.over()) status = certified(sizes, args, memory, definite, status);
     }
     if (status <= QpStatus::kInaccurate && !finite(sizes, args)) status = QpStatus::kFailed;  // beyond the range of T
   }
   if (status > QpStatus::kInaccurate) write_nothing(sizes, args);
+  if (args.taken) *args.taken = static_cast<std::int32_t>(it.taken);
   *args.status = status;
 }
 

@@ -44,6 +44,7 @@ inline constexpr auto kInvalidArgument = static_cast<OrtErrorCode>(2);
 inline constexpr auto kFail = static_cast<OrtErrorCode>(1);
 inline constexpr auto kFloat = static_cast<ONNXTensorElementDataType>(1);
 inline constexpr auto kInt32 = static_cast<ONNXTensorElementDataType>(6);
+inline constexpr auto kInt64 = static_cast<ONNXTensorElementDataType>(7);
 inline constexpr auto kDouble = static_cast<ONNXTensorElementDataType>(11);
 inline constexpr auto kArena = static_cast<OrtAllocatorType>(1);
 inline constexpr auto kDefaultMemory = static_cast<OrtMemType>(0);
@@ -81,6 +82,7 @@ inline constexpr auto kRequired = static_cast<OrtCustomOpInputOutputCharacterist
   X(99, ReleaseTensorTypeAndShapeInfo, void(OrtTensorTypeAndShapeInfo*))                                               \
   X(101, ReleaseCustomOpDomain, void(OrtCustomOpDomain*))                                                              \
   X(130, AddSessionConfigEntry, OrtStatus*(OrtSessionOptions*, const char* key, const char* value) noexcept)           \
+  X(143, TensorAt, OrtStatus*(OrtValue*, const std::int64_t* indices, std::size_t, void** out) noexcept)               \
   X(132, ReleaseAllocator, void(OrtAllocator*))                                                                        \
   X(237, HasSessionConfigEntry, OrtStatus*(const OrtSessionOptions*, const char* key, int* out) noexcept)              \
   X(253, KernelContext_GetAllocator,                                                                                   \

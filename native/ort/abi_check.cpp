@@ -36,6 +36,7 @@ static_assert(std::is_same_v<decltype(::OrtApiBase::GetVersionString), const cha
 static_assert(kInvalidArgument == ORT_INVALID_ARGUMENT && kFail == ORT_FAIL);
 static_assert(kFloat == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && kDouble == ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE);
 static_assert(kInt32 == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32);
+static_assert(kInt64 == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
 static_assert(kArena == OrtArenaAllocator && kDefaultMemory == OrtMemTypeDefault);
 static_assert(kRequired == INPUT_OUTPUT_REQUIRED);
 static_assert(sizeof(OrtErrorCode) == 4 && sizeof(OrtAllocatorType) == 4 && sizeof(OrtMemType) == 4 &&

@@ -1,4 +1,4 @@
-// ai.icnnrt::QPSolve: checks, and one call of the core for every sample.
+// ai.icnnrt::QPSolve and QuadraticProgram: checks, and one call of the core for every sample.
 #pragma once
 
 #include "qp_inputs.h"
@@ -6,20 +6,16 @@
 
 namespace icnnrt::ort {
 
+inline constexpr int kUsualSteps = 60;
+
+// What both operators take and give.
 template <typename T>
-struct QpSolve {
-  static constexpr const char* kName = "QPSolve";
+struct QpSolver {
   static constexpr ONNXTensorElementDataType T_ = sizeof(T) == sizeof(float) ? kFloat : kDouble;
   static constexpr QpInput kInputs[] = {{"Q", "nn"},          {"p", "n"},          {"G", "mn"}, {"h_lower", "m", true},
                                         {"h", "m"},           {"A", "qn"},         {"b", "q"},  {"lower", "n", true},
                                         {"upper", "n", true}, {"start", "r", true}};
   static constexpr std::size_t kCount = 10;
-  // Of what may be absent no axis is known but the first.
-  static constexpr const char* kInputShapes[] = {"*nn", "*n", "*mn", "*?", "*m", "*qn", "*q", "*?", "*?", "*?"};
-  static constexpr ONNXTensorElementDataType kInputTypes[] = {T_, T_, T_, T_, T_, T_, T_, T_, T_, T_};
-  static constexpr const char* kOutputShapes[] = {"Bn", "Bm", "Bq", "Bn", "Bm", "Bn", "B3", "B", "Br"};
-  static constexpr ONNXTensorElementDataType kOutputTypes[] = {T_, T_, T_, T_, T_, T_, kDouble, kInt32, T_};
-  static constexpr const char* kOutputsOfT = "TTTTTT--T";
 
   static void infer_axes(Axes& axes, bool batch_known) {
     if (!batch_known && axes.of('B').size <= 1) axes.of('B') = {};
@@ -28,13 +24,9 @@ struct QpSolve {
   }
 
   const QpKernels<T>& kernels = icnnrt::qp_kernels<T>();
-  std::size_t steps = 0;
 
-  OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info) {
-    return read_steps(api, info, kName, 60, steps);
-  }
-
-  OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const {
+  // Sizes are read, settings given; the steps taken are an output where `tells_steps`.
+  OrtStatus* solve(const Call& call, const OrtMemoryInfo* memory, QpSizes sizes, bool tells_steps) const {
     Input<T> inputs[kCount];
     QpData<T> data[kCount];
     QpShapes shapes;
@@ -47,7 +39,7 @@ struct QpSolve {
     T *z = nullptr, *lam = nullptr, *nu = nullptr, *mu = nullptr, *slack = nullptr, *box_slack = nullptr,
       *ray = nullptr;
     double* residual = nullptr;
-    std::int32_t* status = nullptr;
+    std::int32_t *status = nullptr, *taken = nullptr;
     ICNNRT_TRY(call.write(0, {B, n}, z));
     ICNNRT_TRY(call.write(1, {B, m}, lam));
     ICNNRT_TRY(call.write(2, {B, q}, nu));
@@ -57,18 +49,90 @@ struct QpSolve {
     ICNNRT_TRY(call.write(6, {B, 3}, residual));
     ICNNRT_TRY(call.write(7, {B}, status));
     ICNNRT_TRY(call.write(8, {B, r}, ray));
+    if (tells_steps) ICNNRT_TRY(call.write(9, {B}, taken));
 
-    const QpSizes sizes{n, m, q, steps};
-    const auto solve = [&](std::size_t i, void* workspace) {
+    sizes.n = n;
+    sizes.m = m;
+    sizes.q = q;
+    const auto solve_one = [&](std::size_t i, void* workspace) {
       QpStatus told = QpStatus::kFailed;
-      const QpArguments<T> arguments{data[0].of(i),     data[1].of(i),    data[2].of(i), data[3].of(i), data[4].of(i),
-                                     data[5].of(i),     data[6].of(i),    data[7].of(i), data[8].of(i), data[9].of(i),
-                                     z + i * n,         lam + i * m,      nu + i * q,    mu + i * n,    slack + i * m,
-                                     box_slack + i * n, residual + i * 3, &told,         ray + i * r};
+      const QpArguments<T> arguments{data[0].of(i),
+                                     data[1].of(i),
+                                     data[2].of(i),
+                                     data[3].of(i),
+                                     data[4].of(i),
+                                     data[5].of(i),
+                                     data[6].of(i),
+                                     data[7].of(i),
+                                     data[8].of(i),
+                                     data[9].of(i),
+                                     z + i * n,
+                                     lam + i * m,
+                                     nu + i * q,
+                                     mu + i * n,
+                                     slack + i * m,
+                                     box_slack + i * n,
+                                     residual + i * 3,
+                                     &told,
+                                     ray + i * r,
+                                     taken ? taken + i : nullptr};
       kernels.solve(sizes, arguments, workspace);
       status[i] = static_cast<std::int32_t>(told);
     };
-    return for_each_sample(call, memory, B, sizes, 9.0 * cost_of(sizes), solve);  // nine steps are usual
+    return for_each_sample(call, memory, B, sizes, 9.0 * cost_of(sizes), solve_one);  // nine steps are usual
+  }
+};
+
+// Settled when it was written: the attribute `steps`, and the tolerance of the type.
+template <typename T>
+struct QpSolve : QpSolver<T> {
+  using QpSolver<T>::T_;
+  static constexpr const char* kName = "QPSolve";
+  // Of what may be absent no axis is known but the first.
+  static constexpr const char* kInputShapes[] = {"*nn", "*n", "*mn", "*?", "*m", "*qn", "*q", "*?", "*?", "*?"};
+  static constexpr ONNXTensorElementDataType kInputTypes[] = {T_, T_, T_, T_, T_, T_, T_, T_, T_, T_};
+  static constexpr const char* kOutputShapes[] = {"Bn", "Bm", "Bq", "Bn", "Bm", "Bn", "B3", "B", "Br"};
+  static constexpr ONNXTensorElementDataType kOutputTypes[] = {T_, T_, T_, T_, T_, T_, kDouble, kInt32, T_};
+  static constexpr const char* kOutputsOfT = "TTTTTT--T";
+
+  std::size_t steps = 0;
+
+  OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info) {
+    return read_steps(api, info, kName, kUsualSteps, steps);
+  }
+
+  OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const {
+    return this->solve(call, memory, {0, 0, 0, steps}, false);
+  }
+};
+
+// Settings are inputs: tolerance, most_steps and seconds.
+template <typename T>
+struct QuadraticProgram : QpSolver<T> {
+  using QpSolver<T>::T_;
+  static constexpr const char* kName = "QuadraticProgram";
+  static constexpr const char* kInputShapes[] = {"*nn", "*n", "*mn", "*?", "*m", "*qn", "*q",
+                                                 "*?",  "*?", "*?",  "",   "",   ""};
+  static constexpr ONNXTensorElementDataType kInputTypes[] = {T_, T_, T_, T_, T_,      T_,     T_,
+                                                              T_, T_, T_, kDouble, kInt64, kDouble};
+  static constexpr const char* kOutputShapes[] = {"Bn", "Bm", "Bq", "Bn", "Bm", "Bn", "B3", "B", "Br", "B"};
+  static constexpr ONNXTensorElementDataType kOutputTypes[] = {T_, T_, T_, T_, T_, T_, kDouble, kInt32, T_, kInt32};
+  static constexpr const char* kOutputsOfT = "TTTTTT--T-";
+
+  OrtStatus* read_attributes(const Api&, const OrtKernelInfo*) { return nullptr; }
+
+  OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const {
+    QpSizes sizes{};
+    double seconds = 0.0;
+    std::int64_t steps = 0;
+    ICNNRT_TRY(call.read_number(10, "tolerance", sizes.tolerance));
+    ICNNRT_TRY(call.read_number(11, "most_steps", steps));
+    ICNNRT_TRY(call.read_number(12, "seconds", seconds));
+    ICNNRT_TRY(check_steps(call.api, kName, "most_steps", steps, kUsualSteps, sizes.steps));
+    constexpr double kInfinity = __builtin_inf(), kMost = 1e9;
+    if (!(sizes.tolerance > 0.0 && sizes.tolerance < kInfinity)) sizes.tolerance = 0.0;
+    if (seconds > 0.0 && seconds < kMost) sizes.deadline = qp_now() + static_cast<std::int64_t>(seconds * 1e9);
+    return this->solve(call, memory, sizes, true);
   }
 };
 

@@ -98,6 +98,29 @@ struct Call {
     return nullptr;
   }
 
+  // The one number of an input, which is copied. Of a tensor without axes it is had without asking for its shape, which
+  // takes longer than all else here.
+  template <typename T>
+  OrtStatus* read_number(std::size_t index, const char* name, T& number) const {
+    const OrtValue* value = nullptr;
+    ICNNRT_TRY(api.KernelContext_GetInput(context, index, &value));
+    const std::int64_t nowhere = 0;
+    void* data = nullptr;
+    if (OrtStatus* status = value ? api.TensorAt(const_cast<OrtValue*>(value), &nowhere, 0, &data) : nullptr; status) {
+      api.ReleaseStatus(status);
+    } else if (data) {
+      number = *static_cast<const T*>(data);
+      return nullptr;
+    }
+    Input<T> input;
+    ICNNRT_TRY(read(index, name, input));
+    std::int64_t count = 1;
+    for (std::size_t i = 0; i < input.shape.rank && i < kMaxRank; ++i) count *= input.shape.size[i];
+    if (count != 1) return wrong(name, "one number", input.shape, "it is the same for all samples");
+    number = *input.data;
+    return nullptr;
+  }
+
   template <typename T, std::size_t Rank>
   OrtStatus* write(std::size_t index, const std::size_t (&shape)[Rank], T*& data) const {
     std::int64_t sizes[Rank];

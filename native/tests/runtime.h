@@ -103,6 +103,10 @@ struct Runtime {
     *out = value->bytes.data();
     return nullptr;
   }
+  static Status TensorAt(OrtValue* value, const std::int64_t*, std::size_t count, void** out) noexcept {
+    if (count != 0 || !value->sizes.empty()) return CreateStatus(icnnrt::ort::kInvalidArgument, "not as many axes");
+    return GetTensorMutableData(value, out);
+  }
   static Status CreateTensorTypeAndShapeInfo(Info** out) noexcept { return made(*out = new Info, live.shapes); }
   static Status GetTensorTypeAndShape(const OrtValue* value, Info** out) noexcept {
     return made(*out = new Info{{}, value->sizes, {}}, live.shapes);

@@ -113,6 +113,56 @@ TEST_CASE("programs that are malformed or too large are told") {
   CHECK(refused.refused.find("steps: expected an integer from 0 to 1000000") != std::string::npos);
 }
 
+TEST_CASE_TEMPLATE("settings are inputs, and the steps taken an output", T, float, double) {
+  Random random(7);
+  const Program<T> program = random_program<T>(random, {6, 4, 2}, true);
+  const Library library;
+  const Node solve(library.find<T>("QuadraticProgram"), {}), fixed(library.find<T>("QPSolve"), kUsual);
+  const auto run = [&](const Node& node, bool settings, double tolerance = 0.0, std::int64_t steps = 50,
+                       double seconds = 0.0) {
+    OrtKernelContext context{{tensor<T>({1, 6, 6}, program.Q), tensor<T>({1, 6}, program.p),
+                              tensor<T>({1, 4, 6}, program.G), tensor<T>({1, 4}, program.h_lower),
+                              tensor<T>({1, 4}, program.h), tensor<T>({1, 2, 6}, program.A),
+                              tensor<T>({1, 2}, program.b), tensor<T>({1, 6}, program.lower),
+                              tensor<T>({1, 6}, program.upper), zeros<T>({1, 0})},
+                             {},
+                             {}};
+    if (settings) {
+      context.inputs.push_back(tensor<double>({}, {tolerance}));
+      context.inputs.push_back(tensor<std::int64_t>({1}, {steps}));
+      context.inputs.push_back(tensor<double>({}, {seconds}));
+    }
+    CHECK(node.run(context) == "");
+    return context.outputs;
+  };
+  const auto status = [](const std::vector<OrtValue>& outputs) { return sample_of<std::int32_t>(outputs[7], 0, 1)[0]; };
+  const auto taken = [](const std::vector<OrtValue>& outputs) { return sample_of<std::int32_t>(outputs[9], 0, 1)[0]; };
+  const auto failed = static_cast<std::int32_t>(icnnrt::QpStatus::kFailed);
+  const std::vector<OrtValue> usual = run(solve, true), same = run(fixed, false);
+  CHECK(status(usual) == 0);
+  CHECK(taken(usual) > 0);
+  for (std::size_t i = 0; i < same.size(); ++i) CHECK(usual[i].bytes == same[i].bytes);
+  // As many steps as were taken are enough, and one less is not.
+  CHECK(run(solve, true, 0.0, taken(usual))[0].bytes == usual[0].bytes);
+  CHECK(status(run(solve, true, 0.0, taken(usual) - 1)) != 0);
+  // What is no tolerance is that of the type; no double meets the least one there is.
+  for (const double none : {-1.0, HUGE_VAL, std::numeric_limits<double>::quiet_NaN()})
+    CHECK(run(solve, true, none)[0].bytes == usual[0].bytes);
+  CHECK(status(run(solve, true, 1e-300)) != 0);
+  const std::vector<OrtValue> loose = run(solve, true, 1e-2);
+  CHECK(status(loose) == 0);
+  CHECK(taken(loose) <= taken(usual));
+  for (const double residual : sample_of<double>(loose[6], 0, 3)) CHECK(residual <= 1e-2);
+  const std::vector<OrtValue> late = run(solve, true, 0.0, 50, 1e-9);
+  CHECK(status(late) == failed);
+  CHECK(taken(late) == 0);
+  CHECK(run(solve, true, 0.0, 50, 1e3)[0].bytes == usual[0].bytes);
+  OrtKernelContext context;
+  context.inputs.assign(10, zeros<T>({1, 0}));
+  for (int i = 0; i < 3; ++i) context.inputs.push_back(zeros<double>({2}));
+  CHECK(solve.run(context).find("QuadraticProgram: tolerance: expected one number, but got [2]") != std::string::npos);
+}
+
 TEST_CASE("shapes of programs are inferred: the batch is the largest leading axis known") {
   const Library library;
   const auto infer = [&](std::int64_t of_Q, const char* name_of_Q, std::int64_t of_p, const char* name_of_p) {

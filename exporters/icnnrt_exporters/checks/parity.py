@@ -101,7 +101,7 @@ def check(session: AnySession, judge: nn.Module, x_example: Tensor, y_example: T
         if session.manifest.solver is not None:
             facts = _check_argmin(session, judge, x_example, y_example, figures)
         energy = session.package.graphs[ENERGY_ROLES[session.manifest.kind]]
-        through_programs = (OP_DOMAIN, "QPSolve") in wire.survey(energy, "energy").operators
+        through_programs = (OP_DOMAIN, "QuadraticProgram") in wire.survey(energy, "energy").operators
     for name, figure in figures.items():
         bound = max(TOLERANCE[dtype][name], QP[dtype] if through_programs else 0.0)
         if not figure <= bound:

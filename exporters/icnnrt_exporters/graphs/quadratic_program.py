@@ -4,14 +4,15 @@
     add_bodies(program)
     program.save("model.onnx")
 
-The nodes are ai.icnnrt::QPSolve (and ::QPAdjoint where a traced graph takes gradients), with bodies in standard
-operators beside them: any ONNX runtime runs those, and one that has icnnrt's native library registered runs its kernels
-instead.
+The nodes are ai.icnnrt::QuadraticProgram (and ::QPAdjoint where a traced graph takes gradients), with bodies in
+standard operators beside them: any ONNX runtime runs those, and one that has icnnrt's native library registered runs
+its kernels instead.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxscript
@@ -19,9 +20,10 @@ import torch
 
 from icnnrt.errors import ExportError
 from icnnrt.format.package import OP_DOMAIN
-from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference
+from icnnrt.mathematics.qp_reference import QPCotangents
 from icnnrt.serving.quadratic_program import ADJOINT_INPUTS
 from icnnrt_exporters.operators.bodies import functions_qp
+from icnnrt_exporters.operators.quadratic_program import INPUTS, OUTPUTS, SETTINGS
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 # Imported for the operators that it registers.
@@ -33,9 +35,13 @@ ONNX = onnxscript.values.Opset("", OPSET)
 OPERATORS = onnxscript.values.Opset(OP_DOMAIN, OP_VERSION)
 
 
-def _operator(name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Sequence[str] = ()) -> Any:
+def _operator(name: str, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
     """The operator with its schema, by which torch's translator knows the types."""
-    types: Mapping[str, str] = {"status": "tensor(int32)", "residual": "tensor(double)"}
+    types: Mapping[str, str] = {
+        **dict.fromkeys(("status", "steps"), "tensor(int32)"),
+        **dict.fromkeys(("residual", "tolerance", "seconds"), "tensor(double)"),
+        "most_steps": "tensor(int64)",
+    }
     schema = onnx.defs.OpSchema(
         name,
         OP_DOMAIN,
@@ -43,12 +49,12 @@ def _operator(name: str, inputs: Sequence[str], outputs: Sequence[str], attribut
         inputs=[onnx.defs.OpSchema.FormalParameter(a, types.get(a, "T")) for a in inputs],
         outputs=[onnx.defs.OpSchema.FormalParameter(a, types.get(a, "T")) for a in outputs],
         type_constraints=[("T", ["tensor(float)", "tensor(double)"], "")],
-        attributes=[onnx.defs.OpSchema.Attribute(a, onnx.defs.OpSchema.AttrType.INT) for a in attributes],
     )
     return onnxscript.values.Op(OPERATORS, name, schema)
 
 
-QPSolve = _operator("QPSolve", (*QP._fields, "start"), QPReference._fields, ("steps",))
+OP = onnxscript.values.Opset("", OPSET)
+QuadraticProgram = _operator("QuadraticProgram", (*INPUTS, *SETTINGS), OUTPUTS)
 QPAdjoint = _operator("QPAdjoint", ADJOINT_INPUTS, QPCotangents._fields)
 
 
@@ -65,9 +71,15 @@ def _qp_solve(
     start: Any,
     steps: int,
     unsafe: int,
+    tolerance: float = 0.0,
 ) -> Any:
     # `unsafe` is of the gradient alone.
-    return QPSolve(Q, p, G, h_lower, h, A, b, lower, upper, start, steps=steps)
+    settings = (_constant(tolerance, np.float64), _constant(steps, np.int64), _constant(0.0, np.float64))
+    return QuadraticProgram(Q, p, G, h_lower, h, A, b, lower, upper, start, *settings)
+
+
+def _constant(number: float, kind: Any) -> Any:
+    return OP.Constant(value=onnx.numpy_helper.from_array(np.array(number, kind)))
 
 
 def _qp_sensitivity(*data: Any) -> Any:

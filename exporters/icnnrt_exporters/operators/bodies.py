@@ -19,6 +19,7 @@ from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 __all__ = ["IR_VERSION", "OPSET", "OP_DOMAIN", "OP_VERSION", "functions", "functions_qp"]
 
 QP_BODIES: Final = {
+    "QuadraticProgram": quadratic_program.program_body,
     "QPSolve": quadratic_program.solve_body,
     "QPAdjoint": quadratic_program.adjoint_body,
     "QPSensitivity": quadratic_program.sensitivity_body,
@@ -36,12 +37,14 @@ def functions(domain: str = "unit_box") -> list[onnx.FunctionProto]:
 
 
 def functions_qp(*operators: str) -> list[onnx.FunctionProto]:
-    """The bodies of QPSolve, QPAdjoint or QPSensitivity or, by default, of the first two, which packages are made of;
-    they come last, and before them all functions they call."""
-    operators = operators or ("QPSolve", "QPAdjoint")
+    """The bodies of some of QuadraticProgram, QPSolve, QPAdjoint and QPSensitivity, by default of the first three; they
+    come last, and before them all functions they call."""
+    wanted = {*(operators or ("QuadraticProgram", "QPSolve", "QPAdjoint"))}
+    if "QPSolve" in wanted:  # which calls it
+        wanted.add("QuadraticProgram")
     return [
-        *_imported(InverseCholesky, *([PositiveDefinite] if "QPSolve" in operators else [])),
-        *(body for name, made in QP_BODIES.items() if name in operators for body in made()),
+        *_imported(InverseCholesky, *([PositiveDefinite] if "QuadraticProgram" in wanted else [])),
+        *(body for name, made in QP_BODIES.items() if name in wanted for body in made()),
     ]
 
 

@@ -1,9 +1,9 @@
 """The ONNX models of one node each, in icnnrt/graphs, by which Python calls the operators of ai.icnnrt.
 
-QPSolve, QPAdjoint and QPSensitivity come with the bodies that make them portable: `icnnrt.qp` needs neither torch nor
-onnx. The operators of the bundle method come without, for torch's layers, which have the same method in torch where
-there are no kernels. After a change of a body or a signature, `python -m icnnrt_exporters.operators.operator_graphs`
-writes them anew.
+QuadraticProgram, QPSolve, QPAdjoint and QPSensitivity come with the bodies that make them portable: `icnnrt.qp` needs
+neither torch nor onnx. The operators of the bundle method come without, for torch's layers, which have the same method
+in torch where there are no kernels. After a change of a body or a signature, `python -m
+icnnrt_exporters.operators.operator_graphs` writes them anew.
 """
 
 from pathlib import Path
@@ -23,10 +23,6 @@ from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 Shapes: TypeAlias = dict[str, list[str | int]]
 
 TYPES: Final = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
-FIXED: Final = {
-    **{"residual": TensorProto.DOUBLE, "status": TensorProto.INT32},
-    **{"share": TensorProto.DOUBLE, "weak": TensorProto.INT32},
-}
 # Each input has a leading axis of its own, B or 1, and those that may be absent have columns of their own, all or none.
 DATA: Final[Shapes] = {
     "Q": ["B_Q", "n", "n"],
@@ -50,7 +46,11 @@ SOLUTION: Final[Shapes] = {
     "residual": ["B", 3],
     "status": ["B"],
     "ray": ["B", "all"],
+    "steps": ["B"],
 }
+# Inputs with a default, which need not be fed: of bounds and a start, no columns; of settings, one number each.
+ABSENT: Final = ("h_lower", "lower", "upper", "start")
+SETTINGS: Final[dict[str, int | float]] = {"tolerance": 0.0, "most_steps": STEPS, "seconds": 0.0}
 BARS: Final[Shapes] = {
     "z_bar": ["B", "n"],
     "lam_bar": ["B_lam", "m_lam"],
@@ -66,9 +66,15 @@ assert tuple(SOLUTION) == QPReference._fields
 assert tuple(ADJOINT) == QPCotangents._fields
 assert tuple(SENSITIVITY) == QPSensitivity._fields
 SIGNATURES: Final[dict[str, tuple[Shapes, Shapes]]] = {
-    "QPSolve": (DATA, SOLUTION),
+    "QPSolve": (DATA, {name: shape for name, shape in SOLUTION.items() if name != "steps"}),
+    "QuadraticProgram": (DATA | {name: [] for name in SETTINGS}, SOLUTION),
     "QPAdjoint": (OF_ADJOINT, ADJOINT),
     "QPSensitivity": (OF_ADJOINT, SENSITIVITY),
+}
+KINDS: Final = {
+    **dict.fromkeys(("residual", "share", "tolerance", "seconds"), TensorProto.DOUBLE),
+    **dict.fromkeys(("status", "weak", "steps"), TensorProto.INT32),
+    "most_steps": TensorProto.INT64,
 }
 CUTS: Final[Shapes] = {"slopes": ["B", "k", "n"], "offsets": ["B", "k"]}
 BUNDLE: Final[dict[str, tuple[Shapes, Shapes]]] = {
@@ -81,7 +87,8 @@ BUNDLE: Final[dict[str, tuple[Shapes, Shapes]]] = {
 
 
 def qp_model(operator: str, dtype: str, **attributes: Any) -> onnx.ModelProto:
-    """One node of QPSolve (attribute steps), QPAdjoint or QPSensitivity for float32 or float64, with its bodies."""
+    """One node of QuadraticProgram, QPSolve (attribute steps), QPAdjoint or QPSensitivity, with its bodies; float32 or
+    float64."""
     return _model(operator, SIGNATURES[operator], dtype, functions_qp(operator), **attributes)
 
 
@@ -97,14 +104,17 @@ def _model(
     inputs, outputs = signature
 
     def declared(name: str, shape: list[str | int]) -> onnx.ValueInfoProto:
-        T = FIXED.get(name, TYPES[dtype])
+        T = KINDS.get(name, TYPES[dtype])
         return helper.make_tensor_value_info(name, T, shape)
 
+    defaults = [helper.make_tensor(name, KINDS[name], [], [number]) for name, number in SETTINGS.items()]
+    defaults += [helper.make_tensor(name, TYPES[dtype], [1, 0], []) for name in ABSENT]
     graph = helper.make_graph(
         [helper.make_node(operator, list(inputs), list(outputs), domain=OP_DOMAIN, **attributes)],
         operator,
         [declared(name, shape) for name, shape in inputs.items()],
         [declared(name, shape) for name, shape in outputs.items()],
+        defaults if operator == "QuadraticProgram" else [],
     )
     return helper.make_model(
         graph,
@@ -119,7 +129,7 @@ def operator_graphs() -> dict[str, bytes]:
     """File name in icnnrt/graphs -> what it holds."""
     models = {}
     for dtype in TYPES:
-        models[f"qp_solve_{dtype}"] = qp_model("QPSolve", dtype, steps=STEPS)
+        models[f"qp_solve_{dtype}"] = qp_model("QuadraticProgram", dtype)
         models[f"qp_adjoint_{dtype}"] = qp_model("QPAdjoint", dtype)
         models[f"qp_sensitivity_{dtype}"] = qp_model("QPSensitivity", dtype)
     for role, operator in OPERATORS.items():

@@ -1,4 +1,5 @@
-"""The bodies of QPSolve, QPAdjoint and QPSensitivity: `icnnrt.mathematics.quadratic_program` and `qp_adjoint`, traced.
+"""The bodies of QuadraticProgram, QPAdjoint and QPSensitivity: `icnnrt.mathematics.quadratic_program` and `qp_adjoint`,
+traced; and of QPSolve, which is the first with its settings fixed.
 
 What stands here beside the statements is how the operators take their data: shared by all samples or not, bounds that
 are absent, no equalities at all, and of two types.
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
+from icnnrt.format.package import OP_DOMAIN
 from icnnrt.mathematics import quadratic_program
 from icnnrt.mathematics.interior_point import Problem
 from icnnrt.mathematics.qp_adjoint import WEAK, qp_adjoint
@@ -21,22 +23,29 @@ INFINITY, NAN = float("inf"), float("nan")
 NEARLY_ONE = 1.0 + 2.0**-40  # which float32 rounds to 1
 
 
-def solve_body() -> list[onnx.FunctionProto]:
+INPUTS = ("Q", "p", "G", "h_lower", "h", "A", "b", "lower", "upper", "start")
+OUTPUTS = ("z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray", "steps")
+SETTINGS = ("tolerance", "most_steps", "seconds")
+
+
+def program_body() -> list[onnx.FunctionProto]:
     """Solve min over z of ½ z'Qz + p'z s.t. h_lower <= Gz <= h, Az = b, lower <= z <= upper; B samples.
 
     Inputs Q [B, n, n], whose symmetric part is used, p [B, n], G [B, m, n], h_lower and h [B, m], A [B, q, n],
     b [B, q], lower and upper [B, n], start [B, n + m + q + n] = (z, λ, ν, μ) of a problem nearby, NaN in the rows of
     samples that start cold: all float or all double. m and q may be 0. Each has a leading axis of B or, shared by all
     samples, of 1. h_lower, lower, upper and start may have no columns: none. Bounds of 1e20 and beyond are none.
-    Attribute steps: the most steps of the interior point method.
+    One number each: tolerance (double), the relative KKT residual that counts as solved, that of the type unless it is
+    positive and finite; most_steps (int64), of the interior point method; seconds (double), after which native kernels
+    end where they stand, unless it is positive: this body knows no time.
 
     Outputs z [B, n], lam [B, m], nu [B, q], mu [B, n], slack [B, m], box_slack [B, n] of the inputs' type, residual
-    [B, 3] double, status [B] int32, a `QPStatus`, ray [B, n + m + q + n] of the inputs' type.
+    [B, 3] double, status [B] int32, a `QPStatus`, ray [B, n + m + q + n] of the inputs' type, steps [B] int32: those
+    that were taken, of certificates aside.
     """
-    inputs = ["Q", "p", "G", "h_lower", "h", "A", "b", "lower", "upper", "start"]
-    outputs = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray"]
 
-    def traced(xp: Traced, *given: Symbol) -> Sequence[Symbol]:
+    def traced(xp: Traced, *inputs: Symbol) -> Sequence[Symbol]:
+        *given, tolerance, most_steps, _ = inputs
         Q, p, G, h_lower, h, A, b, lower, upper, start = given
         B = xp.node("Max", *(xp.size(a, -3 if any(a is M for M in (Q, G, A)) else -2) for a in given))
         n, m, q = xp.size(G, -1), xp.size(G, -2), xp.size(A, -2)
@@ -58,7 +67,10 @@ def solve_body() -> list[onnx.FunctionProto]:
             xp.concat([_row(xp, B, h_lower, m, -INFINITY), _row(xp, B, lower, n, -INFINITY)]),
             xp.concat([_row(xp, B, h, m, INFINITY), _row(xp, B, upper, n, INFINITY)]),
         )
-        found = quadratic_program.solve(xp, problem, warm, _precision(xp, Q), attribute(xp, "steps"))
+        one = xp.constant([1])
+        tolerance = xp.node("Reshape", double(xp, tolerance), one)
+        precision = _precision(xp, Q, tolerance)
+        found = quadratic_program.solve(xp, problem, warm, precision, xp.node("Reshape", most_steps, one, result=INT64))
         sizes = xp.node("Concat", m, n, axis=0)
         lam, mu = xp.nodes("Split", found.lam, sizes, results=[DOUBLE] * 2, axis=2)
         slack, box_slack = xp.nodes("Split", found.slack, sizes, results=[DOUBLE] * 2, axis=2)
@@ -67,15 +79,31 @@ def solve_body() -> list[onnx.FunctionProto]:
         )
         ray = xp.concat([d, ray_lam, _first(xp, ray_nu, q), ray_mu])
         rows = [found.z, lam, _first(xp, found.nu, q), mu, slack, box_slack]
-        status = xp.node("Cast", xp.node("Squeeze", found.status, xp.constant([1, 2])), to=onnx.TensorProto.INT32)
+        status, steps = (
+            xp.node("Cast", xp.node("Squeeze", a, xp.constant([1, 2])), to=onnx.TensorProto.INT32)
+            for a in (found.status, found.steps)
+        )
         return [
             *(xp.node("CastLike", flat(xp, a), Q) for a in rows),
             flat(xp, found.residual),
             status,
             xp.node("CastLike", flat(xp, ray), Q),
+            steps,
         ]
 
-    return function("QPSolve", traced, inputs, outputs, solve_body.__doc__, ["steps"])
+    return function("QuadraticProgram", traced, [*INPUTS, *SETTINGS], OUTPUTS, program_body.__doc__)
+
+
+def solve_body() -> list[onnx.FunctionProto]:
+    """As QuadraticProgram, by the tolerance of the type, with the attribute `steps`: the most of them."""
+
+    def traced(xp: Traced, *given: Symbol) -> Sequence[Symbol]:
+        none = xp.constant(np.float64(0.0), DOUBLE)
+        settings = none, attribute(xp, "steps"), none
+        types = [*[DOUBLE] * 7, INT64, DOUBLE, INT64]  # which nothing here depends on
+        return xp.nodes("QuadraticProgram", *given, *settings, results=types, domain=OP_DOMAIN)[:-1]
+
+    return function("QPSolve", traced, INPUTS, OUTPUTS[:-1], solve_body.__doc__, ["steps"])
 
 
 def adjoint_body() -> list[onnx.FunctionProto]:
@@ -135,11 +163,14 @@ def _adjoint(name: str, outputs: list[str], doc: str | None, tells: bool = False
     return function(name, traced, inputs, outputs, doc)
 
 
-def _precision(xp: Traced, data: Symbol) -> quadratic_program.Precision:
-    """What the type of the data decides, told when the function runs."""
+def _precision(xp: Traced, data: Symbol, tolerance: Symbol) -> quadratic_program.Precision:
+    """What the type of the data decides, and the tolerance where that is one, told when the function runs."""
     is_float = _is_float(xp, data)
     both = zip(precision_of(np.float32), precision_of(np.float64), strict=True)
-    return quadratic_program.Precision(*(xp.where(is_float, *numbers) for numbers in both))
+    usual = quadratic_program.Precision(*(xp.where(is_float, *numbers) for numbers in both))
+    is_one = (tolerance > 0.0) & (tolerance < INFINITY)
+    solved, ends = (xp.where(is_one, tolerance, a) for a in (usual.solved, usual.ends))
+    return usual._replace(solved=solved, ends=ends)
 
 
 def _is_float(xp: Traced, data: Symbol) -> Symbol:

@@ -2,7 +2,7 @@
 
     z, status, residual = network(θ, x)                   status: of its first program that is not SOLVED, if any
                                                           residual: the worst of all its programs
-    θ̄, x̄ = ∂z/∂θ' z̄, ∂z/∂x' z̄                          by QPAdjoint where the graph has a QPSolve
+    θ̄, x̄ = ∂z/∂θ' z̄, ∂z/∂x' z̄                          by QPAdjoint where the graph has a QuadraticProgram
 
 Of a sample that some program was not solved for, z is NaN or inaccurate, and no gradient is taken: on the way back all
 that its programs give counts as 0, so that no NaN of theirs meets the weights' sums, whatever layers follow.
@@ -102,13 +102,13 @@ class QPNetwork:
         arguments = fx.map_arg(node.args, lookup)
         if node.target is not differentiable:
             return node.target(*arguments, **fx.map_arg(node.kwargs, lookup))  # type: ignore[operator]
-        outputs = differentiable(*arguments[:11], USE if clean else NAN)
-        *floats, residual, status, ray = outputs
+        *data, _, tolerance = (*arguments, 0.0)[:13]  # a graph of torch leaves out what is as by default
+        *floats, residual, status, ray, taken = differentiable(*data, USE if clean else NAN, tolerance)
         found.append((status, residual))
         if clean:
             kept = (status == QPStatus.SOLVED).unsqueeze(1)
             floats = [torch.where(kept, a, 0.0) for a in floats]
-        return (*floats, residual, status, ray)
+        return (*floats, residual, status, ray, taken)
 
 
 def solve_head(network: QPNetwork, x: Tensor) -> Head:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from icnnrt.mathematics import qp_reference
 from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference
+from icnnrt.mathematics.qp_settings import Settings
 from icnnrt_models.layers import qp_operators
 
 __all__ = ["array", "differentiate", "on", "solve"]
@@ -20,16 +21,16 @@ Array = NDArray[np.float64]
 
 def solve(qp: QP, start: tuple[Array, Array, Array, Array] | None, steps: int = qp_reference.STEPS) -> QPReference:
     """As `qp_reference.qp_solve`."""
-    found = qp_operators.kernels(torch.float64, steps)
+    found = qp_operators.kernels(torch.float64)
     if found is None:
         return qp_reference.qp_solve(qp, start, steps)
     row = np.empty((1, 0)) if start is None else np.concatenate(start, axis=1)
-    return QPReference(*found.solve((*qp, row)))
+    return QPReference(*found.solve((*qp, row), **Settings(steps=steps).feeds()))
 
 
 def differentiate(Q: Array, G: Array, A: Array, solution: QPReference, z_bar: Array) -> QPCotangents:
     """As `qp_reference.qp_adjoint`."""
-    found = qp_operators.kernels(torch.float64, qp_reference.STEPS)
+    found = qp_operators.kernels(torch.float64)
     if found is None:
         return qp_reference.qp_adjoint(Q, G, A, solution, z_bar)
     s, none = solution, np.empty((1, 0))

@@ -9,7 +9,7 @@ sees their method.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,12 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from icnnrt.errors import IcnnrtError
 from icnnrt.serving.operators import operator_session
+from icnnrt.serving.quadratic_program import SOLVE_INPUTS
 
 __all__ = ["Kernel", "eager_on_cpu", "kernel", "run_on"]
 
-Kernel = Callable[[Sequence[Any]], Sequence[Any]]  # numpy arrays, inputs to outputs in the operator's order
+# numpy arrays, inputs to outputs in the operator's order; and by their names, those that have a default
+Kernel = Callable[..., Sequence[Any]]
 
 
 def eager_on_cpu(*tensors: Tensor) -> bool:
@@ -48,16 +50,19 @@ def kernel(role: str, dtype: str) -> Kernel | None:
         return None
     if not native:
         return None
-    names = [node.name for node in session.get_inputs()]
+    # Some of those have a default, and are not listed then.
+    names = SOLVE_INPUTS if role == "qp_solve" else [node.name for node in session.get_inputs()]
 
-    def run(arrays: Sequence[Any]) -> Sequence[Any]:
+    def run(arrays: Sequence[Any], **settings: Any) -> Sequence[Any]:
         session, _ = operator_session(role, dtype)  # asked for each time, as a forked child has another one
-        found: Sequence[Any] = session.run(None, dict(zip(names, map(np.ascontiguousarray, arrays), strict=True)))
+        feeds = dict(zip(names, map(np.ascontiguousarray, arrays), strict=True))
+        found: Sequence[Any] = session.run(None, feeds | settings)
         return found
 
     return run
 
 
-def run_on(kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def run_on(kernel: Kernel, tensors: Sequence[Tensor], settings: Mapping[str, Any] | None = None) -> tuple[Tensor, ...]:
     """What a kernel makes of tensors on the CPU, which share their memory with the arrays that it sees."""
-    return tuple(map(torch.from_numpy, kernel([t.detach().resolve_neg().numpy() for t in tensors])))
+    found = kernel([t.detach().resolve_neg().numpy() for t in tensors], **(settings or {}))
+    return tuple(map(torch.from_numpy, found))

@@ -1,7 +1,7 @@
 """Samples without an answer that a gradient can be taken of, and what a layer does with them."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from icnnrt.arguments import choice
 from icnnrt.errors import InputError
@@ -12,10 +12,11 @@ __all__ = ["OnUnsafe", "chosen", "unsafe"]
 OnUnsafe = Literal["nan", "skip", "raise"]
 
 
-def chosen(value: object, answer: str) -> OnUnsafe:
-    """One of the three, for a layer whose `answer` is NaN then."""
+def chosen(value: object, answer: str, *more: str) -> Any:
+    """One of the three, or of what such a layer has `more`, for one whose `answer` is NaN then."""
     remedy = f"choose 'skip' if your loss leaves out samples whose {answer} is NaN"
-    return cast(OnUnsafe, choice(value, "on_unsafe", get_args(OnUnsafe), remedy))
+    nan, *others = get_args(OnUnsafe)
+    return choice(value, "on_unsafe", (nan, *more, *others), remedy)
 
 
 def unsafe(samples: Sequence[Any], status: Status, why: str) -> InputError:

@@ -1,9 +1,9 @@
 """The operators icnnrt::qp_solve and icnnrt::qp_sensitivity of torch: run, exported, differentiated, under vmap.
 
-They are ai.icnnrt::QPSolve and ::QPSensitivity; `icnnrt_exporters` turn them into QPSolve and QPAdjoint. On the CPU
-icnnrt's native kernels run them, elsewhere and where there are none `qp_script`. That is decided where they run, so
-torch.compile and torch.func.vmap, which see an operator and not what is in it, change nothing about it. Every leading
-axis is B or 1, what is absent has no columns.
+They are ai.icnnrt::QuadraticProgram and ::QPSensitivity; `icnnrt_exporters` turn them into QuadraticProgram and
+QPAdjoint. On the CPU icnnrt's native kernels run them, elsewhere and where there are none `qp_script`. That is decided
+where they run, so torch.compile and torch.func.vmap, which see an operator and not what is in it, change nothing about
+it. Every leading axis is B or 1, what is absent has no columns.
 """
 
 import threading
@@ -20,35 +20,35 @@ from icnnrt.mathematics.qp_adjoint import gradients
 from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_reference import STEPS
 from icnnrt.mathematics.qp_reliability import KINK, LOST, NO_GRADIENT
+from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.qp_tangent import tangent_residuals
 from icnnrt_models.layers.kernels import Kernel, kernel, run_on
-from icnnrt_models.layers.qp_script import NUMBERS, qp_script
+from icnnrt_models.layers.qp_script import numbers, qp_script
 
-__all__ = ["NAN", "RAISE", "SKIP", "USE", "Kernels", "differentiable", "kernels"]
+__all__ = ["NAN", "RAISE", "SKIP", "TAKE", "USE", "Kernels", "differentiable", "kernels"]
 
 Tensors = tuple[Tensor, ...]
 # What becomes of samples without a gradient that can be trusted; USE is of exported graphs, in which those that are not
-# solved add nothing, and others what there is.
-NAN, SKIP, RAISE, USE = range(4)
+# solved add nothing, and others what there is. TAKE counts INACCURATE ones as solved, and takes what there is.
+NAN, SKIP, RAISE, USE, TAKE = range(5)
 
 
 class Kernels(NamedTuple):
     """The two operators on the CPU, numpy in and out, arguments and results in the order of ai.icnnrt's."""
 
-    solve: Kernel  # 10 inputs -> 9 outputs
+    solve: Kernel  # 10 inputs -> 10 outputs; settings that are not usual by their names
     sensitivity: Kernel  # 12 inputs -> 6 outputs
 
 
-def kernels(dtype: torch.dtype, steps: int) -> Kernels | None:
+def kernels(dtype: torch.dtype) -> Kernels | None:
     """What answers on the CPU instead of torch: icnnrt's native kernels, None where there are none.
 
-    One function to replace: `icnnrt_models.layers.qp_operators.kernels = lambda dtype, steps: None` takes torch's
-    solver.
+    One function to replace: `icnnrt_models.layers.qp_operators.kernels = lambda dtype: None` takes torch's solver.
     """
     name = str(dtype).removeprefix("torch.")
     solve, sensitivity = (kernel(f"qp_{role}", name) for role in ("solve", "sensitivity"))
-    return Kernels(solve, sensitivity) if solve and sensitivity and steps == STEPS else None
+    return Kernels(solve, sensitivity) if solve and sensitivity else None
 
 
 # --- What they compute ---------------------------------------------------------------------------
@@ -68,19 +68,21 @@ def qp_solve(
     start: Tensor,
     steps: int,
     unsafe: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As ai.icnnrt::QPSolve. `unsafe`, of the gradient, is one of those below."""
+    tolerance: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As ai.icnnrt::QuadraticProgram. `unsafe`, of the gradient, is one of those above."""
     _demand_reverse_mode()
     data = (Q, p, G, h_lower, h, A, b, lower, upper, start)
-    found = kernels(p.dtype, steps) if p.device.type == "cpu" else None
+    found = kernels(p.dtype) if p.device.type == "cpu" else None
     if found is not None:
-        return cast(Any, run_on(found.solve, data))
+        settings = Settings(tolerance if tolerance > 0.0 else None, None if steps == STEPS else steps)
+        return cast(Any, run_on(found.solve, data, settings.feeds()))
     if _batch(data) == 0:
         return cast(Any, _answers(*data))
     # Without TorchScript's optimiser, which takes a second at every new shape and gains nothing afterwards.
     with torch.no_grad(), torch.jit.optimized_execution(False):
-        solution = qp_script().solve(*data, *NUMBERS, steps)
-    kinds = {"residual": torch.float64, "status": torch.int32}
+        solution = qp_script().solve(*data, *numbers(tolerance), steps)
+    kinds = {"residual": torch.float64, "status": torch.int32, "steps": torch.int32}
     return cast(Any, tuple(_own(a, kinds.get(name, p.dtype)) for name, a in solution._asdict().items()))
 
 
@@ -102,7 +104,7 @@ def qp_sensitivity(
     """As ai.icnnrt::QPSensitivity: d_z, d_λ, d_ν, d_μ, share, weak; a cotangent without columns is zero."""
     _demand_reverse_mode()
     data = (Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar)
-    found = kernels(z_bar.dtype, STEPS) if z_bar.device.type == "cpu" else None
+    found = kernels(z_bar.dtype) if z_bar.device.type == "cpu" else None
     if found is not None:
         return cast(Any, run_on(found.sensitivity, data))
     if len(z_bar) == 0:
@@ -132,8 +134,9 @@ def _answers(*arguments: Any) -> Tensors:
     data = arguments[:10]
     B, p, n, m, q = _batch(data), data[1], data[1].shape[1], data[2].shape[1], data[5].shape[1]
     floats = [p.new_empty((B, size)) for size in (n, m, q, n, m, n)]
-    residual = p.new_empty((B, 3), dtype=torch.float64)
-    return (*floats, residual, p.new_empty((B,), dtype=torch.int32), p.new_empty((B, 2 * n + m + q)))
+    residual, ray = p.new_empty((B, 3), dtype=torch.float64), p.new_empty((B, 2 * n + m + q))
+    status, taken = (p.new_empty((B,), dtype=torch.int32) for _ in range(2))
+    return (*floats, residual, status, ray, taken)
 
 
 @qp_sensitivity.register_fake
@@ -148,10 +151,12 @@ def _cotangents(*arguments: Any) -> Tensors:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    Q, _, G, _, _, A, *_, unsafe = inputs
-    z, lam, nu, mu, slack, box_slack, _, status, _ = output
+    Q, _, G, _, _, A, *_, unsafe, _ = inputs
+    z, lam, nu, mu, slack, box_slack, _, status, _, _ = output
     ctx.set_materialize_grads(False)
     codes = status.to(torch.int32) if status.is_floating_point() else status
+    if unsafe == TAKE:  # the operator differentiates what is SOLVED
+        codes = torch.where(codes == QPStatus.INACCURATE, QPStatus.SOLVED, codes)
     kept = Q, G, A, z, lam, nu, mu, slack, box_slack, codes
     ctx.save_for_backward(*kept)
     if hasattr(ctx, "save_for_forward"):  # a registered operator has no forward mode
@@ -164,7 +169,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
 def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     Q, G, A, z, lam, nu, mu, slack, box_slack, status = ctx.saved_tensors
     if all(bar is None for bar in bars[:4]):
-        return (None,) * 12
+        return (None,) * 13
     z_bar, *others = (z.new_zeros((1, 0)) if bar is None else bar for bar in bars[:4])
     z_bar = torch.zeros_like(z) if bars[0] is None else z_bar
     *d, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others)
@@ -181,7 +186,7 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         return found[name]().sum(0, keepdim=True) if shared else found[name]()
 
     asked = zip(ctx.needs_input_grad, SHAPES, ctx.shapes, strict=False)
-    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), None, None, None)
+    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), *(None,) * 4)
 
 
 def _safe(
@@ -191,6 +196,8 @@ def _safe(
     solved = (status == QPStatus.SOLVED).unsqueeze(1)
     if unsafe == USE:
         return solved, [torch.where(solved, a, 0.0) for a in d]
+    if unsafe == TAKE:
+        return None, d
     has = (share <= LOST[str(d[0].dtype).removeprefix("torch.")]).unsqueeze(1)
     if unsafe == RAISE:
         _demand_gradient(solved, has, weak)
@@ -370,13 +377,14 @@ adjoint = _registered(qp_sensitivity, _Rules(_keep_system, _pull_system_back, _p
 
 
 def differentiable(*arguments: Any) -> Tensors:
-    """z, λ, ν, μ, slack, box_slack, residual, status and iterate of `qp_solve`, with a derivative.
+    """z, λ, ν, μ, slack, box_slack, residual, status, ray and steps of `qp_solve`, with a derivative.
 
     Eagerly and under torch.func by a `torch.autograd.Function` around the operator; under torch.compile and
     torch.export the operator itself, opaque to both, whose derivative is registered with torch.library. Either way the
     native kernels answer where they can.
     """
+    arguments = (*arguments, 0.0, False)[:14]  # a graph of torch leaves out what is as by default
     if torch.compiler.is_compiling():
         return cast(Tensors, torch.ops.icnnrt.qp_solve(*arguments))
-    *answer, status, ray = solve(*arguments)
-    return (*answer, status.to(torch.int32), ray)
+    *answer, status, ray, taken = solve(*arguments)
+    return (*answer, status.to(torch.int32), ray, taken.to(torch.int32))

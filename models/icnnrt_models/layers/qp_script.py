@@ -10,7 +10,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from icnnrt.mathematics.qp_adjoint import Held
 from icnnrt.mathematics.qp_reference import precision_of
 from icnnrt_models.layers.namespace import TORCH, Torch
 
-__all__ = ["NUMBERS", "Data", "QPScript", "Solution", "qp_script", "wide"]
+__all__ = ["Data", "QPScript", "Solution", "numbers", "qp_script", "wide"]
 
 
 class Data(NamedTuple):
@@ -40,7 +40,7 @@ class Data(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """As `icnnrt.mathematics.qp_reference.QPReference`, and the outputs of the operator QPSolve in their order."""
+    """As `icnnrt.mathematics.qp_reference.QPReference`, and the outputs of QuadraticProgram in their order."""
 
     z: Tensor
     lam: Tensor
@@ -51,10 +51,14 @@ class Solution(NamedTuple):
     residual: Tensor
     status: Tensor
     ray: Tensor
+    steps: Tensor
 
 
-# What float32 and float64 data decide, `icnnrt.mathematics.quadratic_program.Precision` as five numbers.
-NUMBERS: Final = list(precision_of(np.float32)), list(precision_of(np.float64))
+def numbers(tolerance: float) -> tuple[list[float], list[float]]:
+    """What float32 and float64 data decide, each `icnnrt.mathematics.quadratic_program.Precision` as numbers, with this
+    tolerance where it is positive."""
+    asked = tolerance if tolerance > 0.0 else None
+    return list(precision_of(np.float32, asked)), list(precision_of(np.float64, asked))
 
 
 # --- Data as the operators have them: every leading axis is B or 1, what is absent has no columns, any dtype ------
@@ -111,7 +115,7 @@ def _step(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
 
 
 def _finished(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
-    return list(interior_point.finished(TORCH, _whole(Equilibrated, iter(kept)), Iterate(*state).best_x))
+    return list(interior_point.finished(TORCH, _whole(Equilibrated, iter(kept)), Iterate(*state)))
 
 
 def _swept(kept: list[Tensor], state: list[Tensor]) -> list[Tensor]:
@@ -150,7 +154,7 @@ class _Pieces(Torch):
 class QPScript(NamedTuple):
     """`solve` and `adjoint` of quadratic programs as functions of TorchScript, which may stand in a trace."""
 
-    # In float64: (*Data, start, *NUMBERS, steps) -> Solution
+    # In float64: (*Data, start, *numbers(tolerance), steps) -> Solution
     solve: Any
     # (Q, G, A, lam, mu, slack, box_slack, z_bar, lam_bar, nu_bar, mu_bar) -> d_z, d_λ, d_ν, d_μ, share, weak
     adjoint: Any
@@ -181,12 +185,13 @@ def _compiled() -> QPScript:
     scaling = _Pieces(loop=sweeps)
 
     def begun(*arrays: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        *of, soft, start, active = arrays
-        at = interior_point.equilibrated(scaling, Problem(*of), soft)
+        *of, soft, tolerance, start, active = arrays
+        at = interior_point.equilibrated(scaling, Problem(*of), soft, tolerance)
         return _flat(at), list(interior_point.first(scaling, at, start, active))
 
-    kept, state = begun(*problem, soft, start, active)
-    first = _traced(begun, *problem, soft, start, active)
+    began = *problem, soft, soft + interior_point.NEARLY, start, active
+    kept, state = begun(*began)
+    first = _traced(begun, *began)
     steps_of = _loop(_step, kept, state)
     finished = _traced(_finished, kept, state)
 
@@ -194,10 +199,10 @@ def _compiled() -> QPScript:
     # fmt: off
     def method(
         Q: Tensor, p: Tensor, G: Tensor, A: Tensor, b: Tensor, lower: Tensor, upper: Tensor, soft: Tensor,
-        start: Tensor, active: Tensor, steps: Tensor,
+        tolerance: Tensor, start: Tensor, active: Tensor, steps: Tensor,
     ) -> list[Tensor]:
         # fmt: on
-        kept, state = first(Q, p, G, A, b, lower, upper, soft, start, active)
+        kept, state = first(Q, p, G, A, b, lower, upper, soft, tolerance, start, active)
         return finished(kept, steps_of(kept, state, int(steps)))
 
     interior_point_method = torch.jit.script(method)
@@ -238,7 +243,7 @@ def _compiled() -> QPScript:
             start = rows(start, of.p.size(0))
             if missing == 1:
                 start = torch.cat([start[:, : n + m], torch.zeros_like(b), start[:, n + m :]], 1)
-        z, lam, nu, slack, residual, status, ray = solved(
+        z, lam, nu, slack, residual, status, ray, taken = solved(
             of.Q,
             of.p.unsqueeze(1),
             of.G,
@@ -262,6 +267,7 @@ def _compiled() -> QPScript:
             residual[:, 0],
             status[:, 0, 0].to(torch.int32),
             torch.cat([certificate[:, : n + m], ray_nu, certificate[:, n + m : n + m + n]], 1),
+            taken[:, 0, 0].to(torch.int32),
         )
 
     # fmt: off

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icnnrt_models.layers.qp_script import NUMBERS, Solution, qp_script, wide
+from icnnrt_models.layers.qp_script import Solution, numbers, qp_script, wide
 
 __all__ = ["qp_trace"]
 
 
 @functools.cache
 def qp_trace() -> Any:
-    """(*Data, steps, skip, demand) -> Solution, differentiable by autograd.
+    """(*Data, steps, skip, demand, use, tolerance) -> Solution, differentiable by autograd.
 
     The answer is held fixed, and one Newton step from it, which is 0, is recorded with a fixed matrix: its derivative
     is that of the KKT conditions, so it is the adjoint, once. skip: samples without an answer add 0 to gradients, not
-    NaN. demand: fail where a sample has none.
+    NaN. demand: fail where a sample has none. use: what is INACCURATE is differentiated too.
     """
     solve, adjoint = qp_script()
     pointed_at, moved = _pointed_at, _moved
@@ -27,7 +27,7 @@ def qp_trace() -> Any:
     # fmt: off
     def layer(
         Q: Tensor, p: Tensor, G: Tensor, h_lower: Tensor, h: Tensor, A: Tensor, b: Tensor, lower: Tensor, upper: Tensor,
-        steps: int, skip: bool, demand: bool, numbers32: list[float], numbers64: list[float],
+        steps: int, skip: bool, demand: bool, use: bool, numbers32: list[float], numbers64: list[float],
     ) -> Solution:
         # Fixed by detach, not by no_grad alone: TorchScript's optimiser takes Q.mT in there for the one outside, which
         # then has no derivative.
@@ -42,7 +42,7 @@ def qp_trace() -> Any:
         z, lam, nu, mu = found.z, found.lam, found.nu, found.mu
         if torch.is_grad_enabled():
             of = wide(Q, p, G, h_lower, h, A, b, lower, upper, p[:, :0])
-            kept = (found.status == 0).unsqueeze(1)
+            kept = (found.status <= (1 if use else 0)).unsqueeze(1)
             with torch.no_grad():
                 eye = torch.eye(z.size(1), dtype=z.dtype, device=z.device)
                 fixed_Q = torch.where(kept.unsqueeze(2), of.Q.detach(), eye)
@@ -74,12 +74,13 @@ def qp_trace() -> Any:
             found.residual,
             found.status,
             found.ray.to(p.dtype),
+            found.steps,
         )
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         scripted = torch.jit.script(layer)
-    return lambda *arguments: scripted(*arguments, *NUMBERS)
+    return lambda *arguments: scripted(*arguments[:-1], *numbers(arguments[-1]))
 
 
 def _pointed_at(multiplier: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

@@ -2,24 +2,26 @@
 
 import functools
 import warnings
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icnnrt.arguments import flag, instance, integer, refused
+from icnnrt.arguments import flag, instance, refused
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_reference import STEPS
+from icnnrt.mathematics.qp_settings import Settings, checked_steps, checked_tolerance
 from icnnrt.mathematics.qp_status import STATUSES, advise
 from icnnrt_models.layers.on_unsafe import OnUnsafe, chosen, unsafe
-from icnnrt_models.layers.qp_operators import NAN, RAISE, SKIP, differentiable
+from icnnrt_models.layers.qp_operators import NAN, RAISE, SKIP, TAKE, differentiable
 from icnnrt_models.layers.qp_script import Data, Solution
 from icnnrt_models.layers.qp_tensors import leading
 from icnnrt_models.layers.qp_trace import qp_trace
 
 __all__ = ["QPLayer", "QPResult"]
 
-UNSAFE: Final = {"nan": NAN, "skip": SKIP, "raise": RAISE}
+UNSAFE: Final = {"nan": NAN, "skip": SKIP, "raise": RAISE, "use": TAKE}
 
 
 class QPResult(NamedTuple):
@@ -32,6 +34,7 @@ class QPResult(NamedTuple):
     slack: Tensor  # [B, m] of the side that λ points at, > 0; no gradient
     residual: Tensor  # [B, 3] float64, relative stationarity, feasibility, duality gap; no gradient
     status: Tensor  # [B] int32, of icnnrt.Status
+    steps: Tensor  # [B] int32, that were taken, of certificates aside
 
 
 class QPLayer(nn.Module):
@@ -59,6 +62,7 @@ class QPLayer(nn.Module):
     not unique and the loss tells one from another). `on_unsafe` says what becomes of the others:
 
         "nan"    gradients are NaN, of shared data too: never silently those of fewer samples
+        "use"    those that are INACCURATE have one all the same, as good as their residual; else as "nan"
         "skip"   they add 0 to every gradient, whatever the loss makes of their NaN; for a loss that leaves them out
         "raise"  forward raises, with the status and the remedy, for which torch.compile breaks its graph; under
                  torch.export it cannot, and acts as "nan": ask the status there, with `multipliers`. Backward raises
@@ -73,24 +77,34 @@ class QPLayer(nn.Module):
 
     The layer has no weights. It is the operator icnnrt::qp_solve: torch.compile, with fullgraph=True too, and
     torch.export keep it as it is, so that the same kernel runs as in eager mode; `icnnrt_exporters` turn it into
-    ai.icnnrt::QPSolve. Compiled it has a gradient, once, and no forward mode, which raises a RuntimeError; so does the
-    bare operator. Under torch.jit.trace it is the solver itself, so that libtorch runs it alone.
+    ai.icnnrt::QuadraticProgram. Compiled it has a gradient, once, and no forward mode, which raises a RuntimeError; so
+    does the bare operator. Under torch.jit.trace it is the solver itself, so that libtorch runs it alone.
 
     Args:
         multipliers: return a `QPResult` instead of z.
-        on_unsafe: "nan", "skip" or "raise", see above.
+        on_unsafe: "nan", "use", "skip" or "raise", see above.
         steps: the most interior-point steps; 8 to 14 are usual.
+        tolerance: the relative KKT residual at which a sample is CONVERGED, by default 1e-9 in float64 and 1e-6 in
+            float32.
 
     Raises:
         InputError: a sentence with the argument, what was expected, what came, and the remedy.
     """
 
-    def __init__(self, *, multipliers: bool = False, on_unsafe: OnUnsafe = "nan", steps: int = STEPS) -> None:
+    def __init__(
+        self,
+        *,
+        multipliers: bool = False,
+        on_unsafe: OnUnsafe | Literal["use"] = "nan",
+        steps: int = STEPS,
+        tolerance: float | None = None,
+    ) -> None:
         super().__init__()
         self.multipliers = flag(multipliers, "multipliers")
-        self.on_unsafe = chosen(on_unsafe, "z")
-        remedy = f"give the most interior-point steps, {STEPS} is usual"
-        self.steps = integer(steps, "steps", 1, remedy=remedy)
+        self.on_unsafe = chosen(on_unsafe, "z", "use")
+        self.steps = checked_steps(steps)
+        # That of float32 is known to be met when the data are.
+        self.tolerance = None if tolerance is None else checked_tolerance(tolerance, np.float64)
 
     def forward(
         self,
@@ -114,20 +128,26 @@ class QPLayer(nn.Module):
                 data = _data(given)
         else:
             data = _data(given)
-        start = data.p.new_zeros((1, 0))
+        if self.tolerance is not None and data.p.dtype == torch.float32:
+            checked_tolerance(self.tolerance, np.float32)
+        tolerance, skip, use = self.tolerance or 0.0, self.on_unsafe == "skip", self.on_unsafe == "use"
         if torch.jit.is_tracing():
-            found = Solution(*qp_trace()(*data, self.steps, self.on_unsafe == "skip", self.on_unsafe == "raise"))
+            found = Solution(*qp_trace()(*data, self.steps, skip, self.on_unsafe == "raise", use, tolerance))
         else:
-            found = Solution(*differentiable(*data, start, self.steps, UNSAFE[self.on_unsafe]))
+            start = data.p.new_zeros((1, 0))
+            unsafe = UNSAFE[self.on_unsafe]
+            found = Solution(*differentiable(*data, start, self.steps, unsafe, tolerance))
             if self.on_unsafe == "raise" and not torch.compiler.is_exporting():
-                _demand_solved(found, data, self.steps)
+                _demand_solved(found, data, Settings(self.tolerance, self.steps))
         if not self.multipliers:
             return found.z
         slack, residual = found.slack.detach(), found.residual.detach()
-        return QPResult(found.z, found.lam, found.nu, found.mu, slack, residual, _statuses(found.status))
+        told = slack, residual, _statuses(found.status), found.steps
+        return QPResult(found.z, found.lam, found.nu, found.mu, *told)
 
     def extra_repr(self) -> str:
-        return f"multipliers={self.multipliers}, on_unsafe={self.on_unsafe!r}, steps={self.steps}"
+        settings = f"steps={self.steps}, tolerance={self.tolerance}"
+        return f"multipliers={self.multipliers}, on_unsafe={self.on_unsafe!r}, {settings}"
 
 
 def _data(given: dict[str, Any]) -> Data:
@@ -145,19 +165,21 @@ def _statuses(codes: Tensor) -> Tensor:
 
 
 @torch.compiler.disable
-def _demand_solved(found: Solution, data: Data, steps: int) -> None:
+def _demand_solved(found: Solution, data: Data, settings: Settings) -> None:
     # Under vmap all of its samples are asked, so the index of one has more than one number.
-    statuses, residuals = (torch.func.debug_unwrap(a, recurse=True) for a in (found.status, found.residual))
+    of = found.status, found.residual, found.steps
+    statuses, residuals, taken = (torch.func.debug_unwrap(a, recurse=True) for a in of)
     bad = torch.nonzero(statuses).tolist()
     if not bad:
         return
     at = tuple(bad[0])
     status, residual = STATUSES[int(statuses[at])], residuals[at].detach().numpy(force=True)
+    course = settings.told(str(data.p.dtype).removeprefix("torch."), int(taken[at]), 0.0)
     if len(at) == 1:
         (i,) = at
         own = {name: a[i if len(a) > 1 else 0].numpy(force=True) for name, a in data._asdict().items()}
-        why = qp_advice(i, status, residual, own, steps=steps, ray=False).partition(": ")[2]
+        why = qp_advice(i, status, residual, own, ray=False, **course).partition(": ")[2]
     else:
         stationarity, feasibility, gap = residual.tolist()
-        why = advise(status, residual=(stationarity, feasibility, gap), steps=steps, ray=False)
+        why = advise(status, residual=(stationarity, feasibility, gap), ray=False, **course)
     raise unsafe([i[0] if len(i) == 1 else i for i in bad], status, why)

@@ -1,0 +1,27 @@
+"""Tolerance and steps of a network of quadratic programs as inputs with a default of its graphs."""
+
+import onnx_ir as ir
+
+from icnnrt.format.package import OP_DOMAIN
+from icnnrt_exporters.operators.quadratic_program import INPUTS, SETTINGS
+from icnnrt_exporters.surgery import Ops, value
+
+# The name in a graph of a package, the input of QuadraticProgram, and its type.
+GIVEN = (("tolerance", "tolerance", ir.DataType.DOUBLE), ("steps", "most_steps", ir.DataType.INT64))
+
+
+def give_settings(graph: ir.Graph) -> None:
+    """Have the graph take `tolerance` and `steps` of all its programs; by default 0, which leaves each its own."""
+    programs = [node for node in graph if (node.domain, node.op_type) == (OP_DOMAIN, "QuadraticProgram")]
+    for name, input, dtype in GIVEN:
+        setting, op = value(name, dtype, []), Ops(f"settings/{name}")
+        setting.const_value = ir.tensor(0, dtype=dtype, name=name)
+        graph.inputs.append(setting)
+        graph.register_initializer(setting)
+        asked = op("Greater", setting, op("Constant", value=ir.tensor(0, dtype=dtype)))
+        graph.insert_before(graph[0], op.nodes)
+        at = [*INPUTS, *SETTINGS].index(input)
+        for node in programs:
+            own = Ops(f"settings/{name}/{node.outputs[0].name}")
+            node.replace_input_with(at, own("Where", asked, setting, node.inputs[at]))
+            graph.insert_before(node, own.nodes)
