@@ -306,3 +306,17 @@ def test_the_start_is_brought_into_the_polyhedron():
     found = bundle_qp_argmin(energy, P, 1, MU, y_init=np.full((B, N), 10.0))
     assert violation(P, found.cut_points[:, 0]) <= 1e-8
     np.testing.assert_allclose(found.slopes[:, 0], energy(found.cut_points[:, 0])[1])
+
+
+def test_equal_bounds_that_do_not_push_have_a_gradient() -> None:
+    """y_1 is held at 0 by both, f and μ leave it there: it moves with them all the same."""
+
+    def f(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.abs(y[:, 0] - 0.2), np.stack([np.sign(y[:, 0] - 0.2), 0.0 * y[:, 0]], 1)
+
+    none, held = np.zeros((1, 0)), np.zeros((1, 0, 2))
+    P = Polyhedron(held, none, held, none, np.array([[-1.0, 0.0]]), np.array([[1.0, 0.0]]))
+    T = bundle_qp_argmin(f, P, 20, 0.5)
+    found = bundle_qp_adjoint(T, np.array([[0.0, 1.0]]), None).polyhedron
+    np.testing.assert_allclose(T.y, [[0.2, 0.0]], atol=1e-9)
+    np.testing.assert_allclose(found.lower + found.upper, [[0.0, 1.0]], atol=1e-9)

@@ -179,7 +179,7 @@ PUBLIC = {
         "qp_sensitivity",
         "qp_solve",
     },
-    "mathematics.qp_reliability": {"gradient_advice", "weak_rows"},
+    "mathematics.qp_reliability": {"gradient_advice", "reliable", "weak_rows"},
     "mathematics.qp_settings": {"Settings", "checked_steps", "checked_tolerance"},
     "mathematics.qp_status": {"QPStatus", "advise", "statuses"},
     "mathematics.qp_tangent": {"tangent_residuals"},

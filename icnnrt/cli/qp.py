@@ -46,16 +46,13 @@ def qp(
     3 not solved; what became of it is told all the same
     """
     import icnnrt
-    from icnnrt.arguments import refused
-    from icnnrt.format.folder import check_place
+    from icnnrt.cli import tabular
     from icnnrt.mathematics.status import Status
     from icnnrt.programs import read_program
     from icnnrt.serving.operators import operator_session
 
     if out is not None:
-        if out.suffix.lower() not in SUFFIXES:
-            raise refused(str(out), f"a file name ending in {' or '.join(SUFFIXES)}", repr(out.suffix))
-        check_place(out, "out")
+        tabular.check_result(out, source=file, allowed=SUFFIXES)
     began = time.perf_counter()
     found = read_program(file)
     program = found.program

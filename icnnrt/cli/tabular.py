@@ -220,9 +220,9 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 # --- Writing -------------------------------------------------------------------------------------
 
 
-def check_result(path: Path, *, source: Path | None = None) -> str:
+def check_result(path: Path, *, source: Path | None = None, allowed: Sequence[str] = SUFFIXES) -> str:
     """The suffix of a file that results can be written to; told before the work, not after it."""
-    suffix = _suffix(path, SUFFIXES)
+    suffix = _suffix(path, allowed)
     if path.is_dir():
         raise InputError(f"{path}: expected a file to write, but it is a folder.")
     check_place(path, "out")

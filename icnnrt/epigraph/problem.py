@@ -12,6 +12,7 @@ it). The graph of the package is followed, so this holds for any network, of wha
 weights as they are now. Source of the idea: Amos, Xu, Kolter, *Input Convex Neural Networks*, ICML 2017, section 4.
 """
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,7 @@ class EpigraphProblem(NamedTuple):
 
     def qp(self) -> QP:
         """The same for `qp_solve` and the operator QPSolve: dense, a batch of one, less the constant."""
-        return QP(**{name: array[None] for name, array in self._program().dense().items()})
+        return QP(**{name: array[None] for name, array in self._program().dense(math.inf).items()})
 
     def solve(self, solver: Callable[[QP], QPReference] = qp_solve) -> EpigraphSolution:
         """The optimum by `qp_solve`, or by anything that takes its problem and answers as it does."""

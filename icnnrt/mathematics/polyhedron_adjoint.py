@@ -9,11 +9,10 @@ Three differ in the programs that they go through, of `icnnrt.mathematics.polyhe
     implicit    Newton's program at y, for a smooth f solved to convergence: the solution map of min over P of f + (μ/2)
                 ‖·‖² has at y* the derivative of that of this program. Blind to kinks: wrong for ReLU networks
 
-With d the solution of the program's adjoint system for ȳ, `icnnrt.mathematics.qp_adjoint`, and c_y, c_λ, .. its parts::
+With d the solution of the program's adjoint system for ȳ, `icnnrt.mathematics.qp_adjoint`, whose `gradients` are those
+of the constraints, and c_y, c_λ its parts of y and of the cuts::
 
-    Ḡ = λ_G c_y' + c_G y',   h̄ = −c_G where λ_G > 0,   Ā = ν c_y' + c_ν y',   b̄ = −c_ν,   μ̄ = c_y'y
-    lower, upper: −c_bounds where the bound is active
-    θ̄ = Σ_i ∇θ [ ē_i f(y_i) + s_i'∇f(y_i) ],   ē_i = c_λi,   s_i = ḡ_i − ē_i y_i = λ_i c_y + c_λi (y − y_i)
+    μ̄ = c_y'y,   θ̄ = Σ_i ∇θ [ ē_i f(y_i) + s_i'∇f(y_i) ],   ē_i = c_λi,   s_i = ḡ_i − ē_i y_i = λ_i c_y + c_λi (y − y_i)
 
 of "implicit" θ̄ = ∇θ [ c_y'∇f(y) ].
 """
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 from icnnrt.mathematics.namespace import Array, Namespace
 from icnnrt.mathematics.polyhedron_programs import Polyhedron, Programs
+from icnnrt.mathematics.qp_adjoint import gradients
 from icnnrt.mathematics.qp_reference import QPCotangents, QPReference
 
 
@@ -41,18 +41,9 @@ def pulled_back(
     """By a program's solution and that of its adjoint system; points [B, k, n] of its cuts, which may be none."""
     n, m = programs.n, programs.m
 
-    def outer(a: Array, c: Array) -> Array:
-        return xp.column(a) * xp.row(c)
-
     y, bounds, c_y, c_bounds = (xp.upto(a, n) for a in (solution.z, solution.mu, d.d_z, d.d_mu))
     (lam, of_cuts), (c_lam, c_cuts) = ((xp.upto(a, m), xp.beyond(a, m)) for a in (solution.lam, d.d_lam))
-    bars = Polyhedron(
-        G=outer(lam, c_y) + outer(c_lam, y),
-        h=xp.where(lam > 0.0, -c_lam, 0.0),
-        A=outer(solution.nu, c_y) + outer(d.d_nu, y),
-        b=-d.d_nu,
-        lower=xp.where(bounds < 0.0, -c_bounds, 0.0),
-        upper=xp.where(bounds > 0.0, -c_bounds, 0.0),
-    )
-    seed = outer(of_cuts, c_y) + xp.column(c_cuts) * (xp.row(y) - points)
+    found = gradients(xp, y, lam, solution.nu, bounds, c_y, c_lam, d.d_nu, c_bounds)
+    bars = Polyhedron(*(found[name]() for name in Polyhedron._fields))
+    seed = xp.column(of_cuts) * xp.row(c_y) + xp.column(c_cuts) * (xp.row(y) - points)
     return ProgramCotangents(bars, xp.sum(c_y * y), c_y, c_cuts, seed)

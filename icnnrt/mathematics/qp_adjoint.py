@@ -162,25 +162,28 @@ def finished(xp: Namespace, at: Held, dz: Array, dlam: Array, dnu: Array, *_: Ar
 
 
 def gradients(
-    z: Array, lam: Array, nu: Array, mu: Array, d_z: Array, d_lam: Array, d_nu: Array, d_mu: Array
+    xp: Namespace, z: Array, lam: Array, nu: Array, mu: Array, d_z: Array, d_lam: Array, d_nu: Array, d_mu: Array
 ) -> dict[str, Callable[[], Array]]:
     """∂ℓ/∂ of every datum by its name, each sample's own, when it is asked for.
 
-    Rows [B, n], [B, m], [B, q], [B, n] of the answer and of the adjoint's: arrays of numpy or tensors. Where the
-    adjoint is NaN, so are the gradients.
+    Rows [B, n], [B, m], [B, q], [B, n] of the answer and of the adjoint's. Where the adjoint is NaN, so are the
+    gradients.
     """
 
     def outer(a: Array, c: Array) -> Array:
-        return a[:, :, None] * c[:, None, :]
+        return xp.column(a) * xp.row(c)
+
+    def side(d: Array, held: Array) -> Array:
+        return xp.where(held, -d, 0.0 * d)
 
     return {
         "Q": lambda: 0.5 * (outer(d_z, z) + outer(z, d_z)),
         "p": lambda: d_z,
         "G": lambda: outer(lam, d_z) + outer(d_lam, z),
-        "h_lower": lambda: -d_lam * (lam < 0),
-        "h": lambda: -d_lam * (lam >= 0),
+        "h_lower": lambda: side(d_lam, lam < 0.0),
+        "h": lambda: side(d_lam, lam >= 0.0),
         "A": lambda: outer(nu, d_z) + outer(d_nu, z),
         "b": lambda: -d_nu,
-        "lower": lambda: -d_mu * (mu < 0),
-        "upper": lambda: -d_mu * (mu >= 0),
+        "lower": lambda: side(d_mu, mu < 0.0),
+        "upper": lambda: side(d_mu, mu >= 0.0),
     }

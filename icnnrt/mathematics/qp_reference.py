@@ -256,4 +256,4 @@ def kkt_residual(qp: QP, z: Array, lam: Array, nu: Array, mu: Array) -> Array:
 
 def qp_gradients(solution: QPReference, d: QPCotangents) -> QP:
     """∂ℓ/∂ of every datum, from the adjoint."""
-    return QP(**{name: gradient() for name, gradient in adjoint_of.gradients(*solution[:4], *d).items()})
+    return QP(**{name: gradient() for name, gradient in adjoint_of.gradients(NUMPY, *solution[:4], *d).items()})

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.qp_adjoint import WEAK, held
 
-__all__ = ["KINK", "LOST", "NO_GRADIENT", "gradient_advice", "weak_rows"]
+__all__ = ["KINK", "LOST", "NO_GRADIENT", "gradient_advice", "reliable", "weak_rows"]
 
 # The share of the loss from which on it counts, by the precision of the data; less is rounding.
 LOST: Final = {"float32": 1e-3, "float64": 1e-6}
@@ -30,6 +30,11 @@ KINK: Final = (
     "multiplier and slack of a row are both as good as 0, and the gradient is that of one side; move the bounds, or "
     "average over nearby data"
 )
+
+
+def reliable(share: NDArray[Any], weak: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
+    """[B]: samples that have an answer, and a gradient there; share is NaN of the others. dtype: of the data."""
+    return (share <= LOST[dtype]) & (weak == 0)
 
 
 def gradient_advice(

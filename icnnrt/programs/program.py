@@ -1,6 +1,8 @@
 """One convex quadratic program with sparse data, as files of solvers hold it.
 
-min over z of  ½ z'Qz + p'z + constant   s.t.  h_lower <= Gz <= h,   Az = b,   lower <= z <= upper
+    min over z of  ½ z'Qz + p'z + constant   s.t.  h_lower <= Gz <= h,   Az = b,   lower <= z <= upper
+
+Matrices are told by their entries, as files hold them.
 """
 
 from collections.abc import Sequence
@@ -53,14 +55,14 @@ class Program(NamedTuple):
         curved = 0.5 * (self.Q.values * z[self.Q.rows] * z[self.Q.columns]).sum()
         return float(curved + self.p @ z + self.constant)
 
-    def dense(self) -> dict[str, Any]:
+    def dense(self, most: float = DENSE_MAX) -> dict[str, Any]:
         """The data with their zeros, by the names that `icnnrt.qp` has for them; the constant is left out.
 
-        Raises `InputError` where they would take more than 1 GiB.
+        Raises `InputError` where they would take more than `most` bytes, 1 GiB by default: a small file may ask for it.
         """
         shapes = self.Q.shape, self.G.shape, self.A.shape
-        if (size := 8 * sum(rows * columns for rows, columns in shapes)) > DENSE_MAX:
-            expected = f"at most {DENSE_MAX >> 20} MiB of matrices with their zeros"
+        if (size := 8 * sum(rows * columns for rows, columns in shapes)) > most:
+            expected = f"at most {most / 2**20:.0f} MiB of matrices with their zeros"
             raise refused("program", expected, f"{size >> 20} MiB", "take a solver of sparse programs")
         h_lower = np.full(len(self.h), -np.inf) if self.h_lower is None else self.h_lower
         return {

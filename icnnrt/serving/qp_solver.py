@@ -22,7 +22,7 @@ from icnnrt.arguments import choice, converted, flag, integer, refused, sample, 
 from icnnrt.errors import IcnnrtError, LimitError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import SHAPES
-from icnnrt.mathematics.qp_reliability import LOST
+from icnnrt.mathematics.qp_reliability import reliable
 from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import STATUSES, statuses
 from icnnrt.mathematics.status import summarise
@@ -237,7 +237,7 @@ class QPSolver:
     @property
     def reliable(self) -> NDArray[np.bool_]:
         """[B] bool, of the last `vjp`: as `QPGradients.reliable`; False before the first."""
-        return (self._share <= LOST[self.z.dtype.name]) & (self._weak == 0)
+        return reliable(self._share, self._weak, self.z.dtype.name)
 
     @property
     def ok(self) -> bool:

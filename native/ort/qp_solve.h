@@ -56,26 +56,11 @@ struct QpSolver {
     sizes.q = q;
     const auto solve_one = [&](std::size_t i, void* workspace) {
       QpStatus told = QpStatus::kFailed;
-      const QpArguments<T> arguments{data[0].of(i),
-                                     data[1].of(i),
-                                     data[2].of(i),
-                                     data[3].of(i),
-                                     data[4].of(i),
-                                     data[5].of(i),
-                                     data[6].of(i),
-                                     data[7].of(i),
-                                     data[8].of(i),
-                                     data[9].of(i),
-                                     z + i * n,
-                                     lam + i * m,
-                                     nu + i * q,
-                                     mu + i * n,
-                                     slack + i * m,
-                                     box_slack + i * n,
-                                     residual + i * 3,
-                                     &told,
-                                     ray + i * r,
-                                     taken ? taken + i : nullptr};
+      const QpArguments<T> arguments{data[0].of(i),    data[1].of(i), data[2].of(i), data[3].of(i),
+                                     data[4].of(i),    data[5].of(i), data[6].of(i), data[7].of(i),
+                                     data[8].of(i),    data[9].of(i), z + i * n,     lam + i * m,
+                                     nu + i * q,       mu + i * n,    slack + i * m, box_slack + i * n,
+                                     residual + i * 3, &told,         ray + i * r,   taken ? taken + i : nullptr};
       kernels.solve(sizes, arguments, workspace);
       status[i] = static_cast<std::int32_t>(told);
     };
@@ -113,7 +98,7 @@ struct QuadraticProgram : QpSolver<T> {
   static constexpr const char* kName = "QuadraticProgram";
   static constexpr const char* kInputShapes[] = {"*nn", "*n", "*mn", "*?", "*m", "*qn", "*q",
                                                  "*?",  "*?", "*?",  "",   "",   ""};
-  static constexpr ONNXTensorElementDataType kInputTypes[] = {T_, T_, T_, T_, T_,      T_,     T_,
+  static constexpr ONNXTensorElementDataType kInputTypes[] = {T_, T_, T_, T_,      T_,     T_,     T_,
                                                               T_, T_, T_, kDouble, kInt64, kDouble};
   static constexpr const char* kOutputShapes[] = {"Bn", "Bm", "Bq", "Bn", "Bm", "Bn", "B3", "B", "Br", "B"};
   static constexpr ONNXTensorElementDataType kOutputTypes[] = {T_, T_, T_, T_, T_, T_, kDouble, kInt32, T_, kInt32};

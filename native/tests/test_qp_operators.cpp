@@ -120,13 +120,13 @@ TEST_CASE_TEMPLATE("settings are inputs, and the steps taken an output", T, floa
   const Node solve(library.find<T>("QuadraticProgram"), {}), fixed(library.find<T>("QPSolve"), kUsual);
   const auto run = [&](const Node& node, bool settings, double tolerance = 0.0, std::int64_t steps = 50,
                        double seconds = 0.0) {
-    OrtKernelContext context{{tensor<T>({1, 6, 6}, program.Q), tensor<T>({1, 6}, program.p),
-                              tensor<T>({1, 4, 6}, program.G), tensor<T>({1, 4}, program.h_lower),
-                              tensor<T>({1, 4}, program.h), tensor<T>({1, 2, 6}, program.A),
-                              tensor<T>({1, 2}, program.b), tensor<T>({1, 6}, program.lower),
-                              tensor<T>({1, 6}, program.upper), zeros<T>({1, 0})},
-                             {},
-                             {}};
+    OrtKernelContext context{
+        {tensor<T>({1, 6, 6}, program.Q), tensor<T>({1, 6}, program.p), tensor<T>({1, 4, 6}, program.G),
+         tensor<T>({1, 4}, program.h_lower), tensor<T>({1, 4}, program.h), tensor<T>({1, 2, 6}, program.A),
+         tensor<T>({1, 2}, program.b), tensor<T>({1, 6}, program.lower), tensor<T>({1, 6}, program.upper),
+         zeros<T>({1, 0})},
+        {},
+        {}};
     if (settings) {
       context.inputs.push_back(tensor<double>({}, {tolerance}));
       context.inputs.push_back(tensor<std::int64_t>({1}, {steps}));

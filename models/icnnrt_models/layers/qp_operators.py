@@ -24,6 +24,7 @@ from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.qp_tangent import tangent_residuals
 from icnnrt_models.layers.kernels import Kernel, kernel, run_on
+from icnnrt_models.layers.namespace import TORCH
 from icnnrt_models.layers.qp_script import numbers, qp_script
 
 __all__ = ["NAN", "RAISE", "SKIP", "TAKE", "USE", "Kernels", "differentiable", "kernels"]
@@ -176,7 +177,7 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     kept, d = _safe(ctx.unsafe, status, share, weak, d)
     if kept is not None:
         z, lam, nu, mu = (torch.where(kept, a, 0.0) for a in (z, lam, nu, mu))
-    found = gradients(z, lam, nu, mu, *d)
+    found = gradients(TORCH, z, lam, nu, mu, *d)
 
     def gradient(name: str, shape: tuple[Any, ...]) -> Tensor:
         if 0 in shape[1:] and all(isinstance(size, int) for size in shape[1:]):
@@ -243,7 +244,7 @@ def _pull_system_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ..
         return (None,) * 12
     back = [torch.zeros_like(a) if bar is None else bar for a, bar in zip(d, bars, strict=False)]
     *v_bar, _, _ = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *back)
-    found = gradients(*d, *v_bar)
+    found = gradients(TORCH, *d, *v_bar)
 
     def matrix(name: str, shape: tuple[Any, ...]) -> Tensor:
         value = found[name]()
