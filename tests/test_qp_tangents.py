@@ -104,7 +104,7 @@ def test_samples_without_an_answer_have_none():
         ({"p_dot": np.ones(4)}, r"p_dot: expected shape \[3\] or \[1, 3\], but got \[4\]"),
         ({"p_dot": "up"}, "p_dot: expected real numbers"),
         ({"p_dot": 1.0}, r"p_dot: expected shape \[3\] or \[1, 3\], but got \[\]"),
-        ({"on_unsafe": "skip"}, "on_unsafe: expected 'nan' or 'raise', but got 'skip'"),
+        ({"on_unsafe": "skip"}, "on_unsafe: expected 'nan', 'raise' or 'use', but got 'skip'"),
     ],
 )
 def test_wrong_tangents(dots, said):

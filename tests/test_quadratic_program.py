@@ -188,7 +188,7 @@ def test_samples_that_are_not_solved(native, dtype):
         solution.vjp(z_bar, on_unsafe="raise")
     skipped = solution.vjp(z_bar, on_unsafe="skip")
     np.testing.assert_array_equal(skipped.skipped, ~good)
-    with pytest.raises(InputError, match="on_unsafe: expected 'nan', 'raise', 'skip' or 'use', but got 'no'"):
+    with pytest.raises(InputError, match="on_unsafe: expected 'nan', 'raise', 'use' or 'skip', but got 'no'"):
         solution.vjp(z_bar, on_unsafe="no")
 
     # Sharing Q, which all but one of the samples with a broken Q have as good as any other

@@ -51,7 +51,7 @@ ADJOINT_INPUTS: Final = (
     *("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status"),
     *("z_bar", "lam_bar", "nu_bar", "mu_bar"),
 )
-ON_UNSAFE: Final = ("nan", "raise", "skip", "use")
+ON_UNSAFE: Final = ("nan", "raise", "use", "skip")
 
 
 def qp(

@@ -384,7 +384,7 @@ def differentiable(*arguments: Any) -> Tensors:
     torch.export the operator itself, opaque to both, whose derivative is registered with torch.library. Either way the
     native kernels answer where they can.
     """
-    arguments = (*arguments, 0.0, False)[:14]  # a graph of torch leaves out what is as by default
+    arguments = (*arguments, 0.0)[:13]  # a graph of torch leaves out what is as by default
     if torch.compiler.is_compiling():
         return cast(Tensors, torch.ops.icnnrt.qp_solve(*arguments))
     *answer, status, ray, taken = solve(*arguments)
