@@ -130,8 +130,8 @@ def _as(xp: Traced, v: Symbol, T: ir.DataType) -> Symbol:
 
 def _adjoint(xp: Traced, qp: Any, solution: Any, z_bar: Symbol) -> Any:
     """QPAdjoint, for a loss of z alone."""
-    _, lam, _, mu, slack, box_slack, _, status, _ = solution
     absent = xp.constant(np.zeros((1, 0)), DOUBLE)
-    given = (qp.Q, qp.G, qp.A, lam, mu, slack, box_slack, status, z_bar, *[absent] * 3)
+    held = (getattr(solution, name) for name in ("lam", "mu", "slack", "box_slack", "status"))
+    given = (qp.Q, qp.G, qp.A, *held, z_bar, *[absent] * 3)
     found: Any = xp.nodes("QPAdjoint", *given, results=[DOUBLE] * 4, ranks=[2] * 4, domain=OP_DOMAIN)
     return QPCotangents(*found)
