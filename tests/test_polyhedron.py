@@ -198,6 +198,26 @@ def test_what_falls_without_end_has_no_answer(sessions: dict[str, icnnrt.Session
     assert bars.skipped.tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("native", [None, False])
+@pytest.mark.parametrize(("name", "adjoint"), [("smooth", "implicit"), ("pieces", "prop3"), ("pieces", "exact")])
+def test_gradients_do_not_depend_on_the_units_of_rows(
+    polyhedron_packages: dict[str, Path], name: str, adjoint: str, native: bool | None
+) -> None:
+    session = icnnrt.load(polyhedron_packages[name], native=native)
+    rng = np.random.default_rng(6)
+    x, G, h, y_bar = (rng.standard_normal(shape) for shape in ((5, 3), (6, 4), 6, (5, 4)))
+    h, A, b = abs(h), np.ones((1, 4)), np.full(1, 0.1)
+    solution = session.argmin_polyhedron(x, G=G, h=h, A=A, b=b, mu=0.1)
+    plain = session.vjp_polyhedron(solution, y_bar, adjoint=adjoint)
+    units, unit = 10.0 ** np.array([-7.0, 4.0, 0.0, -3.0, 6.0, -10.0]), 1e-7
+    other = session.argmin_polyhedron(x, G=units[:, None] * G, h=units * h, A=unit * A, b=unit * b, mu=0.1)
+    np.testing.assert_allclose(other.y, solution.y, rtol=1e-8, atol=1e-10)
+    scaled = session.vjp_polyhedron(other, y_bar, adjoint=adjoint)
+    pairs = [(scaled.G * units[:, None], plain.G), (scaled.h * units, plain.h), (scaled.A * unit, plain.A)]
+    for got, wanted in [*pairs, (scaled.b * unit, plain.b), (scaled.x, plain.x), (scaled.mu, plain.mu)]:
+        np.testing.assert_allclose(got, wanted, rtol=1e-7, atol=1e-8 * np.abs(wanted).max())
+
+
 def test_no_samples(sessions: dict[str, icnnrt.Session]) -> None:
     session = sessions["pieces"]
     found = session.argmin_polyhedron(np.zeros((0, 3)), lower=-1.0, upper=1.0, mu=MU)
