@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import references
 import torch
 from onnx import TensorProto, helper
 
@@ -81,9 +82,9 @@ def network(kind, n, seed):
     rng = np.random.default_rng(seed)
     W, b = rng.standard_normal((20, n)), rng.standard_normal(20)
     Z, V = np.abs(rng.standard_normal((12, 20))) / 8, rng.standard_normal((12, n))
-    bend = (lambda z: np.maximum(z, 0.0)) if kind == "relu" else reference.softplus
-    slope = (lambda z: (z > 0) * 1.0) if kind == "relu" else reference.sigmoid
-    curve = (lambda z: 0.0 * z) if kind == "relu" else (lambda z: reference.sigmoid(z) * reference.sigmoid(-z))
+    bend = (lambda z: np.maximum(z, 0.0)) if kind == "relu" else references.softplus
+    slope = (lambda z: (z > 0) * 1.0) if kind == "relu" else references.sigmoid
+    curve = (lambda z: 0.0 * z) if kind == "relu" else (lambda z: references.sigmoid(z) * references.sigmoid(-z))
 
     def value_and_gradient(y):
         first = y @ W.T + b

@@ -9,7 +9,7 @@ from exports import export
 
 import icnnrt
 from icnnrt.epigraph import epigraph
-from icnnrt.format.manifest import POLYHEDRON_ROLES
+from icnnrt.format.signatures import POLYHEDRON_ROLES
 from icnnrt.mathematics.status import Status
 from icnnrt.serving.polyhedron import PolyhedronSolution
 

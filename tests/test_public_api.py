@@ -129,9 +129,6 @@ PUBLIC = {
         "check_bounds",
         "coordinates",
         "distance",
-        "negative_entropy",
-        "sigmoid",
-        "softplus",
         "space_coordinates",
     },
     "mathematics.infeasibility": {"farkas", "recession"},
@@ -190,14 +187,11 @@ PUBLIC = {
         "recursive_adjoint",
     },
     "mathematics.reference": {
-        "Evaluation",
         "InnerSolution",
         "argmin_adjoint",
         "bundle_entropy_argmin",
         "bundle_entropy_solve",
         "coordinates_adjoint",
-        "evaluate",
-        "implicit_adjoint",
         "in_coordinates",
         "kkt_adjoint",
     },
@@ -445,21 +439,3 @@ def test_the_methods_of_a_session_and_of_a_tuner(owner: str, expected: set[str])
     assert set(found) == expected
     for name, value in found.items():
         assert inspect.getdoc(value), f"{owner}.{name} has no docstring"
-
-
-def test_what_package_offered_before_its_manifest_moved_is_still_there() -> None:
-    from icnnrt.format import manifest, package
-
-    for name in package.__all__:
-        assert getattr(package, name) is not None
-    for name in PUBLIC["format.manifest"]:
-        assert getattr(package, name) is getattr(manifest, name)
-
-
-def test_what_bundle_qp_offered_before_its_statement_moved_is_still_there() -> None:
-    from icnnrt.mathematics import bundle_qp, polyhedron, polyhedron_programs
-
-    assert bundle_qp.Model is polyhedron.Model
-    assert bundle_qp.Polyhedron is polyhedron_programs.Polyhedron
-    assert bundle_qp.PolyhedronTrajectory is polyhedron.PolyhedronTrajectory
-    assert {"Model", "Polyhedron", "PolyhedronTrajectory"} <= set(bundle_qp.__all__)

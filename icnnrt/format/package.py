@@ -131,18 +131,11 @@ import numpy as np
 from icnnrt.arguments import flag, instance, names, refused
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format import replacement, wire
-from icnnrt.format.contents import check_arrays, check_table, checked_contents, safetensors_bytes, weight_layout
+from icnnrt.format.contents import check_arrays, check_table, checked_contents, safetensors_bytes
 from icnnrt.format.folder import StrPath, asides, folder_of, read_folder
 from icnnrt.format.manifest import (
-    FORMAT,
-    FORMAT_VERSION,
     GOLDEN_FILE,
     MANIFEST_FILE,
-    MAX_ELEMENTS,
-    MAX_GRAPH_BYTES,
-    MAX_ITERATIONS,
-    MAX_MANIFEST_BYTES,
-    MAX_STEPS,
     OP_DOMAIN,
     WEIGHTS_FILE,
     Domain,
@@ -161,35 +154,6 @@ from icnnrt.format.signatures import listed
 from icnnrt.format.signs import NONNEGATIVE, Sign, united
 from icnnrt.format.verdict import Convexity
 from icnnrt.printable import named, show
-
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "GOLDEN_FILE",
-    "MANIFEST_FILE",
-    "MAX_ELEMENTS",
-    "MAX_GRAPH_BYTES",
-    "MAX_ITERATIONS",
-    "MAX_MANIFEST_BYTES",
-    "MAX_STEPS",
-    "OP_DOMAIN",
-    "WEIGHTS_FILE",
-    "Domain",
-    "File",
-    "GraphFile",
-    "Manifest",
-    "OpSet",
-    "Package",
-    "PolyhedronSpec",
-    "Scalar",
-    "SolverSpec",
-    "TrainingSpec",
-    "WeightSpec",
-    "WeightsFile",
-    "opened",
-    "weight_layout",
-    "write",
-]
 
 
 @dataclass(frozen=True, eq=False)

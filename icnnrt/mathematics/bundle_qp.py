@@ -19,22 +19,7 @@ from icnnrt.mathematics.polyhedron_adjoint import pulled_back
 from icnnrt.mathematics.polyhedron_programs import Polyhedron, Programs, steepness
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPCotangents, QPReference, qp_adjoint, qp_solve
 from icnnrt.mathematics.qp_status import QPStatus
-from icnnrt.mathematics.reference import CutCotangents
-
-__all__ = [
-    "Model",
-    "Polyhedron",
-    "PolyhedronCotangents",
-    "PolyhedronTrajectory",
-    "bundle_qp_adjoint",
-    "bundle_qp_argmin",
-    "bundle_qp_bound",
-    "bundle_qp_excess",
-    "bundle_qp_implicit",
-    "bundle_qp_models",
-    "bundle_qp_status",
-    "bundle_qp_uncertainty",
-]
+from icnnrt.mathematics.recursive_adjoint import CutCotangents
 
 Array = NDArray[np.float64]
 Solver = Callable[..., QPReference]  # (QP, start or None, steps=) -> QPReference

@@ -401,18 +401,3 @@ def distance(domain: Domain, at: Coordinates, gap: NDArray[np.float64]) -> NDArr
     """How far an entry of y may be from the optimum with this gap: √(2 gap/m) in p, [B]; R is m-strongly convex."""
     widest = np.max(np.nan_to_num(at.scale), axis=-1)
     return np.asarray(widest * np.sqrt(2.0 * gap / domain.convexity))
-
-
-def sigmoid(s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """σ(s) = 1 / (1 + e^−s), without overflow and exact in both tails."""
-    return np.asarray(NUMPY.sigmoid(s), np.float64)
-
-
-def softplus(s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """log(1 + e^s) without overflow."""
-    return np.maximum(s, 0.0) + np.log1p(np.exp(-np.abs(s)))
-
-
-def negative_entropy(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """−H(y) = Σ y log y + (1−y) log(1−y), [..., n] -> [...]; 0 log 0 = 0; NaN outside [0, 1]."""
-    return np.asarray(UNIT_BOX.regulariser(NUMPY, y)[..., 0], np.float64)

@@ -7,8 +7,8 @@ import numpy as np
 from icnnrt.arguments import batch, converted
 from icnnrt.errors import InputError
 from icnnrt.format.manifest import Manifest, SolverSpec
-from icnnrt.mathematics.bundle_qp import Polyhedron
 from icnnrt.mathematics.domains import MODELS, check_bounds
+from icnnrt.mathematics.polyhedron_programs import Polyhedron
 from icnnrt.printable import named
 from icnnrt.serving.solution import Array, Floats
 

@@ -31,9 +31,10 @@ from numpy.typing import NDArray
 from icnnrt.arguments import flag, instance, integer, number, refused, shown
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.checkpoints import KEEP, Checkpoint, History
-from icnnrt.format.manifest import TRAIN_ROLE, TrainingSpec
-from icnnrt.format.package import Package, StrPath
-from icnnrt.format.signatures import NEW, state_of
+from icnnrt.format.folder import StrPath
+from icnnrt.format.manifest import TrainingSpec
+from icnnrt.format.package import Package
+from icnnrt.format.signatures import NEW, TRAIN_ROLE, state_of
 from icnnrt.limits import call
 from icnnrt.printable import named
 from icnnrt.serving.load import AnySession

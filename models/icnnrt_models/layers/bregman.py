@@ -15,8 +15,6 @@ from icnnrt_models.layers.domain_arguments import placed
 from icnnrt_models.layers.energy_at import has_context, y_dim_of, y_like
 from icnnrt_models.layers.namespace import TORCH
 
-__all__ = ["BregmanProximalGradient", "BregmanResult"]
-
 
 class BregmanResult(NamedTuple):
     """y with its certificate; energy, lower_bound and gap are float64."""

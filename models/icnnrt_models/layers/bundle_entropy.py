@@ -23,33 +23,10 @@ from icnnrt.mathematics.recursive_adjoint import CutCotangents, recursive_adjoin
 from icnnrt_models.layers.kernels import eager_on_cpu, kernel, run_on
 from icnnrt_models.layers.namespace import TORCH
 
-__all__ = [
-    "ArgminResult",
-    "CutCotangents",
-    "InnerSolution",
-    "argmin_adjoint",
-    "as_inner_solution",
-    "bundle_entropy_argmin",
-    "bundle_entropy_solve",
-    "implicit_adjoint",
-    "in_double",
-    "kkt_adjoint",
-    "kkt_adjoint_in_torch",
-    "negative_entropy",
-    "role",
-    "rounded",
-    "solve_in_torch",
-]
-
 
 def role(domain: Domain) -> str:
     """What the operators of a domain are called in `icnnrt.serving.operators`, less "_solve" and "_adjoint"."""
     return "bundle_" + domain.operators.removeprefix("Bundle").lower()
-
-
-def negative_entropy(y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-    """−H(y) = Σ y log y + (1−y) log(1−y); 0 log 0 = 0."""
-    return UNIT_BOX.regulariser(TORCH, y)[..., 0]
 
 
 class InnerSolution(NamedTuple):

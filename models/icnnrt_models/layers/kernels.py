@@ -21,8 +21,6 @@ from icnnrt.errors import IcnnrtError
 from icnnrt.serving.operators import operator_session
 from icnnrt.serving.quadratic_program import SOLVE_INPUTS
 
-__all__ = ["Kernel", "eager_on_cpu", "kernel", "run_on"]
-
 # numpy arrays, inputs to outputs in the operator's order; and by their names, those that have a default
 Kernel = Callable[..., Sequence[Any]]
 

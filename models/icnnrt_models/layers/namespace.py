@@ -12,8 +12,6 @@ from torch import Tensor
 
 from icnnrt.mathematics.namespace import RIDGE, TINY, Eager
 
-__all__ = ["TORCH", "Torch"]
-
 
 class Torch(Eager):
     """As `icnnrt.mathematics.namespace.Numpy`, of tensors."""

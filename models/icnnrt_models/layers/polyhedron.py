@@ -14,8 +14,6 @@ from icnnrt_models.layers.polyhedron_argmin import Argmin, Cuts, Method, Polyhed
 from icnnrt_models.layers.polyhedron_result import PolyhedronResult, finite_rows, result_of
 from icnnrt_models.layers.qp_tensors import filled, leading
 
-__all__ = ["PolyhedronAdjoint", "PolyhedronArgmin", "PolyhedronResult"]
-
 
 class PolyhedronArgmin(nn.Module):
     """The argmin of an energy convex in y under linear constraints, as a layer.

@@ -22,8 +22,6 @@ from icnnrt_models.networks.convex_network import (
 from icnnrt_models.networks.initialisation import draw_skip, gaussian_moments
 from icnnrt_models.networks.nonnegative import NonNegativeLinear, Positivity
 
-__all__ = ["FICNN"]
-
 
 class FICNNLayer(nn.Module):
     """The parameters of one line of equation 2: W^(x), W^(y), b, and from the second layer on W^(z)."""

@@ -49,8 +49,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["CORRELATION", "Moments", "NonNegativeLaw", "gaussian_moments", "nonnegative_law", "skip_share"]
-
 CORRELATION = 0.5  # ρ, the paper's choice
 
 

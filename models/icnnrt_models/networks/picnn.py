@@ -22,8 +22,6 @@ from icnnrt_models.networks.convex_network import (
 from icnnrt_models.networks.initialisation import draw_free, draw_skip, gaussian_moments
 from icnnrt_models.networks.nonnegative import NonNegativeLinear, Positivity
 
-__all__ = ["PICNN"]
-
 # Initial variance of the gates around 1. Small, so that the first forward passes see the plain convex network for which
 # the weights are drawn; not zero, so that x acts on the gates, and gradients reach the x path through them, at once.
 GATE_VARIANCE = 0.01
