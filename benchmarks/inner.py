@@ -18,6 +18,7 @@ from benchmarks.report import Row, base_of, entries
 from benchmarks.settings import Settings
 from benchmarks.threads import threads
 from icnnrt.mathematics import reference
+from icnnrt.mathematics.cut_model import InnerSolution
 
 SHAPES: Final = ((10, 5), (10, 30), (159, 10), (159, 30), (2048, 10), (2048, 30))  # (n, k)
 QUICK_SHAPES: Final = ((10, 5), (159, 10))
@@ -84,7 +85,7 @@ def _contenders(
         contenders[name] = Contender(bound)
         answers[name] = lambda bound=bound: bound.outputs["y"]
 
-    def by_numpy() -> reference.InnerSolution:
+    def by_numpy() -> InnerSolution:
         G, e, lam = (a.astype(np.float64, copy=False) for a in made)
         return reference.bundle_entropy_solve(G, e, lam if lam.shape[1] else None)
 
@@ -158,7 +159,7 @@ def _conic(made: Cuts, dtype: str, start: Start, count: int, models: list[ConicM
 
 
 def _conic_facts(
-    models: list[ConicModel], expected: reference.InnerSolution, contenders: dict[str, Contender | Missing], B: int
+    models: list[ConicModel], expected: InnerSolution, contenders: dict[str, Contender | Missing], B: int
 ) -> dict[str, Any]:
     """That both solve the same problem: the optimal values agree as far as the conic solver's tolerance goes."""
     optima: list[Optimum] = [model() for model in models]

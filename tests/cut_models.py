@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 import icnnrt
 from icnnrt import native_library
 from icnnrt.mathematics import reference
+from icnnrt.mathematics.cut_model import InnerSolution
 from icnnrt.mathematics.domains import UNIT_BOX, Domain
 from icnnrt_exporters.operators.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
 from icnnrt_models.layers import bundle_entropy
@@ -148,10 +149,10 @@ class Operators:
         domain: Domain = UNIT_BOX,
         dtype: type = np.float64,
         steps: int = reference.STEPS,
-    ) -> reference.InnerSolution:
+    ) -> InnerSolution:
         lam_start = np.empty((len(G), 0)) if lam_start is None else lam_start
         feeds = {"slopes": G.astype(dtype), "offsets": e.astype(dtype), "lam_start": lam_start.astype(dtype)}
-        return reference.InnerSolution(*self.session("Solve", dtype, domain, steps=steps).run(None, feeds))
+        return InnerSolution(*self.session("Solve", dtype, domain, steps=steps).run(None, feeds))
 
     def adjoint(
         self, G: Any, e: Any, lam: Any, y_bar: Any, domain: Domain = UNIT_BOX, dtype: type = np.float64
@@ -177,7 +178,7 @@ class Torch:
     def solve(self, G, e, lam_start=None, domain=UNIT_BOX, dtype=np.float64, steps=reference.STEPS):
         lam_start = None if lam_start is None else torch.from_numpy(lam_start)
         found = bundle_entropy.solve_in_torch(torch.from_numpy(G), torch.from_numpy(e), lam_start, steps, domain)
-        return reference.InnerSolution(*(a.numpy() for a in found))
+        return InnerSolution(*(a.numpy() for a in found))
 
     def adjoint(self, G, e, lam, y_bar, domain=UNIT_BOX, dtype=np.float64):
         found = bundle_entropy.kkt_adjoint_in_torch(*map(torch.from_numpy, (G, e, lam, y_bar)), domain)

@@ -113,10 +113,12 @@ PUBLIC = {
     "mathematics.condensed_kkt": {"Matrices", "matrices", "solver", "transposed"},
     "mathematics.cut_model": {
         "Cuts",
+        "InnerSolution",
         "Iterate",
         "Model",
         "certified",
         "first",
+        "inner_solution",
         "prepared",
         "solve",
         "step",
@@ -187,7 +189,6 @@ PUBLIC = {
         "recursive_adjoint",
     },
     "mathematics.reference": {
-        "InnerSolution",
         "argmin_adjoint",
         "bundle_entropy_argmin",
         "bundle_entropy_solve",

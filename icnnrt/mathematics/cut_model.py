@@ -72,6 +72,21 @@ class Model(NamedTuple):
     gap: Array  # [B, 1, 1] max v − λ'v
 
 
+class InnerSolution(NamedTuple):
+    """A `Model` without axes of one entry, of B samples."""
+
+    y: Array  # [B, n] primal point, y(−G'λ)
+    lam: Array  # [B, k] multipliers of the cuts, on the simplex
+    lower_bound: Array  # [B] dual value: a lower bound of min f + R
+    residual: Array  # [B, 3] stationarity, feasibility, complementarity (= duality gap of the model)
+
+
+def inner_solution(xp: Namespace, model: Model) -> InnerSolution:
+    """That of a model; y is not rounded yet, so its stationarity is 0."""
+    residual = xp.concat([0.0 * model.gap, model.feasibility, model.gap])
+    return InnerSolution(model.y[:, 0], model.lam[:, 0], model.lower_bound[:, 0, 0], residual[:, 0])
+
+
 def solve(xp: Namespace, at: Domain, G: Array, e: Array, lam_start: Array, steps: Any) -> Model:
     """Solve the model of slopes G [B, k, n] and offsets e [B, 1, k] over the domain `at`.
 

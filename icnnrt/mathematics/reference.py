@@ -12,7 +12,6 @@ takes `domain`, UNIT_BOX where not given.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from icnnrt.mathematics import bundle, cut_model
 from icnnrt.mathematics import kkt_adjoint as adjoint_of_model
 from icnnrt.mathematics import recursive_adjoint as adjoint_of_cuts
 from icnnrt.mathematics.bundle import Trajectory
-from icnnrt.mathematics.cut_model import STEPS
+from icnnrt.mathematics.cut_model import STEPS, InnerSolution, inner_solution
 from icnnrt.mathematics.domains import (
     UNIT_BOX,
     Coordinates,
@@ -31,15 +30,6 @@ from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.recursive_adjoint import CoordinatesCotangents, CutCotangents
 
 Array = NDArray[np.float64]
-
-
-class InnerSolution(NamedTuple):
-    """Solution of the k-cut model; B samples."""
-
-    y: Array  # [B, n] primal point, σ(−G'λ)
-    lam: Array  # [B, k] multipliers of the cuts, on the simplex
-    lower_bound: Array  # [B] dual value: a lower bound of min f − H
-    residual: Array  # [B, 3] stationarity, feasibility, complementarity (= duality gap of the model)
 
 
 def bundle_entropy_solve(
@@ -52,9 +42,7 @@ def bundle_entropy_solve(
     """
     before = e[:, :0] if lam_start is None else lam_start
     with np.errstate(all="ignore"):  # a NaN sample is an answer (NaN, told by its residual), not a warning
-        model = cut_model.solve(NUMPY, domain, G, e[:, None], before[:, None], steps)
-        residual = NUMPY.concat([0.0 * model.gap, model.feasibility, model.gap])
-    return InnerSolution(model.y[:, 0], model.lam[:, 0], model.lower_bound[:, 0, 0], residual[:, 0])
+        return inner_solution(NUMPY, cut_model.solve(NUMPY, domain, G, e[:, None], before[:, None], steps))
 
 
 def bundle_entropy_argmin(

@@ -7,7 +7,6 @@ difference of nearly equal numbers. Nothing here is recorded by autograd.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from icnnrt.mathematics import bundle, cut_model
 from icnnrt.mathematics import implicit_adjoint as adjoint_of_argmin
 from icnnrt.mathematics import kkt_adjoint as adjoint_of_model
 from icnnrt.mathematics.bundle import Trajectory as ArgminResult
-from icnnrt.mathematics.cut_model import STEPS
+from icnnrt.mathematics.cut_model import STEPS, InnerSolution, inner_solution
 from icnnrt.mathematics.domains import UNIT_BOX, Domain
 from icnnrt.mathematics.recursive_adjoint import CutCotangents, recursive_adjoint
 from icnnrt_models.layers.kernels import eager_on_cpu, kernel, run_on
@@ -27,15 +26,6 @@ from icnnrt_models.layers.namespace import TORCH
 def role(domain: Domain) -> str:
     """What the operators of a domain are called in `icnnrt.serving.operators`, less "_solve" and "_adjoint"."""
     return "bundle_" + domain.operators.removeprefix("Bundle").lower()
-
-
-class InnerSolution(NamedTuple):
-    """Solution of the k-cut model."""
-
-    y: Float[Tensor, "batch n"]  # primal point, σ(−G'λ)
-    lam: Float[Tensor, "batch k"]  # multipliers of the cuts, on the simplex
-    lower_bound: Float[Tensor, " batch"]  # dual value
-    residual: Float[Tensor, "batch 3"]  # stationarity, feasibility, complementarity (= duality gap of the model)
 
 
 @torch.no_grad()
@@ -66,13 +56,7 @@ def solve_in_torch(
 ) -> InnerSolution:
     """`bundle_entropy_solve` on any device, traced or not."""
     before = e[:, :0] if lam_start is None else lam_start
-    return as_inner_solution(cut_model.solve(TORCH, domain, G, e[:, None], before[:, None], steps))
-
-
-def as_inner_solution(model: cut_model.Model) -> InnerSolution:
-    """A statement's answer without its axes of one entry; its y is not rounded, so its stationarity is 0."""
-    residual = torch.cat([0.0 * model.gap, model.feasibility, model.gap], dim=2)
-    return InnerSolution(model.y[:, 0], model.lam[:, 0], model.lower_bound[:, 0, 0], residual[:, 0])
+    return inner_solution(TORCH, cut_model.solve(TORCH, domain, G, e[:, None], before[:, None], steps))
 
 
 def rounded(solution: InnerSolution, like: Tensor) -> InnerSolution:
