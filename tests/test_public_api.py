@@ -244,7 +244,7 @@ PUBLIC = {
     "programs.reading": {"ProgramFile", "read_program"},
     "programs.writing": {"write_program"},
     "tuning.finetune": {"FineTuner"},
-    "tuning.reports": {"EpochReport", "FitReport", "Report", "StepReport"},
+    "tuning.reports": {"EpochReport", "FitReport", "StepReport"},
 }
 # What others of our own modules use, and nobody else should.
 INTERNAL = {

@@ -31,6 +31,7 @@ from icnnrt.mathematics.namespace import EPS, Array, Namespace
 
 LAM_FLOOR: Final = EPS**2
 SLACK_FLOOR: Final = 1e-3 * EPS
+TO_BOUNDARY: Final = 0.99  # how much of the way to the boundary of λ and w a step may go
 STEPS: Final = 60  # bound on interior-point steps: 9 are usual, slopes of 1e3 want up to 60; solved samples stop early
 # Plain predictor-corrector can cycle between two nearly parallel cuts, because v is not linear in the logits.
 # So three step lengths are tried, and a shorter one is taken when it leaves less than half the gap.
@@ -171,7 +172,7 @@ def step(xp: Namespace, at: Domain, cuts: Cuts, iterate: Iterate) -> Iterate:
     d_lam = P(r + w * m)
     eta = d_lam / lam
     zeta = 1.0 + eta - m
-    alpha = 0.99 / xp.max(xp.maximum(xp.maximum(-eta, zeta), 0.99))
+    alpha = TO_BOUNDARY / xp.max(xp.maximum(xp.maximum(-eta, zeta), TO_BOUNDARY))
 
     # three step lengths; the shorter two have to leave less than half the gap
     lengths = alpha * xp.rows(BACKTRACK, alpha)

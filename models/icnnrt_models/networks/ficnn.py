@@ -72,8 +72,8 @@ class FICNN(ConvexNetwork):
         hidden: widths of z_1 .. z_{k−1}.
         activation: "relu", "softplus", "leaky_relu", "celu", or a `ConvexActivation`.
         positivity: how W^(z) >= 0 is kept, see `NonNegativeLinear`.
-        generator: source of the initial values (see `initialisation`; inputs are taken to have mean square 1). The same
-            seed gives the same network in every dtype and on every device.
+        generator: source of the initial values (see `initialisation`; x and y are taken to have mean square 1). The
+            same seed gives the same network in every dtype and on every device.
         dtype, device: of all parameters.
 
     Raises:
