@@ -85,6 +85,7 @@ OF_NEWTON = "of Newton's method on the dual, which the kernels try first and the
 OF_POLISH = "of the guess at the active set, which the kernels polish and the statements do not know"
 DEFINITE = "of the factorisation that tells whether Q is positive definite, for which the statements ask eigenvalues"
 OF_EXP = "of the kernels' own exponential function, which the statements take from numpy, torch and onnxruntime"
+REFINED = "of how often a direction is refined: in the statements once, in the kernels where rounding tells"
 UNIT = "what rounding is told against; 0 in R^n, where y has no unit of its own and the statement keeps 1"
 OURS = {
     ("bundle_solve.h", "kNegligible"): OF_NEWTON,
@@ -115,13 +116,10 @@ OURS = {
     ("qp_interior_point.h", "kAmendments"): OF_POLISH,
     ("qp_interior_point.h", "kGuess"): OF_POLISH,
     ("qp_interior_point.h", "kHard"): OF_POLISH,
-    (
-        "qp_interior_point.h",
-        "kClosely",
-    ): "further away the kernels measure residuals by a cheaper figure",
-    ("qp_interior_point.h", "kHardStep"): "the statements refine every direction once, the kernels where rounding tells",
-    ("qp_interior_point.h", "kRefined"): "the statements refine every direction once, the kernels where rounding tells",
-    ("qp_interior_point.h", "kStuckRefinements"): "the statements refine every direction once",
+    ("qp_interior_point.h", "kClosely"): "further away the kernels measure residuals by a cheaper figure",
+    ("qp_interior_point.h", "kHardStep"): REFINED,
+    ("qp_interior_point.h", "kRefined"): REFINED,
+    ("qp_interior_point.h", "kStuckRefinements"): REFINED,
     ("qp_newton.h", "kNothing"): "rows of the least weight, which the kernels leave to the refinement",
     ("qp_newton.h", "kSmallestPivotOfP"): "the ridge of the kernels' own factorisation",
     ("qp_solve.h", "kCurved"): DEFINITE,

@@ -31,8 +31,10 @@ The formulas are stated over a namespace, `icnnrt.mathematics.namespace`; leadin
 row keeps its last axis, with one entry.
 
 To add a domain: a class below and its place in MODELS; its change of variables, if it has one, in `coordinates` and in
-the `Coordinates` of graphs; its kernels in `native/`, and their names in `icnnrt.serving.operators`; its literal in the
-argmin layer and in the exporter's commands. Tests that take `NAMES` or `MODELS` meet it by themselves.
+the `Coordinates` of graphs; its kernels in `native/`, their names in `icnnrt.serving.operators` and their files in
+`icnnrt/graphs`, which `icnnrt_exporters.operators.operator_graphs` writes; its literal in the argmin layer and in the
+exporter's commands, and its kind in what `icnnrt.format.package` says of the manifest. Tests that take `NAMES` or
+`MODELS` meet it by themselves.
 """
 
 import math

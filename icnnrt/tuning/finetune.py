@@ -2,9 +2,10 @@
 
 One step computes y* = argmin f(x, ·) − H, a loss of y*, the gradient of the loss through the argmin, and the
 optimiser's update, all in one graph. Weights of which the proof of f's convexity needs a sign are projected onto it,
-there or here, so that a proven energy stays proven; where the proof rests on more than signs, it is repeated for the
-new weights (`convexity.grounds`). These become the session's only if the loss, the gradient and they themselves are
-finite and the energy is convex; otherwise weights and state are as they were, and the report says why.
+there (`projected` of `icnnrt_exporters.assembly.train_graph`) or here (`KeptConvex.project` of
+`icnnrt.serving.kept_convex`), so that a proven energy stays proven; where the proof rests on more than signs, it is
+repeated for the new weights (`convexity.grounds`). These become the session's only if the loss, the gradient and they
+themselves are finite and the energy is convex; otherwise weights and state are as they were, and the report says why.
 
 What new weights are worth is known once something is computed on them, and that is the next step. Until then they are
 on trial:
