@@ -12,11 +12,11 @@ from onnx import TensorProto, helper
 
 import icnnrt
 from icnnrt import native_library
-from icnnrt.mathematics import reference
+from icnnrt.mathematics import cut_model, kkt_adjoint, reference
 from icnnrt.mathematics.cut_model import InnerSolution
 from icnnrt.mathematics.domains import UNIT_BOX, Domain
 from icnnrt_exporters.operators.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
-from icnnrt_models.layers import bundle_entropy
+from icnnrt_models.layers.namespace import TORCH
 
 KERNELS = native_library.build().library is not None
 TYPES = {np.float64: TensorProto.DOUBLE, np.float32: TensorProto.FLOAT}
@@ -177,11 +177,11 @@ class Torch:
 
     def solve(self, G, e, lam_start=None, domain=UNIT_BOX, dtype=np.float64, steps=reference.STEPS):
         lam_start = None if lam_start is None else torch.from_numpy(lam_start)
-        found = bundle_entropy.solve_in_torch(torch.from_numpy(G), torch.from_numpy(e), lam_start, steps, domain)
+        found = cut_model.solved(TORCH, domain, torch.from_numpy(G), torch.from_numpy(e), lam_start, steps)
         return InnerSolution(*(a.numpy() for a in found))
 
     def adjoint(self, G, e, lam, y_bar, domain=UNIT_BOX, dtype=np.float64):
-        found = bundle_entropy.kkt_adjoint_in_torch(*map(torch.from_numpy, (G, e, lam, y_bar)), domain)
+        found = kkt_adjoint.adjoint(TORCH, domain, *map(torch.from_numpy, (G, e, lam, y_bar)))
         return tuple(a.numpy() for a in found)
 
 

@@ -88,6 +88,14 @@ def inner_solution(xp: Namespace, model: Model) -> InnerSolution:
     return InnerSolution(model.y[:, 0], model.lam[:, 0], model.lower_bound[:, 0, 0], residual[:, 0])
 
 
+def solved(
+    xp: Namespace, at: Domain, G: Array, e: Array, lam_start: Array | None = None, steps: int = STEPS
+) -> InnerSolution:
+    """`solve` for offsets e [B, k], from multipliers [B, k_prev] or a cold start."""
+    before = e[:, :0] if lam_start is None else lam_start
+    return inner_solution(xp, solve(xp, at, G, e[:, None], before[:, None], steps))
+
+
 def solve(xp: Namespace, at: Domain, G: Array, e: Array, lam_start: Array, steps: Any) -> Model:
     """Solve the model of slopes G [B, k, n] and offsets e [B, 1, k] over the domain `at`.
 

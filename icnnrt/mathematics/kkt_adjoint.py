@@ -39,3 +39,9 @@ def kkt_adjoint(xp: Namespace, at: Domain, G: Array, e: Array, lam: Array, y_bar
     c_lam = q * (X_0 - X_1 * (xp.sum(q * X_0) / xp.sum(q * X_1)))
     c_y = -at.curvature(xp, s, y_bar + c_lam @ G)
     return c_y, c_lam
+
+
+def adjoint(xp: Namespace, at: Domain, G: Array, e: Array, lam: Array, y_bar: Array) -> tuple[Array, Array]:
+    """`kkt_adjoint` for e, λ [B, k] and ȳ [B, n]: c_y [B, n] and c_λ [B, k]."""
+    c_y, c_lam = kkt_adjoint(xp, at, G, e[:, None], lam[:, None], y_bar[:, None])
+    return c_y[:, 0], c_lam[:, 0]

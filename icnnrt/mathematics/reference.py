@@ -20,7 +20,7 @@ from icnnrt.mathematics import bundle, cut_model
 from icnnrt.mathematics import kkt_adjoint as adjoint_of_model
 from icnnrt.mathematics import recursive_adjoint as adjoint_of_cuts
 from icnnrt.mathematics.bundle import Trajectory
-from icnnrt.mathematics.cut_model import STEPS, InnerSolution, inner_solution
+from icnnrt.mathematics.cut_model import STEPS, InnerSolution
 from icnnrt.mathematics.domains import (
     UNIT_BOX,
     Coordinates,
@@ -40,9 +40,8 @@ def bundle_entropy_solve(
     lam_start [B, k_prev]: multipliers of the first cuts to go on from; `steps`: the most that are taken. Convergence is
     told by `residual`, never assumed.
     """
-    before = e[:, :0] if lam_start is None else lam_start
     with np.errstate(all="ignore"):  # a NaN sample is an answer (NaN, told by its residual), not a warning
-        return inner_solution(NUMPY, cut_model.solve(NUMPY, domain, G, e[:, None], before[:, None], steps))
+        return cut_model.solved(NUMPY, domain, G, e, lam_start, steps)
 
 
 def bundle_entropy_argmin(
@@ -84,8 +83,7 @@ def in_coordinates(
 def kkt_adjoint(G: Array, e: Array, lam: Array, y_bar: Array, domain: Domain = UNIT_BOX) -> tuple[Array, Array]:
     """Proposition 3, `icnnrt.mathematics.kkt_adjoint`: c_y [B, n] and c_λ [B, k] for a loss with ∂ℓ/∂y = ȳ [B, n]."""
     with np.errstate(all="ignore"):
-        c_y, c_lam = adjoint_of_model.kkt_adjoint(NUMPY, domain, G, e[:, None], lam[:, None], y_bar[:, None])
-    return c_y[:, 0], c_lam[:, 0]
+        return adjoint_of_model.adjoint(NUMPY, domain, G, e, lam, y_bar)
 
 
 def argmin_adjoint(
