@@ -789,13 +789,15 @@ def test_the_history_is_bounded_and_any_of_it_comes_back(tuner: FineTuner, sampl
         assert tuner.resume(history, step=step).step == step
         assert same(all_of(tuner), met[step])
     for step in (1, 7):
-        with pytest.raises(InputError, match=f"expected a checkpoint of step {step} in .* are of steps 4, 5, 6") as e:
+        with pytest.raises(
+            InputError, match=f"expected a checkpoint of step {step} in .*, but got those of steps 4, 5, 6"
+        ) as e:
             tuner.resume(history, step=step)
         one_sentence(e.value)
     tuner.save(history, keep=1)
     assert len(list(history.iterdir())) == 2
     with pytest.raises(
-        InputError, match=r"expected a folder of checkpoints, but there is no folder .*absent; check"
+        InputError, match=r"expected a folder of checkpoints, but got .*absent, which is not there; check"
     ) as e:
         tuner.resume(tmp_path / "absent")
     one_sentence(e.value)
