@@ -561,7 +561,7 @@ def test_every_bad_input_is_one_sentence_and_writes_nothing(
     assert "has no train.onnx, so it cannot be tuned" in told
     assert "icnnrt export --train squared_error" in told
     (tmp_path / "cut.npz").write_bytes(data.read_bytes()[:-40])
-    assert "its end is missing or damaged, so it is perhaps truncated; copy or save it" in bad(
+    assert "whose end is missing or damaged, so it is perhaps truncated; copy or save it" in bad(
         source=tmp_path / "cut.npz"
     )
     (tmp_path / "text.npz").write_text("x, y")
