@@ -15,14 +15,11 @@ Other domains have their own centre, y(s) and dual, in `icnnrt.mathematics.domai
 `kkt_residuals`, `duality_gap` and `convexity_violation` take handed-out numbers alone, so they check a solver (or
 another runtime's answer) without trusting any figure it reports.
 
-`judge` takes energy, lower bound, gap and residual from the answer and computes `rounding`, `convexity_violation` and
-`uncertainty` itself.
-
-All numbers are rounded, and `judge` asks of every answer how much that may matter. Two estimates tell it, from the
-handed-out numbers alone: `rounding`, which an energy has to lie below its cuts by before f counts as not convex, and
-`uncertainty`, by which the gap may be off. They see what energy, cuts and y are summed from, and in a box what y is
-mapped by. They do not see terms that cancel inside f wherever it was cut: of these only a proof that f is convex
-(`proven`) knows that they are no sign of the contrary.
+`judge` takes energy, lower bound, gap and residual from the answer, and computes itself, from the other numbers handed
+out, `convexity_violation` and what rounding may do (`icnnrt.mathematics.rounding`): `rounding`, which an energy has to
+lie below its cuts by before f counts as not convex, and `uncertainty`, by which the gap may be off. These do not see
+terms that cancel inside f wherever it was cut: of them only a proof that f is convex (`proven`) knows that they are no
+sign of the contrary.
 """
 
 import math
