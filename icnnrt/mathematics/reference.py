@@ -21,11 +21,7 @@ from icnnrt.mathematics import kkt_adjoint as adjoint_of_model
 from icnnrt.mathematics import recursive_adjoint as adjoint_of_cuts
 from icnnrt.mathematics.bundle import Trajectory
 from icnnrt.mathematics.cut_model import STEPS, InnerSolution
-from icnnrt.mathematics.domains import (
-    UNIT_BOX,
-    Coordinates,
-    Domain,
-)
+from icnnrt.mathematics.domains import UNIT_BOX, Coordinates, Domain
 from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.recursive_adjoint import CoordinatesCotangents, CutCotangents
 

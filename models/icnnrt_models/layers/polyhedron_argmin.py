@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from icnnrt.errors import InputError
-from icnnrt.mathematics.bundle_qp import (
-    PolyhedronCotangents,
-    bundle_qp_adjoint,
-    bundle_qp_argmin,
-    bundle_qp_implicit,
-)
+from icnnrt.mathematics.bundle_qp import PolyhedronCotangents, bundle_qp_adjoint, bundle_qp_argmin, bundle_qp_implicit
 from icnnrt.mathematics.polyhedron import PolyhedronTrajectory
 from icnnrt.mathematics.polyhedron_answers import doubt, known, solved
 from icnnrt.mathematics.polyhedron_programs import Polyhedron

@@ -12,13 +12,7 @@ from torch.nn import functional as F
 
 from icnnrt.arguments import integer
 from icnnrt_models.networks.activations import ConvexActivation
-from icnnrt_models.networks.convex_network import (
-    ConvexNetwork,
-    check_context,
-    check_input,
-    check_place,
-    draw_z_path,
-)
+from icnnrt_models.networks.convex_network import ConvexNetwork, check_context, check_input, check_place, draw_z_path
 from icnnrt_models.networks.initialisation import draw_skip, gaussian_moments
 from icnnrt_models.networks.nonnegative import NonNegativeLinear, Positivity
 
