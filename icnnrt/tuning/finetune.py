@@ -256,8 +256,7 @@ class FineTuner:
 
         lower, upper: of the samples, for a package whose domain is a box
         validation:  (x, target), or (x, target, lower, upper) of a box, that the loss is measured on after every epoch;
-                     then the best weights met are those
-                     that stay, the ones from before included
+                     then the best weights met are those that stay, the ones from before included
         patience:    stop after so many epochs without a better validation loss
         worse:       roll back to the best weights when validation loss exceeds the best by more than this part of it
         seed:        of the order of the samples
