@@ -52,9 +52,9 @@ def checkpoint_of(history: History, step: int | None) -> Checkpoint:
         raise refused("history", "a folder of checkpoints", came, "check the path, or call save first")
     fitting = [c for c in history.checkpoints if step in (None, c.step)]
     if not fitting:
-        there = ", ".join(str(c.step) for c in history.checkpoints) or "none"
+        there = ", ".join(str(c.step) for c in history.checkpoints)
         expected = f"a checkpoint{'' if step is None else f' of step {step}'} in {history.folder}"
-        raise refused("history", expected, f"those of steps {there}", "call save first")
+        raise refused("history", expected, f"those of steps {there}" if there else "none", "call save first")
     return fitting[-1]
 
 
