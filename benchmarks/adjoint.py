@@ -1,5 +1,6 @@
 """One adjoint, BundleEntropyAdjoint: the small KKT solve of Proposition 3, from ȳ to c_y and c_λ, B samples at once."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from benchmarks.interleaved import Contender, Missing, first_line, race
 from benchmarks.report import Row, base_of, entries
 from benchmarks.settings import Settings
 from benchmarks.threads import threads
-from icnnrt.mathematics import reference
+from icnnrt.mathematics import kkt_adjoint, reference
+from icnnrt.mathematics.domains import UNIT_BOX
 
 
 def adjoint(settings: Settings) -> list[Row]:
@@ -90,11 +92,12 @@ def _add_torch(
     try:
         import torch
 
-        from icnnrt_models.layers.bundle_entropy import kkt_adjoint_in_torch
+        from icnnrt_models.layers.namespace import TORCH
     except ImportError as error:
         contenders["torch eager"] = contenders["torch.compile"] = Missing(first_line(error))
         return
     tensors = [torch.from_numpy(a) for a in feeds.values()]
+    kkt_adjoint_in_torch = functools.partial(kkt_adjoint.adjoint, TORCH, UNIT_BOX)
 
     def add(name: str, function: Any) -> None:
         contenders[name] = Contender(lambda: function(*(t.double() for t in tensors)))

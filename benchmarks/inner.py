@@ -4,6 +4,7 @@ Native kernel and portable body run the same one-node graph. numpy and torch com
 in, and their conversion of float32 cuts is timed with them, as the operators' own is.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,7 +18,9 @@ from benchmarks.interleaved import Contender, Missing, first_line, race
 from benchmarks.report import Row, base_of, entries
 from benchmarks.settings import Settings
 from benchmarks.threads import threads
-from icnnrt.mathematics import reference
+from icnnrt.mathematics import cut_model, reference
+from icnnrt.mathematics.cut_model import InnerSolution
+from icnnrt.mathematics.domains import UNIT_BOX
 
 SHAPES: Final = ((10, 5), (10, 30), (159, 10), (159, 30), (2048, 10), (2048, 30))  # (n, k)
 QUICK_SHAPES: Final = ((10, 5), (159, 10))
@@ -84,7 +87,7 @@ def _contenders(
         contenders[name] = Contender(bound)
         answers[name] = lambda bound=bound: bound.outputs["y"]
 
-    def by_numpy() -> reference.InnerSolution:
+    def by_numpy() -> InnerSolution:
         G, e, lam = (a.astype(np.float64, copy=False) for a in made)
         return reference.bundle_entropy_solve(G, e, lam if lam.shape[1] else None)
 
@@ -107,11 +110,12 @@ def _add_torch(
     try:
         import torch
 
-        from icnnrt_models.layers.bundle_entropy import solve_in_torch
+        from icnnrt_models.layers.namespace import TORCH
     except ImportError as error:
         contenders["torch eager"] = contenders["torch.compile"] = Missing(first_line(error))
         return
     tensors = [torch.from_numpy(a) for a in made]
+    solve_in_torch = functools.partial(cut_model.solved, TORCH, UNIT_BOX)
 
     def arguments() -> list[Any]:
         G, e, lam = (t.double() for t in tensors)
@@ -158,7 +162,7 @@ def _conic(made: Cuts, dtype: str, start: Start, count: int, models: list[ConicM
 
 
 def _conic_facts(
-    models: list[ConicModel], expected: reference.InnerSolution, contenders: dict[str, Contender | Missing], B: int
+    models: list[ConicModel], expected: InnerSolution, contenders: dict[str, Contender | Missing], B: int
 ) -> dict[str, Any]:
     """That both solve the same problem: the optimal values agree as far as the conic solver's tolerance goes."""
     optima: list[Optimum] = [model() for model in models]

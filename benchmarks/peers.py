@@ -11,10 +11,11 @@ from benchmarks.interleaved import Missing, first_line
 
 PATIENCE: Final = 240  # seconds for the first compilation, which also builds torch's own headers
 TRIAL: Final = """
-import torch
-from icnnrt_models.layers.bundle_entropy import solve_in_torch
+import functools, torch
+from icnnrt.mathematics import cut_model, domains
+from icnnrt_models.layers.namespace import TORCH
 G, e = torch.rand(1, 3, 4).double(), torch.rand(1, 3).double()
-torch.compile(solve_in_torch, dynamic=False)(G, e)
+torch.compile(functools.partial(cut_model.solved, TORCH, domains.UNIT_BOX), dynamic=False)(G, e)
 """
 
 

@@ -18,8 +18,8 @@ from benchmarks.interleaved import Contender, Missing, race
 from benchmarks.report import Row, entries
 from benchmarks.settings import Settings
 from benchmarks.threads import threads
-from icnnrt.format.manifest import POLYHEDRON_ROLES
 from icnnrt.format.package import Package
+from icnnrt.format.signatures import POLYHEDRON_ROLES
 
 ACTIVATIONS: Final = ("relu", "softplus")
 MU: Final = 0.1

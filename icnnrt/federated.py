@@ -147,8 +147,7 @@ def client_app(local: Callable[["Context"], Local], *, epochs: int = 1, batch_si
     Raises `MissingDependencyError` without flwr.
     """
     epochs, batch_size = integer(epochs, "epochs", 1), integer(batch_size, "batch_size", 1)
-    flwr = _flwr()
-    app: ClientApp = flwr.ClientApp()
+    app: ClientApp = _flwr().clientapp.ClientApp()
 
     @app.train()
     def train(message: "Message", context: "Context") -> "Message":
@@ -171,21 +170,21 @@ def client_app(local: Callable[["Context"], Local], *, epochs: int = 1, batch_si
             "accepted": sum(epoch.accepted for epoch in report.epochs),
             "refused": sum(epoch.refused for epoch in report.epochs),
         }
-        return _answer(flwr, message, metrics, to_record(get_weights(mine.tuner)))
+        return _answer(message, metrics, to_record(get_weights(mine.tuner)))
 
     @app.evaluate()
     def evaluate(message: "Message", context: "Context") -> "Message":
         mine = local(context)
         set_weights(mine.tuner, from_record(message.content[ARRAYS]))
         x, target = (mine.x, mine.target) if mine.validation is None else mine.validation
-        return _answer(flwr, message, {SAMPLES: len(x), "loss": mine.tuner.loss(x, target)})
+        return _answer(message, {SAMPLES: len(x), "loss": mine.tuner.loss(x, target)})
 
     return app
 
 
 def to_record(weights: Weights) -> "ArrayRecord":
     """Weights as Flower sends them, under their names."""
-    flwr = _flwr()
+    flwr = _flwr().app
     return flwr.ArrayRecord({name: flwr.Array(np.ascontiguousarray(array)) for name, array in weights.items()})
 
 
@@ -194,7 +193,8 @@ def from_record(record: "ArrayRecord") -> Arrays:
     return {name: array.numpy() for name, array in record.items()}
 
 
-def _answer(flwr: Any, message: "Message", metrics: Mapping[str, float], arrays: "ArrayRecord | None" = None) -> Any:
+def _answer(message: "Message", metrics: Mapping[str, float], arrays: "ArrayRecord | None" = None) -> Any:
+    flwr = _flwr().app
     content: dict[str, Any] = {METRICS: flwr.MetricRecord(dict(metrics))}
     if arrays is not None:
         content[ARRAYS] = arrays
@@ -205,20 +205,13 @@ def _config(message: "Message") -> "ConfigRecord | dict[str, Any]":
     return message.content.config_records.get(CONFIG, {})
 
 
-class _Flower:
-    """The few names of flwr that are used here."""
-
-    def __init__(self) -> None:
-        from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-        from flwr.clientapp import ClientApp
-
-        self.Array, self.ArrayRecord, self.Message = Array, ArrayRecord, Message
-        self.MetricRecord, self.RecordDict, self.ClientApp = MetricRecord, RecordDict, ClientApp
-
-
 def _flwr() -> Any:
+    """flwr with its modules `app` and `clientapp`."""
     try:
-        return _Flower()
+        import flwr.app
+        import flwr.clientapp
+
+        return flwr
     except ImportError as error:
         raise MissingDependencyError(
             f"Flower is needed for this, but cannot be imported ({error}): pip install 'icnnrt[federated]'."

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from icnnrt.errors import PackageError
 from icnnrt.format import package, signatures
+from icnnrt.format.contents import weight_layout
 
 ROLES = ("value", "argmin", "adjoint")
 
@@ -29,7 +30,7 @@ def weights() -> dict[str, np.ndarray]:
 
 def external_tensor(name: str = "z_layers.0.weight", **entries: str) -> onnx.TensorProto:
     """A tensor of `name` in weights.safetensors, with external_data entries overridden."""
-    offset, length = package.weight_layout(weights())[1][name]
+    offset, length = weight_layout(weights())[1][name]
     array = weights()[name]
     tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
     tensor.data_location = TensorProto.EXTERNAL

@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import references
 import torch
 from onnx import TensorProto, helper
 
 import icnnrt
 from icnnrt import native_library
-from icnnrt.mathematics import reference
+from icnnrt.mathematics import cut_model, kkt_adjoint, reference
+from icnnrt.mathematics.cut_model import InnerSolution
 from icnnrt.mathematics.domains import UNIT_BOX, Domain
 from icnnrt_exporters.operators.bodies import IR_VERSION, OP_DOMAIN, OP_VERSION, OPSET, functions
-from icnnrt_models.layers import bundle_entropy
+from icnnrt_models.layers.namespace import TORCH
 
 KERNELS = native_library.build().library is not None
 TYPES = {np.float64: TensorProto.DOUBLE, np.float32: TensorProto.FLOAT}
@@ -81,9 +83,9 @@ def network(kind, n, seed):
     rng = np.random.default_rng(seed)
     W, b = rng.standard_normal((20, n)), rng.standard_normal(20)
     Z, V = np.abs(rng.standard_normal((12, 20))) / 8, rng.standard_normal((12, n))
-    bend = (lambda z: np.maximum(z, 0.0)) if kind == "relu" else reference.softplus
-    slope = (lambda z: (z > 0) * 1.0) if kind == "relu" else reference.sigmoid
-    curve = (lambda z: 0.0 * z) if kind == "relu" else (lambda z: reference.sigmoid(z) * reference.sigmoid(-z))
+    bend = (lambda z: np.maximum(z, 0.0)) if kind == "relu" else references.softplus
+    slope = (lambda z: (z > 0) * 1.0) if kind == "relu" else references.sigmoid
+    curve = (lambda z: 0.0 * z) if kind == "relu" else (lambda z: references.sigmoid(z) * references.sigmoid(-z))
 
     def value_and_gradient(y):
         first = y @ W.T + b
@@ -147,10 +149,10 @@ class Operators:
         domain: Domain = UNIT_BOX,
         dtype: type = np.float64,
         steps: int = reference.STEPS,
-    ) -> reference.InnerSolution:
+    ) -> InnerSolution:
         lam_start = np.empty((len(G), 0)) if lam_start is None else lam_start
         feeds = {"slopes": G.astype(dtype), "offsets": e.astype(dtype), "lam_start": lam_start.astype(dtype)}
-        return reference.InnerSolution(*self.session("Solve", dtype, domain, steps=steps).run(None, feeds))
+        return InnerSolution(*self.session("Solve", dtype, domain, steps=steps).run(None, feeds))
 
     def adjoint(
         self, G: Any, e: Any, lam: Any, y_bar: Any, domain: Domain = UNIT_BOX, dtype: type = np.float64
@@ -175,11 +177,11 @@ class Torch:
 
     def solve(self, G, e, lam_start=None, domain=UNIT_BOX, dtype=np.float64, steps=reference.STEPS):
         lam_start = None if lam_start is None else torch.from_numpy(lam_start)
-        found = bundle_entropy.solve_in_torch(torch.from_numpy(G), torch.from_numpy(e), lam_start, steps, domain)
-        return reference.InnerSolution(*(a.numpy() for a in found))
+        found = cut_model.solved(TORCH, domain, torch.from_numpy(G), torch.from_numpy(e), lam_start, steps)
+        return InnerSolution(*(a.numpy() for a in found))
 
     def adjoint(self, G, e, lam, y_bar, domain=UNIT_BOX, dtype=np.float64):
-        found = bundle_entropy.kkt_adjoint_in_torch(*map(torch.from_numpy, (G, e, lam, y_bar)), domain)
+        found = kkt_adjoint.adjoint(TORCH, domain, *map(torch.from_numpy, (G, e, lam, y_bar)))
         return tuple(a.numpy() for a in found)
 
 

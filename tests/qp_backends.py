@@ -13,7 +13,7 @@ from onnx import helper
 
 import icnnrt
 from icnnrt import native_library
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.manifest import OP_DOMAIN
 from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference, qp_adjoint, qp_gradients, qp_solve
 from icnnrt.mathematics.qp_status import statuses
 from icnnrt_exporters.operators.operator_graphs import KINDS, qp_model

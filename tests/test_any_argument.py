@@ -21,6 +21,7 @@ from icnnrt.convexity import Convexity, prove
 from icnnrt.epigraph import epigraph
 from icnnrt.format import package
 from icnnrt.format.checkpoints import History
+from icnnrt.format.contents import weight_layout
 from icnnrt.format.manifest import Manifest
 
 FIXTURES = Path(__file__).parent / "fixtures" / "version1"
@@ -144,7 +145,7 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
             | {"overwrite": True},
         ),
         "write": lambda: (package.write, {"path": "written", **written, "overwrite": True}),
-        "weight_layout": lambda: (package.weight_layout, {"weights": u.package.weights}),
+        "weight_layout": lambda: (weight_layout, {"weights": u.package.weights}),
         "Manifest.from_json": lambda: (Manifest.from_json, {"data": u.manifest.to_json()}),
         "Convexity.from_json": lambda: (Convexity.from_json, {"value": u.manifest.convexity.to_json()}),
         "update_weights": lambda: (at["no_context"].update_weights, {"weights": dict(at["no_context"].weights)}),

@@ -6,19 +6,21 @@ from itertools import product
 
 import numpy as np
 import pytest
+import references
 import torch
 from amounts import ALL
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from icnnrt.mathematics import reference
+from icnnrt.mathematics.domains import UNIT_BOX
 from icnnrt_models import FICNN, PICNN, ArgminResult, BundleEntropyArgmin
 from icnnrt_models.layers.bundle_entropy import (
     bundle_entropy_solve,
     implicit_adjoint,
     kkt_adjoint,
-    negative_entropy,
 )
+from icnnrt_models.layers.namespace import TORCH
 
 F64 = torch.float64
 
@@ -122,7 +124,7 @@ def test_float32_energies(kind, activation):
             assert getattr(result, field).dtype == F64
         # One cut tells y as well as its slope is known. Where several meet, their values count: two models that differ
         # by ε and curve by 4 or more, as entropy does, are least within √(ε/2) of each other.
-        f = expected.energy - reference.negative_entropy(expected.y)
+        f = expected.energy - references.negative_entropy(expected.y)
         allowed = FLOAT32_ANSWER if K == 1 else np.sqrt(2.0**-22 * np.maximum(1.0, np.abs(f)) / 2)[:, None]
         assert (np.abs(result.y.numpy() - expected.y) <= allowed).all(), (n, K)
         assert (result.residual[:, 0] <= 2**-25).all()  # half a unit in the last place of a number below 1
@@ -142,7 +144,7 @@ def test_certificates_enclose_what_scipy_finds(activation):
 
         def objective(y, value_and_gradient=value_and_gradient):
             f, g = value_and_gradient(y[None])
-            return f[0] + reference.negative_entropy(y), g[0] + np.log(y / (1 - y))
+            return f[0] + references.negative_entropy(y), g[0] + np.log(y / (1 - y))
 
         found = minimize(objective, np.full(n, 0.5), jac=True, bounds=[(1e-12, 1 - 1e-12)] * n, tol=1e-14).fun
         assert result.lower_bound[b] <= found + 1e-9
@@ -379,7 +381,7 @@ def test_implicit_equals_the_dense_solve():
         for b in range(5)
     ]
     hessian = torch.stack(rows).detach()
-    expected = reference.implicit_adjoint(hessian.numpy(), result.y.numpy(), y_bar.numpy())
+    expected = references.implicit_adjoint(hessian.numpy(), result.y.numpy(), y_bar.numpy())
 
     def hvp(s: Tensor) -> Tensor:
         return (hessian @ s[:, :, None])[:, :, 0]
@@ -629,9 +631,11 @@ def test_training_reduces_the_loss(activation):
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_negative_entropy():
+def test_the_regulariser_of_the_unit_box_is_the_negative_entropy():
     y = torch.tensor([[0.0, 1.0], [0.5, 0.25]], dtype=F64)
-    assert np.allclose(negative_entropy(y).numpy(), reference.negative_entropy(y.numpy()), atol=1e-15)
+    assert np.allclose(
+        UNIT_BOX.regulariser(TORCH, y)[..., 0].numpy(), references.negative_entropy(y.numpy()), atol=1e-15
+    )
 
 
 # ---------------------------------------------------------------- errors

@@ -11,8 +11,9 @@ import pytest
 from cut_models import TYPES, model
 from onnx_functions import all_nodes, check_portable
 
-from icnnrt.mathematics import reference
+from icnnrt.mathematics.cut_model import LAM_FLOOR, SLACK_FLOOR
 from icnnrt.mathematics.domains import MODELS, NAMES, SIMPLEX, SPACE, UNIT_BOX
+from icnnrt.mathematics.namespace import EPS
 from icnnrt_exporters.operators.bodies import functions
 
 # Nodes in each Loop's body, constants aside.
@@ -53,7 +54,7 @@ def test_functions_are_portable():
 def test_no_constant_was_rounded_to_float32():
     """Float constants are float64 tensors, and come from nowhere but the tables of the reference."""
     known = {0.0, 0.5, 1.0, 2.0, 4.0, 45.0, 0.25, 3.0, 0.1, 0.9, 0.99, 1e-13, 1e-30}
-    known |= {m * reference.EPS for m in (2, 4, 10)} | {reference.LAM_FLOOR, reference.SLACK_FLOOR}
+    known |= {m * EPS for m in (2, 4, 10)} | {LAM_FLOOR, SLACK_FLOOR}
     for function in functions():
         for node in all_nodes(function.node):
             if node.op_type != "Constant":

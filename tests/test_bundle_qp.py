@@ -2,15 +2,11 @@
 
 import numpy as np
 import pytest
+from references import sigmoid, softplus
 
-from icnnrt.mathematics.bundle_qp import (
-    Polyhedron,
-    bundle_qp_adjoint,
-    bundle_qp_argmin,
-    bundle_qp_implicit,
-)
+from icnnrt.mathematics.bundle_qp import bundle_qp_adjoint, bundle_qp_argmin, bundle_qp_implicit
+from icnnrt.mathematics.polyhedron_programs import Polyhedron
 from icnnrt.mathematics.qp_reference import QP, qp_solve
-from icnnrt.mathematics.reference import sigmoid, softplus
 from icnnrt.mathematics.status import Status
 
 B, N, UNITS, MU = 4, 5, 12, 0.2

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from references import evaluate
 
 import icnnrt
 from icnnrt.mathematics import certificate, reference
@@ -60,7 +61,7 @@ def solved(energy, T, domain, bounds=None, tolerances=None):
         answer = {name: getattr(t, name).astype(T) for name in names}
         answer |= {name: getattr(t, name) for name in ("y", "energy", "residual")}
         # As a graph has it: the bound of what is handed out.
-        handed = reference.evaluate(*(answer[name].astype(np.float64) for name in ("slopes", "offsets", "lam")), domain)
+        handed = evaluate(*(answer[name].astype(np.float64) for name in ("slopes", "offsets", "lam")), domain)
         answer |= {"lower_bound": handed.dual, "gap": t.energy - handed.dual}
         all_finite, limits = np.ones(len(t.y), bool), tolerances or TOLERANCES[T]
         status, doubt = certificate.judge(all_finite, answer, limits, domain, lower, upper)

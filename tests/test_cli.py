@@ -346,7 +346,7 @@ def test_every_bad_input_is_one_sentence(tmp_path: Path, digits_like_package: Pa
     assert "expected a .npy array" in bad("code.npy")
 
     np.savez(tmp_path / "two.npz", a=np.zeros(3), b=np.zeros(3))
-    assert "expected an array named 'x', but the arrays are 'a', 'b'" in bad("two.npz")
+    assert "expected an array named 'x', but got the arrays 'a', 'b'" in bad("two.npz")
     np.savez(tmp_path / "pickled.npz", x=np.array([{}], object))
     assert "pickled Python objects" in bad("pickled.npz")
     (tmp_path / "no.npz").write_bytes(b"nonsense")
@@ -361,7 +361,7 @@ def test_every_bad_csv_is_one_sentence(tmp_path: Path, digits_like_package: Path
     for text, message in {
         "": "expected at least one line of numbers",
         "a,b,c,d\n": "expected at least one line of numbers",
-        "1,2,3,4\n1,2,3\n": "expected 4 numbers a line, x of shape [4] flattened, but line 2 has 3; write one whole",
+        "1,2,3,4\n1,2,3\n": "expected 4 numbers a line, x of shape [4] flattened, but got 3 in line 2; write one whole",
         "1,2,3,4\n\n1,2,x,4\n": "expected a number in line 3, column 3, but got 'x'",
         "1,2,,4\n": "expected a number in line 1, column 3, but got ''",
         "a,b,3,d\n1,2,3,4\n": "expected a number in line 1, column 1, but got 'a'",

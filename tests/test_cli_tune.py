@@ -120,7 +120,7 @@ def test_rows_with_nan_are_skipped_and_counted_or_refused(train_package: Path, d
     np.savez(data, x=x, target=target)
     out = tmp_path / "out.icnn"
     told = sentence(icnnrt("tune", train_package, data, "--out", out, "--strict"))
-    assert "sample 3 holds NaN or infinity" in told
+    assert "NaN or infinity in sample 3" in told
     assert not out.exists()
     result = icnnrt("tune", train_package, data, "--out", out, "--epochs", 1)
     assert result.exit_code == 0, result.output
@@ -561,7 +561,7 @@ def test_every_bad_input_is_one_sentence_and_writes_nothing(
     assert "has no train.onnx, so it cannot be tuned" in told
     assert "icnnrt export --train squared_error" in told
     (tmp_path / "cut.npz").write_bytes(data.read_bytes()[:-40])
-    assert "its end is missing or damaged, so it is perhaps truncated; copy or save it" in bad(
+    assert "whose end is missing or damaged, so it is perhaps truncated; copy or save it" in bad(
         source=tmp_path / "cut.npz"
     )
     (tmp_path / "text.npz").write_text("x, y")
@@ -574,7 +574,7 @@ def test_every_bad_input_is_one_sentence_and_writes_nothing(
     assert "target: expected shape [40, 4], but got [39, 4]" in bad(source=save(x=x, target=target[1:]))
     assert "expected at least one sample, but got none" in bad(source=save(x=x[:0], target=target[:0]))
     assert "expected numbers in [0, 1], where y lies" in bad(source=save(x=x, target=2 * target))
-    assert "every sample holds NaN or infinity" in bad(source=save(x=np.nan * x, target=target))
+    assert "NaN or infinity in every sample" in bad(source=save(x=np.nan * x, target=target))
     assert "learning_rate: expected a finite number of at least 0" in bad("--lr", -1)
     for fraction in ("0", "1", "1.5", "nan"):
         assert "val: expected a part of the data between 0 and 1" in bad("--val", fraction)

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from icnnrt.convexity import Convexity, prove
 from icnnrt.convexity.onnx_numpy import evaluate, operators
 from icnnrt.errors import PackageError
+from icnnrt.format.contents import weight_layout
 from icnnrt.format.onnx_graph import ancestors, read_graph
 from icnnrt.format.package import Package
 
@@ -841,7 +842,6 @@ def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
     """The value alone of a torch energy, by the exporter's own stages."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    from icnnrt.format import package
     from icnnrt_exporters.graphs.onnx_head import quiet, to_onnx
     from icnnrt_exporters.tracing.energy_graph import trace_energy
     from icnnrt_exporters.tracing.heads import Input, trace
@@ -862,7 +862,7 @@ def exported(energy: Any, x_dim: int, n: int) -> tuple[bytes, Arrays]:
         onnx_head = to_onnx(trace(head, [*theta, Input("x", x, 0), Input("y", y, 0)], ["f"]))
     weights, _ = stored(energy, traced.theta)
     constants = {name: traced.theta[name] for name in traced.constants}
-    layout = package.weight_layout(weights)[1]
+    layout = weight_layout(weights)[1]
     return serialise(plain_graph(onnx_head, "value"), weights, layout, constants), weights
 
 

@@ -7,6 +7,7 @@ answers. No way is the judge of another. λ is not unique where cuts are duplica
 
 import numpy as np
 import pytest
+import references
 from amounts import ALL, amount
 from cut_models import BACKENDS, HARD, TYPES, WAYS, hard_cuts, network, random_cuts
 from hypothesis import example, given, settings
@@ -289,7 +290,7 @@ def test_finite_cuts_give_finite_answers(way, seed, B, k, n, exponent, offset_ex
     y, lam, _, residual = got
     # No silent failure: the complementarity reported is that of the answer handed out.
     size = np.abs(e).max(initial=0.0) + np.abs(G).max(initial=0.0) * n
-    apart = np.abs(residual[:, 2] - reference.evaluate(*rounded(dtype, G, e, lam)).complementarity)
+    apart = np.abs(residual[:, 2] - references.evaluate(*rounded(dtype, G, e, lam)).complementarity)
     assert (apart <= (1e-10 if dtype == np.float64 else 1e-3) * (1 + size)).all()
     assert ((y >= 0) & (y <= 1)).all()
     assert (lam >= 0).all()

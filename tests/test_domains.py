@@ -8,6 +8,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import references
 import torch
 from cut_models import network, random_cuts
 from scipy.optimize import minimize
@@ -220,7 +221,7 @@ def test_the_implicit_adjoint_holds_at_convergence(domain):
 
     y = answer(np.zeros(n))
     assert (np.linalg.norm(y - path.y, axis=1) <= np.sqrt(2 * np.maximum(path.gap, 0.0) + 1e-12)).all()
-    c_y = reference.implicit_adjoint(hessian(y), y, y_bar, domain)
+    c_y = references.implicit_adjoint(hessian(y), y, y_bar, domain)
     expected = directional(lambda d: (answer(d) * y_bar).sum(1), np.zeros(n), direction, h=1e-4)
     np.testing.assert_allclose(c_y @ direction, expected, rtol=1e-8, atol=1e-8)
 
@@ -248,7 +249,7 @@ def test_a_box_is_solved_inside_its_bounds_and_scipy_agrees():
 
         def objective(y, b=b):
             p = (y - lower[b]) / (upper[b] - lower[b])
-            return value_and_gradient(y[None])[0][0] + reference.negative_entropy(p)
+            return value_and_gradient(y[None])[0][0] + references.negative_entropy(p)
 
         inside = list(zip(lower[b] + 1e-9, upper[b] - 1e-9, strict=True))
         found = minimize(objective, (lower[b] + upper[b]) / 2, bounds=inside, tol=1e-14)
@@ -263,7 +264,7 @@ def test_the_gradient_of_bounds_is_exact(kind, K):
     lower, upper = box(B, n)
     rng = np.random.default_rng(9)
     y_bar, l_dot, u_dot, p_init = (rng.standard_normal((B, n)) for _ in range(4))
-    p_init = reference.sigmoid(p_init)
+    p_init = references.sigmoid(p_init)
 
     def answer(t):
         coordinates = box_coordinates(lower + t * l_dot, upper + t * u_dot)

@@ -337,8 +337,8 @@ def test_what_is_not_piecewise_linear_and_convex_is_refused(energy: nn.Module, m
     [
         ({"mu": -1.0}, "mu: expected a finite number of at least 0"),
         ({"mu": np.nan}, "mu: expected a finite number"),
-        ({"G": np.ones((1, 4))}, "G, h: expected both or neither"),
-        ({"G": np.ones((1, 3)), "h": [1.0]}, r"G: expected shape \[rows, 4\]"),
+        ({"G": np.ones((1, 4))}, "h: expected an entry for each row of G, as G was given, but got none"),
+        ({"G": np.ones((1, 3)), "h": [1.0]}, r"G: expected shape \[m, 4\]"),
         ({"A": np.ones((1, 4)), "b": [1.0, 2.0]}, r"b: expected shape \[1\]"),
         ({"A": np.full((1, 4), np.nan), "b": [1.0]}, "A: expected finite numbers"),
         ({"lower": "low"}, "lower: expected numbers"),

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import references
 import torch
 from scipy.optimize import minimize
 from torch import Tensor, nn
@@ -233,7 +234,7 @@ def test_bounds_hold_against_an_independent_solver(tmp_path: Path) -> None:
 
         def objective(y: np.ndarray, i: int = i) -> tuple[float, np.ndarray]:
             f, g = session.value_and_gradient(x[i : i + 1], y[None])
-            return float(f[0] + reference.negative_entropy(y)), g[0] + np.log(y) - np.log1p(-y)
+            return float(f[0] + references.negative_entropy(y)), g[0] + np.log(y) - np.log1p(-y)
 
         best = minimize(
             objective,

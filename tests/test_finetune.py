@@ -223,7 +223,8 @@ def test_bad_rows_are_refused_if_strict(session: icnnrt.Session, samples: Sample
     tuner = FineTuner(session, strict=True)
     before = all_of(tuner)
     for x, y in ((rows(samples.x, 3), samples.y), (samples.x, rows(samples.y, 3))):
-        with pytest.raises(InputError, match="x, target: expected finite numbers, but sample 3 holds NaN") as error:
+        told = "x, target: expected finite numbers, but got NaN or infinity in sample 3"
+        with pytest.raises(InputError, match=told) as error:
             tuner.step(x, y)
         one_sentence(error.value)
     assert same(all_of(tuner), before)
@@ -236,14 +237,14 @@ S = Samples(6)
 @pytest.mark.parametrize(
     ("x", "y", "sentence"),
     [
-        (S.x, S.y + 1.0, r"target: expected numbers in \[0, 1\], where y lies, but finite sample 0 holds"),
-        (S.x, rows(S.y, 2, value=-0.1), r"finite sample 2 holds -0.1 to"),
+        (S.x, S.y + 1.0, r"target: expected numbers in \[0, 1\], where y lies, but got .* in finite sample 0"),
+        (S.x, rows(S.y, 2, value=-0.1), r"but got -0.1 to .* in finite sample 2"),
         (S.x[:, :2], S.y, r"x: expected shape \[B, 3\], but got \[6, 2\]"),
         (S.x, S.y[:, :2], r"target: expected shape \[6, 4\], but got \[6, 2\]"),
         (S.x, S.y[:5], r"target: expected shape \[6, 4\], but got \[5, 4\]"),
         (S.x[0], S.y[0], r"x: expected shape \[B, 3\], but got \[3\]; a single sample needs a batch dimension"),
         (S.x[:0], S.y[:0], "x: expected at least one sample, but got none"),
-        (rows(S.x, *range(6)), S.y, "x, target: expected finite numbers, but every sample holds NaN or infinity"),
+        (rows(S.x, *range(6)), S.y, "x, target: expected finite numbers, but got NaN or infinity in every sample"),
         ("text", S.y, "x: expected real numbers, but got dtype"),
         (S.x, S.y + 0j, "target: expected real numbers, but got dtype complex128"),
         (S.x, None, "target: expected real numbers"),
@@ -788,18 +789,20 @@ def test_the_history_is_bounded_and_any_of_it_comes_back(tuner: FineTuner, sampl
         assert tuner.resume(history, step=step).step == step
         assert same(all_of(tuner), met[step])
     for step in (1, 7):
-        with pytest.raises(InputError, match=f"expected a checkpoint of step {step} in .* are of steps 4, 5, 6") as e:
+        with pytest.raises(
+            InputError, match=f"expected a checkpoint of step {step} in .*, but got those of steps 4, 5, 6"
+        ) as e:
             tuner.resume(history, step=step)
         one_sentence(e.value)
     tuner.save(history, keep=1)
     assert len(list(history.iterdir())) == 2
     with pytest.raises(
-        InputError, match=r"expected a folder of checkpoints, but there is no folder .*absent; check"
+        InputError, match=r"expected a folder of checkpoints, but got .*absent, which is not there; check"
     ) as e:
         tuner.resume(tmp_path / "absent")
     one_sentence(e.value)
     (tmp_path / "bare").mkdir()
-    with pytest.raises(InputError, match=r"its checkpoints are of steps none; call save first"):
+    with pytest.raises(InputError, match=r"expected a checkpoint in .*bare, but got none; call save first"):
         tuner.resume(tmp_path / "bare")
     assert not (tmp_path / "absent").exists()
 

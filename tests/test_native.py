@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 import icnnrt
 from icnnrt import native_library
 from icnnrt.errors import InputError, MissingDependencyError
-from icnnrt.format.package import OP_DOMAIN, Package
+from icnnrt.format.manifest import OP_DOMAIN
+from icnnrt.format.package import Package
 from icnnrt.mathematics import reference
 from icnnrt.serving.runner import Runner
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import references
 from amounts import amount
 from cut_models import SIGNATURES as ROLES
 from cut_models import model
@@ -19,7 +20,6 @@ from hypothesis import strategies as st
 
 import icnnrt
 from icnnrt import native_library
-from icnnrt.mathematics import reference
 
 if native_library.build().library is None:
     pytest.skip(f"there is no native library: {native_library.build().reason}", allow_module_level=True)
@@ -162,7 +162,7 @@ def check_solution(
     assert residual[1] <= 1e-14
     if size > 1e12:  # v has no digits left to compare
         return
-    at = reference.evaluate(G[None], e[None], lam.astype(np.float64)[None])
+    at = references.evaluate(G[None], e[None], lam.astype(np.float64)[None])
     # λ rounded to its type moves s by so much, y by a quarter of that, and v by as much as the slopes say
     s_error = 2 * eps * (lam.astype(np.float64) @ np.abs(G)).max(initial=0.0)
     y_error = min(1.0, 0.25 * s_error * np.exp(min(s_error, 10.0))) + 2 * eps

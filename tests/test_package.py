@@ -24,16 +24,9 @@ from safetensors import numpy as safetensors_numpy
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format import package as package_format
 from icnnrt.format import replacement
-from icnnrt.format.package import (
-    Domain,
-    GraphFile,
-    Manifest,
-    Package,
-    SolverSpec,
-    TrainingSpec,
-    weight_layout,
-    write,
-)
+from icnnrt.format.contents import weight_layout
+from icnnrt.format.manifest import Domain, GraphFile, Manifest, SolverSpec, TrainingSpec
+from icnnrt.format.package import Package, write
 
 
 @pytest.fixture

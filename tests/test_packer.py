@@ -20,6 +20,7 @@ import icnnrt
 from icnnrt import native_library
 from icnnrt.errors import ExportError, PackageError
 from icnnrt.format import files, package
+from icnnrt.format.contents import weight_layout
 from icnnrt_exporters import pack, siblings
 from icnnrt_exporters.graphs.freezing import frozen
 from icnnrt_exporters.graphs.inlining import inlined
@@ -591,7 +592,7 @@ def test_a_package_with_the_gradient_by_x_has_adj_x(double_package: Path, tmp_pa
     """A made-up graph, as any would do: gradient_x = x · Σy + Σ of a bias of the package."""
     opened = package.Package.open(double_package)
     weight = "layers.0.b"
-    offset, length = package.weight_layout(opened.weights)[1][weight]
+    offset, length = weight_layout(opened.weights)[1][weight]
     bias = opened.weights[weight]
     tensor = TensorProto(name=weight, data_type=TensorProto.DOUBLE, dims=bias.shape)
     tensor.data_location = TensorProto.EXTERNAL

@@ -9,7 +9,7 @@ from exports import export
 
 import icnnrt
 from icnnrt.epigraph import epigraph
-from icnnrt.format.manifest import POLYHEDRON_ROLES
+from icnnrt.format.signatures import POLYHEDRON_ROLES
 from icnnrt.mathematics.status import Status
 from icnnrt.serving.polyhedron import PolyhedronSolution
 
@@ -280,9 +280,15 @@ def test_a_float32_package(tmp_path: Path) -> None:
         ({"tolerance": None, "iterations": 2**70}, "iterations: expected an integer from 1 to 4096"),
         ({"iterations": 0}, "iterations: expected an integer from 1 to 4096"),
         ({"tolerance": np.nan}, "tolerance: expected a finite number"),
-        ({"h": [1.0]}, "G, h: expected both or neither"),
-        ({"A": np.ones((2, 3)), "b": [1.0, 1.0]}, r"A: expected shape \[rows, 4\] or \[3, rows, 4\]"),
-        ({"G": np.ones((2, 4)), "h": [1.0]}, r"h: expected shape \[2\] or \[3, 2\], but got \[1\]\."),
+        ({"h": [1.0]}, "G: expected a row for each bound .*, as h was given, but got none; pass G with it"),
+        (
+            {"A": np.ones((2, 3)), "b": [1.0, 1.0]},
+            r"A: expected shape \[q, 4\] or, for a batch, \[3, q, 4\], but got \[2, 3\]",
+        ),
+        (
+            {"G": np.ones((2, 4)), "h": [1.0]},
+            r"h: expected shape \[2\] or, for a batch, \[3, 2\], but got \[1\]; h has",
+        ),
         ({"lower": np.nan}, "lower: expected finite numbers"),
         ({"y_init": np.full((B, N), np.inf)}, "y_init: expected finite numbers"),
     ],

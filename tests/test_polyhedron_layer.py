@@ -11,12 +11,8 @@ torch = pytest.importorskip("torch")
 
 from test_argmin_layer import numpy_value_and_gradient  # noqa: E402
 
-from icnnrt.mathematics.bundle_qp import (  # noqa: E402
-    Polyhedron,
-    bundle_qp_adjoint,
-    bundle_qp_argmin,
-    bundle_qp_implicit,
-)
+from icnnrt.mathematics.bundle_qp import bundle_qp_adjoint, bundle_qp_argmin, bundle_qp_implicit  # noqa: E402
+from icnnrt.mathematics.polyhedron_programs import Polyhedron  # noqa: E402
 from icnnrt.mathematics.status import Status  # noqa: E402
 from icnnrt_models import FICNN, PICNN, PolyhedronArgmin, QPLayer  # noqa: E402
 from icnnrt_models.layers import pieces  # noqa: E402

@@ -10,8 +10,9 @@ import pytest
 from exports import export
 
 import icnnrt
-from icnnrt.format.manifest import POLYHEDRON_ROLES
-from icnnrt.mathematics.bundle_qp import Polyhedron, bundle_qp_argmin
+from icnnrt.format.signatures import POLYHEDRON_ROLES
+from icnnrt.mathematics.bundle_qp import bundle_qp_argmin
+from icnnrt.mathematics.polyhedron_programs import Polyhedron
 from icnnrt.mathematics.status import Status
 
 torch = pytest.importorskip("torch")

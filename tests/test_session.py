@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import references
 from onnx import TensorProto, helper
 
 import icnnrt
@@ -31,8 +32,10 @@ from icnnrt.errors import (
     ProviderError,
 )
 from icnnrt.format import package as package_format
-from icnnrt.format.package import Package, SolverSpec, weight_layout
-from icnnrt.mathematics import certificate, reference
+from icnnrt.format.contents import weight_layout
+from icnnrt.format.manifest import SolverSpec
+from icnnrt.format.package import Package
+from icnnrt.mathematics import certificate
 from icnnrt.mathematics.status import Status
 from icnnrt.serving.runner import Runner
 
@@ -248,7 +251,7 @@ def contexts(B: int, seed: int = 1) -> np.ndarray:
 def truth(w: dict[str, np.ndarray], x: np.ndarray, p: np.ndarray | float = 0.5) -> np.ndarray:
     """y of the one-cut method, in float64."""
     W, b, q = (w[k].astype(np.float64) for k in ("linear.weight", "linear.bias", "curvature"))
-    return reference.sigmoid(-(x.reshape(len(x), 4) @ W.T + b + q * (p - 0.5)))
+    return references.sigmoid(-(x.reshape(len(x), 4) @ W.T + b + q * (p - 0.5)))
 
 
 # --- argmin --------------------------------------------------------------------------------------
@@ -1128,10 +1131,10 @@ def test_kkt_residuals_of_a_solution_built_backwards() -> None:
     rng = np.random.default_rng(0)
     B, K, n = 4, 3, 5
     G, λ = rng.normal(size=(B, K, n)), rng.dirichlet(np.ones(K), size=B)
-    y = reference.sigmoid(-np.einsum("bkn,bk->bn", G, λ))
+    y = references.sigmoid(-np.einsum("bkn,bk->bn", G, λ))
     e = -np.einsum("bkn,bn->bk", G, y - 0.5)
     assert certificate.kkt_residuals(G, e, λ, y).max() < 1e-15
-    energy = reference.negative_entropy(y)  # max v = 0
+    energy = references.negative_entropy(y)  # max v = 0
     assert np.abs(certificate.duality_gap(energy, G, e, λ)).max() < 1e-14
     e[:, 0] += 0.5
     np.testing.assert_allclose(certificate.kkt_residuals(G, e, λ, y)[:, 2], 0.5 * (1 - λ[:, 0]), atol=1e-14)

@@ -23,6 +23,7 @@ from icnnrt import FineTuner, IcnnrtError, PackageError, convexity
 from icnnrt.cli.app import console, one_line, tell
 from icnnrt.cli.commands import app
 from icnnrt.format import package as package_format
+from icnnrt.format.contents import weight_layout
 from icnnrt.format.package import Package
 from icnnrt.printable import cropped, harmless, is_plain, named, printable, show
 
@@ -163,7 +164,7 @@ def evil_package(path: Path, change: Callable[[onnx.ModelProto], None] = lambda 
     """The fixture, working, with escapes in every text that its files hold."""
     old = Package.open(FIXTURE)
     weights = {name + EVIL: np.array(array) for name, array in old.weights.items()}
-    layout = package_format.weight_layout(weights)[1]
+    layout = weight_layout(weights)[1]
     graphs = {}
     for role, data in old.graphs.items():
         model = onnx.ModelProto.FromString(data)

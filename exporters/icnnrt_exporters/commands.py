@@ -21,12 +21,12 @@ from rich.table import Table
 from icnnrt.arguments import refused
 from icnnrt.cli.app import FollowFlag, JsonFlag, PackageArgument, console, number, print_json
 from icnnrt.errors import ExportError, InputError, MissingDependencyError
-from icnnrt.mathematics.reference import STEPS
+from icnnrt.mathematics.cut_model import STEPS
 
 if TYPE_CHECKING:
     import torch
 
-    from icnnrt.checking.verify import Check
+    from icnnrt.checking.report import Check
     from icnnrt.format.package import Package
     from icnnrt_exporters.assembly.train_spec import TrainSpec
 

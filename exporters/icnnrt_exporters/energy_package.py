@@ -17,6 +17,7 @@ from icnnrt.convexity import Convexity, grounds
 from icnnrt.convexity.piecewise import is_piecewise_linear
 from icnnrt.errors import ExportError
 from icnnrt.format import package
+from icnnrt.format.contents import weight_layout
 from icnnrt.format.manifest import GraphFile
 from icnnrt.format.signatures import listed
 from icnnrt.format.signs import NONNEGATIVE, Sign
@@ -184,7 +185,7 @@ def _trace(
         progress("gradient")
         role, head = "gradient", to_onnx(gradient(found, x, y))
     weights, trainable = stored(energy, found.theta)
-    traced = _Traced(found, x, y, head, loss, trainable, weights, package.weight_layout(weights)[1], {})
+    traced = _Traced(found, x, y, head, loss, trainable, weights, weight_layout(weights)[1], {})
     return traced._replace(graphs={role: traced.serialised(plain_graph(head.clone(), role))})
 
 

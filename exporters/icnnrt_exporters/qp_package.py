@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from icnnrt.arguments import refused
 from icnnrt.errors import ExportError
-from icnnrt.format import package
+from icnnrt.format.contents import weight_layout
 from icnnrt.format.signatures import QP_ROLES
 from icnnrt.format.signs import NONNEGATIVE, Sign
 from icnnrt_exporters.assembly.losses import loss_graph, named
@@ -72,7 +72,7 @@ def network_contents(
     made = {name: network.theta[name] for name in network.constants}
     for role in QP_ROLES:
         give_settings(assembled[role])
-    layout = package.weight_layout(weights)[1]
+    layout = weight_layout(weights)[1]
     graphs = {role: serialise(graph, weights, layout, made) for role, graph in assembled.items()}
     contents = Contents(
         "qp",

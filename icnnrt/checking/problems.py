@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from icnnrt.checking.report import Array, Arrays, Check, median, worst
 from icnnrt.mathematics import bregman, reference
-from icnnrt.mathematics.bundle_qp import Polyhedron, bundle_qp_argmin
+from icnnrt.mathematics.bundle_qp import bundle_qp_argmin
 from icnnrt.mathematics.domains import SPACE, Coordinates, Domain, distance
+from icnnrt.mathematics.polyhedron_programs import Polyhedron
 from icnnrt.mathematics.status import ANSWERED, Status
 from icnnrt.serving import polyhedron
 from icnnrt.serving.load import AnySession

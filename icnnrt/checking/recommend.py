@@ -1,14 +1,14 @@
 """How many iterations a package's solver needs for a gap, told from data: what to export it with."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from icnnrt.arguments import batch, finite_rows, instance, integer, number, refused
 from icnnrt.checking.report import Array
-from icnnrt.format.fields import strict
+from icnnrt.format.fields import Report
 from icnnrt.format.manifest import SolverSpec
 from icnnrt.mathematics import certificate, reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, Domain, coordinates
@@ -22,7 +22,7 @@ MAX_ITERATIONS: Final = 64
 
 
 @dataclass(frozen=True)
-class Recommendation:
+class Recommendation(Report):
     """What `recommend` found."""
 
     gap: float
@@ -36,10 +36,6 @@ class Recommendation:
     """K of the package as it is."""
     reached: tuple[float, ...]
     """Share of the samples that reach the gap with K = 1, 2, ..."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for strict JSON."""
-        return dict(strict(asdict(self)))
 
 
 def recommend(

@@ -1,13 +1,13 @@
 """What `verify` says: checks, each a figure with its bound and its verdict, and the report of all of them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.format.fields import strict
+from icnnrt.format.fields import Report
 
 Array = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
@@ -28,7 +28,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(Report):
     """What `verify` found."""
 
     package: str
@@ -54,7 +54,7 @@ class VerifyReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for strict JSON: NaN and infinity are None."""
-        return {**strict(asdict(self)), "passed": self.passed}
+        return {**super().as_dict(), "passed": self.passed}
 
 
 def skipped(name: str, why: str, bound: float | None = None) -> Check:

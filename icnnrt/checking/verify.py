@@ -20,8 +20,6 @@ from icnnrt.limits import check
 from icnnrt.ort import Provider
 from icnnrt.serving.load import load
 
-__all__ = ["CHECKS", "Check", "Row", "VerifyReport", "contexts", "verify"]
-
 MAX_SAMPLES: Final = 1 << 16
 
 

@@ -9,14 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from icnnrt.cli.app import (
-    ERROR,
-    JsonFlag,
-    app,
-    console,
-    one_line,
-    print_json,
-)
+from icnnrt.cli.app import ERROR, JsonFlag, app, console, one_line, print_json
 from icnnrt.errors import InputError, MissingDependencyError
 
 

@@ -79,13 +79,10 @@ def read_archive(
             file.seek(0)
             # It begins as an archive does, and the list of its arrays stands at the end.
             if isinstance(error, zipfile.BadZipFile) and file.read(2) == b"PK":
-                raise InputError(
-                    f"{path}: expected a whole .npz archive, but its end is missing or damaged, so it is perhaps "
-                    "truncated; copy or save it again."
-                ) from error
-            raise refused(str(path), "a .npz archive", f"something else ({error})", "save it again") from harmless(
-                error
-            )
+                came = "one whose end is missing or damaged, so it is perhaps truncated"
+                raise refused(str(path), "a whole .npz archive", came, "copy or save it again") from error
+            came = f"something else ({error})"
+            raise refused(str(path), "a .npz archive", came, "save it again") from harmless(error)
         with archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()[:MAX_MEMBERS]}
             if only and keys[0] not in members and len(members) == 1:
@@ -96,10 +93,8 @@ def read_archive(
             missing = [key for key in keys if key not in members]
             if missing:
                 named = ", ".join(map(repr, itertools.islice(members, 5))) or "none"
-                raise InputError(
-                    f"{path}: expected an array named {missing[0]!r}, but the arrays are {named}; "
-                    f"save it with np.savez({path.name!r}, {missing[0]}=...)."
-                )
+                remedy = f"save it with np.savez({path.name!r}, {missing[0]}=...)"
+                raise refused(str(path), f"an array named {missing[0]!r}", f"the arrays {named}", remedy)
             arrays = {}
             for key in keys:
                 try:
@@ -121,10 +116,8 @@ def _read_npy(stream: IO[bytes], where: str, size: int) -> Array:
             raise refused(where, ".npy version 1.0 or 2.0", version, "save a plain array")
         shape, fortran, dtype = read_header[version](stream)
         if dtype.hasobject:
-            raise InputError(
-                f"{where}: expected numbers, but it holds pickled Python objects, which are never loaded; "
-                "save it with a numeric dtype."
-            )
+            came = "pickled Python objects, which are never loaded"
+            raise refused(where, "numbers", came, "save it with a numeric dtype")
         if dtype.kind not in "fiub":
             raise refused(where, "real numbers", f"dtype {dtype}", "convert it to float first")
         count = math.prod(shape)
@@ -146,10 +139,8 @@ def _read_npy(stream: IO[bytes], where: str, size: int) -> Array:
 
 def _read_csv(path: Path, key: str, shape: tuple[int, ...]) -> Array:
     if path.exists() and path.stat().st_size > MAX_TEXT_BYTES:
-        raise InputError(
-            f"{path}: expected at most {MAX_TEXT_BYTES} bytes of text, but it has {path.stat().st_size}; "
-            "save the numbers as .npy."
-        )
+        expected = f"at most {MAX_TEXT_BYTES} bytes of text"
+        raise refused(str(path), expected, path.stat().st_size, "save the numbers as .npy")
     width = math.prod(shape)
     rows: list[list[float]] = []
     with _open(path) as file:
@@ -168,10 +159,9 @@ def _read_csv(path: Path, key: str, shape: tuple[int, ...]) -> Array:
                     remedy = "separate numbers by commas and write a missing one as nan"
                     raise refused(str(path), expected, repr(cells[at][:40]), remedy)
                 if len(numbers) != width:
-                    raise InputError(
-                        f"{path}: expected {width} numbers a line, {key} of shape {list(shape)} flattened, but line "
-                        f"{lines.line_num} has {len(numbers)}; write one whole sample on every line."
-                    )
+                    expected = f"{width} numbers a line, {key} of shape {list(shape)} flattened"
+                    came, remedy = f"{len(numbers)} in line {lines.line_num}", "write one whole sample on every line"
+                    raise refused(str(path), expected, came, remedy)
                 rows.append([number for number in numbers if number is not None])
         except (UnicodeDecodeError, csv.Error) as error:
             raise refused(str(path), "UTF-8 text", f"something else ({error})", "save it again") from error

@@ -11,17 +11,7 @@ import typer
 from rich.markup import escape
 
 from icnnrt.arguments import refused
-from icnnrt.cli.app import (
-    ERROR,
-    FollowFlag,
-    JsonFlag,
-    NativeFlag,
-    PackageArgument,
-    app,
-    console,
-    print_json,
-    tell,
-)
+from icnnrt.cli.app import ERROR, FollowFlag, JsonFlag, NativeFlag, PackageArgument, app, console, print_json, tell
 from icnnrt.cli.following import Followed, between_steps, whoever_listens
 from icnnrt.cli.tuning_report import draw, show_tuning
 from icnnrt.errors import InputError

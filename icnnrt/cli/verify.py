@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from icnnrt.checking.recommend import Recommendation
-    from icnnrt.checking.verify import Check
+    from icnnrt.checking.report import Check
     from icnnrt.format.package import Package
 
 CHECKS: Final = "icnnrt.checks"

@@ -14,6 +14,10 @@ of convexity in real arithmetic and from the composition theorem (Boyd, Vandenbe
     g convex,  and u affine, or g rising and u convex, or g falling and u concave   =>   g(u) convex
 
 Entries are judged one by one, so a weight of zero switches off whatever stands behind it.
+
+To add an activation that is one operator: its rule in ENTRYWISE and its values in `onnx_numpy`. One that graphs spell
+out by several operators needs no rule of its own if `univariate` follows each of them: with its slope among
+`_DERIVATIVES` there or, of an operator with a kink, in `operate`.
 """
 
 import functools

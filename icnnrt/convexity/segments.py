@@ -12,7 +12,7 @@ from icnnrt.convexity.memory import Unsupported
 from icnnrt.convexity.onnx_numpy import evaluate
 from icnnrt.format.onnx_graph import Graph, ancestors
 from icnnrt.format.verdict import MAX_WITNESS, MAX_X, Evidence, Witness
-from icnnrt.mathematics.certificate import ROUNDING
+from icnnrt.mathematics.rounding import ROUNDING
 
 Array: TypeAlias = NDArray[Any]
 Value: TypeAlias = Callable[[Array, Array], Array]  # (x [B, ...], y [B, n]) -> f [B]

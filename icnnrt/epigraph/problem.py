@@ -34,8 +34,6 @@ from icnnrt.programs import Coo, Program, write_program
 from icnnrt.serving.domain_arguments import given_rows
 from icnnrt.serving.session import Session
 
-__all__ = ["EpigraphProblem", "EpigraphSolution", "epigraph"]
-
 Array = NDArray[np.float64]
 
 

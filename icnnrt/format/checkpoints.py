@@ -266,9 +266,8 @@ class History:
         path = self.folder / HISTORY_FILE
         try:
             if self.folder.exists() and not self.folder.is_dir():
-                raise InputError(
-                    f"history: expected a folder of checkpoints, but {self.folder} is a file; give another."
-                )
+                came = f"{self.folder}, which is a file"
+                raise arguments.refused("history", "a folder of checkpoints", came, "give another")
             data = read_plain(path, MAX_BYTES)
         except FileNotFoundError:
             self._network, self._version = architecture(self._manifest), HISTORY_VERSION

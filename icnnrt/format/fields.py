@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeAlias, TypeVar, get_origin, get_type_hints
 
@@ -54,6 +54,14 @@ def strict(value: Any) -> Any:
             return strict(float(plainer) if isinstance(plainer, np.floating) else plainer)
         case _:
             return str(value)
+
+
+class Report:
+    """A frozen dataclass of plain values, which is told as JSON."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for strict JSON: NaN and infinity are None."""
+        return dict(strict(asdict(self)))  # type: ignore[call-overload]
 
 
 def load_json(data: bytes, place: str) -> object:

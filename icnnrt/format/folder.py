@@ -13,14 +13,7 @@ from icnnrt import arguments
 from icnnrt.errors import IcnnrtError, InputError, PackageError
 from icnnrt.format.fields import AGAIN, load_json
 from icnnrt.format.files import NotPlain, read_whole
-from icnnrt.format.manifest import (
-    FORMAT,
-    GOLDEN_FILE,
-    MANIFEST_FILE,
-    MAX_MANIFEST_BYTES,
-    WEIGHTS_FILE,
-    Manifest,
-)
+from icnnrt.format.manifest import FORMAT, GOLDEN_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, WEIGHTS_FILE, Manifest
 from icnnrt.printable import show
 
 StrPath: TypeAlias = str | os.PathLike[str]

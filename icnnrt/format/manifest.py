@@ -355,8 +355,7 @@ def _graph_entry(graph: GraphFile) -> dict[str, Any]:
 class Manifest:
     """The contents of manifest.json; the module docstring explains every field.
 
-    Instances that `from_json` returns have been checked. One built by hand is checked when it is
-    written.
+    Instances that `from_json` returns have been checked. One built by hand is checked when it is written.
     """
 
     name: Annotated[str, text]

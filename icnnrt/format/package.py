@@ -78,15 +78,13 @@ exactly these keys, the last four where they apply:
                      whose values it needs, of the others it needs no more than their signs
     golden           only with golden.safetensors: {"file": "golden.safetensors", "sha256": hex, "bytes": int}
 
-Bounds, checked before anything is allocated: K <= 4096, steps <= 1000, K n <= 2^28, at most 2^31
-elements in a shape and in all weights together, 65536 weights, 256 MiB a graph, 16 MiB of safetensors header, 64 MiB
-of golden data.
+Bounds, checked before anything is allocated: K <= 4096, steps <= 1000, K n <= 2^28, at most 2^31 elements in a shape
+and in all weights together, 65536 weights, 256 MiB a graph, 16 MiB of safetensors header, 64 MiB of golden data.
 
-weights.safetensors is an ordinary safetensors file: 8 bytes of header length N (little-endian), N
-bytes of JSON header, data. The header agrees exactly with the manifest's tensors; their bytes
-follow one another without gap or overlap, each tensor starting at a multiple of its item size. A
-tensor has the sign it is given, a trainable one only finite entries: the convexity of the energy
-rests on the first.
+weights.safetensors is an ordinary safetensors file: 8 bytes of header length N (little-endian), N bytes of JSON header,
+data. The header agrees exactly with the manifest's tensors; their bytes follow one another without gap or overlap, each
+tensor starting at a multiple of its item size. A tensor has the sign it is given, a trainable one only finite entries:
+the convexity of the energy rests on the first.
 
 Graphs are ONNX models whose operators come from the default ONNX domain or from ai.icnnrt, never
 EPContext, and whose functions are defined in ai.icnnrt only. An initializer may keep its bytes in
@@ -100,23 +98,20 @@ alone) and the outputs of each graph replayed as "<role>.<output>": what the mac
 Version 1 is read too, and written back as it came: `icnnrt.format.upgrade` says what it lacks. Version 2 is open until
 it is released.
 
-A reader checks all of this before use. The hashes tell damage and half-written packages from whole
-ones; they are no signature, and a package can still ask for a long computation: it is data from
-whoever made it.
+A reader checks all of this before use. The hashes tell damage and half-written packages from whole ones; they are no
+signature, and a package can still ask for a long computation: it is data from whoever made it.
 
-A new package is written to a hidden sibling folder, flushed to the disk, then renamed into place.
-Replacing one takes two renames, the old folder aside (`.<name>.old-<token>`) and the new one in:
-whatever interrupts them, the path holds the old package, the new one, or for the instant between
-the renames nothing. It never holds a mixture. If that instant is where the power fails, the old
-package lies whole in the folder aside. A reader that finds nothing at the path therefore reads the
-newest folder aside that is whole, as the package at that path; it renames nothing. A folder aside
-means nothing while there is something at the path: a write deletes those of its own name, before it
-moves the old package aside and when the new one is in place. A folder `.<name>.new-<token>` that a
-crash left behind may be deleted. What a package's folder holds besides the package stays: a replacement
-has links or copies of such files in the new folder before it is renamed, so they are at the path whenever
-a package is, and it refuses to begin where one of them is a folder or anything else that cannot be in
-two places. A file in a folder aside that is neither the package's nor at the path is never deleted, and
-keeps that folder. A reader that is opening a package while it is replaced may be told
+A new package is written to a hidden sibling folder, flushed to the disk, then renamed into place. Replacing one takes
+two renames, the old folder aside (`.<name>.old-<token>`) and the new one in: whatever interrupts them, the path holds
+the old package, the new one, or for the instant between the renames nothing. It never holds a mixture. If that instant
+is where the power fails, the old package lies whole in the folder aside. A reader that finds nothing at the path
+therefore reads the newest folder aside that is whole, as the package at that path; it renames nothing. A folder aside
+means nothing while there is something at the path: a write deletes those of its own name, before it moves the old
+package aside and when the new one is in place. A folder `.<name>.new-<token>` that a crash left behind may be deleted.
+What a package's folder holds besides the package stays: a replacement has links or copies of such files in the new
+folder before it is renamed, so they are at the path whenever a package is, and it refuses to begin where one of them is
+a folder or anything else that cannot be in two places. A file in a folder aside that is neither the package's nor at
+the path is never deleted, and keeps that folder. A reader that is opening a package while it is replaced may be told
 that a file is missing or differs; it should open it again.
 """
 
@@ -131,18 +126,11 @@ import numpy as np
 from icnnrt.arguments import flag, instance, names, refused
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format import replacement, wire
-from icnnrt.format.contents import check_arrays, check_table, checked_contents, safetensors_bytes, weight_layout
+from icnnrt.format.contents import check_arrays, check_table, checked_contents, safetensors_bytes
 from icnnrt.format.folder import StrPath, asides, folder_of, read_folder
 from icnnrt.format.manifest import (
-    FORMAT,
-    FORMAT_VERSION,
     GOLDEN_FILE,
     MANIFEST_FILE,
-    MAX_ELEMENTS,
-    MAX_GRAPH_BYTES,
-    MAX_ITERATIONS,
-    MAX_MANIFEST_BYTES,
-    MAX_STEPS,
     OP_DOMAIN,
     WEIGHTS_FILE,
     Domain,
@@ -161,35 +149,6 @@ from icnnrt.format.signatures import listed
 from icnnrt.format.signs import NONNEGATIVE, Sign, united
 from icnnrt.format.verdict import Convexity
 from icnnrt.printable import named, show
-
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "GOLDEN_FILE",
-    "MANIFEST_FILE",
-    "MAX_ELEMENTS",
-    "MAX_GRAPH_BYTES",
-    "MAX_ITERATIONS",
-    "MAX_MANIFEST_BYTES",
-    "MAX_STEPS",
-    "OP_DOMAIN",
-    "WEIGHTS_FILE",
-    "Domain",
-    "File",
-    "GraphFile",
-    "Manifest",
-    "OpSet",
-    "Package",
-    "PolyhedronSpec",
-    "Scalar",
-    "SolverSpec",
-    "TrainingSpec",
-    "WeightSpec",
-    "WeightsFile",
-    "opened",
-    "weight_layout",
-    "write",
-]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,11 +4,10 @@ Before a graph is handed to onnxruntime, the package reader must know which file
 which operators it would run. Both are found here, wherever ONNX lets them hide: initializers,
 sparse initializers, tensors in attributes, subgraphs at any depth, function bodies, training info.
 
-Protobuf lets fields come in any order, lets a singular field occur twice (the last scalar wins,
-messages are merged), skips a known field of a wrong wire type, and cuts numbers to 32 bits; readers
-differ on each of these, and on malformed bytes. The audit must hold for every reader, so it refuses
-what is ambiguous: each field has to be what `MESSAGES` says of it. Fields that are not in it, such as
-later versions may bring, are skipped.
+Protobuf lets fields come in any order, lets a singular field occur twice (the last scalar wins, messages are merged),
+skips a known field of a wrong wire type, and cuts numbers to 32 bits; readers differ on each of these, and on malformed
+bytes. The audit must hold for every reader, so it refuses what is ambiguous: each field has to be what `MESSAGES` says
+of it. Fields that are not in it, such as later versions may bring, are skipped.
 
 The work is bounded whatever the bytes are: contents such as a tensor's raw_data are stepped over,
 and there are at most `MAX_STEPS`.
@@ -307,9 +306,8 @@ class Survey:
 def survey(data: bytes, file: str, steps: int = MAX_STEPS) -> Survey:
     """Walk the bytes of an ONNX ModelProto and return what it refers to.
 
-    `file` is the name used in messages, `steps` the most that the walk may take. Never reads outside
-    `data`, whatever the bytes say; raises `PackageError` with one sentence when they are not a
-    well-formed model.
+    `file` is the name used in messages, `steps` the most that the walk may take. Never reads outside `data`, whatever
+    the bytes say; raises `PackageError` with one sentence when they are not a well-formed model.
     """
     walk = _Walk(data, file, steps)
     version = walk.message("ModelProto", 0, len(data), 1).get(1, 0)

@@ -19,22 +19,7 @@ from icnnrt.mathematics.polyhedron_adjoint import pulled_back
 from icnnrt.mathematics.polyhedron_programs import Polyhedron, Programs, steepness
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPCotangents, QPReference, qp_adjoint, qp_solve
 from icnnrt.mathematics.qp_status import QPStatus
-from icnnrt.mathematics.reference import CutCotangents
-
-__all__ = [
-    "Model",
-    "Polyhedron",
-    "PolyhedronCotangents",
-    "PolyhedronTrajectory",
-    "bundle_qp_adjoint",
-    "bundle_qp_argmin",
-    "bundle_qp_bound",
-    "bundle_qp_excess",
-    "bundle_qp_implicit",
-    "bundle_qp_models",
-    "bundle_qp_status",
-    "bundle_qp_uncertainty",
-]
+from icnnrt.mathematics.recursive_adjoint import CutCotangents
 
 Array = NDArray[np.float64]
 Solver = Callable[..., QPReference]  # (QP, start or None, steps=) -> QPReference
@@ -153,9 +138,8 @@ def bundle_qp_adjoint(
 
     `hvp(i, y, s)` is ∇²f(y) s [B, n], y = y_i where s is not 0; None holds the cut points fixed: "exact" and "prop3" of
     `icnnrt.mathematics.polyhedron_adjoint`. "exact" is the derivative of the algorithm, and for piecewise-linear f both
-    are that of the argmin. For smooth f the iterates of a
-    cutting-plane method come near y*, but their derivatives do not come near that of y* (off by factors of 2 to 80 at
-    gaps of 1e-3 to 1e-9): take `bundle_qp_implicit` there.
+    are that of the argmin. For smooth f the iterates of a cutting-plane method come near y*, but their derivatives do
+    not come near that of y* (off by factors of 2 to 80 at gaps of 1e-3 to 1e-9): take `bundle_qp_implicit` there.
 
     A sample in which a model on the way was not SOLVED, or whose cotangents grew beyond all digits on the way, has NaN
     throughout. θ̄ is linear in what is returned, and so are the gradients of constraints that samples share: their sum

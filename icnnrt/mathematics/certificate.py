@@ -15,11 +15,11 @@ Other domains have their own centre, y(s) and dual, in `icnnrt.mathematics.domai
 `kkt_residuals`, `duality_gap` and `convexity_violation` take handed-out numbers alone, so they check a solver (or
 another runtime's answer) without trusting any figure it reports.
 
-All numbers are rounded, and `judge` asks of every answer how much that may matter. Two estimates tell it, from the
-handed-out numbers alone: `rounding`, which an energy has to lie below its cuts by before f counts as not convex, and
-`uncertainty`, by which the gap may be off. They see what energy, cuts and y are summed from, and in a box what y is
-mapped by. They do not see terms that cancel inside f wherever it was cut: of these only a proof that f is convex
-(`proven`) knows that they are no sign of the contrary.
+`judge` takes energy, lower bound, gap and residual from the answer, and computes itself, from the other numbers handed
+out, `convexity_violation` and what rounding may do (`icnnrt.mathematics.rounding`): `rounding`, which an energy has to
+lie below its cuts by before f counts as not convex, and `uncertainty`, by which the gap may be off. These do not see
+terms that cancel inside f wherever it was cut: of them only a proof that f is convex (`proven`) knows that they are no
+sign of the contrary.
 """
 
 import math
@@ -110,10 +110,7 @@ def convexity_violation(slopes: Floats, offsets: Floats, cut_points: Floats, dom
 
 
 def magnification(lower: Floats, upper: Floats) -> Array:
-    """max(|l|, |u|) / (u − l), [B, n]: p = (y − l)/(u − l) is known to that many units of rounding, as y is to one.
-
-    At most 1/eps, from where on no digit of p is left; 0 where u = l, which fixes y and p.
-    """
+    """`icnnrt.mathematics.rounding.magnification` of bounds [B, n] in their dtype, [B, n]."""
     low, high = _float64(lower, upper)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         rows = of_rounding.magnification(NUMPY, low[:, None], high[:, None], float(np.finfo(lower.dtype).eps))
@@ -135,13 +132,8 @@ def rounding(
     cut_points: Floats | None = None,
     magnified: Array | None = None,
 ) -> Array:
-    """What rounding may add to a comparison of energies and cuts in the dtype of the slopes: [B].
-
-    64 eps max(1, |energy|, max_i |e_i| + ½ ‖g_i‖₁): the last is the largest number a cut is summed from. On the simplex
-    it is max_i |e_i| + max |g_i|, in R^n max_i |e_i| + ‖g_i‖ max(max_j ‖g_j‖, max_j ‖y_j‖), y_j the cut points. In a
-    box with `magnified`, what `magnification` gives, |g_i|'magnified is added to it: f is not evaluated at
-    y = l + (u − l)∘p, but at the number next to it.
-    """
+    """What rounding may add to a comparison of energies and cuts in the dtype of the slopes, [B]:
+    `icnnrt.mathematics.rounding.rounding` of its `sizes`. `magnified` is what `magnification` gives, of a box."""
     eps = float(np.finfo(slopes.dtype).eps)
     with np.errstate(invalid="ignore", over="ignore"):
         size = _sizes(slopes.astype(np.float64), offsets, domain, cut_points, magnified)

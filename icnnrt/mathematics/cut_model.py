@@ -31,6 +31,7 @@ from icnnrt.mathematics.namespace import EPS, Array, Namespace
 
 LAM_FLOOR: Final = EPS**2
 SLACK_FLOOR: Final = 1e-3 * EPS
+TO_BOUNDARY: Final = 0.99  # how much of the way to the boundary of λ and w a step may go
 STEPS: Final = 60  # bound on interior-point steps: 9 are usual, slopes of 1e3 want up to 60; solved samples stop early
 # Plain predictor-corrector can cycle between two nearly parallel cuts, because v is not linear in the logits.
 # So three step lengths are tried, and a shorter one is taken when it leaves less than half the gap.
@@ -70,6 +71,29 @@ class Model(NamedTuple):
     lower_bound: Array  # [B, 1, 1] dual value: a lower bound of min f + R
     feasibility: Array  # [B, 1, 1] |1'λ − 1|
     gap: Array  # [B, 1, 1] max v − λ'v
+
+
+class InnerSolution(NamedTuple):
+    """A `Model` without axes of one entry, of B samples."""
+
+    y: Array  # [B, n] primal point, y(−G'λ)
+    lam: Array  # [B, k] multipliers of the cuts, on the simplex
+    lower_bound: Array  # [B] dual value: a lower bound of min f + R
+    residual: Array  # [B, 3] stationarity, feasibility, complementarity (= duality gap of the model)
+
+
+def inner_solution(xp: Namespace, model: Model) -> InnerSolution:
+    """That of a model; y is not rounded yet, so its stationarity is 0."""
+    residual = xp.concat([0.0 * model.gap, model.feasibility, model.gap])
+    return InnerSolution(model.y[:, 0], model.lam[:, 0], model.lower_bound[:, 0, 0], residual[:, 0])
+
+
+def solved(
+    xp: Namespace, at: Domain, G: Array, e: Array, lam_start: Array | None = None, steps: int = STEPS
+) -> InnerSolution:
+    """`solve` for offsets e [B, k], from multipliers [B, k_prev] or a cold start."""
+    before = e[:, :0] if lam_start is None else lam_start
+    return inner_solution(xp, solve(xp, at, G, e[:, None], before[:, None], steps))
 
 
 def solve(xp: Namespace, at: Domain, G: Array, e: Array, lam_start: Array, steps: Any) -> Model:
@@ -156,7 +180,7 @@ def step(xp: Namespace, at: Domain, cuts: Cuts, iterate: Iterate) -> Iterate:
     d_lam = P(r + w * m)
     eta = d_lam / lam
     zeta = 1.0 + eta - m
-    alpha = 0.99 / xp.max(xp.maximum(xp.maximum(-eta, zeta), 0.99))
+    alpha = TO_BOUNDARY / xp.max(xp.maximum(xp.maximum(-eta, zeta), TO_BOUNDARY))
 
     # three step lengths; the shorter two have to leave less than half the gap
     lengths = alpha * xp.rows(BACKTRACK, alpha)

@@ -31,8 +31,10 @@ The formulas are stated over a namespace, `icnnrt.mathematics.namespace`; leadin
 row keeps its last axis, with one entry.
 
 To add a domain: a class below and its place in MODELS; its change of variables, if it has one, in `coordinates` and in
-the `Coordinates` of graphs; its kernels in `native/`, and their names in `icnnrt.serving.operators`; its literal in the
-argmin layer and in the exporter's commands. Tests that take `NAMES` or `MODELS` meet it by themselves.
+the `Coordinates` of graphs; its kernels in `native/`, their names in `icnnrt.serving.operators` and their files in
+`icnnrt/graphs`, which `icnnrt_exporters.operators.operator_graphs` writes; its literal in the argmin layer and in the
+exporter's commands, and its kind in what `icnnrt.format.package` says of the manifest. Tests that take `NAMES` or
+`MODELS` meet it by themselves.
 """
 
 import math
@@ -401,18 +403,3 @@ def distance(domain: Domain, at: Coordinates, gap: NDArray[np.float64]) -> NDArr
     """How far an entry of y may be from the optimum with this gap: √(2 gap/m) in p, [B]; R is m-strongly convex."""
     widest = np.max(np.nan_to_num(at.scale), axis=-1)
     return np.asarray(widest * np.sqrt(2.0 * gap / domain.convexity))
-
-
-def sigmoid(s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """σ(s) = 1 / (1 + e^−s), without overflow and exact in both tails."""
-    return np.asarray(NUMPY.sigmoid(s), np.float64)
-
-
-def softplus(s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """log(1 + e^s) without overflow."""
-    return np.maximum(s, 0.0) + np.log1p(np.exp(-np.abs(s)))
-
-
-def negative_entropy(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """−H(y) = Σ y log y + (1−y) log(1−y), [..., n] -> [...]; 0 log 0 = 0; NaN outside [0, 1]."""
-    return np.asarray(UNIT_BOX.regulariser(NUMPY, y)[..., 0], np.float64)

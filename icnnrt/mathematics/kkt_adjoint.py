@@ -14,8 +14,13 @@ duplicates harmless. With q = √λ and r = −G D ȳ::
     c_λ = q∘(X_0 − X_1 (q'X_0)/(q'X_1)),   c_y = −D(ȳ + G'c_λ)
 """
 
+from typing import Final
+
 from icnnrt.mathematics.domains import Domain
 from icnnrt.mathematics.namespace import Array, Namespace
+
+TRACE_RIDGE: Final = 1e-13
+SMALLEST_RIDGE: Final = 1e-30
 
 
 def kkt_adjoint(xp: Namespace, at: Domain, G: Array, e: Array, lam: Array, y_bar: Array) -> tuple[Array, Array]:
@@ -28,9 +33,15 @@ def kkt_adjoint(xp: Namespace, at: Domain, G: Array, e: Array, lam: Array, y_bar
     q = xp.sqrt(lam)
     qSq = -(at.curvature(xp, s, xp.mT(q) * G) @ (N * q))
     eye = xp.eye(lam)
-    delta = 1e-13 * xp.sum(xp.mT(xp.sum(qSq * eye))) + 1e-30
+    delta = TRACE_RIDGE * xp.sum(xp.mT(xp.sum(qSq * eye))) + SMALLEST_RIDGE
     r = at.curvature(xp, s, y_bar) @ N
     X_0, X_1 = xp.solve_spd(qSq + (w + delta) * eye, eye, [q * r, q])
     c_lam = q * (X_0 - X_1 * (xp.sum(q * X_0) / xp.sum(q * X_1)))
     c_y = -at.curvature(xp, s, y_bar + c_lam @ G)
     return c_y, c_lam
+
+
+def adjoint(xp: Namespace, at: Domain, G: Array, e: Array, lam: Array, y_bar: Array) -> tuple[Array, Array]:
+    """`kkt_adjoint` for e, λ [B, k] and ȳ [B, n]: c_y [B, n] and c_λ [B, k]."""
+    c_y, c_lam = kkt_adjoint(xp, at, G, e[:, None], lam[:, None], y_bar[:, None])
+    return c_y[:, 0], c_lam[:, 0]

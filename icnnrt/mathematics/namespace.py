@@ -154,8 +154,21 @@ class Eager:
     stack: Callable[[Sequence[Array]], Array]
     zeros: Callable[..., Array]
 
-    @staticmethod
-    def cond(condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+    row = staticmethod(lambda a: a[:, None])
+    column = staticmethod(lambda a: a[..., None])
+    entry = staticmethod(lambda a, i: a[..., i])
+    slot = staticmethod(lambda a, k: a[:, k])
+    slots = staticmethod(lambda a: a.shape[1])
+    upto = staticmethod(lambda a, k: a[:, :k])
+    beyond = staticmethod(lambda a, k: a[:, k:])
+    equal = staticmethod(lambda a, b: a == b)
+    slots_sum = staticmethod(lambda a: a.sum(1))
+    spread = staticmethod(lambda number, like: number)
+
+    def padded(self, row: Array, length: int) -> Array:
+        return self.concat([row, self.zeros(row, *row.shape[1:-1], length - row.shape[-1])])
+
+    def cond(self, condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
         return then() if condition else otherwise()
 
     def piece(self, name: str, statement: Callable[..., Any], arrays: Sequence[Any]) -> Any:
@@ -165,8 +178,7 @@ class Eager:
         found = self.inverse_spd(A, eye)(self.concat_rows(rows))
         return [found[:, i : i + 1] for i in range(len(rows))]
 
-    @staticmethod
-    def loop(unfinished: Callable[..., Any], step: Callable[..., Any], state: Any, most: Any) -> Any:
+    def loop(self, unfinished: Callable[..., Any], step: Callable[..., Any], state: Any, most: Any) -> Any:
         for _ in range(most):
             if not unfinished(*state):
                 break
@@ -184,51 +196,7 @@ class Eager:
                 break
         return state, [self.stack(rows) for rows in zip(*collected, strict=True)]
 
-    @staticmethod
-    def row(a: Array) -> Array:
-        return a[:, None]
-
-    @staticmethod
-    def column(a: Array) -> Array:
-        return a[..., None]
-
-    @staticmethod
-    def entry(a: Array, i: int) -> Array:
-        return a[..., i]
-
-    @staticmethod
-    def slot(a: Array, k: int) -> Array:
-        return a[:, k]
-
-    @staticmethod
-    def slots(a: Array) -> Any:
-        return a.shape[1]
-
-    @staticmethod
-    def upto(a: Array, k: int) -> Array:
-        return a[:, :k]
-
-    @staticmethod
-    def beyond(a: Array, k: int) -> Array:
-        return a[:, k:]
-
-    @staticmethod
-    def equal(a: Array, b: Any) -> Array:
-        return a == b
-
-    @staticmethod
-    def slots_sum(a: Array) -> Array:
-        return a.sum(1)
-
-    def padded(self, row: Array, length: int) -> Array:
-        return self.concat([row, self.zeros(row, *row.shape[1:-1], length - row.shape[-1])])
-
-    @staticmethod
-    def spread(number: float, like: Array) -> float:
-        return number
-
-    @staticmethod
-    def _lengths(row: Array, like: Sequence[Array | None]) -> list[Any]:
+    def _lengths(self, row: Array, like: Sequence[Array | None]) -> list[Any]:
         """How long the parts of a row are."""
         known = sum(a.shape[-1] for a in like if a is not None)
         return [row.shape[-1] - known if a is None else a.shape[-1] for a in like]
@@ -237,176 +205,84 @@ class Eager:
 class Numpy(Eager):
     """The namespace of float64 numpy arrays."""
 
-    @staticmethod
-    def exp(a: Array) -> Array:
+    log1p = staticmethod(np.log1p)
+    maximum = staticmethod(np.maximum)
+    minimum = staticmethod(np.minimum)
+    clip = staticmethod(lambda a, low, high: np.minimum(np.maximum(a, low), high))
+    where = staticmethod(np.where)
+    isfinite = staticmethod(np.isfinite)
+    indicator = staticmethod(lambda condition: condition.astype(np.float64))
+    power_of_2 = staticmethod(lambda a: 2.0 ** np.round(np.log2(a)))
+
+    sum = staticmethod(lambda a: a.sum(-1, keepdims=True))
+    max = staticmethod(lambda a: a.max(-1, keepdims=True))
+    min = staticmethod(lambda a: a.min(-1, keepdims=True))
+    mean = staticmethod(lambda a: a.mean(-1, keepdims=True))
+    all = staticmethod(lambda condition: condition.all(-1, keepdims=True))
+    any = staticmethod(np.any)
+    total = staticmethod(lambda M: M.sum((-2, -1), keepdims=True))
+    largest = staticmethod(lambda M: np.abs(M).max((-2, -1), keepdims=True))
+    count = staticmethod(lambda a: np.full((*a.shape[:-1], 1), float(a.shape[-1])))
+    argmin1 = staticmethod(lambda a: a.argmin(1)[:, :, None])
+    pick1 = staticmethod(lambda a, i: np.take_along_axis(a, i, 1))
+    pick = staticmethod(lambda which, a: a[which[:, 0, 0]])
+
+    mT = staticmethod(lambda a: a.swapaxes(-1, -2))
+    backwards = staticmethod(lambda a: a[:, ::-1])
+    concat = staticmethod(lambda arrays: np.concatenate(arrays, axis=-1))
+    concat_rows = staticmethod(lambda arrays: np.concatenate(arrays, axis=1))
+    stack = staticmethod(lambda arrays: np.stack(arrays, axis=1))
+    halves = staticmethod(lambda row: np.split(row, 2, axis=-1))
+    extended = staticmethod(lambda row, like: np.concatenate([row, np.zeros_like(like[..., row.shape[-1] :])], axis=-1))
+
+    ones_like = staticmethod(np.ones_like)
+    zeros = staticmethod(lambda like, *sizes: np.zeros((len(like), *sizes), like.dtype))
+    eye = staticmethod(lambda row: np.eye(row.shape[-1]))
+    eyes = staticmethod(lambda row: np.broadcast_to(np.eye(row.shape[-1]), (len(row), row.shape[-1], row.shape[-1])))
+    places = staticmethod(lambda a: np.arange(a.shape[-1]))
+    double = staticmethod(lambda a: np.asarray(a, np.float64))
+    like = staticmethod(lambda a, other: np.asarray(a, other.dtype))
+
+    def exp(self, a: Array) -> Array:
         with np.errstate(over="ignore"):
             return np.exp(a)
 
-    @staticmethod
-    def log(a: Array) -> Array:
+    def log(self, a: Array) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.log(a)
 
-    log1p = staticmethod(np.log1p)
-
-    @staticmethod
-    def sqrt(a: Array) -> Array:
+    def sqrt(self, a: Array) -> Array:
         with np.errstate(invalid="ignore"):
             return np.sqrt(a)
 
-    @staticmethod
-    def sigmoid(s: Array) -> Array:
+    def sigmoid(self, s: Array) -> Array:
         e = np.exp(-np.abs(s))
         return np.where(s >= 0, 1.0, e) / (1.0 + e)
 
-    @staticmethod
-    def x_log_x(a: Array) -> Array:
+    def x_log_x(self, a: Array) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(a == 0.0, 0.0, a * np.log(a))
 
-    maximum = staticmethod(np.maximum)
-    minimum = staticmethod(np.minimum)
-
-    @staticmethod
-    def clip(a: Array, low: Array | float, high: Array | float) -> Array:
-        return np.minimum(np.maximum(a, low), high)
-
-    where = staticmethod(np.where)
-
-    @staticmethod
-    def sum(a: Array) -> Array:
-        return a.sum(-1, keepdims=True)
-
-    @staticmethod
-    def max(a: Array) -> Array:
-        return a.max(-1, keepdims=True)
-
-    @staticmethod
-    def min(a: Array) -> Array:
-        return a.min(-1, keepdims=True)
-
-    @staticmethod
-    def mean(a: Array) -> Array:
-        return a.mean(-1, keepdims=True)
-
-    @staticmethod
-    def total(M: Array) -> Array:
-        return M.sum((-2, -1), keepdims=True)
-
-    @staticmethod
-    def largest(M: Array) -> Array:
-        return np.abs(M).max((-2, -1), keepdims=True)
-
-    isfinite = staticmethod(np.isfinite)
-
-    @staticmethod
-    def indicator(condition: Array) -> Array:
-        return condition.astype(np.float64)
-
-    @staticmethod
-    def power_of_2(a: Array) -> Array:
-        return 2.0 ** np.round(np.log2(a))
-
-    @staticmethod
-    def pick(which: Array, a: Array) -> Array:
-        return a[which[:, 0, 0]]
-
-    @staticmethod
-    def put(which: Array, found: Array, among: Array) -> Array:
+    def put(self, which: Array, found: Array, among: Array) -> Array:
         result = among.copy()
         result[which[:, 0, 0]] = found
         return result
 
-    @staticmethod
-    def all(condition: Array) -> Array:
-        return condition.all(-1, keepdims=True)
-
-    @staticmethod
-    def positive_definite(M: Array, eye: Array) -> Array:
-        return (np.linalg.eigvalsh(M)[:, 0] > 0.0)[:, None, None]
-
-    @staticmethod
-    def count(a: Array) -> Array:
-        return np.full((*a.shape[:-1], 1), float(a.shape[-1]))
-
-    @staticmethod
-    def mT(a: Array) -> Array:
-        return a.swapaxes(-1, -2)
-
-    @staticmethod
-    def argmin1(a: Array) -> Array:
-        return a.argmin(1)[:, :, None]
-
-    @staticmethod
-    def pick1(a: Array, i: Array) -> Array:
-        return np.take_along_axis(a, i, 1)
-
-    ones_like = staticmethod(np.ones_like)
-
-    @staticmethod
-    def eye(row: Array) -> Array:
-        return np.eye(row.shape[-1])
-
-    @staticmethod
-    def eyes(row: Array) -> Array:
-        return np.broadcast_to(np.eye(row.shape[-1]), (len(row), row.shape[-1], row.shape[-1]))
-
-    @staticmethod
-    def zeros(like: Array, *sizes: int) -> Array:
-        return np.zeros((len(like), *sizes), like.dtype)
-
-    @staticmethod
-    def places(a: Array) -> Array:
-        return np.arange(a.shape[-1])
-
-    @staticmethod
-    def backwards(a: Array) -> Array:
-        return a[:, ::-1]
-
-    @staticmethod
-    def rows(numbers: Sequence[float], like: Array) -> Array:
+    def rows(self, numbers: Sequence[float], like: Array) -> Array:
         return np.broadcast_to(np.asarray(numbers)[None, :, None], (len(like), len(numbers), 1))
-
-    @staticmethod
-    def extended(row: Array, like: Array) -> Array:
-        return np.concatenate([row, np.zeros_like(like[..., row.shape[-1] :])], axis=-1)
-
-    @staticmethod
-    def concat(arrays: Sequence[Array]) -> Array:
-        return np.concatenate(arrays, axis=-1)
-
-    @staticmethod
-    def concat_rows(arrays: Sequence[Array]) -> Array:
-        return np.concatenate(arrays, axis=1)
-
-    @staticmethod
-    def halves(row: Array) -> Sequence[Array]:
-        return np.split(row, 2, axis=-1)
 
     def parts(self, row: Array, like: Sequence[Array | None]) -> Sequence[Array]:
         return np.split(row, np.cumsum(self._lengths(row, like))[:-1], axis=-1)
 
-    @staticmethod
-    def stack(arrays: Sequence[Array]) -> Array:
-        return np.stack(arrays, axis=1)
+    def positive_definite(self, M: Array, eye: Array) -> Array:
+        return (np.linalg.eigvalsh(M)[:, 0] > 0.0)[:, None, None]
 
-    @staticmethod
-    def double(a: Array) -> Array:
-        return np.asarray(a, np.float64)
-
-    @staticmethod
-    def like(a: Array, other: Array) -> Array:
-        return np.asarray(a, other.dtype)
-
-    @staticmethod
-    def inverse_spd(A: Array, eye: Array) -> Callable[[Array], Array]:
+    def inverse_spd(self, A: Array, eye: Array) -> Callable[[Array], Array]:
         scale = 1.0 / np.sqrt(np.maximum(np.einsum("bii->bi", A), TINY))[:, None, :]
         scaled = A * scale * scale.swapaxes(1, 2) + RIDGE * eye
         return lambda r: _solved(scaled, (r * scale).swapaxes(1, 2)).swapaxes(1, 2) * scale
 
     factor_spd = inverse_spd
-
-    any = staticmethod(np.any)
 
 
 NUMPY: Final = Numpy()

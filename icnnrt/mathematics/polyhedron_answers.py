@@ -6,12 +6,11 @@ What found them is `bundle_qp`.
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.mathematics.bundle_qp import PolyhedronTrajectory
-from icnnrt.mathematics.certificate import DIGITS, differentiable
+from icnnrt.mathematics.certificate import differentiable
+from icnnrt.mathematics.polyhedron import PolyhedronTrajectory
 from icnnrt.mathematics.qp_status import QPStatus
+from icnnrt.mathematics.rounding import DIGITS
 from icnnrt.mathematics.status import ANSWERED, Status, imprecise
-
-__all__ = ["answers", "doubt", "known", "solved"]
 
 Array = NDArray[np.float64]
 

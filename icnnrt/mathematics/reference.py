@@ -12,7 +12,6 @@ takes `domain`, UNIT_BOX where not given.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,72 +20,12 @@ from icnnrt.mathematics import bundle, cut_model
 from icnnrt.mathematics import kkt_adjoint as adjoint_of_model
 from icnnrt.mathematics import recursive_adjoint as adjoint_of_cuts
 from icnnrt.mathematics.bundle import Trajectory
-from icnnrt.mathematics.cut_model import BACKTRACK, LAM_FLOOR, RELUCTANCE, SLACK_FLOOR, STEPS
-from icnnrt.mathematics.domains import (
-    LOGIT_BOUND,
-    LOGIT_STEP,
-    UNIT_BOX,
-    Coordinates,
-    Domain,
-    negative_entropy,
-    sigmoid,
-    softplus,
-)
-from icnnrt.mathematics.namespace import EPS, NUMPY
+from icnnrt.mathematics.cut_model import STEPS, InnerSolution
+from icnnrt.mathematics.domains import UNIT_BOX, Coordinates, Domain
+from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.recursive_adjoint import CoordinatesCotangents, CutCotangents
 
-__all__ = [
-    "BACKTRACK",
-    "EPS",
-    "LAM_FLOOR",
-    "LOGIT_BOUND",
-    "LOGIT_STEP",
-    "RELUCTANCE",
-    "SLACK_FLOOR",
-    "STEPS",
-    "CoordinatesCotangents",
-    "CutCotangents",
-    "Evaluation",
-    "InnerSolution",
-    "Trajectory",
-    "argmin_adjoint",
-    "bundle_entropy_argmin",
-    "bundle_entropy_solve",
-    "coordinates_adjoint",
-    "evaluate",
-    "implicit_adjoint",
-    "in_coordinates",
-    "kkt_adjoint",
-    "negative_entropy",
-    "sigmoid",
-    "softplus",
-]
-
 Array = NDArray[np.float64]
-
-
-class InnerSolution(NamedTuple):
-    """Solution of the k-cut model; B samples."""
-
-    y: Array  # [B, n] primal point, σ(−G'λ)
-    lam: Array  # [B, k] multipliers of the cuts, on the simplex
-    lower_bound: Array  # [B] dual value: a lower bound of min f − H
-    residual: Array  # [B, 3] stationarity, feasibility, complementarity (= duality gap of the model)
-
-
-class Evaluation(NamedTuple):
-    """What multipliers λ imply."""
-
-    y: Array  # [B, n] y(−G'λ)
-    dual: Array  # [B]
-    complementarity: Array  # [B] the duality gap of the model
-
-
-def evaluate(G: Array, e: Array, lam: Array, domain: Domain = UNIT_BOX) -> Evaluation:
-    """Primal point, dual value and duality gap that belong to λ [B, k]."""
-    with np.errstate(all="ignore"):
-        model = cut_model.certified(NUMPY, domain, G, e[:, None], lam[:, None])
-    return Evaluation(model.y[:, 0], model.lower_bound[:, 0, 0], model.gap[:, 0, 0])
 
 
 def bundle_entropy_solve(
@@ -97,11 +36,8 @@ def bundle_entropy_solve(
     lam_start [B, k_prev]: multipliers of the first cuts to go on from; `steps`: the most that are taken. Convergence is
     told by `residual`, never assumed.
     """
-    before = e[:, :0] if lam_start is None else lam_start
     with np.errstate(all="ignore"):  # a NaN sample is an answer (NaN, told by its residual), not a warning
-        model = cut_model.solve(NUMPY, domain, G, e[:, None], before[:, None], steps)
-        residual = NUMPY.concat([0.0 * model.gap, model.feasibility, model.gap])
-    return InnerSolution(model.y[:, 0], model.lam[:, 0], model.lower_bound[:, 0, 0], residual[:, 0])
+        return cut_model.solved(NUMPY, domain, G, e, lam_start, steps)
 
 
 def bundle_entropy_argmin(
@@ -143,8 +79,7 @@ def in_coordinates(
 def kkt_adjoint(G: Array, e: Array, lam: Array, y_bar: Array, domain: Domain = UNIT_BOX) -> tuple[Array, Array]:
     """Proposition 3, `icnnrt.mathematics.kkt_adjoint`: c_y [B, n] and c_λ [B, k] for a loss with ∂ℓ/∂y = ȳ [B, n]."""
     with np.errstate(all="ignore"):
-        c_y, c_lam = adjoint_of_model.kkt_adjoint(NUMPY, domain, G, e[:, None], lam[:, None], y_bar[:, None])
-    return c_y[:, 0], c_lam[:, 0]
+        return adjoint_of_model.adjoint(NUMPY, domain, G, e, lam, y_bar)
 
 
 def argmin_adjoint(
@@ -171,19 +106,6 @@ def argmin_adjoint(
     return adjoint_of_cuts.recursive_adjoint(
         NUMPY, trajectory, y_bar, product, depth or trajectory.cut_points.shape[1], kkt
     )
-
-
-def implicit_adjoint(hessian: Array, y: Array, y_bar: Array, domain: Domain = UNIT_BOX) -> Array:
-    """c_y with (∇²f + D⁻¹) c_y = −ȳ: θ̄ = ∇θ [c_y' ∇_y f(x, y*)] for smooth f solved to convergence.
-
-    hessian [B, n, n] at y [B, n]. With D = F F', solved as (I + F'∇²f F) z = −F'ȳ, c_y = F z, which stays regular
-    where y saturates, and where D has no inverse, as on the simplex. Blind to kinks: wrong for ReLU networks.
-    """
-    s = domain.logits(NUMPY, y)[:, None, :]
-    HF = domain.root_transposed(NUMPY, s, hessian)  # F' applied to every row of ∇²f: ∇²f F
-    system = np.eye(y.shape[1]) + domain.root_transposed(NUMPY, s, HF.swapaxes(1, 2))
-    z = np.linalg.solve(system, -domain.root_transposed(NUMPY, s, y_bar[:, None]).swapaxes(1, 2))[:, :, 0]
-    return domain.root(NUMPY, s[:, 0], np.asarray(z, np.float64))
 
 
 def coordinates_adjoint(

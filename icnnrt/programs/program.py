@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from icnnrt.arguments import refused
 
-__all__ = ["Coo", "Program"]
-
 Array = NDArray[np.float64]
 
 DENSE_MAX: Final = 1 << 30  # bytes of all data with their zeros

@@ -30,8 +30,6 @@ from icnnrt.mathematics.interior_point import BOUND_MAX
 from icnnrt.printable import show
 from icnnrt.programs.program import Coo, Program
 
-__all__ = ["ProgramFile", "read_program"]
-
 SUFFIXES: Final = (".mps", ".qps")
 LARGEST: Final = 1 << 28  # bytes of a file; a Python number takes many times the bytes of its text
 FIELD: Final = re.compile(r"\S+")

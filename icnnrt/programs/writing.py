@@ -22,8 +22,6 @@ from icnnrt.format.files import atomic_file
 from icnnrt.format.folder import refuse_inside_a_package
 from icnnrt.programs.program import Coo, Program
 
-__all__ = ["write_program"]
-
 Lines = Iterator[str]
 
 SUFFIXES: Final = (".lp", ".mps")

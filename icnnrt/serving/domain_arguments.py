@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from icnnrt.arguments import batch, converted
+from icnnrt.arguments import batch, converted, refused
 from icnnrt.errors import InputError
 from icnnrt.format.manifest import Manifest, SolverSpec
-from icnnrt.mathematics.bundle_qp import Polyhedron
 from icnnrt.mathematics.domains import MODELS, check_bounds
+from icnnrt.mathematics.polyhedron_programs import Polyhedron
+from icnnrt.mathematics.qp_data import SHAPES, check_shapes
 from icnnrt.printable import named
 from icnnrt.serving.solution import Array, Floats
 
@@ -68,40 +69,26 @@ def start_of(manifest: Manifest, B: int, y_init: object, warm: Floats | None, bo
 def given_rows(B: int, n: int, **given: object) -> Polyhedron:
     """G, h, A, b, lower and upper, any of them None, as a polyhedron of B samples in float64.
 
-    Each may be that of one sample, which then all share; bounds may be one number. Raises `InputError`.
+    Each as `icnnrt.mathematics.qp_data` says: that of one sample is shared by all. Raises `InputError`.
     """
-    arrays = {
-        "lower": _rows("lower", -np.inf if given["lower"] is None else given["lower"], B, (n,), bound=True),
-        "upper": _rows("upper", np.inf if given["upper"] is None else given["upper"], B, (n,), bound=True),
-    }
-    for left, right in (("G", "h"), ("A", "b")):
-        M, v = given[left], given[right]
-        if (M is None) != (v is None):
-            raise InputError(f"{left}, {right}: expected both or neither, but got one of them.")
-        matrix = _rows(left, np.zeros((0, n)) if M is None else M, B, (None, n))
-        arrays |= {left: matrix, right: _rows(right, np.zeros(0) if v is None else v, B, matrix.shape[1:2])}
-    return Polyhedron(**arrays)
+    arrays = {name: _numbers(name, value) for name, value in given.items() if value is not None}
+    sizes = check_shapes({name: arrays[name].shape if name in arrays else None for name in given}, n, B)
+    absent = {"lower": -np.inf, "upper": np.inf}
+    whole = {}
+    for name in Polyhedron._fields:
+        shape = [getattr(sizes, letter) for letter in SHAPES[name]]
+        whole[name] = np.broadcast_to(arrays.get(name, absent.get(name, 0.0)), (B, *shape))
+    return Polyhedron(**whole)
 
 
-def _rows(name: str, value: object, B: int, shape: tuple[int | None, ...], *, bound: bool = False) -> Array:
-    """[B, *shape] in float64, from that, from [*shape] for all samples, or, of a bound, from one number."""
+def _numbers(name: str, value: object) -> Array:
+    """In float64, finite but for what bounds."""
     try:
         if np.asarray(value).dtype.kind not in "fiub":  # of text numpy would make numbers
             raise TypeError("not of real numbers")
         array = np.array(value, np.float64)  # a copy: a solution keeps it, and callers write in theirs
-        came = list(array.shape)  # before it is made to fit
     except Exception as error:  # an object may have an idea of its own of what it is as an array
-        raise InputError(f"{name}: expected numbers, but got {type(value).__name__} ({error}).") from error
-    if bound and array.ndim == 0:
-        array = np.full((1, *(s or 0 for s in shape)), array)
-    elif array.ndim == len(shape):
-        array = array[None]
-    if array.shape[:1] == (1,) != (B,):
-        array = np.broadcast_to(array, (B, *array.shape[1:]))
-    fits = array.ndim == len(shape) + 1 and array.shape[0] == B
-    if not fits or any(s is not None and s != came for s, came in zip(shape, array.shape[1:], strict=True)):
-        wanted = ", ".join("rows" if s is None else str(s) for s in shape)
-        raise InputError(f"{name}: expected shape [{wanted}] or [{B}, {wanted}], but got {came}.")
-    if np.isnan(array).any() or (not bound and name != "h" and np.isinf(array).any()):
-        raise InputError(f"{name}: expected finite numbers, but it holds NaN or infinity; leave out what is no bound.")
+        raise refused(name, "numbers", f"{type(value).__name__} ({error})") from error
+    if np.isnan(array).any() or (name not in ("lower", "upper", "h") and np.isinf(array).any()):
+        raise refused(name, "finite numbers", "NaN or infinity", "leave out what is no bound")
     return array

@@ -173,7 +173,7 @@ class EnergySession(Session):
         badly scaled ones.
 
         x:             [B, *x_shape], converted to the package's dtype
-        G, h, A, b:    [m, n], [m], [q, n], [q] for all samples, or with B in front
+        G, h, A, b:    [m, n], [m], [q, n], [q] for all samples, or with B in front; h and b may be one number
         lower, upper:  one number, [n] or [B, n]; infinite for none
         mu:            of the regulariser; with 0 the constraints have to bound y, or y is NaN and the status UNBOUNDED
         iterations:    the most cuts; a sample stops at its tolerance

@@ -9,7 +9,7 @@ from icnnrt import native_library
 from icnnrt.arguments import flag
 from icnnrt.errors import IcnnrtError, LimitError, MissingDependencyError
 from icnnrt.format import wire
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.manifest import OP_DOMAIN
 from icnnrt.ort import checked_providers, checked_threads, native_operators, onnxruntime, open_session, session_options
 from icnnrt.serving.once import Once
 

@@ -18,8 +18,6 @@ from icnnrt.arguments import batch, finite_rows, integer, number, refused, rows,
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.manifest import MAX_ITERATIONS
 from icnnrt.mathematics.bundle_qp import (
-    Polyhedron,
-    PolyhedronTrajectory,
     bundle_qp_argmin,
     bundle_qp_bound,
     bundle_qp_excess,
@@ -27,7 +25,9 @@ from icnnrt.mathematics.bundle_qp import (
     bundle_qp_uncertainty,
 )
 from icnnrt.mathematics.certificate import unit
+from icnnrt.mathematics.polyhedron import PolyhedronTrajectory
 from icnnrt.mathematics.polyhedron_answers import answers
+from icnnrt.mathematics.polyhedron_programs import Polyhedron
 from icnnrt.mathematics.qp_reference import QPReference
 from icnnrt.mathematics.status import Status, advise_polyhedron
 from icnnrt.serving.domain_arguments import given_rows

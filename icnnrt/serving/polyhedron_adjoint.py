@@ -19,13 +19,8 @@ from numpy.typing import NDArray
 
 from icnnrt.arguments import batch, choice
 from icnnrt.mathematics import polyhedron_answers
-from icnnrt.mathematics.bundle_qp import (
-    Polyhedron,
-    PolyhedronCotangents,
-    bundle_qp_adjoint,
-    bundle_qp_implicit,
-    bundle_qp_models,
-)
+from icnnrt.mathematics.bundle_qp import PolyhedronCotangents, bundle_qp_adjoint, bundle_qp_implicit, bundle_qp_models
+from icnnrt.mathematics.polyhedron_programs import Polyhedron
 from icnnrt.mathematics.status import Status
 from icnnrt.serving.adjoint import ON_UNSAFE, leave_out, own
 from icnnrt.serving.heads import evaluated, pulled_back, weights_bar

@@ -22,8 +22,9 @@ from icnnrt import native_library
 from icnnrt.arguments import COPIED, integer, refused
 from icnnrt.errors import IcnnrtError, InputError, PackageError
 from icnnrt.format import wire
+from icnnrt.format.manifest import OP_DOMAIN
 from icnnrt.format.onnx_graph import read_interface
-from icnnrt.format.package import OP_DOMAIN, Package
+from icnnrt.format.package import Package
 from icnnrt.format.signatures import BATCH, TRAIN_ROLE, Shape, Signature, expected, fits, shown
 from icnnrt.limits import Deadline, Limits, deadline, each_call, ended, needs_memory
 from icnnrt.ort import (

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import alone
-from icnnrt.errors import InputError, PackageError
+from icnnrt.arguments import alone, refused
+from icnnrt.errors import PackageError
 from icnnrt.format.checkpoints import STATE, WEIGHT, Checkpoint, History, fingerprint_points
 from icnnrt.format.manifest import TrainingSpec
 from icnnrt.printable import named
@@ -48,17 +48,13 @@ def saved(
 def checkpoint_of(history: History, step: int | None) -> Checkpoint:
     """The last one of a history, or that of a step, or the `InputError`."""
     if not history.folder.exists():
-        raise InputError(
-            f"history: expected a folder of checkpoints, but there is no folder {history.folder}; check the path, or "
-            "call save first."
-        )
+        came = f"{history.folder}, which is not there"
+        raise refused("history", "a folder of checkpoints", came, "check the path, or call save first")
     fitting = [c for c in history.checkpoints if step in (None, c.step)]
     if not fitting:
-        there = ", ".join(str(c.step) for c in history.checkpoints) or "none"
-        raise InputError(
-            f"history: expected a checkpoint{'' if step is None else f' of step {step}'} in {history.folder}, but "
-            f"its checkpoints are of steps {there}; call save first."
-        )
+        there = ", ".join(str(c.step) for c in history.checkpoints)
+        expected = f"a checkpoint{'' if step is None else f' of step {step}'} in {history.folder}"
+        raise refused("history", expected, f"those of steps {there}" if there else "none", "call save first")
     return fitting[-1]
 
 

@@ -2,9 +2,10 @@
 
 One step computes y* = argmin f(x, ·) − H, a loss of y*, the gradient of the loss through the argmin, and the
 optimiser's update, all in one graph. Weights of which the proof of f's convexity needs a sign are projected onto it,
-there or here, so that a proven energy stays proven; where the proof rests on more than signs, it is repeated for the
-new weights (`convexity.grounds`). These become the session's only if the loss, the gradient and they themselves are
-finite and the energy is convex; otherwise weights and state are as they were, and the report says why.
+there (`projected` of `icnnrt_exporters.assembly.train_graph`) or here (`KeptConvex.project` of
+`icnnrt.serving.kept_convex`), so that a proven energy stays proven; where the proof rests on more than signs, it is
+repeated for the new weights (`convexity.grounds`). These become the session's only if the loss, the gradient and they
+themselves are finite and the energy is convex; otherwise weights and state are as they were, and the report says why.
 
 What new weights are worth is known once something is computed on them, and that is the next step. Until then they are
 on trial:
@@ -31,9 +32,10 @@ from numpy.typing import NDArray
 from icnnrt.arguments import flag, instance, integer, number, refused, shown
 from icnnrt.errors import InputError, PackageError
 from icnnrt.format.checkpoints import KEEP, Checkpoint, History
-from icnnrt.format.manifest import TRAIN_ROLE, TrainingSpec
-from icnnrt.format.package import Package, StrPath
-from icnnrt.format.signatures import NEW, state_of
+from icnnrt.format.folder import StrPath
+from icnnrt.format.manifest import TrainingSpec
+from icnnrt.format.package import Package
+from icnnrt.format.signatures import NEW, TRAIN_ROLE, state_of
 from icnnrt.limits import call
 from icnnrt.printable import named
 from icnnrt.serving.load import AnySession
@@ -254,8 +256,7 @@ class FineTuner:
 
         lower, upper: of the samples, for a package whose domain is a box
         validation:  (x, target), or (x, target, lower, upper) of a box, that the loss is measured on after every epoch;
-                     then the best weights met are those
-                     that stay, the ones from before included
+                     then the best weights met are those that stay, the ones from before included
         patience:    stop after so many epochs without a better validation loss
         worse:       roll back to the best weights when validation loss exceeds the best by more than this part of it
         seed:        of the order of the samples

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import batch, converted, finite_rows
+from icnnrt.arguments import batch, converted, finite_rows, instance, refused
 from icnnrt.errors import InputError
 from icnnrt.format.manifest import Manifest, TrainingSpec
 from icnnrt.mathematics.domains import MODELS
@@ -43,37 +43,30 @@ def samples(
     integers = spec.target_dtype == "int64"
     T = batch(target, target_name, "float64" if integers else spec.target_dtype, spec.target_shape, length=len(X))
     if not len(X):
-        raise InputError(f"{x_name}: expected at least one sample, but got none.")
+        raise refused(x_name, "at least one sample", "none")
     bounds = bounds_of(manifest, len(X), lower, upper)
     finite = np.logical_and.reduce([finite_rows(a) for a in (X, T, *bounds.values())])
     if bounds:  # NaN is told before
         finite &= (bounds["lower"] <= bounds["upper"]).all(1)
     if strict and not finite.all():
-        raise InputError(
-            f"{x_name}, {target_name}: expected finite numbers, but sample {int(np.argmin(finite))} holds NaN or "
-            "infinity; clean it, or pass strict=False to skip such samples."
-        )
+        came = f"NaN or infinity in sample {int(np.argmin(finite))}"
+        remedy = "clean it, or pass strict=False to skip such samples"
+        raise refused(f"{x_name}, {target_name}", "finite numbers", came, remedy)
     if not finite.any():
-        raise InputError(
-            f"{x_name}, {target_name}: expected finite numbers, but every sample holds NaN or infinity; clean them."
-        )
+        raise refused(f"{x_name}, {target_name}", "finite numbers", "NaN or infinity in every sample", "clean them")
     skipped = int((~finite).sum())
     if skipped:
         X, T, bounds = X[finite], T[finite], {name: a[finite] for name, a in bounds.items()}
     if integers:
         if (np.rint(T) != T).any() or (np.abs(T) > MAX_INTEGER).any():
-            raise InputError(
-                f"{target_name}: expected integers, as the package's loss takes, but got others; round them."
-            )
+            raise refused(target_name, "integers, as the package's loss takes", "others", "round them")
         T = T.astype(np.int64)
     domain = MODELS[manifest.domain.kind] if manifest.domain else None
     inside = IN_UNIT_BOX if domain and domain.edges == (0.0, 1.0) and not domain.bounds else CROSS_ENTROPY
     if spec.loss in inside and T.size and not (T.min() >= 0 and T.max() <= 1):
         sample = int(np.argmax(((T < 0) | (T > 1)).reshape(len(T), -1).any(1)))
-        raise InputError(
-            f"{target_name}: expected numbers in [0, 1], where y lies, but finite sample {sample} holds "
-            f"{float(T[sample].min()):g} to {float(T[sample].max()):g}; scale the targets as in training."
-        )
+        came = f"{float(T[sample].min()):g} to {float(T[sample].max()):g} in finite sample {sample}"
+        raise refused(target_name, "numbers in [0, 1], where y lies", came, "scale the targets as in training")
     return {"x": X, "target": T, **bounds}, skipped
 
 
@@ -90,23 +83,18 @@ def new_weights(session: Session, weights: Mapping[str, NDArray[Any]], present: 
     Raises what `icnnrt.federated.set_weights` documents.
     """
     manifest = session.manifest
-    if not isinstance(weights, Mapping):
-        raise InputError(f"weights: expected arrays by name, but got {type(weights).__name__}; see get_weights.")
+    instance(weights, "weights", Mapping, "arrays by name", "see get_weights")
     known = set(exchanged(manifest))
     checked: Arrays = {}
     for name, given in weights.items():
         if name not in known:
-            raise InputError(
-                f"weights: expected names of weights that {named(manifest.name)} trains, but got {show(name)}; "
-                "give weights of the same package."
-            )
+            expected = f"names of weights that {named(manifest.name)} trains"
+            raise refused("weights", expected, show(name), "give weights of the same package")
         spec = manifest.weights.tensors[name]
         array = converted(given, "weights")
         if array.dtype.kind != "f" or array.shape != spec.shape:
-            raise InputError(
-                f"weights: expected {named(name)} as {spec.dtype}{list(spec.shape)}, but got "
-                f"{array.dtype}{list(array.shape)}; give weights of the same package."
-            )
+            expected, came = f"{named(name)} as {spec.dtype}{list(spec.shape)}", f"{array.dtype}{list(array.shape)}"
+            raise refused("weights", expected, came, "give weights of the same package")
         with np.errstate(over="ignore"):
             array = np.array(array, spec.dtype, order="C")
         if not np.isfinite(array).all():

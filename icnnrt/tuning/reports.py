@@ -1,17 +1,8 @@
 """What tuning tells of each step, each epoch and all of it."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
-from icnnrt.format.fields import strict
-
-
-class Report:
-    """A frozen dataclass of plain values."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for strict JSON: NaN and infinity are None."""
-        return dict(strict(asdict(self)))  # type: ignore[call-overload]
+from icnnrt.format.fields import Report
 
 
 @dataclass(frozen=True)

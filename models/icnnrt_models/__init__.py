@@ -1,8 +1,10 @@
 """Input-convex networks in torch: energies f(x, y; θ) -> [batch], convex in y; and quadratic programs as layers."""
 
-from icnnrt_models.layers.argmin import ArgminResult, BundleEntropyArgmin
+from icnnrt.mathematics.bundle import Trajectory as ArgminResult
+from icnnrt_models.layers.argmin import BundleEntropyArgmin
 from icnnrt_models.layers.bregman import BregmanProximalGradient, BregmanResult
-from icnnrt_models.layers.polyhedron import PolyhedronArgmin, PolyhedronResult
+from icnnrt_models.layers.polyhedron import PolyhedronArgmin
+from icnnrt_models.layers.polyhedron_result import PolyhedronResult
 from icnnrt_models.layers.quadratic_program import QPLayer, QPResult
 from icnnrt_models.networks.activations import CELU, ConvexActivation, LeakyReLU, ReLU, Softplus
 from icnnrt_models.networks.energy import ContextEnergy, Energy

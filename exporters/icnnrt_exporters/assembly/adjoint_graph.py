@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from icnnrt.format.manifest import Domain
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.manifest import OP_DOMAIN, Domain
 from icnnrt.mathematics import bregman
 from icnnrt.mathematics.bundle import Trajectory
 from icnnrt.mathematics.recursive_adjoint import coordinates_adjoint, recursive_adjoint

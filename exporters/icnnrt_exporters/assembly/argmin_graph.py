@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from icnnrt.format.manifest import Domain
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.manifest import OP_DOMAIN, Domain
 from icnnrt.mathematics import bregman, bundle
 from icnnrt_exporters.assembly.coordinates import Coordinates
 from icnnrt_exporters.operators.spliced import Spliced

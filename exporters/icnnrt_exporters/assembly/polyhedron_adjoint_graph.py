@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from icnnrt.format.manifest import PolyhedronSpec
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.manifest import OP_DOMAIN, PolyhedronSpec
 from icnnrt.format.signatures import TRAJECTORY_NAMES
 from icnnrt.mathematics.polyhedron_adjoint import pulled_back
 from icnnrt.mathematics.polyhedron_programs import Programs

@@ -7,8 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from icnnrt.format.manifest import PolyhedronSpec
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.manifest import OP_DOMAIN, PolyhedronSpec
 from icnnrt.format.signatures import NAMES, Shape, arrays_of_polyhedron
 from icnnrt.mathematics.polyhedron import argmin
 from icnnrt.mathematics.polyhedron_programs import Polyhedron, Programs

@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.manifest import OP_DOMAIN
 from icnnrt_exporters.operators.quadratic_program import INPUTS, SETTINGS
 from icnnrt_exporters.surgery import Ops, value
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import icnnrt
 from icnnrt.errors import ExportError
 from icnnrt.format import wire
-from icnnrt.format.manifest import ENERGY_ROLES, OP_DOMAIN, Domain, Manifest
+from icnnrt.format.manifest import OP_DOMAIN, Domain, Manifest
+from icnnrt.format.signatures import ENERGY_ROLES
 from icnnrt.mathematics import bregman, certificate, reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, coordinates
 from icnnrt.serving.load import AnySession

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 import icnnrt
 from icnnrt.mathematics.bundle_qp import (
-    Polyhedron,
     PolyhedronCotangents,
     bundle_qp_adjoint,
     bundle_qp_argmin,
     bundle_qp_implicit,
     bundle_qp_models,
 )
+from icnnrt.mathematics.polyhedron_programs import Polyhedron
 from icnnrt.mathematics.status import ANSWERED
 from icnnrt.serving.polyhedron import PolyhedronSolution
 from icnnrt_exporters.checks.true_hessian import true_gradient, true_hessian

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from icnnrt.checking.recommend import prefixes
 from icnnrt.format.manifest import SolverSpec
 from icnnrt.mathematics import certificate
+from icnnrt.mathematics.cut_model import STEPS
 from icnnrt.mathematics.domains import UNIT_BOX, Coordinates
-from icnnrt.mathematics.reference import STEPS
 from icnnrt_exporters.checks.preconditions import Solver
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
 

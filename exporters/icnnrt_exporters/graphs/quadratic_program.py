@@ -19,7 +19,7 @@ import onnxscript
 import torch
 
 from icnnrt.errors import ExportError
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.manifest import OP_DOMAIN
 from icnnrt.mathematics.qp_reference import QPCotangents
 from icnnrt.serving.quadratic_program import ADJOINT_INPUTS
 from icnnrt_exporters.operators.bodies import functions_qp

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import onnx
 
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.manifest import OP_DOMAIN
 from icnnrt.mathematics.domains import MODELS
 from icnnrt_exporters.operators import bundle, quadratic_program
 from icnnrt_exporters.operators.inverse_cholesky import InverseCholesky

@@ -13,9 +13,9 @@ import onnx
 from onnx import TensorProto, helper
 
 import icnnrt
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.manifest import OP_DOMAIN
+from icnnrt.mathematics.cut_model import STEPS as BUNDLE_STEPS
 from icnnrt.mathematics.qp_reference import STEPS, QPCotangents, QPReference, QPSensitivity
-from icnnrt.mathematics.reference import STEPS as BUNDLE_STEPS
 from icnnrt.serving.operators import OPERATORS
 from icnnrt_exporters.operators.bodies import functions_qp
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET

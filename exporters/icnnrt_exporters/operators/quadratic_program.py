@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.manifest import OP_DOMAIN
 from icnnrt.mathematics import quadratic_program
 from icnnrt.mathematics.interior_point import Problem
 from icnnrt.mathematics.qp_adjoint import WEAK, qp_adjoint

@@ -19,8 +19,8 @@ import onnx
 from onnxscript import opset21, script
 from onnxscript.values import Opset
 
-from icnnrt.format.package import OP_DOMAIN
-from icnnrt.mathematics.reference import EPS
+from icnnrt.format.manifest import OP_DOMAIN
+from icnnrt.mathematics.namespace import EPS
 from icnnrt_exporters.versions import OP_VERSION
 
 # Any, because onnxscript's annotations know neither Python's operators nor its numbers.

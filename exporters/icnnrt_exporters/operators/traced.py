@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from icnnrt.format.package import OP_DOMAIN
+from icnnrt.format.manifest import OP_DOMAIN
 from icnnrt_exporters.surgery import Ops, cut_loose, needed, numbered, value
 from icnnrt_exporters.versions import OP_VERSION, OPSET
 

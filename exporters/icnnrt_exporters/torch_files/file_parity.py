@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 import icnnrt
-from icnnrt.checking.verify import Check, contexts
+from icnnrt.checking.report import Check
+from icnnrt.checking.trial import contexts
 from icnnrt.errors import InputError
 from icnnrt.format.package import Package, opened
 from icnnrt.serving.load import AnySession

@@ -19,6 +19,7 @@ from icnnrt import arguments
 from icnnrt.errors import ExportError
 from icnnrt.format.files import write_atomically
 from icnnrt.mathematics import bundle, cut_model
+from icnnrt.mathematics.cut_model import InnerSolution, inner_solution
 from icnnrt.mathematics.domains import UNIT_BOX
 from icnnrt_exporters.checks import parity
 from icnnrt_exporters.checks.preconditions import (
@@ -34,7 +35,7 @@ from icnnrt_exporters.tracing.energy_graph import EnergyGraph, example_batch, tr
 from icnnrt_exporters.tracing.heads import Input, boundary_names, trace, value_and_gradient
 from icnnrt_exporters.tracing.smooth_softplus import smoothed
 from icnnrt_models import BundleEntropyArgmin
-from icnnrt_models.layers.bundle_entropy import InnerSolution, as_inner_solution, in_double, rounded
+from icnnrt_models.layers.bundle_entropy import in_double, rounded
 from icnnrt_models.layers.namespace import TORCH
 
 ProgramHead = Literal["value", "argmin"]
@@ -198,7 +199,7 @@ class _Argmin(nn.Module):
         # The operator itself: torch.while_loop would have dynamo trace the bodies, which may not take tensors along.
         loop: Any = while_loop_op
         last = cut_model.Iterate(*loop(unfinished, step, start, tuple(map(_dense, cuts)))[1:])
-        return as_inner_solution(cut_model.certified(TORCH, UNIT_BOX, G, row, last.best_lam))
+        return inner_solution(TORCH, cut_model.certified(TORCH, UNIT_BOX, G, row, last.best_lam))
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ class Solution(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Solution of the k-cut model; as `icnnrt_models.layers.bundle_entropy.InnerSolution`."""
+    """Solution of the k-cut model; as `icnnrt.mathematics.cut_model.InnerSolution`."""
 
     y: Tensor
     lam: Tensor

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from icnnrt.arguments import choice, integer, number, refused
+from icnnrt.mathematics.bundle import Trajectory as ArgminResult
+from icnnrt.mathematics.cut_model import STEPS
 from icnnrt.mathematics.domains import MODELS, NAMES, Domain
-from icnnrt.mathematics.reference import STEPS
-from icnnrt_models.layers.bundle_entropy import ArgminResult, argmin_adjoint, bundle_entropy_argmin, implicit_adjoint
+from icnnrt_models.layers.bundle_entropy import argmin_adjoint, bundle_entropy_argmin, implicit_adjoint
 from icnnrt_models.layers.domain_arguments import placed
 from icnnrt_models.layers.energy_at import (
     EnergyAt,
@@ -26,8 +27,6 @@ from icnnrt_models.layers.energy_at import (
     y_dim_of,
     y_like,
 )
-
-__all__ = ["Adjoint", "ArgminResult", "BundleEntropyArgmin", "DomainName"]
 
 Adjoint = Literal["exact", "prop3", "implicit"]
 DomainName = Literal["unit_box", "box", "simplex", "space"]

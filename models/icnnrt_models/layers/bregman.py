@@ -15,8 +15,6 @@ from icnnrt_models.layers.domain_arguments import placed
 from icnnrt_models.layers.energy_at import has_context, y_dim_of, y_like
 from icnnrt_models.layers.namespace import TORCH
 
-__all__ = ["BregmanProximalGradient", "BregmanResult"]
-
 
 class BregmanResult(NamedTuple):
     """y with its certificate; energy, lower_bound and gap are float64."""
@@ -47,10 +45,7 @@ class BregmanProximalGradient(nn.Module):
         iterations: steps K.
         step_size: τ > 0. Too long a step swings, too short a one creeps: 1 suits energies as curved as R, and the
             inverse of their ratio others.
-        gap_tolerance: the duality gap up to which an answer counts as solved once exported.
-        domain: "unit_box", "box", "simplex" or "space".
-        mu: μ of (μ/2)‖y‖² for domain "space".
-        y_dim: n, needed only for an energy without an attribute `y_dim`.
+        gap_tolerance, domain, mu, y_dim: as of `BundleEntropyArgmin`.
 
     Raises:
         InputError: a ValueError, whose sentence has the argument, what was expected, what came, and the remedy.

@@ -7,7 +7,6 @@ difference of nearly equal numbers. Nothing here is recorded by autograd.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,48 +16,16 @@ from icnnrt.mathematics import bundle, cut_model
 from icnnrt.mathematics import implicit_adjoint as adjoint_of_argmin
 from icnnrt.mathematics import kkt_adjoint as adjoint_of_model
 from icnnrt.mathematics.bundle import Trajectory as ArgminResult
-from icnnrt.mathematics.cut_model import STEPS
+from icnnrt.mathematics.cut_model import STEPS, InnerSolution
 from icnnrt.mathematics.domains import UNIT_BOX, Domain
 from icnnrt.mathematics.recursive_adjoint import CutCotangents, recursive_adjoint
 from icnnrt_models.layers.kernels import eager_on_cpu, kernel, run_on
 from icnnrt_models.layers.namespace import TORCH
 
-__all__ = [
-    "ArgminResult",
-    "CutCotangents",
-    "InnerSolution",
-    "argmin_adjoint",
-    "as_inner_solution",
-    "bundle_entropy_argmin",
-    "bundle_entropy_solve",
-    "implicit_adjoint",
-    "in_double",
-    "kkt_adjoint",
-    "kkt_adjoint_in_torch",
-    "negative_entropy",
-    "role",
-    "rounded",
-    "solve_in_torch",
-]
-
 
 def role(domain: Domain) -> str:
     """What the operators of a domain are called in `icnnrt.serving.operators`, less "_solve" and "_adjoint"."""
     return "bundle_" + domain.operators.removeprefix("Bundle").lower()
-
-
-def negative_entropy(y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-    """−H(y) = Σ y log y + (1−y) log(1−y); 0 log 0 = 0."""
-    return UNIT_BOX.regulariser(TORCH, y)[..., 0]
-
-
-class InnerSolution(NamedTuple):
-    """Solution of the k-cut model."""
-
-    y: Float[Tensor, "batch n"]  # primal point, σ(−G'λ)
-    lam: Float[Tensor, "batch k"]  # multipliers of the cuts, on the simplex
-    lower_bound: Float[Tensor, " batch"]  # dual value
-    residual: Float[Tensor, "batch 3"]  # stationarity, feasibility, complementarity (= duality gap of the model)
 
 
 @torch.no_grad()
@@ -71,31 +38,12 @@ def bundle_entropy_solve(
 ) -> InnerSolution:
     """Solve the k-cut model, `icnnrt.mathematics.cut_model.solve`; all float64.
 
-    By the native kernel where `icnnrt_models.layers.kernels` says so, else by `solve_in_torch`.
+    By the native kernel where `icnnrt_models.layers.kernels` says so, else in torch.
     """
     native = steps == STEPS and G.dtype == torch.float64 and eager_on_cpu(G, e)
     if native and (found := kernel(f"{role(domain)}_solve", "float64")):
         return InnerSolution(*run_on(found, (G, e, e[:, :0] if lam_start is None else lam_start)))
-    return solve_in_torch(G, e, lam_start, steps, domain)
-
-
-@torch.no_grad()
-def solve_in_torch(
-    G: Float[Tensor, "batch k n"],
-    e: Float[Tensor, "batch k"],
-    lam_start: Float[Tensor, "batch k_prev"] | None = None,
-    steps: int = STEPS,
-    domain: Domain = UNIT_BOX,
-) -> InnerSolution:
-    """`bundle_entropy_solve` on any device, traced or not."""
-    before = e[:, :0] if lam_start is None else lam_start
-    return as_inner_solution(cut_model.solve(TORCH, domain, G, e[:, None], before[:, None], steps))
-
-
-def as_inner_solution(model: cut_model.Model) -> InnerSolution:
-    """A statement's answer without its axes of one entry; its y is not rounded, so its stationarity is 0."""
-    residual = torch.cat([0.0 * model.gap, model.feasibility, model.gap], dim=2)
-    return InnerSolution(model.y[:, 0], model.lam[:, 0], model.lower_bound[:, 0, 0], residual[:, 0])
+    return cut_model.solved(TORCH, domain, G, e, lam_start, steps)
 
 
 def rounded(solution: InnerSolution, like: Tensor) -> InnerSolution:
@@ -144,26 +92,13 @@ def kkt_adjoint(
 ) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch k"]]:
     """Proposition 3, `icnnrt.mathematics.kkt_adjoint`: c_y and c_λ for a loss with ∂ℓ/∂y = ȳ; all float64.
 
-    By the native kernel where `icnnrt_models.layers.kernels` says so, else by `kkt_adjoint_in_torch`.
+    By the native kernel where `icnnrt_models.layers.kernels` says so, else in torch.
     """
     native = G.dtype == torch.float64 and eager_on_cpu(G, e, lam, y_bar)
     if native and (found := kernel(f"{role(domain)}_adjoint", "float64")):
         c_y, c_λ = run_on(found, (G, e, lam, y_bar))
         return c_y, c_λ
-    return kkt_adjoint_in_torch(G, e, lam, y_bar, domain)
-
-
-@torch.no_grad()
-def kkt_adjoint_in_torch(
-    G: Float[Tensor, "batch k n"],
-    e: Float[Tensor, "batch k"],
-    lam: Float[Tensor, "batch k"],
-    y_bar: Float[Tensor, "batch n"],
-    domain: Domain = UNIT_BOX,
-) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch k"]]:
-    """`kkt_adjoint` on any device, traced or not."""
-    c_y, c_lam = adjoint_of_model.kkt_adjoint(TORCH, domain, G, e[:, None], lam[:, None], y_bar[:, None])
-    return c_y[:, 0], c_lam[:, 0]
+    return adjoint_of_model.adjoint(TORCH, domain, G, e, lam, y_bar)
 
 
 @torch.no_grad()

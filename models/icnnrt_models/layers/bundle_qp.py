@@ -14,8 +14,6 @@ from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference
 from icnnrt.mathematics.qp_settings import Settings
 from icnnrt_models.layers import qp_operators
 
-__all__ = ["array", "differentiate", "on", "solve"]
-
 Array = NDArray[np.float64]
 
 

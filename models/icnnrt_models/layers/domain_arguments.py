@@ -12,8 +12,6 @@ from icnnrt.arguments import instance, refused, shown
 from icnnrt.mathematics.domains import Coordinates, Domain, box_coordinates, check_bounds, space_coordinates
 from icnnrt_models.layers.namespace import TORCH
 
-__all__ = ["placed"]
-
 
 def placed(
     domain: Domain, mu: float, like: Tensor, y_init: Any, lower: Any, upper: Any

@@ -9,22 +9,6 @@ from torch import Tensor, nn
 
 from icnnrt.arguments import integer, refused
 
-__all__ = [
-    "EnergyAt",
-    "OnceDifferentiable",
-    "Point",
-    "context_of",
-    "differentiated",
-    "float_of",
-    "has_context",
-    "hvp",
-    "place",
-    "plain",
-    "pulled_back",
-    "y_dim_of",
-    "y_like",
-]
-
 
 def place(p: Tensor, bounds: tuple[Tensor, ...], mu: float) -> Tensor:
     """y = l + (u − l)∘p, or p/√μ; never beyond a bound by rounding."""

@@ -5,7 +5,8 @@ Off the CPU, and where there is no native library, the same method runs in torch
 or transforms a layer over cuts (`eager_on_cpu` tells), it runs in torch too, which sees every step of it. Quadratic
 programs are the exception: `qp_operators` hides them in an operator that torch does not look into, so that the kernel
 answers under torch.compile and torch.func.vmap as well, and torch.export keeps the operator; torch.jit.trace alone
-sees their method.
+sees their method. `bundle_entropy.bundle_entropy_solve` and `bundle_entropy.kkt_adjoint` branch on `eager_on_cpu`,
+`qp_operators.qp_solve` and `qp_operators.qp_sensitivity` on `qp_operators.kernels` for data on the CPU.
 """
 
 import functools
@@ -20,8 +21,6 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from icnnrt.errors import IcnnrtError
 from icnnrt.serving.operators import operator_session
 from icnnrt.serving.quadratic_program import SOLVE_INPUTS
-
-__all__ = ["Kernel", "eager_on_cpu", "kernel", "run_on"]
 
 # numpy arrays, inputs to outputs in the operator's order; and by their names, those that have a default
 Kernel = Callable[..., Sequence[Any]]

@@ -7,8 +7,6 @@ from icnnrt.arguments import choice
 from icnnrt.errors import InputError
 from icnnrt.mathematics.status import Status
 
-__all__ = ["OnUnsafe", "chosen", "unsafe"]
-
 OnUnsafe = Literal["nan", "skip", "raise"]
 
 

@@ -10,8 +10,6 @@ from typing import Any, Final
 
 from torch import Tensor
 
-__all__ = ["is_piecewise_linear"]
-
 
 def _names(*lines: str) -> frozenset[str]:
     return frozenset(" ".join(lines).split())

@@ -14,8 +14,6 @@ from icnnrt_models.layers.polyhedron_argmin import Argmin, Cuts, Method, Polyhed
 from icnnrt_models.layers.polyhedron_result import PolyhedronResult, finite_rows, result_of
 from icnnrt_models.layers.qp_tensors import filled, leading
 
-__all__ = ["PolyhedronAdjoint", "PolyhedronArgmin", "PolyhedronResult"]
-
 
 class PolyhedronArgmin(nn.Module):
     """The argmin of an energy convex in y under linear constraints, as a layer.
@@ -42,19 +40,11 @@ class PolyhedronArgmin(nn.Module):
     `solve`, of the same arguments, gives a `PolyhedronResult`: y with certificate, multipliers and a status for each
     sample; nothing is recorded for autograd. `last` is that of the last call of `forward`.
 
-    Which adjoint is right (as `icnnrt.serving.polyhedron_adjoint` has them):
-
-    - "prop3": the cuts of the model that gave y*, held fixed: exact for energies of pieces (ReLU). Keeps the graph of f
-      at every cut.
-    - "implicit": the optimality conditions at y*: exact for smooth energies (softplus) at convergence. Takes n
-      Hessian-vector products.
-    - "exact": the derivative of the iterations themselves; for pieces the same as "prop3", for smooth energies true of
-      the algorithm, but not near the derivative of the argmin.
-    - "auto", the default: "prop3" if the operators that autograd records between y and f are affine maps and maxima,
-      "implicit" if one of them is smooth; an error where it cannot be told.
-
-    Energies that have both kinks and curvature in y are served by none of them well. autograd alone goes through the
-    layer, neither torch.func's transforms nor forward mode.
+    `icnnrt.serving.polyhedron_adjoint` says which adjoint is right for which energy: "prop3" for pieces, which keeps
+    the graph of f at every cut, "implicit" for smooth ones, which takes n Hessian-vector products, or "exact". "auto",
+    the default, is "prop3" if the operators that autograd records between y and f are affine maps and maxima,
+    "implicit" if one of them is smooth, and an error where it cannot be told. autograd alone goes through the layer,
+    neither torch.func's transforms nor forward mode.
 
     A gradient is taken of samples that are CONVERGED, PRECISION or, unless by "implicit", GAP, whose programs were all
     solved, and of whose energy rounding leaves no more than 1e-3 open. `on_unsafe` says what becomes of the others:

@@ -14,15 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from icnnrt.errors import InputError
-from icnnrt.mathematics.bundle_qp import (
-    Polyhedron,
-    PolyhedronCotangents,
-    PolyhedronTrajectory,
-    bundle_qp_adjoint,
-    bundle_qp_argmin,
-    bundle_qp_implicit,
-)
+from icnnrt.mathematics.bundle_qp import PolyhedronCotangents, bundle_qp_adjoint, bundle_qp_argmin, bundle_qp_implicit
+from icnnrt.mathematics.polyhedron import PolyhedronTrajectory
 from icnnrt.mathematics.polyhedron_answers import doubt, known, solved
+from icnnrt.mathematics.polyhedron_programs import Polyhedron
 from icnnrt.mathematics.status import Status
 from icnnrt.serving.polyhedron import TOLERANCE
 from icnnrt_models.layers.bundle_qp import array, differentiate, on, solve
@@ -30,8 +25,6 @@ from icnnrt_models.layers.energy_at import EnergyAt, OnceDifferentiable, Point, 
 from icnnrt_models.layers.on_unsafe import OnUnsafe, unsafe
 from icnnrt_models.layers.pieces import is_piecewise_linear
 from icnnrt_models.layers.polyhedron_result import PolyhedronResult, result_of
-
-__all__ = ["Argmin", "Cuts", "Method", "PolyhedronAdjoint"]
 
 PolyhedronAdjoint = Literal["auto", "prop3", "implicit", "exact"]
 Array = NDArray[np.float64]

@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from icnnrt.arguments import sample
-from icnnrt.mathematics.bundle_qp import PolyhedronTrajectory, bundle_qp_uncertainty
+from icnnrt.mathematics.bundle_qp import bundle_qp_uncertainty
+from icnnrt.mathematics.polyhedron import PolyhedronTrajectory
 from icnnrt.mathematics.polyhedron_answers import answers
 from icnnrt.mathematics.status import Status, advise_polyhedron
 from icnnrt_models.layers.bundle_qp import on
-
-__all__ = ["PolyhedronResult", "finite_rows", "result_of"]
 
 
 class PolyhedronResult(NamedTuple):

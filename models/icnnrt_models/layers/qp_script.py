@@ -137,7 +137,7 @@ class _Pieces(Torch):
     def __init__(self, method: Any = None, loop: Any = None) -> None:
         self.method, self.scripted = method, loop
 
-    def loop(self, unfinished: Any, step: Any, state: Any, most: Any) -> Any:  # type: ignore[override]
+    def loop(self, unfinished: Any, step: Any, state: Any, most: Any) -> Any:
         return self.scripted(list(state[:1]), list(state), most)
 
     def piece(self, name: str, statement: Callable[..., Any], arrays: Sequence[Any]) -> Any:

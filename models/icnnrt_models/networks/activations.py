@@ -12,9 +12,6 @@ from torch.nn import functional as F
 
 from icnnrt.arguments import choice, number
 
-__all__ = ["CELU", "ConvexActivation", "LeakyReLU", "ReLU", "Softplus", "convex_activation", "free_activation"]
-
-
 # Above it torch's softplus answers s itself. At torch's default, 20, that is a step down of 2e-9, which breaks
 # convexity beyond rounding in float64; at 40 the step, 4e-18, is below rounding, and exp(40) is far from overflow in
 # float32.

@@ -14,8 +14,6 @@ from icnnrt_models.networks.activations import ConvexActivation, convex_activati
 from icnnrt_models.networks.initialisation import Moments, draw_nonnegative, nonnegative_law, skip_share
 from icnnrt_models.networks.nonnegative import NonNegativeLinear, Positivity, check_positivity
 
-__all__ = ["ConvexNetwork", "check_input", "check_place", "check_widths", "draw_z_path"]
-
 
 class ConvexNetwork(nn.Module, ABC):
     """f(x, y) = value(context(x), y), convex in y; `layers` hold W^(z) as `NonNegativeLinear`, but the first."""

@@ -5,8 +5,6 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["ContextEnergy", "Energy"]
-
 
 @runtime_checkable
 class Energy(Protocol):

@@ -12,17 +12,9 @@ from torch.nn import functional as F
 
 from icnnrt.arguments import integer
 from icnnrt_models.networks.activations import ConvexActivation
-from icnnrt_models.networks.convex_network import (
-    ConvexNetwork,
-    check_context,
-    check_input,
-    check_place,
-    draw_z_path,
-)
+from icnnrt_models.networks.convex_network import ConvexNetwork, check_context, check_input, check_place, draw_z_path
 from icnnrt_models.networks.initialisation import draw_skip, gaussian_moments
 from icnnrt_models.networks.nonnegative import NonNegativeLinear, Positivity
-
-__all__ = ["FICNN"]
 
 
 class FICNNLayer(nn.Module):
@@ -74,8 +66,8 @@ class FICNN(ConvexNetwork):
         hidden: widths of z_1 .. z_{k−1}.
         activation: "relu", "softplus", "leaky_relu", "celu", or a `ConvexActivation`.
         positivity: how W^(z) >= 0 is kept, see `NonNegativeLinear`.
-        generator: source of the initial values (see `initialisation`; inputs are taken to have mean square 1). The same
-            seed gives the same network in every dtype and on every device.
+        generator: source of the initial values (see `initialisation`; x and y are taken to have mean square 1). The
+            same seed gives the same network in every dtype and on every device.
         dtype, device: of all parameters.
 
     Raises:

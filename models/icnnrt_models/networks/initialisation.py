@@ -4,9 +4,8 @@ Input-Convex Neural Networks" (NeurIPS 2023).
 Why the usual rules fail: they rely on weights of mean zero. Non-negative weights have a positive mean, so each layer
 adds up the means of the one before, and all its units become strongly correlated.
 
-Derivation. Let s be the pre-activations of one layer: standard normal, any two with correlation ρ = 1/2. With
-a = g(s), N inputs, and independent weights of mean μ_w and variance σ_w², the next pre-activations
-s' = Σ_j w_j a_j + b have
+Derivation. Let s be the pre-activations of one layer: standard normal, any two with correlation ρ = 1/2. With a = g(s),
+N inputs, and independent weights of mean μ_w and variance σ_w², the next pre-activations s' = Σ_j w_j a_j + b have
 
     E[s']           = N μ_w E[a] + b
     Cov(s'_1, s'_2) = μ_w² Var(Σ_j a_j) = μ_w² (N E[a²] + N(N−1) E[a a'] − N² E[a]²)
@@ -48,8 +47,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-__all__ = ["CORRELATION", "Moments", "NonNegativeLaw", "gaussian_moments", "nonnegative_law", "skip_share"]
 
 CORRELATION = 0.5  # ρ, the paper's choice
 

@@ -10,8 +10,6 @@ from torch.nn import functional as F
 from icnnrt.arguments import choice, integer
 from icnnrt_models.networks.activations import SOFTPLUS_THRESHOLD
 
-__all__ = ["NonNegativeLinear", "Positivity"]
-
 Positivity = Literal["projection", "softplus"]
 
 

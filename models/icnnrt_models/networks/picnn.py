@@ -22,8 +22,6 @@ from icnnrt_models.networks.convex_network import (
 from icnnrt_models.networks.initialisation import draw_free, draw_skip, gaussian_moments
 from icnnrt_models.networks.nonnegative import NonNegativeLinear, Positivity
 
-__all__ = ["PICNN"]
-
 # Initial variance of the gates around 1. Small, so that the first forward passes see the plain convex network for which
 # the weights are drawn; not zero, so that x acts on the gates, and gradients reach the x path through them, at once.
 GATE_VARIANCE = 0.01
@@ -107,19 +105,13 @@ class PICNN(ConvexNetwork):
 
     Args:
         x_dim: columns of x, at least 1.
-        y_dim: columns of y.
-        hidden: widths of z_1 .. z_{k−1}.
         context_hidden: widths of u_1 .. u_{k−1}, as many as `hidden`; None takes `hidden`.
-        activation: g, "relu", "softplus", "leaky_relu", "celu", or a `ConvexActivation`.
         context_activation: g̃, also "tanh", "silu", or any parameter-free module that acts entry by entry.
         batch_norm: normalise u_1 .. u_{k−1} over the batch, after g̃. Call `eval()` before solving for y or exporting:
             in training mode a row's energy depends on the other rows of x.
         linear_context_output: the last context layer u_{k−1} without g̃ and batch norm, as in the authors' code for
             multi-label classification, where that layer is a feed-forward network's logits.
-        positivity: how W^(z) >= 0 is kept, see `NonNegativeLinear`.
-        generator: source of the initial values (see `initialisation`; x and y are taken to have mean square 1). The
-            same seed gives the same network in every dtype and on every device.
-        dtype, device: of all parameters.
+        y_dim, hidden, activation, positivity, generator, dtype, device: as of `FICNN`; activation is g.
 
     Raises:
         InputError: a sentence with the argument, what was expected, what came, and the remedy.
