@@ -207,6 +207,20 @@ def test_a_weakly_active_row_is_a_kink_with_the_derivative_of_one_side(native):
         assert solution.vjp(z_bar, on_unsafe="skip").skipped.tolist() == [False]
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("native", [None, False])
+def test_so_is_a_weakly_active_bound_where_no_bound_pushes(native, n):
+    """And a variable in units of 1e-7, without bounds, is not near any."""
+    solution = icnnrt.qp(np.eye(n), -np.ones(n), upper=1.0, native=native)  # z = 1 with and without its bounds
+    found = solution.vjp(np.ones(n))
+    assert not found.reliable.any()
+    assert found.advice().startswith("sample 0: KINK (z[0]")
+    unit = 1e-7
+    z, G = np.full(n, 0.2 / unit), np.full((1, n), unit)
+    large = icnnrt.qp(unit**2 * np.eye(n), -(unit**2) * z - G[0], G, G @ z, native=native)
+    assert large.vjp(np.ones(n)).reliable.all()
+
+
 def test_a_degenerate_vertex_is_a_kink():
     # three rows through the point where two would do
     G = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])

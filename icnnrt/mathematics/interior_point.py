@@ -17,6 +17,7 @@ Vectors are rows, numbers of a sample [B, 1, 1]. Everything is solved equilibrat
 s = ŝ / F. Samples that are done stand still.
 """
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from icnnrt.mathematics.condensed_kkt import Matrices, matrices, solver
@@ -336,15 +337,13 @@ def evaluated(xp: Namespace, at: Equilibrated, x: Array) -> tuple[Array, ...]:
     return sl / at.N, r_d, r_nu, r_s, xp.where(known, xp.largest(residuals), INFINITY)
 
 
-def step(xp: Namespace, at: Equilibrated, iterate: Iterate) -> Iterate:
-    """One predictor-corrector step."""
-    x, rho, mu, r_d, r_nu, r_s, best_x, best_residual, idle, taken, going = iterate
-    taken = taken + xp.indicator(going)
+def newton(
+    xp: Namespace, at: Equilibrated, l: Array, s: Array, residuals: tuple[Array, Array, Array], rho: Array, delta: Array  # noqa: E741
+) -> Callable[[Array], tuple[Array, Array, Array, Array]]:
+    """The function from c to the Newton step dz, dν, dl, ds to l∘s + c = 0 and to residuals r_d, r_ν, r_s of 0; c is 0
+    where there is no bound."""
     has, of = at.has, at.of
-    is_bound = has > 0.0
-    z, nu, l, s = split(xp, at, x)  # noqa: E741
-    stuck = (idle >= float(STUCK)) & (best_residual < CLOSE)
-    delta = at.soft + xp.where(stuck, STUCK_DELTA, xp.maximum(rho, LEAST_DELTA))
+    r_d, r_nu, r_s = residuals
     s_delta = s + delta * l
     w = xp.where(at.is_equal, 1.0 / delta, has * l / s_delta)
     w_upper, w_lower = xp.halves(w)
@@ -354,13 +353,26 @@ def step(xp: Namespace, at: Equilibrated, iterate: Iterate) -> Iterate:
     minus_r_d, minus_r_nu = -r_d, -r_nu
 
     def direction(c: Array) -> tuple[Array, Array, Array, Array]:
-        """The Newton step dz, dν, dl, ds to l∘s + c = 0; c is 0 where there is no bound."""
         f = c / s_delta + w * r_s
         f_upper, f_lower = xp.halves(f)
         dz, d_lam, dnu = solved(minus_r_d, (f_upper - f_lower) / W_safe, minus_r_nu, 1)
         dr = both(xp, dz @ of.Ct)
         dl = xp.where(at.is_equal, both(xp, d_lam), f + w * dr)
         return dz, dnu, dl, has * (delta * dl - r_s - dr)
+
+    return direction
+
+
+def step(xp: Namespace, at: Equilibrated, iterate: Iterate) -> Iterate:
+    """One predictor-corrector step."""
+    x, rho, mu, r_d, r_nu, r_s, best_x, best_residual, idle, taken, going = iterate
+    taken = taken + xp.indicator(going)
+    has = at.has
+    is_bound = has > 0.0
+    z, nu, l, s = split(xp, at, x)  # noqa: E741
+    stuck = (idle >= float(STUCK)) & (best_residual < CLOSE)
+    delta = at.soft + xp.where(stuck, STUCK_DELTA, xp.maximum(rho, LEAST_DELTA))
+    direction = newton(xp, at, l, s, (r_d, r_nu, r_s), rho, delta)
 
     # predictor
     sl = s * l * has

@@ -162,28 +162,39 @@ def finished(xp: Namespace, at: Held, dz: Array, dlam: Array, dnu: Array, *_: Ar
 
 
 def gradients(
-    xp: Namespace, z: Array, lam: Array, nu: Array, mu: Array, d_z: Array, d_lam: Array, d_nu: Array, d_mu: Array
+    xp: Namespace,
+    z: Array,
+    lam: Array,
+    nu: Array,
+    mu: Array,
+    d_z: Array,
+    d_lam: Array,
+    d_nu: Array,
+    d_mu: Array,
+    upper: Array | None = None,
+    box_upper: Array | None = None,
 ) -> dict[str, Callable[[], Array]]:
     """∂ℓ/∂ of every datum by its name, each sample's own, when it is asked for.
 
-    Rows [B, n], [B, m], [B, q], [B, n] of the answer and of the adjoint's. Where the adjoint is NaN, so are the
-    gradients.
+    Rows [B, n], [B, m], [B, q], [B, n] of the answer and of the adjoint's; [B, m] and [B, n] of the part that the upper
+    bound of a row has in what it does, by default 1 where its multiplier is >= 0, else 0. Where the adjoint is NaN, so
+    are the gradients.
     """
 
     def outer(a: Array, c: Array) -> Array:
         return xp.column(a) * xp.row(c)
 
-    def side(d: Array, held: Array) -> Array:
-        return xp.where(held, -d, 0.0 * d)
+    def side(d: Array, held: Array, part: Array | None) -> Array:
+        return xp.where(held, -d, 0.0 * d) if part is None else -d * part
 
     return {
         "Q": lambda: 0.5 * (outer(d_z, z) + outer(z, d_z)),
         "p": lambda: d_z,
         "G": lambda: outer(lam, d_z) + outer(d_lam, z),
-        "h_lower": lambda: side(d_lam, lam < 0.0),
-        "h": lambda: side(d_lam, lam >= 0.0),
+        "h_lower": lambda: side(d_lam, lam < 0.0, None if upper is None else 1.0 - upper),
+        "h": lambda: side(d_lam, lam >= 0.0, upper),
         "A": lambda: outer(nu, d_z) + outer(d_nu, z),
         "b": lambda: -d_nu,
-        "lower": lambda: side(d_mu, mu < 0.0),
-        "upper": lambda: side(d_mu, mu >= 0.0),
+        "lower": lambda: side(d_mu, mu < 0.0, None if box_upper is None else 1.0 - box_upper),
+        "upper": lambda: side(d_mu, mu >= 0.0, box_upper),
     }

@@ -26,6 +26,10 @@ NO_GRADIENT: Final = (
     "a part of the loss has no gradient, as the answer or its multipliers are not unique there; add a small multiple "
     "of the identity to Q, or leave out rows that depend on others"
 )
+OFF_PATH: Final = (
+    "no point of the central path was found, as there is none where the constraints leave no interior; leave out "
+    "smoothing for the gradient at the answer, or take another"
+)
 KINK: Final = (
     "multiplier and slack of a row are both as good as 0, and the gradient is that of one side; move the bounds, or "
     "average over nearby data"
@@ -46,6 +50,8 @@ def gradient_advice(
     data:         Q, G and A of that sample, in their own dtype
     answer:       lam, mu, slack and box_slack of that sample
     """
+    if share == np.inf:
+        return f"sample {i}: NO_GRADIENT: {OFF_PATH}"
     if share > LOST[data["Q"].dtype.name]:
         return (
             f"sample {i}: NO_GRADIENT ({share:.2g} of the loss in equilibrated units): {NO_GRADIENT}; else it is that "

@@ -9,7 +9,7 @@ from icnnrt.arguments import integer, number, refused
 from icnnrt.mathematics.interior_point import STEPS
 from icnnrt.mathematics.qp_reference import TOLERANCE
 
-__all__ = ["MOST_STEPS", "USUAL", "Settings", "checked_steps", "checked_tolerance"]
+__all__ = ["MOST_STEPS", "USUAL", "Settings", "checked_smoothing", "checked_steps", "checked_tolerance"]
 
 MOST_STEPS: Final = 1_000_000  # native/ort/steps.h has the same
 
@@ -65,3 +65,8 @@ def checked_tolerance(tolerance: object, dtype: Any) -> float:
 def checked_steps(steps: object) -> int:
     """How many steps the method may take, or the `InputError`."""
     return integer(steps, "steps", 1, MOST_STEPS, remedy=f"give the most interior-point steps, {STEPS} is usual")
+
+
+def checked_smoothing(smoothing: object) -> float:
+    """The κ of `icnnrt.mathematics.qp_smoothing`, or the `InputError`."""
+    return number(smoothing, "smoothing", above=0, remedy="leave it out for the gradient at the answer itself")

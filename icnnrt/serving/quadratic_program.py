@@ -30,12 +30,13 @@ from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt.mathematics.qp_reliability import LOST, gradient_advice, reliable
-from icnnrt.mathematics.qp_settings import USUAL, Settings
+from icnnrt.mathematics.qp_settings import USUAL, Settings, checked_smoothing
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.mathematics.qp_tangent import tangent_residuals
 from icnnrt.ort import Provider, checked_providers, onnxruntime, provider_names
 from icnnrt.printable import show
 from icnnrt.serving.operators import operator_session, stopped_after
+from icnnrt.serving.qp_smoothed import Points, smoothed_adjoint
 from icnnrt.serving.solution import Solution, untrusted
 
 __all__ = ["QPGradients", "QPSolution", "QPTangents", "array_solver", "qp"]
@@ -152,9 +153,19 @@ class QPGradients:
     A datum that several problems shared has the sum over them. Each is computed when it is first asked for.
     """
 
-    def __init__(self, solution: "QPSolution", found: Sequence[Any], skipped: NDArray[np.bool_] | None) -> None:
+    def __init__(
+        self,
+        solution: "QPSolution",
+        found: Sequence[Any],
+        skipped: NDArray[np.bool_] | None,
+        points: Points | None = None,
+    ) -> None:
         self._given = solution._program.given
-        self._points: tuple[Floats, ...] = solution._rows[:4]
+        if points is None:
+            z, lam, nu, mu = solution._rows[:4]
+            points = Points(z, lam, nu, mu, lam >= 0, mu >= 0)
+        self._points: tuple[Floats, ...] = points[:4]
+        self._upper = points.upper, points.box_upper
         self._solution = solution
         self._d = found
         self._kept = None if skipped is None else ~skipped
@@ -204,8 +215,9 @@ class QPGradients:
         return self._matrix(name, (multipliers[at - 1], self._d[0]), (self._d[at], z))
 
     def _side(self, name: str, at: int, sign: int) -> Floats:
-        multiplier = self._points[at]
-        return self._vector(name, -self._d[at] * (multiplier >= 0 if sign > 0 else multiplier < 0))
+        upper = self._upper[at // 2]
+        part = upper if sign > 0 else ~upper if upper.dtype == bool else 1 - upper
+        return self._vector(name, -self._d[at] * part)
 
     @functools.cached_property
     def reliable(self) -> NDArray[np.bool_]:
@@ -359,6 +371,7 @@ class QPSolution(Solution):
         bound_multipliers_bar: object = None,
         *,
         on_unsafe: str = "nan",
+        smoothing: float | None = None,
     ) -> QPGradients:
         """∂ℓ/∂ of all data for a loss ℓ with ∂ℓ/∂z = z_bar and, where it depends on them, ∂ℓ/∂lam = lam_bar and so on.
 
@@ -370,6 +383,11 @@ class QPSolution(Solution):
                            `CertificateError`; "skip" leaves them out of the sums; "use" takes INACCURATE answers for
                            what they are, whose `residual` tells how good that is, and of a loss without a gradient
                            that of the rest, its solution of least norm
+        smoothing:         κ > 0, for the gradient at the point of the central path where every multiplier times its
+                           slack is κ, in units of the objective, instead of at the answer
+                           (`icnnrt.mathematics.qp_smoothing`): that of a smooth function of the data, the argmin of
+                           the objective with κ times the logarithms of all slacks taken off. It knows no kinks, tells
+                           of constraints that do not hold yet, and takes about as long as a solve in numpy
 
         Where a multiplier and its slack are both 0 the answer has a kink (KINK), and the gradient is that of one side;
         "raise" raises there too. `QPGradients.reliable` says which samples have neither.
@@ -387,8 +405,11 @@ class QPSolution(Solution):
         mu_bar = none
         if bound_multipliers_bar is not None:
             mu_bar = _bar("bound_multipliers_bar", bound_multipliers_bar, self.bound_multipliers, mu)
-        found = self._adjoint(on_unsafe, *bars, mu_bar)
-        return QPGradients(self, found, self._without_gradient(found, on_unsafe, "use", skipped))
+        if smoothing is None:
+            found, points = self._adjoint(on_unsafe, *bars, mu_bar), None
+        else:
+            found, points = self._smoothed(checked_smoothing(smoothing), on_unsafe, *bars, mu_bar)
+        return QPGradients(self, found, self._without_gradient(found, on_unsafe, "use", skipped), points)
 
     def jvp(
         self,
@@ -479,6 +500,12 @@ class QPSolution(Solution):
         data = {name: (a := self._program.feeds[name])[i if len(a) > 1 else 0] for name in "QGA"}
         answer = {"lam": lam[i], "mu": mu[i], "slack": slack[i], "box_slack": box_slack[i]}
         return gradient_advice(i, share, weak, data, answer)
+
+    def _smoothed(self, kappa: float, on_unsafe: str, *bars: Floats) -> tuple[list[Floats], Points]:
+        """As `_adjoint` gives it, and the points of the central path that it is taken at."""
+        code = self._rows[7]
+        taken = (code == QPStatus.SOLVED) | ((code == QPStatus.INACCURATE) & (on_unsafe == "use"))
+        return smoothed_adjoint(self._program.feeds, self._rows[:4], taken, bars, kappa)
 
     def _adjoint(self, on_unsafe: str, *bars: Floats) -> list[Floats]:
         _, lam, _, mu, slack, box_slack, _, code, *_ = self._rows

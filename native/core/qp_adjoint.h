@@ -59,13 +59,15 @@ static void qp_adjoint(const QpSizes& sizes, const QpAdjointArguments<T>& args, 
 
   double* const r = it.rows;  // [N] of the constraints that hold z
   std::int32_t weak = 0;
-  const auto hold = [&](std::size_t i, double multiplier, double slack, double unit, double bar) {
-    const double force = __builtin_fabs(multiplier) * P.cost / unit, room = slack * unit;
-    const bool holds = slack <= 0.0 || force > room;
-    newton.W[i] = holds ? 1.0 : 0.0;
-    r[i] = holds ? -bar * unit * per_cost : 0.0;
-    const double near = max(force, room);
+  const auto holds = [&](double multiplier, double slack, double unit) {
+    const double force = __builtin_fabs(multiplier) * P.cost / unit, room = slack * unit, near = max(force, room);
     weak += slack > 0.0 && (force + room > (1.0 + kDecided) * near ? near : kUnlikely * near) < kWeak<T>;
+    return slack <= 0.0 || force > room;
+  };
+  const auto hold = [&](std::size_t i, double multiplier, double slack, double unit, double bar) {
+    const bool held = holds(multiplier, slack, unit);
+    newton.W[i] = held ? 1.0 : 0.0;
+    r[i] = held ? -bar * unit * per_cost : 0.0;
   };
   const auto get = [](const T* a, std::size_t i) { return a ? static_cast<double>(a[i]) : 0.0; };
   const auto read_cotangents = [&]() __attribute__((noinline)) {
@@ -79,6 +81,8 @@ static void qp_adjoint(const QpSizes& sizes, const QpAdjointArguments<T>& args, 
       else
         hold(i, 0.0, 1.0, 1.0, 0.0);
     }
+    // Where no bound pushes, some may be weakly active all the same.
+    for (std::size_t j = 0; !any_box && j < n; ++j) holds(0.0, get(args.box_slack, j), 1.0 / P.D[j]);
     for (std::size_t j = 0; j < n; ++j) it.r[j] = -static_cast<double>(args.z_bar[j]) * P.D[j];
     for (std::size_t j = n; j < P.ld; ++j) it.r[j] = 0.0;
     for (std::size_t j = 0; j < q; ++j) it.r[P.n_blocks + j] = -get(args.nu_bar, j) * P.E_A[j] * per_cost;

@@ -387,7 +387,7 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
     for (std::size_t j = 0; j < P.n; ++j) {
       const bool has = P.N > P.box;
       args.mu[j] = static_cast<T>(has ? it.lam[P.box + j] / P.D[j] * per_cost : 0.0);
-      const double slack = has ? slack_at(P.box + j) * P.D[j] : 1.0;
+      const double slack = (has ? slack_at(P.box + j) : 1.0) * P.D[j];
       args.box_slack[j] = static_cast<T>(slack == 0.0 ? 0.0 : max(slack, least));
     }
     for (std::size_t i = 0; i < 3; ++i) args.residual[i] = residual[i];

@@ -72,8 +72,9 @@ def _qp_solve(
     steps: int,
     unsafe: int,
     tolerance: float = 0.0,
+    smoothing: float = 0.0,
 ) -> Any:
-    # `unsafe` is of the gradient alone.
+    # `unsafe` and `smoothing` are of the gradient alone.
     settings = (_constant(tolerance, np.float64), _constant(steps, np.int64), _constant(0.0, np.float64))
     return QuadraticProgram(Q, p, G, h_lower, h, A, b, lower, upper, start, *settings)
 

@@ -109,7 +109,8 @@ def lower(module: fx.GraphModule) -> None:
             a = _arguments(node)
             node.args, node.kwargs = (*(a[name] for name in ("self", "beta")), smooth_threshold(a["threshold"])), {}
         elif node.target is torch.ops.icnnrt.qp_solve.default:
-            _become(node, differentiable, node.args)  # under the transforms of torch.func too
+            # Under the transforms of torch.func too; what is exported has the gradient at the answer, none smoothed.
+            _become(node, differentiable, node.args[:13])
         elif node.target in (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default):
             _batch_norm(node)
         elif node.target in INTERPOLATIONS:

@@ -26,6 +26,7 @@ from icnnrt.mathematics.qp_tangent import tangent_residuals
 from icnnrt_models.layers.kernels import Kernel, kernel, run_on
 from icnnrt_models.layers.namespace import TORCH
 from icnnrt_models.layers.qp_script import numbers, qp_script
+from icnnrt_models.layers.qp_smoothed import qp_smoothed
 
 __all__ = ["NAN", "RAISE", "SKIP", "TAKE", "USE", "Kernels", "differentiable", "kernels"]
 
@@ -70,8 +71,9 @@ def qp_solve(
     steps: int,
     unsafe: int,
     tolerance: float = 0.0,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As ai.icnnrt::QuadraticProgram. `unsafe`, of the gradient, is one of those above."""
+    """As ai.icnnrt::QuadraticProgram. Of the gradient are `unsafe`, one of those above, and `smoothing`, 0 for none."""
     _demand_reverse_mode()
     data = (Q, p, G, h_lower, h, A, b, lower, upper, start)
     found = kernels(p.dtype) if p.device.type == "cpu" else None
@@ -152,14 +154,15 @@ def _cotangents(*arguments: Any) -> Tensors:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    Q, _, G, _, _, A, *_, unsafe, _ = inputs
+    Q, _, G, _, _, A, *_, unsafe, _, smoothing = inputs
     z, lam, nu, mu, slack, box_slack, _, status, _, _ = output
     ctx.set_materialize_grads(False)
     codes = status.to(torch.int32) if status.is_floating_point() else status
     if unsafe == TAKE:  # the operator differentiates what is SOLVED
         codes = torch.where(codes == QPStatus.INACCURATE, QPStatus.SOLVED, codes)
     kept = Q, G, A, z, lam, nu, mu, slack, box_slack, codes
-    ctx.save_for_backward(*kept)
+    ctx.smoothing = smoothing
+    ctx.save_for_backward(*kept, *(inputs[: len(SHAPES)] if smoothing > 0.0 else ()))
     if hasattr(ctx, "save_for_forward"):  # a registered operator has no forward mode
         ctx.save_for_forward(*kept)
         ctx.still = [(tuple(a.shape), a.dtype) for a in output[4:]]
@@ -168,16 +171,22 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
 
 
 def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
-    Q, G, A, z, lam, nu, mu, slack, box_slack, status = ctx.saved_tensors
+    Q, G, A, z, lam, nu, mu, slack, box_slack, status, *data = ctx.saved_tensors
     if all(bar is None for bar in bars[:4]):
-        return (None,) * 13
+        return (None,) * 14
     z_bar, *others = (z.new_zeros((1, 0)) if bar is None else bar for bar in bars[:4])
     z_bar = torch.zeros_like(z) if bars[0] is None else z_bar
-    *d, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others)
+    uppers: list[Tensor] = []
+    if data:
+        rows = [torch.where((status == QPStatus.SOLVED).unsqueeze(1), a, torch.nan) for a in (z, lam, nu, mu)]
+        z, lam, nu, mu, *d, share, upper, box_upper = qp_smoothed(*data, *rows, z_bar, *others, ctx.smoothing)
+        weak, uppers = torch.zeros_like(status), [upper, box_upper]
+    else:
+        *d, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others)
     kept, d = _safe(ctx.unsafe, status, share, weak, d)
     if kept is not None:
-        z, lam, nu, mu = (torch.where(kept, a, 0.0) for a in (z, lam, nu, mu))
-    found = gradients(TORCH, z, lam, nu, mu, *d)
+        z, lam, nu, mu, *uppers = (torch.where(kept, a, 0.0) for a in (z, lam, nu, mu, *uppers))
+    found = gradients(TORCH, z, lam, nu, mu, *d, *uppers)
 
     def gradient(name: str, shape: tuple[Any, ...]) -> Tensor:
         if 0 in shape[1:] and all(isinstance(size, int) for size in shape[1:]):
@@ -187,7 +196,7 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         return found[name]().sum(0, keepdim=True) if shared else found[name]()
 
     asked = zip(ctx.needs_input_grad, SHAPES, ctx.shapes, strict=False)
-    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), *(None,) * 4)
+    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), *(None,) * 5)
 
 
 def _safe(
@@ -220,6 +229,10 @@ def _demand_gradient(solved: Tensor, has: Tensor, weak: Tensor) -> None:
 
 def _push_forward(ctx: Any, *dots: Tensor | None) -> tuple[Tensor | None, ...]:
     Q, G, A, z, lam, nu, mu, slack, box_slack, status = ctx.saved_for_forward
+    if ctx.smoothing > 0.0:
+        raise RuntimeError(
+            "QPLayer: expected no forward mode with smoothing; take the gradient in reverse, or leave it out."
+        )
     moving = zip(SHAPES, dots, strict=False)
     # What is absent has no columns, and does not broadcast.
     named = {name: dot for name, dot in moving if dot is not None and dot.shape[1]}
@@ -292,12 +305,28 @@ def _solve_folded(operator: Callable[..., Tensors], info: Any, in_dims: Sequence
     return _folded(operator, info.batch_size, _batch(own), in_dims, arguments, ())
 
 
-def _adjoint_folded(operator: Callable[..., Tensors], info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
-    z_bar = arguments[8]
-    B = z_bar.shape[0] if in_dims[8] is None else z_bar.movedim(in_dims[8], 0).shape[1]
-    # All but Q, G, A, and cotangents without columns, have a row for each sample.
-    each = [i for i, a in enumerate(arguments) if i in range(3, 9) or (i > 8 and a.shape[-1] > 0)]
+def _adjoint_folded(
+    operator: Callable[..., Tensors],
+    info: Any,
+    in_dims: Sequence[int | None],
+    *arguments: Any,
+    answer: int = 3,
+    z_bar: int = 8,
+) -> Any:
+    """`answer` and `z_bar` are where these begin: samples may share what is before, the data; all else has a row for
+    each, but for cotangents without columns."""
+    dim, bar = in_dims[z_bar], arguments[z_bar]
+    B = bar.shape[0] if dim is None else bar.movedim(dim, 0).shape[1]
+    last = range(z_bar + 1, z_bar + 4)
+    each = [*range(answer, z_bar + 1), *(i for i in last if arguments[i].shape[-1] > 0)]
     return _folded(operator, info.batch_size, B, in_dims, arguments, each)
+
+
+def _smoothed_folded(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+    return _adjoint_folded(qp_smoothed, info, in_dims, *arguments, answer=9, z_bar=13)
+
+
+qp_smoothed.register_vmap(_smoothed_folded)
 
 
 def _folded(
@@ -384,7 +413,7 @@ def differentiable(*arguments: Any) -> Tensors:
     torch.export the operator itself, opaque to both, whose derivative is registered with torch.library. Either way the
     native kernels answer where they can.
     """
-    arguments = (*arguments, 0.0)[:13]  # a graph of torch leaves out what is as by default
+    arguments = (*arguments, 0.0, 0.0)[:14]  # a graph of torch leaves out what is as by default
     if torch.compiler.is_compiling():
         return cast(Tensors, torch.ops.icnnrt.qp_solve(*arguments))
     *answer, status, ray, taken = solve(*arguments)

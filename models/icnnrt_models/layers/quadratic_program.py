@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from icnnrt.arguments import flag, instance, refused
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_reference import STEPS
-from icnnrt.mathematics.qp_settings import Settings, checked_steps, checked_tolerance
+from icnnrt.mathematics.qp_settings import Settings, checked_smoothing, checked_steps, checked_tolerance
 from icnnrt.mathematics.qp_status import STATUSES, advise
 from icnnrt_models.layers.on_unsafe import OnUnsafe, chosen, unsafe
 from icnnrt_models.layers.qp_operators import NAN, RAISE, SKIP, TAKE, differentiable
@@ -86,6 +86,11 @@ class QPLayer(nn.Module):
         steps: the most interior-point steps; 8 to 14 are usual.
         tolerance: the relative KKT residual at which a sample is CONVERGED, by default 1e-9 in float64 and 1e-6 in
             float32.
+        smoothing: κ > 0, for the gradient at the point of the central path where every multiplier times its slack is κ,
+            in units of the objective, instead of at the answer, which stays what it is (see
+            `icnnrt.mathematics.qp_smoothing`). It is that of a smooth function, tells of constraints that do not hold
+            yet, and is for learning across changes of the active set. In reverse and once alone; under torch.jit.trace,
+            and in what `icnnrt_exporters` write, the gradient is that at the answer.
 
     Raises:
         InputError: a sentence with the argument, what was expected, what came, and the remedy.
@@ -98,6 +103,7 @@ class QPLayer(nn.Module):
         on_unsafe: OnUnsafe | Literal["use"] = "nan",
         steps: int = STEPS,
         tolerance: float | None = None,
+        smoothing: float | None = None,
     ) -> None:
         super().__init__()
         self.multipliers = flag(multipliers, "multipliers")
@@ -105,6 +111,7 @@ class QPLayer(nn.Module):
         self.steps = checked_steps(steps)
         # That of float32 is known to be met when the data are.
         self.tolerance = None if tolerance is None else checked_tolerance(tolerance, np.float64)
+        self.smoothing = None if smoothing is None else checked_smoothing(smoothing)
 
     def forward(
         self,
@@ -136,7 +143,7 @@ class QPLayer(nn.Module):
         else:
             start = data.p.new_zeros((1, 0))
             unsafe = UNSAFE[self.on_unsafe]
-            found = Solution(*differentiable(*data, start, self.steps, unsafe, tolerance))
+            found = Solution(*differentiable(*data, start, self.steps, unsafe, tolerance, self.smoothing or 0.0))
             if self.on_unsafe == "raise" and not torch.compiler.is_exporting():
                 _demand_solved(found, data, Settings(self.tolerance, self.steps))
         if not self.multipliers:
@@ -146,7 +153,7 @@ class QPLayer(nn.Module):
         return QPResult(found.z, found.lam, found.nu, found.mu, *told)
 
     def extra_repr(self) -> str:
-        settings = f"steps={self.steps}, tolerance={self.tolerance}"
+        settings = f"steps={self.steps}, tolerance={self.tolerance}, smoothing={self.smoothing}"
         return f"multipliers={self.multipliers}, on_unsafe={self.on_unsafe!r}, {settings}"
 
 
