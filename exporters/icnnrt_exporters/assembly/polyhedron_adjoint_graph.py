@@ -128,10 +128,9 @@ def _as(xp: Traced, v: Symbol, T: ir.DataType) -> Symbol:
     return v if v.dtype == T else xp.node("Cast", v, result=T, to=T)
 
 
-def _adjoint(xp: Traced, qp: Any, solution: Any, z_bar: Symbol) -> Any:
-    """QPAdjoint, for a loss of z alone."""
-    _, lam, _, mu, slack, box_slack, _, status, _ = solution
+def _adjoint(xp: Traced, qp: Any, s: Any, z_bar: Symbol) -> Any:
+    """QPAdjoint at a solution, for a loss of z alone."""
     absent = xp.constant(np.zeros((1, 0)), DOUBLE)
-    given = (qp.Q, qp.G, qp.A, lam, mu, slack, box_slack, status, z_bar, *[absent] * 3)
+    given = (qp.Q, qp.G, qp.A, s.lam, s.mu, s.slack, s.box_slack, s.status, z_bar, *[absent] * 3)
     found: Any = xp.nodes("QPAdjoint", *given, results=[DOUBLE] * 4, ranks=[2] * 4, domain=OP_DOMAIN)
     return QPCotangents(*found)
