@@ -56,7 +56,7 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
             v.name = f"curvature/{v.name}"
         replace(at_y, {**dict(zip(own, weights, strict=True)), x_at: x})
         curvature = Spliced(xp, at_y, {y_at: y.value}, [by_role["gradient"], by_role["hessian"]])
-        gradient, matrix = map(xp.double, curvature(_as(xp, y_safe, T)))
+        gradient, matrix = map(xp.double, curvature(xp.cast(y_safe, T)))
         qp = programs.newton(y_safe, gradient, matrix)
         cut_points = xp.zeros(y, 0, n)
     else:
@@ -90,7 +90,7 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
         apart = xp.node("Expand", xp.row(x_points), of_slots)
         flat = xp.node("Concat", xp.size(points, 0), rest, axis=0)
         x_points = xp.node("Reshape", apart, flat, allowzero=1, rank=rank_of_x)
-    points, e_bar, seed = (_as(xp, v, T) for v in (points, e_bar, seed))
+    points, e_bar, seed = (xp.cast(v, T) for v in (points, e_bar, seed))
     shapes_from(nodes, y_in, points.value)
     at_points = {x_in: x_points, y_in: points, f_bar_in: e_bar, gradient_bar_in: seed}
     by_name = _spliced(xp, nodes, results, at_points, "batch" if implicit else POINTS)
@@ -122,10 +122,6 @@ def _spliced(
     by_name = {str(v.name): v for v in results}
     by_name["y_bar"].name, by_name["x_bar"].name = "push/y_bar", "push/x_bar"
     return by_name
-
-
-def _as(xp: Traced, v: Symbol, T: ir.DataType) -> Symbol:
-    return v if v.dtype == T else xp.node("Cast", v, result=T, to=T)
 
 
 def _adjoint(xp: Traced, qp: Any, s: Any, z_bar: Symbol) -> Any:

@@ -42,7 +42,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
             f, g = energy(y)
             return xp.column(f), g
         # f is told at y along the cut that touches at ŷ, so that every cut is one of f.
-        rounded = xp.node("Cast", y, result=T, to=T)
+        rounded = xp.cast(y, T)
         f, g = map(xp.double, energy(rounded))
         return xp.column(f) + xp.sum(g * (y - xp.double(rounded))), g
 
@@ -85,8 +85,7 @@ class Declared:
 
     def output(self, xp: Traced, name: str, v: Symbol) -> ir.Value:
         dtype, shape = self._of(name)
-        v = v if v.dtype == dtype else xp.node("Cast", v, result=dtype, to=dtype)
-        return describe(v.value, name, dtype, shape)
+        return describe(xp.cast(v, dtype).value, name, dtype, shape)
 
     def constraints(self, xp: Traced, like: Symbol) -> tuple[list[ir.Value], Polyhedron]:
         """The inputs that say where y lies, and all of them for every sample of `like` [B, n]."""
