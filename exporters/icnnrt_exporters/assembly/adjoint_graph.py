@@ -13,7 +13,7 @@ from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX
 from icnnrt_exporters.assembly.coordinates import Coordinates
 from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import INT64, Symbol, Traced
-from icnnrt_exporters.surgery import describe, dismantle, replace, shapes_from, static, value
+from icnnrt_exporters.surgery import dismantle, replace, shapes_from, static, value
 
 
 def adjoint_graph(
@@ -89,7 +89,7 @@ def adjoint_graph(
         found["slope_mismatch"] = mismatch
     shapes = {str(v.name): xp.of(v).shape for v in cotangents} | dict.fromkeys(("lower_bar", "upper_bar"), y.shape)
     shapes["slope_mismatch"] = ["batch"]
-    outputs = [describe(v.value, name, v.dtype, shapes[name]) for name, v in found.items()]
+    outputs = [xp.output(v, name, shapes[name]) for name, v in found.items()]
     inputs = [x, *given.values(), depth, *at.inputs, *weights]
     graph = xp.graph(inputs, outputs, [*push_constants, *hvp_constants], "adjoint")
     graph.register_initializer(depth)

@@ -10,7 +10,7 @@ from icnnrt.mathematics import bregman, bundle
 from icnnrt_exporters.assembly.coordinates import Coordinates
 from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import DOUBLE, Symbol, Traced
-from icnnrt_exporters.surgery import describe, dismantle, static, value
+from icnnrt_exporters.surgery import dismantle, static, value
 
 UNIT_BOX = Domain()
 
@@ -53,7 +53,6 @@ def argmin_graph(
         **{"energy": [], "lower_bound": [], "gap": [], "residual": [3], "complementarity_history": [K]},
     }
     outputs = [
-        describe(v.value, name, v.dtype, ["batch", *sizes[name]])
-        for name, v in found._replace(y=at.y(found.y))._asdict().items()
+        xp.output(v, name, ["batch", *sizes[name]]) for name, v in found._replace(y=at.y(found.y))._asdict().items()
     ]
     return xp.graph([x, y_init.value, *at.inputs, *weights], outputs, constants, "argmin")

@@ -15,7 +15,7 @@ from icnnrt.mathematics.polyhedron_programs import Polyhedron, Programs
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import Symbol, Traced
-from icnnrt_exporters.surgery import describe, dismantle, static, value
+from icnnrt_exporters.surgery import dismantle, static, value
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 INT32, INT64, DOUBLE = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE
@@ -85,7 +85,7 @@ class Declared:
 
     def output(self, xp: Traced, name: str, v: Symbol) -> ir.Value:
         dtype, shape = self._of(name)
-        return describe(xp.cast(v, dtype).value, name, dtype, shape)
+        return xp.output(xp.cast(v, dtype), name, shape)
 
     def constraints(self, xp: Traced, like: Symbol) -> tuple[list[ir.Value], Polyhedron]:
         """The inputs that say where y lies, and all of them for every sample of `like` [B, n]."""

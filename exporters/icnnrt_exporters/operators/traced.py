@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from icnnrt.format.package import OP_DOMAIN
-from icnnrt_exporters.surgery import Ops, cut_loose, needed, numbered, value
+from icnnrt_exporters.surgery import Ops, cut_loose, describe, needed, numbered, value
 from icnnrt_exporters.versions import OP_VERSION, OPSET
 
 INT64, DOUBLE, BOOL = ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
@@ -124,6 +124,7 @@ class Traced:
         self._used: dict[str, int] = {}  # how often a name was asked for
         self._taken = set(taken)
         self._given: set[ir.Value] = set()  # values that have the name they keep
+        self._outputs: set[ir.Value] = set()  # of the main graph
 
     # --- Writing nodes ---------------------------------------------------------------------------
 
@@ -498,6 +499,12 @@ class Traced:
         nodes = needed([*constants, *self.op.nodes], outputs)
         graph = ir.Graph(given, outputs, nodes=nodes, opset_imports=imports, name=name, doc_string=doc)
         return ir.Function(OP_DOMAIN, name, graph=graph, attributes=list(attributes.values()))
+
+    def output(self, v: Symbol, name: str, shape: Sequence[int | str | None]) -> ir.Value:
+        """An output of the main graph; what is one already, as equal nodes are one, gets a node for its second name."""
+        made = self.op("Identity", v.value) if v.value in self._outputs else v.value
+        self._outputs.add(made)
+        return describe(made, name, v.dtype, shape)
 
     def graph(
         self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], initializers: Sequence[ir.Value], name: str
