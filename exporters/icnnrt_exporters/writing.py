@@ -109,9 +109,9 @@ def serialise(
     graph.opset_imports[""] = OPSET
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="icnnrt")
     used = {node.op_identifier() for node in graph.all_nodes()}
-    protos = [*functions(domain.kind), *(functions_qp() if used & QP_OPERATORS else ())]
-    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, protos)}
-    if used & bodies.keys():
+    if any(of_domain == package.OP_DOMAIN for of_domain, _, _ in used):
+        protos = [*functions(domain.kind), *(functions_qp() if used & QP_OPERATORS else ())]
+        bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, protos)}
         graph.opset_imports[package.OP_DOMAIN] = OP_VERSION
         model.functions.update(bodies)
         passes.RemoveUnusedFunctionsPass()(model)
