@@ -15,6 +15,7 @@ from icnnrt.errors import ExportError
 from icnnrt.format.manifest import MAX_ITERATIONS
 from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR, NAMES, POLYHEDRON_NAMES, POLYHEDRON_ROLES, QP_NAMES, THETA_BAR
 from icnnrt_exporters.assembly.train_spec import TrainSpec
+from icnnrt_exporters.checks.by_torch import value_and_slope
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
 Solver = BundleEntropyArgmin | BregmanProximalGradient
@@ -209,7 +210,7 @@ def check_energy(energy: nn.Module, judge: nn.Module, x: Tensor, y: Tensor, *, k
     whatever batch it comes in; an energy that mixes samples would make that untrue, and no comparison batch by batch
     would show it.
     """
-    look = _value_and_gradient if kind == "energy" else _gradient_alone
+    look = value_and_slope if kind == "energy" else _gradient_alone
     for rows in (len(x), 1):
         try:
             look(energy, x[:rows], y[:rows])
@@ -261,15 +262,6 @@ def _check_apart(what: str, together: Tensor, alone: Tensor) -> None:
             f"(by {apart:.1e}); make the forward treat every row of what it is given on its own, without statistics "
             "over the batch"
         )
-
-
-def _value_and_gradient(judge: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = y.clone().requires_grad_()
-    f = judge(x, leaf)
-    if not f.requires_grad:
-        return f, torch.zeros_like(y)
-    (gradient,) = torch.autograd.grad(f.sum(), leaf, materialize_grads=True)
-    return f.detach(), gradient
 
 
 def _gradient_alone(judge: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor]:
