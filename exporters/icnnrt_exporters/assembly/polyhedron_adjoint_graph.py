@@ -16,7 +16,7 @@ from icnnrt.mathematics.status import Status
 from icnnrt_exporters.assembly.polyhedron_graph import Declared, all_finite, operator
 from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import Symbol, Traced
-from icnnrt_exporters.surgery import dismantle, replace, shapes_from, static
+from icnnrt_exporters.surgery import dismantle, dtype_of, replace, shapes_from, static
 
 INT64, DOUBLE = ir.DataType.INT64, ir.DataType.DOUBLE
 POINTS = "points"  # the batch of the pull-back: all cut points of all samples
@@ -34,9 +34,8 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
     """
     implicit = spec.adjoint == "implicit"
     (*weights, x_in, y_in, f_bar_in, gradient_bar_in), results, nodes, constants = dismantle(push.graph, "push")
-    assert y_in.dtype is not None
     assert x_in.shape is not None
-    T, n = y_in.dtype, static(y_in, 1)
+    T, n = dtype_of(y_in), static(y_in, 1)
     rank_of_x = len(x_in.shape)
     xp, declare = Traced("adjoint", rank=2), Declared(x_in, T, n)
     x, status, mu = declare.value("x"), declare.value("status"), declare.value("mu", spec.mu)

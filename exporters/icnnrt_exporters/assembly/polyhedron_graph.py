@@ -15,7 +15,7 @@ from icnnrt.mathematics.polyhedron_programs import Polyhedron, Programs
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import Symbol, Traced
-from icnnrt_exporters.surgery import dismantle, static, value
+from icnnrt_exporters.surgery import dismantle, dtype_of, static, value
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 INT32, INT64, DOUBLE = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE
@@ -28,8 +28,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     x is float64 whatever the package is. There are as many slots as cuts were needed.
     """
     (*weights, x, y), results, nodes, constants = dismantle(head.graph, "energy")
-    assert y.dtype is not None
-    T, n = y.dtype, static(y, 1)
+    T, n = dtype_of(y), static(y, 1)
     _, told_of = NAMES["argmin_polyhedron"]
     xp, declare = Traced("argmin", rank=2), Declared(x, T, n)
     y_init = xp.of(declare.value("y_init"))
