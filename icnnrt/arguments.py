@@ -155,13 +155,20 @@ def flag(value: object, name: str) -> bool:
 
 
 def choice(
-    value: object, name: str, allowed: Sequence[str], remedy: str = "give one of them", *, also: str = ""
+    value: object,
+    name: str,
+    allowed: Sequence[str],
+    remedy: str = "give one of them",
+    *,
+    also: str = "",
+    kind: type[IcnnrtError] = InputError,
 ) -> str:
-    """One of these texts, or the `InputError`; `also` says what else would have been taken."""
+    """One of these texts, or the error; `also` says what else would have been taken."""
     if not isinstance(value, str) or value not in allowed:
         *others, last = (*map(repr, allowed), *([also] if also else []))
         listed = f"{', '.join(others)} or {last}" if others else last
-        raise refused(name, listed, cropped(repr(value), 80) if isinstance(value, str) else shown(value), remedy)
+        came = cropped(repr(value), 80) if isinstance(value, str) else shown(value)
+        raise refused(name, listed, came, remedy, kind=kind)
     return value
 
 
@@ -256,9 +263,16 @@ def finite_rows(array: Floats) -> NDArray[np.bool_]:
 
 
 def integer(
-    value: object, name: str, least: int, most: int | None = None, *, expected: str = "", remedy: str = GIVE_ONE
+    value: object,
+    name: str,
+    least: int,
+    most: int | None = None,
+    *,
+    expected: str = "",
+    remedy: str = GIVE_ONE,
+    kind: type[IcnnrtError] = InputError,
 ) -> int:
-    """An integer from `least` to `most` as Python's own, or the `InputError`; `expected` says it in other words.
+    """An integer from `least` to `most` as Python's own, or the error; `expected` says it in other words.
 
     Scalars of numpy, and arrays without axes of it or of another library, are integers where their dtype is; floats
     are none, whatever their value, and neither are booleans.
@@ -270,7 +284,7 @@ def integer(
         found = None
     if found is None or found < least or (most is not None and found > most):
         usual = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
-        raise refused(name, expected or usual, show(value), remedy)
+        raise refused(name, expected or usual, show(value), remedy, kind=kind)
     return found
 
 
@@ -284,6 +298,7 @@ def number(
     finite: bool = True,
     expected: str = "",
     remedy: str = GIVE_ONE,
+    kind: type[IcnnrtError] = InputError,
 ) -> float:
     """A number of at least `least`, above `above` and below `below` as a float, or the `InputError`; NaN is none.
 
@@ -303,7 +318,7 @@ def number(
         bound = f" of at least {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
         bound += f"{' and' * bool(bound)} below {below:g}" if below < math.inf else ""
         usual = f"a {'finite ' * finite}number{bound}"
-        raise refused(name, expected or usual, show(value), remedy)
+        raise refused(name, expected or usual, show(value), remedy, kind=kind)
     return found
 
 

@@ -336,6 +336,19 @@ def test_what_onnx_runtime_would_compute_wrongly_is_not_written_down() -> None:
         (2.0 * a) @ b
 
 
+def test_outputs_that_are_equal_have_a_name_each() -> None:
+    """As the residual and the three gaps of Bregman proximal gradient in three iterations: zeros all."""
+    xp = Traced("t", rank=2)
+    y = xp.of(ir.Value(name="y", type=ir.TensorType(DOUBLE), shape=ir.Shape(["batch", 2])))
+    outputs = [xp.output(xp.zeros(y, 3), name, ["batch", 3]) for name in ("residual", "gaps", "more")]
+    graph = xp.graph([y.value], outputs, [], "equal")
+    graph.opset_imports[""] = OPSET
+    model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    assert [v.name for v in session.get_outputs()] == ["residual", "gaps", "more"]
+    assert all((a == np.zeros((4, 3))).all() for a in session.run(None, {"y": np.ones((4, 2))}))
+
+
 def test_a_solve_is_the_same_traced_by_torch() -> None:
     """For other sizes than it was traced with, warm and cold; and steps beyond the last change nothing."""
     rng = np.random.default_rng(0)

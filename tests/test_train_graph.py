@@ -31,13 +31,14 @@ from torch import Tensor, nn
 
 import icnnrt
 from icnnrt.errors import ExportError
+from icnnrt.format.signatures import STEP_ANSWER
 from icnnrt.format.signs import NONNEGATIVE, Sign
 from icnnrt.native_library import build as native_build
 from icnnrt_exporters import SGD, Adam, AdamW, TrainSpec, writing
 from icnnrt_exporters.assembly import losses as losses_module
 from icnnrt_exporters.assembly.losses import binary_cross_entropy, huber, loss_graph, named, squared_error
 from icnnrt_exporters.assembly.optimizers import resolve
-from icnnrt_exporters.assembly.train_graph import ANSWER, train_graph
+from icnnrt_exporters.assembly.train_graph import train_graph
 from icnnrt_exporters.energy_package import RESIDUAL_TOLERANCE
 from icnnrt_exporters.exporter import export
 from icnnrt_exporters.graphs.onnx_head import quiet, to_onnx
@@ -582,22 +583,22 @@ def sentence(error: pytest.ExceptionInfo[ExportError]) -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: TrainSpec(loss="hinge"), "loss: expected one of squared_error, binary_cross_entropy, huber or a func"),
-        (lambda: TrainSpec(loss=3), r"loss: expected a name or a function \(y, target\) -> loss, got int"),
-        (lambda: TrainSpec(optimizer="lion"), "optimizer: expected one of sgd, adam, adamw, or SGD"),
-        (lambda: TrainSpec(optimizer=optim.SGD), "optimizer: expected SGD, Adam or AdamW, got type"),
-        (lambda: TrainSpec(clip_norm=0.0), "clip_norm: expected a positive number or None, got 0.0"),
-        (lambda: TrainSpec(clip_norm=float("nan")), "clip_norm: expected a positive number or None, got nan"),
-        (lambda: TrainSpec(clip_norm="1"), "clip_norm: expected a positive number or None, got '1'"),
-        (lambda: TrainSpec(clip_norm=True), "clip_norm: expected a positive number or None, got True"),
-        (lambda: TrainSpec(adjoint="implicit"), "adjoint: expected 'exact' or 'prop3' in a training graph, got 'impl"),
-        (lambda: SGD(momentum=1.0), "momentum: expected a number of at least 0.0 and below 1.0, got 1.0"),
-        (lambda: SGD(weight_decay=-1.0), "weight_decay: expected a number of at least 0.0, got -1.0"),
-        (lambda: Adam(betas=(0.9, 1.0)), r"betas\[1\]: expected a number of at least 0.0 and below 1.0"),
-        (lambda: Adam(eps=float("nan")), "eps: expected a number of at least 0.0, got nan"),
-        (lambda: AdamW(weight_decay=float("inf")), "weight_decay: expected a number of at least 0.0, got inf"),
-        (lambda: Adam(betas=0.9), r"betas: expected two numbers, got 0.9"),
-        (lambda: Adam(eps="small"), "eps: expected a number of at least 0.0, got 'small'"),
+        (lambda: TrainSpec(loss="hinge"), "loss: expected 'squared_error', 'binary_cross_entropy', 'huber' or a func"),
+        (lambda: TrainSpec(loss=3), r"'huber' or a function \(y, target\) -> loss, but got 3"),
+        (lambda: TrainSpec(optimizer="lion"), "optimizer: expected 'sgd', 'adam', 'adamw' or SGD"),
+        (lambda: TrainSpec(optimizer=optim.SGD), "optimizer: expected .*SGD.*, but got type"),
+        (lambda: TrainSpec(clip_norm=0.0), "clip_norm: expected a positive number or None, but got 0.0"),
+        (lambda: TrainSpec(clip_norm=float("nan")), "clip_norm: expected a positive number or None, but got nan"),
+        (lambda: TrainSpec(clip_norm="1"), 'clip_norm: expected a positive number or None, but got "1"'),
+        (lambda: TrainSpec(clip_norm=True), "clip_norm: expected a positive number or None, but got true"),
+        (lambda: TrainSpec(adjoint="implicit"), "adjoint: expected 'exact' or 'prop3', but got 'impl"),
+        (lambda: SGD(momentum=1.0), "momentum: expected a finite number of at least 0 and below 1, but got 1.0"),
+        (lambda: SGD(weight_decay=-1.0), "weight_decay: expected a finite number of at least 0, but got -1.0"),
+        (lambda: Adam(betas=(0.9, 1.0)), r"betas\[1\]: expected a finite number of at least 0 and below 1"),
+        (lambda: Adam(eps=float("nan")), "eps: expected a finite number of at least 0, but got nan"),
+        (lambda: AdamW(weight_decay=float("inf")), "weight_decay: expected a finite number of at least 0, but got inf"),
+        (lambda: Adam(betas=0.9), r"betas: expected a tuple of two numbers, but got 0.9"),
+        (lambda: Adam(eps="small"), 'eps: expected a finite number of at least 0, but got "small"'),
     ],
 )
 def test_a_wrong_spec_is_refused(make: Callable[[], object], expected: str) -> None:
@@ -614,9 +615,12 @@ def test_a_wrong_spec_is_refused(make: Callable[[], object], expected: str) -> N
             {"weights": ["layers.9.*"]},
             "weights: the pattern 'layers.9.\\*' fits none of the weights that require a gradi",
         ),
-        ({"weights": []}, "weights: expected one pattern or more, got none; 'all' trains every weight"),
-        ({"weights": [3]}, r"weights: expected 'all', 'last' or a list of patterns, got \[3\]"),
-        ({"weights": 3}, r"weights: expected 'all', 'last' or a list of patterns, got 3"),
+        (
+            {"weights": []},
+            r"weights: .* a list of patterns, but got \[\]; 'all' trains every weight",
+        ),
+        ({"weights": [3]}, r"weights: expected 'all', 'last' or a list of patterns, but got \[3\]"),
+        ({"weights": 3}, r"weights: expected 'all', 'last' or a list of patterns, but got 3"),
     ],
 )
 def test_wrong_weights_are_refused(graphs: Callable[[str], Traced], spec: dict[str, Any], expected: str) -> None:
@@ -646,10 +650,10 @@ def test_the_last_layer() -> None:
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ([1.0], "target_example: expected a batch of one target or more, got list"),
-        (torch.zeros(0, 3), r"target_example: expected a batch of one target or more, got shape \[0, 3\]"),
-        (torch.tensor(1.0), r"target_example: expected a batch of one target or more, got shape \[\]"),
-        (torch.zeros(2, dtype=torch.bool), "target_example: expected float32, float64 or int64, got torch.bool"),
+        ([1.0], "target_example: expected a batch of one target or more, but got list"),
+        (torch.zeros(0, 3), r"target_example: expected a batch of one target or more, but got shape \[0, 3\]"),
+        (torch.tensor(1.0), r"target_example: expected a batch of one target or more, but got shape \[\]"),
+        (torch.zeros(2, dtype=torch.bool), "target_example: expected float32, float64 or int64, but got torch.bool"),
     ],
 )
 def test_a_wrong_target_example_is_refused(target: Any, expected: str) -> None:
@@ -669,9 +673,9 @@ def fixed_batch(y: Tensor, target: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
-        (lambda y, t: (y - t).square(), "loss: expected a float scalar or one number for each sample, got torch.float"),
-        (lambda y, t: 1.0, "loss: expected a float scalar or one number for each sample, got float"),
-        (lambda y, t: (y > t).sum(), "loss: expected a float scalar or one number for each sample, got torch.int64"),
+        (lambda y, t: (y - t).square(), "loss: expected a float scalar or one number .*, but got torch.float"),
+        (lambda y, t: 1.0, "loss: expected a float scalar or one number .*, but got float"),
+        (lambda y, t: (y > t).sum(), "loss: expected a float scalar or one number .*, but got torch.int64"),
         (lambda y, t: (y > t).double().mean(), "loss: expected a function of y that torch can differentiate"),
         (lambda y, t: t.square().mean(), "loss: expected a function of y that torch can differentiate"),
         (lambda y, t: nn.functional.cross_entropy(y, t[:, :2]), r"loss: it fails on y \[11, 6\] and target \[11, 6\]"),
@@ -829,7 +833,7 @@ def test_a_package_with_train_onnx(name: str, tmp_path: Path) -> None:
         # A weight of the last layer that y does not meet has no gradient.
         last = weight.rpartition(".")[2] in ("b", "W_x", "W_u", "bias")
         assert last or not np.array_equal(plain.values[weight], package.weights[weight])
-    assert set(ANSWER) <= set(plain.outputs)
+    assert set(STEP_ANSWER) <= set(plain.outputs)
 
 
 def test_classes_for_a_float32_package(tmp_path: Path) -> None:

@@ -39,21 +39,18 @@ __all__ = [
 ]
 
 # Imported when first used: torch takes seconds, and the command line lists these commands without it.
-_HOME = {
-    "SGD": "icnnrt_exporters.assembly.optimizers",
-    "Adam": "icnnrt_exporters.assembly.optimizers",
-    "AdamW": "icnnrt_exporters.assembly.optimizers",
-    "QPLayer": "icnnrt_models.layers.quadratic_program",
-    "TrainSpec": "icnnrt_exporters.assembly.train_spec",
-    "add_bodies": "icnnrt_exporters.graphs.quadratic_program",
-    "check_torchscript": "icnnrt_exporters.torch_files.torchscript",
-    "export": "icnnrt_exporters.exporter",
-    "export_program": "icnnrt_exporters.torch_files.program",
-    "export_torchscript": "icnnrt_exporters.torch_files.torchscript",
-    "pack": "icnnrt_exporters.graphs.packer",
-    "qp_translation_table": "icnnrt_exporters.graphs.quadratic_program",
-    "siblings": "icnnrt_exporters.graphs.derivative_siblings",
+_HOMES = {
+    "icnnrt_exporters.assembly.optimizers": "SGD Adam AdamW",
+    "icnnrt_exporters.assembly.train_spec": "TrainSpec",
+    "icnnrt_exporters.exporter": "export",
+    "icnnrt_exporters.graphs.derivative_siblings": "siblings",
+    "icnnrt_exporters.graphs.packer": "pack",
+    "icnnrt_exporters.graphs.quadratic_program": "add_bodies qp_translation_table",
+    "icnnrt_exporters.torch_files.program": "export_program",
+    "icnnrt_exporters.torch_files.torchscript": "check_torchscript export_torchscript",
+    "icnnrt_models.layers.quadratic_program": "QPLayer",
 }
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

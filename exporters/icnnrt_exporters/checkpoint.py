@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from icnnrt.arguments import refused
 from icnnrt.errors import ExportError, InputError
 from icnnrt_exporters.checks.preconditions import SOLVER, Solver
+from icnnrt_exporters.tracing.place import kind_and_line
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
 NAMED: Final = 5  # how many names a sentence lists
@@ -41,7 +42,7 @@ def make(factory: str) -> nn.Module:
             f"factory: no module {error.name!r}; run this where it can be imported, such as the folder it lies in."
         ) from error
     except Exception as error:
-        raise InputError(f"factory: importing {module_name} failed ({_short(error)}).") from error
+        raise InputError(f"factory: importing {module_name} failed ({kind_and_line(error)}).") from error
     for name in attribute.split("."):
         if not hasattr(found, name):
             made = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
@@ -56,7 +57,7 @@ def make(factory: str) -> nn.Module:
             found = found()
         except Exception as error:
             raise InputError(
-                f"factory: {factory}() failed ({_short(error)}); name a function that needs no arguments."
+                f"factory: {factory}() failed ({kind_and_line(error)}); name a function that needs no arguments."
             ) from error
     if not isinstance(found, nn.Module):
         raise InputError(
@@ -125,7 +126,7 @@ def read(path: Path) -> dict[str, Tensor]:
             "save model.state_dict() instead."
         ) from error
     except Exception as error:
-        raise InputError(f"{path}: cannot be read as a checkpoint ({_short(error)}); save it again.") from error
+        raise InputError(f"{path}: cannot be read as a checkpoint ({kind_and_line(error)}); save it again.") from error
     if isinstance(found, Mapping):
         for key in NESTED:
             if isinstance(found.get(key), Mapping):
@@ -193,8 +194,3 @@ def settings(
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

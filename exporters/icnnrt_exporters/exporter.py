@@ -6,8 +6,7 @@ What a package of one kind is made of stands in `energy_package` and `qp_package
 
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -38,6 +37,7 @@ from icnnrt_exporters.checks.preconditions import (
 from icnnrt_exporters.energy_package import energy_contents
 from icnnrt_exporters.qp_package import network_contents
 from icnnrt_exporters.tracing.energy_graph import Kind
+from icnnrt_exporters.tracing.eval_mode import in_eval_mode
 from icnnrt_exporters.tracing.quiet import quiet
 from icnnrt_exporters.writing import Progress
 from icnnrt_models import PolyhedronArgmin
@@ -120,7 +120,7 @@ def export(
     check_weights(energy, x_example.dtype, heads, kind)
     check_target(folder_of(path), overwrite, kind=ExportError)
     asked = tuple(nonnegative) if nonnegative is not None else _nonnegative(energy)
-    with _in_eval_mode(energy), quiet():
+    with in_eval_mode(energy), quiet():
         if kind == "qp":
             contents, judge = network_contents(energy, x_example, y_example, asked, train, progress)
         else:
@@ -143,17 +143,6 @@ def export(
         written = contents.write(path, parity=figures, golden=held, overwrite=overwrite)
     _warn_if_not_convex(written)
     return written
-
-
-@contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _warn_if_not_convex(written: package.Package) -> None:

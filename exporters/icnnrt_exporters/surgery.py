@@ -56,6 +56,12 @@ def static(v: ir.Value, dim: int) -> int:
     return size
 
 
+def dtype_of(v: ir.Value) -> ir.DataType:
+    """The type of a value that is known to have one."""
+    assert v.dtype is not None
+    return v.dtype
+
+
 def sizes(v: ir.Value) -> list[int]:
     """The shape of a value of fixed size."""
     assert v.shape is not None

@@ -18,7 +18,7 @@ from icnnrt.format.signs import Sign
 from icnnrt.format.verdict import Convexity
 from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX
 from icnnrt_exporters.operators.bodies import functions, functions_qp
-from icnnrt_exporters.surgery import dismantle, numbered, transposed_products
+from icnnrt_exporters.surgery import dismantle, dtype_of, numbered, transposed_products
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 # Inputs of heads that are data; what else a head takes are weights.
@@ -96,12 +96,11 @@ def serialise(
             graph.register_initializer(v)
         elif v.name in weights:
             offset, length = layout[v.name]
-            assert v.dtype is not None
             v.const_value = ir.ExternalTensor(
                 package.WEIGHTS_FILE,
                 offset,
                 length,
-                v.dtype,
+                dtype_of(v),
                 shape=ir.Shape(weights[v.name].shape),
                 name=v.name,
             )
@@ -109,9 +108,9 @@ def serialise(
     graph.opset_imports[""] = OPSET
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="icnnrt")
     used = {node.op_identifier() for node in graph.all_nodes()}
-    protos = [*functions(domain.kind), *(functions_qp() if used & QP_OPERATORS else ())]
-    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, protos)}
-    if used & bodies.keys():
+    if any(of_domain == package.OP_DOMAIN for of_domain, _, _ in used):
+        protos = [*functions(domain.kind), *(functions_qp() if used & QP_OPERATORS else ())]
+        bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, protos)}
         graph.opset_imports[package.OP_DOMAIN] = OP_VERSION
         model.functions.update(bodies)
         passes.RemoveUnusedFunctionsPass()(model)

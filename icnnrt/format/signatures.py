@@ -84,11 +84,13 @@ OPTIONAL_INPUTS: Final = dict.fromkeys(QP_ROLES, ("tolerance", "steps"))
 BOUNDS: Final = ("lower", "upper")
 BOUNDS_BAR: Final = ("lower_bar", "upper_bar")
 THETA_BAR: Final = "theta_bar."
-# What train.onnx gives of the argmin inside it; new.<name> stands for the next value of a weight or state tensor.
-STEP_OUTPUTS: Final = (
-    *("loss", "gradient_norm", "accepted", "safe", "y", "lam", "slopes", "offsets", "cut_points"),
-    *("energy", "lower_bound", "gap", "residual", "complementarity_history"),
+# What train.onnx gives; of the argmin inside it, what tells whether a sample has a gradient. new.<name> stands for the
+# next value of a weight or state tensor.
+STEP_ANSWER: Final = (
+    *("y", "lam", "slopes", "offsets", "cut_points", "energy", "lower_bound", "gap", "residual"),
+    "complementarity_history",
 )
+STEP_OUTPUTS: Final = ("loss", "gradient_norm", "accepted", "safe", *STEP_ANSWER)
 QP_STEP_OUTPUTS: Final = ("loss", "gradient_norm", "accepted", "safe", "z", "residual", "status")
 NEW: Final = "new."
 

@@ -12,7 +12,7 @@ from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX
 from icnnrt_exporters.assembly.coordinates import Coordinates
 from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import INT64, Symbol, Traced
-from icnnrt_exporters.surgery import describe, dismantle, replace, shapes_from, static, value
+from icnnrt_exporters.surgery import dismantle, dtype_of, replace, shapes_from, static, value
 
 
 def adjoint_graph(
@@ -38,8 +38,7 @@ def adjoint_graph(
     boundary = [v for v in results if v.name is not None and v.name.startswith("boundary/")]
     (slopes_again,) = (v for v in results if v.name == "push/slopes_again")
     cotangents = [v for v in results if v not in (*boundary, slopes_again)]
-    T, n = y_k_in.dtype, static(seed_in, 2)
-    assert T is not None
+    T, n = dtype_of(y_k_in), static(seed_in, 2)
     sizes = {"y": [n], "slopes": [K, n], "offsets": [K], "cut_points": [K, n], "lam_history": [K, K], "y_bar": [n]}
     given = {name: value(name, T, ["batch", *size]) for name, size in sizes.items()}
     depth = value("depth", INT64, [])
@@ -88,7 +87,7 @@ def adjoint_graph(
         found["slope_mismatch"] = mismatch
     shapes = {str(v.name): xp.of(v).shape for v in cotangents} | dict.fromkeys(("lower_bar", "upper_bar"), y.shape)
     shapes["slope_mismatch"] = ["batch"]
-    outputs = [describe(v.value, name, v.dtype, shapes[name]) for name, v in found.items()]
+    outputs = [xp.output(v, name, shapes[name]) for name, v in found.items()]
     inputs = [x, *given.values(), depth, *at.inputs, *weights]
     graph = xp.graph(inputs, outputs, [*push_constants, *hvp_constants], "adjoint")
     graph.register_initializer(depth)

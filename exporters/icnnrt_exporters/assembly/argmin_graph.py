@@ -9,7 +9,7 @@ from icnnrt.mathematics import bregman, bundle
 from icnnrt_exporters.assembly.coordinates import Coordinates
 from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import DOUBLE, Symbol, Traced
-from icnnrt_exporters.surgery import describe, dismantle, static, value
+from icnnrt_exporters.surgery import dismantle, dtype_of, static, value
 
 UNIT_BOX = Domain()
 
@@ -25,8 +25,7 @@ def argmin_graph(
     before the loop.
     """
     (*weights, x, y), results, nodes, constants = dismantle(head.graph, "energy")
-    assert y.dtype is not None
-    T, n = y.dtype, static(y, 1)
+    T, n = dtype_of(y), static(y, 1)
     xp = Traced("argmin")
     y_init = xp.of(value("y_init", T, ["batch", n]))
     energy = Spliced(xp, nodes, {y: y_init.value}, results)
@@ -52,7 +51,6 @@ def argmin_graph(
         **{"energy": [], "lower_bound": [], "gap": [], "residual": [3], "complementarity_history": [K]},
     }
     outputs = [
-        describe(v.value, name, v.dtype, ["batch", *sizes[name]])
-        for name, v in found._replace(y=at.y(found.y))._asdict().items()
+        xp.output(v, name, ["batch", *sizes[name]]) for name, v in found._replace(y=at.y(found.y))._asdict().items()
     ]
     return xp.graph([x, y_init.value, *at.inputs, *weights], outputs, constants, "argmin")

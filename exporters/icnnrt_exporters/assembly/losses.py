@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from icnnrt import arguments
 from icnnrt.errors import ExportError
 from icnnrt_exporters.graphs.onnx_head import to_onnx
 from icnnrt_exporters.tracing.heads import Input, trace
+from icnnrt_exporters.tracing.place import first_line, kind_and_line
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -51,17 +53,10 @@ LOSSES: Final[Mapping[str, Loss]] = MappingProxyType(
 
 def named(loss: str | Loss) -> tuple[str, Loss]:
     """The name a package shows for a loss, and the function."""
-    if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ExportError(
-                f"loss: expected one of {', '.join(LOSSES)} or a function (y, target) -> loss, got {loss!r}; "
-                "write it in torch if it is another one"
-            )
-        return loss, LOSSES[loss]
     if not callable(loss):
-        raise ExportError(
-            f"loss: expected a name or a function (y, target) -> loss, got {type(loss).__name__}; name or pass one"
-        )
+        also, remedy = "a function (y, target) -> loss", "write it in torch if it is another one"
+        name = arguments.choice(loss, "loss", tuple(LOSSES), remedy, also=also, kind=ExportError)
+        return name, LOSSES[name]
     name = getattr(loss, "__name__", type(loss).__name__)
     ours = LOSSES.get(name, loss) is loss
     return (name if name.isidentifier() and ours else "custom"), loss
@@ -93,7 +88,7 @@ def loss_graph(loss: Loss, y: Tensor, target: Tensor) -> ir.Model:
     try:
         model = to_onnx(trace(head, [Input("loss/y", y, 0), Input("target", rows, 0)], ["loss", "loss/y_bar"]))
     except Exception as error:
-        reason = str(error).removeprefix("energy: ") if isinstance(error, ExportError) else _first_line(error)
+        reason = str(error).removeprefix("energy: ") if isinstance(error, ExportError) else first_line(error)
         reason = " ".join(reason.replace(". ", "; ").split())
         raise ExportError(f"loss: it does not export ({reason}); write it with operators of torch alone") from error
 
@@ -123,21 +118,14 @@ def _check_loss(loss: Loss, y: Tensor, target: Tensor) -> None:
         value = loss(y.detach().clone().requires_grad_(), target)
     except Exception as error:
         raise ExportError(
-            f"loss: it fails on y {list(y.shape)} and target {list(target.shape)} ({type(error).__name__}: "
-            f"{_first_line(error)}); give target_example in the shape and dtype that it takes"
+            f"loss: it fails on y {list(y.shape)} and target {list(target.shape)} ({kind_and_line(error)}); "
+            "give target_example in the shape and dtype that it takes"
         ) from error
     batch = isinstance(value, Tensor) and tuple(value.shape) in ((), (len(y),))
     if not isinstance(value, Tensor) or not batch or not value.is_floating_point():
         came = f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ExportError(
-            f"loss: expected a float scalar or one number for each sample, got {came}; average over the entries"
-        )
+        scalar = "a float scalar or one number for each sample"
+        raise arguments.refused("loss", scalar, came, "average over the entries", kind=ExportError)
     if not value.requires_grad:
-        raise ExportError(
-            "loss: expected a function of y that torch can differentiate, got one that y does not reach; remove "
-            "detach(), rounding and comparisons"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        expected, remedy = "a function of y that torch can differentiate", "remove detach(), rounding and comparisons"
+        raise arguments.refused("loss", expected, "one that y does not reach", remedy, kind=ExportError)

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
 import onnx_ir as ir
 
+from icnnrt import arguments
 from icnnrt.errors import ExportError
 from icnnrt_exporters.surgery import Ops
 
@@ -37,11 +39,7 @@ class Optimizer(Protocol):
     ) -> tuple[ir.Value, list[ir.Value]]: ...
 
 
-def _check(name: str, value: float, low: float, below: float | None) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value < (float("inf") if below is None else below):
-        bound = f"at least {low}" + ("" if below is None else f" and below {below}")
-        raise ExportError(f"{name}: expected a number of {bound}, got {value!r}; 0 turns momentum and decay off")
+_check = partial(arguments.number, least=0.0, remedy="0 turns momentum and decay off", kind=ExportError)
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ class SGD:
     slots: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
 
     def __post_init__(self) -> None:
-        _check("momentum", self.momentum, 0.0, 1.0)
-        _check("weight_decay", self.weight_decay, 0.0, None)
+        _check(self.momentum, "momentum", below=1.0)
+        _check(self.weight_decay, "weight_decay")
 
     def update(
         self, step: Step, w: ir.Value, g: ir.Value, state: Sequence[ir.Value]
@@ -81,11 +79,12 @@ class Adam:
 
     def __post_init__(self) -> None:
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
-            raise ExportError(f"betas: expected two numbers, got {self.betas!r}; (0.9, 0.999) is usual")
+            came = arguments.shown(self.betas)
+            raise arguments.refused("betas", "a tuple of two numbers", came, "(0.9, 0.999) is usual", kind=ExportError)
         for i, beta in enumerate(self.betas):
-            _check(f"betas[{i}]", beta, 0.0, 1.0)
-        _check("eps", self.eps, 0.0, None)
-        _check("weight_decay", self.weight_decay, 0.0, None)
+            _check(beta, f"betas[{i}]", below=1.0)
+        _check(self.eps, "eps")
+        _check(self.weight_decay, "weight_decay")
 
     def update(
         self, step: Step, w: ir.Value, g: ir.Value, state: Sequence[ir.Value]
@@ -129,13 +128,8 @@ BY_NAME: dict[str, AnyOptimizer] = {"sgd": SGD(momentum=0.9), "adam": Adam(), "a
 
 
 def resolve(optimizer: str | AnyOptimizer) -> AnyOptimizer:
-    if isinstance(optimizer, str):
-        if optimizer not in BY_NAME:
-            raise ExportError(
-                f"optimizer: expected one of {', '.join(BY_NAME)}, or SGD(...), Adam(...), AdamW(...), got "
-                f"{optimizer!r}; choose one of them"
-            )
-        return BY_NAME[optimizer]
-    if not isinstance(optimizer, SGD | Adam):
-        raise ExportError(f"optimizer: expected SGD, Adam or AdamW, got {type(optimizer).__name__}; choose one of them")
-    return optimizer
+    """The optimizer itself, or the one of that name."""
+    if isinstance(optimizer, SGD | Adam):
+        return optimizer
+    also = "SGD(...), Adam(...), AdamW(...)"
+    return BY_NAME[arguments.choice(optimizer, "optimizer", tuple(BY_NAME), also=also, kind=ExportError)]

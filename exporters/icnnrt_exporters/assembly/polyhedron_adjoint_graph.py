@@ -15,7 +15,7 @@ from icnnrt.mathematics.status import Status
 from icnnrt_exporters.assembly.polyhedron_graph import Declared, all_finite, operator
 from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import Symbol, Traced
-from icnnrt_exporters.surgery import dismantle, replace, shapes_from, static
+from icnnrt_exporters.surgery import dismantle, dtype_of, replace, shapes_from, static
 
 INT64, DOUBLE = ir.DataType.INT64, ir.DataType.DOUBLE
 POINTS = "points"  # the batch of the pull-back: all cut points of all samples
@@ -33,9 +33,8 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
     """
     implicit = spec.adjoint == "implicit"
     (*weights, x_in, y_in, f_bar_in, gradient_bar_in), results, nodes, constants = dismantle(push.graph, "push")
-    assert y_in.dtype is not None
     assert x_in.shape is not None
-    T, n = y_in.dtype, static(y_in, 1)
+    T, n = dtype_of(y_in), static(y_in, 1)
     rank_of_x = len(x_in.shape)
     xp, declare = Traced("adjoint", rank=2), Declared(x_in, T, n)
     x, status, mu = declare.value("x"), declare.value("status"), declare.value("mu", spec.mu)
@@ -55,7 +54,7 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
             v.name = f"curvature/{v.name}"
         replace(at_y, {**dict(zip(own, weights, strict=True)), x_at: x})
         curvature = Spliced(xp, at_y, {y_at: y.value}, [by_role["gradient"], by_role["hessian"]])
-        gradient, matrix = map(xp.double, curvature(_as(xp, y_safe, T)))
+        gradient, matrix = map(xp.double, curvature(xp.cast(y_safe, T)))
         qp = programs.newton(y_safe, gradient, matrix)
         cut_points = xp.zeros(y, 0, n)
     else:
@@ -89,7 +88,7 @@ def polyhedron_adjoint_graph(push: ir.Model, hessian: ir.Model | None, spec: Pol
         apart = xp.node("Expand", xp.row(x_points), of_slots)
         flat = xp.node("Concat", xp.size(points, 0), rest, axis=0)
         x_points = xp.node("Reshape", apart, flat, allowzero=1, rank=rank_of_x)
-    points, e_bar, seed = (_as(xp, v, T) for v in (points, e_bar, seed))
+    points, e_bar, seed = (xp.cast(v, T) for v in (points, e_bar, seed))
     shapes_from(nodes, y_in, points.value)
     at_points = {x_in: x_points, y_in: points, f_bar_in: e_bar, gradient_bar_in: seed}
     by_name = _spliced(xp, nodes, results, at_points, "batch" if implicit else POINTS)
@@ -123,14 +122,9 @@ def _spliced(
     return by_name
 
 
-def _as(xp: Traced, v: Symbol, T: ir.DataType) -> Symbol:
-    return v if v.dtype == T else xp.node("Cast", v, result=T, to=T)
-
-
-def _adjoint(xp: Traced, qp: Any, solution: Any, z_bar: Symbol) -> Any:
-    """QPAdjoint, for a loss of z alone."""
+def _adjoint(xp: Traced, qp: Any, s: Any, z_bar: Symbol) -> Any:
+    """QPAdjoint at a solution, for a loss of z alone."""
     absent = xp.constant(np.zeros((1, 0)), DOUBLE)
-    held = (getattr(solution, name) for name in ("lam", "mu", "slack", "box_slack", "status"))
-    given = (qp.Q, qp.G, qp.A, *held, z_bar, *[absent] * 3)
+    given = (qp.Q, qp.G, qp.A, s.lam, s.mu, s.slack, s.box_slack, s.status, z_bar, *[absent] * 3)
     found: Any = xp.nodes("QPAdjoint", *given, results=[DOUBLE] * 4, ranks=[2] * 4, domain=OP_DOMAIN)
     return QPCotangents(*found)

@@ -14,7 +14,7 @@ from icnnrt.mathematics.polyhedron_programs import Polyhedron, Programs
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import Symbol, Traced
-from icnnrt_exporters.surgery import describe, dismantle, static, value
+from icnnrt_exporters.surgery import dismantle, dtype_of, static, value
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 INT32, INT64, DOUBLE = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE
@@ -27,8 +27,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
     x is float64 whatever the package is. There are as many slots as cuts were needed.
     """
     (*weights, x, y), results, nodes, constants = dismantle(head.graph, "energy")
-    assert y.dtype is not None
-    T, n = y.dtype, static(y, 1)
+    T, n = dtype_of(y), static(y, 1)
     _, told_of = NAMES["argmin_polyhedron"]
     xp, declare = Traced("argmin", rank=2), Declared(x, T, n)
     y_init = xp.of(declare.value("y_init"))
@@ -41,7 +40,7 @@ def polyhedron_graph(head: ir.Model, spec: PolyhedronSpec) -> ir.Graph:
             f, g = energy(y)
             return xp.column(f), g
         # f is told at y along the cut that touches at ŷ, so that every cut is one of f.
-        rounded = xp.node("Cast", y, result=T, to=T)
+        rounded = xp.cast(y, T)
         f, g = map(xp.double, energy(rounded))
         return xp.column(f) + xp.sum(g * (y - xp.double(rounded))), g
 
@@ -84,8 +83,7 @@ class Declared:
 
     def output(self, xp: Traced, name: str, v: Symbol) -> ir.Value:
         dtype, shape = self._of(name)
-        v = v if v.dtype == dtype else xp.node("Cast", v, result=dtype, to=dtype)
-        return describe(v.value, name, dtype, shape)
+        return xp.output(xp.cast(v, dtype), name, shape)
 
     def constraints(self, xp: Traced, like: Symbol) -> tuple[list[ir.Value], Polyhedron]:
         """The inputs that say where y lies, and all of them for every sample of `like` [B, n]."""

@@ -8,7 +8,7 @@ from icnnrt.format.signs import Sign
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.assembly.optimizers import Optimizer
 from icnnrt_exporters.assembly.train_graph import update
-from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, split, static
+from icnnrt_exporters.surgery import Ops, describe, dismantle, dtype_of, numbered, replace, split, static
 
 INT32, INT64, DOUBLE, BOOL = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
 
@@ -35,14 +35,12 @@ def qp_train_graph(
     (*weights, x, z_bar_in), results, push_nodes, push_constants = dismantle(push.graph, "step_network")
     (z_loss, target), (loss_value, z_bar), loss_nodes, loss_constants = dismantle(loss.graph, "step_loss")
     *cotangents, _, z, status, residual = results
-    assert z.dtype is not None
-    T, n = z.dtype, static(z, 1)
+    T, n = dtype_of(z), static(z, 1)
     before, after = split(push_nodes, [z_bar_in])
 
     op = Ops("step")
     op.extend(before)
     safe = op("Equal", status, op.constant(int(QPStatus.SOLVED), INT32))
-    assert target.dtype is not None
     held = op("Compress", target, safe, axis=0)
     replace(loss_nodes, {z_loss: op("Compress", z, safe, axis=0), target: held})
     for node in loss_nodes:  # onnxruntime takes equal names of sizes for equal sizes

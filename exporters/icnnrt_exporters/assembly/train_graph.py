@@ -7,30 +7,17 @@ from typing import Final
 import onnx_ir as ir
 
 from icnnrt.format.manifest import Domain
+from icnnrt.format.signatures import STEP_ANSWER
 from icnnrt.format.signs import NONNEGATIVE, NONPOSITIVE, Sign
 from icnnrt.mathematics.domains import MODELS
 from icnnrt_exporters.assembly.adjoint_graph import adjoint_graph
 from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX, argmin_graph
 from icnnrt_exporters.assembly.optimizers import Optimizer, Step
 from icnnrt_exporters.graphs.certificate_nodes import Rounding
-from icnnrt_exporters.surgery import Ops, describe, dismantle, numbered, replace, sizes, static, value
+from icnnrt_exporters.surgery import Ops, describe, dismantle, dtype_of, numbered, replace, sizes, static, value
 
 INT64, DOUBLE, BOOL = ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
 CLIP_EPS: Final = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6
-
-# What the step hands on of the argmin inside it, for the status of every sample.
-ANSWER: Final = (
-    "y",
-    "lam",
-    "slopes",
-    "offsets",
-    "cut_points",
-    "energy",
-    "lower_bound",
-    "gap",
-    "residual",
-    "complementarity_history",
-)
 
 
 def train_graph(
@@ -62,8 +49,8 @@ def train_graph(
 
     Inputs: x, of a box lower and upper, target, learning_rate [], state.step [] int64, state.<slot> [P], then the
     weights; P counts the entries of the updated weights, which stand in that vector in their order, each row by row.
-    Outputs: loss [], gradient_norm [] float64, accepted [] bool, safe [B] bool, what `ANSWER` lists, new.state.step,
-    new.state.<slot>, new.<weight>.
+    Outputs: loss [], gradient_norm [] float64, accepted [] bool, safe [B] bool, what `STEP_ANSWER` lists,
+    new.state.step, new.state.<slot>, new.<weight>.
     """
     argmin = argmin_graph(head.clone(), K, steps, domain, step_size)
     adjoint = adjoint_graph(push, hvp, K, domain, step_size)
@@ -72,8 +59,7 @@ def train_graph(
     (y_loss, target), (loss_value, y_bar), loss_nodes, loss_constants = dismantle(loss.graph, "step_loss")
     of_argmin = {v.name: v for v in answer}
     y = of_argmin["y"]
-    assert y.dtype is not None
-    T, n = y.dtype, static(y, 1)
+    T, n = dtype_of(y), static(y, 1)
     bounds, weights = (weights[:2], weights[2:]) if domain.kind == "box" else ([], weights)
 
     op = Ops("step")
@@ -116,7 +102,7 @@ def train_graph(
         op,
         loss_value,
         safe,
-        [of_argmin[name] for name in ANSWER],
+        [of_argmin[name] for name in STEP_ANSWER],
         {name: theta[name] for name in updated},
         gradients,
         optimizer,
@@ -141,8 +127,7 @@ def update(
 ) -> tuple[list[ir.Value], list[ir.Value]]:
     """From loss and gradients to the outputs of a step, in their order; and the inputs learning_rate and state."""
     updated = list(theta)
-    T = next(iter(theta.values())).dtype
-    assert T is not None
+    T = dtype_of(next(iter(theta.values())))
     # One vector of all entries, so that the optimiser takes a dozen nodes and not a dozen for every weight.
     minus_one = op.constant([-1])
     g = _joined(op, [op("Reshape", v, minus_one) for v in gradients.values()])

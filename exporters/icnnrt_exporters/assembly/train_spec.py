@@ -1,7 +1,7 @@
 """What `export(..., train=TrainSpec(...))` puts into train.onnx."""
 
 import fnmatch
-import math
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from icnnrt import arguments
+from icnnrt.arguments import shown
 from icnnrt.errors import ExportError
 from icnnrt.format import package
 from icnnrt.format.signatures import NEW, STEP_OUTPUTS
@@ -19,6 +21,7 @@ AdjointName = Literal["exact", "prop3"]
 # Of the inputs and outputs that train.onnx has beyond those of the other graphs.
 NAMES = frozenset(("target", "learning_rate", *STEP_OUTPUTS))
 PREFIXES = ("state.", NEW)
+refused = functools.partial(arguments.refused, kind=ExportError)
 TARGET_DTYPES = (torch.float64, torch.float32, torch.int64)
 
 
@@ -49,30 +52,19 @@ class TrainSpec:
     def __post_init__(self) -> None:
         named(self.loss)
         resolve(self.optimizer)
-        if self.clip_norm is not None and not (
-            isinstance(self.clip_norm, int | float)
-            and not isinstance(self.clip_norm, bool)
-            and 0 < self.clip_norm < math.inf
-        ):
-            raise ExportError(
-                f"clip_norm: expected a positive number or None, got {self.clip_norm!r}; None does not clip"
-            )
-        if self.adjoint not in get_args(AdjointName):
-            raise ExportError(
-                f"adjoint: expected 'exact' or 'prop3' in a training graph, got {self.adjoint!r}; choose 'exact' "
-                "unless the energy is piecewise linear"
-            )
+        if self.clip_norm is not None:
+            expected, remedy = "a positive number or None", "None does not clip"
+            arguments.number(self.clip_norm, "clip_norm", above=0.0, expected=expected, remedy=remedy, kind=ExportError)
+        remedy = "choose 'exact' unless the energy is piecewise linear"
+        arguments.choice(self.adjoint, "adjoint", get_args(AdjointName), remedy, kind=ExportError)
 
     def target(self, y_example: Tensor) -> Tensor:
         """A batch of targets to trace with."""
         example = y_example if self.target_example is None else self.target_example
         if not isinstance(example, Tensor) or example.dim() < 1 or example.shape[0] == 0:
-            came = f"shape {list(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
-            raise ExportError(
-                f"target_example: expected a batch of one target or more, got {came}; pass a tensor [B, ...]"
-            )
+            raise refused("target_example", "a batch of one target or more", shown(example), "pass a tensor [B, ...]")
         if example.dtype not in TARGET_DTYPES:
-            raise ExportError(f"target_example: expected float32, float64 or int64, got {example.dtype}; convert it")
+            raise refused("target_example", "float32, float64 or int64", str(example.dtype), "convert it")
         return example
 
     @staticmethod
@@ -91,18 +83,12 @@ class TrainSpec:
             chosen = list(trainable)
         elif self.weights == "last":
             chosen = _last_layer(trainable)
-        elif isinstance(self.weights, str):
-            raise ExportError(
-                f"weights: expected 'all', 'last' or a list of patterns, got {self.weights!r}; "
-                f"write [{self.weights!r}] for one pattern"
-            )
         else:
-            if not isinstance(self.weights, Sequence) or not all(isinstance(p, str) for p in self.weights):
-                raise ExportError(
-                    f"weights: expected 'all', 'last' or a list of patterns, got {self.weights!r}; write them as text"
-                )
-            if not self.weights:
-                raise ExportError("weights: expected one pattern or more, got none; 'all' trains every weight")
+            listed = () if isinstance(self.weights, str) or not isinstance(self.weights, Sequence) else self.weights
+            if not listed or not all(isinstance(pattern, str) for pattern in listed):
+                one = isinstance(self.weights, str)
+                remedy = f"write [{self.weights!r}] for one pattern" if one else "'all' trains every weight"
+                raise refused("weights", "'all', 'last' or a list of patterns", repr(self.weights), remedy)
             for pattern in self.weights:
                 if not any(fnmatch.fnmatchcase(name, pattern) for name in trainable):
                     raise ExportError(

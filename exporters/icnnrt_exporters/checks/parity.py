@@ -24,8 +24,8 @@ from icnnrt.mathematics import bregman, certificate, reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, coordinates
 from icnnrt.serving.load import AnySession
 from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX
-from icnnrt_exporters.checks import parity_polyhedron, parity_qp
-from icnnrt_exporters.checks.true_hessian import true_gradient, true_hessian
+from icnnrt_exporters.checks import by_torch, parity_polyhedron, parity_qp
+from icnnrt_exporters.checks.by_torch import Doubles
 
 # What an export may differ by. float64 differs by the order of sums alone, which the K steps of a solver can magnify.
 # In float32 a cut near a kink of a ReLU can fall on either side, and then one entry of the slope is that of the other
@@ -129,8 +129,9 @@ def _check_heads(
     def slope(y: Tensor, x: Tensor = X) -> tuple[Tensor | None, Tensor]:
         if manifest.kind == "gradient":
             return None, judge(x, y)
-        return true_gradient(judge, x, y)
+        return by_torch.gradient(judge, x, y)
 
+    v = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape).to(y.dtype)
     leaf = Y.clone().requires_grad_()
     f, g = slope(leaf, context)
     if f is None:
@@ -143,7 +144,6 @@ def _check_heads(
         (true,) = torch.autograd.grad(f.sum(), context, retain_graph=True, materialize_grads=True)
         _worst(figures, "gradient_x", session.gradient_x(x.numpy(), y.numpy()), true)
     if "pullback" in manifest.graphs and f is not None:
-        v = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape).to(y.dtype)
         paired = (torch.sin(f.detach()).to(y.dtype).double() * f).sum() + (v.double() * g).sum()
         trainable = manifest.weights.trainable
         named = dict(judge.named_parameters(remove_duplicate=False))
@@ -154,9 +154,8 @@ def _check_heads(
             _worst(figures, "pullback", one, true)
     if not {"hvp", "hessian"} & manifest.graphs.keys():
         return
-    H = true_hessian(g, leaf)
+    H = by_torch.hessian(g, leaf)
     if "hvp" in manifest.graphs:
-        v = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape).to(y.dtype)
         product = torch.einsum("bij,bj->bi", H, v.double())
         _worst(figures, "hvp", session.hvp(x.numpy(), y.numpy(), v.numpy()), product)
     if "hessian" in manifest.graphs:
@@ -183,21 +182,16 @@ def _check_argmin(
         bounds = random_bounds(y.numpy()) if domain.kind == "box" else {}
         solution = session.argmin(x.numpy(), lower=bounds.get("lower"), upper=bounds.get("upper"))
         at = coordinates(bounds, domain.mu)
-        true = _solve(
-            session.manifest,
-            reference.in_coordinates(lambda y, X=X: _value_and_gradient(judge, X, y), at),  # type: ignore[misc]
-            len(x),
-        )
+        true = _solve(session.manifest, reference.in_coordinates(by_torch.of_arrays(judge, X), at), len(x))
         _worst(figures, "y", solution.y, torch.from_numpy(at.y(true.y)))
         _worst(figures, "energy", solution.energy, torch.from_numpy(true.energy))
         gaps += [float(g) for g in solution.gap]
         not_convex += int((solution.status == icnnrt.Status.NOT_CONVEX).sum())
 
-        # Where a cut stands on a kink to the last bit, torch may meet the other face: no figure of the package's.
         solution = solution[~solution.unsafe(every_model=True)]
-        met = _slopes(judge, solution, domain)
-        apart = np.abs(met - solution.slopes).max((1, 2)) / np.maximum(1.0, np.abs(met).max((1, 2)))
-        solution = solution[apart <= np.sqrt(np.finfo(solution.slopes.dtype).eps)]
+        of_cuts, points = _of(solution, domain)
+        met = of_cuts.scale * by_torch.slopes(judge, torch.from_numpy(np.array(solution.x)).double(), points)
+        solution = solution[by_torch.same_slopes(met, solution.slopes, solution.slopes.dtype)]
         if len(solution) == 0:
             continue
         y_bar = np.cos(np.arange(solution.y.size, dtype=np.float64)).reshape(solution.y.shape).astype(solution.y.dtype)
@@ -226,9 +220,7 @@ def random_bounds(y: NDArray[Any], seed: int = 0) -> dict[str, NDArray[Any]]:
 
 
 def _solve(
-    manifest: Manifest,
-    value_and_gradient: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]],
-    B: int,
+    manifest: Manifest, value_and_gradient: Callable[[Doubles], tuple[Doubles, Doubles]], B: int
 ) -> reference.Trajectory:
     """What the package's solver should find from the centre of its domain, in p."""
     spec, (n,) = manifest.solver, manifest.y_shape
@@ -241,16 +233,7 @@ def _solve(
     return bregman.bregman_argmin(value_and_gradient, centre, spec.iterations, spec.step_size, model)
 
 
-def _value_and_gradient(
-    judge: nn.Module, x: Tensor, y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    leaf = torch.from_numpy(np.ascontiguousarray(y)).requires_grad_()
-    f = judge(x, leaf)
-    (g,) = torch.autograd.grad(f.sum(), leaf, materialize_grads=True)
-    return f.detach().numpy(), g.numpy()
-
-
-def _of(solution: icnnrt.ArgminSolution, domain: Domain) -> tuple[Coordinates, NDArray[np.float64]]:
+def _of(solution: icnnrt.ArgminSolution, domain: Domain) -> tuple[Coordinates, Doubles]:
     """The coordinates of a solution's cuts, [B, 1, n] where they are of each sample, and its cut points as y."""
     lower, upper = solution.lower, solution.upper
     bounds = {} if lower is None or upper is None else {"lower": lower, "upper": upper}
@@ -260,29 +243,20 @@ def _of(solution: icnnrt.ArgminSolution, domain: Domain) -> tuple[Coordinates, N
     return at, at.y(solution.cut_points.astype(np.float64))
 
 
-def _slopes(judge: nn.Module, solution: icnnrt.ArgminSolution, domain: Domain) -> NDArray[np.float64]:
-    """Slopes at every cut point, [B, K, n], by torch in float64."""
-    at, points = _of(solution, domain)
-    B, K, n = points.shape
-    x = torch.from_numpy(np.repeat(solution.x, K, axis=0)).double()
-    slopes: NDArray[np.float64] = at.scale * _value_and_gradient(judge, x, points.reshape(B * K, n))[1].reshape(B, K, n)
-    return slopes
-
-
 class Bars(NamedTuple):
     """Cotangents by torch in float64; shift and scale are those of `Coordinates`."""
 
     theta: list[Tensor]
     x: Tensor
-    shift: NDArray[np.float64]
-    scale: NDArray[np.float64]
+    shift: Doubles
+    scale: Doubles
 
 
 def true_adjoint(
     judge: nn.Module,
     trainable: Sequence[str],
     solution: icnnrt.ArgminSolution,
-    y_bar: NDArray[np.float64],
+    y_bar: Doubles,
     depth: int,
     domain: Domain = UNIT_BOX,
     step_size: float | None = None,
@@ -291,23 +265,15 @@ def true_adjoint(
 
     From the same cuts, so that a figure tells of the adjoint graph alone and not of what the solver magnified.
     """
-    x = torch.from_numpy(np.array(solution.x)).double().requires_grad_()
+    x = torch.from_numpy(np.array(solution.x)).double()
     at, points = _of(solution, domain)
     B, K, n = points.shape
     scale = np.broadcast_to(np.asarray(at.scale, np.float64), points.shape)
     model = MODELS[domain.kind]
 
-    def hvp(y: NDArray[np.float64], s: NDArray[np.float64], x: Tensor) -> NDArray[np.float64]:
-        leaf = torch.from_numpy(np.ascontiguousarray(y)).requires_grad_()
-        g = true_gradient(judge, x, leaf)[1]
-        if not g.requires_grad:
-            return np.zeros_like(s)
-        (product,) = torch.autograd.grad(g, leaf, torch.from_numpy(np.ascontiguousarray(s)), materialize_grads=True)
-        return product.numpy()
-
-    def hvp_in_p(p: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
+    def hvp_in_p(p: Doubles, s: Doubles) -> Doubles:
         rows = Coordinates(*(c[:, 0] if np.ndim(c) else c for c in at))
-        product: NDArray[np.float64] = rows.scale * hvp(rows.y(p), rows.scale * s, x)
+        product: Doubles = rows.scale * by_torch.hessian_product(judge, x, rows.y(p), rows.scale * s)
         return product
 
     trajectory = reference.Trajectory(
@@ -324,18 +290,11 @@ def true_adjoint(
         cuts = reference.argmin_adjoint(trajectory, p_bar, hvp_in_p, depth, model)
     else:
         cuts = bregman.bregman_adjoint(trajectory, p_bar, hvp_in_p, step_size, model)
-    flat = points.reshape(B * K, n)
-    seeds = (scale * cuts.seed).reshape(B * K, n)
-    repeated = x.repeat_interleave(K, 0)
-    leaf = torch.from_numpy(flat).requires_grad_()
-    f, g = true_gradient(judge, repeated, leaf)
-    pushed = (torch.from_numpy(cuts.offset_bar.reshape(-1)) * f).sum() + (torch.from_numpy(seeds) * g).sum()
-    parameters = dict(judge.named_parameters(remove_duplicate=False))
-    *theta_bar, x_bar = torch.autograd.grad(
-        pushed, [*(parameters[name] for name in trainable), x], materialize_grads=True
-    )
-    products = hvp(flat, seeds, repeated.detach()).reshape(B, K, n) if depth == K else np.zeros((B, K, n))
-    of_bounds = reference.coordinates_adjoint(
-        trajectory.cut_points, g.detach().numpy().reshape(B, K, n), cuts, trajectory.y, y_bar, products
-    )
+    seed = scale * cuts.seed
+    theta_bar, x_bar, met = by_torch.pushed(judge, x, points, cuts.offset_bar, seed, trainable)
+    products = np.zeros((B, K, n))
+    if depth == K:
+        flat = points.reshape(B * K, n), seed.reshape(B * K, n)
+        products = by_torch.hessian_product(judge, x.repeat_interleave(K, 0), *flat).reshape(B, K, n)
+    of_bounds = reference.coordinates_adjoint(trajectory.cut_points, met, cuts, trajectory.y, y_bar, products)
     return Bars(theta_bar, x_bar, *of_bounds)

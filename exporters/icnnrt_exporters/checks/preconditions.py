@@ -5,7 +5,6 @@ import functools
 from collections.abc import Collection, Mapping
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +14,8 @@ from icnnrt.errors import ExportError
 from icnnrt.format.manifest import MAX_ITERATIONS
 from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR, NAMES, POLYHEDRON_NAMES, POLYHEDRON_ROLES, QP_NAMES, THETA_BAR
 from icnnrt_exporters.assembly.train_spec import TrainSpec
+from icnnrt_exporters.checks.by_torch import value_and_slope
+from icnnrt_exporters.tracing.place import first_line
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin, PolyhedronArgmin
 
 Solver = BundleEntropyArgmin | BregmanProximalGradient
@@ -122,15 +123,12 @@ def check_weights(energy: nn.Module, dtype: torch.dtype, heads: Collection[str] 
 
 def check_heads(heads: object, kind: str, solver: object, train: object) -> None:
     """Heads that there are, of a kind that there is, and a solver where something asks for one."""
-    if kind not in ("energy", "gradient", "qp"):
-        raise _refused("kind", "'energy', 'gradient' or 'qp'", repr(kind), "leave it out for an energy")
+    arguments.choice(kind, "kind", ("energy", "gradient", "qp"), "leave it out for an energy", kind=ExportError)
     if isinstance(heads, str) or not isinstance(heads, Collection):
         listed, remedy = f"a list of {', '.join(HEADS)}", f"write [{heads!r}] for one"
         raise _refused("heads", listed, repr(heads), remedy)
     for head in heads:
-        if head not in HEADS:
-            remedy = "value and gradient are always there"
-            raise _refused("heads", ", ".join(HEADS), repr(head), remedy)
+        arguments.choice(head, "heads", HEADS, "value and gradient are always there", kind=ExportError)
     if kind == "gradient":
         if solver is not None:
             raise ExportError("solver: a gradient alone has no value to minimise; pass solver=None, or the energy")
@@ -174,19 +172,16 @@ def check_polyhedron(settings: Mapping[str, float | str] | None, heads: Collecti
     if "polyhedron" not in heads:
         raise ExportError("polyhedron: the settings belong to a head that was not asked for; add it to heads")
     for name, number in settings.items():
+        arguments.choice(
+            name, "polyhedron", ("iterations", "mu", "tolerance", "adjoint"), "leave it out", kind=ExportError
+        )
+        place = f"polyhedron[{name!r}]"
         if name == "adjoint":
-            if number not in ("prop3", "implicit"):
-                raise _refused("polyhedron", "'prop3' or 'implicit' as adjoint", repr(number))
-            continue
-        if name not in ("iterations", "mu", "tolerance"):
-            known = "iterations, mu, tolerance or adjoint"
-            raise _refused("polyhedron", known, repr(name), "leave it out")
-        whole = name == "iterations"
-        kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-        low, high = (1, MAX_ITERATIONS) if whole else (0, MAX_NUMBER)
-        if isinstance(number, bool) or not isinstance(number, kinds) or not low <= float(number) <= high:
-            least = f"an integer from 1 to {MAX_ITERATIONS}" if whole else f"a number from 0 to {MAX_NUMBER:g}"
-            raise _refused("polyhedron", f"{least} as {name}", repr(number))
+            arguments.choice(number, place, ("prop3", "implicit"), kind=ExportError)
+        elif name == "iterations":
+            arguments.integer(number, place, 1, MAX_ITERATIONS, kind=ExportError)
+        else:
+            arguments.number(number, place, least=0.0, below=MAX_NUMBER, kind=ExportError)
 
 
 def float64_judge(energy: nn.Module, kind: str = "energy") -> nn.Module:
@@ -209,14 +204,14 @@ def check_energy(energy: nn.Module, judge: nn.Module, x: Tensor, y: Tensor, *, k
     whatever batch it comes in; an energy that mixes samples would make that untrue, and no comparison batch by batch
     would show it.
     """
-    look = _value_and_gradient if kind == "energy" else _gradient_alone
+    look = value_and_slope if kind == "energy" else _gradient_alone
     for rows in (len(x), 1):
         try:
             look(energy, x[:rows], y[:rows])
         except Exception as error:
             raise ExportError(
                 f"energy: its forward must work for a batch of any size, but fails on {rows} samples made from "
-                f"x_example and y_example ({_reason(error)})"
+                f"x_example and y_example ({first_line(error)})"
             ) from error
     X, Y = x.double(), y.double()
     try:
@@ -225,7 +220,7 @@ def check_energy(energy: nn.Module, judge: nn.Module, x: Tensor, y: Tensor, *, k
     except Exception as error:
         raise ExportError(
             "energy: it must work in float64 too, for the check that ends an export, but fails there "
-            f"({_reason(error)}); register plain tensor attributes with register_buffer"
+            f"({first_line(error)}); register plain tensor attributes with register_buffer"
         ) from error
     if together[0].shape != ((len(x),) if kind == "energy" else y.shape):
         return  # trace_energy tells of a wrong output shape
@@ -245,7 +240,7 @@ def check_network(judge: nn.Module, x: Tensor) -> None:
     except Exception as error:
         raise ExportError(
             f"module: its forward must work for a batch of any size, and in float64 too, but fails on samples like "
-            f"x_example ({_reason(error)}); register plain tensor attributes with register_buffer, and leave "
+            f"x_example ({first_line(error)}); register plain tensor attributes with register_buffer, and leave "
             "on_unsafe='raise' out"
         ) from error
     if together.shape == alone.shape:
@@ -263,19 +258,5 @@ def _check_apart(what: str, together: Tensor, alone: Tensor) -> None:
         )
 
 
-def _value_and_gradient(judge: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = y.clone().requires_grad_()
-    f = judge(x, leaf)
-    if not f.requires_grad:
-        return f, torch.zeros_like(y)
-    (gradient,) = torch.autograd.grad(f.sum(), leaf, materialize_grads=True)
-    return f.detach(), gradient
-
-
 def _gradient_alone(judge: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor]:
     return (judge(x, y).detach(),)
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:240].rstrip(".") if lines else type(error).__name__

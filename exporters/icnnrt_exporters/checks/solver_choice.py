@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from icnnrt.checking.recommend import prefixes
@@ -14,6 +12,7 @@ from icnnrt.format.manifest import SolverSpec
 from icnnrt.mathematics import certificate
 from icnnrt.mathematics.cut_model import STEPS
 from icnnrt.mathematics.domains import UNIT_BOX, Coordinates
+from icnnrt_exporters.checks.by_torch import of_arrays
 from icnnrt_exporters.checks.preconditions import Solver
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
 
@@ -57,17 +56,9 @@ def _rank(trial: _Trial) -> tuple[float, float]:
 
 
 def _try(energy: nn.Module, judge: nn.Module, x: Tensor, n: int, step_size: float | None) -> _Trial:
-    X = x.double()
-
-    def value_and_gradient(y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        leaf = torch.from_numpy(y).requires_grad_()
-        f = judge(X, leaf)
-        (g,) = torch.autograd.grad(f.sum(), leaf, materialize_grads=True)
-        return f.detach().numpy(), g.numpy()
-
     spec = SolverSpec(MOST, STEPS, GAP, 1.0, step_size=step_size)
     K, worst = MOST, np.inf
-    answers = prefixes(value_and_gradient, (len(x), n), spec, UNIT_BOX, Coordinates(0.0, 1.0), MOST)
+    answers = prefixes(of_arrays(judge, x.double()), (len(x), n), spec, UNIT_BOX, Coordinates(0.0, 1.0), MOST)
     for k, (value, lower_bound) in enumerate(answers, 1):
         worst = float(((value - lower_bound) / certificate.unit(lower_bound)).max())
         if worst <= GAP:

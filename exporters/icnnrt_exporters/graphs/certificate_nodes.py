@@ -7,7 +7,7 @@ import onnx_ir as ir
 from icnnrt.mathematics import rounding
 from icnnrt.mathematics.domains import Domain
 from icnnrt_exporters.operators.traced import DOUBLE, Symbol, Traced
-from icnnrt_exporters.surgery import Ops
+from icnnrt_exporters.surgery import Ops, dtype_of
 
 EPS = {ir.DataType.FLOAT: 2.0**-23, DOUBLE: 2.0**-52}
 
@@ -20,8 +20,7 @@ class Rounding:
 
     def __init__(self, op: Ops, of: Mapping[str, ir.Value], domain: Domain, bounds: Sequence[ir.Value]) -> None:
         slopes = of["slopes"]
-        assert slopes.dtype is not None
-        self.op, self.domain, self.eps = op, domain, EPS[slopes.dtype]
+        self.op, self.domain, self.eps = op, domain, EPS[dtype_of(slopes)]
         self.xp = xp = Traced(f"{op.prefix}/rounding/{len(op.nodes)}", op)
 
         def row(v: ir.Value) -> Symbol:

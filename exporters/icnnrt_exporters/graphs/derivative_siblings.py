@@ -24,14 +24,14 @@ from onnx_ir.passes import common as passes
 from icnnrt import arguments
 from icnnrt.errors import ExportError
 from icnnrt.format import package
-from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR
+from icnnrt.format.signatures import BOUNDS, BOUNDS_BAR, STEP_ANSWER
 from icnnrt.mathematics import rounding
 from icnnrt.mathematics.domains import MODELS, Domain
 from icnnrt_exporters.graphs.certificate_nodes import Rounding
 from icnnrt_exporters.graphs.inlining import inlined
 from icnnrt_exporters.graphs.packer import check_absent, embedded, of_anybody, write
 from icnnrt_exporters.operators.traced import nodes_of
-from icnnrt_exporters.surgery import Ops, Parts, describe, dismantle, numbered, replace, sizes, static, value
+from icnnrt_exporters.surgery import Ops, Parts, describe, dismantle, dtype_of, numbered, replace, sizes, static, value
 
 DOUBLE: Final = ir.DataType.DOUBLE
 
@@ -39,20 +39,6 @@ DOUBLE: Final = ir.DataType.DOUBLE
 HARMLESS_VALUES: Final = {"x": 0.0, "y_bar": 0.0, "lower": 0.0, "upper": 1.0}
 # Cotangents that have a row a sample, as the adjoint calls them.
 PER_SAMPLE_OUTPUTS: Final = ("x_bar", *BOUNDS_BAR)
-
-# What tells whether a sample has a gradient.
-CERTIFICATE: Final = (
-    "y",
-    "lam",
-    "slopes",
-    "offsets",
-    "cut_points",
-    "energy",
-    "lower_bound",
-    "gap",
-    "residual",
-    "complementarity_history",
-)
 
 
 def siblings(
@@ -125,8 +111,7 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
     primal, backward = dismantle(argmin.graph, "primal"), dismantle(adjoint.graph, "adjoint")
     x, y_init = (_named(primal.inputs, name) for name in ("x", "y_init"))
     y = _named(primal.outputs, "y")
-    assert y.dtype is not None
-    T, n = y.dtype, static(y, 1)
+    T, n = dtype_of(y), static(y, 1)
 
     op = Ops("sibling")
     op.extend(primal.nodes)
@@ -134,7 +119,7 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
     assert manifest.solver is not None
     assert manifest.domain is not None
     bounds = [_named(primal.inputs, name) for name in (BOUNDS if manifest.domain.kind == "box" else ())]
-    certificate = {name: _named(primal.outputs, name) for name in CERTIFICATE}
+    certificate = {name: _named(primal.outputs, name) for name in STEP_ANSWER}
     model = MODELS[manifest.domain.kind]
     safe = _safe(op, [x, *bounds], bounds, certificate, manifest.solver.residual_tolerance, model)
     if manifest.convexity is not None and manifest.convexity.verdict == "violated":
@@ -156,13 +141,12 @@ def _adj_argmin(opened: package.Package) -> ir.Model:
     of_samples: dict[str, ir.Value] = {}
     for v in backward.outputs:
         assert v.name is not None
-        assert v.dtype is not None
         if v.name in PER_SAMPLE_OUTPUTS:
             marked = op("Where", _rows(op, safe, v), v, op.constant(math.nan, T))
             shape = manifest.x_shape if v.name == "x_bar" else (n,)
             of_samples[v.name] = describe(marked, f"adj_{v.name.removesuffix('_bar')}", T, ["batch", *shape])
         elif v.name.startswith("theta_bar."):
-            outputs.append(describe(v, f"adj_{v.name.removeprefix('theta_bar.')}", v.dtype, sizes(v)))
+            outputs.append(describe(v, f"adj_{v.name.removeprefix('theta_bar.')}", dtype_of(v), sizes(v)))
         else:
             v.name = f"adjoint/{v.name}"
     for v in primal.outputs:
@@ -195,8 +179,7 @@ def _safe(
     """
     y, slopes, offsets, cut_points = of["y"], of["slopes"], of["offsets"], of["cut_points"]
     energy, lower, gap, residual = of["energy"], of["lower_bound"], of["gap"], of["residual"]
-    assert y.dtype is not None
-    T, n = y.dtype, static(y, 1)
+    T, n = dtype_of(y), static(y, 1)
     zero, one_axis = op.constant([0]), op.constant([1])
     one, bound = op.constant(1.0, DOUBLE), op.constant(tolerance, DOUBLE)
 
@@ -254,8 +237,7 @@ def _adj_value(opened: package.Package) -> ir.Model:
     parts = dismantle(models[0].graph, "value")
     x, y = (_named(parts.inputs, name) for name in ("x", "y"))
     gradient = _named(parts.outputs, "gradient")
-    assert gradient.dtype is not None
-    T = gradient.dtype
+    T = dtype_of(gradient)
     adj_f = value("adj_f", T, ["batch"])
     weights, constants = _weights(parts), _constants(parts)
     for v in parts.outputs:

@@ -45,7 +45,7 @@ def exported(head: Head) -> ExportedProgram:
         if node.op == "get_attr":
             path = str(node.target)
             if path not in lifted:
-                value = _attribute(head.graph, path).detach()
+                value = operator.attrgetter(path)(head.graph).detach()
                 lifted[path] = placeholder = graph.placeholder(f"c_{path.replace('.', '_')}")
                 placeholder.meta = {**node.meta, "val": mode.from_tensor(value, static_shapes=True)}
                 constants[placeholder.name] = value
@@ -103,14 +103,6 @@ def _numbers(graph: fx.Graph, tensor: fx.Node, meta: dict[str, Any]) -> fx.Node:
             product.meta = {**meta, "val": value}
     assert isinstance(product, fx.Node), "a number that is known is no node"
     return product
-
-
-def _attribute(module: torch.nn.Module, path: str) -> Tensor:
-    found: Any = module
-    for name in path.split("."):
-        found = getattr(found, name)
-    assert isinstance(found, Tensor)
-    return found
 
 
 def _ranges(graph: fx.Graph) -> dict[Any, Any]:

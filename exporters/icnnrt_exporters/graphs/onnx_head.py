@@ -14,6 +14,7 @@ from icnnrt_exporters.graphs.scalars import lift_float64_scalars
 from icnnrt_exporters.graphs.torch_onnx import sped_up
 from icnnrt_exporters.surgery import spread_scalars
 from icnnrt_exporters.tracing.heads import Head
+from icnnrt_exporters.tracing.place import first_line
 from icnnrt_exporters.tracing.quiet import quiet
 from icnnrt_exporters.versions import OPSET
 
@@ -136,18 +137,15 @@ def _demand_kernels(model: ir.Model, head: Head) -> None:
             )
 
 
-def _reason(error: BaseException, head: Head) -> str:
-    chain: list[str] = []
+def _reason(error: Exception, head: Head) -> str:
+    last: BaseException = error
     cause: BaseException | None = error
     while cause is not None:
-        chain.append(str(cause))
-        cause = cause.__cause__ or cause.__context__
-    for text in chain:
-        for line in text.splitlines():
+        last, cause = cause, cause.__cause__ or cause.__context__
+        for line in str(last).splitlines():
             if "No ONNX function found" in line or "No decompositions" in line:
                 found = re.search(r"(?:aten|prims)[.:]+\w+", line)
                 where = " " + head.energy.place_of(found.group()) if found and head.energy else ""
                 name = re.split(r"[.:]+", found.group())[1] if found else line.strip()[:240]
                 return f"ONNX has no translation for {name}{where.rstrip()}; write it with other operators"
-    first = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
-    return f"torch.onnx cannot convert it ({first[:240]})"
+    return f"torch.onnx cannot convert it ({first_line(last)})"

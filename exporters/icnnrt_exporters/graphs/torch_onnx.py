@@ -1,6 +1,7 @@
 """What `torch.onnx.export` does over and over, or for nothing, left out."""
 
 import contextlib
+import copy
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -35,26 +36,31 @@ def sped_up(graph: torch.fx.Graph) -> Iterator[None]:
     """While it is entered, `torch.onnx.export` takes a third of its time for a program of this graph.
 
     It gives the same graphs but for `SLOW_RULES`. Of its translations, about 500, it parses the source at every call:
-    here only of those that the graph needs, unless an operator has none and is decomposed into others. Types are
-    promoted only where there are several. The table of decompositions is made once a process. All is replaced by name
-    in packages of others: what is not found there is left as it is.
+    here once a process, and only of those that the graph needs, unless an operator has none and is decomposed into
+    others. It tries every rule of simplifying at every node: here where the rule's pattern can end. Types are promoted
+    only where there are several, and nothing is computed again for it that stays as it is. The table of decompositions
+    is made once a process. All is replaced by name in packages of others: what is not found there is left as it is.
     """
     with _EXPORTING, contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, AttributeError):
             # `ops` for what its import registers.
             from onnxscript.function_libs.torch_lib import ops, registration  # noqa: F401
-            from torch.onnx._internal.exporter import _fx_passes
+            from torch.onnx._internal.exporter import _fx_passes, _registration
             from torch.onnx._internal.exporter._registration import onnxscript_apis
 
             if not any(_mixes(node) for node in graph.nodes if node.op == "call_function"):
                 _replace(stack, _fx_passes, "insert_type_promotion_nodes", lambda module: None)
-            ways, needed = dict(registration.default_registry.items()), _names(graph)
-            if needed <= ways.keys():
+            names, needed = list(dict(registration.default_registry.items())), _names(graph)
+            if needed <= set(names):
                 kept = {name.split(".")[0] for name in needed} | PROMOTING
-                ways = {name: way for name, way in ways.items() if name[:6] != "aten::" or name.split(".")[0] in kept}
-                _replace(stack, registration, "default_registry", ways)
-            else:
-                _replace(stack, onnxscript_apis, "get_torchlib_ops", _read_once(onnxscript_apis.get_torchlib_ops))
+                names = [name for name in names if name[:6] != "aten::" or name.split(".")[0] in kept]
+            read = _read_one_by_one(onnxscript_apis.get_torchlib_ops)
+            _replace(stack, onnxscript_apis, "get_torchlib_ops", lambda: [way for name in names for way in read(name)])
+            _replace(stack, _registration, "OnnxDecompMeta", _once(_registration.OnnxDecompMeta))
+        with contextlib.suppress(ImportError, AttributeError):
+            from torch.onnx._internal.fx.passes import type_promotion
+
+            _replace(stack, type_promotion._TypePromotionInterpreter, "run_node", _promoted(type_promotion))
         with contextlib.suppress(ImportError, AttributeError):
             from torch.onnx._internal.exporter import _decomp
 
@@ -63,15 +69,60 @@ def sped_up(graph: torch.fx.Graph) -> Iterator[None]:
         with contextlib.suppress(ImportError, AttributeError):
             from onnxscript import rewriter
 
-            rules = rewriter._DEFAULT_REWRITE_RULES
-            quick = tuple(rule for rule in rules if getattr(rule, "name", None) not in SLOW_RULES)
-            _replace(stack, rewriter, "_DEFAULT_REWRITE_RULES", quick)
+            _replace(stack, rewriter, "_DEFAULT_REWRITE_RULES", _quick(rewriter._DEFAULT_REWRITE_RULES))
         yield
 
 
+def _promoted(type_promotion: Any) -> Callable[[Any, torch.fx.Node], Any]:
+    """A step of the pass that promotes types, which computes a node anew only where it changes it: a node knows its
+    value."""
+
+    def run_node(interpreter: Any, node: torch.fx.Node) -> Any:
+        if "val" not in node.meta:
+            return torch.fx.Interpreter.run_node(interpreter, node)
+        if rule := type_promotion.get_type_promotion_rule(node, interpreter.type_promotion_table):
+            with interpreter._set_current_node(node):
+                interpreter._maybe_promote_node(node, rule)
+        return node.meta["val"]
+
+    return run_node
+
+
 @functools.cache
-def _read_once(read: Callable[[], Any]) -> Callable[[], Any]:
-    return functools.cache(read)
+def _once(make: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.cache(make)
+
+
+@functools.cache
+def _read_one_by_one(read: Callable[[], list[Any]]) -> Callable[[str], list[Any]]:
+    """name -> the translations that go by it, read when first asked for."""
+    from onnxscript.function_libs.torch_lib import registration
+
+    everything = dict(registration.default_registry.items())
+
+    def of(name: str) -> list[Any]:
+        with contextlib.ExitStack() as stack:
+            _replace(stack, registration, "default_registry", {name: everything[name]})
+            return read()
+
+    return functools.cache(of)
+
+
+@functools.cache
+def _quick(rules: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The rules less `SLOW_RULES`, each tried at nodes of the operator alone that its pattern ends in."""
+    return tuple(_rooted(rule) for rule in rules if getattr(rule, "name", None) not in SLOW_RULES)
+
+
+def _rooted(rule: Any) -> Any:
+    root = rule._target_pattern.output_nodes[0].op
+
+    def try_rewrite(model: Any, graph: Any, node: Any, **how: Any) -> Any:
+        return rule.try_rewrite(model, graph, node, **how) if root.matches(node.op_type) else None
+
+    twin = copy.copy(rule)
+    twin.try_rewrite = try_rewrite
+    return twin
 
 
 @functools.cache

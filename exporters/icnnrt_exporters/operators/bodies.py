@@ -4,6 +4,7 @@ A node of that domain runs these bodies in any ONNX runtime, and the native kern
 registered.
 """
 
+from functools import cache
 from typing import Any, Final
 
 import onnx
@@ -26,26 +27,28 @@ QP_BODIES: Final = {
 }
 
 
-def functions(domain: str = "unit_box") -> list[onnx.FunctionProto]:
+@cache
+def functions(domain: str = "unit_box") -> tuple[onnx.FunctionProto, ...]:
     """The bodies of the two operators that serve `domain`, of icnnrt.mathematics.domains.NAMES, and of all functions
     they call.
 
     Two bodies, `MODELS[domain].operators` + "Solve" and + "Adjoint", come last.
     """
     model = MODELS[domain]
-    return [*_imported(InverseSPD, SolveSPD), *bundle.solve_body(model), *bundle.adjoint_body(model)]
+    return (*_imported(InverseSPD, SolveSPD), *bundle.solve_body(model), *bundle.adjoint_body(model))
 
 
-def functions_qp(*operators: str) -> list[onnx.FunctionProto]:
+@cache
+def functions_qp(*operators: str) -> tuple[onnx.FunctionProto, ...]:
     """The bodies of some of QuadraticProgram, QPSolve, QPAdjoint and QPSensitivity, by default of the first three; they
     come last, and before them all functions they call."""
     wanted = {*(operators or ("QuadraticProgram", "QPSolve", "QPAdjoint"))}
     if "QPSolve" in wanted:  # which calls it
         wanted.add("QuadraticProgram")
-    return [
+    return (
         *_imported(InverseCholesky, *([PositiveDefinite] if "QuadraticProgram" in wanted else [])),
         *(body for name, made in QP_BODIES.items() if name in wanted for body in made()),
-    ]
+    )
 
 
 def _imported(*scripts: Any) -> list[onnx.FunctionProto]:

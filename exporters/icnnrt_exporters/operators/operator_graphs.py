@@ -6,6 +6,7 @@ in torch where there are no kernels. After a change of a body or a signature, `p
 icnnrt_exporters.operators.operator_graphs` writes them anew.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -99,7 +100,7 @@ def bundle_model(operators: str, suffix: str) -> onnx.ModelProto:
 
 
 def _model(
-    operator: str, signature: tuple[Shapes, Shapes], dtype: str, bodies: list[onnx.FunctionProto], **attributes: Any
+    operator: str, signature: tuple[Shapes, Shapes], dtype: str, bodies: Sequence[onnx.FunctionProto], **attributes: Any
 ) -> onnx.ModelProto:
     inputs, outputs = signature
 

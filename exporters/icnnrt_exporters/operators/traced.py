@@ -19,12 +19,33 @@ import numpy as np
 import onnx_ir as ir
 
 from icnnrt.format.manifest import OP_DOMAIN
-from icnnrt_exporters.surgery import Ops, cut_loose, needed, numbered, value
+from icnnrt_exporters.surgery import Ops, cut_loose, describe, needed, numbered, value
 from icnnrt_exporters.versions import OP_VERSION, OPSET
 
 INT64, DOUBLE, BOOL = ir.DataType.INT64, ir.DataType.DOUBLE, ir.DataType.BOOL
 SMALLEST: Final = float(np.finfo(np.float64).tiny)
 STATEMENTS: Final = "icnnrt.mathematics"
+
+
+def _binary(
+    op_type: str, dtype: ir.DataType | None = None, swapped: bool = False
+) -> Callable[["Symbol", Any], "Symbol"]:
+    """An operator of a value and another, or a number; its result is of the value's type where `dtype` is None."""
+
+    def written(a: "Symbol", b: Any) -> "Symbol":
+        b = a.trace.lifted(b, a.dtype, a.rank)
+        return a.trace.node(op_type, *((b, a) if swapped else (a, b)), result=dtype or a.dtype)
+
+    return written
+
+
+def _entrywise(op_type: str) -> Callable[["Traced", "Symbol"], "Symbol"]:
+    return lambda xp, a: xp.node(op_type, a)
+
+
+def _reduced(op_type: str) -> Callable[["Traced", "Symbol"], "Symbol"]:
+    """Over the last axis, counted from the front: by −1 ONNX Runtime 1.31 does not reduce an empty batch."""
+    return lambda xp, a: xp.node(op_type, a, xp.constant([a.rank - 1]), keepdims=1)
 
 
 class Symbol:
@@ -40,59 +61,28 @@ class Symbol:
         assert self.value.shape is not None, f"the sizes of {self.value.name} are not known"
         return tuple(self.value.shape)
 
-    def _with(self, op_type: str, other: Any, dtype: ir.DataType | None = None, swapped: bool = False) -> "Symbol":
-        other = self.trace.lifted(other, self.dtype, self.rank)
-        return self.trace.node(op_type, *((other, self) if swapped else (self, other)), result=dtype or self.dtype)
-
-    def __add__(self, other: Any) -> "Symbol":
-        return self._with("Add", other)
-
-    def __radd__(self, other: Any) -> "Symbol":
-        return self._with("Add", other, swapped=True)
-
-    def __sub__(self, other: Any) -> "Symbol":
-        return self._with("Sub", other)
-
-    def __rsub__(self, other: Any) -> "Symbol":
-        return self._with("Sub", other, swapped=True)
-
-    def __mul__(self, other: Any) -> "Symbol":
-        return self._with("Mul", other)
-
-    def __rmul__(self, other: Any) -> "Symbol":
-        return self._with("Mul", other, swapped=True)
-
-    def __truediv__(self, other: Any) -> "Symbol":
-        return self._with("Div", other)
+    __add__ = _binary("Add")
+    __radd__ = _binary("Add", swapped=True)
+    __sub__ = _binary("Sub")
+    __rsub__ = _binary("Sub", swapped=True)
+    __mul__ = _binary("Mul")
+    __rmul__ = _binary("Mul", swapped=True)
+    __truediv__ = _binary("Div")
+    __matmul__ = _binary("MatMul")
+    __gt__ = _binary("Greater", BOOL)
+    __lt__ = _binary("Less", BOOL)
+    __ge__ = _binary("GreaterOrEqual", BOOL)
+    __le__ = _binary("LessOrEqual", BOOL)
+    __or__ = _binary("Or")
+    __and__ = _binary("And")
 
     def __rtruediv__(self, other: Any) -> "Symbol":
         if isinstance(other, float) and other == 1.0:
             return self.trace.node("Reciprocal", self)
-        return self._with("Div", other, swapped=True)
-
-    def __matmul__(self, other: "Symbol") -> "Symbol":
-        return self._with("MatMul", other)
-
-    def __gt__(self, other: Any) -> "Symbol":
-        return self._with("Greater", other, BOOL)
-
-    def __lt__(self, other: Any) -> "Symbol":
-        return self._with("Less", other, BOOL)
-
-    def __ge__(self, other: Any) -> "Symbol":
-        return self._with("GreaterOrEqual", other, BOOL)
-
-    def __le__(self, other: Any) -> "Symbol":
-        return self._with("LessOrEqual", other, BOOL)
-
-    def __or__(self, other: "Symbol") -> "Symbol":
-        return self._with("Or", other)
+        return _binary("Div", swapped=True)(self, other)
 
     def __invert__(self) -> "Symbol":
         return self.trace.node("Not", self)
-
-    def __and__(self, other: "Symbol") -> "Symbol":
-        return self._with("And", other)
 
     def __neg__(self) -> "Symbol":
         producer = self.value.producer()
@@ -134,6 +124,7 @@ class Traced:
         self._used: dict[str, int] = {}  # how often a name was asked for
         self._taken = set(taken)
         self._given: set[ir.Value] = set()  # values that have the name they keep
+        self._outputs: set[ir.Value] = set()  # of the main graph
 
     # --- Writing nodes ---------------------------------------------------------------------------
 
@@ -221,17 +212,19 @@ class Traced:
 
     # --- The namespace ---------------------------------------------------------------------------
 
-    def exp(self, a: Symbol) -> Symbol:
-        return self.node("Exp", a)
-
-    def log(self, a: Symbol) -> Symbol:
-        return self.node("Log", a)
+    exp = _entrywise("Exp")
+    log = _entrywise("Log")
+    sqrt = _entrywise("Sqrt")
+    sum = _reduced("ReduceSum")
+    max = _reduced("ReduceMax")
+    min = _reduced("ReduceMin")
+    mean = _reduced("ReduceMean")
+    maximum = staticmethod(_binary("Max"))
+    minimum = staticmethod(_binary("Min"))
+    equal = staticmethod(_binary("Equal", BOOL))
 
     def log1p(self, a: Symbol) -> Symbol:
         return self.log(1.0 + a)
-
-    def sqrt(self, a: Symbol) -> Symbol:
-        return self.node("Sqrt", a)
 
     def sigmoid(self, s: Symbol) -> Symbol:
         """1/(1 + e^−s): overflow gives 0, as it should, while ONNX Runtime's Sigmoid of float64 is 1 − 1/(1 + e^s) for
@@ -240,12 +233,6 @@ class Traced:
 
     def x_log_x(self, a: Symbol) -> Symbol:
         return a * self.log(self.maximum(a, SMALLEST))
-
-    def maximum(self, a: Symbol, b: Any) -> Symbol:
-        return self.node("Max", a, self.lifted(b, a.dtype, a.rank))
-
-    def minimum(self, a: Symbol, b: Any) -> Symbol:
-        return self.node("Min", a, self.lifted(b, a.dtype, a.rank))
 
     def clip(self, a: Symbol, low: Any, high: Any) -> Symbol:
         if isinstance(low, Symbol) or isinstance(high, Symbol):
@@ -258,15 +245,6 @@ class Traced:
         a, b = self.lifted(a, dtype), self.lifted(b, dtype)
         return self.node("Where", condition, a, b, result=dtype)
 
-    def sum(self, a: Symbol) -> Symbol:
-        return self.node("ReduceSum", a, self._last(a), keepdims=1)
-
-    def max(self, a: Symbol) -> Symbol:
-        return self.node("ReduceMax", a, self._last(a), keepdims=1)
-
-    def min(self, a: Symbol) -> Symbol:
-        return self.node("ReduceMin", a, self._last(a), keepdims=1)
-
     def total(self, M: Symbol) -> Symbol:
         return self.node("ReduceSum", M, self.constant([1, 2]), keepdims=1)
 
@@ -277,7 +255,7 @@ class Traced:
         return abs(a) < float("inf")
 
     def indicator(self, condition: Symbol) -> Symbol:
-        return self.node("Cast", condition, result=DOUBLE, to=DOUBLE)
+        return self.cast(condition, DOUBLE)
 
     def power_of_2(self, a: Symbol) -> Symbol:
         exponent = self.node("Round", self.log(a) / math.log(2.0))
@@ -318,11 +296,8 @@ class Traced:
             self.pieces[name] = made, [v.dtype for v in found]
         return self.nodes(name, *arrays, results=self.pieces[name][1], domain=OP_DOMAIN)
 
-    def mean(self, a: Symbol) -> Symbol:
-        return self.node("ReduceMean", a, self._last(a), keepdims=1)
-
     def count(self, a: Symbol) -> Symbol:
-        return self.node("Cast", self.size(a, -1), result=a.dtype, to=a.dtype)
+        return self.cast(self.size(a, -1), a.dtype)
 
     def mT(self, a: Symbol) -> Symbol:
         return self.node("Transpose", a, perm=[0, 2, 1])
@@ -410,9 +385,6 @@ class Traced:
         count = self.node("Squeeze", self.size(a, -1), rank=0)
         return self.node("Range", self.constant(0), count, self.constant(1), rank=1)
 
-    def equal(self, a: Symbol, b: Any) -> Symbol:
-        return self.node("Equal", a, self.lifted(b, a.dtype, a.rank), result=BOOL)
-
     def backwards(self, a: Symbol) -> Symbol:
         last, beyond, axis = self.constant([-1]), self.constant([-(2**62)]), self.constant([1])
         return self.node("Slice", a, last, beyond, axis, last)
@@ -430,10 +402,10 @@ class Traced:
         return self.node("Expand", one, self.node("Shape", like, result=INT64, rank=1))
 
     def double(self, a: Symbol) -> Symbol:
-        return a if a.dtype == DOUBLE else self.node("Cast", a, result=DOUBLE, to=DOUBLE)
+        return self.cast(a, DOUBLE)
 
     def like(self, a: Symbol, other: Symbol) -> Symbol:
-        return a if a.dtype == other.dtype else self.node("Cast", a, result=other.dtype, to=other.dtype)
+        return self.cast(a, other.dtype)
 
     def inverse_spd(self, A: Symbol, eye: Symbol) -> Callable[[Symbol], Symbol]:
         inverse = self.node("InverseSPD", A, eye, domain=OP_DOMAIN)
@@ -452,8 +424,7 @@ class Traced:
         return self.nodes("Split", found, results=[A.dtype] * len(rows), axis=1, num_outputs=len(rows))
 
     def any(self, a: Symbol) -> Symbol:
-        counted = self.node("Cast", a, result=INT64, to=INT64)
-        return self.node("Cast", self.node("ReduceSum", counted, keepdims=0), result=BOOL, to=BOOL)
+        return self.cast(self.node("ReduceSum", self.cast(a, INT64), keepdims=0), BOOL)
 
     def loop(
         self, unfinished: Callable[..., Symbol], step: Callable[..., Any], state: Iterable[Symbol], most: Symbol | int
@@ -529,6 +500,12 @@ class Traced:
         graph = ir.Graph(given, outputs, nodes=nodes, opset_imports=imports, name=name, doc_string=doc)
         return ir.Function(OP_DOMAIN, name, graph=graph, attributes=list(attributes.values()))
 
+    def output(self, v: Symbol, name: str, shape: Sequence[int | str | None]) -> ir.Value:
+        """An output of the main graph; what is one already, as equal nodes are one, gets a node for its second name."""
+        made = self.op("Identity", v.value) if v.value in self._outputs else v.value
+        self._outputs.add(made)
+        return describe(made, name, v.dtype, shape)
+
     def graph(
         self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], initializers: Sequence[ir.Value], name: str
     ) -> ir.Graph:
@@ -564,9 +541,9 @@ class Traced:
 
     # --- How -------------------------------------------------------------------------------------
 
-    def _last(self, a: Symbol) -> Symbol:
-        """The last axis, counted from the front: by −1 ONNX Runtime 1.31 does not reduce an empty batch."""
-        return self.constant([a.rank - 1])
+    def cast(self, a: Symbol, dtype: ir.DataType) -> Symbol:
+        """The value in another type, or itself."""
+        return a if a.dtype == dtype else self.node("Cast", a, result=dtype, to=dtype)
 
     def size(self, a: Symbol, axis: int) -> Symbol:
         """How many entries an axis has, [1]; from behind where it is negative."""

@@ -21,12 +21,12 @@ from icnnrt.format.package import Package, opened
 from icnnrt.serving.load import AnySession
 from icnnrt_exporters.checks import parity
 from icnnrt_exporters.graphs.onnx_head import quiet
-from icnnrt_exporters.torch_files.program import quiet_serialiser
+from icnnrt_exporters.torch_files.program import ANSWERS
 from icnnrt_exporters.torch_files.torchscript import check_torchscript
+from icnnrt_exporters.tracing.place import first_line
 
 T = TypeVar("T")
-# What a program returns, by the number of its outputs: `export_program` lists them.
-HEADS: Final = {2: ("value", "gradient"), 6: ("y", "lam", "energy", "lower_bound", "gap", "residual")}
+HEADS: Final = {len(names): names for names in ANSWERS.values()}  # what a program returns, by how many
 NAMES: Final = {"exact": "adjoint"}  # of a figure, where it is called otherwise here
 
 
@@ -102,15 +102,14 @@ def _program(path: Path, session: AnySession, X: NDArray[Any], Y: NDArray[Any]) 
 
 def _run(path: Path, what: Callable[[], T], writer: str) -> T:
     try:
-        with quiet(), quiet_serialiser():
+        with quiet():
             return what()
     except InputError:
         raise
     except Exception as error:  # of a file that is none, or another network's: torch raises many kinds
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0][:200].rstrip(".:") if lines else type(error).__name__
         raise InputError(
-            f"{path}: torch cannot load it, or run it on this package's inputs ({reason}); write it anew with {writer}."
+            f"{path}: torch cannot load it, or run it on this package's inputs ({first_line(error)}); write it anew "
+            f"with {writer}."
         ) from error
 
 

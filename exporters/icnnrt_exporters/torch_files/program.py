@@ -3,17 +3,14 @@
 The derivative is part of the program's graph, so a host needs no autograd for it.
 """
 
-import contextlib
 import io
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop_op
-from torch.func import grad
 
 from icnnrt import arguments
 from icnnrt.errors import ExportError
@@ -22,23 +19,26 @@ from icnnrt.mathematics import bundle, cut_model
 from icnnrt.mathematics.cut_model import InnerSolution, inner_solution
 from icnnrt.mathematics.domains import UNIT_BOX
 from icnnrt_exporters.checks import parity
-from icnnrt_exporters.checks.preconditions import (
-    check_energy,
-    check_examples,
-    check_solver,
-    check_weights,
-    float64_judge,
-)
+from icnnrt_exporters.checks.by_torch import value_and_slope
+from icnnrt_exporters.checks.preconditions import check_energy, float64_judge
 from icnnrt_exporters.graphs.onnx_head import quiet
-from icnnrt_exporters.torch_files.torchscript import check_file, check_unit_box
+from icnnrt_exporters.torch_files.torchscript import check_request
 from icnnrt_exporters.tracing.energy_graph import EnergyGraph, example_batch, trace_energy
-from icnnrt_exporters.tracing.heads import Input, boundary_names, trace, value_and_gradient
+from icnnrt_exporters.tracing.eval_mode import in_eval_mode
+from icnnrt_exporters.tracing.heads import context, value_and_gradient, value_and_gradient_at
+from icnnrt_exporters.tracing.place import first_line
 from icnnrt_exporters.tracing.smooth_softplus import smoothed
+from icnnrt_exporters.writing import dtype_name
 from icnnrt_models import BundleEntropyArgmin
 from icnnrt_models.layers.bundle_entropy import in_double, rounded
 from icnnrt_models.layers.namespace import TORCH
 
 ProgramHead = Literal["value", "argmin"]
+# What a program returns.
+ANSWERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "value": ("value", "gradient"),
+    "argmin": ("y", "lam", "energy", "lower_bound", "gap", "residual"),
+}
 
 
 def export_program(
@@ -72,47 +72,29 @@ def export_program(
         ExportError: what cannot be written; nothing is written then.
     """
     path = arguments.path(path, "path")
-    if head not in get_args(ProgramHead):
-        raise ExportError(f"head: expected one of {', '.join(get_args(ProgramHead))}, got {head!r}; choose one of them")
-    check_examples(x_example, y_example)
-    check_solver(solver, y_example.shape[1])
-    check_unit_box(solver)
-    check_weights(energy, x_example.dtype)
-    check_file(path, overwrite)
-    modes = [(module, module.training) for module in energy.modules()]
-    energy.eval()
-    try:
-        with quiet(), quiet_serialiser():
-            judge = smoothed(float64_judge(energy))
-            batches = parity.inputs(x_example, y_example)
-            check_energy(energy, judge, *(t[3:7] for t in batches[-1]))
-            traced = trace_energy(energy, x_example, y_example)
-            B = example_batch(energy, x_example, y_example)
-            x, y = (t[:1].detach().expand(B, *t.shape[1:]).contiguous() for t in (x_example, y_example))
-            module = (
-                _ValueAndGradient(energy, traced, x, y) if head == "value" else _Argmin(energy, solver, traced, x, y)
-            )
-            dim = torch.export.Dim("batch")
-            buffer = io.BytesIO()
-            try:
-                program = torch.export.export(module, (x, y), dynamic_shapes=({0: dim}, {0: dim}), strict=False)
-                torch.export.save(program, buffer)
-            except Exception as error:
-                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-                reason = lines[0][:240].rstrip(".") if lines else type(error).__name__
-                raise ExportError(
-                    f"energy: torch.export cannot write its derivative ({reason}); export a package or TorchScript"
-                ) from error
-            # What is compared is what a host will load.
-            buffer.seek(0)
-            loaded = torch.export.load(buffer).module()
-            if head == "value":
-                _demand_value(judge, loaded, batches)
-            else:
-                _demand_argmin(judge, solver, loaded, batches)
-    finally:
-        for part, training in modes:
-            part.training = training
+    arguments.choice(head, "head", get_args(ProgramHead), kind=ExportError)
+    check_request(energy, solver, x_example, y_example, path, overwrite)
+    with in_eval_mode(energy), quiet():
+        judge = smoothed(float64_judge(energy))
+        batches = parity.inputs(x_example, y_example)
+        check_energy(energy, judge, *(t[3:7] for t in batches[-1]))
+        traced = trace_energy(energy, x_example, y_example)
+        B = example_batch(energy, x_example, y_example)
+        x, y = (t[:1].detach().expand(B, *t.shape[1:]).contiguous() for t in (x_example, y_example))
+        module = _ValueAndGradient(energy, traced, x, y) if head == "value" else _Argmin(energy, solver, traced, x, y)
+        dim = torch.export.Dim("batch")
+        buffer = io.BytesIO()
+        try:
+            program = torch.export.export(module, (x, y), dynamic_shapes=({0: dim}, {0: dim}), strict=False)
+            torch.export.save(program, buffer)
+        except Exception as error:
+            raise ExportError(
+                f"energy: torch.export cannot write its derivative ({first_line(error)}); export a package or "
+                "TorchScript"
+            ) from error
+        # What is compared is what a host will load.
+        buffer.seek(0)
+        _demand(head, torch.export.load(buffer).module(), judge, solver, batches)
     write_atomically(path, buffer.getvalue())
     return path
 
@@ -142,27 +124,8 @@ class _Argmin(nn.Module):
         _plant(self, energy, traced.theta)
         self._names = tuple(traced.theta)
         self._iterations, self._steps = solver.iterations, solver.steps
-        names, crossing = list(traced.theta), boundary_names(traced)
-        theta = [Input(name, tensor, None) for name, tensor in traced.theta.items()]
-        c_example = traced.prepare(traced.theta, x)
-
-        def prepare(*args: Tensor) -> tuple[Tensor, ...]:
-            return tuple(traced.prepare(dict(zip(names, args, strict=False)), args[-1]))
-
-        def at(*args: Tensor) -> tuple[Tensor, Tensor]:
-            theta = dict(zip(names, args, strict=False))
-            *c, y = args[len(names) :]
-
-            def total(y: Tensor) -> tuple[Tensor, Tensor]:
-                f = traced.value(theta, c, y)
-                return f.sum(), f
-
-            gradient, f = grad(total, has_aux=True)(y)
-            return f, gradient
-
-        boundary = [Input(n, e, b.batch_dim) for n, e, b in zip(crossing, c_example, traced.boundary, strict=True)]
-        self._prepare = trace(prepare, [*theta, Input("x", x, 0)], crossing).graph.forward if crossing else None
-        self._at = trace(at, [*theta, *boundary, Input("y", y, 0)], ["f", "gradient"]).graph.forward
+        self._prepare = context(traced, x).graph.forward if traced.boundary else None
+        self._at = value_and_gradient_at(traced, x, y).graph.forward
 
     def forward(self, x: Tensor, y_init: Tensor) -> tuple[Tensor, ...]:
         weights = _planted(self, self._names)
@@ -202,18 +165,6 @@ class _Argmin(nn.Module):
         return inner_solution(TORCH, cut_model.certified(TORCH, UNIT_BOX, G, row, last.best_lam))
 
 
-@contextlib.contextmanager
-def quiet_serialiser() -> Iterator[None]:
-    """Silence what torch's serialiser says of the symbols inside a while_loop."""
-    logger = logging.getLogger("torch._export")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _dense(t: Tensor) -> Tensor:
     """A copy in row-major order: what a loop carries must not alias, nor change its strides."""
     return t.clone(memory_format=torch.contiguous_format)
@@ -245,40 +196,29 @@ def _plant(root: nn.Module, energy: nn.Module, theta: Mapping[str, Tensor]) -> N
             owner.register_buffer(leaf, value, persistent=name in state)
 
 
-def _demand_value(judge: nn.Module, program: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
-    """The loaded program has the energy's value and gradient on batches of every size."""
-    for x, y in batches:
-        leaf = y.double().requires_grad_()
-        f = judge(x.double(), leaf)
-        (g,) = torch.autograd.grad(f.sum(), leaf, materialize_grads=True)
-        bounds = parity.TOLERANCE[str(x.dtype).removeprefix("torch.")]
-        with torch.no_grad():
-            found = program(x, y)
-        for name, got, true in zip(("value", "gradient"), found, (f, g), strict=True):
-            apart = parity.error(got.numpy(), true.detach().numpy())
-            if not apart <= bounds[name]:
-                raise ExportError(
-                    f"parity: {name} of the program differs from the energy in float64 by {apart:.1e} on a batch of "
-                    f"{len(x)}, more than {bounds[name]:.0e}; the program is not written. Export it in float64; if "
-                    "that does not help, please report this with the model"
-                )
-
-
-def _demand_argmin(
-    judge: nn.Module, solver: BundleEntropyArgmin, program: nn.Module, batches: list[tuple[Tensor, Tensor]]
+def _demand(
+    head: ProgramHead,
+    program: nn.Module,
+    judge: nn.Module,
+    solver: BundleEntropyArgmin,
+    batches: list[tuple[Tensor, Tensor]],
 ) -> None:
-    """The loaded program has the layer's answers on batches of every size."""
+    """The loaded program has the energy's value and gradient, or the layer's answers, on batches of every size."""
     layer = BundleEntropyArgmin(judge, solver.iterations, solver.steps, y_dim=solver.y_dim)
     for x, y in batches:
-        true = layer.solve(x.double(), y.double())
-        bounds = parity.TOLERANCE[str(x.dtype).removeprefix("torch.")]
+        X, Y = x.double(), y.double()
         with torch.no_grad():
-            found = program(x, y)
-        for name, got, expected in (("y", found[0], true.y), ("energy", found[2], true.energy)):
-            apart = parity.error(got.numpy(), expected.numpy())
-            if not apart <= bounds[name]:
+            found = dict(zip(ANSWERS[head], program(x, y), strict=True))
+        if head == "value":
+            true = dict(zip(ANSWERS[head], value_and_slope(judge, X, Y), strict=True))
+        else:
+            solved = layer.solve(X, Y)
+            true = {"y": solved.y, "energy": solved.energy}
+        for name, expected in true.items():
+            apart, bound = parity.error(found[name].numpy(), expected.numpy()), parity.TOLERANCE[dtype_name(x)][name]
+            if not apart <= bound:
                 raise ExportError(
-                    f"parity: {name} of the program differs from the layer in float64 by {apart:.1e} on a batch of "
-                    f"{len(x)}, more than {bounds[name]:.0e}; the program is not written. Export it in float64; if "
-                    "that does not help, please report this with the model"
+                    f"parity: {name} of the program differs from the {'energy' if head == 'value' else 'layer'} in "
+                    f"float64 by {apart:.1e} on a batch of {len(x)}, more than {bound:.0e}; the program is not "
+                    "written. Export it in float64; if that does not help, please report this with the model"
                 )

@@ -21,6 +21,7 @@ from icnnrt.format.files import write_atomically
 from icnnrt.format.folder import check_place
 from icnnrt.serving.load import AnySession
 from icnnrt_exporters.checks import parity
+from icnnrt_exporters.checks.by_torch import value_and_slope
 from icnnrt_exporters.checks.preconditions import (
     check_energy,
     check_examples,
@@ -31,6 +32,8 @@ from icnnrt_exporters.checks.preconditions import (
 from icnnrt_exporters.graphs.onnx_head import quiet
 from icnnrt_exporters.torch_files.script_solver import CONTEXT, VALUE, WEIGHTS, ScriptSolver
 from icnnrt_exporters.tracing.energy_graph import example_batch
+from icnnrt_exporters.tracing.eval_mode import in_eval_mode
+from icnnrt_exporters.tracing.place import first_line
 from icnnrt_models import BregmanProximalGradient, BundleEntropyArgmin
 
 # A trace holds the same operators as the module, so it differs by rounding or not at all.
@@ -64,25 +67,15 @@ def export_torchscript(
         ExportError: what cannot be written; nothing is written then.
     """
     path = arguments.path(path, "path")
-    check_examples(x_example, y_example)
-    check_solver(solver, y_example.shape[1])
-    check_unit_box(solver)
-    check_weights(energy, x_example.dtype)
-    check_file(path, overwrite)
-    modes = [(module, module.training) for module in energy.modules()]
-    energy.eval()
-    try:
-        with quiet():
-            rows = parity.inputs(x_example, y_example)
-            check_energy(energy, float64_judge(energy), *(t[3:7] for t in rows[-1]))
-            buffer = io.BytesIO()
-            _save(energy, solver, x_example, y_example, buffer)
-            # What is compared is what a host will load.
-            buffer.seek(0)
-            _demand_agreement(energy, torch.jit.load(buffer), rows)
-    finally:
-        for module, training in modes:
-            module.training = training
+    check_request(energy, solver, x_example, y_example, path, overwrite)
+    with in_eval_mode(energy), quiet():
+        rows = parity.inputs(x_example, y_example)
+        check_energy(energy, float64_judge(energy), *(t[3:7] for t in rows[-1]))
+        buffer = io.BytesIO()
+        _save(energy, solver, x_example, y_example, buffer)
+        # What is compared is what a host will load.
+        buffer.seek(0)
+        _demand_agreement(energy, torch.jit.load(buffer), rows)
     write_atomically(path, buffer.getvalue())
     return path
 
@@ -126,10 +119,7 @@ def check_torchscript(path: str | Path, judge: AnySession | nn.Module, x: Tensor
         double = float64_judge(judge)
         layer = BundleEntropyArgmin(double, loaded.iterations, loaded.steps, y_dim=n)
         X = x.double().requires_grad_()
-        Y = y.double().requires_grad_()
-        value = double(X, Y)
-        (slope,) = torch.autograd.grad(value.sum(), Y, materialize_grads=True)
-        f, g = value.detach().numpy(), slope.numpy()
+        f, g = (t.numpy() for t in value_and_slope(double, x.double(), y.double()))
         result = layer.solve(X)
         true_y, true_energy = result.y.numpy(), result.energy.numpy()
         keep = np.asarray(np.isfinite(true_y).all(1))
@@ -157,8 +147,13 @@ def check_torchscript(path: str | Path, judge: AnySession | nn.Module, x: Tensor
     return figures
 
 
-def check_unit_box(solver: BundleEntropyArgmin) -> None:
-    """Only the bundle method over the unit box is written yet; a solver without a domain is of that one."""
+def check_request(
+    energy: nn.Module, solver: BundleEntropyArgmin, x_example: Tensor, y_example: Tensor, path: Path, overwrite: bool
+) -> None:
+    """What was asked for can be written, and to `path`: of the bundle method over the unit box alone, which is that of
+    a solver without a domain."""
+    check_examples(x_example, y_example)
+    check_solver(solver, y_example.shape[1])
     if isinstance(solver, BregmanProximalGradient):
         raise ExportError(
             "solver: this export writes the bundle method alone, but got a BregmanProximalGradient; export a package "
@@ -169,10 +164,7 @@ def check_unit_box(solver: BundleEntropyArgmin) -> None:
         raise ExportError(
             f"solver: its domain is {domain!r}, but this export writes 'unit_box' alone; export a package for it"
         )
-
-
-def check_file(path: Path, overwrite: bool) -> None:
-    """The file can be written to `path` when it is done."""
+    check_weights(energy, x_example.dtype)
     check_place(path, "path", kind=ExportError)
     if path.is_dir():
         raise ExportError(f"path: {path} is a folder; give the name of a file, such as {path / 'model.pt'}")
@@ -190,11 +182,9 @@ def _save(
     except ExportError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0][:240].rstrip(".:") if lines else type(error).__name__
         raise ExportError(
-            f"energy: torch.jit cannot write its forward ({reason}); build the energy from plain tensor operations, or "
-            "export a package, which takes more"
+            f"energy: torch.jit cannot write its forward ({first_line(error)}); build the energy from plain tensor "
+            "operations, or export a package, which takes more"
         ) from error
 
 

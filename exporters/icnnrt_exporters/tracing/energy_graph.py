@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from icnnrt.errors import ExportError
 from icnnrt_exporters.tracing.lowering import lower, opened
-from icnnrt_exporters.tracing.place import operator, place, place_of, raised_in
+from icnnrt_exporters.tracing.place import kind_and_line, operator, place, place_of, raised_in
 from icnnrt_exporters.tracing.quiet import quiet
 
 Theta = Mapping[str, Tensor]
@@ -271,8 +271,7 @@ def read_tensors(graph: fx.GraphModule, module: nn.Module) -> tuple[dict[str, Te
     state = module.state_dict()
     theta, constants = {}, set()
     for name in dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "get_attr"):
-        owner, _, attribute = name.rpartition(".")
-        theta[name] = getattr(graph.get_submodule(owner), attribute).detach()
+        theta[name] = python.attrgetter(name)(graph).detach()
         if name not in state:
             constants.add(name)
     return theta, frozenset(constants)
@@ -295,7 +294,7 @@ def _try(energy: nn.Module, x: Tensor, y: Tensor, kind: Kind) -> tuple[bool, str
         where, _ = raised_in(energy, error)
         raise ExportError(
             f"energy: its forward must work for a batch of any size, but fails {where + ' ' if where else ''}on {B} "
-            f"samples made from x_example and y_example ({_first_line(error)})"
+            f"samples made from x_example and y_example ({kind_and_line(error)})"
         ) from error
     shapes: tuple[tuple[int, ...], ...] = ((B,), (B, 1)) if kind == "energy" else (tuple(y.shape),)
     if not isinstance(f, Tensor) or tuple(f.shape) not in shapes:
@@ -366,7 +365,7 @@ def _cannot_follow(energy: nn.Module, error: Exception) -> ExportError:
             f"energy: torch.export cannot follow its forward{what}: it branches on, or takes sizes from, the values of "
             f"tensors{shown}; write torch.where, or fix the branch when the module is made"
         )
-    return ExportError(f"energy: torch.export cannot follow its forward{what} ({_first_line(error)})")
+    return ExportError(f"energy: torch.export cannot follow its forward{what} ({kind_and_line(error)})")
 
 
 def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
@@ -450,8 +449,7 @@ def _refuse_underivable(module: fx.GraphModule, x: Tensor, y: Tensor) -> None:
             if node.op == "placeholder":
                 values[node] = next(inputs)
             elif node.op == "get_attr":
-                owner, _, attribute = str(node.target).rpartition(".")
-                values[node] = getattr(module.get_submodule(owner), attribute).detach()
+                values[node] = python.attrgetter(str(node.target))(module).detach()
             else:
                 lookup = values.__getitem__
                 values[node] = node.target(*fx.map_arg(node.args, lookup), **fx.map_arg(node.kwargs, lookup))
@@ -488,11 +486,6 @@ def _squeeze(graph: fx.Graph, output: fx.Node) -> None:
 def _copy(destination: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     # aten.copy has no derivative; what it computes is a broadcast of the source.
     return source.to(destination.dtype).expand_as(destination).clone()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300].rstrip('.')}" if lines else type(error).__name__
 
 
 def _constraint(text: str) -> str:

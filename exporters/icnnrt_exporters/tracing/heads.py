@@ -114,14 +114,33 @@ def hessian(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
 def hessian_vector_product(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
     """θ, boundary, y [B, n], s [B, n] -> ∇²_y f s [B, n]."""
     _demand_energy(energy, "hessian_vector_product")
-    crossing = zip(boundary_names(energy), energy.prepare(energy.theta, x), energy.boundary, strict=True)
 
     def head(theta: Theta, *data: Tensor) -> Tensor:
         *c, y, s = data
         return _curvature(energy, theta, c, y, s)
 
-    boundary = [Input(name, example, b.batch_dim) for name, example, b in crossing]
-    return _trace(energy, head, [*boundary, Input("hvp/y", y, 0), Input("hvp/s", y, 0)], ["hvp/hessian_s"])
+    data = [*_boundary(energy, x), Input("hvp/y", y, 0), Input("hvp/s", y, 0)]
+    return _trace(energy, head, data, ["hvp/hessian_s"])
+
+
+def context(energy: EnergyGraph, x: Tensor) -> Head:
+    """θ, x [B, ...] -> boundary."""
+
+    def head(theta: Theta, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(energy.prepare(theta, x))
+
+    return _trace(energy, head, [Input("x", x, 0)], boundary_names(energy))
+
+
+def value_and_gradient_at(energy: EnergyGraph, x: Tensor, y: Tensor) -> Head:
+    """θ, boundary, y [B, n] -> f [B], ∇_y f [B, n]."""
+    _demand_energy(energy, "value_and_gradient_at")
+
+    def head(theta: Theta, *data: Tensor) -> tuple[Tensor, Tensor]:
+        *c, y = data
+        return _value_and_slope(energy, theta, c, y)
+
+    return _trace(energy, head, [*_boundary(energy, x), Input("y", y, 0)], ["f", "gradient"])
 
 
 def cut_vjp(
@@ -140,19 +159,12 @@ def cut_vjp(
     B, n = y.shape
 
     def head(theta: Theta, x: Tensor, Y: Tensor, e_bar: Tensor, S: Tensor) -> tuple[Tensor, ...]:
-        frozen = {name: t for name, t in theta.items() if name not in trainable}
         y_flat, e_flat, s_flat = Y.flatten(0, 1), e_bar.flatten(0, 1), S.flatten(0, 1)
 
         def pushed(moving: dict[str, Tensor], x: Tensor, y_flat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            theta = {**frozen, **moving}
-            c = energy.prepare(theta, x)
-            c_flat = energy.repeat(c, K)
-
-            def total(y: Tensor) -> tuple[Tensor, Tensor]:
-                f = energy.value(theta, c_flat, y)
-                return f.sum(), f
-
-            gradient, f = grad(total, has_aux=True)(y_flat)
+            all_weights = {**theta, **moving}
+            c = energy.prepare(all_weights, x)
+            f, gradient = _value_and_slope(energy, all_weights, energy.repeat(c, K), y_flat)
             return (e_flat * f).sum() + (s_flat * gradient).sum(), (gradient, *c)
 
         moving = {name: theta[name] for name in trainable}
@@ -175,11 +187,9 @@ def pullback(energy: EnergyGraph, x: Tensor, y: Tensor, trainable: Sequence[str]
     _demand_energy(energy, "pullback")
 
     def head(theta: Theta, x: Tensor, y: Tensor, f_bar: Tensor, gradient_bar: Tensor) -> tuple[Tensor, ...]:
-        frozen = {name: t for name, t in theta.items() if name not in trainable}
-
         def paired(moving: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            theta = {**frozen, **moving}
-            f, gradient = _value_and_slope(energy, theta, energy.prepare(theta, x), y)
+            all_weights = {**theta, **moving}
+            f, gradient = _value_and_slope(energy, all_weights, energy.prepare(all_weights, x), y)
             return (f_bar * f).sum() + (gradient_bar * gradient).sum()
 
         moving = {name: theta[name] for name in trainable}
@@ -193,6 +203,12 @@ def pullback(energy: EnergyGraph, x: Tensor, y: Tensor, trainable: Sequence[str]
         Input("gradient_bar", y, 0),
     ]
     return _trace(energy, head, inputs, ["y_bar", "x_bar", *(f"theta_bar.{name}" for name in trainable)])
+
+
+def _boundary(energy: EnergyGraph, x: Tensor) -> list[Input]:
+    """What crosses the split, as arguments of a head of the part that depends on y."""
+    crossing = zip(boundary_names(energy), energy.prepare(energy.theta, x), energy.boundary, strict=True)
+    return [Input(name, example, b.batch_dim) for name, example, b in crossing]
 
 
 def _trace(energy: EnergyGraph, function: Callable[..., object], data: list[Input], outputs: list[str]) -> Head:

@@ -1,4 +1,5 @@
-"""Where in a model something stands: the path of the submodule, for sentences that refuse it."""
+"""Where in a model something stands: the path of the submodule, for sentences that refuse it; and what an exception
+said."""
 
 import linecache
 import re
@@ -6,6 +7,8 @@ from collections.abc import Iterable
 from types import TracebackType
 
 from torch import fx, nn
+
+from icnnrt import ort
 
 
 def operator(node: fx.Node) -> str:
@@ -71,3 +74,13 @@ def _line(trace: TracebackType) -> str:
 
 def _of_torch(globals_of_frame: dict[str, object]) -> bool:
     return str(globals_of_frame.get("__name__", "")).split(".")[0] == "torch"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, short enough to stand within a sentence."""
+    return ort.first_line(error).rstrip(".:")  # type: ignore[arg-type]
+
+
+def kind_and_line(error: Exception) -> str:
+    """The same after the exception's class, whose text alone may say little."""
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__

@@ -128,10 +128,8 @@ def adjoint_head(network: QPNetwork, x: Tensor, trainable: tuple[str, ...]) -> H
     """
 
     def head(theta: Theta, x: Tensor, z_bar: Tensor) -> tuple[Tensor, ...]:
-        frozen = {name: t for name, t in theta.items() if name not in trainable}
-
         def forward(moving: dict[str, Tensor], x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            z, status, residual = network({**frozen, **moving}, x, clean=True)
+            z, status, residual = network({**theta, **moving}, x, clean=True)
             return z, (status, residual)
 
         moving = {name: theta[name] for name in trainable}

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the progress and the deprecations of torch's exporters: the user can act on none of them."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "torch._export", "onnx_ir")
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -16,6 +16,7 @@ have exact derivatives of every order in both dtypes, in products that every run
 native convolution of 64×64 images they do two to three times the arithmetic.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -93,7 +94,7 @@ def convolve(x: Tensor, W: Tensor, bias: Tensor | None, groups: int, k: Sequence
     # [B, G, C/G, k_1, N'_1, k_2, N'_2, ...] -> [G, B, *N', C/G, *k]
     x = x.reshape([B, groups, C // groups, *(n for pair in zip(k, places, strict=True) for n in pair)])
     x = x.permute([1, 0, *range(4, 4 + 2 * D, 2), 2, *range(3, 3 + 2 * D, 2)])
-    L, taps_all = _product(places), C // groups * _product(k)
+    L, taps_all = math.prod(places), C // groups * math.prod(k)
     if groups == 1:
         y = x.reshape(B * L, taps_all) @ W.reshape(O, taps_all).transpose(0, 1)
         y = y.reshape([B, *places, O])
@@ -108,10 +109,10 @@ def convolve(x: Tensor, W: Tensor, bias: Tensor | None, groups: int, k: Sequence
 def convolve_transposed(v: Tensor, W: Tensor, bias: Tensor | None, groups: int, k: Sequence[int], *S: Tensor) -> Tensor:
     """x [B, O, *N] of v [B, C, *N'], W [C, O/G, *k]: the adjoint of `convolve`, with the same S."""
     B, C, places, D = v.shape[0], v.shape[1], list(v.shape[2:]), len(S)
-    O_g, L = W.shape[1], _product(places)
+    O_g, L = W.shape[1], math.prod(places)
     # [G, B·L, C/G] · [G, C/G, O/G·Πk]
     v = v.reshape([B, groups, C // groups, *places]).permute([1, 0, *range(3, 3 + D), 2])
-    v = torch.bmm(v.reshape(groups, B * L, C // groups), W.reshape(groups, C // groups, O_g * _product(k)))
+    v = torch.bmm(v.reshape(groups, B * L, C // groups), W.reshape(groups, C // groups, O_g * math.prod(k)))
     # [G, B, *N', O/G, *k] -> [B, G·O/G, k_1·N'_1, k_2·N'_2, ...]
     v = v.reshape([groups, B, *places, O_g, *k])
     v = v.permute([1, 0, 2 + D, *(axis for i in range(D) for axis in (3 + D + i, 2 + i))])
@@ -145,10 +146,3 @@ def maximum(x: Tensor, taps_of: Sequence[int], *tables: Tensor) -> Tensor:
         assert best is not None
         x, end = best, begin
     return x
-
-
-def _product(sizes: Sequence[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
