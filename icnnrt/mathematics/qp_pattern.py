@@ -106,6 +106,12 @@ class QPPattern:
         plan.setflags(write=False)
         return plan
 
+    def check_sizes(self, n: int, m: int, q: int) -> None:
+        """Raises `InputError` for a program of other sizes."""
+        if (self.n, self.m, self.q) != (n, m, q):
+            expected, came = f"one of n, m, q = {n}, {m}, {q}", f"{self.n}, {self.m}, {self.q}"
+            raise refused("pattern", expected, came, "make it of matrices of these sizes")
+
     def outside(self, name: str, data: NDArray[Any]) -> tuple[int, ...] | None:
         """The first index at which Q, G or A [..., rows, columns] is other than 0 though it may not be, or None."""
         rows, columns = self._within[name]

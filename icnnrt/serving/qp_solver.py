@@ -281,10 +281,8 @@ class QPSolver:
 
 
 def _checked_pattern(pattern: object, n: int, m: int, q: int) -> QPPattern:
-    found = instance(pattern, "pattern", QPPattern, "an icnnrt.QPPattern", "make one by icnnrt.QPPattern(Q, G, A)")
-    if (found.n, found.m, found.q) != (n, m, q):
-        expected, came = f"one of n, m, q = {n}, {m}, {q}", f"{found.n}, {found.m}, {found.q}"
-        raise refused("pattern", expected, came, "make it of matrices of these sizes")
+    found = instance(pattern, "pattern", QPPattern, "a QPPattern", "make one by icnnrt.QPPattern(Q, G, A)")
+    found.check_sizes(n, m, q)
     return found
 
 

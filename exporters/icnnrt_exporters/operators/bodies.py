@@ -16,7 +16,7 @@ from icnnrt_exporters.operators.positive_definite import PositiveDefinite
 from icnnrt_exporters.operators.solve_spd import InverseSPD, SolveSPD
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
-__all__ = ["IR_VERSION", "OPSET", "OP_DOMAIN", "OP_VERSION", "functions", "functions_qp"]
+__all__ = ["IR_VERSION", "OPSET", "OP_DOMAIN", "OP_VERSION", "QP_BODIES", "functions", "functions_qp"]
 
 QP_BODIES: Final = {
     "QuadraticProgram": quadratic_program.program_body,

@@ -20,7 +20,7 @@ from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.tracing.energy_graph import example_batch, followed, read_tensors
 from icnnrt_exporters.tracing.heads import Head, Input, trace, weights, with_weights
 from icnnrt_exporters.tracing.lowering import lower
-from icnnrt_models.layers.qp_operators import NAN, USE, differentiable
+from icnnrt_models.layers.qp_operators import NAN, USE, differentiable, whole
 
 Theta = Mapping[str, Tensor]
 
@@ -102,8 +102,8 @@ class QPNetwork:
         arguments = fx.map_arg(node.args, lookup)
         if node.target is not differentiable:
             return node.target(*arguments, **fx.map_arg(node.kwargs, lookup))  # type: ignore[operator]
-        *data, _, tolerance = (*arguments, 0.0)[:13]  # a graph of torch leaves out what is as by default
-        *floats, residual, status, ray, taken = differentiable(*data, USE if clean else NAN, tolerance)
+        *data, _, tolerance, plan = whole(arguments)
+        *floats, residual, status, ray, taken = differentiable(*data, USE if clean else NAN, tolerance, plan)
         found.append((status, residual))
         if clean:
             kept = (status == QPStatus.SOLVED).unsqueeze(1)

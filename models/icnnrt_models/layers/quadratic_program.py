@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from icnnrt.arguments import flag, instance, refused
 from icnnrt.mathematics.qp_advice import qp_advice
+from icnnrt.mathematics.qp_pattern import QPPattern
 from icnnrt.mathematics.qp_reference import STEPS
 from icnnrt.mathematics.qp_settings import Settings, checked_steps, checked_tolerance
 from icnnrt.mathematics.qp_status import STATUSES, advise
 from icnnrt_models.layers.on_unsafe import OnUnsafe, chosen, unsafe
 from icnnrt_models.layers.qp_operators import NAN, RAISE, SKIP, TAKE, differentiable
+from icnnrt_models.layers.qp_plan import text_of
 from icnnrt_models.layers.qp_script import Data, Solution
 from icnnrt_models.layers.qp_tensors import leading
 from icnnrt_models.layers.qp_trace import qp_trace
@@ -86,6 +88,9 @@ class QPLayer(nn.Module):
         steps: the most interior-point steps; 8 to 14 are usual.
         tolerance: the relative KKT residual at which a sample is CONVERGED, by default 1e-9 in float64 and 1e-6 in
             float32.
+        pattern: an `icnnrt.QPPattern`, where Q, G and A may be other than 0: native kernels then factor no zeros, and
+            answer the same. It pays from some tens of variables on where most entries are 0. Samples that do not keep
+            to it are solved all the same, as slowly as without; gradients are of every entry, as without.
 
     Raises:
         InputError: a sentence with the argument, what was expected, what came, and the remedy.
@@ -98,6 +103,7 @@ class QPLayer(nn.Module):
         on_unsafe: OnUnsafe | Literal["use"] = "nan",
         steps: int = STEPS,
         tolerance: float | None = None,
+        pattern: QPPattern | None = None,
     ) -> None:
         super().__init__()
         self.multipliers = flag(multipliers, "multipliers")
@@ -105,6 +111,9 @@ class QPLayer(nn.Module):
         self.steps = checked_steps(steps)
         # That of float32 is known to be met when the data are.
         self.tolerance = None if tolerance is None else checked_tolerance(tolerance, np.float64)
+        remedy = "make one by icnnrt.QPPattern(Q, G, A)"
+        self.pattern = None if pattern is None else instance(pattern, "pattern", QPPattern, "a QPPattern", remedy)
+        self._plan = text_of(self.pattern)
 
     def forward(
         self,
@@ -130,13 +139,15 @@ class QPLayer(nn.Module):
             data = _data(given)
         if self.tolerance is not None and data.p.dtype == torch.float32:
             checked_tolerance(self.tolerance, np.float32)
+        if self.pattern is not None and not torch.jit.is_tracing():
+            self.pattern.check_sizes(data.Q.shape[-1], data.G.shape[-2], data.A.shape[-2])
         tolerance, skip, use = self.tolerance or 0.0, self.on_unsafe == "skip", self.on_unsafe == "use"
         if torch.jit.is_tracing():
             found = Solution(*qp_trace()(*data, self.steps, skip, self.on_unsafe == "raise", use, tolerance))
         else:
             start = data.p.new_zeros((1, 0))
             unsafe = UNSAFE[self.on_unsafe]
-            found = Solution(*differentiable(*data, start, self.steps, unsafe, tolerance))
+            found = Solution(*differentiable(*data, start, self.steps, unsafe, tolerance, self._plan))
             if self.on_unsafe == "raise" and not torch.compiler.is_exporting():
                 _demand_solved(found, data, Settings(self.tolerance, self.steps))
         if not self.multipliers:
@@ -146,7 +157,7 @@ class QPLayer(nn.Module):
         return QPResult(found.z, found.lam, found.nu, found.mu, *told)
 
     def extra_repr(self) -> str:
-        settings = f"steps={self.steps}, tolerance={self.tolerance}"
+        settings = f"steps={self.steps}, tolerance={self.tolerance}" + f", pattern={self.pattern}" * bool(self.pattern)
         return f"multipliers={self.multipliers}, on_unsafe={self.on_unsafe!r}, {settings}"
 
 
