@@ -180,19 +180,69 @@ def test_plain_onnx_holds_the_operator_and_runs_anywhere(tmp_path):
 
 def test_a_package_solves_differentiates_and_trains(tmp_path):
     x = x_of(8)
-    made = []
-    for name, pattern in (("sparse", PATTERN), ("dense", None)):
-        net, path = Controller(pattern).eval(), tmp_path / f"{name}.icnn"
-        target = net(x).detach() + 0.1
-        export(net, None, x, target, path, kind="qp", train=TrainSpec(optimizer=SGD(momentum=0.0)))
-        session = icnnrt.load(path)
-        solution = session.solve_qp(x.numpy())
-        assert np.all(solution.ok)
-        np.testing.assert_allclose(solution.z, net(x).detach().numpy(), rtol=0, atol=1e-7)
-        bars = session.vjp(solution, np.ones_like(solution.z))
-        FineTuner(session, learning_rate=1e-2).step(x.numpy(), target.numpy())
-        made.append([*(np.array(a) for a in bars.weights.values()), *session.package.weights.values()])
-        portable = icnnrt.load(path, native=False).solve_qp(x.numpy())
-        np.testing.assert_allclose(portable.z, solution.z, rtol=0, atol=1e-6)
-    for one, other in zip(*made, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+    net, path = Controller(PATTERN).eval(), tmp_path / "net.icnn"
+    target = net(x).detach() + 0.1
+    export(net, None, x, target, path, kind="qp", train=TrainSpec(optimizer=SGD(momentum=0.0)))
+    session = icnnrt.load(path)
+    solution = session.solve_qp(x.numpy())
+    assert np.all(solution.ok)
+    dense = Controller(None).eval()
+    dense.load_state_dict(net.state_dict())
+    z = dense(x)
+    np.testing.assert_allclose(solution.z, z.detach().numpy(), rtol=0, atol=1e-7)
+    found = session.vjp(solution, np.ones_like(solution.z)).weights
+    names = [name for name, _ in dense.named_parameters()]
+    for name, true in zip(names, torch.autograd.grad(z.sum(), list(dense.parameters())), strict=True):
+        np.testing.assert_allclose(found[name], true.numpy(), rtol=1e-6, atol=1e-7)
+    before = {name: np.array(session.package.weights[name]) for name in names}
+    FineTuner(session, learning_rate=1e-2).step(x.numpy(), target.numpy())
+    torch.nn.functional.mse_loss(dense(x), target).backward()
+    for name, p in dense.named_parameters():
+        wanted = before[name] - 1e-2 * p.grad.numpy()
+        np.testing.assert_allclose(session.weights[name], wanted, rtol=1e-6, atol=1e-7)
+    portable = icnnrt.load(path, native=False).solve_qp(x.numpy())
+    np.testing.assert_allclose(portable.z, solution.z, rtol=0, atol=1e-6)
+
+
+def operators_of(path):
+    graphs = (onnx.load_from_string(g) for g in icnnrt.load(path).package.graphs.values())
+    return {node.op_type for g in graphs for node in g.graph.node if node.domain == "ai.icnnrt"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["large", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("small", "full at other weights"))],
+)
+def test_a_package_reads_off_where_matrices_are_zero_if_that_pays(kind, tmp_path):
+    program = mpc(3 if kind == "small" else 14, 3, 2, start=0.3)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.qp = nn.Linear(4, 3, dtype=torch.float64), QPLayer()
+            self.cost = nn.Parameter(torch.ones(len(program["p"]), dtype=torch.float64))
+            self.more = nn.Parameter(torch.zeros(len(program["p"]), dtype=torch.float64))
+            for name, a in program.items():
+                self.register_buffer(f"of_{name}", torch.from_numpy(np.array(a)))
+            nn.init.constant_(self.first.weight, 0.1)
+
+        def forward(self, x):
+            b = torch.cat([self.first(x), self.of_b[3:].expand(x.shape[0], -1)], 1)
+            Q = torch.diag(self.cost) * self.of_Q
+            if kind == "full at other weights":
+                Q = Q + torch.outer(self.more, self.more)
+            return self.qp(Q, self.of_p, A=self.of_A, b=b, lower=self.of_lower, upper=self.of_upper)
+
+    net = Net().eval()
+    x = x_of(5)
+    path = tmp_path / "net.icnn"
+    export(net, None, x, net(x).detach(), path, kind="qp")
+    sparse = {"SparseQuadraticProgram", "SparseQPSensitivity"}
+    assert operators_of(path) == (sparse if kind == "large" else {"QuadraticProgram", "QPAdjoint"})
+    session = icnnrt.load(path)
+    solution = session.solve_qp(x.numpy())
+    np.testing.assert_allclose(solution.z, net(x).detach().numpy(), rtol=0, atol=1e-7)
+    z = net(x)
+    true = torch.autograd.grad(z.sum(), net.cost)[0].numpy()
+    found = session.vjp(solution, np.ones_like(solution.z)).weights["cost"]
+    np.testing.assert_allclose(found, true, rtol=1e-6, atol=1e-7)

@@ -103,3 +103,16 @@ def test_what_lies_outside_is_found():
 def test_what_is_no_matrix_is_refused(arguments, sentence):
     with pytest.raises(icnnrt.InputError, match=sentence):
         icnnrt.QPPattern(*arguments)
+
+
+def test_it_pays_for_what_is_large_and_sparse():
+    for program, pays in (
+        (mpc(12), True),
+        (mpc(50, 6), True),
+        (scattered(500, 300, 100, 0.004), True),
+        (mpc(2), False),
+        (scattered(60, 40, 15, 0.05), False),
+        (scattered(200, 100, 20, 0.5), False),
+        (scattered(12, 0, 0, 1.0), False),
+    ):
+        assert icnnrt.QPPattern(*(program.get(name) for name in "QGA")).pays is pays

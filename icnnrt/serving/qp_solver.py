@@ -102,7 +102,7 @@ class QPSolver:
         two_sided:  there is `h_lower`
         warm:       a call starts from the answer of the one before; samples without one start cold
         pattern:    where Q, G and A may be other than 0. It pays from some tens of variables on where most entries are
-                    0: native kernels then factor no zeros, and answer the same
+                    0 (`QPPattern.pays`): native kernels then factor no zeros, and answer the same
         tolerance, steps, seconds:  of every call, as `icnnrt.qp` takes them
         native, threads:  as `icnnrt.load` takes them
 
