@@ -98,6 +98,7 @@ def test_what_lies_outside_is_found():
         ((np.eye(2), np.ones((4, 3))), "G: expected 2 columns, as Q has, but got 3"),
         ((np.eye(2), None, sparse.eye(3).tocsr()), "A: expected 2 columns, as Q has, but got 3"),
         ((np.array([["a"]]),), "Q: expected a matrix of numbers"),
+        ((sparse.coo_array(np.ones(3)),), r"Q: expected a matrix, but got shape \[3\]"),
     ],
 )
 def test_what_is_no_matrix_is_refused(arguments, sentence):

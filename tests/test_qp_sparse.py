@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
 from sparse_programs import mpc, scattered, sizes
 
 import icnnrt
@@ -113,6 +114,15 @@ def test_a_batch_has_data_of_its_own_and_shared_ones(native):
         np.testing.assert_array_equal(z[0], sparse.z[i])
         for one, many in zip(alone.vjp(z_bar[i]), gradients, strict=True):
             np.testing.assert_array_equal(one[0], many[i if len(many) > 1 else 0])
+
+
+def test_sparse_matrices_of_scipy_are_taken():
+    program = mpc(5, rows=True)
+    made = {name: sparse.csc_matrix(a) if name in "QGA" else a for name, a in program.items()}
+    solver = solver_of(program, icnnrt.QPPattern(made["Q"], made["G"], made["A"]))
+    z = solver.solve(**made).copy()
+    np.testing.assert_array_equal(z, solver.solve(**program))
+    assert solver.ok
 
 
 def test_a_warm_start_ends_where_a_cold_one_does():

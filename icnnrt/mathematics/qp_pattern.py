@@ -153,6 +153,8 @@ def _entries(value: Any, name: str) -> tuple[Ints, Ints, tuple[int, int]]:
     """Rows and columns of what is not 0, and the shape."""
     if type(value).__module__.startswith("scipy.sparse"):
         found = value.tocoo()
+        if len(found.shape) != 2:
+            raise refused(name, "a matrix", f"shape {list(found.shape)}", "it says where the data may be other than 0")
         return found.row.astype(np.int64), found.col.astype(np.int64), found.shape
     array = converted(value, name)
     if array.ndim not in (2, 3) or array.dtype.kind not in "fiub":
