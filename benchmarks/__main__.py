@@ -150,6 +150,7 @@ def _measurements(
     from benchmarks.environment import environment
     from benchmarks.heads import heads
     from benchmarks.inner import inner
+    from benchmarks.mpc import mpc
     from benchmarks.polyhedron import polyhedron
     from benchmarks.qp import qp
     from benchmarks.scaling import scaling
@@ -165,11 +166,14 @@ def _measurements(
     if Part.scaling in chosen:
         growth = scaling(settings)
         yield Part.scaling.value, growth, partial(tables.show_scaling, growth)
-    others = ((Part.tune, tune), (Part.heads, heads), (Part.qp, qp), (Part.solve, solve), (Part.polyhedron, polyhedron))
-    for part, measure in others:
+    others = (
+        *((Part.tune, "tune", tune), (Part.heads, "heads", heads), (Part.qp, "qp", qp), (Part.qp, "mpc", mpc)),
+        *((Part.solve, "solve", solve), (Part.polyhedron, "polyhedron", polyhedron)),
+    )
+    for part, title, measure in others:
         if part in chosen:
             rows = measure(settings)
-            yield part.value, [row.as_dict() for row in rows], partial(tables.show_rows, part.value, rows)
+            yield title, [row.as_dict() for row in rows], partial(tables.show_rows, title, rows)
     if programs is not None:
         files = of_files(programs, settings)
         yield "programs", files, partial(tables.show_programs, files)

@@ -142,18 +142,19 @@ def moreau(data: Data, threads: int) -> Callable[[], Answer]:
     B, n = data.p.shape
     m, q = data.h.shape[1], data.b.shape[1]
     rows = m + q
-    full = [list(range(0, size * n + 1, n)) for size in (n, rows)]
-    columns = [list(range(n)) * size for size in (n, rows)]
+    of_Q = (data.Q != 0).any(axis=0)
+    of_rows = np.concatenate([(data.A != 0).any(axis=0), (data.G != 0).any(axis=0)])
+    starts = [np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).tolist() for mask in (of_Q, of_rows)]
+    columns = [np.nonzero(mask)[1].tolist() for mask in (of_Q, of_rows)]
     cones = package.Cones(num_zero_cones=q, num_nonneg_cones=m)
     ipm = package.IPMSettings(tol_gap_abs=EPS, tol_gap_rel=EPS, tol_feas=EPS)
     settings = package.Settings(device="cpu", batch_size=B, enable_grad=True, ipm_settings=ipm)
     solver = package.CompiledSolver(
-        n, rows, full[0], columns[0], full[1], columns[1], cones=cones, settings=settings
+        n, rows, starts[0], columns[0], starts[1], columns[1], cones=cones, settings=settings
     )  # fmt: skip
 
     def call() -> Answer:
-        constraints = np.concatenate([data.A, data.G], 1).reshape(B, -1)
-        solver.setup(data.Q.reshape(B, -1), constraints)
+        solver.setup(data.Q[:, of_Q], np.concatenate([data.A, data.G], 1)[:, of_rows])
         solution = solver.solve(data.p, np.concatenate([data.b, data.h], 1))
         return solution.x, solver.backward(data.z_bar)
 

@@ -19,6 +19,9 @@ BOTH_OF_VALUE: Final = {1: 2.5, 128: 2.5, 100_000: 2.5}
 # Quadratic programs: at this batch faster than every peer; alone, over the fastest compiled one, at most.
 QP_BATCH: Final = 128
 QP_OF_FASTEST: Final = 1.2
+# Predictive control with a pattern: a forward pass over one of PIQP's sparse solver, at most; forward and backward it
+# is faster than every peer that has a gradient.
+MPC_OF_PIQP: Final = 3.0
 # How cost may grow with k, n and batch; a fitted exponent is known to about a twentieth.
 EXPONENTS: Final = {"k": 2.0, "n": 1.0, "batch": 1.0}
 EXPONENT_TOLERANCE: Final = 0.05

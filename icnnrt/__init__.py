@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from icnnrt.format.package import Package
     from icnnrt.limits import Limits
+    from icnnrt.mathematics.qp_pattern import QPPattern
     from icnnrt.mathematics.status import Status
     from icnnrt.native_library import ops_library
     from icnnrt.serving.adjoint import Cotangents
@@ -64,6 +65,7 @@ __all__ = [
     "QPData",
     "QPGradients",
     "QPNetworkSolution",
+    "QPPattern",
     "QPSession",
     "QPSolution",
     "QPSolver",
@@ -84,6 +86,7 @@ _HOMES = {
     "ProviderError SampleError",
     "format.package": "Package",
     "limits": "Limits",
+    "mathematics.qp_pattern": "QPPattern",
     "mathematics.status": "Status",
     "native_library": "ops_library",
     "serving.adjoint": "Cotangents",

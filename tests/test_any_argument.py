@@ -11,7 +11,7 @@ import pytest
 from amounts import ALL
 
 import icnnrt
-from icnnrt import FineTuner, IcnnrtError, Package, QPSolver, federated, programs, qp
+from icnnrt import FineTuner, IcnnrtError, Package, QPPattern, QPSolver, federated, programs, qp
 from icnnrt.checking import golden
 from icnnrt.checking.recommend import recommend
 from icnnrt.checking.repair import project
@@ -217,8 +217,9 @@ def calls(at: dict[str, Any], place: Path) -> dict[str, Callable[[], tuple[Calla
         "QPSolver": lambda: (
             QPSolver,
             {"n": 2, "m": 1, "q": 1, "batch": 1, "box": True, "two_sided": True, "dtype": "float64", "warm": False}
-            | {"tolerance": None, "steps": None, "seconds": None, "native": False, "threads": None},
+            | {"tolerance": None, "steps": None, "seconds": None, "native": False, "threads": None, "pattern": None},
         ),
+        "QPPattern": lambda: (QPPattern, {"Q": np.eye(2), "G": np.ones((1, 2)), "A": None}),
         "QPSolver.solve": lambda: (at["solver"].solve, program),
         "QPSolver.vjp": lambda: (
             at["solver"].vjp,

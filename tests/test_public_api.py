@@ -168,6 +168,8 @@ PUBLIC = {
     "mathematics.quadratic_program": {"Precision", "Solution", "solve"},
     "mathematics.qp_advice": {"qp_advice", "qp_cause"},
     "mathematics.qp_data": {"Sizes", "check_shapes"},
+    "mathematics.minimum_degree": {"Symbolic", "minimum_degree"},
+    "mathematics.qp_pattern": {"QPPattern"},
     "mathematics.qp_reference": {
         "QP",
         "QPCotangents",
@@ -303,6 +305,7 @@ TOP = {
     "EnergySession",
     "PolyhedronSolution",
     "QPNetworkSolution",
+    "QPPattern",
     "QPSession",
     "CertificateError",
     "Cotangents",

@@ -17,13 +17,12 @@ from icnnrt.format import package
 from icnnrt.format.signs import Sign
 from icnnrt.format.verdict import Convexity
 from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX
-from icnnrt_exporters.operators.bodies import functions, functions_qp
+from icnnrt_exporters.operators.bodies import QP_BODIES, functions, functions_qp
 from icnnrt_exporters.surgery import dismantle, dtype_of, numbered, transposed_products
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 # Inputs of heads that are data; what else a head takes are weights.
 DATA: Final = ("x", "y", "y_dot", "f_bar", "gradient_bar")
-QP_OPERATORS: Final = {(package.OP_DOMAIN, name, "") for name in ("QuadraticProgram", "QPSolve", "QPAdjoint")}
 
 Progress = Callable[[str], None]
 
@@ -109,7 +108,8 @@ def serialise(
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="icnnrt")
     used = {node.op_identifier() for node in graph.all_nodes()}
     if any(of_domain == package.OP_DOMAIN for of_domain, _, _ in used):
-        protos = [*functions(domain.kind), *(functions_qp() if used & QP_OPERATORS else ())]
+        programs = [name for name in QP_BODIES if (package.OP_DOMAIN, name, "") in used]
+        protos = [*functions(domain.kind), *(functions_qp(*programs) if programs else ())]
         bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, protos)}
         graph.opset_imports[package.OP_DOMAIN] = OP_VERSION
         model.functions.update(bodies)

@@ -23,6 +23,8 @@ OPERATORS: Final = {
     "qp_solve": "QuadraticProgram",
     "qp_adjoint": "QPAdjoint",
     "qp_sensitivity": "QPSensitivity",
+    "sparse_qp_solve": "SparseQuadraticProgram",
+    "sparse_qp_sensitivity": "SparseQPSensitivity",
     "bundle_entropy_solve": "BundleEntropySolve",
     "bundle_entropy_adjoint": "BundleEntropyAdjoint",
     "bundle_simplex_solve": "BundleSimplexSolve",

@@ -4,6 +4,9 @@
     z = solver.solve(Q, p, G, h)             # a view of solver.z, written over by the next call
     gradients = solver.vjp(z_bar)            # of every datum, written over by the next call too
 
+    pattern = icnnrt.QPPattern(Q, G, A)      # large and sparse: where the data may be other than 0
+    solver = icnnrt.QPSolver(n, m, q, pattern=pattern)
+
 The problem, its signs and its statuses are those of `icnnrt.qp`, the better choice where sizes change, or where a
 microsecond does not matter: it checks more, copies nothing, and its answers last. A `QPSolver` is for one thread, the
 first that solves with it: its memory would be written by two at once.
@@ -18,10 +21,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.arguments import choice, converted, flag, integer, refused, sample, shown
+from icnnrt.arguments import choice, converted, flag, instance, integer, refused, sample, shown
 from icnnrt.errors import IcnnrtError, LimitError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import SHAPES
+from icnnrt.mathematics.qp_pattern import QPPattern
 from icnnrt.mathematics.qp_reliability import reliable
 from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import STATUSES, statuses
@@ -83,6 +87,7 @@ class QPSolver:
         box: bool = False,
         two_sided: bool = False,
         warm: bool = False,
+        pattern: QPPattern | None = None,
         tolerance: float | None = None,
         steps: int | None = None,
         seconds: float | None = None,
@@ -96,6 +101,8 @@ class QPSolver:
         box:        there are `lower` and `upper`; until they are given they are infinite
         two_sided:  there is `h_lower`
         warm:       a call starts from the answer of the one before; samples without one start cold
+        pattern:    where Q, G and A may be other than 0. It pays from some tens of variables on where most entries are
+                    0 (`QPPattern.pays`): native kernels then factor no zeros, and answer the same
         tolerance, steps, seconds:  of every call, as `icnnrt.qp` takes them
         native, threads:  as `icnnrt.load` takes them
 
@@ -108,6 +115,7 @@ class QPSolver:
         box, two_sided, warm = flag(box, "box"), flag(two_sided, "two_sided"), flag(warm, "warm")
         n, m, q, B = sizes.values()
         self._settings = Settings.checked(tolerance, steps, seconds, dtype)
+        self._pattern = None if pattern is None else _checked_pattern(pattern, n, m, q)
         absent = {"h_lower": not two_sided, "lower": not box, "upper": not box}
         empty = {"h_lower": -np.inf, "h": np.inf, "lower": -np.inf, "upper": np.inf}
         length = {"n": n, "m": m, "q": q}
@@ -140,9 +148,11 @@ class QPSolver:
         self._d = [self.gradients.p, *rows]  # d_z is the gradient by p
         self._share, self._weak = np.full(B, np.nan), np.zeros(B, np.int32)
         self._where = dtype, native, threads
+        self._sparse = "" if self._pattern is None else "sparse_"
+        self._plan = {} if self._pattern is None else {"plan": self._pattern.plan}
         inputs = {name: a for name, a in self.data._asdict().items() if not absent.get(name)}
-        inputs |= ({"start": self._start} if warm else {}) | self._settings.feeds()
-        self._solve = _Bound("solve", self._where, inputs, answers, self._settings.seconds)
+        inputs |= ({"start": self._start} if warm else {}) | self._settings.feeds() | self._plan
+        self._solve = _Bound(f"{self._sparse}qp_solve", self._where, inputs, answers, self._settings.seconds)
         points = self.z, self.lam, self.nu, self.bound_multipliers
         self._data_gradients = _DataGradients(self._d, points, self.gradients)
 
@@ -164,8 +174,9 @@ class QPSolver:
         Bounds of ±1e20 and beyond are none. What became of each sample is in `status`, a `Status` each; z is NaN where
         there is no answer.
 
-        Raises `InputError` for shapes that do not fit, for what are no real numbers, and in another thread than the
-        first; `data` is as before then.
+        Raises `InputError` for shapes that do not fit, for what are no real numbers, for what lies outside the pattern,
+        and in another thread than the first; `data` is as before then. What is written outside the pattern in place is
+        solved all the same, as slowly as without one.
         """
         thread = get_ident()
         if self._thread.setdefault("solve", thread) != thread:
@@ -179,6 +190,8 @@ class QPSolver:
                 # A dtype of the same kind may be another object: that is seen to by the longer way.
                 if type(value) is not np.ndarray or value.dtype is not dtype or value.shape not in (one, whole):
                     value = _fitted(name, value, into)
+                if self._pattern is not None and name in "QGA":
+                    _check_within(self._pattern, name, value, into)
                 parts.append((into, value))
         for into, value in parts:
             into[...] = value
@@ -223,9 +236,9 @@ class QPSolver:
         read = {name: getattr(self, name) for name in ("lam", "slack", "box_slack")}
         read |= {"mu": self.bound_multipliers, "status": self._codes}
         return _Bound(
-            "sensitivity",
+            f"{self._sparse}qp_sensitivity",
             self._where,
-            {**{name: getattr(self.data, name) for name in "QGA"}, **read, **self._bars},
+            {**{name: getattr(self.data, name) for name in "QGA"}, **read, **self._bars, **self._plan},
             dict(zip(SENSITIVITY, (*self._d, self._share, self._weak), strict=True)),
         )
 
@@ -265,6 +278,22 @@ class QPSolver:
         B, n = self.z.shape
         state = self.summary().partition("\n")[0]
         return f"<QPSolver of {B} x (n {n}, m {self.lam.shape[1]}, q {self.nu.shape[1]}): {state}>"
+
+
+def _checked_pattern(pattern: object, n: int, m: int, q: int) -> QPPattern:
+    found = instance(pattern, "pattern", QPPattern, "a QPPattern", "make one by icnnrt.QPPattern(Q, G, A)")
+    found.check_sizes(n, m, q)
+    return found
+
+
+def _check_within(pattern: QPPattern, name: str, value: Floats, into: Floats) -> None:
+    if value.shape[-2:] != into.shape[1:]:
+        value = np.broadcast_to(value, into.shape[1:])
+    at = pattern.outside(name, value)
+    if at is not None:
+        *samples, row, column = at
+        came = f"{value[at]:g} in row {row}, column {column}" + "".join(f" of sample {i}" for i in samples)
+        raise refused(name, "0 outside the pattern", came, "make the pattern of all matrices that may come")
 
 
 def _of_another_thread() -> IcnnrtError:
@@ -309,7 +338,7 @@ class _Bound:
     def _bind(self) -> tuple[Callable[..., None], list[Any]]:
         ort = onnxruntime()
         dtype, native, threads = self._where
-        session, has_kernel = operator_session(f"qp_{self._role}", dtype, native, None, threads)
+        session, has_kernel = operator_session(self._role, dtype, native, None, threads)
         binding = session.io_binding()
         values = []  # the OrtValues, which do not own the arrays' memory
         for arrays, bind in (

@@ -126,9 +126,13 @@ std::size_t qp_workspace_bytes(const QpSizes& sizes) noexcept {
   constexpr std::size_t kMost = std::size_t{1} << (sizeof(std::size_t) * 4 - 5);
   if (sizes.n > kMost || sizes.m > kMost || sizes.q > kMost) return 0;
   const auto up_to = [](std::size_t a, std::size_t multiple) { return (a + multiple - 1) / multiple * multiple; };
-  const std::size_t n = sizes.n, m = sizes.m, q = sizes.q + n;
+  const std::size_t n = sizes.n, m = sizes.m, q = sizes.plan ? sizes.q : sizes.q + n;
   const std::size_t size = up_to(n, 4) + up_to(q, 4), ld = up_to(size + 4, 8) + 8, N = up_to(m, 8) + up_to(n, 8) + 8;
-  return ((2 * size + 2 * m + q + 12) * ld + 3 * ld + 38 * N + 32) * sizeof(double);
+  const std::size_t vectors = 15 * ld + 38 * N + 32;
+  if (const QpPlan* plan = sizes.plan)  // those, the entries, seven vectors and lists, and room to align each of these
+    return (vectors + plan->Q.entries + plan->G.entries + plan->A.entries + plan->entries + n + m + 6 * plan->N + 128) *
+           sizeof(double);
+  return ((2 * size + 2 * m + q) * ld + vectors) * sizeof(double);
 }
 
 std::size_t workspace_bytes(const Sizes& sizes) noexcept {

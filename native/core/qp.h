@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "qp_plan.h"
+
 namespace icnnrt {
 
 enum class QpStatus : std::int32_t {
@@ -31,7 +33,12 @@ struct QpSizes {
   std::size_t steps = 0;
   double tolerance = 0.0;     // the relative KKT residual that counts as solved; that of T unless it is positive
   std::int64_t deadline = 0;  // nanoseconds of `qp_now` at which a solve ends where it stands; 0: never
+  // Of matrices that are sparse, which then have nothing outside it; null: dense. Solved by a plan, what is not SOLVED
+  // may well be without: rays are not looked for, and pivots are taken in an order that knows no numbers.
+  const QpPlan* plan = nullptr;
 };
+
+enum class QpMatrix { kQ, kG, kA };
 
 // Nanoseconds of a clock that only goes forward.
 [[gnu::cold]] std::int64_t qp_now() noexcept;
@@ -88,6 +95,7 @@ struct QpKernels {
   const char* instruction_set;
   void (*solve)(const QpSizes&, const QpArguments<T>&, void* workspace) noexcept;
   void (*adjoint)(const QpSizes&, const QpAdjointArguments<T>&, void* workspace) noexcept;
+  bool (*within)(const QpPlan&, QpMatrix which, const T* matrix) noexcept;  // whether it has nothing outside the plan
 };
 
 // Bytes of workspace, aligned to kWorkspaceAlignment, that one call may use; 0 if the sizes are too large to count.

@@ -40,7 +40,7 @@ static void qp_adjoint(const QpSizes& sizes, const QpAdjointArguments<T>& args, 
   }
   Problem P;
   Iteration it;
-  lay_out(memory, n, m, q, P, it);
+  lay_out(memory, n, m, q, P, it, sizes.plan);
   Newton& newton = it.newton;
   QpArguments<T> data{};
   data.Q = args.Q;

@@ -65,7 +65,7 @@ ICNNRT_NO_INLINE void products(const Problem& P, Iteration& it, const double* x,
   fill(it.A_nu, P.ld, 0.0);
   add_Kz(P, x, it.Kz);
   add_Knu(P, x, it.A_nu);
-  add_columns_times(P.G, P.ld, P.m, P.n_blocks, lam, it.G_lam);
+  add_rows_of_G(P, lam, it.G_lam);
 }
 
 // Relative stationarity, feasibility and gap of (x, λ signed) from its products: the larger of those in the operator's
@@ -140,7 +140,7 @@ ICNNRT_NO_INLINE bool polish(const Problem& P, Iteration& it, std::size_t amendm
                              double (&residual)[3]) {
   Newton& newton = it.newton;
   double size = 0.0;
-  for (std::size_t j = 0; j < P.n; ++j) size += P.K[j * P.ld + j];
+  for (std::size_t j = 0; j < P.n; ++j) size += curvature(P, j);
   size = size > 0.0 ? size / static_cast<double>(P.n) : 1.0;
   newton.rho = 1e-13 * size;
   newton.delta = 1e-13 / size;

@@ -10,6 +10,9 @@ inline constexpr double kSmallestPivotOfP = 4.0 * kEps;  // of the diagonal: les
 // A row of [G; I] whose weight is less than this part of ρ is left to the refinement.
 inline constexpr double kNothing = 1e-3;
 inline constexpr double kGamma = 1e2;  // γ
+// The least ρ and δ of sparse factors, and how much oftener than dense ones they are refined.
+inline constexpr double kSparseRho = 1e-7, kSparseDelta = 1e-8;
+inline constexpr std::size_t kSparseRefinements = 2;
 
 // dλ = W([G; I] dz + t), and
 //
@@ -28,8 +31,57 @@ struct Newton {
   double *e, *e_lam, *rows, *more_lam;  // [ld], [N], [N], [N] scratch of the refinement
 };
 
+// The same of sparse matrices, with y = dλ / √W among the unknowns: no row of G, however full, fills the others.
+//
+//     [Q + ρ + W of the box   A'   G'√W] [dz]   [r_z − the box's W t]
+//     [A                     −δ        ] [dν] = [r_ν                ]
+//     [√W G                        −1  ] [y ]   [−√W t              ]
+//
+// Pivots are taken in an order that knows no numbers, so ρ and δ are not let come near rounding; solve_refined sees to
+// the difference.
+ICNNRT_NO_INLINE void factor_sparse(const Problem& P, Newton& newton) {
+  const Sparse& S = P.sparse;
+  const QpPlan& plan = *S.plan;
+  const double rho = max(newton.rho, kSparseRho), delta = max(newton.delta, kSparseDelta);
+  for (std::size_t j = 0; j < P.n; ++j)
+    S.diagonal[plan.place[j]] = S.Q_diagonal[j] + rho + (P.N > P.box ? newton.W[P.box + j] : 0.0);
+  for (std::size_t i = 0; i < P.q; ++i) S.diagonal[plan.place[P.n + i]] = -delta;
+  for (std::size_t i = 0; i < P.m; ++i) {
+    S.diagonal[plan.place[P.n + P.q + i]] = -1.0;
+    S.root[i] = __builtin_sqrt(newton.W[i]);
+  }
+  fill(S.L, plan.entries, 0.0);
+  for (std::size_t at = 0; at < plan.Q.entries; ++at) S.L[plan.Q.slot[at]] = S.Q[at];
+  for (std::size_t at = 0; at < plan.A.entries; ++at) S.L[plan.A.slot[at]] = S.A[at];
+  for (std::size_t i = 0; i < P.m; ++i)
+    for (std::int32_t at = plan.G.starts[i]; at < plan.G.starts[i + 1]; ++at)
+      S.L[plan.G.slot[at]] = S.G[at] * S.root[i];
+  newton.gamma = 0.0;
+  newton.left = 1.0;
+  factor(S, kSmallestPivotOfP);
+}
+
+// As `condensed`.
+ICNNRT_NO_INLINE void condensed_sparse(const Problem& P, const Newton& newton, double* x, const double* t,
+                                       double* d_lam, double* rows) {
+  const Sparse& S = P.sparse;
+  const std::int32_t *const of_z = S.plan->place, *const of_nu = of_z + P.n, *const of_lam = of_nu + P.q;
+  for (std::size_t j = 0; j < P.n; ++j) S.y[of_z[j]] = x[j] - (P.N > P.box ? newton.W[P.box + j] * t[P.box + j] : 0.0);
+  for (std::size_t i = 0; i < P.q; ++i) S.y[of_nu[i]] = x[P.n_blocks + i];
+  for (std::size_t i = 0; i < P.m; ++i) S.y[of_lam[i]] = -S.root[i] * t[i];
+  solve(S, S.y);
+  for (std::size_t j = 0; j < P.n; ++j) x[j] = S.y[of_z[j]];
+  for (std::size_t i = 0; i < P.q; ++i) x[P.n_blocks + i] = S.y[of_nu[i]];
+  rows_times(P, x, rows);
+  for (std::size_t i = 0; i < P.m; ++i) d_lam[i] = S.root[i] * S.y[of_lam[i]];
+  for (std::size_t i = P.m; i < P.box; ++i) d_lam[i] = 0.0;
+  for (std::size_t i = P.box; i < P.N; ++i) d_lam[i] = newton.W[i] * (rows[i] + t[i]);
+  fill(S.y, S.plan->N, 0.0);
+}
+
 // The factors for newton.W, rho and delta.
 ICNNRT_NO_INLINE void factor(const Problem& P, Newton& newton) {
+  if (is_sparse(P)) return factor_sparse(P, newton);
   const Factors& f = newton.factors;
   const std::size_t ld = P.ld, n = P.n_blocks;
   double* const whole = newton.diagonal + P.size;
@@ -81,6 +133,7 @@ ICNNRT_NO_INLINE void factor(const Problem& P, Newton& newton) {
 // x [ld] from [r_z; r_ν] to [dz; dν]; dλ [N] from t; rows = [G; I] dz.
 ICNNRT_NO_INLINE void condensed(const Problem& P, const Newton& newton, double* x, const double* t, double* d_lam,
                                 double* rows) {
+  if (is_sparse(P)) return condensed_sparse(P, newton, x, t, d_lam, rows);
   const std::size_t n = P.n_blocks;
   for (std::size_t i = 0; i < P.N; i += W) store(d_lam + i, -load(newton.W + i) * load(t + i));
   if (newton.gamma > 0.0) {
@@ -109,6 +162,7 @@ ICNNRT_NO_INLINE void solve_refined(const Problem& P, Newton& newton, const doub
   copy(x, r, P.ld);
   condensed(P, newton, x, t, d_lam, rows);
   double* const e = newton.e;
+  if (is_sparse(P)) refinements += kSparseRefinements;
   for (std::size_t pass = 0; pass < refinements; ++pass) {
     fill(e, P.ld, 0.0);
     add_Kz(P, x, e);

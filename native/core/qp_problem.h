@@ -4,6 +4,7 @@
 #include "layout.h"
 #include "qp.h"
 #include "qp_factor.h"
+#include "qp_sparse.h"
 
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
@@ -51,27 +52,48 @@ struct Problem {
   Equalities equal;
   double *D, *E_G, *E_A;  // z = D ẑ, λ = E_G λ̂ / cost, ν = E_A ν̂ / cost, μ = μ̂ / D / cost: powers of 2
   double cost;
-  bool curved;  // Q is definite enough by itself: no γA'A need be added
+  bool curved;    // Q is definite enough by itself: no γA'A need be added
+  Sparse sparse;  // holds Q, A and G where it has a plan; then K and G above are not there
 };
+
+ICNNRT_INLINE bool is_sparse(const Problem& P) { return P.sparse.plan != nullptr; }
+
+// Q_jj
+ICNNRT_INLINE double& curvature(const Problem& P, std::size_t j) {
+  return is_sparse(P) ? P.sparse.Q_diagonal[j] : P.K[j * P.ld + j];
+}
 
 // out [N] = [G; I] z
 static void rows_times(const Problem& P, const double* x, double* out) {
-  rows_times(P.G, P.ld, P.m, P.n_blocks, x, out);
+  if (is_sparse(P)) {
+    rows_times(P.sparse.plan->G, P.m, P.sparse.G, x, out);
+  } else {
+    rows_times(P.G, P.ld, P.m, P.n_blocks, x, out);
+  }
   for (std::size_t i = P.m; i < P.box; ++i) out[i] = 0.0;
   for (std::size_t i = P.box; i < P.N; ++i) out[i] = i - P.box < P.n ? x[i - P.box] : 0.0;
 }
 
+// out [ld] += G'λ
+static void add_rows_of_G(const Problem& P, const double* lam, double* out) {
+  if (is_sparse(P)) return add_columns_times(P.sparse.plan->G, P.m, P.sparse.G, lam, out);
+  add_columns_times(P.G, P.ld, P.m, P.n_blocks, lam, out);
+}
+
 // out [ld] += [G; I]' λ
 static void add_columns_times(const Problem& P, const double* lam, double* out) {
-  add_columns_times(P.G, P.ld, P.m, P.n_blocks, lam, out);
+  add_rows_of_G(P, lam, out);
   for (std::size_t i = P.box; i < P.N; ++i) out[i - P.box] += lam[i];  // padding has λ = 0
 }
 
 // out [ld] += K [z; 0], or += K [0; ν]
 static void add_Kz(const Problem& P, const double* x, double* out) {
-  add_columns_times(P.K, P.ld, P.n_blocks, P.size, x, out);
+  if (!is_sparse(P)) return add_columns_times(P.K, P.ld, P.n_blocks, P.size, x, out);
+  add_Q_times(P.sparse, x, out);
+  add_rows_times(P.sparse.plan->A, P.q, P.sparse.A, x, out + P.n_blocks);
 }
 static void add_Knu(const Problem& P, const double* x, double* out) {
+  if (is_sparse(P)) return add_columns_times(P.sparse.plan->A, P.q, P.sparse.A, x + P.n_blocks, out);
   add_columns_times(P.K + P.n_blocks * P.ld, P.ld, P.size - P.n_blocks, P.n_blocks, x + P.n_blocks, out);
 }
 
@@ -92,6 +114,34 @@ ICNNRT_INLINE double largest(Vec a) {
 ICNNRT_INLINE double largest(const double* a, std::size_t count, double so_far = 0.0) {
   for (std::size_t i = 0; i < count; ++i) so_far = larger(so_far, __builtin_fabs(a[i]));
   return so_far;
+}
+
+// The largest entry of a row.
+ICNNRT_INLINE double largest_of_row(const QpPatternRows& rows, const double* values, std::size_t i) {
+  return largest(values + rows.starts[i], static_cast<std::size_t>(rows.starts[i + 1] - rows.starts[i]));
+}
+static double largest_of_G(const Problem& P, std::size_t i) {
+  return is_sparse(P) ? largest_of_row(P.sparse.plan->G, P.sparse.G, i) : largest(P.G + i * P.ld, P.n);
+}
+static double largest_of_A(const Problem& P, std::size_t i) {
+  return is_sparse(P) ? largest_of_row(P.sparse.plan->A, P.sparse.A, i) : largest(P.K + (P.n_blocks + i) * P.ld, P.n);
+}
+
+// out [n] += |G|'|λ| + |A|'|ν|, with x = [z; ν]
+ICNNRT_NO_INLINE void add_magnitudes(const Problem& P, const double* lam, const double* x, double* out) {
+  const double* const nu = x + P.n_blocks;
+  if (is_sparse(P)) {
+    const auto add_of = [&](const double* by) {
+      return [=](std::size_t i, std::size_t j, double a) { out[j] += __builtin_fabs(a * by[i]); };
+    };
+    each_entry(P.sparse.plan->G, P.m, P.sparse.G, add_of(lam));
+    each_entry(P.sparse.plan->A, P.q, P.sparse.A, add_of(nu));
+    return;
+  }
+  for (std::size_t i = 0; i < P.m; ++i)
+    for (std::size_t j = 0; j < P.n; ++j) out[j] += __builtin_fabs(P.G[i * P.ld + j] * lam[i]);
+  for (std::size_t i = 0; i < P.q; ++i)
+    for (std::size_t j = 0; j < P.n; ++j) out[j] += __builtin_fabs(P.K[(P.n_blocks + i) * P.ld + j] * nu[i]);
 }
 
 // The power of 2 next to a positive number, by its logarithm: from √2 on the next one.
@@ -123,25 +173,82 @@ ICNNRT_INLINE double unit(double size) {
 ICNNRT_INLINE double cost_scale(const Problem& P) {
   double size = 0.0;
   for (std::size_t j = 0; j < P.n; ++j)
-    size = max(size, max(P.K[j * P.ld + j] * P.D[j], __builtin_fabs(P.c[j]) / kLeverOfP) * P.D[j]);
+    size = max(size, max(curvature(P, j) * P.D[j], __builtin_fabs(P.c[j]) / kLeverOfP) * P.D[j]);
   return P.cost * unit(P.cost * size);
 }
 
 // The size of z: what b and bounds away from 0 demand, else what curvature and bounds allow; 1 if it is near that.
 ICNNRT_NO_INLINE double size_of_z(const Problem& P) {
-  double curvature = 0.0, held = 0.0;
-  for (std::size_t i = 0; i < P.n; ++i) curvature += P.K[i * P.ld + i];
-  curvature /= static_cast<double>(P.n);
+  double average = 0.0, held = 0.0;
+  for (std::size_t i = 0; i < P.n; ++i) average += curvature(P, i);
+  average /= static_cast<double>(P.n);
   double away = largest(P.c + P.n_blocks, P.q);
   for (const Side& side : P.side) {
     if (!side.any) continue;
     held = largest(side.bound, P.N, held);
     for (std::size_t i = 0; i < P.N; ++i) away = max(away, -side.sign * side.bound[i]);
   }
-  const double pull = largest(P.c, P.n), t = curvature > 0.0 ? pull / curvature : pull > 0.0 ? kInf : 0.0;
+  const double pull = largest(P.c, P.n), t = average > 0.0 ? pull / average : pull > 0.0 ? kInf : 0.0;
   const double size = max(away, min(t, held > 0.0 ? held : kInf));
   if (size == 0.0 || !(size < kInf) || (size >= 1.0 / kFar && size <= kFar)) return 1.0;
   return power_near(clip(size, 0x1p-60, 0x1p60));
+}
+
+// column [ld] = the largest entries of [Q G' A'; A 0 0], scaled on their left; row [m] those of G, scaled on both
+// sides.
+ICNNRT_NO_INLINE void largest_entries(const Problem& P, const double* cost_of_column, double* column, double* row) {
+  if (is_sparse(P)) {
+    fill(row, P.m, 0.0);
+    return largest_entries(P.sparse, P.n_blocks, P.D, P.E_G, P.cost, column, row);
+  }
+  // K is symmetric: the largest entry of a column counts that of A' too.
+  for (std::size_t i = 0; i < P.size; i += kBlock) {
+    const double* const K = P.K + i * P.ld;
+    const bool of_Q = i < P.n_blocks;
+    for (std::size_t j = 0; j < P.size; j += W) {
+      Vec most = load(column + j);
+      const Vec cost = of_Q ? load(cost_of_column + j) : broadcast(1.0);
+      for (std::size_t t = 0; t < kBlock; ++t) {
+        const Vec size = abs(load(K + t * P.ld + j)) * P.D[i + t] * cost;
+        most = most < size ? size : most;
+      }
+      store(column + j, most);
+    }
+  }
+  for (std::size_t i = 0; i < P.m; ++i) {
+    const Vec e = broadcast(P.E_G[i]);
+    Vec most_of_row{};
+    for (std::size_t j = 0; j < P.n_blocks; j += W) {
+      const Vec size = abs(load(P.G + i * P.ld + j)) * e, so_far = load(column + j);
+      store(column + j, so_far < size ? size : so_far);
+      const Vec here = size * load(P.D + j);
+      most_of_row = most_of_row < here ? here : most_of_row;
+    }
+    row[i] = largest(most_of_row);
+  }
+}
+
+// All matrices by the scales on both sides.
+ICNNRT_NO_INLINE void scale_matrices(const Problem& P, const double* cost_of_column) {
+  if (is_sparse(P)) return scale(P.sparse, P.n_blocks, P.D, P.E_G, P.cost);
+  for (std::size_t i = 0; i < P.size; ++i)
+    for (std::size_t j = 0; j < P.size; j += W) {
+      const Vec cost = i < P.n_blocks ? load(cost_of_column + j) : broadcast(1.0);
+      store(P.K + i * P.ld + j, load(P.K + i * P.ld + j) * load(P.D + j) * P.D[i] * cost);
+    }
+  for (std::size_t i = 0; i < P.m; ++i)
+    for (std::size_t j = 0; j < P.n_blocks; j += W)
+      store(P.G + i * P.ld + j, load(P.G + i * P.ld + j) * load(P.D + j) * P.E_G[i]);
+}
+
+static void scale_Q(const Problem& P, double by) {
+  if (is_sparse(P)) {
+    for (std::size_t j = 0; j < P.n; ++j) P.sparse.Q_diagonal[j] *= by;
+    for (std::size_t at = 0; at < P.sparse.plan->Q.entries; ++at) P.sparse.Q[at] *= by;
+    return;
+  }
+  for (std::size_t i = 0; i < P.n; ++i)
+    for (std::size_t j = 0; j < P.n; ++j) P.K[i * P.ld + j] *= by;
 }
 
 // Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), and the objective before every sweep: so
@@ -164,31 +271,8 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, doubl
     };
     fill(column, P.ld, 0.0);
     fill(cost_of_column, P.n, P.cost);
-    // K is symmetric: the largest entry of a column counts that of A' too.
-    for (std::size_t i = 0; i < P.size; i += kBlock) {
-      const double* const K = P.K + i * P.ld;
-      const bool of_Q = i < P.n_blocks;
-      for (std::size_t j = 0; j < P.size; j += W) {
-        Vec most = load(column + j);
-        const Vec cost = of_Q ? load(cost_of_column + j) : broadcast(1.0);
-        for (std::size_t t = 0; t < kBlock; ++t) {
-          const Vec size = abs(load(K + t * P.ld + j)) * P.D[i + t] * cost;
-          most = most < size ? size : most;
-        }
-        store(column + j, most);
-      }
-    }
-    for (std::size_t i = 0; i < P.m; ++i) {
-      const Vec e = broadcast(P.E_G[i]);
-      Vec most_of_row{};
-      for (std::size_t j = 0; j < P.n_blocks; j += W) {
-        const Vec size = abs(load(P.G + i * P.ld + j)) * e, so_far = load(column + j);
-        store(column + j, so_far < size ? size : so_far);
-        const Vec here = size * load(P.D + j);
-        most_of_row = most_of_row < here ? here : most_of_row;
-      }
-      take(row[i] = largest(most_of_row));
-    }
+    largest_entries(P, cost_of_column, column, row);
+    for (std::size_t i = 0; i < P.m; ++i) take(row[i]);
     for (std::size_t j = 0; j < P.size; ++j) take(column[j] *= P.D[j]);
     if (!(most > kLevel) && !(least < 1.0 / kLevel)) break;
     scaled = true;
@@ -199,14 +283,7 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, doubl
   P.E_A = P.D + P.n_blocks;
   if (scaled) {
     fill(cost_of_column, P.n, P.cost);
-    for (std::size_t i = 0; i < P.size; ++i)
-      for (std::size_t j = 0; j < P.size; j += W) {
-        const Vec cost = i < P.n_blocks ? load(cost_of_column + j) : broadcast(1.0);
-        store(P.K + i * P.ld + j, load(P.K + i * P.ld + j) * load(P.D + j) * P.D[i] * cost);
-      }
-    for (std::size_t i = 0; i < P.m; ++i)
-      for (std::size_t j = 0; j < P.n_blocks; j += W)
-        store(P.G + i * P.ld + j, load(P.G + i * P.ld + j) * load(P.D + j) * P.E_G[i]);
+    scale_matrices(P, cost_of_column);
     for (std::size_t j = 0; j < P.size; ++j) P.c[j] *= P.D[j] * cost_of_column[j];
     for (Side& side : P.side) {
       if (!side.any) continue;
@@ -218,11 +295,10 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, doubl
   if (tau == 1.0) return;
   double size = 0.0;
   for (std::size_t j = 0; j < P.n; ++j)
-    size = max(size, max(P.K[j * P.ld + j] * tau, __builtin_fabs(P.c[j]) / kLeverOfP) * tau);
+    size = max(size, max(curvature(P, j) * tau, __builtin_fabs(P.c[j]) / kLeverOfP) * tau);
   const double cost = unit(size);
   P.cost *= cost;
-  for (std::size_t i = 0; i < P.n; ++i)
-    for (std::size_t j = 0; j < P.n; ++j) P.K[i * P.ld + j] *= tau * tau * cost;
+  scale_Q(P, tau * tau * cost);
   for (std::size_t j = 0; j < P.size; ++j) {
     P.c[j] *= j < P.n_blocks ? tau * cost : per_tau;
     P.D[j] *= j < P.n_blocks ? tau : per_tau;
@@ -253,6 +329,11 @@ ICNNRT_NO_INLINE bool read_matrices(const QpArguments<T>& args, Purpose purpose,
   }
   if (purpose == Purpose::kRay)
     for (std::size_t j = 0; j < n; ++j) P.c[j] /= max(p_size, 0x1p-1022);
+  if (is_sparse(P)) {
+    odd += read_entries(P.sparse, purpose == Purpose::kFeasibility ? nullptr : args.Q, args.G, args.A);
+    for (std::size_t i = 0; args.b && i < P.q; ++i) odd += (P.c[P.n_blocks + i] = -get(args.b, i)) * 0.0;
+    return odd == 0.0;
+  }
   // Q, symmetrised, in square blocks so that both halves are read along rows
   double* const Q = purpose == Purpose::kRay ? P.K + (P.n_blocks + q_of_A) * ld : P.K;
   const auto clear = [&](std::size_t i, std::size_t from) { fill(P.K + i * ld + from, ld - from, 0.0); };

@@ -25,8 +25,25 @@ inline constexpr double kRay = sizeof(T) == sizeof(double) ? 1e-8 : 1e-6;
 template <typename T>
 inline constexpr double kUnitRoundoff = sizeof(T) == sizeof(double) ? 0x1p-52 : 0x1p-23;
 
+// The sparse matrices, their factor and its scratch.
+static void lay_out(Layout& layout, Sparse& S) {
+  const QpPlan& plan = *S.plan;
+  struct {
+    double** array;
+    std::size_t count;
+  } const arrays[] = {{&S.Q, plan.Q.entries}, {&S.Q_diagonal, plan.n}, {&S.G, plan.G.entries}, {&S.A, plan.A.entries},
+                      {&S.L, plan.entries},   {&S.diagonal, plan.N},   {&S.pivot, plan.N},     {&S.inverse, plan.N},
+                      {&S.root, plan.m},      {&S.y, plan.N}};
+  for (const auto& [array, count] : arrays) *array = layout.take<double>(count);
+  std::int32_t** const lists[] = {&S.next, &S.head, &S.link};
+  for (std::int32_t** const list : lists) *list = layout.take<std::int32_t>(plan.N);
+  fill(S.y, plan.N, 0.0);
+}
+
 // What a solve or an adjoint with q equality rows needs; `qp_workspace_bytes` in dispatch.cpp allows for it.
-ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::size_t q, Problem& P, Iteration& it) {
+// Where there is a plan the matrices are sparse.
+ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::size_t q, Problem& P, Iteration& it,
+                              const QpPlan* plan = nullptr) {
   Layout layout{static_cast<unsigned char*>(memory)};
   P.n = n;
   P.m = m;
@@ -38,11 +55,16 @@ ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::s
   P.box = padded(m);
   P.N = P.box + padded(n);
   const std::size_t ld = P.ld, N = P.N + 8;
-  P.K = layout.take<double>(P.size * ld);
-  P.G = layout.take<double>(m * ld);
-  it.newton.R = layout.take<double>((m + q) * ld);
-  it.newton.factors = {P.size, P.n_blocks, ld, layout.take<double>(P.size * ld), layout.take<double>(P.size)};
-  it.newton.diagonal = layout.take<double>(2 * P.size + 8);
+  P.sparse.plan = plan;
+  if (plan) {
+    lay_out(layout, P.sparse);
+  } else {
+    P.K = layout.take<double>(P.size * ld);
+    P.G = layout.take<double>(m * ld);
+    it.newton.R = layout.take<double>((m + q) * ld);
+    it.newton.factors = {P.size, P.n_blocks, ld, layout.take<double>(P.size * ld), layout.take<double>(P.size)};
+    it.newton.diagonal = layout.take<double>(2 * P.size + 8);
+  }
   double** const vectors[] = {&P.c,  &P.D,    &it.x,  &it.best_x, &it.polished, &it.dx,
                               &it.r, &it.rhs, &it.Kz, &it.G_lam,  &it.A_nu,     &it.newton.e};
   for (double** const vector : vectors) *vector = layout.take<double>(ld);
@@ -71,16 +93,23 @@ ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::s
   if constexpr (W > kBlock) {
     // Vectors of eight lanes read beyond blocks of four, where the workspace holds anything.
     for (double** const vector : vectors) fill(*vector, ld, 0.0);
-    fill(P.K, P.size * ld, 0.0);
-    fill(it.newton.factors.U, P.size * ld, 0.0);
+    if (!plan) {
+      fill(P.K, P.size * ld, 0.0);
+      fill(it.newton.factors.U, P.size * ld, 0.0);
+    }
   }
 }
 
 // Whether Q + noise has a factor: that is, whether its least eigenvalue is at least -noise up to rounding.
 ICNNRT_NO_INLINE bool positive_semidefinite(Problem& P, Iteration& it, double unit_roundoff) {
   double size = 0.0;
-  for (std::size_t i = 0; i < P.n; ++i) size = max(size, __builtin_fabs(P.K[i * P.ld + i]));  // else it is indefinite
+  for (std::size_t i = 0; i < P.n; ++i) size = max(size, __builtin_fabs(curvature(P, i)));  // else it is indefinite
   const double noise = 8.0 * static_cast<double>(P.n) * max(unit_roundoff, 8.0 * kEps) * size;
+  if (is_sparse(P)) {
+    const double least = least_pivot_of_Q(P.sparse, size > 0.0 ? noise : 1.0);
+    P.curved = size > 0.0 && least > kCurved;
+    return least > 0.0;
+  }
   double* const diagonal = it.newton.diagonal;
   for (std::size_t j = 0; j < P.n_blocks; ++j) {
     diagonal[j] = j < P.n && size > 0.0 ? noise : 1.0;
@@ -176,7 +205,7 @@ ICNNRT_NO_INLINE bool contradicted(const Problem& P, Iteration& it, double& amou
   fill(it.lam, P.N, 0.0);
   fill(it.polished, P.ld, 0.0);
   for (std::size_t i = 0; i < P.m; ++i) {
-    if (largest(P.G + i * P.ld, P.n) > 0.0) continue;
+    if (largest_of_G(P, i) > 0.0) continue;
     for (const Side& side : P.side) {
       const bool held = side.any && (side.has[i] != 0.0 || (P.equal.any && P.equal.has[i]));
       if (!held || !(side.sign * side.bound[i] < 0.0)) continue;
@@ -185,7 +214,7 @@ ICNNRT_NO_INLINE bool contradicted(const Problem& P, Iteration& it, double& amou
     }
   }
   for (std::size_t i = P.n_blocks; i < P.n_blocks + P.q; ++i) {
-    if (P.c[i] == 0.0 || largest(P.K + i * P.ld, P.n) > 0.0) continue;
+    if (P.c[i] == 0.0 || largest_of_A(P, i - P.n_blocks) > 0.0) continue;
     it.polished[i] = P.c[i] > 0.0 ? 1.0 : -1.0;
     amount += __builtin_fabs(P.c[i]);
   }
@@ -237,10 +266,7 @@ static bool infeasible(Problem& P, Iteration& it, const Ends& ends, double& amou
   add_columns_times(P, it.lam, it.r);
   add_Knu(P, it.polished, it.r);
   fill(it.Kz, P.ld, 0.0);  // of the terms that cancel, their magnitudes
-  for (std::size_t i = 0; i < P.m; ++i)
-    for (std::size_t j = 0; j < P.n; ++j) it.Kz[j] += __builtin_fabs(P.G[i * P.ld + j] * it.lam[i]);
-  for (std::size_t i = P.n_blocks; i < P.size; ++i)
-    for (std::size_t j = 0; j < P.n; ++j) it.Kz[j] += __builtin_fabs(P.K[i * P.ld + j] * it.polished[i]);
+  add_magnitudes(P, it.lam, it.polished, it.Kz);
   for (std::size_t j = 0; P.N > P.box && j < P.n; ++j) it.Kz[j] += __builtin_fabs(it.lam[P.box + j]);
   off = largest(it.r, P.n);  // in units of z: no z of a reasonable size makes up for it
   const double magnitude = largest(it.Kz, P.n);
@@ -266,12 +292,12 @@ ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, const Ends& ends, dou
   fill(it.Kz, P.ld, 0.0);
   add_Kz(P, it.polished, it.Kz);
   for (std::size_t i = P.n_blocks; i < P.n_blocks + P.q; ++i)
-    proven = proven && __builtin_fabs(it.Kz[i]) <= tolerance * largest(P.K + i * P.ld, P.n) * length;
+    proven = proven && __builtin_fabs(it.Kz[i]) <= tolerance * largest_of_A(P, i - P.n_blocks) * length;
   for (const Side& side : P.side) {
     if (!side.any) continue;
     for (std::size_t i = 0; i < P.N; ++i) {
       if (side.has[i] == 0.0 && !(P.equal.any && P.equal.has[i])) continue;
-      proven = proven && side.sign * it.rows[i] <= tolerance * (i < P.m ? largest(P.G + i * P.ld, P.n) : 1.0) * length;
+      proven = proven && side.sign * it.rows[i] <= tolerance * (i < P.m ? largest_of_G(P, i) : 1.0) * length;
     }
   }
   for (std::size_t j = 0; j < P.n; ++j) it.polished[j] *= P.D[j];
@@ -288,7 +314,7 @@ static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void
   bool crossed;
   double amount;
   const Ends ends(sizes);
-  lay_out(memory, n, m, q, P, it);
+  lay_out(memory, n, m, q, P, it, sizes.plan);
   if (infeasible(P, it, ends, amount, [&] { read_problem(args, Purpose::kFeasibility, P, crossed); })) {
     T *const lam = args.ray + n, *const nu = lam + m, *const mu = nu + q;
     for (std::size_t i = 0; i < m; ++i) lam[i] = static_cast<T>(it.lam[i] / amount);
@@ -296,7 +322,7 @@ static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void
     for (std::size_t j = 0; P.N > P.box && j < n; ++j) mu[j] = static_cast<T>(it.lam[P.box + j] / amount);
     return QpStatus::kPrimalInfeasible;
   }
-  if (definite) return otherwise;
+  if (definite || sizes.plan) return otherwise;
   lay_out(memory, n, m, q + n, P, it);
   read_problem(args, Purpose::kRay, P, crossed);
   P.curved = true;
@@ -338,7 +364,7 @@ template <typename T>
 static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* memory) noexcept {
   Problem P;
   Iteration it;
-  lay_out(memory, sizes.n, sizes.m, sizes.q, P, it);
+  lay_out(memory, sizes.n, sizes.m, sizes.q, P, it, sizes.plan);
   for (std::size_t i = 0; i < 2 * sizes.n + sizes.m + sizes.q; ++i) args.ray[i] = T{0};
   bool crossed;
   const bool sound = read_problem(args, Purpose::kSolve, P, crossed);
@@ -394,9 +420,9 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
     if (!(off <= solved)) {
       double least = kInf, most = 0.0;  // of the diagonal of Q; an entry of 0 passes for curved by its noise
       for (std::size_t j = 0; j < P.n; ++j) {
-        const double curvature = P.K[j * P.ld + j] / (P.D[j] * P.D[j]);
-        least = min(least, curvature);
-        most = max(most, curvature);
+        const double of_z = curvature(P, j) / (P.D[j] * P.D[j]);
+        least = min(least, of_z);
+        most = max(most, of_z);
       }
       const bool definite = P.curved && least >= kEvenly * most;
       status = off <= kInaccurateResidual<T> ? QpStatus::kInaccurate : QpStatus::kFailed;

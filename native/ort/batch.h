@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <type_traits>
 
 #include "../core/kernels.h"
 #include "../core/qp.h"
@@ -66,23 +67,29 @@ struct Tasks {
  private:
   OrtStatus* on_stack(std::size_t task) {
     alignas(kWorkspaceAlignment) unsigned char workspace[kStackBytes];
-    run_samples(task, workspace);
-    return nullptr;
+    return run_samples(task, workspace);
   }
 
   OrtStatus* on_heap(std::size_t task) {
     Workspace memory(api, allocator);
     void* workspace = nullptr;
     ICNNRT_TRY(memory.allocate(bytes, workspace));
-    run_samples(task, workspace);
-    return nullptr;
+    return run_samples(task, workspace);
   }
 
-  void run_samples(std::size_t task, void* workspace) {
+  // What a sample returns, if anything, is a failure to get more memory.
+  OrtStatus* run_samples(std::size_t task, void* workspace) {
     const std::size_t each = samples / tasks, more = samples % tasks;
     const std::size_t first = task * each + (task < more ? task : more);
     const std::size_t end = first + each + (task < more ? 1 : 0);
-    for (std::size_t sample = first; sample < end; ++sample) solve(sample, workspace);
+    for (std::size_t sample = first; sample < end; ++sample) {
+      if constexpr (std::is_void_v<decltype(solve(sample, workspace))>) {
+        solve(sample, workspace);
+      } else {
+        ICNNRT_TRY(solve(sample, workspace));
+      }
+    }
+    return nullptr;
   }
 };
 

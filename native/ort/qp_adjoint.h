@@ -1,10 +1,14 @@
-// ai.icnnrt::QPAdjoint, and ::QPSensitivity, which tells of the gradient too: checks, and one call of the core for
-// every sample.
+// ai.icnnrt::QPAdjoint, and ::QPSensitivity and ::SparseQPSensitivity, which tell of the gradient too: checks, and one
+// call of the core for every sample.
 #pragma once
 
 #include "qp_inputs.h"
+#include "qp_plan.h"
 
 namespace icnnrt::ort {
+
+// The share of the loss without a gradient above which a plan is not to be relied on: it is exact, or far from it.
+inline constexpr double kSparseShare = 1e-9;
 
 template <typename T>
 struct QpAdjoint {
@@ -34,7 +38,8 @@ struct QpAdjoint {
   OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const { return differentiate(call, memory, false); }
 
  protected:
-  OrtStatus* differentiate(const Call& call, const OrtMemoryInfo* memory, bool tells) const {
+  // Input `plan_at` is a plan where that is not 0.
+  OrtStatus* differentiate(const Call& call, const OrtMemoryInfo* memory, bool tells, std::size_t plan_at = 0) const {
     Input<T> inputs[kCount];
     Input<std::int32_t> status;
     QpData<T> data[kCount];
@@ -65,8 +70,11 @@ struct QpAdjoint {
       ICNNRT_TRY(call.write(5, {B}, weak));
     }
 
-    const QpSizes sizes{n, m, q};
-    const auto solve = [&](std::size_t i, void* workspace) {
+    const QpSizes dense{n, m, q};
+    QpSizes sizes = dense;
+    QpSparse<T> sparse(call, kernels);
+    if (plan_at) ICNNRT_TRY(sparse.read(plan_at, memory, shapes, {data[0], data[1], data[2]}, sizes));
+    const auto solve = [&](std::size_t i, void* workspace) -> OrtStatus* {
       const QpAdjointArguments<T> arguments{data[0].of(i),
                                             data[1].of(i),
                                             data[2].of(i),
@@ -85,9 +93,12 @@ struct QpAdjoint {
                                             d_mu + i * n,
                                             tells ? share + i : nullptr,
                                             tells ? weak + i : nullptr};
-      kernels.adjoint(sizes, arguments, workspace);
+      const bool fits = !plan_at || sparse.fits(i);
+      if (fits) kernels.adjoint(sizes, arguments, workspace);
+      if (fits && (!plan_at || arguments.status != QpStatus::kSolved || share[i] <= kSparseShare)) return nullptr;
+      return sparse.densely([&](void* memory) { kernels.adjoint(dense, arguments, memory); });
     };
-    return for_each_sample(call, memory, B, sizes, 2.0 * cost_of(sizes), solve);
+    return for_each_sample(call, memory, B, sizes, 2.0 * (plan_at ? sparse.work() : cost_of(sizes)), solve);
   }
 };
 
@@ -101,6 +112,20 @@ struct QpSensitivity : QpAdjoint<T> {
 
   OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const {
     return this->differentiate(call, memory, true);
+  }
+};
+
+template <typename T>
+struct SparseQpSensitivity : QpSensitivity<T> {
+  static constexpr const char* kName = "SparseQPSensitivity";
+  static constexpr ONNXTensorElementDataType T_ = QpAdjoint<T>::T_;
+  static constexpr const char* kInputShapes[] = {"*nn", "*mn", "*qn", "*m", "*n", "*m", "*n",
+                                                 "*",   "*n",  "*?",  "*?", "*?", "?"};
+  static constexpr ONNXTensorElementDataType kInputTypes[] = {T_,     T_, T_, T_, T_, T_,    T_,
+                                                              kInt32, T_, T_, T_, T_, kInt32};
+
+  OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const {
+    return this->differentiate(call, memory, true, 12);
   }
 };
 

@@ -1,14 +1,15 @@
-// ai.icnnrt::QPSolve and QuadraticProgram: checks, and one call of the core for every sample.
+// ai.icnnrt::QPSolve, QuadraticProgram and SparseQuadraticProgram: checks, and one call of the core for every sample.
 #pragma once
 
 #include "qp_inputs.h"
+#include "qp_plan.h"
 #include "steps.h"
 
 namespace icnnrt::ort {
 
 inline constexpr int kUsualSteps = 60;
 
-// What both operators take and give.
+// What all operators take and give.
 template <typename T>
 struct QpSolver {
   static constexpr ONNXTensorElementDataType T_ = sizeof(T) == sizeof(float) ? kFloat : kDouble;
@@ -25,8 +26,10 @@ struct QpSolver {
 
   const QpKernels<T>& kernels = icnnrt::qp_kernels<T>();
 
-  // Sizes are read, settings given; the steps taken are an output where `tells_steps`.
-  OrtStatus* solve(const Call& call, const OrtMemoryInfo* memory, QpSizes sizes, bool tells_steps) const {
+  // Sizes are read, settings given; the steps taken are an output where `tells_steps`, and input `plan_at` is a plan
+  // where that is not 0.
+  OrtStatus* solve(const Call& call, const OrtMemoryInfo* memory, QpSizes sizes, bool tells_steps,
+                   std::size_t plan_at = 0) const {
     Input<T> inputs[kCount];
     QpData<T> data[kCount];
     QpShapes shapes;
@@ -54,17 +57,26 @@ struct QpSolver {
     sizes.n = n;
     sizes.m = m;
     sizes.q = q;
-    const auto solve_one = [&](std::size_t i, void* workspace) {
+    const QpSizes dense = sizes;
+    QpSparse<T> sparse(call, kernels);
+    if (plan_at) ICNNRT_TRY(sparse.read(plan_at, memory, shapes, {data[0], data[2], data[5]}, sizes));
+    const auto solve_one = [&](std::size_t i, void* workspace) -> OrtStatus* {
       QpStatus told = QpStatus::kFailed;
       const QpArguments<T> arguments{data[0].of(i),    data[1].of(i), data[2].of(i), data[3].of(i),
                                      data[4].of(i),    data[5].of(i), data[6].of(i), data[7].of(i),
                                      data[8].of(i),    data[9].of(i), z + i * n,     lam + i * m,
                                      nu + i * q,       mu + i * n,    slack + i * m, box_slack + i * n,
                                      residual + i * 3, &told,         ray + i * r,   taken ? taken + i : nullptr};
-      kernels.solve(sizes, arguments, workspace);
+      const bool fits = !plan_at || sparse.fits(i);
+      if (fits) kernels.solve(sizes, arguments, workspace);
+      const bool unsure = plan_at && (told == QpStatus::kInaccurate || told == QpStatus::kFailed);
+      if (!fits || (unsure && !(dense.deadline && qp_now() >= dense.deadline)))
+        ICNNRT_TRY(sparse.densely([&](void* memory) { kernels.solve(dense, arguments, memory); }));
       status[i] = static_cast<std::int32_t>(told);
+      return nullptr;
     };
-    return for_each_sample(call, memory, B, sizes, 9.0 * cost_of(sizes), solve_one);  // nine steps are usual
+    const double cost = plan_at ? sparse.work() : cost_of(sizes);
+    return for_each_sample(call, memory, B, sizes, 9.0 * cost, solve_one);  // nine steps are usual
   }
 };
 
@@ -106,7 +118,10 @@ struct QuadraticProgram : QpSolver<T> {
 
   OrtStatus* read_attributes(const Api&, const OrtKernelInfo*) { return nullptr; }
 
-  OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const {
+  OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const { return run(call, memory, 0); }
+
+ protected:
+  OrtStatus* run(const Call& call, const OrtMemoryInfo* memory, std::size_t plan_at) const {
     QpSizes sizes{};
     double seconds = 0.0;
     std::int64_t steps = 0;
@@ -117,8 +132,21 @@ struct QuadraticProgram : QpSolver<T> {
     constexpr double kInfinity = __builtin_inf(), kMost = 1e9;
     if (!(sizes.tolerance > 0.0 && sizes.tolerance < kInfinity)) sizes.tolerance = 0.0;
     if (seconds > 0.0 && seconds < kMost) sizes.deadline = qp_now() + static_cast<std::int64_t>(seconds * 1e9);
-    return this->solve(call, memory, sizes, true);
+    return this->solve(call, memory, sizes, true, plan_at);
   }
+};
+
+// Matrices that have nothing outside a plan, by that.
+template <typename T>
+struct SparseQuadraticProgram : QuadraticProgram<T> {
+  using QpSolver<T>::T_;
+  static constexpr const char* kName = "SparseQuadraticProgram";
+  static constexpr const char* kInputShapes[] = {"*nn", "*n", "*mn", "*?", "*m", "*qn", "*q",
+                                                 "*?",  "*?", "*?",  "",   "",   "",    "?"};
+  static constexpr ONNXTensorElementDataType kInputTypes[] = {T_, T_, T_, T_,      T_,     T_,      T_,
+                                                              T_, T_, T_, kDouble, kInt64, kDouble, kInt32};
+
+  OrtStatus* compute(const Call& call, const OrtMemoryInfo* memory) const { return this->run(call, memory, 13); }
 };
 
 }  // namespace icnnrt::ort

@@ -18,7 +18,7 @@ constexpr const char* kDomain = "ai.icnnrt";
 constexpr const char* kOperatorsEntry = "ai.icnnrt.operators";
 constexpr const char* kOperators =
     "BundleEntropyAdjoint BundleEntropySolve BundleQuadraticAdjoint BundleQuadraticSolve BundleSimplexAdjoint "
-    "BundleSimplexSolve QPAdjoint QPSensitivity QPSolve QuadraticProgram";
+    "BundleSimplexSolve QPAdjoint QPSensitivity QPSolve QuadraticProgram SparseQPSensitivity SparseQuadraticProgram";
 constexpr const char* kInstructionSetEntry = "ai.icnnrt.instruction_set";
 
 // What one ONNX Runtime holds on to: its sessions use the operators until the last of them is gone. A process may have
@@ -26,7 +26,7 @@ constexpr const char* kInstructionSetEntry = "ai.icnnrt.instruction_set";
 struct Domain {
   const OrtApi* key;
   const Api api;
-  Operator operators[4 * kDomains + 8];
+  Operator operators[4 * kDomains + 12];
   OrtCustomOpDomain* domain = nullptr;
   Domain* next = nullptr;
 
@@ -43,6 +43,10 @@ struct Domain {
     of_qp[5] = make_operator<QpSensitivity<double>>(api);
     of_qp[6] = make_operator<QuadraticProgram<float>>(api);
     of_qp[7] = make_operator<QuadraticProgram<double>>(api);
+    of_qp[8] = make_operator<SparseQuadraticProgram<float>>(api);
+    of_qp[9] = make_operator<SparseQuadraticProgram<double>>(api);
+    of_qp[10] = make_operator<SparseQpSensitivity<float>>(api);
+    of_qp[11] = make_operator<SparseQpSensitivity<double>>(api);
   }
 
   // The operators of one domain of y.

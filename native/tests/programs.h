@@ -124,6 +124,8 @@ struct ProgramAdjoint {
 // Holds the memory of the arrays from call to call; one a thread.
 class ProgramCaller {
  public:
+  const icnnrt::QpPlan* plan = nullptr;  // of sparse matrices
+
   template <typename T>
   ProgramAnswer<T> solve(const icnnrt::QpKernels<T>& kernels, const Program<T>& of, std::size_t steps = 50,
                          unsigned char fill = kPoison) {
@@ -141,9 +143,10 @@ class ProgramCaller {
       out[i] = static_cast<T*>(memory_[10 + i].take(counts[i] * sizeof(T), alignof(T), fill));
     auto* const residual = static_cast<double*>(memory_[17].take(3 * sizeof(double), alignof(double), fill));
     icnnrt::QpStatus status = icnnrt::QpStatus::kFailed;
-    void* const workspace =
-        memory_[18].take(icnnrt::qp_workspace_bytes(of.sizes(steps)), icnnrt::kWorkspaceAlignment, fill);
-    kernels.solve(of.sizes(steps),
+    icnnrt::QpSizes sizes = of.sizes(steps);
+    sizes.plan = plan;
+    void* const workspace = memory_[18].take(icnnrt::qp_workspace_bytes(sizes), icnnrt::kWorkspaceAlignment, fill);
+    kernels.solve(sizes,
                   {in[0], in[1], in[2], in[3], in[4], in[5], in[6], in[7], in[8], in[9], out[0], out[1], out[2], out[3],
                    out[4], out[5], residual, &status, out[6]},
                   workspace);
@@ -177,8 +180,10 @@ class ProgramCaller {
       out[i] = static_cast<T*>(memory_[11 + i].take(counts[i] * sizeof(T), alignof(T), fill));
     auto* const share = static_cast<double*>(memory_[15].take(sizeof(double), alignof(double), fill));
     auto* const weak = static_cast<std::int32_t*>(memory_[16].take(sizeof(std::int32_t), alignof(std::int32_t), fill));
-    void* const workspace = memory_[18].take(icnnrt::qp_workspace_bytes(of.sizes()), icnnrt::kWorkspaceAlignment, fill);
-    kernels.adjoint(of.sizes(),
+    icnnrt::QpSizes sizes = of.sizes();
+    sizes.plan = plan;
+    void* const workspace = memory_[18].take(icnnrt::qp_workspace_bytes(sizes), icnnrt::kWorkspaceAlignment, fill);
+    kernels.adjoint(sizes,
                     {in[0], in[1], in[2], in[3], in[4], in[5], in[6], answer.status, in[7], in[8], in[9], in[10],
                      out[0], out[1], out[2], out[3], share, weak},
                     workspace);

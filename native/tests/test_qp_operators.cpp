@@ -1,8 +1,9 @@
-// QPSolve, QPAdjoint and QPSensitivity as a runtime uses them: many threads, shared parameters, errors, shapes.
+// QPSolve, QPAdjoint, QPSensitivity and the sparse ones as a runtime uses them: many threads, shared parameters,
+// errors, shapes.
 #include <doctest/doctest.h>
 
 #include "library.h"
-#include "programs.h"
+#include "plans.h"
 
 namespace icnnrt_tests {
 namespace {
@@ -161,6 +162,74 @@ TEST_CASE_TEMPLATE("settings are inputs, and the steps taken an output", T, floa
   context.inputs.assign(10, zeros<T>({1, 0}));
   for (int i = 0; i < 3; ++i) context.inputs.push_back(zeros<double>({2}));
   CHECK(solve.run(context).find("QuadraticProgram: tolerance: expected one number, but got [2]") != std::string::npos);
+}
+
+TEST_CASE_TEMPLATE("sparse programs, one of which does not keep to the plan", T, float, double) {
+  Random random(31);
+  constexpr std::int64_t B = 5, n = 12, m = 7, q = 3;
+  const Program<T> first = [&] {
+    Program<T> program = random_program<T>(random, {n, m, q}, true);
+    thin_out(program, random, 4);
+    return program;
+  }();
+  std::vector<Program<T>> samples(B, first);
+  for (Program<T>& sample : samples)
+    for (T& p : sample.p) p += static_cast<T>(random.uniform(-0.3, 0.3));
+  const std::vector<std::int32_t> plan = plan_of(first, random);
+  std::vector<T>& stray = samples[2].Q;
+  for (std::size_t i = 0; i < n; ++i)
+    for (std::size_t j = 0; j < i; ++j)
+      if (stray[i * n + j] == T{0}) stray[i * n + j] = stray[j * n + i] = static_cast<T>(0.01);
+  icnnrt::QpPlan read{};
+  REQUIRE(icnnrt::read_plan(plan.data(), plan.size(), n, m, q, read) == nullptr);
+  ProgramCaller sparse, dense;
+  sparse.plan = &read;
+  const Library library;
+  const Node solve(library.find<T>("SparseQuadraticProgram"), {}),
+      sensitivity(library.find<T>("SparseQPSensitivity"), {});
+  const auto numbers = static_cast<std::int64_t>(plan.size());
+  for (unsigned threads : {1u, 3u}) {
+    const OrtValue Q = tensor<T>({B, n, n}, joined(samples, &Program<T>::Q)), G = tensor<T>({1, m, n}, first.G),
+                   A = tensor<T>({1, q, n}, first.A);
+    OrtKernelContext context{
+        {Q, tensor<T>({B, n}, joined(samples, &Program<T>::p)), G, tensor<T>({1, m}, first.h_lower),
+         tensor<T>({1, m}, first.h), A, tensor<T>({1, q}, first.b), tensor<T>({1, n}, first.lower),
+         tensor<T>({1, n}, first.upper), zeros<T>({1, 0}), tensor<double>({}, {0.0}), tensor<std::int64_t>({}, {50}),
+         tensor<double>({}, {0.0}), tensor<std::int32_t>({numbers}, plan)},
+        {},
+        {}};
+    context.threads = threads;
+    CHECK(solve.run(context) == "");
+    const std::vector<OrtValue> solved = context.outputs;
+    OrtKernelContext back{
+        {Q, G, A, solved[1], solved[3], solved[4], solved[5], solved[7], tensor<T>({B, n}, std::vector<T>(B * n, T{1})),
+         zeros<T>({1, 0}), zeros<T>({1, 0}), zeros<T>({1, 0}), tensor<std::int32_t>({numbers}, plan)},
+        {},
+        {}};
+    back.threads = threads;
+    CHECK(sensitivity.run(back) == "");
+    for (std::size_t b = 0; b < B; ++b) {
+      ProgramCaller& caller = b == 2 ? dense : sparse;
+      const ProgramAnswer<T> answer = caller.solve(icnnrt::qp_kernels<T>(), samples[b]);
+      CHECK(answer.status == icnnrt::QpStatus::kSolved);
+      CHECK(same_bits(answer.z.data(), sample_of<T>(solved[0], b, n)));
+      const ProgramAdjoint<T> adjoint =
+          caller.adjoint(icnnrt::qp_kernels<T>(), samples[b], answer, std::vector<T>(n, T{1}));
+      CHECK(same_bits(adjoint.d_z.data(), sample_of<T>(back.outputs[0], b, n)));
+    }
+    // Without memory for a dense one, what keeps to the plan is no longer solved either: it is one call.
+    context.scarce = true;
+    CHECK(solve.run(context).find("cannot be allocated") != std::string::npos);
+    context.scarce = false;
+    context.inputs[13] = tensor<std::int32_t>({numbers - 1}, {plan.begin(), plan.end() - 1});
+    CHECK(solve.run(context).find("SparseQuadraticProgram: plan: expected as many numbers as its head says, for n = "
+                                  "12 variables, m = 7 inequalities and q = 3 equalities, but got another of shape") !=
+          std::string::npos);
+    context.inputs[13] = zeros<std::int32_t>({0});
+    CHECK(solve.run(context).find("plan: expected a plan of this version") != std::string::npos);
+    context.inputs[13] = zeros<std::int32_t>({1, numbers});
+    CHECK(solve.run(context).find("plan: expected one row of integers") != std::string::npos);
+  }
 }
 
 TEST_CASE("shapes of programs are inferred: the batch is the largest leading axis known") {

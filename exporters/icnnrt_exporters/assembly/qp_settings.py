@@ -6,13 +6,14 @@ from icnnrt.format.manifest import OP_DOMAIN
 from icnnrt_exporters.operators.quadratic_program import INPUTS, SETTINGS
 from icnnrt_exporters.surgery import Ops, value
 
-# The name in a graph of a package, the input of QuadraticProgram, and its type.
+# The operators that take them, and: the name in a graph of a package, the input of QuadraticProgram, and its type.
+PROGRAMS = ("QuadraticProgram", "SparseQuadraticProgram")
 GIVEN = (("tolerance", "tolerance", ir.DataType.DOUBLE), ("steps", "most_steps", ir.DataType.INT64))
 
 
 def give_settings(graph: ir.Graph) -> None:
     """Have the graph take `tolerance` and `steps` of all its programs; by default 0, which leaves each its own."""
-    programs = [node for node in graph if (node.domain, node.op_type) == (OP_DOMAIN, "QuadraticProgram")]
+    programs = [node for node in graph if node.domain == OP_DOMAIN and node.op_type in PROGRAMS]
     for name, input, dtype in GIVEN:
         setting, op = value(name, dtype, []), Ops(f"settings/{name}")
         setting.const_value = ir.tensor(0, dtype=dtype, name=name)

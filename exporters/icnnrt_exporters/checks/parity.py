@@ -24,6 +24,7 @@ from icnnrt.mathematics import bregman, certificate, reference
 from icnnrt.mathematics.domains import MODELS, Coordinates, coordinates
 from icnnrt.serving.load import AnySession
 from icnnrt_exporters.assembly.argmin_graph import UNIT_BOX
+from icnnrt_exporters.assembly.qp_settings import PROGRAMS
 from icnnrt_exporters.checks import by_torch, parity_polyhedron, parity_qp
 from icnnrt_exporters.checks.by_torch import Doubles
 
@@ -102,7 +103,8 @@ def check(session: AnySession, judge: nn.Module, x_example: Tensor, y_example: T
         if session.manifest.solver is not None:
             facts = _check_argmin(session, judge, x_example, y_example, figures)
         energy = session.package.graphs[ENERGY_ROLES[session.manifest.kind]]
-        through_programs = (OP_DOMAIN, "QuadraticProgram") in wire.survey(energy, "energy").operators
+        operators = wire.survey(energy, "energy").operators
+        through_programs = any((OP_DOMAIN, name) in operators for name in PROGRAMS)
     for name, figure in figures.items():
         bound = max(TOLERANCE[dtype][name], QP[dtype] if through_programs else 0.0)
         if not figure <= bound:

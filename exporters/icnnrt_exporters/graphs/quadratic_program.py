@@ -4,9 +4,9 @@
     add_bodies(program)
     program.save("model.onnx")
 
-The nodes are ai.icnnrt::QuadraticProgram (and ::QPAdjoint where a traced graph takes gradients), with bodies in
-standard operators beside them: any ONNX runtime runs those, and one that has icnnrt's native library registered runs
-its kernels instead.
+The nodes are ai.icnnrt::QuadraticProgram (and ::QPAdjoint where a traced graph takes gradients), or of a layer with a
+pattern SparseQuadraticProgram (and ::SparseQPSensitivity), with bodies in standard operators beside them: any ONNX
+runtime runs those, and one that has icnnrt's native library registered runs its kernels instead.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +22,13 @@ from icnnrt.errors import ExportError
 from icnnrt.format.manifest import OP_DOMAIN
 from icnnrt.mathematics.qp_reference import QPCotangents
 from icnnrt.serving.quadratic_program import ADJOINT_INPUTS
-from icnnrt_exporters.operators.bodies import functions_qp
-from icnnrt_exporters.operators.quadratic_program import INPUTS, OUTPUTS, SETTINGS
+from icnnrt_exporters.operators.bodies import QP_BODIES, functions_qp
+from icnnrt_exporters.operators.quadratic_program import INPUTS, OUTPUTS, SENSITIVITY, SETTINGS
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 # Imported for the operators that it registers.
 from icnnrt_models.layers import qp_operators as _qp_operators
+from icnnrt_models.layers.qp_plan import plan_of
 
 __all__ = ["add_bodies", "qp_translation_table"]
 
@@ -38,8 +39,8 @@ OPERATORS = onnxscript.values.Opset(OP_DOMAIN, OP_VERSION)
 def _operator(name: str, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
     """The operator with its schema, by which torch's translator knows the types."""
     types: Mapping[str, str] = {
-        **dict.fromkeys(("status", "steps"), "tensor(int32)"),
-        **dict.fromkeys(("residual", "tolerance", "seconds"), "tensor(double)"),
+        **dict.fromkeys(("status", "steps", "weak", "plan"), "tensor(int32)"),
+        **dict.fromkeys(("residual", "tolerance", "seconds", "share"), "tensor(double)"),
         "most_steps": "tensor(int64)",
     }
     schema = onnx.defs.OpSchema(
@@ -56,6 +57,8 @@ def _operator(name: str, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
 OP = onnxscript.values.Opset("", OPSET)
 QuadraticProgram = _operator("QuadraticProgram", (*INPUTS, *SETTINGS), OUTPUTS)
 QPAdjoint = _operator("QPAdjoint", ADJOINT_INPUTS, QPCotangents._fields)
+SparseQuadraticProgram = _operator("SparseQuadraticProgram", (*INPUTS, *SETTINGS, "plan"), OUTPUTS)
+SparseQPSensitivity = _operator("SparseQPSensitivity", (*ADJOINT_INPUTS, "plan"), SENSITIVITY)
 
 
 def _qp_solve(
@@ -72,19 +75,26 @@ def _qp_solve(
     steps: int,
     unsafe: int,
     tolerance: float = 0.0,
+    plan: str = "",
     smoothing: float = 0.0,
 ) -> Any:
     # `unsafe` and `smoothing` are of the gradient alone.
     settings = (_constant(tolerance, np.float64), _constant(steps, np.int64), _constant(0.0, np.float64))
-    return QuadraticProgram(Q, p, G, h_lower, h, A, b, lower, upper, start, *settings)
+    data = (Q, p, G, h_lower, h, A, b, lower, upper, start, *settings)
+    return SparseQuadraticProgram(*data, _constant(plan_of(plan), np.int32)) if plan else QuadraticProgram(*data)
 
 
-def _constant(number: float, kind: Any) -> Any:
+def _constant(number: Any, kind: Any) -> Any:
     return OP.Constant(value=onnx.numpy_helper.from_array(np.array(number, kind)))
 
 
-def _qp_sensitivity(*data: Any) -> Any:
-    """QPAdjoint: graphs take what gradient there is, as if no loss lacked one and no row were weakly active."""
+def _qp_sensitivity(*data: Any, plan: str = "") -> Any:
+    """QPAdjoint: graphs take what gradient there is, as if no loss lacked one and no row were weakly active. Sparse it
+    is the one operator that there is."""
+    if len(data) > len(ADJOINT_INPUTS):
+        *data, plan = data  # type: ignore[assignment]
+    if plan:
+        return SparseQPSensitivity(*data, _constant(plan_of(plan), np.int32))
     _, _, _, _, _, _, _, status, *_ = data
     weak = ONNX.Sub(status, status)
     return *QPAdjoint(*data), ONNX.Cast(weak, to=onnx.TensorProto.DOUBLE), weak
@@ -129,7 +139,8 @@ def _add(model: ir.Model) -> None:
         )
     model.graph.opset_imports[OP_DOMAIN] = OP_VERSION
     used = {node.op_identifier() for node in model.graph.all_nodes()}
-    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, functions_qp())}
+    programs = [name for name in QP_BODIES if (OP_DOMAIN, name, "") in used]
+    bodies = {f.identifier(): f for f in map(ir.serde.deserialize_function, functions_qp(*programs))}
     wanted, queue = set(), [name for name in used if name in bodies]
     while queue:
         name = queue.pop()

@@ -17,13 +17,21 @@ from icnnrt_exporters.operators.positive_definite import PositiveDefinite
 from icnnrt_exporters.operators.solve_spd import InverseSPD, SolveSPD
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
-__all__ = ["IR_VERSION", "OPSET", "OP_DOMAIN", "OP_VERSION", "functions", "functions_qp"]
+__all__ = ["IR_VERSION", "OPSET", "OP_DOMAIN", "OP_VERSION", "QP_BODIES", "functions", "functions_qp"]
 
 QP_BODIES: Final = {
     "QuadraticProgram": quadratic_program.program_body,
     "QPSolve": quadratic_program.solve_body,
     "QPAdjoint": quadratic_program.adjoint_body,
     "QPSensitivity": quadratic_program.sensitivity_body,
+    "SparseQuadraticProgram": quadratic_program.sparse_program_body,
+    "SparseQPSensitivity": quadratic_program.sparse_sensitivity_body,
+}
+# The operators that others are made of.
+QP_CALLS: Final = {
+    "QPSolve": "QuadraticProgram",
+    "SparseQuadraticProgram": "QuadraticProgram",
+    "SparseQPSensitivity": "QPSensitivity",
 }
 
 
@@ -40,11 +48,10 @@ def functions(domain: str = "unit_box") -> tuple[onnx.FunctionProto, ...]:
 
 @cache
 def functions_qp(*operators: str) -> tuple[onnx.FunctionProto, ...]:
-    """The bodies of some of QuadraticProgram, QPSolve, QPAdjoint and QPSensitivity, by default of the first three; they
-    come last, and before them all functions they call."""
+    """The bodies of some of the operators of `QP_BODIES`, by default of its first three; they come last, and before
+    them all functions they call."""
     wanted = {*(operators or ("QuadraticProgram", "QPSolve", "QPAdjoint"))}
-    if "QPSolve" in wanted:  # which calls it
-        wanted.add("QuadraticProgram")
+    wanted |= {QP_CALLS[name] for name in wanted if name in QP_CALLS}
     return (
         *_imported(InverseCholesky, *([PositiveDefinite] if "QuadraticProgram" in wanted else [])),
         *(body for name, made in QP_BODIES.items() if name in wanted for body in made()),

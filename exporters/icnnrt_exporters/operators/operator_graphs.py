@@ -1,8 +1,8 @@
 """The ONNX models of one node each, in icnnrt/graphs, by which Python calls the operators of ai.icnnrt.
 
-QuadraticProgram, QPSolve, QPAdjoint and QPSensitivity come with the bodies that make them portable: `icnnrt.qp` needs
-neither torch nor onnx. The operators of the bundle method come without, for torch's layers, which have the same method
-in torch where there are no kernels. After a change of a body or a signature, `python -m
+QuadraticProgram, QPAdjoint, QPSensitivity and the two for sparse data come with the bodies that make them portable:
+`icnnrt.qp` needs neither torch nor onnx. The operators of the bundle method come without, for torch's layers, which
+have the same method in torch where there are no kernels. After a change of a body or a signature, `python -m
 icnnrt_exporters.operators.operator_graphs` writes them anew.
 """
 
@@ -63,6 +63,7 @@ SENSITIVITY: Final[Shapes] = ADJOINT | {"share": ["B"], "weak": ["B"]}
 OF_ADJOINT: Final[Shapes] = {
     name: {**DATA, **SOLUTION}[name] for name in ("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status")
 } | BARS
+PLAN: Final[Shapes] = {"plan": ["numbers"]}
 assert tuple(SOLUTION) == QPReference._fields
 assert tuple(ADJOINT) == QPCotangents._fields
 assert tuple(SENSITIVITY) == QPSensitivity._fields
@@ -71,10 +72,12 @@ SIGNATURES: Final[dict[str, tuple[Shapes, Shapes]]] = {
     "QuadraticProgram": (DATA | {name: [] for name in SETTINGS}, SOLUTION),
     "QPAdjoint": (OF_ADJOINT, ADJOINT),
     "QPSensitivity": (OF_ADJOINT, SENSITIVITY),
+    "SparseQuadraticProgram": (DATA | {name: [] for name in SETTINGS} | PLAN, SOLUTION),
+    "SparseQPSensitivity": (OF_ADJOINT | PLAN, SENSITIVITY),
 }
 KINDS: Final = {
     **dict.fromkeys(("residual", "share", "tolerance", "seconds"), TensorProto.DOUBLE),
-    **dict.fromkeys(("status", "weak", "steps"), TensorProto.INT32),
+    **dict.fromkeys(("status", "weak", "steps", "plan"), TensorProto.INT32),
     "most_steps": TensorProto.INT64,
 }
 CUTS: Final[Shapes] = {"slopes": ["B", "k", "n"], "offsets": ["B", "k"]}
@@ -88,8 +91,7 @@ BUNDLE: Final[dict[str, tuple[Shapes, Shapes]]] = {
 
 
 def qp_model(operator: str, dtype: str, **attributes: Any) -> onnx.ModelProto:
-    """One node of QuadraticProgram, QPSolve (attribute steps), QPAdjoint or QPSensitivity, with its bodies; float32 or
-    float64."""
+    """One node of an operator of `SIGNATURES` (QPSolve has an attribute steps), with its bodies; float32 or float64."""
     return _model(operator, SIGNATURES[operator], dtype, functions_qp(operator), **attributes)
 
 
@@ -115,7 +117,7 @@ def _model(
         operator,
         [declared(name, shape) for name, shape in inputs.items()],
         [declared(name, shape) for name, shape in outputs.items()],
-        defaults if operator == "QuadraticProgram" else [],
+        defaults if SETTINGS.keys() <= inputs.keys() else [],
     )
     return helper.make_model(
         graph,
@@ -133,6 +135,8 @@ def operator_graphs() -> dict[str, bytes]:
         models[f"qp_solve_{dtype}"] = qp_model("QuadraticProgram", dtype)
         models[f"qp_adjoint_{dtype}"] = qp_model("QPAdjoint", dtype)
         models[f"qp_sensitivity_{dtype}"] = qp_model("QPSensitivity", dtype)
+        models[f"sparse_qp_solve_{dtype}"] = qp_model("SparseQuadraticProgram", dtype)
+        models[f"sparse_qp_sensitivity_{dtype}"] = qp_model("SparseQPSensitivity", dtype)
     for role, operator in OPERATORS.items():
         if role.startswith("bundle_"):
             suffix = role.rpartition("_")[2].capitalize()

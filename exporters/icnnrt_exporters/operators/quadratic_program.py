@@ -1,5 +1,5 @@
 """The bodies of QuadraticProgram, QPAdjoint and QPSensitivity: `icnnrt.mathematics.quadratic_program` and `qp_adjoint`,
-traced; and of QPSolve, which is the first with its settings fixed.
+traced; of QPSolve, which is the first with its settings fixed; and of the two for sparse data, which do the same.
 
 What stands here beside the statements is how the operators take their data: shared by all samples or not, bounds that
 are absent, no equalities at all, and of two types.
@@ -26,6 +26,11 @@ NEARLY_ONE = 1.0 + 2.0**-40  # which float32 rounds to 1
 INPUTS = ("Q", "p", "G", "h_lower", "h", "A", "b", "lower", "upper", "start")
 OUTPUTS = ("z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray", "steps")
 SETTINGS = ("tolerance", "most_steps", "seconds")
+ADJOINT_INPUTS = (
+    *("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status"),
+    *("z_bar", "lam_bar", "nu_bar", "mu_bar"),
+)
+SENSITIVITY = ("d_z", "d_lam", "d_nu", "d_mu", "share", "weak")
 
 
 def program_body() -> list[onnx.FunctionProto]:
@@ -106,6 +111,20 @@ def solve_body() -> list[onnx.FunctionProto]:
     return function("QPSolve", traced, INPUTS, OUTPUTS[:-1], solve_body.__doc__, ["steps"])
 
 
+def sparse_program_body() -> list[onnx.FunctionProto]:
+    """As QuadraticProgram, of Q, G and A that may be other than 0 only where the input `plan` says so: integers of 32
+    bits, as `icnnrt.QPPattern(Q, G, A).plan` has them. Native kernels then factor nothing else, but for samples that do
+    not keep to it; this body takes no notice of it.
+    """
+
+    def traced(xp: Traced, *inputs: Symbol) -> Sequence[Symbol]:
+        types = [*[DOUBLE] * 7, INT64, DOUBLE, INT64]  # which nothing here depends on
+        return xp.nodes("QuadraticProgram", *inputs[:-1], results=types, domain=OP_DOMAIN)
+
+    inputs = [*INPUTS, *SETTINGS, "plan"]
+    return function("SparseQuadraticProgram", traced, inputs, OUTPUTS, sparse_program_body.__doc__)
+
+
 def adjoint_body() -> list[onnx.FunctionProto]:
     """The adjoint d_z [B, n], d_lam [B, m], d_nu [B, q], d_mu [B, n] of a loss with ∂ℓ/∂z = z̄ and so on.
 
@@ -122,14 +141,22 @@ def sensitivity_body() -> list[onnx.FunctionProto]:
     """QPAdjoint, and what is known of the gradient: its inputs and outputs, and share [B] double, the part of the loss
     that has no gradient (NaN where the status is not SOLVED), and weak [B] int32, how many rows are weakly active.
     """
-    return _adjoint(
-        "QPSensitivity", ["d_z", "d_lam", "d_nu", "d_mu", "share", "weak"], sensitivity_body.__doc__, tells=True
+    return _adjoint("QPSensitivity", SENSITIVITY, sensitivity_body.__doc__, tells=True)
+
+
+def sparse_sensitivity_body() -> list[onnx.FunctionProto]:
+    """As QPSensitivity, with the input `plan` of SparseQuadraticProgram, of which this body takes no notice."""
+
+    def traced(xp: Traced, *inputs: Symbol) -> Sequence[Symbol]:
+        types = [*[DOUBLE] * 5, INT64]
+        return xp.nodes("QPSensitivity", *inputs[:-1], results=types, domain=OP_DOMAIN)
+
+    return function(
+        "SparseQPSensitivity", traced, [*ADJOINT_INPUTS, "plan"], SENSITIVITY, sparse_sensitivity_body.__doc__
     )
 
 
-def _adjoint(name: str, outputs: list[str], doc: str | None, tells: bool = False) -> list[onnx.FunctionProto]:
-    inputs = ["Q", "G", "A", "lam", "mu", "slack", "box_slack", "status", "z_bar", "lam_bar", "nu_bar", "mu_bar"]
-
+def _adjoint(name: str, outputs: Sequence[str], doc: str | None, tells: bool = False) -> list[onnx.FunctionProto]:
     def traced(xp: Traced, *given: Symbol) -> Sequence[Symbol]:
         Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar = given
         B, n, m, q = xp.size(z_bar, -2), xp.size(G, -1), xp.size(G, -2), xp.size(A, -2)
@@ -160,7 +187,7 @@ def _adjoint(name: str, outputs: list[str], doc: str | None, tells: bool = False
         counted = xp.node("Cast", xp.node("Squeeze", weak, single), to=onnx.TensorProto.INT32)
         return [*rows, xp.node("Squeeze", share, single), counted]
 
-    return function(name, traced, inputs, outputs, doc)
+    return function(name, traced, ADJOINT_INPUTS, outputs, doc)
 
 
 def _precision(xp: Traced, data: Symbol, tolerance: Symbol) -> quadratic_program.Precision:

@@ -26,7 +26,7 @@ from icnnrt.errors import ExportError
 from icnnrt_exporters.tracing import windows
 from icnnrt_exporters.tracing.place import operator, place
 from icnnrt_exporters.tracing.smooth_softplus import smooth_threshold
-from icnnrt_models.layers.qp_operators import differentiable
+from icnnrt_models.layers.qp_operators import differentiable, whole
 
 aten = torch.ops.aten
 
@@ -110,7 +110,7 @@ def lower(module: fx.GraphModule) -> None:
             node.args, node.kwargs = (*(a[name] for name in ("self", "beta")), smooth_threshold(a["threshold"])), {}
         elif node.target is torch.ops.icnnrt.qp_solve.default:
             # Under the transforms of torch.func too; what is exported has the gradient at the answer, none smoothed.
-            _become(node, differentiable, node.args[:13])
+            _become(node, differentiable, whole(node.args)[:14])
         elif node.target in (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default):
             _batch_norm(node)
         elif node.target in INTERPOLATIONS:

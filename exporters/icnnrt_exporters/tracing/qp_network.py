@@ -12,15 +12,18 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.func import vjp
 
 from icnnrt.errors import ExportError
+from icnnrt.mathematics.qp_pattern import QPPattern
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.tracing.energy_graph import example_batch, followed, read_tensors
 from icnnrt_exporters.tracing.heads import Head, Input, trace, weights, with_weights
 from icnnrt_exporters.tracing.lowering import lower
-from icnnrt_models.layers.qp_operators import NAN, USE, differentiable
+from icnnrt_models.layers.qp_operators import NAN, USE, differentiable, whole
+from icnnrt_models.layers.qp_plan import text_of
 
 Theta = Mapping[str, Tensor]
 
@@ -62,6 +65,31 @@ class QPNetwork:
         self.theta, self.constants = read_tensors(graph, module)
         (self._x,) = (node for node in self._graph.nodes if node.op == "placeholder")
         self._batch = self._x.meta["val"].shape[0]
+        self._seen: dict[fx.Node, list[NDArray[Any]]] | None = None
+        self._give_patterns({name for name, _ in module.named_parameters()}, x_example)
+
+    def _give_patterns(self, parameters: set[str], x: Tensor) -> None:
+        """Where the matrices of a program are 0 for any weights and any x, by a pattern if that pays.
+
+        What is 0 is told from one evaluation elsewhere: there nothing else is 0. Should it be wrong, samples that do
+        not keep to the pattern are solved without it.
+        """
+        g = torch.Generator().manual_seed(0)
+
+        def moved(t: Tensor) -> Tensor:
+            noise = torch.randn(t.shape, generator=g, dtype=torch.float64).to(t)
+            return t + 0.1 * noise * (1.0 + t.abs()) if t.is_floating_point() else t
+
+        theta = {name: moved(t.detach()) if name in parameters else t for name, t in self.theta.items()}
+        self._seen = {}
+        with torch.no_grad():
+            self(theta, moved(x.detach()), clean=False)
+        for node, matrices in self._seen.items():
+            *arguments, plan, _ = whole(node.args)
+            pattern = QPPattern(*matrices)
+            if not plan and pattern.pays:
+                node.args = (*arguments, text_of(pattern))
+        self._seen = None
 
     def __call__(self, theta: Theta, x: Tensor, *, clean: bool) -> tuple[Tensor, Tensor, Tensor]:
         """z [B, n], status [B] and residual [B, 3]; with `clean`, what was not solved is 0 and so has no gradient."""
@@ -102,8 +130,10 @@ class QPNetwork:
         arguments = fx.map_arg(node.args, lookup)
         if node.target is not differentiable:
             return node.target(*arguments, **fx.map_arg(node.kwargs, lookup))  # type: ignore[operator]
-        *data, _, tolerance = (*arguments, 0.0)[:13]  # a graph of torch leaves out what is as by default
-        *floats, residual, status, ray, taken = differentiable(*data, USE if clean else NAN, tolerance)
+        *data, _, tolerance, plan, _ = whole(arguments)
+        if self._seen is not None:
+            self._seen[node] = [data[i].numpy() for i in (0, 2, 5)]
+        *floats, residual, status, ray, taken = differentiable(*data, USE if clean else NAN, tolerance, plan)
         found.append((status, residual))
         if clean:
             kept = (status == QPStatus.SOLVED).unsqueeze(1)

@@ -49,8 +49,9 @@ def kernel(role: str, dtype: str) -> Kernel | None:
         return None
     if not native:
         return None
-    # Some of those have a default, and are not listed then.
-    names = SOLVE_INPUTS if role == "qp_solve" else [node.name for node in session.get_inputs()]
+    # Some of those have a default, and are not listed then; a plan comes by its name.
+    listed = [node.name for node in session.get_inputs() if node.name != "plan"]
+    names = SOLVE_INPUTS if role.endswith("qp_solve") else listed
 
     def run(arrays: Sequence[Any], **settings: Any) -> Sequence[Any]:
         session, _ = operator_session(role, dtype)  # asked for each time, as a forked child has another one

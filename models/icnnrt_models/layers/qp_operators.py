@@ -1,9 +1,9 @@
 """The operators icnnrt::qp_solve and icnnrt::qp_sensitivity of torch: run, exported, differentiated, under vmap.
 
-They are ai.icnnrt::QuadraticProgram and ::QPSensitivity; `icnnrt_exporters` turn them into QuadraticProgram and
-QPAdjoint. On the CPU icnnrt's native kernels run them, elsewhere and where there are none `qp_script`. That is decided
-where they run, so torch.compile and torch.func.vmap, which see an operator and not what is in it, change nothing about
-it. Every leading axis is B or 1, what is absent has no columns.
+They are ai.icnnrt::QuadraticProgram and ::QPSensitivity, or their sparse twins with a plan; `icnnrt_exporters` turn
+them into QuadraticProgram and QPAdjoint, or those twins. On the CPU icnnrt's native kernels run them, elsewhere and
+where there are none `qp_script`. That is decided where they run, so torch.compile and torch.func.vmap, which see an
+operator and not what is in it, change nothing about it. Every leading axis is B or 1, what is absent has no columns.
 """
 
 import threading
@@ -25,10 +25,11 @@ from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.qp_tangent import tangent_residuals
 from icnnrt_models.layers.kernels import Kernel, kernel, run_on
 from icnnrt_models.layers.namespace import TORCH
+from icnnrt_models.layers.qp_plan import plan_of
 from icnnrt_models.layers.qp_script import numbers, qp_script
 from icnnrt_models.layers.qp_smoothed import qp_smoothed
 
-__all__ = ["NAN", "RAISE", "SKIP", "TAKE", "USE", "Kernels", "differentiable", "kernels"]
+__all__ = ["NAN", "RAISE", "SKIP", "TAKE", "USE", "Kernels", "differentiable", "kernels", "sparse_kernels", "whole"]
 
 Tensors = tuple[Tensor, ...]
 # What becomes of samples without a gradient that can be trusted; USE is of exported graphs, in which those that are not
@@ -39,8 +40,8 @@ NAN, SKIP, RAISE, USE, TAKE = range(5)
 class Kernels(NamedTuple):
     """The two operators on the CPU, numpy in and out, arguments and results in the order of ai.icnnrt's."""
 
-    solve: Kernel  # 10 inputs -> 10 outputs; settings that are not usual by their names
-    sensitivity: Kernel  # 12 inputs -> 6 outputs
+    solve: Kernel  # 10 inputs -> 10 outputs; settings that are not usual, and a plan, by their names
+    sensitivity: Kernel  # 12 inputs -> 6 outputs; a plan by its name
 
 
 def kernels(dtype: torch.dtype) -> Kernels | None:
@@ -48,9 +49,24 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
 
     One function to replace: `icnnrt_models.layers.qp_operators.kernels = lambda dtype: None` takes torch's solver.
     """
+    return _kernels("", dtype)
+
+
+def sparse_kernels(dtype: torch.dtype) -> Kernels | None:
+    """Those that take a plan; asked for only where there are `kernels`."""
+    return _kernels("sparse_", dtype)
+
+
+def _kernels(prefix: str, dtype: torch.dtype) -> Kernels | None:
     name = str(dtype).removeprefix("torch.")
-    solve, sensitivity = (kernel(f"qp_{role}", name) for role in ("solve", "sensitivity"))
+    solve, sensitivity = (kernel(f"{prefix}qp_{role}", name) for role in ("solve", "sensitivity"))
     return Kernels(solve, sensitivity) if solve and sensitivity else None
+
+
+def _found(like: Tensor, plan: str) -> Kernels | None:
+    """What answers for tensors like this one."""
+    found = kernels(like.dtype) if like.device.type == "cpu" else None
+    return sparse_kernels(like.dtype) if found is not None and plan else found
 
 
 # --- What they compute ---------------------------------------------------------------------------
@@ -71,15 +87,17 @@ def qp_solve(
     steps: int,
     unsafe: int,
     tolerance: float = 0.0,
+    plan: str = "",
     smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As ai.icnnrt::QuadraticProgram. Of the gradient are `unsafe`, one of those above, and `smoothing`, 0 for none."""
+    """As ai.icnnrt::QuadraticProgram, or SparseQuadraticProgram with a plan, of `qp_plan.text_of`. Of the gradient are
+    `unsafe`, one of those above, and `smoothing`, 0 for none."""
     _demand_reverse_mode()
     data = (Q, p, G, h_lower, h, A, b, lower, upper, start)
-    found = kernels(p.dtype) if p.device.type == "cpu" else None
+    found = _found(p, plan)
     if found is not None:
         settings = Settings(tolerance if tolerance > 0.0 else None, None if steps == STEPS else steps)
-        return cast(Any, run_on(found.solve, data, settings.feeds()))
+        return cast(Any, run_on(found.solve, data, settings.feeds() | _feeds(plan)))
     if _batch(data) == 0:
         return cast(Any, _answers(*data))
     # Without TorchScript's optimiser, which takes a second at every new shape and gains nothing afterwards.
@@ -103,13 +121,15 @@ def qp_sensitivity(
     lam_bar: Tensor,
     nu_bar: Tensor,
     mu_bar: Tensor,
+    plan: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As ai.icnnrt::QPSensitivity: d_z, d_λ, d_ν, d_μ, share, weak; a cotangent without columns is zero."""
+    """As ai.icnnrt::QPSensitivity: d_z, d_λ, d_ν, d_μ, share, weak; a cotangent without columns is zero. With a plan
+    as SparseQPSensitivity."""
     _demand_reverse_mode()
     data = (Q, G, A, lam, mu, slack, box_slack, status, z_bar, lam_bar, nu_bar, mu_bar)
-    found = kernels(z_bar.dtype) if z_bar.device.type == "cpu" else None
+    found = _found(z_bar, plan)
     if found is not None:
-        return cast(Any, run_on(found.sensitivity, data))
+        return cast(Any, run_on(found.sensitivity, data, _feeds(plan)))
     if len(z_bar) == 0:
         return cast(Any, _cotangents(*data))
     with torch.no_grad(), torch.jit.optimized_execution(False):
@@ -118,6 +138,10 @@ def qp_sensitivity(
     rows = (_own(torch.where(good.unsqueeze(1), a, torch.nan), z_bar.dtype) for a in d)
     told = _own(torch.where(good, share, torch.nan), torch.float64), _own(weak, torch.int32)
     return cast(Any, (*rows, *told))
+
+
+def _feeds(plan: str) -> dict[str, Any]:
+    return {"plan": plan_of(plan)} if plan else {}
 
 
 def _own(a: Tensor, dtype: torch.dtype) -> Tensor:
@@ -144,7 +168,7 @@ def _answers(*arguments: Any) -> Tensors:
 
 @qp_sensitivity.register_fake
 def _cotangents(*arguments: Any) -> Tensors:
-    _, _, A, lam, *_, z_bar, _, _, _ = arguments
+    _, _, A, lam, _, _, _, _, z_bar, *_ = arguments
     B, n = z_bar.shape
     rows = (z_bar.new_empty((B, size)) for size in (n, lam.shape[1], A.shape[1], n))
     return (*rows, z_bar.new_empty((B,), dtype=torch.float64), z_bar.new_empty((B,), dtype=torch.int32))
@@ -154,7 +178,8 @@ def _cotangents(*arguments: Any) -> Tensors:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    Q, _, G, _, _, A, *_, unsafe, _, smoothing = inputs
+    Q, _, G, _, _, A, *_ = inputs
+    unsafe, _, plan, smoothing = inputs[11:]
     z, lam, nu, mu, slack, box_slack, _, status, _, _ = output
     ctx.set_materialize_grads(False)
     codes = status.to(torch.int32) if status.is_floating_point() else status
@@ -167,13 +192,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         ctx.save_for_forward(*kept)
         ctx.still = [(tuple(a.shape), a.dtype) for a in output[4:]]
     ctx.shapes = [tuple(a.shape) for a in inputs[: len(SHAPES)]]
-    ctx.unsafe = unsafe
+    ctx.unsafe, ctx.plan = unsafe, plan
 
 
 def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     Q, G, A, z, lam, nu, mu, slack, box_slack, status, *data = ctx.saved_tensors
     if all(bar is None for bar in bars[:4]):
-        return (None,) * 14
+        return (None,) * 15
     z_bar, *others = (z.new_zeros((1, 0)) if bar is None else bar for bar in bars[:4])
     z_bar = torch.zeros_like(z) if bars[0] is None else z_bar
     uppers: list[Tensor] = []
@@ -182,7 +207,7 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         z, lam, nu, mu, *d, share, upper, box_upper = qp_smoothed(*data, *rows, z_bar, *others, ctx.smoothing)
         weak, uppers = torch.zeros_like(status), [upper, box_upper]
     else:
-        *d, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others)
+        *d, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others, ctx.plan)
     kept, d = _safe(ctx.unsafe, status, share, weak, d)
     if kept is not None:
         z, lam, nu, mu, *uppers = (torch.where(kept, a, 0.0) for a in (z, lam, nu, mu, *uppers))
@@ -196,7 +221,7 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         return found[name]().sum(0, keepdim=True) if shared else found[name]()
 
     asked = zip(ctx.needs_input_grad, SHAPES, ctx.shapes, strict=False)
-    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), *(None,) * 5)
+    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), *(None,) * 6)
 
 
 def _safe(
@@ -237,7 +262,7 @@ def _push_forward(ctx: Any, *dots: Tensor | None) -> tuple[Tensor | None, ...]:
     # What is absent has no columns, and does not broadcast.
     named = {name: dot for name, dot in moving if dot is not None and dot.shape[1]}
     bars = tangent_residuals(z, lam, nu, mu, named)
-    *tangents, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *bars)
+    *tangents, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *bars, ctx.plan)
     _, tangents = _safe(ctx.unsafe, status, share, weak, tangents)
     return (*tangents, *(z.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.still))
 
@@ -247,16 +272,17 @@ def _keep_system(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     ctx.save_for_backward(*inputs[:8], *output)
     if hasattr(ctx, "save_for_forward"):
         ctx.save_for_forward(*inputs[:8], *output)
-    ctx.shapes = [tuple(a.shape) for a in inputs]
+    *data, ctx.plan = inputs
+    ctx.shapes = [tuple(a.shape) for a in data]
 
 
 def _pull_system_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     """d = −K⁻¹ v of the cotangents v, K fixed in all but Q, G and A: of d̄ it is v̄ = −K⁻¹ d̄, and K̄ = v̄ d'."""
     Q, G, A, lam, mu, slack, box_slack, status, *d, _, _ = ctx.saved_tensors
     if all(bar is None for bar in bars[:4]):
-        return (None,) * 12
+        return (None,) * 13
     back = [torch.zeros_like(a) if bar is None else bar for a, bar in zip(d, bars, strict=False)]
-    *v_bar, _, _ = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *back)
+    *v_bar, _, _ = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *back, ctx.plan)
     found = gradients(TORCH, *d, *v_bar)
 
     def matrix(name: str, shape: tuple[Any, ...]) -> Tensor:
@@ -265,7 +291,7 @@ def _pull_system_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ..
 
     of_K = (matrix(name, shape) for name, shape in zip("QGA", ctx.shapes, strict=False))
     of_v = (a if shape[1] else a.new_zeros(shape) for a, shape in zip(v_bar, ctx.shapes[8:], strict=True))
-    return (*of_K, None, None, None, None, None, *of_v)
+    return (*of_K, None, None, None, None, None, *of_v, None)
 
 
 def _push_system_forward(ctx: Any, *dots: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -274,8 +300,8 @@ def _push_system_forward(ctx: Any, *dots: Tensor | None) -> tuple[Tensor | None,
     named = {name: dot for name, dot in zip("QGA", dots, strict=False) if dot is not None and dot.shape[1]}
     d_z, d_lam, d_nu, d_mu = d
     moved = tangent_residuals(d_z, d_lam, d_nu, d_mu, named)
-    terms = [a if dot is None or not dot.shape[1] else a + dot for a, dot in zip(moved, dots[8:], strict=True)]
-    *found, _, _ = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *terms)
+    terms = [a if dot is None or not dot.shape[1] else a + dot for a, dot in zip(moved, dots[8:12], strict=True)]
+    *found, _, _ = adjoint(Q, G, A, lam, mu, slack, box_slack, status, *terms, ctx.plan)
     return (*found, torch.zeros_like(share), torch.zeros_like(weak))
 
 
@@ -406,6 +432,11 @@ solve = _registered(qp_solve, _Rules(_keep, _pull_back, _push_forward, _solve_fo
 adjoint = _registered(qp_sensitivity, _Rules(_keep_system, _pull_system_back, _push_system_forward, _adjoint_folded))
 
 
+def whole(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Those of `qp_solve`, of which a graph of torch leaves out what is as by default."""
+    return (*arguments, *(0.0, "", 0.0)[len(arguments) - 12 :])
+
+
 def differentiable(*arguments: Any) -> Tensors:
     """z, λ, ν, μ, slack, box_slack, residual, status, ray and steps of `qp_solve`, with a derivative.
 
@@ -413,7 +444,7 @@ def differentiable(*arguments: Any) -> Tensors:
     torch.export the operator itself, opaque to both, whose derivative is registered with torch.library. Either way the
     native kernels answer where they can.
     """
-    arguments = (*arguments, 0.0, 0.0)[:14]  # a graph of torch leaves out what is as by default
+    arguments = whole(arguments)
     if torch.compiler.is_compiling():
         return cast(Tensors, torch.ops.icnnrt.qp_solve(*arguments))
     *answer, status, ray, taken = solve(*arguments)

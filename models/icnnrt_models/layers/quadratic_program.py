@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from icnnrt.arguments import flag, instance, refused
 from icnnrt.mathematics.qp_advice import qp_advice
+from icnnrt.mathematics.qp_pattern import QPPattern
 from icnnrt.mathematics.qp_reference import STEPS
 from icnnrt.mathematics.qp_settings import Settings, checked_smoothing, checked_steps, checked_tolerance
 from icnnrt.mathematics.qp_status import STATUSES, advise
 from icnnrt_models.layers.on_unsafe import OnUnsafe, chosen, unsafe
 from icnnrt_models.layers.qp_operators import NAN, RAISE, SKIP, TAKE, differentiable
+from icnnrt_models.layers.qp_plan import text_of
 from icnnrt_models.layers.qp_script import Data, Solution
 from icnnrt_models.layers.qp_tensors import leading
 from icnnrt_models.layers.qp_trace import qp_trace
@@ -86,6 +88,9 @@ class QPLayer(nn.Module):
         steps: the most interior-point steps; 8 to 14 are usual.
         tolerance: the relative KKT residual at which a sample is CONVERGED, by default 1e-9 in float64 and 1e-6 in
             float32.
+        pattern: an `icnnrt.QPPattern`, where Q, G and A may be other than 0: native kernels then factor no zeros, and
+            answer the same. It pays from some tens of variables on where most entries are 0. Samples that do not keep
+            to it are solved all the same, as slowly as without; gradients are of every entry, as without.
         smoothing: κ > 0, for the gradient at the point of the central path where every multiplier times its slack is κ,
             in units of the objective, instead of at the answer, which stays what it is (see
             `icnnrt.mathematics.qp_smoothing`). It is that of a smooth function, tells of constraints that do not hold
@@ -103,6 +108,7 @@ class QPLayer(nn.Module):
         on_unsafe: OnUnsafe | Literal["use"] = "nan",
         steps: int = STEPS,
         tolerance: float | None = None,
+        pattern: QPPattern | None = None,
         smoothing: float | None = None,
     ) -> None:
         super().__init__()
@@ -111,6 +117,9 @@ class QPLayer(nn.Module):
         self.steps = checked_steps(steps)
         # That of float32 is known to be met when the data are.
         self.tolerance = None if tolerance is None else checked_tolerance(tolerance, np.float64)
+        remedy = "make one by icnnrt.QPPattern(Q, G, A)"
+        self.pattern = None if pattern is None else instance(pattern, "pattern", QPPattern, "a QPPattern", remedy)
+        self._plan = text_of(self.pattern)
         self.smoothing = None if smoothing is None else checked_smoothing(smoothing)
 
     def forward(
@@ -137,13 +146,17 @@ class QPLayer(nn.Module):
             data = _data(given)
         if self.tolerance is not None and data.p.dtype == torch.float32:
             checked_tolerance(self.tolerance, np.float32)
+        if self.pattern is not None and not torch.jit.is_tracing():
+            self.pattern.check_sizes(data.Q.shape[-1], data.G.shape[-2], data.A.shape[-2])
         tolerance, skip, use = self.tolerance or 0.0, self.on_unsafe == "skip", self.on_unsafe == "use"
         if torch.jit.is_tracing():
             found = Solution(*qp_trace()(*data, self.steps, skip, self.on_unsafe == "raise", use, tolerance))
         else:
             start = data.p.new_zeros((1, 0))
             unsafe = UNSAFE[self.on_unsafe]
-            found = Solution(*differentiable(*data, start, self.steps, unsafe, tolerance, self.smoothing or 0.0))
+            found = Solution(
+                *differentiable(*data, start, self.steps, unsafe, tolerance, self._plan, self.smoothing or 0.0)
+            )
             if self.on_unsafe == "raise" and not torch.compiler.is_exporting():
                 _demand_solved(found, data, Settings(self.tolerance, self.steps))
         if not self.multipliers:
@@ -154,6 +167,7 @@ class QPLayer(nn.Module):
 
     def extra_repr(self) -> str:
         settings = f"steps={self.steps}, tolerance={self.tolerance}, smoothing={self.smoothing}"
+        settings += f", pattern={self.pattern}" * bool(self.pattern)
         return f"multipliers={self.multipliers}, on_unsafe={self.on_unsafe!r}, {settings}"
 
 
