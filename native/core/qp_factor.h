@@ -148,8 +148,8 @@ ICNNRT_NO_INLINE double factor(const Factors& f, const double* K, const double* 
   return least;
 }
 
-// x [ld] = [P A'; A -S]^-1 x; zero from `size` on.
-ICNNRT_NO_INLINE void solve(const Factors& f, double* x) {
+// The two halves of `solve`: x [ld] = U'^-1 x, and x = U^-1 diag(1, -1) x; zero from `size` on.
+ICNNRT_NO_INLINE void forward(const Factors& f, double* x) {
   const std::size_t ld = f.ld;
   for (std::size_t i = 0; i < f.size; i += kBlock) {
     const double* const U = f.U + i * ld;
@@ -163,6 +163,10 @@ ICNNRT_NO_INLINE void solve(const Factors& f, double* x) {
       store(x + c, load(x + c) - ((load(U + c) * y[0] + load(U + ld + c) * y[1]) +
                                   (load(U + 2 * ld + c) * y[2] + load(U + 3 * ld + c) * y[3])));
   }
+}
+
+ICNNRT_NO_INLINE void backward(const Factors& f, double* x) {
+  const std::size_t ld = f.ld;
   for (std::size_t c = f.positive; c < f.size; ++c) x[c] = -x[c];
   for (std::size_t i = f.size; i > 0;) {
     i -= kBlock;
@@ -179,6 +183,12 @@ ICNNRT_NO_INLINE void solve(const Factors& f, double* x) {
       x[i + t] = y * f.inverse[i + t];
     }
   }
+}
+
+// x [ld] = [P A'; A -S]^-1 x; zero from `size` on.
+ICNNRT_INLINE void solve(const Factors& f, double* x) {
+  forward(f, x);
+  backward(f, x);
 }
 
 // out [rows] = M x over `columns` of M's columns; beyond them M and x are zero for a vector.

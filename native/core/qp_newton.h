@@ -28,8 +28,8 @@ struct Newton {
   double *e, *e_lam, *rows, *more_lam;  // [ld], [N], [N], [N] scratch of the refinement
 };
 
-// The factors for newton.W, rho and delta.
-ICNNRT_NO_INLINE void factor(const Problem& P, Newton& newton) {
+// The factors for newton.W, rho and delta; the least pivot against the diagonal that it is of.
+ICNNRT_NO_INLINE double factor(const Problem& P, Newton& newton) {
   const Factors& f = newton.factors;
   const std::size_t ld = P.ld, n = P.n_blocks;
   double* const whole = newton.diagonal + P.size;
@@ -75,7 +75,7 @@ ICNNRT_NO_INLINE void factor(const Problem& P, Newton& newton) {
   newton.left = 1.0 - newton.gamma * newton.delta;
   for (std::size_t j = 0; j < n; ++j) newton.diagonal[j] += kSmallestPivotOfP * whole[j];
   for (std::size_t j = n; j < P.size; ++j) newton.diagonal[j] = j < n + P.q ? newton.delta / newton.left : 1.0;
-  factor(f, P.K, newton.R, rows, newton.diagonal, kSmallestPivotOfP);
+  return factor(f, P.K, newton.R, rows, newton.diagonal, kSmallestPivotOfP);
 }
 
 // x [ld] from [r_z; r_ν] to [dz; dν]; dλ [N] from t; rows = [G; I] dz.

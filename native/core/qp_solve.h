@@ -1,7 +1,7 @@
 // One quadratic program from the operator's inputs to its outputs.
 #pragma once
 
-#include "qp_interior_point.h"
+#include "qp_active_set.h"
 
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
@@ -26,7 +26,7 @@ template <typename T>
 inline constexpr double kUnitRoundoff = sizeof(T) == sizeof(double) ? 0x1p-52 : 0x1p-23;
 
 // What a solve or an adjoint with q equality rows needs; `qp_workspace_bytes` in dispatch.cpp allows for it.
-ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::size_t q, Problem& P, Iteration& it) {
+ICNNRT_NO_INLINE Layout lay_out(void* memory, std::size_t n, std::size_t m, std::size_t q, Problem& P, Iteration& it) {
   Layout layout{static_cast<unsigned char*>(memory)};
   P.n = n;
   P.m = m;
@@ -74,6 +74,7 @@ ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::s
     fill(P.K, P.size * ld, 0.0);
     fill(it.newton.factors.U, P.size * ld, 0.0);
   }
+  return layout;
 }
 
 // Whether Q + noise has a factor: that is, whether its least eigenvalue is at least -noise up to rounding.
@@ -145,9 +146,19 @@ ICNNRT_NO_INLINE bool solve_cold(Problem& P, Iteration& it, double soft, const E
   return false;
 }
 
-// Solves P as it was read, from what read_start left if `warm`. x and signed λ are left in it.polished and it.lam; true
-// if they are a polished point, otherwise their slacks are in side.s.
-ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, bool warm, double soft, const Ends& ends,
+// Whether the active-set method finds the solution, as a polish does. Otherwise nothing has happened.
+ICNNRT_NO_INLINE bool solve_by_active_set(Problem& P, Iteration& it, ActiveSet* set, bool warm, const Ends& ends,
+                                          double (&residual)[3]) {
+  if (!set || !P.curved || ends.steps == 0) return false;
+  const bool found = DualActiveSet{P, it, *set}.run(warm, ends, residual);
+  it.taken += found;
+  return found;
+}
+
+// Solves P as it was read, from what read_start left if `warm`, by an active-set method first if there is memory for
+// one. x and signed λ are left in it.polished and it.lam; true if they are a polished point, otherwise their slacks are
+// in side.s.
+ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, ActiveSet* set, bool warm, double soft, const Ends& ends,
                                     double (&residual)[3]) {
   equilibrate(P, it.Kz, it.newton.rows, it.r);
   if (warm) {
@@ -155,11 +166,12 @@ ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, bool warm, double
     warm_start(P, it);
     const bool held = polish(P, it, kAmendments, min(ends.enough, kEnough), residual);
     it.taken += held;
-    if (held || method.run(ends, residual)) return true;
+    if (held || solve_by_active_set(P, it, set, true, ends, residual) || method.run(ends, residual)) return true;
     method.read_off();
     kkt_residual(P, it, it.polished, it.lam, residual);
     if (worst(residual) <= ends.nearly || ends.over()) return false;  // otherwise the start was misleading
   }
+  if (!warm && solve_by_active_set(P, it, set, false, ends, residual)) return true;
   return solve_cold(P, it, soft, ends, residual);
 }
 
@@ -220,7 +232,7 @@ static bool infeasible(Problem& P, Iteration& it, const Ends& ends, double& amou
   read();
   if (contradicted(P, it, amount)) return true;
   double residual[3];
-  solve_problem(P, it, false, 1.0, ends, residual);
+  solve_problem(P, it, nullptr, false, 1.0, ends, residual);
   move_to(P, it);
   solve_cold(P, it, 1.0, ends, residual);
   read();
@@ -255,7 +267,7 @@ static bool infeasible(Problem& P, Iteration& it, const Ends& ends, double& amou
 ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, const Ends& ends, double p_size, double tolerance,
                                 double& amount) {
   double residual[3];
-  solve_problem(P, it, false, 0.0, ends, residual);
+  solve_problem(P, it, nullptr, false, 0.0, ends, residual);
   // Each row against its own size and that of d, in units of z.
   const double length = largest(it.polished, P.n);
   amount = 0.0;
@@ -338,7 +350,9 @@ template <typename T>
 static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* memory) noexcept {
   Problem P;
   Iteration it;
-  lay_out(memory, sizes.n, sizes.m, sizes.q, P, it);
+  ActiveSet set;
+  Layout layout = lay_out(memory, sizes.n, sizes.m, sizes.q, P, it);
+  lay_out(layout, P, set);
   for (std::size_t i = 0; i < 2 * sizes.n + sizes.m + sizes.q; ++i) args.ray[i] = T{0};
   bool crossed;
   const bool sound = read_problem(args, Purpose::kSolve, P, crossed);
@@ -356,7 +370,7 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
   } else if (ends.over()) {
     status = QpStatus::kFailed;
   } else {
-    const bool polished = solve_problem(P, it, read_start(args.start, P, it), 0.0, ends, residual);
+    const bool polished = solve_problem(P, it, &set, read_start(args.start, P, it), 0.0, ends, residual);
     const double off = worst(residual);
     const double per_cost = 1.0 / P.cost;
     for (std::size_t j = 0; j < P.n; ++j) args.z[j] = static_cast<T>(it.polished[j] * P.D[j]);
