@@ -1,5 +1,5 @@
-// A dual active-set method for quadratic programs whose Q is definite: where few constraints are tried, it takes a small
-// part of the operations of the interior point method.
+// A dual active-set method for quadratic programs whose Q is definite: where few constraints are tried, it takes a
+// small part of the operations of the interior point method.
 #pragma once
 
 #include "qp_interior_point.h"
@@ -7,46 +7,50 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-// What equalities and the constraints in the set leave of another one, squared and against the whole, from where on it is
-// independent of them.
+// What equalities and the constraints in the set leave of another one, squared and against the whole, from where on it
+// is independent of them.
 inline constexpr double kIndependent = 1e-9;
 inline constexpr double kViolated = 1e-9;  // equilibrated, from where on a constraint is brought into the set
 // Multipliers in the set, and slacks out of it, that are less leave more than one answer to choose from, or nearly so.
 inline constexpr double kDistinct = 1e-7;
 inline constexpr std::size_t kActiveSetRefinements = 2;
+inline constexpr std::size_t kTogether = 4;  // constraints that come at once
+// As many constraints may enter, and one more for every so many of rows and variables: more cost what the interior
+// point method takes.
+inline constexpr std::size_t kFewest = 20, kPart = 20;
+inline constexpr double kQueued = 0.8;  // part of the largest violation, from where on a constraint comes with it
 
-// With K, c and x as in qp_problem.h, C = [G; I], and 𝒜 the constraints that are in the set, at their bounds d:
+// With K, c and x as in qp_problem.h, C = [G; I], and 𝒜 the constraints in the set, at their bounds d:
 //
-//     x₀ = −K⁻¹c,   v_i = K⁻¹[C_i; 0],   S_i = C v_i,   U'U = S_𝒜𝒜,   U'U λ* = C_𝒜 x₀ − d_𝒜,   x = x₀ − V λ*
+//     x₀ = −K⁻¹c,   v_i = K⁻¹[C_i; 0],   U'U = C_𝒜 V,   U'U λ* = C_𝒜 x₀ − d_𝒜,   x = x₀ − V λ*
 //
-// x is the minimiser where those are equalities. A constraint in the set has a position, in the order in which they came;
-// its v and S lie at the position's slot.
+// x is the minimiser where those are equalities. A constraint in the set has a position, in the order in which they
+// came; its v lies at the position's slot.
 struct ActiveSet {
-  std::size_t most = 0;                // constraints that may be in it; 0: there is no memory for one
-  std::size_t stride_S, stride;        // of S; of U
-  double *V, *S, *U;                   // [most + 1, ld], [most + 1, N], [most, stride]; U without its diagonal
-  double *diagonal, *inverse;          // [most] of U, and their inverses
-  double *lam, *lam_star, *l, *w;      // [stride]; U'l = S_𝒜i of the constraint that comes, U'w = C_𝒜 x₀ − d_𝒜
-  double* by_slot;                     // [most + 1]
-  double* rows;                        // [N] C x₀
-  std::size_t *row, *slot;             // [most], [most + 1]
-  unsigned char* side;                 // [most]
+  std::size_t most = 0;            // constraints that may be in it; 0: there is no memory for one
+  std::size_t stride;              // of U
+  double *V, *U;                   // [most + kTogether, ld], [most, stride]; U without its diagonal
+  double *diagonal, *inverse;      // [stride] of U, and their inverses
+  double *lam, *lam_star, *l, *w;  // [stride]; U'l = C_𝒜 v of the constraint that comes, U'w = C_𝒜 x₀ − d_𝒜
+  double *by_slot, *rows;          // [most + kTogether]; [N] C x₀
+  std::size_t *row, *slot;         // [most]; [most + kTogether]
+  std::size_t* queue;              // [2 N] of constraints that come: row and side
+  unsigned char* side;             // [most]
 };
 
-// It takes the place of all the search for a ray needs beyond a solve: see `qp_workspace_bytes`.
+// In the memory that a search for a ray needs beyond a solve: see `qp_workspace_bytes`.
 ICNNRT_INLINE void lay_out(Layout& layout, const Problem& P, ActiveSet& set) {
   set.most = P.n;
-  set.stride_S = P.N;
   set.stride = padded(P.n);
-  set.V = layout.take<double>((P.n + 1) * P.ld);
-  set.S = layout.take<double>((P.n + 1) * P.N);
+  set.V = layout.take<double>((P.n + kTogether) * P.ld);
   set.U = layout.take<double>(P.n * set.stride);
   double** const vectors[] = {&set.diagonal, &set.inverse, &set.lam, &set.lam_star, &set.l, &set.w};
   for (double** const vector : vectors) *vector = layout.take<double>(set.stride);
-  set.by_slot = layout.take<double>(P.n + 1);
+  set.by_slot = layout.take<double>(P.n + kTogether);
   set.rows = layout.take<double>(P.N);
   set.row = layout.take<std::size_t>(P.n);
-  set.slot = layout.take<std::size_t>(P.n + 1);
+  set.slot = layout.take<std::size_t>(P.n + kTogether);
+  set.queue = layout.take<std::size_t>(2 * P.N);
   set.side = layout.take<unsigned char>(P.n);
 }
 
@@ -57,23 +61,27 @@ struct DualActiveSet {
   const Problem& P;
   Iteration& it;
   ActiveSet& set;
-  std::size_t size = 0;    // of the set
-  std::size_t filled = 0;  // slots whose v and S are there, of constraints in the set or not
-  double arriving = 0.0;   // λ of the constraint that comes
-  double whole = 0.0;      // c'Q⁻¹c of it
+  std::size_t size = 0;        // of the set
+  std::size_t filled = 0;      // slots whose v is there, of a constraint in the set or not
+  std::size_t out = 0;         // constraints that x violates
+  double arriving = 0.0;       // λ of the constraint that comes
+  double wholes[kTogether]{};  // c'Q⁻¹c of those that come
 
   // False if this method is not for P: it has dependent equalities.
   __attribute__((noinline)) bool start() {
     Newton& newton = it.newton;
-    newton.rho = newton.delta = 0.0;
-    fill(newton.W, P.N, 0.0);
-    if (!(factor(P, newton) > kIndependent)) return false;
+    if (P.scaled || !newton.plain) {
+      newton.rho = newton.delta = 0.0;
+      fill(newton.W, P.N, 0.0);
+      factor(P, newton);
+    }
+    if (!(newton.least_of_S > kIndependent)) return false;
     double* const x = it.best_x;  // x₀
     for (std::size_t j = 0; j < P.size; ++j) x[j] = -P.c[j];
     fill(x + P.size, P.ld - P.size, 0.0);
     solve(newton.factors, x);
     rows_times(P, x, set.rows);
-    for (std::size_t i = 0; i <= set.most; ++i) set.slot[i] = i;
+    for (std::size_t i = 0; i < set.most + kTogether; ++i) set.slot[i] = i;
     fill(set.lam_star, set.stride, 0.0);
     fill(set.l, set.stride, 0.0);
     return true;
@@ -83,31 +91,48 @@ struct DualActiveSet {
   double sign(std::size_t position) const { return P.side[set.side[position]].sign; }
   bool may_leave(std::size_t position) const { return !is_equality(set.row[position]); }
 
-  // v and S of a constraint, in the slot after those of the set.
-  __attribute__((noinline)) void bring(std::size_t i) {
-    const std::size_t slot = set.slot[size];
-    double* const v = set.V + slot * P.ld;
-    if (i < P.m) {
-      copy(v, P.G + i * P.ld, P.ld);
-    } else {
-      fill(v, P.ld, 0.0);
-      v[i - P.box] = 1.0;
+  // v of R constraints, in the slots after those of the set.
+  template <std::size_t R>
+  __attribute__((noinline)) void bring(const std::size_t* queued) {
+    double* v[R];
+    for (std::size_t r = 0; r < R; ++r) {
+      const std::size_t i = queued[2 * r], slot = set.slot[size + r];
+      v[r] = set.V + slot * P.ld;
+      if (i < P.m) {
+        copy(v[r], P.G + i * P.ld, P.ld);
+      } else {
+        fill(v[r], P.ld, 0.0);
+        v[r][i - P.box] = 1.0;
+      }
+      if (slot >= filled) filled = slot + 1;
     }
     forward(it.newton.factors, v);
-    whole = 0.0;
-    for (std::size_t j = 0; j < P.n_blocks; ++j) whole += v[j] * v[j];
+    for (std::size_t r = 0; r < R; ++r) {
+      Vec whole{};
+      for (std::size_t j = 0; j < P.n_blocks; j += W) {
+        const Vec y = load(v[r] + j);
+        whole += y * y;
+      }
+      wholes[r] = sum(whole);
+    }
     backward(it.newton.factors, v);
-    rows_times(P, v, set.S + slot * set.stride_S);
-    if (slot >= filled) filled = slot + 1;
     arriving = 0.0;
   }
 
-  // The constraint that was brought, at the end of the set. False if it depends on those there, or on equalities.
-  __attribute__((noinline)) bool enter(std::size_t i, unsigned side) {
-    const double* const S = set.S + set.slot[size] * set.stride_S;
+  // C_i x
+  double row_times(std::size_t i, const double* x) const {
+    if (i >= P.box) return x[i - P.box];
+    Vec total{};
+    for (std::size_t c = 0; c < P.n_blocks; c += W) total += load(P.G + i * P.ld + c) * load(x + c);
+    return sum(total);
+  }
+
+  // The r-th constraint that was brought, at the end of the set. False if it depends on those there, or on equalities.
+  __attribute__((noinline)) bool enter(std::size_t i, std::size_t side, std::size_t at, double whole) {
+    const double* const v = set.V + set.slot[at] * P.ld;
     double* const l = set.l;
-    for (std::size_t j = 0; j < size; ++j) l[j] = S[set.row[j]];
-    double rest = S[i], below = 0.0;
+    for (std::size_t j = 0; j < size; ++j) l[j] = row_times(set.row[j], v);
+    double rest = row_times(i, v), below = 0.0;
     for (std::size_t j = 0; j < size; ++j) {
       const double* const U = set.U + j * set.stride;
       const double y = l[j] *= set.inverse[j];
@@ -116,6 +141,9 @@ struct DualActiveSet {
       for (std::size_t c = (j + 1) / W * W; c < size; c += W) store(l + c, load(l + c) - load(U + c) * y);
     }
     if (size == set.most || !(rest > kIndependent * whole)) return false;
+    const std::size_t slot = set.slot[at];
+    set.slot[at] = set.slot[size];
+    set.slot[size] = slot;
     for (std::size_t j = 0; j < size; ++j) set.U[j * set.stride + size] = l[j];
     fill(set.U + size * set.stride, set.stride, 0.0);
     set.diagonal[size] = __builtin_sqrt(rest);
@@ -141,7 +169,7 @@ struct DualActiveSet {
     for (std::size_t c = position; c < last; ++c) turned[c] = U[position * stride + c + 1];
     double w = set.w[position];
     for (std::size_t j = position; j < last; ++j) {
-      const double *const next = U + (j + 1) * stride;
+      const double* const next = U + (j + 1) * stride;
       const double root = __builtin_sqrt(turned[j] * turned[j] + set.diagonal[j + 1] * set.diagonal[j + 1]);
       const double cosine = turned[j] / root, sine = set.diagonal[j + 1] / root;
       fill(U + j * stride, j + 1, 0.0);
@@ -216,7 +244,7 @@ struct DualActiveSet {
 
   // The constraint that was brought and depends on those in the set pushes, until one of them lets go and leaves. False
   // if none does: then no z is feasible.
-  __attribute__((noinline)) bool push(unsigned side) {
+  __attribute__((noinline)) bool push(std::size_t side) {
     double* const d = set.lam_star;  // U'U d = −S_𝒜i
     solve_upper(set.l, d);
     const double push = P.side[side].sign;
@@ -238,38 +266,66 @@ struct DualActiveSet {
     return true;
   }
 
-  // out += sign of it × M_𝒜'λ, M being S or V
-  void add_products(const double* M, std::size_t stride, std::size_t columns, const double* lam, double* out) const {
+  // x −= V λ
+  void subtract_V(const double* lam, double* x) const {
     fill(set.by_slot, filled, 0.0);
     for (std::size_t j = 0; j < size; ++j) set.by_slot[set.slot[j]] = -lam[j];
-    add_columns_times(M, stride, filled, columns, set.by_slot, out);
+    add_columns_times(set.V, P.ld, filled, P.size, set.by_slot, x);
   }
 
-  // The constraint that is furthest out at x₀ − V λ and its side; P.N if all are met.
-  __attribute__((noinline)) std::size_t furthest_out(unsigned& side) const {
-    copy(it.rows, set.rows, P.N);
-    add_products(set.S, set.stride_S, P.N, set.lam, it.rows);
+  // x = x₀ − V λ in it.polished and C x in it.rows; then the constraints that x violates are queued, the first of them
+  // that which it violates most. How many there are.
+  __attribute__((noinline)) std::size_t violated() {
+    copy(it.polished, it.best_x, P.ld);
+    subtract_V(set.lam, it.polished);
+    rows_times(P, it.polished, it.rows);
     double most = kViolated;
-    std::size_t found = P.N;
-    for (unsigned k = 0; k < 2; ++k) {
-      const Side& of = P.side[k];
-      if (!of.any) continue;
+    for (const Side& side : P.side) {
+      if (!side.any) continue;
       Vec furthest{};
-      const auto out = [&](std::size_t i) {
-        return (load(it.rows + i) - load(of.bound + i)) * load(of.has + i) * of.sign;
-      };
-      for (std::size_t i = 0; i < P.N; i += W) furthest = larger(furthest, out(i));
-      const double here = largest(furthest);
-      if (!(here > most)) continue;
-      for (std::size_t i = 0; i < P.N; i += W) {
-        const Vec there = out(i);
-        for (std::size_t l = 0; l < W; ++l)
-          if (there[l] == here) found = i + l;
-      }
-      most = here;
-      side = k;
+      for (std::size_t i = 0; i < P.N; i += W)
+        furthest = larger(furthest, (load(it.rows + i) - load(side.bound + i)) * load(side.has + i) * side.sign);
+      most = larger(most, largest(furthest));
     }
-    return found;
+    if (!(most > kViolated)) return 0;
+    std::size_t count = 0;
+    out = 0;
+    for (std::size_t k = 0; k < 2; ++k) {
+      const Side& side = P.side[k];
+      for (std::size_t i = 0; side.any && i < P.N; ++i) {
+        const double by = (it.rows[i] - side.bound[i]) * side.has[i] * side.sign;
+        out += by > kViolated;
+        if (!(by >= kQueued * most)) continue;
+        std::size_t *const first = set.queue, *const next = set.queue + 2 * count++;
+        next[0] = i;
+        next[1] = k;
+        if (by != most) continue;
+        for (std::size_t l = 0; l < 2; ++l) {
+          const std::size_t other = first[l];
+          first[l] = next[l];
+          next[l] = other;
+        }
+      }
+    }
+    return count;
+  }
+
+  // Brings the first `count` of the queue, and how many of them enter.
+  __attribute__((noinline)) std::size_t admit(std::size_t count) {
+    const std::size_t before = size;
+    for (std::size_t next = 0; next < count;) {
+      const std::size_t* const queued = set.queue + 2 * next;
+      const std::size_t left = count - next, together = left >= 4 ? 4 : left >= 2 ? 2 : 1, first = size;
+      if (together == 4)
+        bring<4>(queued);
+      else if (together == 2)
+        bring<2>(queued);
+      else
+        bring<1>(queued);
+      for (std::size_t r = 0; r < together; ++r) enter(queued[2 * r], queued[2 * r + 1], first + r, wholes[r]);
+      next += together;
+    }
+    return size - before;
   }
 
   // Whether multipliers in the set and slacks out of it are far enough from 0 for no other answer to be near: with
@@ -292,8 +348,6 @@ struct DualActiveSet {
     fill(it.lam, P.N, 0.0);
     for (std::size_t i = 0; i < P.N; ++i) it.active[i] = 0;
     for (std::size_t j = 0; j < size; ++j) it.active[set.row[j]] = static_cast<unsigned char>(set.side[j] + 1);
-    copy(x, it.best_x, P.ld);
-    add_products(set.V, P.ld, P.size, set.lam, x);
     for (std::size_t pass = 0;; ++pass) {
       for (std::size_t j = 0; j < size; ++j) it.lam[set.row[j]] = set.lam[j];
       kkt_residual(P, it, x, it.lam, residual);
@@ -310,7 +364,7 @@ struct DualActiveSet {
       }
       solve_lower(d_lam);
       solve_upper(d_lam, d_lam);
-      add_products(set.V, P.ld, P.size, d_lam, d_x);
+      subtract_V(d_lam, d_x);
       for (std::size_t j = 0; j < P.size; ++j) x[j] += d_x[j];
       for (std::size_t j = 0; j < size; ++j) set.lam[j] += d_lam[j];
     }
@@ -319,25 +373,35 @@ struct DualActiveSet {
   // From the constraints in it.active if `warm`. True if the solution was found: x is in it.polished, λ in it.lam.
   __attribute__((noinline)) bool run(bool warm, const Ends& ends, double (&residual)[3]) {
     if (!start()) return false;
-    for (std::size_t i = 0; P.equal.any && i < P.N; ++i) {
-      if (!P.equal.has[i]) continue;
-      bring(i);
-      if (!enter(i, 0)) return false;
-    }
-    for (std::size_t i = 0; warm && i < P.N; ++i) {
-      if (!it.active[i] || is_equality(i)) continue;
-      bring(i);
-      enter(i, it.active[i] - 1u);
-    }
-    const std::size_t most = 3 * (P.N + P.q) + 10;
-    for (std::size_t steps = 0; steps < most && !ends.over(); ++steps) {
-      if (step()) continue;
-      unsigned side = 0;
-      const std::size_t i = furthest_out(side);
-      if (i == P.N) return finish(min(ends.enough, kEnough), residual);
-      bring(i);
-      while (!enter(i, side))
-        if (++steps >= most || !push(side)) return false;
+    std::size_t count = 0;
+    const auto queue = [&](std::size_t i, std::size_t side) {
+      set.queue[2 * count] = i;
+      set.queue[2 * count++ + 1] = side;
+    };
+    for (std::size_t i = 0; P.equal.any && i < P.N; ++i)
+      if (P.equal.has[i]) queue(i, 0);
+    if (admit(count) < count) return false;
+    count = 0;
+    for (std::size_t i = 0; warm && i < P.N; ++i)
+      if (it.active[i] && !is_equality(i)) queue(i, it.active[i] - 1u);
+    admit(count);
+    const std::size_t most = kFewest + (P.n + 4 * (P.m + P.q)) / kPart;
+    std::size_t left = most;  // constraints that may still enter
+    for (std::size_t steps = 6 * most; steps > 0 && !ends.over(); --steps) {
+      while (step())
+        if (--steps == 0) return false;
+      count = violated();
+      if (count == 0) return finish(min(ends.enough, kEnough), residual);
+      if (2 * out > 3 * most) return false;
+      std::size_t entered = size + count <= set.most ? admit(count) : 0;
+      if (entered == 0) {
+        bring<1>(set.queue);
+        while (!enter(set.queue[0], set.queue[1], size, wholes[0]))
+          if (--steps == 0 || !push(set.queue[1])) return false;
+        entered = 1;
+      }
+      if (entered > left) return false;
+      left -= entered;
     }
     return false;
   }

@@ -25,12 +25,16 @@ struct Newton {
   double* W;          // [N] as condensed
   double* inverse_W;  // [N] as refined
   double rho, delta, gamma, left;
+  double least_of_S;                    // pivot, as that of P
+  bool plain = false;                   // factors are those of K, as P has it, for W = 0 and no ρ and δ
   double *e, *e_lam, *rows, *more_lam;  // [ld], [N], [N], [N] scratch of the refinement
 };
 
-// The factors for newton.W, rho and delta; the least pivot against the diagonal that it is of.
-ICNNRT_NO_INLINE double factor(const Problem& P, Newton& newton) {
+// The factors for newton.W, rho and delta. The least pivot of P against the diagonal that it is of: where that is no
+// more than `enough`, there are none.
+ICNNRT_NO_INLINE double factor(const Problem& P, Newton& newton, double enough = -__builtin_inf()) {
   const Factors& f = newton.factors;
+  newton.plain = false;
   const std::size_t ld = P.ld, n = P.n_blocks;
   double* const whole = newton.diagonal + P.size;
   for (std::size_t j = 0; j < n; ++j) {
@@ -75,7 +79,9 @@ ICNNRT_NO_INLINE double factor(const Problem& P, Newton& newton) {
   newton.left = 1.0 - newton.gamma * newton.delta;
   for (std::size_t j = 0; j < n; ++j) newton.diagonal[j] += kSmallestPivotOfP * whole[j];
   for (std::size_t j = n; j < P.size; ++j) newton.diagonal[j] = j < n + P.q ? newton.delta / newton.left : 1.0;
-  return factor(f, P.K, newton.R, rows, newton.diagonal, kSmallestPivotOfP);
+  const double least = factor_P(f, P.K, newton.R, rows, newton.diagonal, kSmallestPivotOfP, enough);
+  newton.least_of_S = P.q && least > enough ? factor_S(f, P.K, newton.diagonal, kSmallestPivotOfP) : 1.0;
+  return least;
 }
 
 // x [ld] from [r_z; r_ν] to [dz; dν]; dλ [N] from t; rows = [G; I] dz.

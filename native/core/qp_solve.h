@@ -79,16 +79,21 @@ ICNNRT_NO_INLINE Layout lay_out(void* memory, std::size_t n, std::size_t m, std:
 
 // Whether Q + noise has a factor: that is, whether its least eigenvalue is at least -noise up to rounding.
 ICNNRT_NO_INLINE bool positive_semidefinite(Problem& P, Iteration& it, double unit_roundoff) {
+  Newton& newton = it.newton;
+  newton.rho = newton.delta = 0.0;
+  fill(newton.W, P.N, 0.0);
+  P.curved = true;
+  if (factor(P, newton, kCurved) > kCurved) return newton.plain = true;  // without noise
   double size = 0.0;
   for (std::size_t i = 0; i < P.n; ++i) size = max(size, __builtin_fabs(P.K[i * P.ld + i]));  // else it is indefinite
   const double noise = 8.0 * static_cast<double>(P.n) * max(unit_roundoff, 8.0 * kEps) * size;
-  double* const diagonal = it.newton.diagonal;
+  double* const diagonal = newton.diagonal;
   for (std::size_t j = 0; j < P.n_blocks; ++j) {
     diagonal[j] = j < P.n && size > 0.0 ? noise : 1.0;
     diagonal[P.n_blocks + j] = P.K[j * P.ld + j] + diagonal[j];
   }
-  const Factors f{P.n_blocks, P.n_blocks, P.ld, it.newton.factors.U, it.newton.factors.inverse};
-  const double least = factor(f, P.K, nullptr, 0, diagonal, 0.0);
+  const Factors f{P.n_blocks, P.n_blocks, P.ld, newton.factors.U, newton.factors.inverse};
+  const double least = factor_P(f, P.K, nullptr, 0, diagonal, 0.0, -kInf);
   P.curved = size > 0.0 && least > kCurved;
   return least > 0.0;
 }
