@@ -9,7 +9,7 @@ namespace ICNNRT_INSTRUCTION_SET {
 
 // What equalities and the constraints in the set leave of another one, squared and against the whole, from where on it
 // is independent of them.
-inline constexpr double kIndependent = 1e-9;
+inline constexpr double kIndependent = 1e-6;
 inline constexpr double kViolated = 1e-9;  // equilibrated, from where on a constraint is brought into the set
 // Multipliers in the set, and slacks out of it, that are less leave more than one answer to choose from, or nearly so.
 inline constexpr double kDistinct = 1e-7;
@@ -20,34 +20,37 @@ inline constexpr std::size_t kTogether = 4;  // constraints that come at once
 inline constexpr std::size_t kFewest = 20, kPart = 20;
 inline constexpr double kQueued = 0.8;  // part of the largest violation, from where on a constraint comes with it
 
-// With K, c and x as in qp_problem.h, C = [G; I], and 𝒜 the constraints in the set, at their bounds d:
+// With K = V'JV, c and x as in qp_problem.h, J = diag(1, −1), C = [G; I], and 𝒜 the constraints in the set, at their
+// bounds d:
 //
-//     x₀ = −K⁻¹c,   v_i = K⁻¹[C_i; 0],   U'U = C_𝒜 V,   U'U λ* = C_𝒜 x₀ − d_𝒜,   x = x₀ − V λ*
+//     y_c = −V'⁻¹c,   y_i = V'⁻¹[C_i; 0],   U'U = Y'JY,   U'U λ* = Y'J y_c − d_𝒜,   x = V⁻¹J (y_c − Y λ*)
 //
 // x is the minimiser where those are equalities. A constraint in the set has a position, in the order in which they
-// came; its v lies at the position's slot.
+// came; its y lies at the position's slot.
 struct ActiveSet {
-  std::size_t most = 0;            // constraints that may be in it; 0: there is no memory for one
+  std::size_t most = 0;            // constraints that may be in it
   std::size_t stride;              // of U
-  double *V, *U;                   // [most + kTogether, ld], [most, stride]; U without its diagonal
+  double *Y, *U;                   // [most + kTogether, ld], [most, stride]; U without its diagonal
+  double *y_c, *J, *Jy;            // [ld]
   double *diagonal, *inverse;      // [stride] of U, and their inverses
-  double *lam, *lam_star, *l, *w;  // [stride]; U'l = C_𝒜 v of the constraint that comes, U'w = C_𝒜 x₀ − d_𝒜
-  double *by_slot, *rows;          // [most + kTogether]; [N] C x₀
+  double *lam, *lam_star, *l, *w;  // [stride]; U'l = Y'Jy of the constraint that comes, U'w = Y'J y_c − d_𝒜
+  double* by_slot;                 // [most + kTogether]
   std::size_t *row, *slot;         // [most]; [most + kTogether]
   std::size_t* queue;              // [2 N] of constraints that come: row and side
   unsigned char* side;             // [most]
 };
 
-// In the memory that a search for a ray needs beyond a solve: see `qp_workspace_bytes`.
+// What a solve needs beside what all take; `qp_workspace_bytes` in dispatch.cpp allows for it.
 ICNNRT_INLINE void lay_out(Layout& layout, const Problem& P, ActiveSet& set) {
-  set.most = P.n;
+  set.most = P.n > P.q ? P.n - P.q : 0;
   set.stride = padded(P.n);
-  set.V = layout.take<double>((P.n + kTogether) * P.ld);
+  set.Y = layout.take<double>((P.n + kTogether) * P.ld);
   set.U = layout.take<double>(P.n * set.stride);
+  double** const columns[] = {&set.y_c, &set.J, &set.Jy};
+  for (double** const column : columns) *column = layout.take<double>(P.ld);
   double** const vectors[] = {&set.diagonal, &set.inverse, &set.lam, &set.lam_star, &set.l, &set.w};
   for (double** const vector : vectors) *vector = layout.take<double>(set.stride);
   set.by_slot = layout.take<double>(P.n + kTogether);
-  set.rows = layout.take<double>(P.N);
   set.row = layout.take<std::size_t>(P.n);
   set.slot = layout.take<std::size_t>(P.n + kTogether);
   set.queue = layout.take<std::size_t>(2 * P.N);
@@ -61,11 +64,10 @@ struct DualActiveSet {
   const Problem& P;
   Iteration& it;
   ActiveSet& set;
-  std::size_t size = 0;        // of the set
-  std::size_t filled = 0;      // slots whose v is there, of a constraint in the set or not
-  std::size_t out = 0;         // constraints that x violates
-  double arriving = 0.0;       // λ of the constraint that comes
-  double wholes[kTogether]{};  // c'Q⁻¹c of those that come
+  std::size_t size = 0;    // of the set
+  std::size_t filled = 0;  // slots whose v is there, of a constraint in the set or not
+  std::size_t out = 0;     // constraints that x violates
+  double arriving = 0.0;   // λ of the constraint that comes
 
   // False if this method is not for P: it has dependent equalities.
   __attribute__((noinline)) bool start() {
@@ -76,11 +78,12 @@ struct DualActiveSet {
       factor(P, newton);
     }
     if (!(newton.least_of_S > kIndependent)) return false;
-    double* const x = it.best_x;  // x₀
-    for (std::size_t j = 0; j < P.size; ++j) x[j] = -P.c[j];
-    fill(x + P.size, P.ld - P.size, 0.0);
-    solve(newton.factors, x);
-    rows_times(P, x, set.rows);
+    for (std::size_t j = 0; j < P.ld; ++j) {
+      set.y_c[j] = j < P.size ? -P.c[j] : 0.0;
+      set.J[j] = j < P.n_blocks ? 1.0 : j < P.size ? -1.0 : 0.0;
+    }
+    double* const only[] = {set.y_c};
+    forward(newton.factors, only);
     for (std::size_t i = 0; i < set.most + kTogether; ++i) set.slot[i] = i;
     fill(set.lam_star, set.stride, 0.0);
     fill(set.l, set.stride, 0.0);
@@ -91,54 +94,52 @@ struct DualActiveSet {
   double sign(std::size_t position) const { return P.side[set.side[position]].sign; }
   bool may_leave(std::size_t position) const { return !is_equality(set.row[position]); }
 
-  // v of R constraints, in the slots after those of the set.
+  // y of R constraints, in the slots after those of the set.
   template <std::size_t R>
   __attribute__((noinline)) void bring(const std::size_t* queued) {
-    double* v[R];
+    double* y[R];
     for (std::size_t r = 0; r < R; ++r) {
       const std::size_t i = queued[2 * r], slot = set.slot[size + r];
-      v[r] = set.V + slot * P.ld;
+      y[r] = set.Y + slot * P.ld;
       if (i < P.m) {
-        copy(v[r], P.G + i * P.ld, P.ld);
+        copy(y[r], P.G + i * P.ld, P.ld);
       } else {
-        fill(v[r], P.ld, 0.0);
-        v[r][i - P.box] = 1.0;
+        fill(y[r], P.ld, 0.0);
+        y[r][i - P.box] = 1.0;
       }
       if (slot >= filled) filled = slot + 1;
     }
-    forward(it.newton.factors, v);
-    for (std::size_t r = 0; r < R; ++r) {
-      Vec whole{};
-      for (std::size_t j = 0; j < P.n_blocks; j += W) {
-        const Vec y = load(v[r] + j);
-        whole += y * y;
-      }
-      wholes[r] = sum(whole);
-    }
-    backward(it.newton.factors, v);
+    forward(it.newton.factors, y);
     arriving = 0.0;
   }
 
-  // C_i x
-  double row_times(std::size_t i, const double* x) const {
-    if (i >= P.box) return x[i - P.box];
+  double dot(const double* a, const double* b) const {
     Vec total{};
-    for (std::size_t c = 0; c < P.n_blocks; c += W) total += load(P.G + i * P.ld + c) * load(x + c);
+    for (std::size_t c = 0; c < P.size; c += W) total += load(a + c) * load(b + c);
     return sum(total);
   }
 
-  // The r-th constraint that was brought, at the end of the set. False if it depends on those there, or on equalities.
-  __attribute__((noinline)) bool enter(std::size_t i, std::size_t side, std::size_t at, double whole) {
-    const double* const v = set.V + set.slot[at] * P.ld;
+  // The constraint that was brought to that slot, at the end of the set. False if it depends on those there, or on
+  // equalities.
+  __attribute__((noinline)) bool enter(std::size_t i, std::size_t side, std::size_t at) {
+    const double* const y = set.Y + set.slot[at] * P.ld;
     double* const l = set.l;
-    for (std::size_t j = 0; j < size; ++j) l[j] = row_times(set.row[j], v);
-    double rest = row_times(i, v), below = 0.0;
+    Vec magnitude{}, squares{};
+    for (std::size_t c = 0; c < P.size; c += W) {
+      const Vec here = load(y + c), turned = here * load(set.J + c);
+      store(set.Jy + c, turned);
+      magnitude += here * here;
+      squares += here * turned;
+    }
+    double rest = sum(squares), below = 0.0;
+    const double whole = 0.5 * (sum(magnitude) + rest);  // c'Q⁻¹c, without what equalities hold
+    for (std::size_t j = 0; j < size; ++j) l[j] = dot(set.Y + set.slot[j] * P.ld, set.Jy);
     for (std::size_t j = 0; j < size; ++j) {
       const double* const U = set.U + j * set.stride;
-      const double y = l[j] *= set.inverse[j];
-      rest -= y * y;
-      below += y * set.w[j];
-      for (std::size_t c = (j + 1) / W * W; c < size; c += W) store(l + c, load(l + c) - load(U + c) * y);
+      const double known = l[j] *= set.inverse[j];
+      rest -= known * known;
+      below += known * set.w[j];
+      for (std::size_t c = (j + 1) / W * W; c < size; c += W) store(l + c, load(l + c) - load(U + c) * known);
     }
     if (size == set.most || !(rest > kIndependent * whole)) return false;
     const std::size_t slot = set.slot[at];
@@ -148,7 +149,7 @@ struct DualActiveSet {
     fill(set.U + size * set.stride, set.stride, 0.0);
     set.diagonal[size] = __builtin_sqrt(rest);
     set.inverse[size] = 1.0 / set.diagonal[size];
-    set.w[size] = (set.rows[i] - P.side[side].bound[i] - below) * set.inverse[size];
+    set.w[size] = (dot(set.y_c, set.Jy) - P.side[side].bound[i] - below) * set.inverse[size];
     set.lam[size] = arriving;
     set.row[size] = i;
     set.side[size] = static_cast<unsigned char>(side);
@@ -266,18 +267,20 @@ struct DualActiveSet {
     return true;
   }
 
-  // x −= V λ
-  void subtract_V(const double* lam, double* x) const {
+  // x = V⁻¹J (x − Y λ)
+  void to_x(const double* lam, double* x) const {
     fill(set.by_slot, filled, 0.0);
     for (std::size_t j = 0; j < size; ++j) set.by_slot[set.slot[j]] = -lam[j];
-    add_columns_times(set.V, P.ld, filled, P.size, set.by_slot, x);
+    add_columns_times(set.Y, P.ld, filled, P.size, set.by_slot, x);
+    double* const only[] = {x};
+    backward(it.newton.factors, only);
   }
 
-  // x = x₀ − V λ in it.polished and C x in it.rows; then the constraints that x violates are queued, the first of them
-  // that which it violates most. How many there are.
+  // x in it.polished and C x in it.rows; then the constraints that x violates most are queued, the first of them that
+  // which it violates most of all. How many there are.
   __attribute__((noinline)) std::size_t violated() {
-    copy(it.polished, it.best_x, P.ld);
-    subtract_V(set.lam, it.polished);
+    copy(it.polished, set.y_c, P.ld);
+    to_x(set.lam, it.polished);
     rows_times(P, it.polished, it.rows);
     double most = kViolated;
     for (const Side& side : P.side) {
@@ -322,7 +325,7 @@ struct DualActiveSet {
         bring<2>(queued);
       else
         bring<1>(queued);
-      for (std::size_t r = 0; r < together; ++r) enter(queued[2 * r], queued[2 * r + 1], first + r, wholes[r]);
+      for (std::size_t r = 0; r < together; ++r) enter(queued[2 * r], queued[2 * r + 1], first + r);
       next += together;
     }
     return size - before;
@@ -356,15 +359,16 @@ struct DualActiveSet {
       for (std::size_t j = 0; j < P.size; ++j) d_x[j] = -(it.Kz[j] + P.c[j] + it.G_lam[j] + it.A_nu[j]);
       for (std::size_t i = P.box; i < P.N; ++i) d_x[i - P.box] -= it.lam[i];
       fill(d_x + P.size, P.ld - P.size, 0.0);
-      solve(it.newton.factors, d_x);
-      rows_times(P, d_x, it.d_rows);
+      double* const only[] = {d_x};
+      forward(it.newton.factors, only);
+      for (std::size_t j = 0; j < P.size; ++j) set.Jy[j] = set.J[j] * d_x[j];
       for (std::size_t j = 0; j < size; ++j) {
         const std::size_t i = set.row[j];
-        d_lam[j] = it.d_rows[i] + it.rows[i] - P.side[set.side[j]].bound[i];
+        d_lam[j] = dot(set.Y + set.slot[j] * P.ld, set.Jy) + it.rows[i] - P.side[set.side[j]].bound[i];
       }
       solve_lower(d_lam);
       solve_upper(d_lam, d_lam);
-      subtract_V(d_lam, d_x);
+      to_x(d_lam, d_x);
       for (std::size_t j = 0; j < P.size; ++j) x[j] += d_x[j];
       for (std::size_t j = 0; j < size; ++j) set.lam[j] += d_lam[j];
     }
@@ -396,7 +400,7 @@ struct DualActiveSet {
       std::size_t entered = size + count <= set.most ? admit(count) : 0;
       if (entered == 0) {
         bring<1>(set.queue);
-        while (!enter(set.queue[0], set.queue[1], size, wholes[0]))
+        while (!enter(set.queue[0], set.queue[1], size))
           if (--steps == 0 || !push(set.queue[1])) return false;
         entered = 1;
       }
