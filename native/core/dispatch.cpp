@@ -132,9 +132,9 @@ std::size_t qp_workspace_bytes(const QpSizes& sizes) noexcept {
     return (2 * size_of(q) + 2 * m + q + 12) * ld_of(q) + 3 * ld_of(q) + 38 * N + 32;
   };
   // The search for a ray has the rows of Q among its equalities. A solve has an active set beside it: Y [n + 4, ld],
-  // 3 [ld], U [n, n], 8 [n], 2 [n + 4] and 2 [N].
+  // 3 [ld], U [n, n], 8 [n], 3 [n + 4] and 2 [N].
   const std::size_t ray = laid_out(sizes.q + n);
-  const std::size_t solve = laid_out(sizes.q) + (n + 7) * ld_of(sizes.q) + (n + 11) * up_to(n, 8) + 2 * N + 32;
+  const std::size_t solve = laid_out(sizes.q) + (n + 7) * ld_of(sizes.q) + (n + 12) * up_to(n, 8) + 2 * N + 32;
   return (ray > solve ? ray : solve) * sizeof(double);
 }
 

@@ -7,9 +7,10 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-// What equalities and the constraints in the set leave of another one, squared and against the whole, from where on it
-// is independent of them.
-inline constexpr double kIndependent = 1e-6;
+// What equalities and the constraints in the set leave of another one, squared and against the whole: if it is less, it
+// depends on them; and if so much, multipliers are known well enough to be the only ones.
+inline constexpr double kDependent = 1e-12;
+inline constexpr double kIndependent = 1e-8;
 inline constexpr double kViolated = 1e-9;  // equilibrated, from where on a constraint is brought into the set
 // Multipliers in the set, and slacks out of it, that are less leave more than one answer to choose from, or nearly so.
 inline constexpr double kDistinct = 1e-7;
@@ -17,7 +18,7 @@ inline constexpr std::size_t kActiveSetRefinements = 2;
 inline constexpr std::size_t kTogether = 4;  // constraints that come at once
 // As many constraints may enter, and one more for every so many of rows and variables: more cost what the interior
 // point method takes.
-inline constexpr std::size_t kFewest = 20, kPart = 20;
+inline constexpr std::size_t kFewest = 40, kPart = 20;
 inline constexpr double kQueued = 0.8;  // part of the largest violation, from where on a constraint comes with it
 
 // With K = V'JV, c and x as in qp_problem.h, J = diag(1, −1), C = [G; I], and 𝒜 the constraints in the set, at their
@@ -34,7 +35,7 @@ struct ActiveSet {
   double *y_c, *J, *Jy;            // [ld]
   double *diagonal, *inverse;      // [stride] of U, and their inverses
   double *lam, *lam_star, *l, *w;  // [stride]; U'l = Y'Jy of the constraint that comes, U'w = Y'J y_c − d_𝒜
-  double* by_slot;                 // [most + kTogether]
+  double *by_slot, *whole;         // [most + kTogether]; c'Q⁻¹c
   std::size_t *row, *slot;         // [most]; [most + kTogether]
   std::size_t* queue;              // [2 N] of constraints that come: row and side
   unsigned char* side;             // [most]
@@ -51,6 +52,7 @@ ICNNRT_INLINE void lay_out(Layout& layout, const Problem& P, ActiveSet& set) {
   double** const vectors[] = {&set.diagonal, &set.inverse, &set.lam, &set.lam_star, &set.l, &set.w};
   for (double** const vector : vectors) *vector = layout.take<double>(set.stride);
   set.by_slot = layout.take<double>(P.n + kTogether);
+  set.whole = layout.take<double>(P.n + kTogether);
   set.row = layout.take<std::size_t>(P.n);
   set.slot = layout.take<std::size_t>(P.n + kTogether);
   set.queue = layout.take<std::size_t>(2 * P.N);
@@ -132,7 +134,8 @@ struct DualActiveSet {
       squares += here * turned;
     }
     double rest = sum(squares), below = 0.0;
-    const double whole = 0.5 * (sum(magnitude) + rest);  // c'Q⁻¹c, without what equalities hold
+    const double whole = set.whole[set.slot[at]] =
+        0.5 * (sum(magnitude) + rest);  // c'Q⁻¹c, without what equalities hold
     for (std::size_t j = 0; j < size; ++j) l[j] = dot(set.Y + set.slot[j] * P.ld, set.Jy);
     for (std::size_t j = 0; j < size; ++j) {
       const double* const U = set.U + j * set.stride;
@@ -141,7 +144,7 @@ struct DualActiveSet {
       below += known * set.w[j];
       for (std::size_t c = (j + 1) / W * W; c < size; c += W) store(l + c, load(l + c) - load(U + c) * known);
     }
-    if (size == set.most || !(rest > kIndependent * whole)) return false;
+    if (size == set.most || !(rest > kDependent * whole)) return false;
     const std::size_t slot = set.slot[at];
     set.slot[at] = set.slot[size];
     set.slot[size] = slot;
@@ -341,7 +344,9 @@ struct DualActiveSet {
           return false;
     }
     for (std::size_t j = 0; j < size; ++j)
-      if (may_leave(j) && !(sign(j) * set.lam[j] > kDistinct)) return false;
+      if ((may_leave(j) && !(sign(j) * set.lam[j] > kDistinct)) ||
+          !(set.diagonal[j] * set.diagonal[j] > kIndependent * set.whole[set.slot[j]]))
+        return false;
     return true;
   }
 
@@ -391,12 +396,12 @@ struct DualActiveSet {
     admit(count);
     const std::size_t most = kFewest + (P.n + 4 * (P.m + P.q)) / kPart;
     std::size_t left = most;  // constraints that may still enter
-    for (std::size_t steps = 6 * most; steps > 0 && !ends.over(); --steps) {
+    for (std::size_t steps = 3 * most; steps > 0 && !ends.over(); --steps) {
       while (step())
         if (--steps == 0) return false;
       count = violated();
       if (count == 0) return finish(min(ends.enough, kEnough), residual);
-      if (2 * out > 3 * most) return false;
+      if (out > most) return false;
       std::size_t entered = size + count <= set.most ? admit(count) : 0;
       if (entered == 0) {
         bring<1>(set.queue);
