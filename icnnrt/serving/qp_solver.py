@@ -147,6 +147,9 @@ class QPSolver:
         inputs |= ({"start": self._start} if warm else {}) | self._settings.feeds()
         self._solve = _Bound("solve", self._where, inputs, answers, self._settings.seconds)
         points = self.z, self.lam, self.nu, self.bound_multipliers
+        # Where each part of the last answer goes in the next start.
+        places = np.split(self._start, np.cumsum([n, m, q]), 1) if warm else []
+        self._starts = [(into, part) for into, part in zip(places, points, strict=False) if part.size]
         self._data_gradients = _DataGradients(self._d, points, self.gradients)
 
     def solve(
@@ -186,7 +189,8 @@ class QPSolver:
         for into, value in parts:
             into[...] = value
         if self._warm:
-            np.concatenate((self.z, self.lam, self.nu, self.bound_multipliers), 1, out=self._start)
+            for into, value in self._starts:
+                into[...] = value
             if not self._solve.calls:
                 self._start.fill(np.nan)  # cold
         self._solve()

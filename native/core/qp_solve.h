@@ -6,8 +6,11 @@
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-inline constexpr double kEvenly = 1e-6;       // least entry of the diagonal against the largest, for no ray to be there
-inline constexpr double kCurved = 1e-4;       // least pivot of Q, in units of its diagonal, that makes it definite
+inline constexpr double kEvenly = 1e-6;  // least entry of the diagonal against the largest, for no ray to be there
+inline constexpr double kCurved = 1e-4;  // least pivot of Q, in units of its diagonal, that makes it definite
+// As many constraints that a start is held at, and one of four variables more, are found again sooner by an active set
+// than by a polish.
+inline constexpr std::size_t kFew = 4;
 inline constexpr double kCertificate = 1e-7;  // how well a certificate must hold: its residual against what it proves
 inline constexpr double kCancelled = 1e-6;    // the same against the terms that cancel
 inline constexpr double kFalls = 1e-6;        // how fast the objective has to fall along a ray, against p and the ray
@@ -155,8 +158,10 @@ ICNNRT_NO_INLINE bool solve_cold(Problem& P, Iteration& it, double soft, const E
 ICNNRT_NO_INLINE bool solve_by_active_set(Problem& P, Iteration& it, ActiveSet* set, bool warm, const Ends& ends,
                                           double (&residual)[3]) {
   if (!set || !P.curved || ends.steps == 0) return false;
+  for (std::size_t i = 0; i < P.N; ++i) it.tried[i] = it.active[i];
   const bool found = DualActiveSet{P, it, *set}.run(warm, ends, residual);
   it.taken += found;
+  for (std::size_t i = 0; !found && i < P.N; ++i) it.active[i] = it.tried[i];
   return found;
 }
 
@@ -169,9 +174,14 @@ ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, ActiveSet* set, b
   if (warm) {
     InteriorPoint method{P, it, soft};
     warm_start(P, it);
-    const bool held = polish(P, it, kAmendments, min(ends.enough, kEnough), residual);
-    it.taken += held;
-    if (held || solve_by_active_set(P, it, set, true, ends, residual) || method.run(ends, residual)) return true;
+    std::size_t held = 0;
+    for (std::size_t i = 0; i < P.N; ++i) held += it.active[i] != 0;
+    const bool few = held <= kFew + P.n / 4;
+    if (few && solve_by_active_set(P, it, set, true, ends, residual)) return true;
+    const bool polished = polish(P, it, kAmendments, min(ends.enough, kEnough), residual);
+    it.taken += polished;
+    if (polished || (!few && solve_by_active_set(P, it, set, true, ends, residual)) || method.run(ends, residual))
+      return true;
     method.read_off();
     kkt_residual(P, it, it.polished, it.lam, residual);
     if (worst(residual) <= ends.nearly || ends.over()) return false;  // otherwise the start was misleading
