@@ -14,6 +14,8 @@ inline constexpr double kIndependent = 1e-8;
 inline constexpr double kViolated = 1e-9;  // equilibrated, from where on a constraint is brought into the set
 // Multipliers in the set, and slacks out of it, that are less leave more than one answer to choose from, or nearly so.
 inline constexpr double kDistinct = 1e-7;
+// What is not as exact as this is refined, as rounding is seen in it.
+inline constexpr double kSharp = 1e-13;
 inline constexpr std::size_t kActiveSetRefinements = 2;
 inline constexpr std::size_t kTogether = 4;  // constraints that come at once
 // As many constraints may enter, and one more for every so many of rows and variables: more cost what the interior
@@ -350,7 +352,7 @@ struct DualActiveSet {
     return true;
   }
 
-  // x in it.polished and signed λ in it.lam, and how good they are. Newton's steps follow where rounding is seen.
+  // x in it.polished and signed λ in it.lam, and whether they are good enough and the only ones.
   __attribute__((noinline)) bool finish(double enough, double (&residual)[3]) {
     double *const x = it.polished, *const d_x = it.dx, *const d_lam = set.lam_star;
     fill(it.lam, P.N, 0.0);
@@ -359,8 +361,8 @@ struct DualActiveSet {
     for (std::size_t pass = 0;; ++pass) {
       for (std::size_t j = 0; j < size; ++j) it.lam[set.row[j]] = set.lam[j];
       kkt_residual(P, it, x, it.lam, residual);
-      if (worst(residual) <= enough) return distinct();
-      if (pass == kActiveSetRefinements) return false;
+      const double off = worst(residual);
+      if (off <= min(kSharp, enough) || pass == kActiveSetRefinements) return off <= enough && distinct();
       for (std::size_t j = 0; j < P.size; ++j) d_x[j] = -(it.Kz[j] + P.c[j] + it.G_lam[j] + it.A_nu[j]);
       for (std::size_t i = P.box; i < P.N; ++i) d_x[i - P.box] -= it.lam[i];
       fill(d_x + P.size, P.ld - P.size, 0.0);
