@@ -18,8 +18,8 @@ inline constexpr double kDistinct = 1e-7;
 inline constexpr double kSharp = 1e-13;
 inline constexpr std::size_t kActiveSetRefinements = 2;
 inline constexpr std::size_t kTogether = 4;  // constraints that come at once
-// As many constraints may enter, and one more for every so many of rows and variables: more cost what the interior
-// point method takes.
+// As many constraints may enter, and one more for every kPart variables, or a quarter as many rows: more cost what the
+// interior point method takes, and so do problems where more are violated.
 inline constexpr std::size_t kFewest = 40, kPart = 20;
 inline constexpr double kQueued = 0.8;  // part of the largest violation, from where on a constraint comes with it
 
@@ -37,7 +37,7 @@ struct ActiveSet {
   double *y_c, *J, *Jy;            // [ld]
   double *diagonal, *inverse;      // [stride] of U, and their inverses
   double *lam, *lam_star, *l, *w;  // [stride]; U'l = Y'Jy of the constraint that comes, U'w = Y'J y_c − d_𝒜
-  double *by_slot, *whole;         // [most + kTogether]; c'Q⁻¹c
+  double *by_slot, *whole;         // [most + kTogether]; C_i Q⁻¹C_i'
   std::size_t *row, *slot;         // [most]; [most + kTogether]
   std::size_t* queue;              // [2 N] of constraints that come: row and side
   unsigned char* side;             // [most]
@@ -69,7 +69,7 @@ struct DualActiveSet {
   Iteration& it;
   ActiveSet& set;
   std::size_t size = 0;    // of the set
-  std::size_t filled = 0;  // slots whose v is there, of a constraint in the set or not
+  std::size_t filled = 0;  // slots whose y is there, of a constraint in the set or not
   std::size_t out = 0;     // constraints that x violates
   double arriving = 0.0;   // λ of the constraint that comes
 
@@ -123,8 +123,8 @@ struct DualActiveSet {
     return sum(total);
   }
 
-  // The constraint that was brought to that slot, at the end of the set. False if it depends on those there, or on
-  // equalities.
+  // The constraint that was brought to the slot at that position, at the end of the set. False if it depends on those
+  // there, or on equalities.
   __attribute__((noinline)) bool enter(std::size_t i, std::size_t side, std::size_t at) {
     const double* const y = set.Y + set.slot[at] * P.ld;
     double* const l = set.l;
@@ -136,8 +136,8 @@ struct DualActiveSet {
       squares += here * turned;
     }
     double rest = sum(squares), below = 0.0;
-    const double whole = set.whole[set.slot[at]] =
-        0.5 * (sum(magnitude) + rest);  // c'Q⁻¹c, without what equalities hold
+    const double whole = 0.5 * (sum(magnitude) + rest);
+    set.whole[set.slot[at]] = whole;
     for (std::size_t j = 0; j < size; ++j) l[j] = dot(set.Y + set.slot[j] * P.ld, set.Jy);
     for (std::size_t j = 0; j < size; ++j) {
       const double* const U = set.U + j * set.stride;
@@ -251,7 +251,7 @@ struct DualActiveSet {
   // The constraint that was brought and depends on those in the set pushes, until one of them lets go and leaves. False
   // if none does: then no z is feasible.
   __attribute__((noinline)) bool push(std::size_t side) {
-    double* const d = set.lam_star;  // U'U d = −S_𝒜i
+    double* const d = set.lam_star;  // U'U d = Y'Jy
     solve_upper(set.l, d);
     const double push = P.side[side].sign;
     std::size_t first = size;
