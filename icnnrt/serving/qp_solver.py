@@ -122,7 +122,7 @@ class QPSolver:
         self.data = QPData(*(array(name) for name in QPData._fields))
         # Arrays of these shapes are taken without another look; none is where there is no such datum.
         self._inputs = [
-            (name, a, a.dtype, () if absent.get(name) else (a.shape, a.shape[1:]))
+            (name, a, a.dtype, () if absent.get(name) else (a.shape[1:], a.shape), a.size > 0)
             for name, a in self.data._asdict().items()
         ]
         self._warm = warm
@@ -181,11 +181,12 @@ class QPSolver:
         given = (Q, p, G, h_lower, h, A, b, lower, upper)
         for value, wanted in zip(given, self._inputs):  # noqa: B905  a tenth of a microsecond
             if value is not None:
-                name, into, dtype, shapes = wanted
+                name, into, dtype, shapes, holds = wanted
                 # A dtype of the same kind may be another object: that is seen to by the longer way.
                 if type(value) is not ndarray or value.dtype is not dtype or value.shape not in shapes:
                     value = _fitted(name, value, into)
-                parts.append((into, value))
+                if holds:
+                    parts.append((into, value))
         for into, value in parts:
             into[...] = value
         if self._warm:
