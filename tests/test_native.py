@@ -32,7 +32,7 @@ from icnnrt.serving.runner import Runner
 if native_library.build().library is None:
     pytest.skip(f"there is no native library: {native_library.build().reason}", allow_module_level=True)
 
-SIZE_LIMIT = 1_220_000  # bytes; a third for each instruction set, 18 kB of it for sparse factors
+SIZE_LIMIT = 1_250_000  # bytes; a third for each instruction set, 18 kB of it for sparse factors
 DIGITS = Path(__file__).parent.parent / "models" / "digits_completion" / "digits_completion.icnn"
 each_dtype = pytest.mark.parametrize("dtype", TYPES)
 
@@ -331,7 +331,7 @@ def test_one_session_serves_many_threads() -> None:
 # --- The library ---------------------------------------------------------------------------------
 
 
-def test_the_library_is_small_and_exports_one_symbol() -> None:
+def test_the_library_is_small_and_exports_what_it_says() -> None:
     library = Path(icnnrt.ops_library())
     assert library.stat().st_size < SIZE_LIMIT
     try:
@@ -339,7 +339,9 @@ def test_the_library_is_small_and_exports_one_symbol() -> None:
     except FileNotFoundError:
         pytest.skip("needs nm")
     names = [line.split()[-1].removeprefix("_") for line in listed.stdout.splitlines() if " w " not in line]
-    assert names == ["RegisterCustomOps"]
+    assert sorted(names) == [
+        "RegisterCustomOps", "icnnrt_qp_adjoint", "icnnrt_qp_solve", "icnnrt_qp_workspace_bytes"
+    ]  # fmt: skip
     whole = subprocess.run(["nm", library], capture_output=True, text=True, check=False)
     assert not whole.stdout.strip(), "the library should be stripped"
 

@@ -287,6 +287,7 @@ INTERNAL = {
     "native_library",
     "printable",
     "serving.chunks",
+    "serving.direct_kernels",
     "serving.domain_arguments",
     "serving.forks",
     "serving.kept_convex",

@@ -19,6 +19,7 @@ from threading import get_ident
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy import ndarray  # looked up in every call
 from numpy.typing import NDArray
 
 from icnnrt.arguments import choice, converted, flag, instance, integer, refused, sample, shown
@@ -31,6 +32,7 @@ from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import STATUSES, statuses
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import onnxruntime
+from icnnrt.serving.direct_kernels import Bound, adjoint_call, solve_call
 from icnnrt.serving.forks import inherit
 from icnnrt.serving.operators import operator_session, stopped_after
 from icnnrt.serving.quadratic_program import DTYPES, SENSITIVITY, SOLUTION
@@ -39,6 +41,7 @@ __all__ = ["QPData", "QPSolver"]
 
 Floats = NDArray[Any]
 ABSENT: Final = {"h_lower": "two_sided=True", "lower": "box=True", "upper": "box=True"}
+DIRECT: Final = {"qp_solve": solve_call, "qp_sensitivity": adjoint_call}
 SIZES_MAX: Final = 1 << 20  # far more than memory holds of Q
 
 
@@ -127,7 +130,7 @@ class QPSolver:
         self.data = QPData(*(array(name) for name in QPData._fields))
         # Arrays of these shapes are taken without another look; none is where there is no such datum.
         self._inputs = [
-            (name, a, a.dtype, *((None, None) if absent.get(name) else (a.shape, a.shape[1:])))
+            (name, a, a.dtype, () if absent.get(name) else (a.shape[1:], a.shape), a.size > 0)
             for name, a in self.data._asdict().items()
         ]
         self._warm = warm
@@ -154,6 +157,9 @@ class QPSolver:
         inputs |= ({"start": self._start} if warm else {}) | self._settings.feeds() | self._plan
         self._solve = _Bound(f"{self._sparse}qp_solve", self._where, inputs, answers, self._settings.seconds)
         points = self.z, self.lam, self.nu, self.bound_multipliers
+        # Where each part of the last answer goes in the next start.
+        places = np.split(self._start, np.cumsum([n, m, q]), 1) if warm else []
+        self._starts = [(into, part) for into, part in zip(places, points, strict=False) if part.size]
         self._data_gradients = _DataGradients(self._d, points, self.gradients)
 
     def solve(
@@ -186,17 +192,19 @@ class QPSolver:
         given = (Q, p, G, h_lower, h, A, b, lower, upper)
         for value, wanted in zip(given, self._inputs):  # noqa: B905  a tenth of a microsecond
             if value is not None:
-                name, into, dtype, whole, one = wanted
+                name, into, dtype, shapes, holds = wanted
                 # A dtype of the same kind may be another object: that is seen to by the longer way.
-                if type(value) is not np.ndarray or value.dtype is not dtype or value.shape not in (one, whole):
+                if type(value) is not ndarray or value.dtype is not dtype or value.shape not in shapes:
                     value = _fitted(name, value, into)
                 if self._pattern is not None and name in "QGA":
                     _check_within(self._pattern, name, value, into)
-                parts.append((into, value))
+                if holds:
+                    parts.append((into, value))
         for into, value in parts:
             into[...] = value
         if self._warm:
-            np.concatenate((self.z, self.lam, self.nu, self.bound_multipliers), 1, out=self._start)
+            for into, value in self._starts:
+                into[...] = value
             if not self._solve.calls:
                 self._start.fill(np.nan)  # cold
         self._solve()
@@ -318,7 +326,10 @@ def _fitted(name: str, value: Any, into: Floats) -> Floats:
 
 
 class _Bound:
-    """A graph whose inputs and outputs are arrays of numpy for good; a forked child binds them anew."""
+    """A graph whose inputs and outputs are arrays of numpy for good; a forked child binds them anew.
+
+    Of one program the graph's kernel is called without onnxruntime.
+    """
 
     def __init__(
         self,
@@ -331,14 +342,20 @@ class _Bound:
         self._role, self._where, self._seconds = role, where, seconds
         self.elapsed = 0.0  # in the last call, where seconds are limited
         self._inputs, self._outputs = inputs, outputs
-        self._held: tuple[Callable[..., None], list[Any]] | None = self._bind()
+        self._held: Bound | None = self._bind()
         self.calls = 0
         inherit(self)
 
-    def _bind(self) -> tuple[Callable[..., None], list[Any]]:
-        ort = onnxruntime()
+    def _bind(self) -> Bound:
         dtype, native, threads = self._where
         session, has_kernel = operator_session(self._role, dtype, native, None, threads)
+        alone = has_kernel and len(self._inputs["Q"]) == 1 and self._role in DIRECT
+        direct = DIRECT[self._role](self._inputs, self._outputs) if alone else None
+        run, held = direct or self._bind_to(session)
+        return run if self._seconds is None else functools.partial(self._limited, run, has_kernel), held
+
+    def _bind_to(self, session: Any) -> Bound:
+        ort = onnxruntime()
         binding = session.io_binding()
         values = []  # the OrtValues, which do not own the arrays' memory
         for arrays, bind in (
@@ -349,8 +366,7 @@ class _Bound:
                 value = ort.OrtValue.ortvalue_from_numpy(array)
                 bind(name, value)
                 values.append(value)
-        run = functools.partial(session.run_with_iobinding, binding)
-        return run if self._seconds is None else functools.partial(self._limited, run, has_kernel), values
+        return functools.partial(session.run_with_iobinding, binding), values
 
     def give_up(self) -> object:
         held, self._held = self._held, None

@@ -120,19 +120,25 @@ std::int64_t qp_now() noexcept {
 }
 
 std::size_t qp_workspace_bytes(const QpSizes& sizes) noexcept {
-  // What `lay_out` in qp_solve.h takes for the search for a ray, which has the rows of Q among its equalities: K and U
-  // [size, ld], G and R [m, ld] and [m + q, ld], 12 [ld], 3 [size], 35 [N], and bytes. All but the bytes are whole
-  // vectors.
+  // What `lay_out` in qp_solve.h takes: K and U [size, ld], G and R [m, ld] and [m + q, ld], 12 [ld], 3 [size], 35 [N],
+  // and bytes. All but the bytes are whole vectors.
   constexpr std::size_t kMost = std::size_t{1} << (sizeof(std::size_t) * 4 - 5);
   if (sizes.n > kMost || sizes.m > kMost || sizes.q > kMost) return 0;
   const auto up_to = [](std::size_t a, std::size_t multiple) { return (a + multiple - 1) / multiple * multiple; };
-  const std::size_t n = sizes.n, m = sizes.m, q = sizes.plan ? sizes.q : sizes.q + n;
-  const std::size_t size = up_to(n, 4) + up_to(q, 4), ld = up_to(size + 4, 8) + 8, N = up_to(m, 8) + up_to(n, 8) + 8;
-  const std::size_t vectors = 15 * ld + 38 * N + 32;
+  const std::size_t n = sizes.n, m = sizes.m, N = up_to(m, 8) + up_to(n, 8) + 8;
+  const auto size_of = [&](std::size_t q) { return up_to(n, 4) + up_to(q, 4); };
+  const auto ld_of = [&](std::size_t q) { return up_to(size_of(q) + 4, 8) + 8; };
+  const auto vectors = [&](std::size_t q) { return 15 * ld_of(q) + 38 * N + 32; };
   if (const QpPlan* plan = sizes.plan)  // those, the entries, seven vectors and lists, and room to align each of these
-    return (vectors + plan->Q.entries + plan->G.entries + plan->A.entries + plan->entries + n + m + 6 * plan->N + 128) *
+    return (vectors(sizes.q) + plan->Q.entries + plan->G.entries + plan->A.entries + plan->entries + n + m +
+            6 * plan->N + 128) *
            sizeof(double);
-  return ((2 * size + 2 * m + q) * ld + vectors) * sizeof(double);
+  const auto laid_out = [&](std::size_t q) { return (2 * size_of(q) + 2 * m + q) * ld_of(q) + vectors(q); };
+  // The search for a ray has the rows of Q among its equalities. A solve has an active set beside it: Y [n + 4, ld],
+  // 3 [ld], U [n, n], 8 [n], 3 [n + 4] and 2 [N].
+  const std::size_t ray = laid_out(sizes.q + n);
+  const std::size_t solve = laid_out(sizes.q) + (n + 7) * ld_of(sizes.q) + (n + 12) * up_to(n, 8) + 2 * N + 32;
+  return (ray > solve ? ray : solve) * sizeof(double);
 }
 
 std::size_t workspace_bytes(const Sizes& sizes) noexcept {

@@ -26,6 +26,7 @@ enum class QpStatus : std::int32_t {
 };
 
 // Sizes and settings shared by all samples of a batch, 1 <= n; `steps` bounds the interior-point steps from one start.
+// With none of them no active set is tried either.
 struct QpSizes {
   std::size_t n;
   std::size_t m;
@@ -65,7 +66,8 @@ struct QpArguments {
   double* residual;  // [3] out: relative stationarity, feasibility, duality gap
   QpStatus* status;  // [1] out
   T* ray;            // [n + m + q + n] out: certificate of infeasibility, or 0
-  std::int32_t* taken = nullptr;  // [1] out: interior-point steps, of certificates aside; or null
+  // [1] out, or null: interior-point steps, of certificates aside; 1 where an active set gave the answer
+  std::int32_t* taken = nullptr;
 };
 
 template <typename T>

@@ -128,13 +128,20 @@ ICNNRT_NO_INLINE double factor_rows(const Factors& f, const double* K, const dou
 //
 // K [size, ld] holds K_P and A'; where S stands it is zero. R [rows, ld] is zero beyond P's columns. `diagonal` [size]
 // is followed by the diagonal of P as a whole [size], which pivots are measured by; the rest of that is filled in here.
-// Returns the least pivot of all in units of the diagonal as a whole.
-ICNNRT_NO_INLINE double factor(const Factors& f, const double* K, const double* R, std::size_t rows_of_R,
-                               double* diagonal, double smallest) {
+//
+// The rows of P. Returns the least pivot in units of the diagonal as a whole; where that is no more than `enough`, what
+// follows is left out.
+ICNNRT_NO_INLINE double factor_P(const Factors& f, const double* K, const double* R, std::size_t rows_of_R,
+                                 const double* diagonal, double smallest, double enough) {
   double least = 1.0;
-  for (std::size_t i = 0; i < f.positive; i += kBlock)
+  for (std::size_t i = 0; i < f.positive && least > enough; i += kBlock)
     least = min(least, factor_rows(f, K, R, rows_of_R, diagonal, smallest, i));
-  if (f.positive == f.size) return least;
+  return least;
+}
+
+// The rows below, after those. Returns the least pivot alike.
+ICNNRT_NO_INLINE double factor_S(const Factors& f, const double* K, double* diagonal, double smallest) {
+  double least = 1.0;
   double* const whole = diagonal + f.size;
   for (std::size_t c = f.positive; c < f.size; ++c) whole[c] = diagonal[c];
   for (std::size_t k = 0; k < f.positive; ++k)
@@ -148,37 +155,57 @@ ICNNRT_NO_INLINE double factor(const Factors& f, const double* K, const double* 
   return least;
 }
 
-// x [ld] = [P A'; A -S]^-1 x; zero from `size` on.
-ICNNRT_NO_INLINE void solve(const Factors& f, double* x) {
+// The two halves of `solve`, of R vectors at once: x [ld] = U'^-1 x, and x = U^-1 diag(1, -1) x; zero from `size` on.
+template <std::size_t R>
+ICNNRT_NO_INLINE void forward(const Factors& f, double* const (&x)[R]) {
   const std::size_t ld = f.ld;
   for (std::size_t i = 0; i < f.size; i += kBlock) {
     const double* const U = f.U + i * ld;
-    double y[kBlock];
-    for (std::size_t t = 0; t < kBlock; ++t) {
-      double rest = x[i + t];
-      for (std::size_t s = 0; s < t; ++s) rest -= U[s * ld + i + t] * y[s];
-      x[i + t] = y[t] = rest * f.inverse[i + t];
+    double y[R][kBlock];
+    for (std::size_t r = 0; r < R; ++r)
+      for (std::size_t t = 0; t < kBlock; ++t) {
+        double rest = x[r][i + t];
+        for (std::size_t s = 0; s < t; ++s) rest -= U[s * ld + i + t] * y[r][s];
+        x[r][i + t] = y[r][t] = rest * f.inverse[i + t];
+      }
+    for (std::size_t c = i + kBlock; c < f.size; c += W) {
+      const Vec u[kBlock] = {load(U + c), load(U + ld + c), load(U + 2 * ld + c), load(U + 3 * ld + c)};
+      for (std::size_t r = 0; r < R; ++r)
+        store(x[r] + c, load(x[r] + c) - ((u[0] * y[r][0] + u[1] * y[r][1]) + (u[2] * y[r][2] + u[3] * y[r][3])));
     }
-    for (std::size_t c = i + kBlock; c < f.size; c += W)
-      store(x + c, load(x + c) - ((load(U + c) * y[0] + load(U + ld + c) * y[1]) +
-                                  (load(U + 2 * ld + c) * y[2] + load(U + 3 * ld + c) * y[3])));
   }
-  for (std::size_t c = f.positive; c < f.size; ++c) x[c] = -x[c];
+}
+
+template <std::size_t R>
+ICNNRT_NO_INLINE void backward(const Factors& f, double* const (&x)[R]) {
+  const std::size_t ld = f.ld;
+  for (std::size_t r = 0; r < R; ++r)
+    for (std::size_t c = f.positive; c < f.size; ++c) x[r][c] = -x[r][c];
   for (std::size_t i = f.size; i > 0;) {
     i -= kBlock;
     const double* const U = f.U + i * ld;
-    Vec rest[kBlock] = {};
+    Vec rest[R][kBlock] = {};
     for (std::size_t c = i + kBlock; c < f.size; c += W) {
-      const Vec y = load(x + c);
+      for (std::size_t r = 0; r < R; ++r) {
+        const Vec y = load(x[r] + c);
 #pragma GCC unroll 4
-      for (std::size_t t = 0; t < kBlock; ++t) rest[t] += load(U + t * ld + c) * y;
+        for (std::size_t t = 0; t < kBlock; ++t) rest[r][t] += load(U + t * ld + c) * y;
+      }
     }
-    for (std::size_t t = kBlock; t-- > 0;) {
-      double y = x[i + t] - sum(rest[t]);
-      for (std::size_t s = t + 1; s < kBlock; ++s) y -= U[t * ld + i + s] * x[i + s];
-      x[i + t] = y * f.inverse[i + t];
-    }
+    for (std::size_t r = 0; r < R; ++r)
+      for (std::size_t t = kBlock; t-- > 0;) {
+        double y = x[r][i + t] - sum(rest[r][t]);
+        for (std::size_t s = t + 1; s < kBlock; ++s) y -= U[t * ld + i + s] * x[r][i + s];
+        x[r][i + t] = y * f.inverse[i + t];
+      }
   }
+}
+
+// x [ld] = [P A'; A -S]^-1 x; zero from `size` on.
+ICNNRT_INLINE void solve(const Factors& f, double* x) {
+  double* const only[] = {x};
+  forward(f, only);
+  backward(f, only);
 }
 
 // out [rows] = M x over `columns` of M's columns; beyond them M and x are zero for a vector.

@@ -74,7 +74,7 @@ ICNNRT_NO_INLINE void products(const Problem& P, Iteration& it, const double* x,
 ICNNRT_NO_INLINE void relative(const Problem& P, const Iteration& it, const double* x, const double* lam,
                                double (&residual)[3]) {
   residual[0] = residual[1] = residual[2] = 0.0;
-  for (unsigned given = 0; given < 2; ++given) {
+  for (unsigned given = 0; given < 1u + P.scaled; ++given) {
     const double per_cost = given ? 1.0 / P.cost : 1.0;
     double off = 0.0, size = 0.0, objective = 0.0;
     for (std::size_t j = 0; j < P.n; ++j) {

@@ -28,6 +28,8 @@ struct Newton {
   double* W;          // [N] as condensed
   double* inverse_W;  // [N] as refined
   double rho, delta, gamma, left;
+  double least_of_S;                    // pivot, as that of P
+  bool plain = false;                   // factors are those of K, as P has it, for W = 0 and no ρ and δ
   double *e, *e_lam, *rows, *more_lam;  // [ld], [N], [N], [N] scratch of the refinement
 };
 
@@ -79,10 +81,15 @@ ICNNRT_NO_INLINE void condensed_sparse(const Problem& P, const Newton& newton, d
   fill(S.y, S.plan->N, 0.0);
 }
 
-// The factors for newton.W, rho and delta.
-ICNNRT_NO_INLINE void factor(const Problem& P, Newton& newton) {
-  if (is_sparse(P)) return factor_sparse(P, newton);
+// The factors for newton.W, rho and delta. The least pivot of P against the diagonal that it is of: where that is no
+// more than `enough`, there are none.
+ICNNRT_NO_INLINE double factor(const Problem& P, Newton& newton, double enough = -__builtin_inf()) {
+  if (is_sparse(P)) {
+    factor_sparse(P, newton);
+    return 1.0;
+  }
   const Factors& f = newton.factors;
+  newton.plain = false;
   const std::size_t ld = P.ld, n = P.n_blocks;
   double* const whole = newton.diagonal + P.size;
   for (std::size_t j = 0; j < n; ++j) {
@@ -127,7 +134,9 @@ ICNNRT_NO_INLINE void factor(const Problem& P, Newton& newton) {
   newton.left = 1.0 - newton.gamma * newton.delta;
   for (std::size_t j = 0; j < n; ++j) newton.diagonal[j] += kSmallestPivotOfP * whole[j];
   for (std::size_t j = n; j < P.size; ++j) newton.diagonal[j] = j < n + P.q ? newton.delta / newton.left : 1.0;
-  factor(f, P.K, newton.R, rows, newton.diagonal, kSmallestPivotOfP);
+  const double least = factor_P(f, P.K, newton.R, rows, newton.diagonal, kSmallestPivotOfP, enough);
+  newton.least_of_S = P.q && least > enough ? factor_S(f, P.K, newton.diagonal, kSmallestPivotOfP) : 1.0;
+  return least;
 }
 
 // x [ld] from [r_z; r_ν] to [dz; dν]; dλ [N] from t; rows = [G; I] dz.

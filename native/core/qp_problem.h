@@ -52,6 +52,7 @@ struct Problem {
   Equalities equal;
   double *D, *E_G, *E_A;  // z = D ẑ, λ = E_G λ̂ / cost, ν = E_A ν̂ / cost, μ = μ̂ / D / cost: powers of 2
   double cost;
+  bool scaled;    // else all of these are 1
   bool curved;    // Q is definite enough by itself: no γA'A need be added
   Sparse sparse;  // holds Q, A and G where it has a plan; then K and G above are not there
 };
@@ -260,7 +261,7 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, doubl
   fill(cost_of_column, P.ld, 1.0);
   P.cost = 1.0;
   P.cost = cost_scale(P);
-  bool scaled = P.cost != 1.0;
+  P.scaled = P.cost != 1.0;
   for (std::size_t pass = 0; pass < kEquilibrations; ++pass) {
     double least = kInf, most = 0.0;
     const auto take = [&](double size) {
@@ -275,13 +276,13 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, doubl
     for (std::size_t i = 0; i < P.m; ++i) take(row[i]);
     for (std::size_t j = 0; j < P.size; ++j) take(column[j] *= P.D[j]);
     if (!(most > kLevel) && !(least < 1.0 / kLevel)) break;
-    scaled = true;
+    P.scaled = true;
     for (std::size_t j = 0; j < P.size; ++j) P.D[j] *= root(column[j]);
     for (std::size_t i = 0; i < P.m; ++i) P.E_G[i] *= root(row[i]);
     P.cost = cost_scale(P);
   }
   P.E_A = P.D + P.n_blocks;
-  if (scaled) {
+  if (P.scaled) {
     fill(cost_of_column, P.n, P.cost);
     scale_matrices(P, cost_of_column);
     for (std::size_t j = 0; j < P.size; ++j) P.c[j] *= P.D[j] * cost_of_column[j];
@@ -293,6 +294,7 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, doubl
   }
   const double tau = size_of_z(P), per_tau = 1.0 / tau;
   if (tau == 1.0) return;
+  P.scaled = true;
   double size = 0.0;
   for (std::size_t j = 0; j < P.n; ++j)
     size = max(size, max(curvature(P, j) * tau, __builtin_fabs(P.c[j]) / kLeverOfP) * tau);

@@ -1,13 +1,16 @@
 // One quadratic program from the operator's inputs to its outputs.
 #pragma once
 
-#include "qp_interior_point.h"
+#include "qp_active_set.h"
 
 namespace icnnrt {
 namespace ICNNRT_INSTRUCTION_SET {
 
-inline constexpr double kEvenly = 1e-6;       // least entry of the diagonal against the largest, for no ray to be there
-inline constexpr double kCurved = 1e-4;       // least pivot of Q, in units of its diagonal, that makes it definite
+inline constexpr double kEvenly = 1e-6;  // least entry of the diagonal against the largest, for no ray to be there
+inline constexpr double kCurved = 1e-4;  // least pivot of Q, in units of its diagonal, that makes it definite
+// As many constraints that a start is held at, and one of four variables more, are found again sooner by an active set
+// than by a polish.
+inline constexpr std::size_t kFew = 4;
 inline constexpr double kCertificate = 1e-7;  // how well a certificate must hold: its residual against what it proves
 inline constexpr double kCancelled = 1e-6;    // the same against the terms that cancel
 inline constexpr double kFalls = 1e-6;        // how fast the objective has to fall along a ray, against p and the ray
@@ -42,8 +45,8 @@ static void lay_out(Layout& layout, Sparse& S) {
 
 // What a solve or an adjoint with q equality rows needs; `qp_workspace_bytes` in dispatch.cpp allows for it.
 // Where there is a plan the matrices are sparse.
-ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::size_t q, Problem& P, Iteration& it,
-                              const QpPlan* plan = nullptr) {
+ICNNRT_NO_INLINE Layout lay_out(void* memory, std::size_t n, std::size_t m, std::size_t q, Problem& P, Iteration& it,
+                                const QpPlan* plan = nullptr) {
   Layout layout{static_cast<unsigned char*>(memory)};
   P.n = n;
   P.m = m;
@@ -98,6 +101,7 @@ ICNNRT_NO_INLINE void lay_out(void* memory, std::size_t n, std::size_t m, std::s
       fill(it.newton.factors.U, P.size * ld, 0.0);
     }
   }
+  return layout;
 }
 
 // Whether Q + noise has a factor: that is, whether its least eigenvalue is at least -noise up to rounding.
@@ -110,13 +114,18 @@ ICNNRT_NO_INLINE bool positive_semidefinite(Problem& P, Iteration& it, double un
     P.curved = size > 0.0 && least > kCurved;
     return least > 0.0;
   }
-  double* const diagonal = it.newton.diagonal;
+  Newton& newton = it.newton;
+  newton.rho = newton.delta = 0.0;
+  fill(newton.W, P.N, 0.0);
+  P.curved = true;
+  if (factor(P, newton, kCurved) > kCurved) return newton.plain = true;  // without noise
+  double* const diagonal = newton.diagonal;
   for (std::size_t j = 0; j < P.n_blocks; ++j) {
     diagonal[j] = j < P.n && size > 0.0 ? noise : 1.0;
     diagonal[P.n_blocks + j] = P.K[j * P.ld + j] + diagonal[j];
   }
-  const Factors f{P.n_blocks, P.n_blocks, P.ld, it.newton.factors.U, it.newton.factors.inverse};
-  const double least = factor(f, P.K, nullptr, 0, diagonal, 0.0);
+  const Factors f{P.n_blocks, P.n_blocks, P.ld, newton.factors.U, newton.factors.inverse};
+  const double least = factor_P(f, P.K, nullptr, 0, diagonal, 0.0, -kInf);
   P.curved = size > 0.0 && least > kCurved;
   return least > 0.0;
 }
@@ -174,21 +183,39 @@ ICNNRT_NO_INLINE bool solve_cold(Problem& P, Iteration& it, double soft, const E
   return false;
 }
 
-// Solves P as it was read, from what read_start left if `warm`. x and signed λ are left in it.polished and it.lam; true
-// if they are a polished point, otherwise their slacks are in side.s.
-ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, bool warm, double soft, const Ends& ends,
+// Whether the active-set method finds the solution, as a polish does. Otherwise nothing has happened.
+ICNNRT_NO_INLINE bool solve_by_active_set(Problem& P, Iteration& it, ActiveSet* set, bool warm, const Ends& ends,
+                                          double (&residual)[3]) {
+  if (!set || !P.curved || ends.steps == 0) return false;
+  for (std::size_t i = 0; i < P.N; ++i) it.tried[i] = it.active[i];
+  const bool found = DualActiveSet{P, it, *set}.run(warm, ends, residual);
+  it.taken += found;
+  for (std::size_t i = 0; !found && i < P.N; ++i) it.active[i] = it.tried[i];
+  return found;
+}
+
+// Solves P as it was read, from what read_start left if `warm`, by an active-set method first if there is memory for
+// one. x and signed λ are left in it.polished and it.lam; true if they are a polished point, otherwise their slacks are
+// in side.s.
+ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, ActiveSet* set, bool warm, double soft, const Ends& ends,
                                     double (&residual)[3]) {
   equilibrate(P, it.Kz, it.newton.rows, it.r);
   if (warm) {
     InteriorPoint method{P, it, soft};
     warm_start(P, it);
-    const bool held = polish(P, it, kAmendments, min(ends.enough, kEnough), residual);
-    it.taken += held;
-    if (held || method.run(ends, residual)) return true;
+    std::size_t held = 0;
+    for (std::size_t i = 0; i < P.N; ++i) held += it.active[i] != 0;
+    const bool few = held <= kFew + P.n / 4;
+    if (few && solve_by_active_set(P, it, set, true, ends, residual)) return true;
+    const bool polished = polish(P, it, kAmendments, min(ends.enough, kEnough), residual);
+    it.taken += polished;
+    if (polished || (!few && solve_by_active_set(P, it, set, true, ends, residual)) || method.run(ends, residual))
+      return true;
     method.read_off();
     kkt_residual(P, it, it.polished, it.lam, residual);
     if (worst(residual) <= ends.nearly || ends.over()) return false;  // otherwise the start was misleading
   }
+  if (!warm && solve_by_active_set(P, it, set, false, ends, residual)) return true;
   return solve_cold(P, it, soft, ends, residual);
 }
 
@@ -249,7 +276,7 @@ static bool infeasible(Problem& P, Iteration& it, const Ends& ends, double& amou
   read();
   if (contradicted(P, it, amount)) return true;
   double residual[3];
-  solve_problem(P, it, false, 1.0, ends, residual);
+  solve_problem(P, it, nullptr, false, 1.0, ends, residual);
   move_to(P, it);
   solve_cold(P, it, 1.0, ends, residual);
   read();
@@ -281,7 +308,7 @@ static bool infeasible(Problem& P, Iteration& it, const Ends& ends, double& amou
 ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, const Ends& ends, double p_size, double tolerance,
                                 double& amount) {
   double residual[3];
-  solve_problem(P, it, false, 0.0, ends, residual);
+  solve_problem(P, it, nullptr, false, 0.0, ends, residual);
   // Each row against its own size and that of d, in units of z.
   const double length = largest(it.polished, P.n);
   amount = 0.0;
@@ -364,7 +391,9 @@ template <typename T>
 static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* memory) noexcept {
   Problem P;
   Iteration it;
-  lay_out(memory, sizes.n, sizes.m, sizes.q, P, it, sizes.plan);
+  ActiveSet set;
+  Layout layout = lay_out(memory, sizes.n, sizes.m, sizes.q, P, it, sizes.plan);
+  if (!is_sparse(P)) lay_out(layout, P, set);
   for (std::size_t i = 0; i < 2 * sizes.n + sizes.m + sizes.q; ++i) args.ray[i] = T{0};
   bool crossed;
   const bool sound = read_problem(args, Purpose::kSolve, P, crossed);
@@ -382,7 +411,8 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
   } else if (ends.over()) {
     status = QpStatus::kFailed;
   } else {
-    const bool polished = solve_problem(P, it, read_start(args.start, P, it), 0.0, ends, residual);
+    const bool polished =
+        solve_problem(P, it, is_sparse(P) ? nullptr : &set, read_start(args.start, P, it), 0.0, ends, residual);
     const double off = worst(residual);
     const double per_cost = 1.0 / P.cost;
     for (std::size_t j = 0; j < P.n; ++j) args.z[j] = static_cast<T>(it.polished[j] * P.D[j]);

@@ -1,5 +1,5 @@
-// The one symbol that this library exports. ONNX Runtime calls it for every SessionOptions that the library is
-// registered with; icnnrt.ops_library() says where the library is.
+// What ONNX Runtime calls for every SessionOptions that the library is registered with; icnnrt.ops_library() says where
+// that is.
 #include <atomic>
 #include <new>
 #include <utility>

@@ -259,6 +259,12 @@ void try_programs(Bytes& bytes) {
   const ProgramAnswer<T> answer = caller.solve(kernels, of, steps);
   check(complaint(of, answer));
   if (!caller.solve(kernels, of, steps, 0x3f).same_bits_as(answer)) check("the same call twice gave two answers");
+  if (answer.taken < 0 || (of.start.empty() && static_cast<std::size_t>(answer.taken) > steps + 1))
+    check("more steps than were asked for");
+  // As many steps as were told are enough: whatever was tried besides leaves nothing behind.
+  if (answer.status == QpStatus::kSolved && of.start.empty() &&
+      !caller.solve(kernels, of, static_cast<std::size_t>(answer.taken)).same_bits_as(answer))
+    check("as many steps as were told gave another answer");
 
   std::vector<T> bars[4];
   const std::size_t sizes[] = {n, m, q, n};

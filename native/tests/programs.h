@@ -98,12 +98,13 @@ struct ProgramAnswer {
   std::vector<double> residual;
   icnnrt::QpStatus status;
   bool intact;
+  std::int32_t taken;
 
   bool same_bits_as(const ProgramAnswer& other) const {
     return same_bits(z.data(), other.z) && same_bits(lam.data(), other.lam) && same_bits(nu.data(), other.nu) &&
            same_bits(mu.data(), other.mu) && same_bits(slack.data(), other.slack) &&
            same_bits(box_slack.data(), other.box_slack) && same_bits(ray.data(), other.ray) &&
-           same_bits(residual.data(), other.residual) && status == other.status;
+           same_bits(residual.data(), other.residual) && status == other.status && taken == other.taken;
   }
 };
 
@@ -143,14 +144,14 @@ class ProgramCaller {
       out[i] = static_cast<T*>(memory_[10 + i].take(counts[i] * sizeof(T), alignof(T), fill));
     auto* const residual = static_cast<double*>(memory_[17].take(3 * sizeof(double), alignof(double), fill));
     icnnrt::QpStatus status = icnnrt::QpStatus::kFailed;
+    std::int32_t taken = -1;
     icnnrt::QpSizes sizes = of.sizes(steps);
     sizes.plan = plan;
     void* const workspace = memory_[18].take(icnnrt::qp_workspace_bytes(sizes), icnnrt::kWorkspaceAlignment, fill);
-    kernels.solve(sizes,
-                  {in[0], in[1], in[2], in[3], in[4], in[5], in[6], in[7], in[8], in[9], out[0], out[1], out[2], out[3],
-                   out[4], out[5], residual, &status, out[6]},
+    kernels.solve(sizes, {in[0],  in[1],  in[2],  in[3],  in[4],  in[5],  in[6],    in[7],   in[8],  in[9],
+                          out[0], out[1], out[2], out[3], out[4], out[5], residual, &status, out[6], &taken},
                   workspace);
-    ProgramAnswer<T> answer{{}, {}, {}, {}, {}, {}, {}, {residual, residual + 3}, status, true};
+    ProgramAnswer<T> answer{{}, {}, {}, {}, {}, {}, {}, {residual, residual + 3}, status, true, taken};
     std::vector<T>* const outputs[] = {&answer.z,     &answer.lam,       &answer.nu, &answer.mu,
                                        &answer.slack, &answer.box_slack, &answer.ray};
     for (std::size_t i = 0; i < 7; ++i) outputs[i]->assign(out[i], out[i] + counts[i]);

@@ -1,6 +1,8 @@
 // Quadratic programs: solved, told apart from those that are not solvable, differentiated; memory, bad numbers.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "programs.h"
 
 namespace icnnrt_tests {
@@ -174,6 +176,151 @@ TEST_CASE("the adjoint is the derivative") {
         unsolved.status = QpStatus::kInaccurate;
         for (double value : caller.adjoint(kernels, program, unsolved, z_bar).d_z) CHECK(std::isnan(value));
       }
+  });
+}
+
+// --- By an active set -----------------------------------------------------------------------------------------------
+
+TEST_CASE_TEMPLATE("the only answer is found by its active set, which counts as one step", T, float, double) {
+  each_program_kernel<T>([](const icnnrt::QpKernels<T>& kernels) {
+    ProgramCaller caller;
+    Random random(96);
+    for (const ProgramShape& shape : kProgramShapes)
+      for (bool both : {false, true}) {
+        if (shape.n > 17) continue;
+        CAPTURE(shape.n);
+        CAPTURE(shape.m);
+        CAPTURE(both);
+        const Program<T> program = random_program<T>(random, shape, both);
+        const ProgramAnswer<T> answer = caller.solve(kernels, program);
+        CHECK(answer.status == QpStatus::kSolved);
+        CHECK(answer.taken == 1);
+        CHECK(caller.solve(kernels, program, 1).same_bits_as(answer));
+        const ProgramAnswer<T> none = caller.solve(kernels, program, 0);
+        CHECK(none.taken == 0);
+        // What is held has next to no slack, and what is not has no multiplier.
+        for (std::size_t i = 0; i < shape.m; ++i) {
+          CHECK((answer.lam[i] != T{0}) == (answer.slack[i] < T(1e-9)));
+          CHECK((program.lam[i] != 0.0) == (answer.lam[i] != T{0}));
+        }
+        for (std::size_t j = 0; j < shape.n; ++j) CHECK((program.mu[j] != 0.0) == (answer.mu[j] != T{0}));
+      }
+  });
+}
+
+TEST_CASE("constraints that depend on those in the set make one of them leave") {
+  each_program_kernel<double>([](const icnnrt::QpKernels<double>& kernels) {
+    ProgramCaller caller;
+    Random random(97);
+    // Points projected to polytopes: often to a corner, where n rows hold z and whatever else is violated depends on
+    // them.
+    std::size_t corners = 0, by_set = 0, all = 0;
+    for (std::size_t round = 0; round < 200; ++round) {
+      const std::size_t n = 1 + round % 4, m = 6 * n;
+      Program<double> program{n, m, 0, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+      program.Q.assign(n * n, 0.0);
+      for (std::size_t j = 0; j < n; ++j) program.Q[j * n + j] = 1.0;
+      for (std::size_t j = 0; j < n; ++j) program.p.push_back(random.uniform(-20.0, 20.0));
+      for (std::size_t i = 0; i < m * n; ++i) program.G.push_back(random.uniform(-1.0, 1.0));
+      program.h.assign(m, 1.0);
+      const ProgramAnswer<double> answer = caller.solve(kernels, program);
+      CHECK(answer.status == QpStatus::kSolved);
+      CHECK(kkt_residual_of(program, answer) <= 1e-9);
+      std::size_t held = 0;
+      for (double lam : answer.lam) held += lam > 0.0;
+      corners += held == n && n > 1;
+      by_set += answer.taken == 1;
+      ++all;
+    }
+    CHECK(corners > 20);
+    CHECK(by_set > all * 9 / 10);
+  });
+}
+
+TEST_CASE("where there is more than one answer, or nearly so, the interior point method chooses") {
+  each_program_kernel<double>([](const icnnrt::QpKernels<double>& kernels) {
+    ProgramCaller caller;
+    Random random(98);
+    const ProgramShape shape{8, 6, 2};
+    for (std::size_t round = 0; round < 20; ++round) {
+      const Program<double> only = random_program<double>(random, shape, false);
+      const auto first = [&](bool held) {
+        return static_cast<std::size_t>(
+            std::find_if(only.lam.begin(), only.lam.end(), [&](double lam) { return (lam > 0.0) == held; }) -
+            only.lam.begin());
+      };
+      const std::size_t held = first(true), other = first(false), n = shape.n;
+      if (held == shape.m || other == shape.m) continue;
+
+      Program<double> program = only;  // a row that is there twice
+      for (std::size_t j = 0; j < n; ++j) program.G[other * n + j] = only.G[held * n + j];
+      program.h[other] = only.h[held];
+      ProgramAnswer<double> answer = caller.solve(kernels, program);
+      CHECK(answer.status == QpStatus::kSolved);
+      CHECK(answer.taken > 1);
+      CHECK(kkt_residual_of(program, answer) <= 1e-9);
+      CHECK(std::fabs(answer.lam[held] - answer.lam[other]) <= 1e-6);  // in the middle of all answers
+
+      program = only;  // a row that z touches, and no multiplier
+      double r = 0.0;
+      for (std::size_t j = 0; j < n; ++j) r += only.G[other * n + j] * only.z[j];
+      program.h[other] = r;
+      answer = caller.solve(kernels, program);
+      CHECK(answer.status == QpStatus::kSolved);
+      CHECK(answer.taken > 1);
+      CHECK(distance(answer.z, only.z) <= 1e-5);
+
+      program = only;  // equalities that say the same
+      for (std::size_t j = 0; j < n; ++j) program.A[n + j] = 2.0 * only.A[j];
+      program.b[1] = 2.0 * only.b[0];
+      answer = caller.solve(kernels, program);
+      CHECK(answer.status <= QpStatus::kInaccurate);
+      CHECK(answer.taken > 1);
+    }
+  });
+}
+
+TEST_CASE("equal bounds are equalities that never leave the set") {
+  each_program_kernel<double>([](const icnnrt::QpKernels<double>& kernels) {
+    ProgramCaller caller;
+    Random random(99);
+    for (std::size_t round = 0; round < 20; ++round) {
+      Program<double> program = random_program<double>(random, {9, 6, 1}, true);
+      // a row and a variable that have to stay where they are, of whatever sign their multipliers come out
+      double r = 0.0;
+      for (std::size_t j = 0; j < 9; ++j) r += program.G[j] * program.z[j];
+      program.h[0] = program.h_lower[0] = r;
+      program.lower[4] = program.upper[4] = program.z[4];
+      for (double& p : program.p) p += random.uniform(-0.2, 0.2);
+      const ProgramAnswer<double> answer = caller.solve(kernels, program);
+      CHECK(answer.status == QpStatus::kSolved);
+      CHECK(kkt_residual_of(program, answer) <= 1e-9);
+      CHECK(answer.slack[0] == 0.0);
+      CHECK(answer.box_slack[4] == 0.0);
+      CHECK(std::fabs(answer.z[4] - program.z[4]) <= 1e-12);
+    }
+  });
+}
+
+TEST_CASE("programs of any small shape stay within their workspace, be there a z or not") {
+  each_program_kernel<double>([](const icnnrt::QpKernels<double>& kernels) {
+    ProgramCaller caller;
+    Random random(100);
+    for (std::size_t n = 1; n <= 5; ++n)
+      for (std::size_t m : {0, 1, 7, 8, 9, 24})
+        for (std::size_t q = 0; q <= n + 4; ++q)
+          for (bool both : {false, true}) {
+            CAPTURE(n);
+            CAPTURE(m);
+            CAPTURE(q);
+            CAPTURE(both);
+            Program<double> program = random_program<double>(random, {n, m, q}, both);
+            for (double& p : program.p) p *= 5.0;  // far from the start: much is violated there
+            const ProgramAnswer<double> answer = caller.solve(kernels, program);
+            CHECK(answer.intact);
+            CHECK(caller.solve(kernels, program, 50, 0x3f).same_bits_as(answer));
+            CHECK(caller.adjoint(kernels, program, answer, program.p).intact);
+          }
   });
 }
 
