@@ -10,7 +10,7 @@ inline constexpr double kSmallestPivotOfP = 4.0 * kEps;  // of the diagonal: les
 // A row of [G; I] whose weight is less than this part of ρ is left to the refinement.
 inline constexpr double kNothing = 1e-3;
 inline constexpr double kGamma = 1e2;  // γ
-// The least ρ and δ of sparse factors, and how much oftener than dense ones they are refined.
+// The least ρ and δ of sparse factors, and how much oftener than dense ones they are refined; once where those are not.
 inline constexpr double kSparseRho = 1e-7, kSparseDelta = 1e-8;
 inline constexpr std::size_t kSparseRefinements = 2;
 
@@ -171,7 +171,7 @@ ICNNRT_NO_INLINE void solve_refined(const Problem& P, Newton& newton, const doub
   copy(x, r, P.ld);
   condensed(P, newton, x, t, d_lam, rows);
   double* const e = newton.e;
-  if (is_sparse(P)) refinements += kSparseRefinements;
+  if (is_sparse(P)) refinements += refinements ? kSparseRefinements : 1;
   for (std::size_t pass = 0; pass < refinements; ++pass) {
     fill(e, P.ld, 0.0);
     add_Kz(P, x, e);
