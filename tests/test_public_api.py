@@ -94,6 +94,7 @@ PUBLIC = {
         "bundle_qp_models",
         "bundle_qp_status",
         "bundle_qp_uncertainty",
+        "qp_existing",
     },
     "mathematics.certificate": {
         "Tolerances",
@@ -182,7 +183,7 @@ PUBLIC = {
         "qp_sensitivity",
         "qp_solve",
     },
-    "mathematics.qp_reliability": {"gradient_advice", "reliable", "weak_rows"},
+    "mathematics.qp_reliability": {"existing", "gradient_advice", "reliable", "weak_rows"},
     "mathematics.qp_settings": {"Settings", "checked_smoothing", "checked_steps", "checked_tolerance"},
     "mathematics.qp_smoothing": {"Smoothed", "adjoint", "central_point", "newton_step", "off_path", "smoothed"},
     "mathematics.qp_status": {"QPStatus", "advise", "statuses"},

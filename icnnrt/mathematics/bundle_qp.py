@@ -17,7 +17,8 @@ from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.polyhedron import Model, PolyhedronTrajectory
 from icnnrt.mathematics.polyhedron_adjoint import pulled_back
 from icnnrt.mathematics.polyhedron_programs import Polyhedron, Programs, steepness
-from icnnrt.mathematics.qp_reference import QP, STEPS, QPCotangents, QPReference, qp_adjoint, qp_solve
+from icnnrt.mathematics.qp_reference import QP, STEPS, QPCotangents, QPReference, qp_sensitivity, qp_solve
+from icnnrt.mathematics.qp_reliability import existing
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.recursive_adjoint import CutCotangents
 
@@ -128,11 +129,17 @@ def _model(T: PolyhedronTrajectory, at: NDArray[Any], k: int) -> tuple[Programs,
     return programs, programs.model(rows, np.concatenate([programs.P.h, -T.offsets[at, :k]], 1))
 
 
+def qp_existing(Q: Array, G: Array, A: Array, solution: QPReference, z_bar: Array) -> QPCotangents:
+    """`qp_reference.qp_adjoint`, NaN where a part of the loss has no gradient."""
+    *d, share, _ = qp_sensitivity(Q, G, A, solution, z_bar)
+    return QPCotangents(*existing(NUMPY, d, share))
+
+
 def bundle_qp_adjoint(
     trajectory: PolyhedronTrajectory,
     y_bar: Array,
     hvp: Callable[[int, Array, Array], Array] | None,
-    adjoint: Adjoint = qp_adjoint,
+    adjoint: Adjoint = qp_existing,
 ) -> PolyhedronCotangents:
     """Cotangents of cuts and constraints for a loss with ∂ℓ/∂y = ȳ [B, n].
 
@@ -141,9 +148,9 @@ def bundle_qp_adjoint(
     are that of the argmin. For smooth f the iterates of a cutting-plane method come near y*, but their derivatives do
     not come near that of y* (off by factors of 2 to 80 at gaps of 1e-3 to 1e-9): take `bundle_qp_implicit` there.
 
-    A sample in which a model on the way was not SOLVED, or whose cotangents grew beyond all digits on the way, has NaN
-    throughout. θ̄ is linear in what is returned, and so are the gradients of constraints that samples share: their sum
-    over the batch.
+    A sample in which a model on the way was not SOLVED or a part of the loss has no gradient, or whose cotangents grew
+    beyond all digits on the way, has NaN throughout. θ̄ is linear in what is returned, and so are the gradients of
+    constraints that samples share: their sum over the batch.
     """
     assert trajectory.projection is not None, "bundle_qp_models solves the models that were not kept"
     Y, best = trajectory.cut_points, trajectory.best
@@ -189,7 +196,7 @@ def bundle_qp_implicit(
     hessian: Array,
     steps: int = STEPS,
     solver: Solver = qp_solve,
-    adjoint: Adjoint = qp_adjoint,
+    adjoint: Adjoint = qp_existing,
 ) -> PolyhedronCotangents:
     """Cotangents by the optimality conditions at y, for a smooth f solved to convergence: "implicit" of
     `icnnrt.mathematics.polyhedron_adjoint`.

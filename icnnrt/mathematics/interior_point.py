@@ -151,8 +151,9 @@ def units(xp: Namespace, Q: Array, p: Array, G: Array, A: Array) -> tuple[Array,
     """Q, p, G, A equilibrated, and the units D [B, 1, n] of z, F [B, 1, m + n] and E [B, 1, q] of rows, c of the
     objective.
 
-    Rows and columns of [Q; G; A] are brought near size 1 (Ruiz), and the objective before every sweep: so columns are
-    scaled by constraints rather than by penalties, and a slack that costs 1e6 stays in its own units.
+    Rows of G and A are brought to size 1, so that their units leave no trace in those of z; then rows and columns of
+    [Q; G; A] near it (Ruiz), and the objective before every sweep: so columns are scaled by constraints rather than by
+    penalties, and a slack that costs 1e6 stays in its own units.
     """
 
     def unfinished(*state: Array) -> Array:
@@ -161,12 +162,14 @@ def units(xp: Namespace, Q: Array, p: Array, G: Array, A: Array) -> tuple[Array,
     def sweep(*state: Array) -> tuple[Array, ...]:
         return swept(xp, *state)
 
-    def ones(M: Array) -> Array:
-        """One a row."""
-        return xp.max(0.0 * M) + 1.0
+    def of_rows(M: Array) -> Array:
+        """The power of 2 that brings each row next to 1, if it is not within `LEVEL` of it."""
+        size = xp.max(abs(M))
+        far = ((size > LEVEL) | (size < 1.0 / LEVEL)) & (size > 0.0)
+        return xp.power_of_2(1.0 / xp.where(far, size, 1.0))
 
-    c = unit_of_cost(xp, Q, p)
-    begin = (Q * c, p * c, G, A, xp.ones_like(p), ones(G), ones(A), c, c > 0.0)
+    c, E_G, E_A = unit_of_cost(xp, Q, p), of_rows(G), of_rows(A)
+    begin = (Q * c, p * c, G * E_G, A * E_A, xp.ones_like(p), E_G, E_A, c, c > 0.0)
     Q, p, G, A, D, E_G, E_A, c, _ = xp.loop(unfinished, sweep, begin, EQUILIBRATIONS)
     return Q, p, G, A, D, xp.concat([xp.mT(E_G), 1.0 / D]), xp.mT(E_A), c
 

@@ -8,16 +8,16 @@ KINK: a row is weakly active, its multiplier and its slack both as good as 0. Wh
 one side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icnnrt.mathematics.namespace import NUMPY
+from icnnrt.mathematics.namespace import NUMPY, Array, Namespace
 from icnnrt.mathematics.qp_adjoint import WEAK, held
 
-__all__ = ["KINK", "LOST", "NO_GRADIENT", "gradient_advice", "reliable", "weak_rows"]
+__all__ = ["KINK", "LOST", "NO_GRADIENT", "existing", "gradient_advice", "reliable", "weak_rows"]
 
 # The share of the loss from which on it counts, by the precision of the data; less is rounding.
 LOST: Final = {"float32": 1e-3, "float64": 1e-6}
@@ -39,6 +39,12 @@ KINK: Final = (
 def reliable(share: NDArray[Any], weak: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
     """[B]: samples that have an answer, and a gradient there; share is NaN of the others. dtype: of the data."""
     return (share <= LOST[dtype]) & (weak == 0)
+
+
+def existing(xp: Namespace, d: Sequence[Array], share: Array) -> list[Array]:
+    """d [B, k] of the adjoint's rows, NaN where a part of the loss, share [B] of it, has no gradient; in float64."""
+    exists = xp.column(share) <= LOST["float64"]
+    return [xp.where(exists, a, float("nan")) for a in d]
 
 
 def gradient_advice(

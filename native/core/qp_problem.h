@@ -252,9 +252,18 @@ static void scale_Q(const Problem& P, double by) {
     for (std::size_t j = 0; j < P.n; ++j) P.K[i * P.ld + j] *= by;
 }
 
-// Rows and columns of [Q G' A'; G 0 0; A 0 0] brought near size 1 (Ruiz), and the objective before every sweep: so
-// columns are scaled by constraints rather than by penalties. Then z is, since every measure of the method has a floor
-// of 1.
+// The scales of rows of G and A by their largest entries, those of A in `column`; whether one is not 1.
+ICNNRT_INLINE bool rows_to_units(Problem& P, const double* column, const double* row) {
+  double off = 0.0;
+  const auto to_unit = [&](double& scale, double size) { off = max(off, __builtin_fabs((scale = unit(size)) - 1.0)); };
+  for (std::size_t i = 0; i < P.m; ++i) to_unit(P.E_G[i], row[i]);
+  for (std::size_t i = P.n_blocks; i < P.n_blocks + P.q; ++i) to_unit(P.D[i], column[i]);
+  return off > 0.0;
+}
+
+// Rows of G and A brought to size 1, so that their units leave no trace in those of z; then rows and columns of
+// [Q G' A'; G 0 0; A 0 0] near it (Ruiz), and the objective before every sweep: so columns are scaled by constraints
+// rather than by penalties. Then z is, since every measure of the method has a floor of 1.
 ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, double* cost_of_column) {
   fill(P.D, P.ld, 1.0);  // D and E_A are one array of `ld`, as x is
   fill(P.E_G, P.box, 1.0);
@@ -273,6 +282,11 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, doubl
     fill(column, P.ld, 0.0);
     fill(cost_of_column, P.n, P.cost);
     largest_entries(P, cost_of_column, column, row);
+    if (pass == 0 && rows_to_units(P, column, row)) {
+      P.scaled = true;
+      fill(column, P.ld, 0.0);
+      largest_entries(P, cost_of_column, column, row);
+    }
     for (std::size_t i = 0; i < P.m; ++i) take(row[i]);
     for (std::size_t j = 0; j < P.size; ++j) take(column[j] *= P.D[j]);
     if (!(most > kLevel) && !(least < 1.0 / kLevel)) break;

@@ -11,13 +11,14 @@ from icnnrt.format.signatures import TRAJECTORY_NAMES
 from icnnrt.mathematics.polyhedron_adjoint import pulled_back
 from icnnrt.mathematics.polyhedron_programs import Programs
 from icnnrt.mathematics.qp_reference import QPCotangents
+from icnnrt.mathematics.qp_reliability import existing
 from icnnrt.mathematics.status import Status
 from icnnrt_exporters.assembly.polyhedron_graph import Declared, all_finite, operator
 from icnnrt_exporters.operators.spliced import Spliced
 from icnnrt_exporters.operators.traced import Symbol, Traced
 from icnnrt_exporters.surgery import dismantle, dtype_of, replace, shapes_from, static
 
-INT64, DOUBLE = ir.DataType.INT64, ir.DataType.DOUBLE
+INT64, INT32, DOUBLE = ir.DataType.INT64, ir.DataType.INT32, ir.DataType.DOUBLE
 POINTS = "points"  # the batch of the pull-back: all cut points of all samples
 
 
@@ -123,8 +124,9 @@ def _spliced(
 
 
 def _adjoint(xp: Traced, qp: Any, s: Any, z_bar: Symbol) -> Any:
-    """QPAdjoint at a solution, for a loss of z alone."""
+    """QPSensitivity at a solution, for a loss of z alone; NaN where a part of it has no gradient."""
     absent = xp.constant(np.zeros((1, 0)), DOUBLE)
     given = (qp.Q, qp.G, qp.A, s.lam, s.mu, s.slack, s.box_slack, s.status, z_bar, *[absent] * 3)
-    found: Any = xp.nodes("QPAdjoint", *given, results=[DOUBLE] * 4, ranks=[2] * 4, domain=OP_DOMAIN)
-    return QPCotangents(*found)
+    types, ranks = [*[DOUBLE] * 5, INT32], [*[2] * 4, 1, 1]
+    *d, share, _ = xp.nodes("QPSensitivity", *given, results=types, ranks=ranks, domain=OP_DOMAIN)
+    return QPCotangents(*existing(xp, d, share))

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from icnnrt.mathematics import qp_reference
+from icnnrt.mathematics.bundle_qp import qp_existing
+from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.qp_reference import QP, QPCotangents, QPReference
+from icnnrt.mathematics.qp_reliability import existing
 from icnnrt.mathematics.qp_settings import Settings
 from icnnrt_models.layers import qp_operators
 
@@ -27,13 +30,14 @@ def solve(qp: QP, start: tuple[Array, Array, Array, Array] | None, steps: int = 
 
 
 def differentiate(Q: Array, G: Array, A: Array, solution: QPReference, z_bar: Array) -> QPCotangents:
-    """As `qp_reference.qp_adjoint`."""
+    """As `icnnrt.mathematics.bundle_qp.qp_existing`."""
     found = qp_operators.kernels(torch.float64)
     if found is None:
-        return qp_reference.qp_adjoint(Q, G, A, solution, z_bar)
+        return qp_existing(Q, G, A, solution, z_bar)
     s, none = solution, np.empty((1, 0))
     given = (Q, G, A, s.lam, s.mu, s.slack, s.box_slack, s.status, z_bar, none, none, none)
-    return QPCotangents(*found.sensitivity(given)[:4])
+    *d, share, _ = found.sensitivity(given)
+    return QPCotangents(*existing(NUMPY, d, share))
 
 
 def on(like: Tensor, a: NDArray[np.generic]) -> Tensor:
