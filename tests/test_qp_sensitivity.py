@@ -221,6 +221,36 @@ def test_so_is_a_weakly_active_bound_where_no_bound_pushes(native, n):
     assert large.vjp(np.ones(n)).reliable.all()
 
 
+def cut_model(rng, n=4, k=3, m=6):
+    """min over (y, t) of t + ½ μ ‖y‖² over k cuts that are nearly parallel, two of which and two rows hold y."""
+    slopes = 0.3 * rng.standard_normal(n) + 0.02 * rng.standard_normal((k, n))
+    G = np.concatenate([np.c_[rng.standard_normal((m, n)), np.zeros(m)], np.c_[slopes, -np.ones(k)]])
+    z, lam, part = rng.standard_normal(n + 1), np.zeros(m + k), rng.uniform(0.2, 0.8)
+    lam[[0, 3]], lam[m : m + 2] = rng.uniform(0.2, 1.2, 2), (part, 1.0 - part)
+    h = G @ z + np.where(lam > 0.0, 0.0, rng.uniform(0.05, 1.0, m + k))
+    Q, A = np.diag([*[0.1] * n, 0.0]), np.array([[1.0] * n + [0.0]])
+    return Q, -Q @ z - G.T @ lam - A[0] * rng.standard_normal(), G, h, A, A @ z
+
+
+@pytest.mark.parametrize("native", [None, False])
+def test_gradients_do_not_depend_on_the_units_of_rows(native):
+    units, unit, compared = 10.0 ** np.array([-7, 4, 0, -3, 6, -10, 0, 0, 0]), 1e-7, 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        Q, p, G, h, A, b = cut_model(rng)
+        z_bar = np.append(rng.standard_normal(4), 0.0)
+        plain = icnnrt.qp(Q, p, G, h, A, b, native=native).vjp(z_bar)
+        if not plain.reliable.all():
+            continue
+        scaled = icnnrt.qp(Q, p, units[:, None] * G, units * h, unit * A, unit * b, native=native).vjp(z_bar)
+        assert scaled.reliable.all()
+        pairs = (scaled.G * units[:, None], plain.G), (scaled.h * units, plain.h), (scaled.A * unit, plain.A)
+        for got, wanted in (*pairs, (scaled.b * unit, plain.b)):
+            np.testing.assert_allclose(got, wanted, rtol=1e-8, atol=1e-9 * np.abs(wanted).max())
+        compared += 1
+    assert compared >= 15
+
+
 def test_a_degenerate_vertex_is_a_kink():
     # three rows through the point where two would do
     G = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
