@@ -129,12 +129,25 @@ def test_it_becomes_the_gradient_at_the_answer(kind, seed):
     qp = solvable(seed, 4, 6, 5, 2, kind=kind).qp
     exact = icnnrt.qp(**given(qp)).vjp(np.ones((4, 6)))
     off = []
-    for kappa in (1e-3, 1e-6, 1e-9):
+    for kappa in (1e-3, 1e-5, 1e-7):
         near = icnnrt.qp(**given(qp)).vjp(np.ones((4, 6)), smoothing=kappa)
         assert near.reliable.all()
         off.append(np.abs(near.p - exact.p).max() / np.abs(exact.p).max())
-    assert off[2] < 1e-4
+    assert off[2] < 1e-2
     assert off[2] <= off[1] <= off[0]
+
+
+def test_a_smoothing_below_rounding_is_right_or_told():
+    """Three rows through a vertex of two variables, whose point of the path is known in closed form no more."""
+    Q, p, G, h = np.eye(2), np.array([-2.0, -3.0]), np.ones((1, 2)), np.array([2.0])
+    solution = icnnrt.qp(Q, p, G, h, upper=np.ones(2))
+    wanted = solution.vjp(np.array([0.0, 1.0]), smoothing=1e-6).h[0]
+    for kappa in 10.0 ** -np.arange(7, 16):
+        found = solution.vjp(np.array([0.0, 1.0]), smoothing=kappa)
+        if found.reliable.all():
+            np.testing.assert_allclose(found.h, wanted, rtol=1e-3)
+        else:
+            assert np.isnan(found.h).all()
 
 
 def test_it_tells_of_a_bound_that_does_not_hold_yet():
@@ -218,6 +231,10 @@ def test_transforms_of_torch():
     for i in range(5):
         (row,) = pull(torch.eye(5, dtype=torch.float64)[None, i])
         torch.testing.assert_close(jacobian[0, i], row, rtol=1e-9, atol=1e-12)
+    (whole,) = pull(torch.ones(1, 5, dtype=torch.float64))
+    torch.testing.assert_close(torch.func.grad(lambda p: of(p).sum())(p), whole, rtol=1e-9, atol=1e-12)
+    many = torch.func.vmap(torch.func.grad(lambda p: of(p[None]).sum()))(torch.cat([p, p]))
+    torch.testing.assert_close(many, torch.cat([whole, whole]), rtol=1e-9, atol=1e-12)
     with pytest.raises(RuntimeError, match="no forward mode with smoothing"):
         torch.func.jvp(of, (p,), (p,))
     leaf = p.clone().requires_grad_()

@@ -211,7 +211,7 @@ def status_of(
         excess = np.maximum(residual[:, 2] - gap, violation)
         bent = excess > rounding
         doubt = np.where(bent, np.maximum(uncertainty, excess), uncertainty) if proven else uncertainty
-        status = np.zeros(len(energy), np.int8)
+        status = np.full(len(energy), Status.CONVERGED, np.int8)
         status[gap > small] = Status.GAP
         if np.ndim(doubt) or doubt > tolerances.gap:
             status[(doubt > small) & ~(gap > doubt)] = Status.PRECISION

@@ -30,11 +30,12 @@ cuts, multipliers and certificates are those of f(shift + scale∘p) in p. See `
 The formulas are stated over a namespace, `icnnrt.mathematics.namespace`; leading axes are free. What is one number a
 row keeps its last axis, with one entry.
 
-To add a domain: a class below and its place in MODELS; its change of variables, if it has one, in `coordinates` and in
-the `Coordinates` of graphs; its kernels in `native/`, their names in `icnnrt.serving.operators` and their files in
-`icnnrt/graphs`, which `icnnrt_exporters.operators.operator_graphs` writes; its literal in the argmin layer and in the
-exporter's commands, and its kind in what `icnnrt.format.package` says of the manifest. Tests that take `NAMES` or
-`MODELS` meet it by themselves.
+To add a domain: a class below and its place in MODELS, with a `check_start` of its own unless a box and a sum say where
+y may start; its change of variables, if it has one, in `coordinates` and in the exporter's `assembly.coordinates`; its
+kernels, a file of `native/core` and a line in `native/ort/registration.cpp`, their names in `icnnrt.serving.operators`
+and their files in `icnnrt/graphs`, which `icnnrt_exporters.operators.operator_graphs` writes; its literal in the argmin
+layer and in the exporter's commands, and its kind in `icnnrt.format.manifest.Domain` and in what
+`icnnrt.format.package` says of it. Tests that take `NAMES` or `MODELS` meet it by themselves.
 """
 
 import math

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from icnnrt.mathematics.condensed_kkt import Matrices, matrices, solver
-from icnnrt.mathematics.namespace import Array, Namespace
+from icnnrt.mathematics.namespace import EPS, Array, Namespace
 
 STEPS: Final = 60  # bound on steps: 6 to 30 are usual
 BOUND_MAX: Final = 1e20  # bounds from there on are none, as other solvers and files have it
@@ -452,8 +452,12 @@ def measured(xp: Namespace, at: Equilibrated, z: Array, nu: Array, lam: Array) -
         return xp.max(abs(a * units))
 
     units = at.units
-    terms = xp.concat([Qz, at.p, C_lam - mu, A_nu, mu])
-    stationarity = most(r_d, units.column) / (1.0 + most(terms, units.columns))
+    # By Qz and p, which what the constraints do adds up to: multipliers of rows that depend on each other have no size,
+    # and what their rounding hides counts as off.
+    hidden = EPS * xp.maximum(xp.largest(lam), xp.largest(nu))
+    hidden = xp.concat_rows([hidden, 0.0 * hidden])
+    terms = xp.concat([Qz, at.p, *(at.soft * a for a in (C_lam - mu, A_nu, mu))])
+    stationarity = (most(r_d, units.column) + hidden) / (1.0 + most(terms, units.columns))
     violation = xp.maximum(xp.maximum(xp.max(sides * units.row), 0.0), most(r_nu, units.equality))
     reach = xp.maximum(most(both(xp, r), units.row), most(xp.concat([at.b, Az]), units.equalities))
     gap = xp.sum(xp.maximum(both(xp, lam), 0.0) * abs(sides)) * units.cost

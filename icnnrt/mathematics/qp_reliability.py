@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from icnnrt.mathematics.namespace import NUMPY, Array, Namespace
 from icnnrt.mathematics.qp_adjoint import WEAK, held
 
-__all__ = ["KINK", "LOST", "NO_GRADIENT", "existing", "gradient_advice", "reliable", "weak_rows"]
+__all__ = ["KINK", "LOST", "NO_GRADIENT", "OFF_PATH", "existing", "gradient_advice", "reliable", "weak_rows"]
 
 # The share of the loss from which on it counts, by the precision of the data; less is rounding.
 LOST: Final = {"float32": 1e-3, "float64": 1e-6}
@@ -27,8 +27,9 @@ NO_GRADIENT: Final = (
     "of the identity to Q, or leave out rows that depend on others"
 )
 OFF_PATH: Final = (
-    "no point of the central path was found, as there is none where the constraints leave no interior; leave out "
-    "smoothing for the gradient at the answer, or take another"
+    "no point of the central path was found: there is none where the constraints leave no interior, nor where the "
+    "objective does not tell far points apart, and a smoothing that is far from the size of the objective finds none; "
+    "leave smoothing out for the gradient at the answer, or take one nearer that size"
 )
 KINK: Final = (
     "multiplier and slack of a row are both as good as 0, and the gradient is that of one side; move the bounds, or "

@@ -9,8 +9,17 @@ from icnnrt.arguments import integer, number, refused
 from icnnrt.mathematics.interior_point import STEPS
 from icnnrt.mathematics.qp_reference import TOLERANCE
 
-__all__ = ["MOST_STEPS", "USUAL", "Settings", "checked_smoothing", "checked_steps", "checked_tolerance"]
+__all__ = [
+    "MOST_STEPS",
+    "MOST_TOLERANCE",
+    "USUAL",
+    "Settings",
+    "checked_smoothing",
+    "checked_steps",
+    "checked_tolerance",
+]
 
+MOST_TOLERANCE: Final = 0.1
 MOST_STEPS: Final = 1_000_000  # native/ort/steps.h has the same
 
 
@@ -55,6 +64,8 @@ def checked_tolerance(tolerance: object, dtype: Any) -> float:
     """A positive finite number that data of this dtype can meet, or the `InputError`."""
     usual = TOLERANCE[np.dtype(dtype)][0]
     found = number(tolerance, "tolerance", above=0, remedy=f"leave it out for {usual:g}")
+    if found > MOST_TOLERANCE:  # that of a point far from any answer
+        raise refused("tolerance", f"at most {MOST_TOLERANCE:g}", f"{found:g}", f"leave it out for {usual:g}")
     least = float(np.finfo(dtype).eps)
     if found < least:
         wanted, wider = f"at least {least:.1e}, the rounding of {np.dtype(dtype)}", np.dtype(dtype) == np.float32

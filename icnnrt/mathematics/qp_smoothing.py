@@ -27,6 +27,7 @@ from icnnrt.mathematics.namespace import TINY, Array, Namespace
 
 STEPS: Final = 60  # bound on Newton steps: 3 to 12 are usual
 ENOUGH: Final = 1e-9  # relative residual of the conditions at which a point is on the path
+OF_A_SLACK: Final = 1e-6  # what may be left of the conditions, against the least slack
 TO_BOUNDARY: Final = 0.99
 RHO: Final = 1e-11  # proximal weights of z and of constraints
 DELTA: Final = 1e-10
@@ -134,7 +135,10 @@ def off_path(xp: Namespace, at: Equilibrated, x: Array, kappa: Array) -> tuple[A
     held = xp.where(at.has + xp.indicator(at.is_equal) > 0.0, at.u, 0.0)
     terms = [(r_d, [at.p, z @ at.of.Q, lam @ at.of.C]), (r_nu, [at.b]), (r_s, [held, z])]
     sizes = [xp.largest(r) / (1.0 + xp.largest(xp.concat(row))) for r, row in terms]
-    off = xp.max(xp.concat([*sizes, xp.largest(at.has * (l * s / kappa - 1.0))]))
+    # What is left may move z by no more than a little of the least slack, by which a row acts.
+    nearest = xp.min(xp.where(at.has > 0.0, s, 1.0))
+    left = (ENOUGH / OF_A_SLACK) * xp.largest(xp.concat([r_d, r_nu, r_s])) / nearest
+    off = xp.max(xp.concat([*sizes, left, xp.largest(at.has * (l * s / kappa - 1.0))]))
     return r_d, r_nu, r_s, xp.where(xp.isfinite(xp.sum(x)), off, float("inf"))
 
 

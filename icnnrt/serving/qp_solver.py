@@ -33,7 +33,7 @@ from icnnrt.mathematics.qp_status import STATUSES, statuses
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import onnxruntime
 from icnnrt.serving.direct_kernels import Bound, adjoint_call, solve_call
-from icnnrt.serving.forks import inherit
+from icnnrt.serving.forks import generation, inherit
 from icnnrt.serving.operators import operator_session, stopped_after
 from icnnrt.serving.quadratic_program import DTYPES, SENSITIVITY, SOLUTION
 
@@ -134,7 +134,8 @@ class QPSolver:
             for name, a in self.data._asdict().items()
         ]
         self._warm = warm
-        self._thread: dict[str, int] = {}  # that of the first call; setdefault lets one be the first
+        # That of the first call in this process; setdefault lets one be the first.
+        self._thread: dict[tuple[str, int], int] = {}
         self._start = np.full((B, 2 * n + m + q) if warm else (1, 0), np.nan, dtype)
         kinds = {"residual": np.float64, "status": np.int32, "steps": np.int32}
         shapes: dict[str, tuple[int, ...]] = {
@@ -178,14 +179,14 @@ class QPSolver:
         """z [B, n]. Data are [B, ...], or without the batch axis to be the same for all samples.
 
         Bounds of ±1e20 and beyond are none. What became of each sample is in `status`, a `Status` each; z is NaN where
-        there is no answer.
+        there is no answer. It is the same array in every call: copy what has to last.
 
         Raises `InputError` for shapes that do not fit, for what are no real numbers, for what lies outside the pattern,
         and in another thread than the first; `data` is as before then. What is written outside the pattern in place is
         solved all the same, as slowly as without one.
         """
         thread = get_ident()
-        if self._thread.setdefault("solve", thread) != thread:
+        if self._thread.setdefault(("solve", generation()), thread) != thread:  # a forked child has a thread of its own
             raise _of_another_thread()
         # All are looked at before the first is copied, so that what is refused changes nothing.
         parts = []
@@ -214,11 +215,12 @@ class QPSolver:
         """∂ℓ/∂ of all data of the last `solve`, for a loss ℓ with ∂ℓ/∂z = z_bar and so on; None is zero.
 
         Samples that are not SOLVED have NaN, and of a loss that has a part without a gradient it is that of the rest:
-        `reliable` says where. Where the same datum was given to all samples, sum over the first axis.
+        `reliable` says where. Where the same datum was given to all samples, sum over the first axis. The arrays are
+        the same in every call. `icnnrt.qp` has smoothed gradients and `on_unsafe`.
         """
         if not self._solve.calls:
             raise refused("z_bar", "a solved problem to differentiate", "none", "call solve before vjp")
-        if self._thread["solve"] != get_ident():
+        if self._thread.get(("solve", generation()), get_ident()) != get_ident():
             raise _of_another_thread()
         given = {"z_bar": z_bar}
         if lam_bar is not None or nu_bar is not None or bound_multipliers_bar is not None or not self._only_z_bar:
@@ -296,7 +298,7 @@ def _checked_pattern(pattern: object, n: int, m: int, q: int) -> QPPattern:
 
 def _check_within(pattern: QPPattern, name: str, value: Floats, into: Floats) -> None:
     if value.shape[-2:] != into.shape[1:]:
-        value = np.broadcast_to(value, into.shape[1:])
+        value = np.broadcast_to(value, into.shape if value.ndim == into.ndim else into.shape[1:])
     at = pattern.outside(name, value)
     if at is not None:
         *samples, row, column = at

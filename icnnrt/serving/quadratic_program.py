@@ -392,7 +392,9 @@ class QPSolution(Solution):
                            of constraints that do not hold yet, and takes about as long as a solve in numpy
 
         Where a multiplier and its slack are both 0 the answer has a kink (KINK), and the gradient is that of one side;
-        "raise" raises there too. `QPGradients.reliable` says which samples have neither.
+        "raise" raises there too. `QPGradients.reliable` says which samples have neither. Where rows that hold z depend
+        on each other, as duplicates do, gradients by Q and p are what they are, and those by h, b and the bounds, which
+        exist for all of them together, are shared out among them; smoothing tells them apart.
         """
         choice(on_unsafe, "on_unsafe", ON_UNSAFE)
         remedy = "on_unsafe='skip' to leave them out of the sums, or 'use' for inaccurate ones"
@@ -446,7 +448,7 @@ class QPSolution(Solution):
         z, lam, nu, mu = (np.where(np.isfinite(a), a, 0.0).astype(np.float64) for a in self._rows[:4])
         residuals = [r.astype(self.z.dtype) for r in tangent_residuals(z, lam, nu, mu, dots)]
         found = self._adjoint(on_unsafe, *residuals)
-        self._without_gradient(found, on_unsafe, "nan")
+        self._without_gradient(found, on_unsafe, "use")
         tangents = found[:4]
         return QPTangents(*(tangents if self.z.ndim > 1 else [a[0] for a in tangents]))
 

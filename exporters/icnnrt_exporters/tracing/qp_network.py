@@ -66,7 +66,7 @@ class QPNetwork:
         (self._x,) = (node for node in self._graph.nodes if node.op == "placeholder")
         self._batch = self._x.meta["val"].shape[0]
         self._seen: dict[fx.Node, list[NDArray[Any]]] | None = None
-        self._give_patterns({name for name, _ in module.named_parameters()}, x_example)
+        self._give_patterns({name for name, _ in module.named_parameters(remove_duplicate=False)}, x_example)
 
     def _give_patterns(self, parameters: set[str], x: Tensor) -> None:
         """Where the matrices of a program are 0 for any weights and any x, by a pattern if that pays.
@@ -132,7 +132,7 @@ class QPNetwork:
             return node.target(*arguments, **fx.map_arg(node.kwargs, lookup))  # type: ignore[operator]
         *data, _, tolerance, plan, _ = whole(arguments)
         if self._seen is not None:
-            self._seen[node] = [data[i].numpy() for i in (0, 2, 5)]
+            self._seen[node] = [data[i].numpy(force=True) for i in (0, 2, 5)]
         *floats, residual, status, ray, taken = differentiable(*data, USE if clean else NAN, tolerance, plan)
         found.append((status, residual))
         if clean:

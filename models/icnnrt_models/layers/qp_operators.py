@@ -19,7 +19,7 @@ from icnnrt.errors import InputError
 from icnnrt.mathematics.qp_adjoint import gradients
 from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_reference import STEPS
-from icnnrt.mathematics.qp_reliability import KINK, LOST, NO_GRADIENT
+from icnnrt.mathematics.qp_reliability import KINK, LOST, NO_GRADIENT, OFF_PATH
 from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.qp_tangent import tangent_residuals
@@ -27,7 +27,7 @@ from icnnrt_models.layers.kernels import Kernel, kernel, run_on
 from icnnrt_models.layers.namespace import TORCH
 from icnnrt_models.layers.qp_plan import plan_of
 from icnnrt_models.layers.qp_script import numbers, qp_script
-from icnnrt_models.layers.qp_smoothed import qp_smoothed
+from icnnrt_models.layers.qp_smoothed import differentiable_once, qp_smoothed
 
 __all__ = ["NAN", "RAISE", "SKIP", "TAKE", "USE", "Kernels", "differentiable", "kernels", "sparse_kernels", "whole"]
 
@@ -204,14 +204,14 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     uppers: list[Tensor] = []
     if data:
         rows = [torch.where((status == QPStatus.SOLVED).unsqueeze(1), a, torch.nan) for a in (z, lam, nu, mu)]
-        z, lam, nu, mu, *d, share, upper, box_upper = qp_smoothed(*data, *rows, z_bar, *others, ctx.smoothing)
+        z, lam, nu, mu, *d, share, upper, box_upper = differentiable_once(*data, *rows, z_bar, *others, ctx.smoothing)
         weak, uppers = torch.zeros_like(status), [upper, box_upper]
     else:
         *d, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others, ctx.plan)
-    kept, d = _safe(ctx.unsafe, status, share, weak, d)
+    kept, safe = _safe(ctx.unsafe, status, share, weak, d)
     if kept is not None:
         z, lam, nu, mu, *uppers = (torch.where(kept, a, 0.0) for a in (z, lam, nu, mu, *uppers))
-    found = gradients(TORCH, z, lam, nu, mu, *d, *uppers)
+    found = gradients(TORCH, z, lam, nu, mu, *safe, *uppers)
 
     def gradient(name: str, shape: tuple[Any, ...]) -> Tensor:
         if 0 in shape[1:] and all(isinstance(size, int) for size in shape[1:]):
@@ -235,19 +235,20 @@ def _safe(
         return None, d
     has = (share <= LOST[str(d[0].dtype).removeprefix("torch.")]).unsqueeze(1)
     if unsafe == RAISE:
-        _demand_gradient(solved, has, weak)
+        _demand_gradient(solved, has, share, weak)
     kept = solved & has if unsafe == SKIP else None
     return kept, [torch.where(has, a, torch.nan if kept is None else 0.0) for a in d]
 
 
 @torch.compiler.disable
-def _demand_gradient(solved: Tensor, has: Tensor, weak: Tensor) -> None:
+def _demand_gradient(solved: Tensor, has: Tensor, share: Tensor, weak: Tensor) -> None:
     """Raise where a solved sample has no gradient, or a kink; not while torch traces, where there are no numbers."""
     if _get_current_dispatch_mode() is not None:
         return
-    solved, has, weak = (torch.func.debug_unwrap(a, recurse=True) for a in (solved, has, weak))
+    solved, has, share, weak = (torch.func.debug_unwrap(a, recurse=True) for a in (solved, has, share, weak))
     lost, kink = solved & ~has, solved.squeeze(-1) & (weak > 0)
-    for bad, name, why in ((lost, "NO_GRADIENT", NO_GRADIENT), (kink, "KINK", KINK)):
+    off = lost & torch.isinf(share).unsqueeze(1)
+    for bad, name, why in ((off, "NO_GRADIENT", OFF_PATH), (lost, "NO_GRADIENT", NO_GRADIENT), (kink, "KINK", KINK)):
         if bad.any():
             raise InputError(f"on_unsafe: sample {int(torch.nonzero(bad)[0][0])} has {name}: {why}.")
 

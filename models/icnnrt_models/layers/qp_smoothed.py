@@ -9,7 +9,7 @@ from icnnrt.mathematics.qp_smoothing import smoothed
 from icnnrt_models.layers.namespace import TORCH
 from icnnrt_models.layers.qp_tensors import filled
 
-__all__ = ["qp_smoothed"]
+__all__ = ["differentiable_once", "qp_smoothed"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -71,3 +71,26 @@ def _refuse(ctx: Any, *bars: Any) -> Any:
 
 
 qp_smoothed.register_autograd(_refuse)
+
+
+class _Once(torch.autograd.Function):
+    """The operator as torch.func takes it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensors:
+        return tuple(qp_smoothed(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept."""
+
+    backward = staticmethod(_refuse)
+
+
+def differentiable_once(*arguments: Any) -> Tensors:
+    """`qp_smoothed`, whose derivative raises."""
+    if torch.compiler.is_compiling():
+        return tuple(qp_smoothed(*arguments))
+    return tuple(_Once.apply(*arguments))
