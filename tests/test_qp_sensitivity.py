@@ -11,6 +11,7 @@ from icnnrt.errors import CertificateError, InputError
 from icnnrt.mathematics.namespace import NUMPY
 from icnnrt.mathematics.qp_adjoint import held
 from icnnrt.mathematics.qp_reference import QP, QPReference, QPSensitivity, qp_sensitivity, qp_solve
+from icnnrt.mathematics.qp_reliability import DEPENDENT
 from icnnrt.serving.operators import operator_session
 from icnnrt_models import QPLayer
 from icnnrt_models.layers import qp_operators
@@ -160,7 +161,7 @@ def test_what_is_told_and_what_on_unsafe_makes_of_it(dtype):
     tangents = solution.jvp(p_dot=np.ones((2, 2), dtype))
     assert np.isnan(tangents.z[0]).all()
     assert np.isfinite(tangents.z[1]).all()
-    with pytest.raises(CertificateError, match=r"NO_GRADIENT .*Pass on_unsafe='nan'"):
+    with pytest.raises(CertificateError, match=r"NO_GRADIENT .*Pass on_unsafe='use'"):
         solution.jvp(p_dot=np.ones((2, 2), dtype), on_unsafe="raise")
 
     solver = icnnrt.QPSolver(2, 2, batch=2, dtype=np.dtype(dtype).name, box=True)
@@ -219,6 +220,24 @@ def test_so_is_a_weakly_active_bound_where_no_bound_pushes(native, n):
     z, G = np.full(n, 0.2 / unit), np.full((1, n), unit)
     large = icnnrt.qp(unit**2 * np.eye(n), -(unit**2) * z - G[0], G, G @ z, native=native)
     assert large.vjp(np.ones(n)).reliable.all()
+
+
+@pytest.mark.parametrize("native", [None, False])
+def test_rows_that_depend_on_each_other_are_told(native):
+    Q, p, z_bar = np.eye(2), np.array([-2.0, -3.0]), np.array([0.0, 1.0])
+    corner = icnnrt.qp(Q, p, np.ones((1, 2)), np.array([2.0]), upper=np.ones(2), native=native)
+    repeated = icnnrt.qp(Q, p, np.array([[1.0, 0.0], [2e-7, 0.0]]), np.array([1.0, 2e-7]), native=native)
+    equal = icnnrt.qp(Q, p, A=np.array([[1.0, 1.0], [2.0, 2.0]]), b=np.array([1.0, 2.0]), native=native)
+    for solution in (corner, repeated, equal):
+        found = solution.vjp(z_bar)
+        assert not found.reliable.any()
+        assert np.isfinite(found.p).all()
+        assert found.advice().startswith("sample 0: KINK: rows that hold z depend on each other")
+        with pytest.raises(CertificateError, match="rows that hold z depend"):
+            solution.vjp(z_bar, on_unsafe="raise")
+        assert solution.vjp(z_bar, smoothing=1e-3).reliable.all()
+    apart = icnnrt.qp(Q, p, np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([1.0, 2.0]), native=native)
+    assert apart.vjp(z_bar, on_unsafe="raise").reliable.all()
 
 
 def cut_model(rng, n=4, k=3, m=6):
@@ -299,7 +318,9 @@ def test_no_false_alarm(kind):
             solution = posed(known.qp)
             gradients = solution.vjp(np.random.default_rng(3).standard_normal(solution.z.shape), on_unsafe="use")
             alarms = solution.ok & determined(known) & ~gradients.reliable
-            assert not alarms.any(), gradients.advice(int(np.argmax(alarms)))
+            # Where rows depend on each other the one sentence says so, of gradients by what is theirs.
+            told = {gradients.advice(int(i)).partition(": ")[2] for i in np.flatnonzero(alarms)}
+            assert told <= ({f"KINK: {DEPENDENT}"} if kind in ("duplicate rows", "dependent equalities") else set())
             count += solution.ok.sum()
     assert count > 1000
 

@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from icnnrt.mathematics.namespace import NUMPY, Array, Namespace
 from icnnrt.mathematics.qp_adjoint import WEAK, held
 
-__all__ = ["KINK", "LOST", "NO_GRADIENT", "OFF_PATH", "existing", "gradient_advice", "reliable", "weak_rows"]
+__all__ = [
+    "DEPENDENT",
+    "KINK",
+    "LOST",
+    "NO_GRADIENT",
+    "OFF_PATH",
+    "existing",
+    "gradient_advice",
+    "reliable",
+    "weak_rows",
+]
 
 # The share of the loss from which on it counts, by the precision of the data; less is rounding.
 LOST: Final = {"float32": 1e-3, "float64": 1e-6}
@@ -30,6 +40,10 @@ OFF_PATH: Final = (
     "no point of the central path was found: there is none where the constraints leave no interior, nor where the "
     "objective does not tell far points apart, and a smoothing that is far from the size of the objective finds none; "
     "leave smoothing out for the gradient at the answer, or take one nearer that size"
+)
+DEPENDENT: Final = (
+    "rows that hold z depend on each other, and gradients by h, b and the bounds are shared out among them, while "
+    "those by Q and p are what they are; leave out rows that follow from others, or take smoothing"
 )
 KINK: Final = (
     "multiplier and slack of a row are both as good as 0, and the gradient is that of one side; move the bounds, or "
@@ -49,13 +63,19 @@ def existing(xp: Namespace, d: Sequence[Array], share: Array) -> list[Array]:
 
 
 def gradient_advice(
-    i: int, share: float, weak: int, data: Mapping[str, NDArray[Any]], answer: Mapping[str, NDArray[Any]]
+    i: int,
+    share: float,
+    weak: int,
+    data: Mapping[str, NDArray[Any]],
+    answer: Mapping[str, NDArray[Any]],
+    dependent: bool = False,
 ) -> str:
     """One sentence on the gradient of sample `i`, which has an answer.
 
     share, weak:  as the operator gave them
     data:         Q, G and A of that sample, in their own dtype
     answer:       lam, mu, slack and box_slack of that sample
+    dependent:    whether rows that hold z depend on each other
     """
     if share == np.inf:
         return f"sample {i}: NO_GRADIENT: {OFF_PATH}"
@@ -68,6 +88,8 @@ def gradient_advice(
         rows = weak_rows(data, answer)
         named = ", ".join(rows[:NAMED]) + f" and {len(rows) - NAMED} more" * (len(rows) > NAMED)
         return f"sample {i}: KINK ({named}): {KINK}"
+    if dependent:
+        return f"sample {i}: KINK: {DEPENDENT}"
     return f"sample {i}: reliable, {share:.1e} of the loss has no gradient, and no row is weakly active"
 
 

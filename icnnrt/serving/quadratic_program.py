@@ -162,6 +162,7 @@ class QPGradients:
         points: Points | None = None,
     ) -> None:
         self._given = solution._program.given
+        self._smoothed = points is not None
         if points is None:
             z, lam, nu, mu = solution._rows[:4]
             points = Points(z, lam, nu, mu, lam >= 0, mu >= 0)
@@ -222,16 +223,22 @@ class QPGradients:
 
     @functools.cached_property
     def reliable(self) -> NDArray[np.bool_]:
-        """[B] bool: samples that are CONVERGED and whose gradient exists; `advice` tells why another is not."""
+        """[B] bool: samples that are CONVERGED and whose gradient by every datum exists; `advice` tells why another is
+        not."""
         *d, share, weak = self._d
-        return reliable(share, weak, DTYPES[d[0].dtype])
+        return reliable(share, weak, DTYPES[d[0].dtype]) & ~self._dependent
+
+    @functools.cached_property
+    def _dependent(self) -> NDArray[np.bool_]:
+        """Of a smoothed gradient no row holds z alone."""
+        return np.zeros(len(self.skipped), bool) if self._smoothed else self._solution._dependent()
 
     def advice(self, i: int = 0) -> str:
         """One sentence with numbers on the gradient of sample `i`: reliable, NO_GRADIENT (a part of the loss has none),
         KINK (a row is weakly active), or what the solution's advice is."""
         *_, share, weak = self._d
         i = sample(i, len(share))
-        return self._solution._gradient_advice(i, float(share[i]), int(weak[i]))
+        return self._solution._gradient_advice(i, float(share[i]), int(weak[i]), bool(self._dependent[i]))
 
     Q = _Gradient("½ (d_z z' + z d_z'): symmetric.", _half)
     p = _Gradient("d_z", lambda self, name: self._vector(name, self._d[0]))
@@ -392,9 +399,9 @@ class QPSolution(Solution):
                            of constraints that do not hold yet, and takes about as long as a solve in numpy
 
         Where a multiplier and its slack are both 0 the answer has a kink (KINK), and the gradient is that of one side;
-        "raise" raises there too. `QPGradients.reliable` says which samples have neither. Where rows that hold z depend
-        on each other, as duplicates do, gradients by Q and p are what they are, and those by h, b and the bounds, which
-        exist for all of them together, are shared out among them; smoothing tells them apart.
+        so has it where rows that hold z depend on each other, as duplicates do: gradients by Q and p are what they are
+        there, and those by h, b and the bounds, which exist for all of them together, are shared out among them.
+        "raise" raises at both, and `QPGradients.reliable` says which samples have neither.
         """
         choice(on_unsafe, "on_unsafe", ON_UNSAFE)
         remedy = "on_unsafe='skip' to leave them out of the sums, or 'use' for inaccurate ones"
@@ -413,7 +420,10 @@ class QPSolution(Solution):
             found, points = self._adjoint(on_unsafe, *bars, mu_bar), None
         else:
             found, points = self._smoothed(checked_smoothing(smoothing), on_unsafe, *bars, mu_bar)
-        return QPGradients(self, found, self._without_gradient(found, on_unsafe, "use", skipped), points)
+        skipped = self._without_gradient(found, on_unsafe, "use", skipped)
+        if on_unsafe == "raise" and points is None:
+            self._demand_independent()
+        return QPGradients(self, found, skipped, points)
 
     def jvp(
         self,
@@ -497,13 +507,37 @@ class QPSolution(Solution):
             return skipped
         return lost if skipped is None else skipped | lost
 
-    def _gradient_advice(self, i: int, share: float, weak: int) -> str:
+    def _dependent(self) -> NDArray[np.bool_]:
+        """[B] bool: whether rows that hold z depend on each other, so that their multipliers, and gradients by what is
+        theirs, are not unique. Then no z meets what any of them is moved by, which a solve of the adjoint's system
+        tells."""
+        z, _, _, mu = self._rows[:4]
+        if all(self._program.given[name] is None for name in ("G", "A", "lower", "upper")):
+            return np.zeros(len(z), bool)
+        rng = np.random.default_rng(0)
+
+        def moved(size: Floats) -> Floats:
+            """Each row by about its own size."""
+            move = rng.uniform(0.5, 1.5, size.shape[1]) * np.broadcast_to(size, (len(z), size.shape[1]))
+            return move.astype(z.dtype)
+
+        G, A = (np.abs(self._program.feeds[name]).max(2, initial=0.0) for name in "GA")
+        share = self._adjoint("use", np.zeros_like(z), moved(G), moved(A), moved(np.ones_like(mu)))[4]
+        return np.asarray(share > LOST[DTYPES[z.dtype]])
+
+    def _demand_independent(self) -> None:
+        dependent = self._dependent()
+        if dependent.any():
+            remedy = "on_unsafe='use' to take them as they are"
+            raise untrusted(dependent, lambda i: self._gradient_advice(i, 0.0, 0, True), remedy)
+
+    def _gradient_advice(self, i: int, share: float, weak: int, dependent: bool = False) -> str:
         _, lam, _, mu, slack, box_slack, _, code, *_ = self._rows
         if code[i] != QPStatus.SOLVED:
             return self.advice(i)
         data = {name: (a := self._program.feeds[name])[i if len(a) > 1 else 0] for name in "QGA"}
         answer = {"lam": lam[i], "mu": mu[i], "slack": slack[i], "box_slack": box_slack[i]}
-        return gradient_advice(i, share, weak, data, answer)
+        return gradient_advice(i, share, weak, data, answer, dependent)
 
     def _smoothed(self, kappa: float, on_unsafe: str, *bars: Floats) -> tuple[list[Floats], Points]:
         """As `_adjoint` gives it, and the points of the central path that it is taken at."""
