@@ -87,7 +87,24 @@ DEFINITE = "of the factorisation that tells whether Q is positive definite, for 
 OF_EXP = "of the kernels' own exponential function, which the statements take from numpy, torch and onnxruntime"
 REFINED = "of how often a direction is refined: in the statements once, in the kernels where rounding tells"
 UNIT = "what rounding is told against; 0 in R^n, where y has no unit of its own and the statement keeps 1"
+OF_ACTIVE_SET = "of the active-set method, which the kernels try first and the statements do not know"
+OF_PLANS = "of sparse factors, of which the statements know nothing"
 OURS = {
+    ("qp_active_set.h", "kActiveSetRefinements"): OF_ACTIVE_SET,
+    ("qp_active_set.h", "kDependent"): OF_ACTIVE_SET,
+    ("qp_active_set.h", "kDistinct"): OF_ACTIVE_SET,
+    ("qp_active_set.h", "kFewest"): OF_ACTIVE_SET,
+    ("qp_active_set.h", "kIndependent"): OF_ACTIVE_SET,
+    ("qp_active_set.h", "kPart"): OF_ACTIVE_SET,
+    ("qp_active_set.h", "kQueued"): OF_ACTIVE_SET,
+    ("qp_active_set.h", "kSharp"): OF_ACTIVE_SET,
+    ("qp_active_set.h", "kTogether"): OF_ACTIVE_SET,
+    ("qp_active_set.h", "kViolated"): OF_ACTIVE_SET,
+    ("qp_newton.h", "kSparseDelta"): OF_PLANS,
+    ("qp_newton.h", "kSparseRefinements"): OF_PLANS,
+    ("qp_newton.h", "kSparseRho"): OF_PLANS,
+    ("qp_plan.h", "kPlanHead"): OF_PLANS,
+    ("qp_solve.h", "kFew"): OF_ACTIVE_SET,
     ("bundle_solve.h", "kNegligible"): OF_NEWTON,
     ("bundle_solve.h", "kPolish"): OF_NEWTON,
     ("newton.h", "kFine"): OF_NEWTON,

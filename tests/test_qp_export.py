@@ -194,13 +194,14 @@ def test_settings_of_a_package(made, native):
         assert loose.ok.all()
         assert (loose.residual <= 1e-3).all()
         few = session.solve_qp(x, steps=2)
-        assert (few.status != Status.CONVERGED).any()
         assert few.info["steps"] == 2
-        assert "2 steps" in few.summary()
-        assert "allow more steps" in few.summary()
+        if native is False:  # the active set of native kernels takes one
+            assert (few.status != Status.CONVERGED).any()
+            assert "2 steps" in few.summary()
+            assert "allow more steps" in few.summary()
         # The adjoint solves as the answer was solved.
         bar = np.ones_like(usual.z)
-        for settings in ({"tolerance": 1e-3}, {"tolerance": 0.5, "steps": 5}):
+        for settings in ({"tolerance": 1e-3}, {"tolerance": 0.1, "steps": 5}):
             found = session.solve_qp(x, **settings)
             assert found.ok.all()
             assert found[1:].settings == found.settings

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import icnnrt
 from icnnrt.errors import ExportError
+from icnnrt.format.contents import weight_layout
 from icnnrt.format.signatures import STEP_ANSWER
 from icnnrt.format.signs import NONNEGATIVE, Sign
 from icnnrt.native_library import build as native_build
@@ -108,7 +109,7 @@ class Traced(NamedTuple):
             residual_tolerance=residual_tolerance or RESIDUAL_TOLERANCE[str(self.dtype).removeprefix("torch.")],
         )
         weights = {name: t.detach().numpy() for name, t in self.theta.items()}
-        data, layout = icnnrt.format.package.weight_layout(weights)
+        data, layout = weight_layout(weights)
         (folder / "weights.safetensors").write_bytes(data)
         path = folder / "train.onnx"
         path.write_bytes(writing.serialise(graph, weights, layout, {}))

@@ -237,8 +237,9 @@ def kkt_residual(qp: QP, z: Array, lam: Array, nu: Array, mu: Array) -> Array:
     )
     # By Qz and p, which what the constraints do adds up to, however large multipliers are that cancel; what rounding
     # of these hides counts as off.
-    hidden = _apply(_transposed(np.abs(G)), np.abs(lam)) + _apply(_transposed(np.abs(A)), np.abs(nu)) + np.abs(mu)
-    stationarity = (_largest(Qz + p + G_lam + A_nu + mu) + EPS * _largest(hidden)) / (1.0 + _largest(Qz, p))
+    of_G, of_A = (_apply(EPS * np.abs(_transposed(M)), np.abs(a)) for M, a in ((G, lam), (A, nu)))
+    rounding = _largest(of_G + of_A + EPS * np.abs(mu))
+    stationarity = (_largest(Qz + p + G_lam + A_nu + mu) + rounding) / (1.0 + _largest(Qz, p))
     violations, gap = [np.abs(Az - b)], np.zeros(len(z))
     for r, low, high, multiplier in ((Gz, h_lower, h, lam), (z, lower, upper, mu)):
         has_low, has_high = _finite(low), _finite(high)
