@@ -90,6 +90,7 @@ UNIT = "what rounding is told against; 0 in R^n, where y has no unit of its own 
 OF_ACTIVE_SET = "of the active-set method, which the kernels try first and the statements do not know"
 OF_PLANS = "of sparse factors, of which the statements know nothing"
 OURS = {
+    ("qp.h", "kMostSeconds"): "longer than any call, so that nanoseconds do not overflow",
     ("qp_active_set.h", "kActiveSetRefinements"): OF_ACTIVE_SET,
     ("qp_active_set.h", "kDependent"): OF_ACTIVE_SET,
     ("qp_active_set.h", "kDistinct"): OF_ACTIVE_SET,

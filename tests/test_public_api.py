@@ -155,6 +155,7 @@ PUBLIC = {
         "split",
         "step",
         "swept",
+        "unit",
         "unit_of_cost",
         "units",
     },

@@ -162,21 +162,19 @@ def units(xp: Namespace, Q: Array, p: Array, G: Array, A: Array) -> tuple[Array,
     def sweep(*state: Array) -> tuple[Array, ...]:
         return swept(xp, *state)
 
-    def of_rows(M: Array) -> Array:
-        """The power of 2 that brings each row next to 1, if it is not within `LEVEL` of it."""
-        size = xp.max(abs(M))
-        far = ((size > LEVEL) | (size < 1.0 / LEVEL)) & (size > 0.0)
-        return xp.power_of_2(1.0 / xp.where(far, size, 1.0))
-
-    c, E_G, E_A = unit_of_cost(xp, Q, p), of_rows(G), of_rows(A)
+    c, E_G, E_A = unit_of_cost(xp, Q, p), unit(xp, xp.max(abs(G))), unit(xp, xp.max(abs(A)))
     begin = (Q * c, p * c, G * E_G, A * E_A, xp.ones_like(p), E_G, E_A, c, c > 0.0)
     Q, p, G, A, D, E_G, E_A, c, _ = xp.loop(unfinished, sweep, begin, EQUILIBRATIONS)
     return Q, p, G, A, D, xp.concat([xp.mT(E_G), 1.0 / D]), xp.mT(E_A), c
 
 
 def unit_of_cost(xp: Namespace, Q: Array, p: Array) -> Array:
-    """The power of 2 that brings the larger of Q and p next to 1, if it is not within `LEVEL` of it."""
-    size = xp.maximum(xp.largest(Q), xp.largest(p) / LEVER_OF_P)
+    """What brings the larger of Q and p next to 1."""
+    return unit(xp, xp.maximum(xp.largest(Q), xp.largest(p) / LEVER_OF_P))
+
+
+def unit(xp: Namespace, size: Array) -> Array:
+    """The power of 2 that brings a size next to 1, if it is not within `LEVEL` of it."""
     far = ((size > LEVEL) | (size < 1.0 / LEVEL)) & (size > 0.0)
     return xp.power_of_2(1.0 / xp.where(far, size, 1.0))
 

@@ -5,7 +5,7 @@ and the loss tells their multipliers apart. What is handed out is that of the re
 of the equilibrated problem, so that it does not depend on the units of the data.
 
 KINK: a row is weakly active, its multiplier and its slack both as good as 0. What is handed out is the derivative of
-one side.
+one side. Or rows that hold z depend on each other, and what is of the data of these is shared out among them.
 """
 
 from collections.abc import Mapping, Sequence

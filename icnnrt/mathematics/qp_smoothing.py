@@ -118,7 +118,7 @@ def central_point(
         return xp.any(state[-1] > ENOUGH)
 
     def next_of(x: Array, r_d: Array, r_nu: Array, r_s: Array, off: Array) -> tuple[Array, ...]:
-        x = xp.where(off > ENOUGH, newton_step(xp, at, x, (r_d, r_nu, r_s), off, kappa), x)
+        x = xp.where(off > ENOUGH, newton_step(xp, at, x, (r_d, r_nu, r_s), kappa), x)
         return x, *off_path(xp, at, x, kappa)
 
     x, *_, off = xp.loop(unfinished, next_of, (x, r_d, r_nu, r_s, off), STEPS)
@@ -143,7 +143,7 @@ def off_path(xp: Namespace, at: Equilibrated, x: Array, kappa: Array) -> tuple[A
 
 
 def newton_step(
-    xp: Namespace, at: Equilibrated, x: Array, residuals: tuple[Array, Array, Array], off: Array, kappa: Array
+    xp: Namespace, at: Equilibrated, x: Array, residuals: tuple[Array, Array, Array], kappa: Array
 ) -> Array:
     """One step to l∘s = κ and residuals of 0, as far as l and s stay positive."""
     z, nu, l, s = split(xp, at, x)  # noqa: E741

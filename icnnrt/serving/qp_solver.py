@@ -134,8 +134,7 @@ class QPSolver:
             for name, a in self.data._asdict().items()
         ]
         self._warm = warm
-        # That of the first call in this process; setdefault lets one be the first.
-        self._thread: dict[tuple[str, int], int] = {}
+        self._threads: dict[int, int] = {}  # of each generation of forks, which has its own, that of the first call
         self._start = np.full((B, 2 * n + m + q) if warm else (1, 0), np.nan, dtype)
         kinds = {"residual": np.float64, "status": np.int32, "steps": np.int32}
         shapes: dict[str, tuple[int, ...]] = {
@@ -185,9 +184,7 @@ class QPSolver:
         and in another thread than the first; `data` is as before then. What is written outside the pattern in place is
         solved all the same, as slowly as without one.
         """
-        thread = get_ident()
-        if self._thread.setdefault(("solve", generation()), thread) != thread:  # a forked child has a thread of its own
-            raise _of_another_thread()
+        self._demand_own_thread()
         # All are looked at before the first is copied, so that what is refused changes nothing.
         parts = []
         given = (Q, p, G, h_lower, h, A, b, lower, upper)
@@ -220,8 +217,7 @@ class QPSolver:
         """
         if not self._solve.calls:
             raise refused("z_bar", "a solved problem to differentiate", "none", "call solve before vjp")
-        if self._thread.get(("solve", generation()), get_ident()) != get_ident():
-            raise _of_another_thread()
+        self._demand_own_thread()
         given = {"z_bar": z_bar}
         if lam_bar is not None or nu_bar is not None or bound_multipliers_bar is not None or not self._only_z_bar:
             given |= {"lam_bar": lam_bar, "nu_bar": nu_bar, "mu_bar": bound_multipliers_bar}
@@ -239,6 +235,11 @@ class QPSolver:
         self._adjoint()
         self._data_gradients.write()
         return self.gradients
+
+    def _demand_own_thread(self) -> None:
+        thread = get_ident()
+        if self._threads.setdefault(generation(), thread) != thread:  # setdefault lets one be the first
+            raise refused("solver", "calls from one thread", "another", "make a QPSolver for each thread")
 
     @functools.cached_property
     def _adjoint(self) -> "_Bound":
@@ -304,10 +305,6 @@ def _check_within(pattern: QPPattern, name: str, value: Floats, into: Floats) ->
         *samples, row, column = at
         came = f"{value[at]:g} in row {row}, column {column}" + "".join(f" of sample {i}" for i in samples)
         raise refused(name, "0 outside the pattern", came, "make the pattern of all matrices that may come")
-
-
-def _of_another_thread() -> IcnnrtError:
-    return refused("solver", "calls from one thread", "another", "make a QPSolver for each thread")
 
 
 def _fitted(name: str, value: Any, into: Floats) -> Floats:

@@ -235,7 +235,7 @@ class QPGradients:
 
     def advice(self, i: int = 0) -> str:
         """One sentence with numbers on the gradient of sample `i`: reliable, NO_GRADIENT (a part of the loss has none),
-        KINK (a row is weakly active), or what the solution's advice is."""
+        KINK (a row is weakly active, or rows that hold z depend on each other), or what the solution's advice is."""
         *_, share, weak = self._d
         i = sample(i, len(share))
         return self._solution._gradient_advice(i, float(share[i]), int(weak[i]), bool(self._dependent[i]))
@@ -420,10 +420,10 @@ class QPSolution(Solution):
             found, points = self._adjoint(on_unsafe, *bars, mu_bar), None
         else:
             found, points = self._smoothed(checked_smoothing(smoothing), on_unsafe, *bars, mu_bar)
-        skipped = self._without_gradient(found, on_unsafe, "use", skipped)
-        if on_unsafe == "raise" and points is None:
-            self._demand_independent()
-        return QPGradients(self, found, skipped, points)
+        gradients = QPGradients(self, found, self._without_gradient(found, on_unsafe, "use", skipped), points)
+        if on_unsafe == "raise" and gradients._dependent.any():
+            raise untrusted(gradients._dependent, gradients.advice, "on_unsafe='use' to take them as they are")
+        return gradients
 
     def jvp(
         self,
@@ -524,12 +524,6 @@ class QPSolution(Solution):
         G, A = (np.abs(self._program.feeds[name]).max(2, initial=0.0) for name in "GA")
         share = self._adjoint("use", np.zeros_like(z), moved(G), moved(A), moved(np.ones_like(mu)))[4]
         return np.asarray(share > LOST[DTYPES[z.dtype]])
-
-    def _demand_independent(self) -> None:
-        dependent = self._dependent()
-        if dependent.any():
-            remedy = "on_unsafe='use' to take them as they are"
-            raise untrusted(dependent, lambda i: self._gradient_advice(i, 0.0, 0, True), remedy)
 
     def _gradient_advice(self, i: int, share: float, weak: int, dependent: bool = False) -> str:
         _, lam, _, mu, slack, box_slack, _, code, *_ = self._rows

@@ -44,6 +44,13 @@ enum class QpMatrix { kQ, kG, kA };
 // Nanoseconds of a clock that only goes forward.
 [[gnu::cold]] std::int64_t qp_now() noexcept;
 
+// A tolerance, and so many seconds from now, as they are given: what is not positive, or infinite, is none.
+inline void set_limits(QpSizes& sizes, double tolerance, double seconds) noexcept {
+  constexpr double kMostSeconds = 1e9;
+  sizes.tolerance = tolerance > 0.0 && tolerance < __builtin_inf() ? tolerance : 0.0;
+  if (seconds > 0.0 && seconds < kMostSeconds) sizes.deadline = qp_now() + static_cast<std::int64_t>(seconds * 1e9);
+}
+
 // All arrays are row-major and contiguous, of any alignment. Those of size 0 are not read.
 template <typename T>
 struct QpArguments {

@@ -18,7 +18,7 @@ struct Sizes {
 struct SolveCall {
   Sizes sizes;
   std::size_t steps;
-  double tolerance, seconds;  // those that are not positive are what is usual, and no limit
+  double tolerance, seconds;  // as `set_limits` takes them
   const void *Q, *p, *G, *h_lower, *h, *A, *b, *lower, *upper, *start;
   void *z, *lam, *nu, *mu, *slack, *box_slack, *residual, *status, *ray, *taken;
   void* workspace;
@@ -46,10 +46,7 @@ template <typename T>
 void solve(const SolveCall& call) {
   icnnrt::QpSizes sizes = sizes_of(call.sizes);
   sizes.steps = call.steps;
-  if (call.tolerance > 0.0) sizes.tolerance = call.tolerance;
-  constexpr double kMost = 1e9;
-  if (call.seconds > 0.0 && call.seconds < kMost)
-    sizes.deadline = icnnrt::qp_now() + static_cast<std::int64_t>(call.seconds * 1e9);
+  icnnrt::set_limits(sizes, call.tolerance, call.seconds);
   icnnrt::QpStatus status;
   icnnrt::qp_kernels<T>().solve(sizes,
                                 {in<T>(call.Q),

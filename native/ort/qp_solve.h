@@ -123,15 +123,13 @@ struct QuadraticProgram : QpSolver<T> {
  protected:
   OrtStatus* run(const Call& call, const OrtMemoryInfo* memory, std::size_t plan_at) const {
     QpSizes sizes{};
-    double seconds = 0.0;
+    double tolerance = 0.0, seconds = 0.0;
     std::int64_t steps = 0;
-    ICNNRT_TRY(call.read_number(10, "tolerance", sizes.tolerance));
+    ICNNRT_TRY(call.read_number(10, "tolerance", tolerance));
     ICNNRT_TRY(call.read_number(11, "most_steps", steps));
     ICNNRT_TRY(call.read_number(12, "seconds", seconds));
     ICNNRT_TRY(check_steps(call.api, kName, "most_steps", steps, kUsualSteps, sizes.steps));
-    constexpr double kInfinity = __builtin_inf(), kMost = 1e9;
-    if (!(sizes.tolerance > 0.0 && sizes.tolerance < kInfinity)) sizes.tolerance = 0.0;
-    if (seconds > 0.0 && seconds < kMost) sizes.deadline = qp_now() + static_cast<std::int64_t>(seconds * 1e9);
+    set_limits(sizes, tolerance, seconds);
     return this->solve(call, memory, sizes, true, plan_at);
   }
 };

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "call.h"
+#include "core/qp.h"
 
 namespace icnnrt_tests {
 
@@ -17,6 +18,17 @@ void each_kernel(const Body& body, Domain domain = Domain::kEntropy) {
     CAPTURE(instruction_set);
     body(*kernels);
   }
+}
+
+// The same of those of quadratic programs.
+template <typename T, typename Body>
+void each_program_kernel(const Body& body) {
+  for (std::size_t i = 0; i < icnnrt::kInstructionSets; ++i)
+    if (const icnnrt::QpKernels<T>* kernels = icnnrt::qp_kernels_for<T>(i)) {
+      const std::string instruction_set = kernels->instruction_set;
+      CAPTURE(instruction_set);
+      body(*kernels);
+    }
 }
 
 }  // namespace icnnrt_tests

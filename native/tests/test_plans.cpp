@@ -2,22 +2,13 @@
 // none.
 #include <doctest/doctest.h>
 
+#include "each_kernel.h"
 #include "plans.h"
 
 namespace icnnrt_tests {
 namespace {
 
 using icnnrt::QpStatus;
-
-template <typename T, typename Body>
-void each_program_kernel(const Body& body) {
-  for (std::size_t i = 0; i < icnnrt::kInstructionSets; ++i)
-    if (const icnnrt::QpKernels<T>* kernels = icnnrt::qp_kernels_for<T>(i)) {
-      const std::string instruction_set = kernels->instruction_set;
-      CAPTURE(instruction_set);
-      body(*kernels);
-    }
-}
 
 // A plan in memory of exactly its size.
 class GuardedPlan {

@@ -3,22 +3,13 @@
 
 #include <algorithm>
 
+#include "each_kernel.h"
 #include "programs.h"
 
 namespace icnnrt_tests {
 namespace {
 
 using icnnrt::QpStatus;
-
-template <typename T, typename Body>
-void each_program_kernel(const Body& body) {
-  for (std::size_t i = 0; i < icnnrt::kInstructionSets; ++i)
-    if (const icnnrt::QpKernels<T>* kernels = icnnrt::qp_kernels_for<T>(i)) {
-      const std::string instruction_set = kernels->instruction_set;
-      CAPTURE(instruction_set);
-      body(*kernels);
-    }
-}
 
 // float rounds the answer, and rows of up to 40 such numbers are summed.
 template <typename T>

@@ -8,6 +8,7 @@ operator and not what is in it, change nothing about it. Every leading axis is B
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -27,7 +28,8 @@ from icnnrt_models.layers.kernels import Kernel, kernel, run_on
 from icnnrt_models.layers.namespace import TORCH
 from icnnrt_models.layers.qp_plan import plan_of
 from icnnrt_models.layers.qp_script import numbers, qp_script
-from icnnrt_models.layers.qp_smoothed import differentiable_once, qp_smoothed
+from icnnrt_models.layers.qp_smoothed import qp_smoothed
+from icnnrt_models.layers.qp_tensors import owned
 
 __all__ = ["NAN", "RAISE", "SKIP", "TAKE", "USE", "Kernels", "differentiable", "kernels", "sparse_kernels", "whole"]
 
@@ -104,7 +106,7 @@ def qp_solve(
     with torch.no_grad(), torch.jit.optimized_execution(False):
         solution = qp_script().solve(*data, *numbers(tolerance), steps)
     kinds = {"residual": torch.float64, "status": torch.int32, "steps": torch.int32}
-    return cast(Any, tuple(_own(a, kinds.get(name, p.dtype)) for name, a in solution._asdict().items()))
+    return cast(Any, tuple(owned(a, kinds.get(name, p.dtype)) for name, a in solution._asdict().items()))
 
 
 @torch.library.custom_op("icnnrt::qp_sensitivity", mutates_args=())
@@ -135,18 +137,13 @@ def qp_sensitivity(
     with torch.no_grad(), torch.jit.optimized_execution(False):
         *d, share, weak = qp_script().adjoint(*data[:7], *data[8:])
     good = status == QPStatus.SOLVED
-    rows = (_own(torch.where(good.unsqueeze(1), a, torch.nan), z_bar.dtype) for a in d)
-    told = _own(torch.where(good, share, torch.nan), torch.float64), _own(weak, torch.int32)
+    rows = (owned(torch.where(good.unsqueeze(1), a, torch.nan), z_bar.dtype) for a in d)
+    told = owned(torch.where(good, share, torch.nan), torch.float64), owned(weak, torch.int32)
     return cast(Any, (*rows, *told))
 
 
 def _feeds(plan: str) -> dict[str, Any]:
     return {"plan": plan_of(plan)} if plan else {}
-
-
-def _own(a: Tensor, dtype: torch.dtype) -> Tensor:
-    """In memory of its own, as an operator of torch gives it."""
-    return a.to(dtype).clone(memory_format=torch.contiguous_format)
 
 
 def _batch(data: Sequence[Tensor]) -> Any:
@@ -204,7 +201,7 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     uppers: list[Tensor] = []
     if data:
         rows = [torch.where((status == QPStatus.SOLVED).unsqueeze(1), a, torch.nan) for a in (z, lam, nu, mu)]
-        z, lam, nu, mu, *d, share, upper, box_upper = differentiable_once(*data, *rows, z_bar, *others, ctx.smoothing)
+        z, lam, nu, mu, *d, share, upper, box_upper = smoothed(*data, *rows, z_bar, *others, ctx.smoothing)
         weak, uppers = torch.zeros_like(status), [upper, box_upper]
     else:
         *d, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others, ctx.plan)
@@ -306,6 +303,12 @@ def _push_system_forward(ctx: Any, *dots: Tensor | None) -> tuple[Tensor | None,
     return (*found, torch.zeros_like(share), torch.zeros_like(weak))
 
 
+def _refuse(*_: Any) -> Any:
+    raise RuntimeError(
+        "QPLayer: expected one derivative with smoothing, but a second is asked for; leave smoothing out."
+    )
+
+
 class _Within(threading.local):
     """How deep this thread is in an operator whose tangent is known."""
 
@@ -347,13 +350,6 @@ def _adjoint_folded(
     last = range(z_bar + 1, z_bar + 4)
     each = [*range(answer, z_bar + 1), *(i for i in last if arguments[i].shape[-1] > 0)]
     return _folded(operator, info.batch_size, B, in_dims, arguments, each)
-
-
-def _smoothed_folded(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
-    return _adjoint_folded(qp_smoothed, info, in_dims, *arguments, answer=9, z_bar=13)
-
-
-qp_smoothed.register_vmap(_smoothed_folded)
 
 
 def _folded(
@@ -431,6 +427,9 @@ def _registered(operator: Any, rules: _Rules) -> Any:
 
 solve = _registered(qp_solve, _Rules(_keep, _pull_back, _push_forward, _solve_folded))
 adjoint = _registered(qp_sensitivity, _Rules(_keep_system, _pull_system_back, _push_system_forward, _adjoint_folded))
+smoothed = _registered(
+    qp_smoothed, _Rules(lambda *_: None, _refuse, _refuse, partial(_adjoint_folded, answer=9, z_bar=13))
+)
 
 
 def whole(arguments: Sequence[Any]) -> tuple[Any, ...]:

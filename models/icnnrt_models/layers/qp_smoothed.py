@@ -1,15 +1,15 @@
 """The smoothed gradient of quadratic programs as an operator of torch, which torch.compile keeps as it is."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from icnnrt.mathematics.qp_smoothing import smoothed
 from icnnrt_models.layers.namespace import TORCH
-from icnnrt_models.layers.qp_tensors import filled
+from icnnrt_models.layers.qp_tensors import filled, owned
 
-__all__ = ["differentiable_once", "qp_smoothed"]
+__all__ = ["qp_smoothed"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -49,12 +49,8 @@ def qp_smoothed(
     ]
     with torch.no_grad():
         found = smoothed(TORCH, wide, [a.double() for a in answer], [a.double() for a in bars], smoothing)
-    kept = {"share": torch.float64}
-    rows = (
-        a.to(kept.get(name, z.dtype)).clone(memory_format=torch.contiguous_format)
-        for name, a in found._asdict().items()
-    )
-    return tuple(rows)
+    rows = (owned(a, torch.float64 if name == "share" else z.dtype) for name, a in found._asdict().items())
+    return cast(Any, tuple(rows))
 
 
 @qp_smoothed.register_fake
@@ -62,35 +58,3 @@ def _shapes(*arguments: Any) -> Tensors:
     z, lam, nu, mu = arguments[9:13]
     rows = (torch.empty_like(a) for a in (z, lam, nu, mu, z, lam, nu, mu))
     return (*rows, z.new_empty((z.shape[0],), dtype=torch.float64), torch.empty_like(lam), torch.empty_like(z))
-
-
-def _refuse(ctx: Any, *bars: Any) -> Any:
-    raise RuntimeError(
-        "QPLayer: expected one derivative with smoothing, but a second is asked for; leave smoothing out."
-    )
-
-
-qp_smoothed.register_autograd(_refuse)
-
-
-class _Once(torch.autograd.Function):
-    """The operator as torch.func takes it."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*arguments: Any) -> Tensors:
-        return tuple(qp_smoothed(*arguments))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept."""
-
-    backward = staticmethod(_refuse)
-
-
-def differentiable_once(*arguments: Any) -> Tensors:
-    """`qp_smoothed`, whose derivative raises."""
-    if torch.compiler.is_compiling():
-        return tuple(qp_smoothed(*arguments))
-    return tuple(_Once.apply(*arguments))

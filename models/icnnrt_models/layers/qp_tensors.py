@@ -9,7 +9,7 @@ from torch import Tensor
 from icnnrt.arguments import refused, shown
 from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
 
-__all__ = ["filled", "leading"]
+__all__ = ["filled", "leading", "owned"]
 
 
 def leading(
@@ -39,6 +39,11 @@ def leading(
 def filled(bound: Tensor, like: Tensor, none: float) -> Tensor:
     """The bound, or that number in the rows of `like` where there is no bound."""
     return bound if bound.shape[1] == like.shape[1] else torch.full_like(like, none)
+
+
+def owned(a: Tensor, dtype: torch.dtype) -> Tensor:
+    """In memory of its own, as an operator of torch gives it."""
+    return a.to(dtype).clone(memory_format=torch.contiguous_format)
 
 
 def _tensor(name: str, value: Any, like: Tensor, owner: str, exact: bool) -> Tensor | None:
