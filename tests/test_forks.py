@@ -77,6 +77,13 @@ def forked(package: str, forks: int) -> Counter[str]:
     for call in calls.values():
         call()
 
+    # In a child the only thread there is has it, whichever had it before.
+    elsewhere = icnnrt.QPSolver(3, batch=2)
+    first = threading.Thread(target=elsewhere.solve, args=(Q, p))
+    first.start()
+    first.join()
+    calls["of another thread"] = lambda: np.testing.assert_allclose(elsewhere.solve(Q=Q, p=p), expected)
+
     def drop() -> None:
         """Nothing that was inherited is destroyed with what held it."""
         nonlocal session, tuner, solver

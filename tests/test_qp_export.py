@@ -228,6 +228,22 @@ def test_settings_of_layers_are_those_of_the_package(made, tmp_path):
         assert (own.residual > other.solve_qp(x.numpy()).residual).any()
 
 
+def test_smoothing_is_left_out_of_a_package_and_the_layer_keeps_it(tmp_path):
+    net = Controller().eval()
+    net.qp.smoothing = net.simplex.smoothing = 1e-2
+    x = inputs(3)
+    with pytest.warns(UserWarning, match="smoothing of its QPLayer is left out of what is exported") as told:
+        export(net, None, x, net(x).detach(), tmp_path / "net.icnn", kind="qp")
+    assert {w.filename for w in told} == {__file__}
+    assert net.qp.smoothing == net.simplex.smoothing == 1e-2
+    net.qp.smoothing = net.simplex.smoothing = None
+    x.requires_grad_()
+    (true,) = torch.autograd.grad(net(x).sum(), x)
+    with icnnrt.load(tmp_path / "net.icnn") as session:
+        solution = session.solve_qp(x.detach().numpy())
+        np.testing.assert_allclose(session.vjp(solution, np.ones_like(solution.z)).x, true, rtol=1e-6, atol=1e-8)
+
+
 def test_packages_written_before_have_no_settings():
     with icnnrt.load(VERSION1) as session:
         x = np.zeros((2, *session.manifest.x_shape), session.dtype)

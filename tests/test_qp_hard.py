@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qp_backends import BACKENDS
 from quadratic_programs import Known, solvable
 
+import icnnrt
 from icnnrt.mathematics.qp_reference import QP, kkt_residual
 from icnnrt.mathematics.status import Status
 
@@ -355,3 +356,23 @@ def test_a_weakly_active_row_has_the_gradient_of_one_side(way):
         free = np.linalg.solve(Q, -z_bar)
         sides = [np.abs(np.r_[got - d, by_h - of_h]).max() for d, of_h in ((held[:4], -held[4]), (free, 0.0))]
         assert min(sides) <= 1e-6 * (1 + np.abs(held).max())
+
+
+@pytest.mark.parametrize("native", [None, False])
+@pytest.mark.parametrize("unit", [1.0, 1e-3, 1e-6])
+def test_a_row_that_an_equality_implies_moves_no_answer(unit, native):
+    """Its multipliers have no size: they cancel those of the equality, and hid a z far from the optimum."""
+    rng = np.random.default_rng(0)
+    solved = 0
+    for k in range(60 if native is None else 12):
+        n, m = rng.integers(2, 6), rng.integers(1, 5)
+        M, G, a = (rng.integers(-2, 3, shape).astype(float) for shape in ((n, n), (m, n), (n,)))
+        a[0] += not a.any()
+        z, Q, p = rng.integers(-1, 2, n), (M @ M.T + np.eye(n)) * unit, rng.integers(-30, 31, n).astype(float)
+        h, b = G @ z + rng.integers(0, 2, m), np.array([a @ z])
+        plain = icnnrt.qp(Q, p, G, h, a[None], b, native=native)
+        implied = icnnrt.qp(Q, p, np.r_[G, [-a]], np.r_[h, -b], a[None], b, native=native)
+        if plain.ok and implied.ok:
+            solved += 1
+            np.testing.assert_allclose(implied.z, plain.z, atol=1e-3 * (1.0 + np.abs(plain.z).max()), err_msg=str(k))
+    assert solved >= (25 if native is None else 4)

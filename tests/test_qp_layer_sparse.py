@@ -211,7 +211,10 @@ def operators_of(path):
 
 @pytest.mark.parametrize(
     "kind",
-    ["large", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("small", "full at other weights"))],
+    [
+        "large",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("small", "full at other weights", "of a shared one")),
+    ],
 )
 def test_a_package_reads_off_where_matrices_are_zero_if_that_pays(kind, tmp_path):
     program = mpc(3 if kind == "small" else 14, 3, 2, start=0.3)
@@ -225,12 +228,15 @@ def test_a_package_reads_off_where_matrices_are_zero_if_that_pays(kind, tmp_path
             for name, a in program.items():
                 self.register_buffer(f"of_{name}", torch.from_numpy(np.array(a)))
             nn.init.constant_(self.first.weight, 0.1)
+            self.more_again = self.more
 
         def forward(self, x):
             b = torch.cat([self.first(x), self.of_b[3:].expand(x.shape[0], -1)], 1)
             Q = torch.diag(self.cost) * self.of_Q
             if kind == "full at other weights":
                 Q = Q + torch.outer(self.more, self.more)
+            if kind == "of a shared one":
+                Q = Q + torch.outer(self.more_again, self.more_again)
             return self.qp(Q, self.of_p, A=self.of_A, b=b, lower=self.of_lower, upper=self.of_upper)
 
     net = Net().eval()

@@ -262,6 +262,14 @@ def test_inaccurate_answers_give_gradients_when_asked():
         few.vjp(bar, on_unsafe="raise")
 
 
+@pytest.mark.parametrize("tolerance", [0.11, 1.0, 1e300])
+def test_a_tolerance_that_takes_anything_is_refused(tolerance):
+    with pytest.raises(InputError, match=r"tolerance: expected at most 0\.1"):
+        icnnrt.qp(np.eye(1), np.zeros(1), np.array([[1.0], [-1.0]]), -np.ones(2), tolerance=tolerance)
+    with pytest.raises(InputError, match=r"tolerance: expected at most 0\.1"):
+        QPLayer(tolerance=tolerance)
+
+
 class Laid(torch.nn.Module):
     """A layer, of data in the order of `QP`."""
 

@@ -204,7 +204,7 @@ def test_without_an_interior_there_is_no_point_and_it_is_told():
     data = [torch.tensor(a, requires_grad=True) for a in (np.eye(2), np.zeros(2), G, h)]
     QPLayer(smoothing=0.1)(*data).sum().backward()
     assert all(a.grad.isnan().all() for a in data[1:2])
-    with pytest.raises(InputError, match="NO_GRADIENT"):
+    with pytest.raises(InputError, match="NO_GRADIENT: no point of the central path"):
         QPLayer(smoothing=0.1, on_unsafe="raise")(*data).sum().backward()
 
 

@@ -116,6 +116,12 @@ def test_a_batch_has_data_of_its_own_and_shared_ones(native):
             np.testing.assert_array_equal(one[0], many[i if len(many) > 1 else 0])
 
 
+def test_a_row_for_all_rows_of_all_samples_is_taken_as_without():
+    data = np.eye(6), -np.ones(6), np.ones((1, 1, 6)), np.arange(1.0, 5.0)
+    z = icnnrt.QPSolver(6, 4, batch=2, pattern=icnnrt.QPPattern(np.eye(6), np.ones((4, 6)))).solve(*data)
+    np.testing.assert_allclose(z, icnnrt.QPSolver(6, 4, batch=2).solve(*data), atol=1e-9)
+
+
 def test_sparse_matrices_of_scipy_are_taken():
     program = mpc(5, rows=True)
     made = {name: sparse.csc_matrix(a) if name in "QGA" else a for name, a in program.items()}

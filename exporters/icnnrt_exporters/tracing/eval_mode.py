@@ -18,7 +18,7 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
         warnings.warn(
             "module: the smoothing of its QPLayer is left out of what is exported, whose gradients are those at the "
             "answers; pass smoothing=None to have the same in torch",
-            stacklevel=5,
+            stacklevel=4,
         )
     module.eval()
     for layer, _ in smoothed:
