@@ -27,6 +27,7 @@ from icnnrt.errors import InputError, MissingDependencyError
 from icnnrt.format.manifest import OP_DOMAIN
 from icnnrt.format.package import Package
 from icnnrt.mathematics import reference
+from icnnrt.serving import direct_kernels
 from icnnrt.serving.runner import Runner
 
 if native_library.build().library is None:
@@ -558,6 +559,14 @@ def test_a_library_that_onnxruntime_cannot_use(other_library: Any, tmp_path: Pat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         icnnrt.load(DIGITS, native=False)
+
+
+def test_a_library_of_another_version_is_told(other_library: Any) -> None:
+    direct_kernels._library.cache_clear()
+    other_library(Path(np._core._multiarray_umath.__file__))  # a library of something else
+    with pytest.raises(MissingDependencyError, match=r"is of another version of icnnrt .*; install icnnrt anew"):
+        direct_kernels._library()
+    direct_kernels._library.cache_clear()
 
 
 def test_a_source_tree_that_was_never_installed_runs_portably() -> None:

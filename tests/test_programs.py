@@ -143,6 +143,21 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         assert found.constant == program.constant
 
 
+def test_what_is_no_program_is_not_written(tmp_path: Path) -> None:
+    program = random_program(np.random.default_rng(5))
+    write_program(str(tmp_path / "a.mps"), program)  # a path as text
+    assert read_program(str(tmp_path / "a.mps")).program.constant == program.constant
+    for arguments, said in (
+        ((3, program), "path: expected a path"),
+        ((tmp_path / "b.mps", program.dense()), "program: expected a Program, but got dict"),
+        ((tmp_path / "b.mps", program, 3), "name: expected text, but got int"),
+        ((tmp_path / "b.txt", program), "ending in .lp or .mps"),
+    ):
+        with pytest.raises(InputError, match=said):
+            write_program(*arguments)  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mps"]
+
+
 def test_highs_writes_what_is_read(tmp_path: Path) -> None:
     highspy = pytest.importorskip("highspy")
     rng = np.random.default_rng(4)
@@ -279,10 +294,17 @@ def test_the_command_on_a_maximum_and_on_what_has_no_answer(tmp_path: Path) -> N
     empty = EXAMPLE.replace(" FX bnd1      v         3", " LO bnd1 y 7")
     done = command(str(written(tmp_path, empty)), "--json")
     assert done.returncode == 3
-    assert json.loads(done.stdout)["status"] == "INFEASIBLE"
+    told = json.loads(done.stdout)
+    assert told["status"] == "INFEASIBLE"
+    assert any(told["ray"])
+    assert "as `ray` proves" in told["advice"]
     done = command(str(written(tmp_path, empty)))
     assert done.returncode == 3
-    assert "advice" in done.stdout
+    assert "--out FILE.npz writes it" in " ".join(done.stdout.split())
+    done = command(str(written(tmp_path, empty)), "--out", str(tmp_path / "z.npz"))
+    assert done.returncode == 3
+    with np.load(tmp_path / "z.npz") as found:
+        assert found["ray"].tolist() == told["ray"]
     for arguments, said in (
         ((str(tmp_path / "a.lp"),), "ending in .mps or .qps"),
         ((str(written(tmp_path, EXAMPLE)), "--out", "a.txt"), "ending in .npz or .csv"),

@@ -83,6 +83,24 @@ def test_a_warm_start_solves_the_problem_that_is_given():
     assert solver.ok
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_warm_start_of_one_problem_is_that_of_several(dtype: str):
+    """One is solved without onnxruntime, and several by it: to the bit alike, from the first call on."""
+    n, m, q = 9, 6, 2
+    alone = icnnrt.QPSolver(n, m, q, dtype=dtype, warm=True)
+    several = icnnrt.QPSolver(n, m, q, batch=2, dtype=dtype, warm=True)
+    assert np.isnan(alone.z).all()  # nothing is solved yet
+    qp, rng = solvable(7, 1, n, m, q).qp, np.random.default_rng(8)
+    far = {name: getattr(qp, name)[0].astype(dtype) for name in "QpGhAb"}
+    for moved in (0.0, 1e-3, 1e-3, 3.0, 0.0):
+        far["p"] = (far["p"] + moved * rng.standard_normal(n)).astype(dtype)
+        alone.solve(**far)
+        several.solve(**far)
+        for name in ("z", "lam", "nu", "bound_multipliers", "residual", "steps"):
+            np.testing.assert_array_equal(getattr(alone, name)[0], getattr(several, name)[1], err_msg=name)
+        assert alone.ok
+
+
 def test_bad_input_is_told_in_a_sentence_and_harms_nothing():
     solver = icnnrt.QPSolver(3, 2)
     with pytest.raises(icnnrt.InputError, match="z_bar: expected a solved problem"):

@@ -87,6 +87,7 @@ def qp(
         "lam": solution.lam,
         "nu": solution.nu,
         "bound_multipliers": solution.bound_multipliers,
+        "ray": solution.ray,
     }
     names = {"variable_names": program.variables, "row_names": found.rows, "equality_names": found.equalities}
     if out is not None:
@@ -130,7 +131,8 @@ def _show(summary: Mapping[str, Any], variables: Sequence[str], z: Any) -> None:
     good = "green" if summary["advice"] is None else "yellow"
     screen.print(f"status    [{good}]{summary['status']}[/]")
     if summary["advice"]:
-        screen.print(f"[yellow]advice[/]    {escape(summary['advice'])}")
+        seen = "" if summary["out"] or "`ray`" not in summary["advice"] else "; --out FILE.npz writes it"
+        screen.print(f"[yellow]advice[/]    {escape(summary['advice'])}{seen}")
     screen.print(f"objective {number(summary['objective'], 9)}")
     told = ", ".join(f"{name} {number(value)}" for name, value in summary["residual"].items())
     screen.print(f"residual  {told}")

@@ -15,7 +15,6 @@ weights as they are now. Source of the idea: Amos, Xu, Kolter, *Input Convex Neu
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,7 +102,7 @@ class EpigraphProblem(NamedTuple):
 
     def write(self, path: str | os.PathLike[str], name: str = "icnnrt") -> None:
         """Write it as .lp (CPLEX' LP format) or .mps (free MPS), atomically; see `icnnrt.programs`."""
-        write_program(Path(path), self._program(), name)
+        write_program(path, self._program(), name)
 
     def _program(self) -> Program:
         return Program(*self[:10])

@@ -9,17 +9,19 @@ sum; in MPS it is the section QUADOBJ with the entries of one triangle, and the 
 objective's right-hand side.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from icnnrt.arguments import refused
+from icnnrt import arguments
+from icnnrt.arguments import instance, refused
 from icnnrt.errors import InputError
 from icnnrt.format.files import atomic_file
 from icnnrt.format.folder import refuse_inside_a_package
+from icnnrt.printable import show
 from icnnrt.programs.program import Coo, Program
 
 Lines = Iterator[str]
@@ -30,33 +32,35 @@ RELATIONS: Final = {"<=": "L", ">=": "G", "=": "E"}
 COLUMNS: Final = 200  # of a line: CPLEX takes no more than 560
 
 
-def write_program(path: Path, program: Program, name: str = "icnnrt") -> None:
+def write_program(path: str | os.PathLike[str], program: Program, name: str = "icnnrt") -> None:
     """Write a .lp or a .mps, atomically: a scratch file beside it, flushed to the disk, then renamed.
 
     Of `name` letters, digits and _ . - are kept, and what else it has becomes _: it stands in a line of the file.
 
     Raises `InputError` for another ending, numbers that are not finite, a lower bound of +inf or an upper one of −inf.
     """
-    if not isinstance(path, Path) or not isinstance(program, Program) or not isinstance(name, str):
-        came = ", ".join(type(one).__name__ for one in (path, program, name))
-        raise refused("path, program, name", "a Path, a Program and text", came)
+    place = arguments.path(path, "path")
+    instance(program, "program", Program, "a Program", "`read_program(file).program` is one")
+    instance(name, "name", str, "text", "")
     writers = {".lp": _lp, ".mps": _mps}
-    writer = writers.get(path.suffix.lower())
+    writer = writers.get(place.suffix.lower())
     if writer is None:
-        raise refused(str(path), "a file name ending in .lp or .mps", repr(path.suffix), "the ending tells the format")
+        raise refused(
+            str(place), "a file name ending in .lp or .mps", show(place.suffix), "the ending tells the format"
+        )
     parts = (program.Q.values, program.p, program.G.values, program.A.values, program.b, program.constant)
     low, high = (program.lower, program.h_lower), (program.upper, program.h)
     sides = [np.asarray(side) for side in (*low, *high) if side is not None]
     if not all(np.isfinite(a).all() for a in parts) or any(np.isnan(side).any() for side in sides):
-        raise refused(str(path), "finite numbers to write", "a program with NaN or infinity", "clean the data")
+        raise refused(str(place), "finite numbers to write", "a program with NaN or infinity", "clean the data")
     none = [(low, np.inf), (high, -np.inf)]
     if any((np.asarray(side) == bad).any() for pair, bad in none for side in pair if side is not None):
         raise InputError(
-            f"{path}: expected bounds that leave something, but a lower one is +inf or an upper one −inf; where there "
+            f"{place}: expected bounds that leave something, but a lower one is +inf or an upper one −inf; where there "
             "is none, lower is −inf and upper +inf."
         )
-    refuse_inside_a_package(path, "path")
-    with atomic_file(path) as file:
+    refuse_inside_a_package(place, "path")
+    with atomic_file(place) as file:
         for line in writer(program, NOT_NAME.sub("_", name)):
             file.write(line.encode("ascii") + b"\n")
 

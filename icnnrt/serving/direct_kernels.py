@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from icnnrt.errors import MissingDependencyError
 from icnnrt.mathematics.interior_point import STEPS
 from icnnrt.native_library import ops_library
 
@@ -51,7 +52,8 @@ class _AdjointCall(ctypes.Structure):
 def solve_call(inputs: Arrays, outputs: Arrays) -> Bound | None:
     """A call of QuadraticProgram's kernel on these arrays of a batch of one, by the operator's names.
 
-    Inputs that are absent are not among them, and settings are read now. None where the sizes are too large to count.
+    Inputs that are absent are not among them, and settings are read now. Where there is a `start`, every call writes
+    into it what z, lam, nu and mu hold, and starts from that. None where the sizes are too large to count.
     """
     return _bound("icnnrt_qp_solve", _SolveCall(most_steps=STEPS), inputs, outputs)
 
@@ -63,11 +65,17 @@ def adjoint_call(inputs: Arrays, outputs: Arrays) -> Bound | None:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(ops_library())
-    library.icnnrt_qp_workspace_bytes.argtypes = (ctypes.c_size_t,) * 3
-    library.icnnrt_qp_workspace_bytes.restype = ctypes.c_size_t
-    for function in (library.icnnrt_qp_solve, library.icnnrt_qp_adjoint):
-        function.argtypes, function.restype = (ctypes.c_void_p,), None
+    path = ops_library()
+    library = ctypes.CDLL(path)
+    try:
+        library.icnnrt_qp_workspace_bytes.argtypes = (ctypes.c_size_t,) * 3
+        library.icnnrt_qp_workspace_bytes.restype = ctypes.c_size_t
+        for function in (library.icnnrt_qp_solve, library.icnnrt_qp_adjoint):
+            function.argtypes, function.restype = (ctypes.c_void_p,), None
+    except AttributeError as error:
+        raise MissingDependencyError(
+            f"native: {path} is of another version of icnnrt ({error}); install icnnrt anew, or pass native=False."
+        ) from error
     return library
 
 

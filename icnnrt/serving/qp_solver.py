@@ -133,7 +133,6 @@ class QPSolver:
             (name, a, a.dtype, () if absent.get(name) else (a.shape[1:], a.shape), a.size > 0)
             for name, a in self.data._asdict().items()
         ]
-        self._warm = warm
         self._threads: dict[int, int] = {}  # of each generation of forks, which has its own, that of the first call
         self._start = np.full((B, 2 * n + m + q) if warm else (1, 0), np.nan, dtype)
         kinds = {"residual": np.float64, "status": np.int32, "steps": np.int32}
@@ -142,6 +141,7 @@ class QPSolver:
             **{"residual": (3,), "status": (), "ray": (2 * n + m + q,), "steps": ()},
         }
         answers = {name: np.zeros((B, *shapes[name]), kinds.get(name, dtype)) for name in SOLUTION}
+        answers["z"].fill(np.nan)  # until there is an answer: from it a warm solver would start
         for name, value in answers.items():
             setattr(self, {"status": "_codes", "mu": "bound_multipliers"}.get(name, name), value)
         self._bars = {f"{name}_bar": np.zeros((B, *shapes[name]), dtype) for name in ("z", "lam", "nu", "mu")}
@@ -184,7 +184,8 @@ class QPSolver:
         and in another thread than the first; `data` is as before then. What is written outside the pattern in place is
         solved all the same, as slowly as without one.
         """
-        self._demand_own_thread()
+        if self._solve.thread != get_ident():
+            self._demand_own_thread()
         # All are looked at before the first is copied, so that what is refused changes nothing.
         parts = []
         given = (Q, p, G, h_lower, h, A, b, lower, upper)
@@ -200,11 +201,9 @@ class QPSolver:
                     parts.append((into, value))
         for into, value in parts:
             into[...] = value
-        if self._warm:
+        if not self._solve.direct:  # which reads its last answer itself
             for into, value in self._starts:
                 into[...] = value
-            if not self._solve.calls:
-                self._start.fill(np.nan)  # cold
         self._solve()
         return self.z
 
@@ -240,6 +239,7 @@ class QPSolver:
         thread = get_ident()
         if self._threads.setdefault(generation(), thread) != thread:  # setdefault lets one be the first
             raise refused("solver", "calls from one thread", "another", "make a QPSolver for each thread")
+        self._solve.thread = thread
 
     @functools.cached_property
     def _adjoint(self) -> "_Bound":
@@ -341,6 +341,8 @@ class _Bound:
         self._role, self._where, self._seconds = role, where, seconds
         self.elapsed = 0.0  # in the last call, where seconds are limited
         self._inputs, self._outputs = inputs, outputs
+        self.direct = False  # whether the kernel is called without onnxruntime
+        self.thread = 0  # the one that may call
         self._held: Bound | None = self._bind()
         self.calls = 0
         inherit(self)
@@ -350,6 +352,7 @@ class _Bound:
         session, has_kernel = operator_session(self._role, dtype, native, None, threads)
         alone = has_kernel and len(self._inputs["Q"]) == 1 and self._role in DIRECT
         direct = DIRECT[self._role](self._inputs, self._outputs) if alone else None
+        self.direct = direct is not None
         run, held = direct or self._bind_to(session)
         return run if self._seconds is None else functools.partial(self._limited, run, has_kernel), held
 
@@ -368,7 +371,7 @@ class _Bound:
         return functools.partial(session.run_with_iobinding, binding), values
 
     def give_up(self) -> object:
-        held, self._held = self._held, None
+        held, self._held, self.thread = self._held, None, 0
         return held
 
     def __call__(self) -> None:

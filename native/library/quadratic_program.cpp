@@ -3,6 +3,7 @@
 //
 // icnnrt/serving/direct_kernels.py has the same structs and says what they hold. Names are those of core/qp.h; arrays
 // are of double where `itemsize` is 8, and of float where it is 4.
+#include <algorithm>
 #include <cstdint>
 
 #include "../core/qp.h"
@@ -19,7 +20,8 @@ struct SolveCall {
   Sizes sizes;
   std::size_t steps;
   double tolerance, seconds;  // as `set_limits` takes them
-  const void *Q, *p, *G, *h_lower, *h, *A, *b, *lower, *upper, *start;
+  const void *Q, *p, *G, *h_lower, *h, *A, *b, *lower, *upper;
+  void* start;  // if there is one, memory for the answer that z, lam, nu and mu hold, which the solve starts from
   void *z, *lam, *nu, *mu, *slack, *box_slack, *residual, *status, *ray, *taken;
   void* workspace;
 };
@@ -43,8 +45,23 @@ T* out(void* array) {
 }
 
 template <typename T>
+void read_last_answer(const SolveCall& call) {
+  const auto& [itemsize, n, m, q] = call.sizes;
+  T* into = out<T>(call.start);
+  const auto append = [&into](const void* part, std::size_t size) {
+    std::copy_n(in<T>(part), size, into);
+    into += size;
+  };
+  append(call.z, n);
+  append(call.lam, m);
+  append(call.nu, q);
+  append(call.mu, n);
+}
+
+template <typename T>
 void solve(const SolveCall& call) {
   icnnrt::QpSizes sizes = sizes_of(call.sizes);
+  if (call.start) read_last_answer<T>(call);
   sizes.steps = call.steps;
   icnnrt::set_limits(sizes, call.tolerance, call.seconds);
   icnnrt::QpStatus status;
