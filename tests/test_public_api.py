@@ -170,6 +170,7 @@ PUBLIC = {
     "mathematics.quadratic_program": {"Precision", "Solution", "solve"},
     "mathematics.qp_advice": {"qp_advice", "qp_cause"},
     "mathematics.qp_data": {"Sizes", "check_shapes"},
+    "mathematics.qp_names": set(),
     "mathematics.minimum_degree": {"Symbolic", "minimum_degree"},
     "mathematics.qp_pattern": {"QPPattern"},
     "mathematics.qp_reference": {
@@ -185,7 +186,7 @@ PUBLIC = {
         "qp_solve",
     },
     "mathematics.qp_reliability": {"existing", "gradient_advice", "reliable", "weak_rows"},
-    "mathematics.qp_settings": {"Settings", "checked_smoothing", "checked_steps", "checked_tolerance"},
+    "mathematics.qp_settings": {"Settings", "checked_smoothing", "checked_tolerance"},
     "mathematics.qp_smoothing": {"Smoothed", "adjoint", "central_point", "newton_step", "off_path", "smoothed"},
     "mathematics.qp_status": {"QPStatus", "advise", "statuses"},
     "mathematics.qp_tangent": {"tangent_residuals"},

@@ -26,16 +26,17 @@ from icnnrt.arguments import choice, converted, flag, instance, integer, refused
 from icnnrt.errors import IcnnrtError, LimitError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import SHAPES
+from icnnrt.mathematics.qp_names import SENSITIVITY, SOLUTION
 from icnnrt.mathematics.qp_pattern import QPPattern
 from icnnrt.mathematics.qp_reliability import reliable
 from icnnrt.mathematics.qp_settings import Settings
-from icnnrt.mathematics.qp_status import STATUSES, statuses
+from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import onnxruntime
 from icnnrt.serving.direct_kernels import Bound, adjoint_call, solve_call
 from icnnrt.serving.forks import generation, inherit
 from icnnrt.serving.operators import operator_session, stopped_after
-from icnnrt.serving.quadratic_program import DTYPES, SENSITIVITY, SOLUTION
+from icnnrt.serving.quadratic_program import DTYPES
 
 __all__ = ["QPData", "QPSolver"]
 
@@ -65,7 +66,8 @@ class QPSolver:
     Everything that `solve` gets is copied into `data`, and what it does not get is still there from the call before:
     `solver.solve(p=p)` solves for a new p. `data` may also be written in place. After a call `z`, `lam`, `nu`,
     `bound_multipliers`, `slack`, `box_slack`, `residual`, `status`, `ray` and `steps` hold what `QPSolution` says of
-    them, and `advice` and `summary` tell how it went.
+    them, and `advice` and `summary` tell how it went. Before the first call, and after one that raised in the middle of
+    its work, there is no answer: z, what goes with it and `residual` are NaN, `status` is SOLVER and `ok` False.
     """
 
     z: Floats
@@ -142,6 +144,8 @@ class QPSolver:
             **{"residual": (3,), "status": (), "ray": (2 * n + m + q,), "steps": ()},
         }
         answers = {name: np.zeros((B, *shapes[name]), kinds.get(name, dtype)) for name in SOLUTION}
+        self._answers = answers
+        self._forget()
         for name, value in answers.items():
             setattr(self, {"status": "_codes", "mu": "bound_multipliers"}.get(name, name), value)
         self._bars = {f"{name}_bar": np.zeros((B, *shapes[name]), dtype) for name in ("z", "lam", "nu", "mu")}
@@ -203,9 +207,11 @@ class QPSolver:
         if self._warm:
             for into, value in self._starts:
                 into[...] = value
-            if not self._solve.calls:
-                self._start.fill(np.nan)  # cold
-        self._solve()
+        try:
+            self._solve()
+        except BaseException:  # what the arrays hold now is of no program
+            self._forget()
+            raise
         return self.z
 
     def vjp(self, z_bar: Any, lam_bar: Any = None, nu_bar: Any = None, bound_multipliers_bar: Any = None) -> QPData:
@@ -236,6 +242,11 @@ class QPSolver:
         self._data_gradients.write()
         return self.gradients
 
+    def _forget(self) -> None:
+        """There is no answer."""
+        for name, value in self._answers.items():
+            value.fill(0 if name in ("ray", "steps") else QPStatus.FAILED if name == "status" else np.nan)
+
     def _demand_own_thread(self) -> None:
         thread = get_ident()
         if self._threads.setdefault(generation(), thread) != thread:  # setdefault lets one be the first
@@ -255,7 +266,7 @@ class QPSolver:
 
     @property
     def status(self) -> NDArray[np.int32]:
-        """[B] int32, a `Status` each, of the last `solve`."""
+        """[B] int32, a `Status` each, of the last `solve`; SOLVER before the first."""
         return statuses(self._codes)
 
     @property
@@ -265,7 +276,7 @@ class QPSolver:
 
     @property
     def ok(self) -> bool:
-        """Whether every sample is CONVERGED."""
+        """Whether every sample of the last `solve` is CONVERGED; False before the first."""
         return not self._codes.any()
 
     def advice(self, i: int = 0) -> str:

@@ -28,6 +28,7 @@ from icnnrt.arguments import alone, choice, converted, reals, refused, rows, sam
 from icnnrt.errors import IcnnrtError, LimitError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
+from icnnrt.mathematics.qp_names import ADJOINT_INPUTS, SENSITIVITY, SOLUTION
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
 from icnnrt.mathematics.qp_reliability import LOST, gradient_advice, reliable
 from icnnrt.mathematics.qp_settings import USUAL, Settings, checked_smoothing
@@ -44,14 +45,7 @@ __all__ = ["QPGradients", "QPSolution", "QPTangents", "array_solver", "qp"]
 Floats = NDArray[Any]  # float32 or float64: the dtype of Q
 
 DTYPES: Final = {np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
-SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray", "steps"]
-SENSITIVITY: Final = ["d_z", "d_lam", "d_nu", "d_mu", "share", "weak"]
-SOLVE_INPUTS: Final = (*SHAPES, "start")
 ABSENT: Final = frozenset(("h_lower", "lower", "upper", "start"))  # which the graph has a default for
-ADJOINT_INPUTS: Final = (
-    *("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status"),
-    *("z_bar", "lam_bar", "nu_bar", "mu_bar"),
-)
 ON_UNSAFE: Final = ("nan", "raise", "use", "skip")
 
 
@@ -659,7 +653,7 @@ def _bar(name: str, value: object, like: Floats, rows: Floats) -> Floats:
     return array if array.ndim == 2 else array[None]
 
 
-def _run(session: Any, names: list[str], feeds: dict[str, Floats], seconds: float | None = None) -> list[Floats]:
+def _run(session: Any, names: Sequence[str], feeds: dict[str, Floats], seconds: float | None = None) -> list[Floats]:
     """`seconds` is the most time of portable bodies, which know no clock."""
     try:
         if seconds is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from icnnrt.arguments import refused
 from icnnrt.errors import InputError
 from icnnrt.mathematics.qp_adjoint import gradients
 from icnnrt.mathematics.qp_data import SHAPES
@@ -31,7 +32,10 @@ from icnnrt_models.layers.qp_script import numbers, qp_script
 from icnnrt_models.layers.qp_smoothed import qp_smoothed
 from icnnrt_models.layers.qp_tensors import owned
 
-__all__ = ["NAN", "RAISE", "SKIP", "TAKE", "USE", "Kernels", "differentiable", "kernels", "sparse_kernels", "whole"]
+__all__ = [
+    *("NAN", "RAISE", "SKIP", "TAKE", "USE"),
+    *("Kernels", "differentiable", "kernels", "sparse_kernels", "untimed", "whole"),
+]
 
 Tensors = tuple[Tensor, ...]
 # What becomes of samples without a gradient that can be trusted; USE is of exported graphs, in which those that are not
@@ -91,15 +95,19 @@ def qp_solve(
     tolerance: float = 0.0,
     plan: str = "",
     smoothing: float = 0.0,
+    seconds: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As ai.icnnrt::QuadraticProgram, or SparseQuadraticProgram with a plan, of `qp_plan.text_of`. Of the gradient are
-    `unsafe`, one of those above, and `smoothing`, 0 for none."""
+    `unsafe`, one of those above, and `smoothing`, 0 for none. With `seconds`, 0 for none, kernels alone answer, which
+    look at the clock."""
     _demand_reverse_mode()
     data = (Q, p, G, h_lower, h, A, b, lower, upper, start)
     found = _found(p, plan)
     if found is not None:
-        settings = Settings(tolerance if tolerance > 0.0 else None, None if steps == STEPS else steps)
+        settings = Settings(tolerance or None, None if steps == STEPS else steps, seconds or None)
         return cast(Any, run_on(found.solve, data, settings.feeds() | _feeds(plan)))
+    if seconds > 0.0:
+        raise untimed("none on this machine" if p.device.type == "cpu" else f"data on {p.device.type}")
     if _batch(data) == 0:
         return cast(Any, _answers(*data))
     # Without TorchScript's optimiser, which takes a second at every new shape and gains nothing afterwards.
@@ -142,6 +150,11 @@ def qp_sensitivity(
     return cast(Any, (*rows, *told))
 
 
+def untimed(came: str) -> InputError:
+    """What is raised where seconds are limited, and nothing looks at a clock."""
+    return refused("seconds", "native kernels, which look at the clock", came, "leave it out")
+
+
 def _feeds(plan: str) -> dict[str, Any]:
     return {"plan": plan_of(plan)} if plan else {}
 
@@ -176,7 +189,7 @@ def _cotangents(*arguments: Any) -> Tensors:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     Q, _, G, _, _, A, *_ = inputs
-    unsafe, _, plan, smoothing = inputs[11:]
+    unsafe, _, plan, smoothing, _ = inputs[11:]
     z, lam, nu, mu, slack, box_slack, _, status, _, _ = output
     ctx.set_materialize_grads(False)
     codes = status.to(torch.int32) if status.is_floating_point() else status
@@ -195,7 +208,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
 def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     Q, G, A, z, lam, nu, mu, slack, box_slack, status, *data = ctx.saved_tensors
     if all(bar is None for bar in bars[:4]):
-        return (None,) * 15
+        return (None,) * 16
     z_bar, *others = (z.new_zeros((1, 0)) if bar is None else bar for bar in bars[:4])
     z_bar = torch.zeros_like(z) if bars[0] is None else z_bar
     uppers: list[Tensor] = []
@@ -218,7 +231,7 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         return found[name]().sum(0, keepdim=True) if shared else found[name]()
 
     asked = zip(ctx.needs_input_grad, SHAPES, ctx.shapes, strict=False)
-    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), *(None,) * 6)
+    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), *(None,) * 7)
 
 
 def _safe(
@@ -434,7 +447,7 @@ smoothed = _registered(
 
 def whole(arguments: Sequence[Any]) -> tuple[Any, ...]:
     """Those of `qp_solve`, of which a graph of torch leaves out what is as by default."""
-    return (*arguments, *(0.0, "", 0.0)[len(arguments) - 12 :])
+    return (*arguments, *(0.0, "", 0.0, 0.0)[len(arguments) - 12 :])
 
 
 def differentiable(*arguments: Any) -> Tensors:
