@@ -240,6 +240,71 @@ def test_rows_that_depend_on_each_other_are_told(native):
     assert apart.vjp(z_bar, on_unsafe="raise").reliable.all()
 
 
+def dependent_rows():
+    """Name -> data by their names in `icnnrt.qp`, and whether rows that hold z depend on each other."""
+    Q, p, one = np.eye(2), np.array([-2.0, -3.0]), np.ones((1, 2))
+    return {
+        "a corner": ({"Q": Q, "p": p, "G": one, "h": np.array([2.0]), "upper": np.ones(2)}, True),
+        "duplicates": ({"Q": Q, "p": p, "G": np.array([[1.0, 0.0], [2e-7, 0.0]]), "h": np.array([1.0, 2e-7])}, True),
+        "equalities": ({"Q": Q, "p": p, "A": np.array([[1.0, 1.0], [2.0, 2.0]]), "b": np.array([1.0, 2.0])}, True),
+        "none": ({"Q": Q, "p": p, "G": np.array([[1.0, 0.0], [1.0, 1.0]]), "h": np.array([1.0, 2.0])}, False),
+        "no rows": ({"Q": Q, "p": p}, False),
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("with_pattern", [False, True])
+@pytest.mark.parametrize("native", [None, False])
+@pytest.mark.parametrize("name", dependent_rows())
+def test_a_solver_knows_of_rows_that_depend_on_each_other_too(name, native, with_pattern, dtype):
+    given, depend = dependent_rows()[name]
+    data = {key: a.astype(dtype) for key, a in given.items()}
+    rows = (len(data[M]) if M in data else 0 for M in "GA")
+    pattern = icnnrt.QPPattern(data["Q"], data.get("G"), data.get("A")) if with_pattern else None
+    for batch in (1, 2):
+        solver = icnnrt.QPSolver(
+            2, *rows, batch=batch, dtype=dtype, box="upper" in data, native=native, pattern=pattern
+        )
+        rows = (solver.lam.shape[1], solver.nu.shape[1])
+        solver.solve(**data)
+        assert not solver.reliable.any()
+        p_bar = solver.vjp(np.ones((batch, 2), dtype)).p.copy()
+        for _ in range(2):
+            assert (solver.reliable != depend).all()
+        np.testing.assert_array_equal(solver.gradients.p, p_bar)  # which to ask for it leaves alone
+        assert icnnrt.qp(**data, native=native).vjp(np.ones(2)).reliable[0] != depend
+        # A call of other data is told anew.
+        if "h" in data and name == "duplicates":
+            solver.solve(h=data["h"] + np.array([0.0, 1.0], dtype))
+            solver.vjp(np.ones((batch, 2), dtype))
+            assert solver.reliable.all()
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("name", dependent_rows())
+def test_a_layer_that_raises_knows_of_them_where_their_gradients_are_asked_for(name, kernels, monkeypatch):
+    if not kernels:
+        monkeypatch.setattr(qp_operators, "kernels", lambda *_: None)
+    given, depend = dependent_rows()[name]
+    for asked in given:
+        data = {key: torch.from_numpy(a).requires_grad_(key == asked) for key, a in given.items()}
+        z = QPLayer(on_unsafe="raise")(**data)
+        if depend and asked not in "Qp":
+            with pytest.raises(InputError, match="sample 0 has KINK: rows that hold z depend on each other"):
+                z.sum().backward()
+        else:
+            z.sum().backward()
+    if "G" in given:
+        data = {key: torch.from_numpy(a) for key, a in given.items()}
+        h = data.pop("h")
+        loss = torch.func.vmap(torch.func.grad(lambda h: QPLayer(on_unsafe="raise")(h=h, **data).sum()))
+        if depend:
+            with pytest.raises(InputError, match="rows that hold z depend on each other"):
+                loss(torch.stack([h, h]))
+        else:
+            loss(torch.stack([h, h]))
+
+
 def cut_model(rng, n=4, k=3, m=6):
     """min over (y, t) of t + ½ μ ‖y‖² over k cuts that are nearly parallel, two of which and two rows hold y."""
     slopes = 0.3 * rng.standard_normal(n) + 0.02 * rng.standard_normal((k, n))

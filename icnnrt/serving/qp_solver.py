@@ -28,7 +28,7 @@ from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_names import SENSITIVITY, SOLUTION
 from icnnrt.mathematics.qp_pattern import QPPattern
-from icnnrt.mathematics.qp_reliability import reliable
+from icnnrt.mathematics.qp_reliability import dependent, moves, reliable
 from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.mathematics.status import summarise
@@ -154,6 +154,7 @@ class QPSolver:
         rows = (np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in SENSITIVITY[1:4])
         self._d = [self.gradients.p, *rows]  # d_z is the gradient by p
         self._share, self._weak = np.full(B, np.nan), np.zeros(B, np.int32)
+        self._moved_share, self._told_of = np.full(B, np.nan), 0  # of `_dependent`, and of which call
         self._where = dtype, native, threads
         self._sparse = "" if self._pattern is None else "sparse_"
         self._plan = {} if self._pattern is None else {"plan": self._pattern.plan}
@@ -255,13 +256,16 @@ class QPSolver:
     @functools.cached_property
     def _adjoint(self) -> "_Bound":
         """Made with the first `vjp`: who only solves needs no session for it."""
+        return self._bound_adjoint(self._bars, [*self._d, self._share, self._weak])
+
+    def _bound_adjoint(self, bars: dict[str, Floats], found: list[Any]) -> "_Bound":
         read = {name: getattr(self, name) for name in ("lam", "slack", "box_slack")}
         read |= {"mu": self.bound_multipliers, "status": self._codes}
         return _Bound(
             f"{self._sparse}qp_sensitivity",
             self._where,
-            {**{name: getattr(self.data, name) for name in "QGA"}, **read, **self._bars, **self._plan},
-            dict(zip(SENSITIVITY, (*self._d, self._share, self._weak), strict=True)),
+            {**{name: getattr(self.data, name) for name in "QGA"}, **read, **bars, **self._plan},
+            dict(zip(SENSITIVITY, found, strict=True)),
         )
 
     @property
@@ -271,8 +275,35 @@ class QPSolver:
 
     @property
     def reliable(self) -> NDArray[np.bool_]:
-        """[B] bool, of the last `vjp`: as `QPGradients.reliable`; False before the first."""
-        return reliable(self._share, self._weak, self.z.dtype.name)
+        """[B] bool, of the last `vjp`: as `QPGradients.reliable`; False before the first.
+
+        To be asked for it costs about as much as a `vjp`, once for every `solve`, where there are constraints.
+        """
+        found = reliable(self._share, self._weak, self.z.dtype.name)
+        return found & ~self._dependent() if found.any() else found
+
+    def _dependent(self) -> NDArray[np.bool_]:
+        """[B] bool: whether rows that hold z depend on each other, see `qp_reliability.moves`."""
+        if self._told_of != self._solve.calls and any(into.size for _, into, *_ in self._inputs[2:]):
+            self._demand_own_thread()
+            bars, told = self._moves, self._independence
+            for name, of in (("lam_bar", self.data.G), ("nu_bar", self.data.A)):
+                np.multiply(bars[name], np.abs(of).max(2, initial=0.0), out=told.inputs[name])
+            told()
+            self._told_of = self._solve.calls
+        return np.asarray(dependent(self._moved_share, self.z.dtype.name))
+
+    @functools.cached_property
+    def _moves(self) -> dict[str, Floats]:
+        return dict(zip(("lam_bar", "nu_bar", "mu_bar"), moves(*(a.shape[1] for a in self._d[1:])), strict=True))
+
+    @functools.cached_property
+    def _independence(self) -> "_Bound":
+        """The adjoint of what rows are moved by; nothing but the share is of interest."""
+        bars = {name: np.zeros_like(a) for name, a in self._bars.items()}
+        bars["mu_bar"][...] = self._moves["mu_bar"]
+        found = [*map(np.zeros_like, self._d), self._moved_share, np.zeros_like(self._weak)]
+        return self._bound_adjoint(bars, found)
 
     @property
     def ok(self) -> bool:
@@ -351,7 +382,7 @@ class _Bound:
     ) -> None:
         self._role, self._where, self._seconds = role, where, seconds
         self.elapsed = 0.0  # in the last call, where seconds are limited
-        self._inputs, self._outputs = inputs, outputs
+        self.inputs, self._outputs = inputs, outputs
         self._held: Bound | None = self._bind()
         self.calls = 0
         inherit(self)
@@ -359,8 +390,8 @@ class _Bound:
     def _bind(self) -> Bound:
         dtype, native, threads = self._where
         session, has_kernel = operator_session(self._role, dtype, native, None, threads)
-        alone = has_kernel and len(self._inputs["Q"]) == 1 and self._role in DIRECT
-        direct = DIRECT[self._role](self._inputs, self._outputs) if alone else None
+        alone = has_kernel and len(self.inputs["Q"]) == 1 and self._role in DIRECT
+        direct = DIRECT[self._role](self.inputs, self._outputs) if alone else None
         run, held = direct or self._bind_to(session)
         return run if self._seconds is None else functools.partial(self._limited, run, has_kernel), held
 
@@ -369,7 +400,7 @@ class _Bound:
         binding = session.io_binding()
         values = []  # the OrtValues, which do not own the arrays' memory
         for arrays, bind in (
-            (self._inputs, binding.bind_ortvalue_input),
+            (self.inputs, binding.bind_ortvalue_input),
             (self._outputs, binding.bind_ortvalue_output),
         ):
             for name, array in arrays.items():

@@ -30,7 +30,7 @@ from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
 from icnnrt.mathematics.qp_names import ADJOINT_INPUTS, SENSITIVITY, SOLUTION
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
-from icnnrt.mathematics.qp_reliability import LOST, gradient_advice, reliable
+from icnnrt.mathematics.qp_reliability import LOST, dependent, gradient_advice, moves, reliable
 from icnnrt.mathematics.qp_settings import USUAL, Settings, checked_smoothing
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.mathematics.qp_tangent import tangent_residuals
@@ -502,22 +502,14 @@ class QPSolution(Solution):
         return lost if skipped is None else skipped | lost
 
     def _dependent(self) -> NDArray[np.bool_]:
-        """[B] bool: whether rows that hold z depend on each other, so that their multipliers, and gradients by what is
-        theirs, are not unique. Then no z meets what any of them is moved by, which a solve of the adjoint's system
-        tells."""
+        """[B] bool: whether rows that hold z depend on each other, see `qp_reliability.moves`."""
         z, _, _, mu = self._rows[:4]
         if all(self._program.given[name] is None for name in ("G", "A", "lower", "upper")):
             return np.zeros(len(z), bool)
-        rng = np.random.default_rng(0)
-
-        def moved(size: Floats) -> Floats:
-            """Each row by about its own size."""
-            move = rng.uniform(0.5, 1.5, size.shape[1]) * np.broadcast_to(size, (len(z), size.shape[1]))
-            return move.astype(z.dtype)
-
-        G, A = (np.abs(self._program.feeds[name]).max(2, initial=0.0) for name in "GA")
-        share = self._adjoint("use", np.zeros_like(z), moved(G), moved(A), moved(np.ones_like(mu)))[4]
-        return np.asarray(share > LOST[DTYPES[z.dtype]])
+        sizes = [*(np.abs(self._program.feeds[name]).max(2, initial=0.0) for name in "GA"), np.ones_like(mu)]
+        moved = zip(moves(*(size.shape[1] for size in sizes)), sizes, strict=True)
+        bars = [np.broadcast_to(move * size, (len(z), len(move))).astype(z.dtype) for move, size in moved]
+        return np.asarray(dependent(self._adjoint("use", np.zeros_like(z), *bars)[4], DTYPES[z.dtype]))
 
     def _gradient_advice(self, i: int, share: float, weak: int, dependent: bool = False) -> str:
         _, lam, _, mu, slack, box_slack, _, code, *_ = self._rows

@@ -21,7 +21,7 @@ from icnnrt.errors import InputError
 from icnnrt.mathematics.qp_adjoint import gradients
 from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_reference import STEPS
-from icnnrt.mathematics.qp_reliability import KINK, LOST, NO_GRADIENT, OFF_PATH
+from icnnrt.mathematics.qp_reliability import DEPENDENT, KINK, LOST, NO_GRADIENT, OFF_PATH, dependent, moves
 from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.qp_tangent import tangent_residuals
@@ -74,6 +74,8 @@ def _found(like: Tensor, plan: str) -> Kernels | None:
     found = kernels(like.dtype) if like.device.type == "cpu" else None
     return sparse_kernels(like.dtype) if found is not None and plan else found
 
+
+OF_ROWS = frozenset(SHAPES) - {"Q", "p"}  # the data of constraints
 
 # --- What they compute ---------------------------------------------------------------------------
 
@@ -218,6 +220,11 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         weak, uppers = torch.zeros_like(status), [upper, box_upper]
     else:
         *d, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others, ctx.plan)
+        if ctx.unsafe == RAISE and _numbers_are_known():
+            asked = zip(ctx.needs_input_grad, SHAPES, ctx.shapes, strict=False)
+            if any(needed and name in OF_ROWS and shape[1] for needed, name, shape in asked):
+                moved_share = _moved_share(Q, G, A, lam, mu, slack, box_slack, status, ctx.plan)
+                _demand_independent(status, dependent(moved_share, str(z.dtype).removeprefix("torch.")))
     kept, safe = _safe(ctx.unsafe, status, share, weak, d)
     if kept is not None:
         z, lam, nu, mu, *uppers = (torch.where(kept, a, 0.0) for a in (z, lam, nu, mu, *uppers))
@@ -250,10 +257,31 @@ def _safe(
     return kept, [torch.where(has, a, torch.nan if kept is None else 0.0) for a in d]
 
 
+def _numbers_are_known() -> bool:
+    """Not while torch traces."""
+    return _get_current_dispatch_mode() is None
+
+
+def _moved_share(Q: Tensor, G: Tensor, A: Tensor, lam: Tensor, mu: Tensor, *others: Any) -> Tensor:
+    """That of a cotangent of `qp_reliability.moves`."""
+    sizes = *(M.abs().amax(2) for M in (G, A)), torch.ones_like(mu)
+    moved = zip(moves(*(size.shape[1] for size in sizes)), sizes, strict=True)
+    bars = [(torch.from_numpy(move).to(size) * size).expand(len(mu), len(move)) for move, size in moved]
+    return adjoint(Q, G, A, lam, mu, *others[:-1], torch.zeros_like(mu), *bars, others[-1])[4]
+
+
+@torch.compiler.disable
+def _demand_independent(status: Tensor, depend: Tensor) -> None:
+    """Raise where rows that hold z of a solved sample depend on each other."""
+    bad = torch.func.debug_unwrap((status == QPStatus.SOLVED) & depend, recurse=True)
+    if bad.any():
+        raise InputError(f"on_unsafe: sample {int(torch.nonzero(bad)[0][0])} has KINK: {DEPENDENT}.")
+
+
 @torch.compiler.disable
 def _demand_gradient(solved: Tensor, has: Tensor, share: Tensor, weak: Tensor) -> None:
     """Raise where a solved sample has no gradient, or a kink; not while torch traces, where there are no numbers."""
-    if _get_current_dispatch_mode() is not None:
+    if not _numbers_are_known():
         return
     solved, has, share, weak = (torch.func.debug_unwrap(a, recurse=True) for a in (solved, has, share, weak))
     lost, kink = solved & ~has, solved.squeeze(-1) & (weak > 0)

@@ -69,7 +69,8 @@ class QPLayer(nn.Module):
         "skip"   they add 0 to every gradient, whatever the loss makes of their NaN; for a loss that leaves them out
         "raise"  forward raises, with the status and the remedy, for which torch.compile breaks its graph; under
                  torch.export it cannot, and acts as "nan": ask the status there, with `multipliers`. Backward raises
-                 where the loss has no gradient or a kink, but not in compiled code, where it acts as "nan"
+                 where the loss has no gradient or a kink, or a gradient is asked for by data of rows that hold z and
+                 depend on each other, which is theirs together; but not in compiled code, where it acts as "nan"
 
     Derivatives are those of the KKT conditions (Amos, Kolter, *OptNet*, ICML 2017), of the multipliers too if a loss
     uses them: in reverse and forward, by autograd and by `torch.func` (`grad`, `vjp`, `jvp`, `jacrev`, `jacfwd`), alone
