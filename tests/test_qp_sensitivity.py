@@ -208,6 +208,31 @@ def test_a_weakly_active_row_is_a_kink_with_the_derivative_of_one_side(native):
         assert solution.vjp(z_bar, on_unsafe="skip").skipped.tolist() == [False]
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_every_way_tells_multiplier_and_slack_apart_alike(way, dtype):
+    """As far as λ s = 1e-12 leaves open which of both is 0, where a solve ends."""
+    qp, nothing = problem(np.eye(2), np.zeros(2), np.array([[1.0, 0.0]]), np.ones(1)), np.zeros((1, 2))
+
+    def weak(lam, slack):
+        row = [np.array([[a]]) for a in (lam, 0.0, slack)]
+        solution = QPReference(
+            *(nothing, row[0], np.zeros((1, 0)), nothing, row[2], nothing + 1.0),
+            *(np.zeros((1, 3)), np.zeros(1, np.int32), np.zeros((1, 5))),
+        )
+        return int(sensitivity(way, qp, solution, np.ones((1, 2)), dtype=dtype).weak[0])
+
+    for ratio in (1.5e-3, 1e-2, 0.1, 1.0):
+        for lam in (np.sqrt(1e-12 / ratio), np.sqrt(1e-12 * ratio)):
+            assert weak(lam, 1e-12 / lam) == 1
+    for large, small in ((2e-3, 1e-9), (2e-3, 1e-15), (1.0, 1e-12), (1.0, 1e-20)):
+        assert weak(large, small) == weak(small, large) == 0
+    for large, small in ((5e-7, 1e-20), (1e-20, 1e-19)):
+        assert weak(large, small) == weak(small, large) == 1
+    if dtype == np.float64:
+        assert weak(1e-4, 1e-8) == weak(1e-8, 1e-4) == weak(1e-5, 1e-20) == 0
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 @pytest.mark.parametrize("native", [None, False])
 def test_so_is_a_weakly_active_bound_where_no_bound_pushes(native, n):
