@@ -256,6 +256,13 @@ def test_advice_tells_steps_and_tolerance_and_never_what_the_user_has():
             assert ("float64" in sentence) is not double
 
 
+def test_advice_says_that_float32_is_rounded_after_the_residual():
+    for dtype, said in ((np.float32, True), (np.float64, False)):
+        advice = solved(programs(dtype)).advice(0)
+        assert advice.startswith("sample 0: converged")
+        assert ("before it was rounded to float32" in advice) is said
+
+
 # --- Gradients of inaccurate answers -------------------------------------------------------------
 
 

@@ -68,7 +68,7 @@ def advise(
     numbers = f"stationarity {stationarity:.1e}, feasibility {feasibility:.1e}, duality gap {gap:.1e}"
     infeasible = "as `ray` proves: loosen those with the largest entries there" if ray else "loosen them"
     return {
-        Status.CONVERGED: f"converged: {numbers}",
+        Status.CONVERGED: f"converged{'' if double else ', before it was rounded to float32'}: {numbers}",
         Status.INACCURATE: f"{ended} ended above the tolerance{above} ({numbers}): "
         f"{f'allow {allow}' if allow else f'scale rows and columns of the data to similar sizes{wider}'}; "
         "gradients are withheld",

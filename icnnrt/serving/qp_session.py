@@ -34,7 +34,8 @@ class QPNetworkSolution(Solution):
     status: NDArray[np.int32]
     """[B] int32, a `Status` each: of the first program on the sample's way that did not converge, if any."""
     residual: Array
-    """[B, 3] float64, relative stationarity, feasibility and duality gap, the worst of all programs; NaN with z."""
+    """[B, 3] float64, relative stationarity, feasibility and duality gap, the worst of all programs, of their
+    answers before they are rounded to float32; NaN with z."""
     info: Mapping[str, Any]
     """How it was computed: providers, native (whether compiled kernels ran), steps (the most, None where it is what the
     network was exported with), seconds."""

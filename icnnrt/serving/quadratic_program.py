@@ -306,7 +306,9 @@ class QPSolution(Solution):
     box_slack: Floats
     """[B, n] T, how far z is from the bound that its multiplier points at; positive."""
     residual: NDArray[np.float64]
-    """[B, 3] float64: relative stationarity, feasibility, duality gap."""
+    """[B, 3] float64: relative stationarity, feasibility, duality gap of the answer as it was computed, in float64. In
+    float32 z and multipliers are rounded after that: where they are large, and what they are in cancels, that may leave
+    more than is told here."""
     status: Any
     """[B] int32, a `Status` each."""
     ray: Floats

@@ -78,8 +78,12 @@ struct QpSolver {
         ICNNRT_TRY(sparse.densely(solve_densely));
       } else {
         kernels.solve(sizes, arguments, workspace);
-        const bool unsure = told == QpStatus::kInaccurate || told == QpStatus::kFailed;
-        if (plan_at && unsure && !ended_by_limits(dense, taken[i])) sparse.again(solve_densely);
+        // What is inaccurate is an answer, which a limit of time leaves as it is.
+        const bool inaccurate = told == QpStatus::kInaccurate && !dense.deadline;
+        if (plan_at && (inaccurate || told == QpStatus::kFailed) && !ended_by_limits(dense, taken[i])) {
+          sparse.again(solve_densely);
+          if (inaccurate && told == QpStatus::kFailed) kernels.solve(sizes, arguments, workspace);
+        }
       }
       status[i] = static_cast<std::int32_t>(told);
       return nullptr;

@@ -36,8 +36,8 @@ def program_body() -> list[onnx.FunctionProto]:
     end where they stand, unless it is positive: this body knows no time.
 
     Outputs z [B, n], lam [B, m], nu [B, q], mu [B, n], slack [B, m], box_slack [B, n] of the inputs' type, residual
-    [B, 3] double, status [B] int32, a `QPStatus`, ray [B, n + m + q + n] of the inputs' type, steps [B] int32: those
-    that were taken, of certificates aside.
+    [B, 3] double, before z and multipliers are rounded to that type, status [B] int32, a `QPStatus`, ray
+    [B, n + m + q + n] of the inputs' type, steps [B] int32: those that were taken, of certificates aside.
     """
 
     def traced(xp: Traced, *inputs: Symbol) -> Sequence[Symbol]:

@@ -35,7 +35,8 @@ class QPResult(NamedTuple):
     nu: Tensor  # [B, q]
     bound_multipliers: Tensor  # [B, n] the same of lower and upper
     slack: Tensor  # [B, m] of the side that λ points at, > 0; no gradient
-    residual: Tensor  # [B, 3] float64, relative stationarity, feasibility, duality gap; no gradient
+    # [B, 3] float64, relative stationarity, feasibility, duality gap, before z is rounded to float32; no gradient
+    residual: Tensor
     status: Tensor  # [B] int32, of icnnrt.Status
     steps: Tensor  # [B] int32, that were taken, of certificates aside
 
