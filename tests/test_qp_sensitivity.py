@@ -260,6 +260,9 @@ def test_rows_that_depend_on_each_other_are_told(native):
         assert found.advice().startswith("sample 0: KINK: rows that hold z depend on each other")
         with pytest.raises(CertificateError, match="rows that hold z depend"):
             solution.vjp(z_bar, on_unsafe="raise")
+        with pytest.raises(CertificateError, match="rows that hold z depend"):
+            solution.jvp(p_dot=z_bar, on_unsafe="raise")
+        assert np.isfinite(solution.jvp(p_dot=z_bar).z).all()
         assert solution.vjp(z_bar, smoothing=1e-3).reliable.all()
     apart = icnnrt.qp(Q, p, np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([1.0, 2.0]), native=native)
     assert apart.vjp(z_bar, on_unsafe="raise").reliable.all()

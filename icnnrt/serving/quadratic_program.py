@@ -417,8 +417,8 @@ class QPSolution(Solution):
         else:
             found, points = self._smoothed(checked_smoothing(smoothing), on_unsafe, *bars, mu_bar)
         gradients = QPGradients(self, found, self._without_gradient(found, on_unsafe, "use", skipped), points)
-        if on_unsafe == "raise" and gradients._dependent.any():
-            raise untrusted(gradients._dependent, gradients.advice, "on_unsafe='use' to take them as they are")
+        if on_unsafe == "raise":
+            self._demand_independent(gradients._dependent)
         return gradients
 
     def jvp(
@@ -439,7 +439,8 @@ class QPSolution(Solution):
 
         Q_dot ... h_lower_dot:  each in the shape of its datum, or with a batch axis, [B, ...]; None does not move
         on_unsafe:              "nan" gives samples that are not CONVERGED, or do not move continuously along that
-                                direction, NaN; "raise" raises `CertificateError`, and where the tangent is one-sided;
+                                direction, NaN; "raise" raises `CertificateError`, and where the tangent is one-sided,
+                                or rows that hold z depend on each other, which share theirs of multipliers;
                                 "use" takes INACCURATE answers and such tangents, as `vjp` does
 
         It solves the system of `vjp` with another right-hand side (`icnnrt.mathematics.qp_tangent`), at a fixed active
@@ -455,6 +456,8 @@ class QPSolution(Solution):
         residuals = [r.astype(self.z.dtype) for r in tangent_residuals(z, lam, nu, mu, dots)]
         found = self._adjoint(on_unsafe, *residuals)
         self._without_gradient(found, on_unsafe, "use")
+        if on_unsafe == "raise":
+            self._demand_independent(self._dependent())
         tangents = found[:4]
         return QPTangents(*(tangents if self.z.ndim > 1 else [a[0] for a in tangents]))
 
@@ -512,6 +515,15 @@ class QPSolution(Solution):
         moved = zip(moves(*(size.shape[1] for size in sizes)), sizes, strict=True)
         bars = [np.broadcast_to(move * size, (len(z), len(move))).astype(z.dtype) for move, size in moved]
         return np.asarray(dependent(self._adjoint("use", np.zeros_like(z), *bars)[4], DTYPES[z.dtype]))
+
+    def _demand_independent(self, dependent: NDArray[np.bool_]) -> None:
+        """Raise where rows that hold z depend on each other."""
+        if dependent.any():
+
+            def reason(i: int) -> str:
+                return self._gradient_advice(i, 0.0, 0, dependent=True)
+
+            raise untrusted(dependent, reason, "on_unsafe='use' to take them as they are")
 
     def _gradient_advice(self, i: int, share: float, weak: int, dependent: bool = False) -> str:
         _, lam, _, mu, slack, box_slack, _, code, *_ = self._rows
