@@ -237,6 +237,10 @@ def test_smoothing_is_left_out_of_a_package_and_the_layer_keeps_it(tmp_path):
     assert {w.filename for w in told} == {__file__}
     assert net.qp.smoothing == net.simplex.smoothing == 1e-2
     net.qp.smoothing = net.simplex.smoothing = None
+    net.qp.seconds = 1.0
+    with pytest.warns(UserWarning, match=r"seconds of its QPLayer are left out .*icnnrt\.Limits"):
+        export(net, None, x, net(x).detach(), tmp_path / "seconds.icnn", kind="qp")
+    assert net.qp.seconds == 1.0
     x.requires_grad_()
     (true,) = torch.autograd.grad(net(x).sum(), x)
     with icnnrt.load(tmp_path / "net.icnn") as session:

@@ -208,6 +208,31 @@ def test_a_weakly_active_row_is_a_kink_with_the_derivative_of_one_side(native):
         assert solution.vjp(z_bar, on_unsafe="skip").skipped.tolist() == [False]
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_every_way_tells_multiplier_and_slack_apart_alike(way, dtype):
+    """As far as λ s = 1e-12 leaves open which of both is 0, where a solve ends."""
+    qp, nothing = problem(np.eye(2), np.zeros(2), np.array([[1.0, 0.0]]), np.ones(1)), np.zeros((1, 2))
+
+    def weak(lam, slack):
+        row = [np.array([[a]]) for a in (lam, 0.0, slack)]
+        solution = QPReference(
+            *(nothing, row[0], np.zeros((1, 0)), nothing, row[2], nothing + 1.0),
+            *(np.zeros((1, 3)), np.zeros(1, np.int32), np.zeros((1, 5))),
+        )
+        return int(sensitivity(way, qp, solution, np.ones((1, 2)), dtype=dtype).weak[0])
+
+    for ratio in (1.5e-3, 1e-2, 0.1, 1.0):
+        for lam in (np.sqrt(1e-12 / ratio), np.sqrt(1e-12 * ratio)):
+            assert weak(lam, 1e-12 / lam) == 1
+    for large, small in ((2e-3, 1e-9), (2e-3, 1e-15), (1.0, 1e-12), (1.0, 1e-20)):
+        assert weak(large, small) == weak(small, large) == 0
+    for large, small in ((5e-7, 1e-20), (1e-20, 1e-19)):
+        assert weak(large, small) == weak(small, large) == 1
+    if dtype == np.float64:
+        assert weak(1e-4, 1e-8) == weak(1e-8, 1e-4) == weak(1e-5, 1e-20) == 0
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 @pytest.mark.parametrize("native", [None, False])
 def test_so_is_a_weakly_active_bound_where_no_bound_pushes(native, n):
@@ -235,9 +260,77 @@ def test_rows_that_depend_on_each_other_are_told(native):
         assert found.advice().startswith("sample 0: KINK: rows that hold z depend on each other")
         with pytest.raises(CertificateError, match="rows that hold z depend"):
             solution.vjp(z_bar, on_unsafe="raise")
+        with pytest.raises(CertificateError, match="rows that hold z depend"):
+            solution.jvp(p_dot=z_bar, on_unsafe="raise")
+        assert np.isfinite(solution.jvp(p_dot=z_bar).z).all()
         assert solution.vjp(z_bar, smoothing=1e-3).reliable.all()
     apart = icnnrt.qp(Q, p, np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([1.0, 2.0]), native=native)
     assert apart.vjp(z_bar, on_unsafe="raise").reliable.all()
+
+
+def dependent_rows():
+    """Name -> data by their names in `icnnrt.qp`, and whether rows that hold z depend on each other."""
+    Q, p, one = np.eye(2), np.array([-2.0, -3.0]), np.ones((1, 2))
+    return {
+        "a corner": ({"Q": Q, "p": p, "G": one, "h": np.array([2.0]), "upper": np.ones(2)}, True),
+        "duplicates": ({"Q": Q, "p": p, "G": np.array([[1.0, 0.0], [2e-7, 0.0]]), "h": np.array([1.0, 2e-7])}, True),
+        "equalities": ({"Q": Q, "p": p, "A": np.array([[1.0, 1.0], [2.0, 2.0]]), "b": np.array([1.0, 2.0])}, True),
+        "none": ({"Q": Q, "p": p, "G": np.array([[1.0, 0.0], [1.0, 1.0]]), "h": np.array([1.0, 2.0])}, False),
+        "no rows": ({"Q": Q, "p": p}, False),
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("with_pattern", [False, True])
+@pytest.mark.parametrize("native", [None, False])
+@pytest.mark.parametrize("name", dependent_rows())
+def test_a_solver_knows_of_rows_that_depend_on_each_other_too(name, native, with_pattern, dtype):
+    given, depend = dependent_rows()[name]
+    data = {key: a.astype(dtype) for key, a in given.items()}
+    rows = (len(data[M]) if M in data else 0 for M in "GA")
+    pattern = icnnrt.QPPattern(data["Q"], data.get("G"), data.get("A")) if with_pattern else None
+    for batch in (1, 2):
+        solver = icnnrt.QPSolver(
+            2, *rows, batch=batch, dtype=dtype, box="upper" in data, native=native, pattern=pattern
+        )
+        rows = (solver.lam.shape[1], solver.nu.shape[1])
+        solver.solve(**data)
+        assert not solver.reliable.any()
+        p_bar = solver.vjp(np.ones((batch, 2), dtype)).p.copy()
+        for _ in range(2):
+            assert (solver.reliable != depend).all()
+        np.testing.assert_array_equal(solver.gradients.p, p_bar)  # which to ask for it leaves alone
+        assert icnnrt.qp(**data, native=native).vjp(np.ones(2)).reliable[0] != depend
+        # A call of other data is told anew.
+        if "h" in data and name == "duplicates":
+            solver.solve(h=data["h"] + np.array([0.0, 1.0], dtype))
+            solver.vjp(np.ones((batch, 2), dtype))
+            assert solver.reliable.all()
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("name", dependent_rows())
+def test_a_layer_that_raises_knows_of_them_where_their_gradients_are_asked_for(name, kernels, monkeypatch):
+    if not kernels:
+        monkeypatch.setattr(qp_operators, "kernels", lambda *_: None)
+    given, depend = dependent_rows()[name]
+    for asked in given:
+        data = {key: torch.from_numpy(a).requires_grad_(key == asked) for key, a in given.items()}
+        z = QPLayer(on_unsafe="raise")(**data)
+        if depend and asked not in "Qp":
+            with pytest.raises(InputError, match="sample 0 has KINK: rows that hold z depend on each other"):
+                z.sum().backward()
+        else:
+            z.sum().backward()
+    if "G" in given:
+        data = {key: torch.from_numpy(a) for key, a in given.items()}
+        h = data.pop("h")
+        loss = torch.func.vmap(torch.func.grad(lambda h: QPLayer(on_unsafe="raise")(h=h, **data).sum()))
+        if depend:
+            with pytest.raises(InputError, match="rows that hold z depend on each other"):
+                loss(torch.stack([h, h]))
+        else:
+            loss(torch.stack([h, h]))
 
 
 def cut_model(rng, n=4, k=3, m=6):

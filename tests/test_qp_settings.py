@@ -1,6 +1,7 @@
 """When the solver of quadratic programs ends: its tolerance, the most steps and time; and what it tells of them."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from icnnrt.mathematics.qp_reference import QP, STEPS, kkt_residual
 from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.status import Status
+from icnnrt.serving.qp_session import QPNetworkSolution
 from icnnrt_models import QPLayer
 
 each_native = pytest.mark.parametrize("native", [None, False], ids=["native if there", "portable"])
@@ -177,6 +179,7 @@ def test_portable_bodies_are_stopped_when_time_is_over():
 
 
 NO_NUMBERS = (0, -1.0, np.nan, np.inf, "1", True)
+ODD = (np.bool_(True), np.array([3]), np.array(3, object), np.array("3"), np.ma.masked, 10**400, b"3", [3], 1j)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +192,7 @@ NO_NUMBERS = (0, -1.0, np.nan, np.inf, "1", True)
         ({"tolerance": 1e-16}, "tolerance: expected at least 2.2e-16, the rounding of float64, but got 1e-16"),
         *(({"steps": a}, "steps: expected an integer from 1 to 1000000") for a in (0, -1, 2.5, True, "9", 10**7)),
         *(({"seconds": a}, "seconds: expected a finite number above 0") for a in NO_NUMBERS),
+        *(({name: a}, f"{name}: expected a") for name in ("tolerance", "steps", "seconds") for a in ODD),
     ],
     ids=str,
 )
@@ -197,9 +201,28 @@ def test_wrong_settings_are_told(settings, sentence):
         icnnrt.qp(np.eye(2), np.ones(2), **settings)
     with pytest.raises(InputError, match=sentence):
         icnnrt.QPSolver(2, **settings)
-    if "seconds" not in settings:
-        with pytest.raises(InputError, match=sentence):
-            QPLayer(**settings)
+    with pytest.raises(InputError, match=sentence):
+        QPLayer(**settings)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, torch.tensor])
+def test_settings_may_be_scalars_of_any_library(kind):
+    for seconds in (3, 1e9, 1e30):
+        assert icnnrt.qp(np.eye(2), np.ones(2), tolerance=kind(1e-3), seconds=kind(seconds)).status == 0
+        layer = QPLayer(tolerance=kind(1e-3), seconds=kind(seconds))
+        assert isinstance(layer.tolerance, float)
+        assert isinstance(layer.seconds, float)
+    for steps in (np.int8(3), np.uint64(3), np.array(3), torch.tensor(3)):
+        assert QPLayer(steps=steps).steps == 3
+    assert QPLayer(steps=None).steps == STEPS
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("seconds", [1e9, 1e10, 1e300])
+def test_a_limit_that_no_timer_counts_is_none(seconds):
+    qp = programs()
+    found = solved(qp, seconds=seconds, native=False)
+    np.testing.assert_array_equal(found.z, solved(qp, native=False).z)
 
 
 def test_a_tolerance_below_the_rounding_of_float32_is_told_where_data_are():
@@ -223,11 +246,21 @@ def test_advice_tells_steps_and_tolerance_and_never_what_the_user_has():
         for sentence in told:
             assert "4 steps ended above the tolerance of 1e-06" in sentence
             assert "allow more steps" in sentence
+    assert solved(programs(), native=False, steps=4, seconds=1e3).advice(0) == solved(
+        programs(), native=False, steps=4
+    ).advice(0)
     for status in (Status.INACCURATE, Status.SOLVER, Status.NOT_FINITE):
         for dtype, double in (("float64", True), ("float32", False)):
             course = Settings(tolerance=1e-5).told(dtype, 60, 0.0)
             sentence = icnnrt.mathematics.qp_status.advise(status, residual=(1.0, 0.0, 0.0), **course)
             assert ("float64" in sentence) is not double
+
+
+def test_advice_says_that_float32_is_rounded_after_the_residual():
+    for dtype, said in ((np.float32, True), (np.float64, False)):
+        advice = solved(programs(dtype)).advice(0)
+        assert advice.startswith("sample 0: converged")
+        assert ("before it was rounded to float32" in advice) is said
 
 
 # --- Gradients of inaccurate answers -------------------------------------------------------------
@@ -301,6 +334,23 @@ def test_a_layer_gives_them_too(traced):
     assert gradients["nan"][torch.from_numpy(few.status != Status.CONVERGED)].isnan().all()
 
 
+def test_advice_on_several_programs_tells_only_what_is_known():
+    """A network's programs have settings of their own, and nobody counts their steps."""
+
+    def advice(status, settings):
+        none, one = np.zeros((1, 2)), np.full((1, 3), 1e-7)
+        return QPNetworkSolution(none, none, np.array([status], np.int32), one, {}, "", settings).advice(0)
+
+    for status in (Status.INACCURATE, Status.SOLVER):
+        told = advice(status, Settings())
+        assert not re.search(r"\d+ steps|tolerance of", told)
+        assert "scale" in told
+        told = advice(status, Settings(tolerance=1e-8, steps=5))
+        assert "at most 5 steps" in told
+        assert "allow more steps" in told
+    assert "tolerance of 1e-08" in advice(Status.INACCURATE, Settings(tolerance=1e-8))
+
+
 # --- QPLayer -------------------------------------------------------------------------------------
 
 
@@ -328,6 +378,41 @@ def test_a_compiled_layer_keeps_its_settings():
     compiled = torch.compile(functools.partial(laid, layer), backend="eager", fullgraph=True)
     for a, b in zip(compiled(*data), laid(layer, *data), strict=True):
         torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@pytest.mark.skipif(not KERNELS, reason="the native library is not built")
+def test_a_layer_ends_when_time_is_over_wherever_kernels_answer():
+    data = [torch.from_numpy(np.array(a)) for a in programs()]
+    late, usual = (QPLayer(multipliers=True, seconds=seconds) for seconds in (1e-9, 1e3))
+    ways = {
+        "eager": lambda layer: functools.partial(laid, layer),
+        "compiled": lambda layer: torch.compile(functools.partial(laid, layer), backend="eager", fullgraph=True),
+        "exported": lambda layer: torch.export.export(Laid(layer), tuple(data)).module(),
+    }
+    for way in ways.values():
+        found = way(late)(*data)
+        assert (found.status == Status.SOLVER).all()
+        assert (found.steps == 0).all()
+        torch.testing.assert_close(way(usual)(*data).z, laid(QPLayer(), *data))
+    found = torch.func.vmap(functools.partial(laid, late))(*(a[:, None] for a in data))
+    assert found.z.isnan().all()
+    with pytest.raises(InputError, match=r"ended with SOLVER: 0 steps .*allow more time"):
+        laid(QPLayer(seconds=1e-9, on_unsafe="raise"), *data)
+    p = data[1].requires_grad_()
+    (gradient,) = torch.autograd.grad(laid(QPLayer(seconds=1e3), *data).sum(), p)
+    (wanted,) = torch.autograd.grad(laid(QPLayer(), *data).sum(), p)
+    torch.testing.assert_close(gradient, wanted)
+    assert "seconds=1000.0" in repr(usual)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_layer_refuses_a_limit_of_time_where_nothing_looks_at_a_clock():
+    data = [torch.from_numpy(np.array(a)) for a in programs()]
+    layer = QPLayer(seconds=1.0)
+    with torch_alone(), pytest.raises(InputError, match=r"seconds: expected native kernels, .*none on this machine"):
+        laid(layer, *data)
+    with pytest.raises(InputError, match=r"seconds: expected native kernels, .*but got a trace"):
+        torch.jit.trace(Laid(layer), tuple(data), check_trace=False)
 
 
 def test_a_layer_that_raises_tells_steps_and_tolerance():

@@ -138,12 +138,33 @@ def test_bad_input_is_told_in_a_sentence_and_harms_nothing():
         icnnrt.QPSolver(2, dtype="float16")
 
 
+def test_a_call_that_raises_leaves_no_answer_of_another_problem(monkeypatch):
+    solver = icnnrt.QPSolver(2, warm=True, native=False)
+    first = solver.solve(np.eye(2), np.ones(2)).copy()
+    assert solver.ok
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(solver._solve), "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            solver.solve(p=np.zeros(2))
+    assert not solver.ok
+    assert np.isnan(solver.z).all()
+    np.testing.assert_array_equal(solver.solve(p=np.ones(2)), first)  # from a cold start
+
+
 def test_what_became_of_the_samples_is_told_as_qp_tells_it():
     qp, _ = mixed(11)
     solver, qp = both(qp)
     with pytest.raises(InputError, match="advice: expected a solved problem"):
         solver.advice(0)
     assert solver.summary() == "not run"
+    assert not solver.ok
+    assert (solver.status == icnnrt.Status.SOLVER).all()
+    assert np.isnan(solver.z).all()
+    assert np.isnan(solver.residual).all()
     bounds = {name: getattr(qp, name) for name in ("lower", "upper", "h_lower")}
     solver.solve(*(getattr(qp, name) for name in "QpGhAb"), **bounds)
     solution = icnnrt.qp(*(getattr(qp, name) for name in "QpGhAb"), **bounds)

@@ -291,6 +291,16 @@ def test_hostile_plans_are_told_and_lead_nowhere():
     assert refused > 300
 
 
+@pytest.mark.skipif(not NATIVE, reason="portable bodies know one way")
+def test_what_ends_by_its_steps_is_not_solved_again_without_the_pattern():
+    program = mpc(12)
+    sparse, dense = both(program, steps=1)
+    assert sparse.steps[0] == dense.steps[0] == 1
+    assert dense.ok  # by an active set, which a pattern does not have
+    assert not sparse.ok
+    assert "allow more steps" in sparse.advice()
+
+
 @pytest.mark.skipif(not NATIVE, reason="of the native kernels' clock")
 def test_a_limit_of_time_is_kept():
     program = mpc(12)

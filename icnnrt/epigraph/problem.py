@@ -26,7 +26,7 @@ from icnnrt.convexity.memory import call_bounded
 from icnnrt.errors import InputError
 from icnnrt.format.onnx_graph import Graph, read_graph
 from icnnrt.format.package import Package
-from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference, qp_solve
+from icnnrt.mathematics.qp_reference import QP, QPReference, qp_solve
 from icnnrt.mathematics.qp_status import STATUSES, advise
 from icnnrt.mathematics.status import Status
 from icnnrt.programs import Coo, Program, write_program
@@ -56,7 +56,7 @@ class EpigraphSolution(NamedTuple):
     def advice(self) -> str:
         """One sentence with numbers: how it went, and what would make it better."""
         a, b, c = (float(r) for r in self.residual)
-        return advise(self.status, residual=(a, b, c), steps=STEPS, double=True, ray=False)
+        return advise(self.status, residual=(a, b, c), steps=None, double=True, ray=False)
 
     def summary(self) -> str:
         """The status and, unless it is CONVERGED, the advice."""

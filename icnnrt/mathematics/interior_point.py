@@ -436,15 +436,23 @@ def finished(xp: Namespace, at: Equilibrated, last: Iterate) -> Answer:
     )
 
 
+def beyond(
+    xp: Namespace, at: Equilibrated, z: Array, nu: Array, lam: Array
+) -> tuple[tuple[Array, ...], Array, Array, Array]:
+    """Qz, Cz, Az, C'λ and A'ν; how far Cz is beyond the bounds of both sides, r_d and r_ν. What may be violated is left
+    out."""
+    Q, C, Ct, A, At = at.of[:5]
+    products = Qz, r, Az, C_lam, A_nu = z @ Q, z @ Ct, z @ At, lam @ C, nu @ A
+    r_d, r_nu = Qz + at.p + C_lam + A_nu, Az - at.b - at.soft * nu
+    return products, both(xp, r - at.soft * lam) - at.u, r_d, r_nu
+
+
 def measured(xp: Namespace, at: Equilibrated, z: Array, nu: Array, lam: Array) -> tuple[Array, ...]:
     """How far Cz is beyond the bounds of both sides, r_d, r_ν, and the relative residuals [B, 2, 3]: stationarity,
     feasibility and duality gap, in units of the equilibrated problem and of the data, which must not be so small that
     the 1 in a denominator lets everything pass. What may be violated is left out."""
-    Q, C, Ct, A, At = at.of[:5]
-    Qz, r, Az, C_lam, A_nu = z @ Q, z @ Ct, z @ At, lam @ C, nu @ A
+    (Qz, r, Az, C_lam, A_nu), sides, r_d, r_nu = beyond(xp, at, z, nu, lam)
     _, mu = xp.parts(lam, [None, z])
-    r_d, r_nu = Qz + at.p + C_lam + A_nu, Az - at.b - at.soft * nu
-    sides = both(xp, r - at.soft * lam) - at.u
 
     def most(a: Array, units: Array) -> Array:
         return xp.max(abs(a * units))

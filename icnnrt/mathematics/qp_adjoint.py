@@ -38,8 +38,10 @@ SEPARATED: Final = 4  # so many factors separate the two parts of r
 PARTED: Final = 3  # and so often, as each leaves of the second what rounding of x hides; the last is the answer
 MOST: Final = FACTORS + PARTED * SEPARATED  # factors in all
 DECIDED: Final = 1e-3  # the lesser of multiplier and slack against the larger from where on that one decides
-UNLIKELY: Final = 10.0  # and so much further is then the kink
-WEAK: Final = {"float32": 1e-4, "float64": 1e-5}  # nearness of a row that may as well not hold z, by the type of data
+UNLIKELY: Final = 100.0  # and so much further is then the kink
+# Nearness of a row that may as well not hold z, by the type of data: where l∘s = 1e-12 is all that a solve knows, and
+# multiplier and slack are not told apart, the larger is at most 3e-5.
+WEAK: Final = {"float32": 1e-3, "float64": 1e-4}
 
 
 class Held(NamedTuple):

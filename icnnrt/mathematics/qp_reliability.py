@@ -23,8 +23,10 @@ __all__ = [
     "LOST",
     "NO_GRADIENT",
     "OFF_PATH",
+    "dependent",
     "existing",
     "gradient_advice",
+    "moves",
     "reliable",
     "weak_rows",
 ]
@@ -54,6 +56,22 @@ KINK: Final = (
 def reliable(share: NDArray[Any], weak: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
     """[B]: samples that have an answer, and a gradient there; share is NaN of the others. dtype: of the data."""
     return (share <= LOST[dtype]) & (weak == 0)
+
+
+def moves(*rows: int) -> list[NDArray[np.float64]]:
+    """By how much to move each of so many rows of G, of A and of the box, in units of its largest entry.
+
+    So `dependent` tells whether rows that hold z depend on each other: no z meets what each of them is moved by, and a
+    cotangent (0, λ̄, ν̄, μ̄) of that has a share without a gradient. Then their multipliers are not unique, nor is any
+    gradient by what is theirs.
+    """
+    rng = np.random.default_rng(0)
+    return [rng.uniform(0.5, 1.5, count) for count in rows]
+
+
+def dependent(share: Any, dtype: str) -> Any:
+    """[B]: whether rows that hold z depend on each other, by the share of the cotangents of `moves`; NaN tells none."""
+    return share > LOST[dtype]
 
 
 def existing(xp: Namespace, d: Sequence[Array], share: Array) -> list[Array]:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from icnnrt.arguments import integer, number, refused
 from icnnrt.mathematics.interior_point import STEPS
+from icnnrt.mathematics.qp_names import SETTINGS
 from icnnrt.mathematics.qp_reference import TOLERANCE
 
 __all__ = [
@@ -15,7 +16,6 @@ __all__ = [
     "USUAL",
     "Settings",
     "checked_smoothing",
-    "checked_steps",
     "checked_tolerance",
 ]
 
@@ -35,25 +35,39 @@ class Settings(NamedTuple):
         """Those of arguments, for data of this dtype, or the `InputError`."""
         return cls(
             None if tolerance is None else checked_tolerance(tolerance, dtype),
-            None if steps is None else checked_steps(steps),
+            None if steps is None else _checked_steps(steps),
             None if seconds is None else number(seconds, "seconds", above=0, remedy="leave it out for no limit"),
         )
 
     def feeds(self) -> dict[str, NDArray[Any]]:
         """What QuadraticProgram takes of them; of the others it has defaults."""
-        kinds = {"tolerance": np.float64, "most_steps": np.int64, "seconds": np.float64}
-        given = zip(kinds.items(), self, strict=True)
-        return {name: np.array(value, kind) for (name, kind), value in given if value is not None}
+        kinds = np.float64, np.int64, np.float64
+        given = zip(SETTINGS, kinds, self, strict=True)
+        return {name: np.array(value, kind) for name, kind, value in given if value is not None}
 
-    def told(self, dtype: Any, taken: int, elapsed: float) -> dict[str, Any]:
-        """What advice tells of them on a sample that took so many steps, in a call of so many seconds."""
+    def told(self, dtype: Any, taken: int, elapsed: float | None = None) -> dict[str, Any]:
+        """What advice tells of them on a sample that took so many steps, in a call of so many seconds.
+
+        None where the call has no limit of time, or nobody knows how long it took.
+        """
         most = STEPS if self.steps is None else self.steps
-        late = self.seconds is not None and elapsed >= self.seconds and taken < most
+        late = self.seconds is not None and elapsed is not None and elapsed >= self.seconds and taken < most
         return {
             "steps": taken,
             "tolerance": TOLERANCE[np.dtype(dtype)][0] if self.tolerance is None else self.tolerance,
             "double": np.dtype(dtype) == np.float64,
             "allow": "more time" if late else "more steps" if most <= taken and most < STEPS else "",
+        }
+
+    def asked(self, dtype: Any) -> dict[str, Any]:
+        """The same where nobody knows more than what was asked for: of several programs, with settings of their own."""
+        few = self.steps is not None and self.steps < STEPS
+        return {
+            "steps": None,
+            "most": self.steps,
+            "tolerance": self.tolerance,
+            "double": np.dtype(dtype) == np.float64,
+            "allow": "more steps" if few else "",
         }
 
 
@@ -73,7 +87,7 @@ def checked_tolerance(tolerance: object, dtype: Any) -> float:
     return found
 
 
-def checked_steps(steps: object) -> int:
+def _checked_steps(steps: object) -> int:
     """How many steps the method may take, or the `InputError`."""
     return integer(steps, "steps", 1, MOST_STEPS, remedy=f"give the most interior-point steps, {STEPS} is usual")
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from icnnrt.mathematics.condensed_kkt import Step, solver
-from icnnrt.mathematics.interior_point import Equilibrated, Problem, both, equilibrated, measured, newton, split
+from icnnrt.mathematics.interior_point import Equilibrated, Problem, beyond, both, equilibrated, newton, split
 from icnnrt.mathematics.namespace import TINY, Array, Namespace
 
 STEPS: Final = 60  # bound on Newton steps: 3 to 12 are usual
@@ -129,11 +129,10 @@ def off_path(xp: Namespace, at: Equilibrated, x: Array, kappa: Array) -> tuple[A
     """r_d, r_ν, r_s, and the largest of them and of l∘s/κ − 1, each against the size of its terms."""
     z, nu, l, s = split(xp, at, x)  # noqa: E741
     l_upper, l_lower = xp.halves(l)
-    lam = l_upper - l_lower
-    sides, r_d, r_nu, _ = measured(xp, at, z, nu, lam)
+    (Qz, _, _, C_lam, _), sides, r_d, r_nu = beyond(xp, at, z, nu, l_upper - l_lower)
     r_s = xp.where(at.is_equal, sides, (sides + s) * at.has)
     held = xp.where(at.has + xp.indicator(at.is_equal) > 0.0, at.u, 0.0)
-    terms = [(r_d, [at.p, z @ at.of.Q, lam @ at.of.C]), (r_nu, [at.b]), (r_s, [held, z])]
+    terms = [(r_d, [at.p, Qz, C_lam]), (r_nu, [at.b]), (r_s, [held, z])]
     sizes = [xp.largest(r) / (1.0 + xp.largest(xp.concat(row))) for r, row in terms]
     # What is left may move z by no more than a little of the least slack, by which a row acts.
     nearest = xp.min(xp.where(at.has > 0.0, s, 1.0))

@@ -45,7 +45,8 @@ def advise(
     status: Status,
     *,
     residual: tuple[float, float, float],
-    steps: int,
+    steps: int | None,
+    most: int | None = None,
     tolerance: float | None = None,
     double: bool = False,
     allow: str = "",
@@ -53,7 +54,8 @@ def advise(
 ) -> str:
     """One sentence of advice with the numbers of one sample.
 
-    steps, tolerance:  those that were taken, and the one that was to be met
+    steps, tolerance:  those that were taken, and the one that was to be met; None where nobody knows
+    most:              the most steps, where no more is known of them than that
     double:            whether the data are float64 already
     allow:             what the method would have gone on with, if anything: "more steps", "more time"
     ray:               whether who reads it has that to look at
@@ -61,17 +63,19 @@ def advise(
     stationarity, feasibility, gap = residual
     above = "" if tolerance is None else f" of {tolerance:.0e}"
     wider = "" if double else ", or solve in float64"
+    ended = "the method" if most is None else f"at most {most} steps"
+    ended = ended if steps is None else f"{steps} steps"
     numbers = f"stationarity {stationarity:.1e}, feasibility {feasibility:.1e}, duality gap {gap:.1e}"
     infeasible = "as `ray` proves: loosen those with the largest entries there" if ray else "loosen them"
     return {
-        Status.CONVERGED: f"converged: {numbers}",
-        Status.INACCURATE: f"{steps} steps ended above the tolerance{above} ({numbers}): "
+        Status.CONVERGED: f"converged{'' if double else ', before it was rounded to float32'}: {numbers}",
+        Status.INACCURATE: f"{ended} ended above the tolerance{above} ({numbers}): "
         f"{f'allow {allow}' if allow else f'scale rows and columns of the data to similar sizes{wider}'}; "
         "gradients are withheld",
         Status.INFEASIBLE: f"no z meets the constraints{', ' if ray else ': '}{infeasible}",
         Status.UNBOUNDED: f"the objective falls without end{' along `ray`' * ray}: bound z, or add a multiple of the "
         "identity to Q",
-        Status.SOLVER: f"{steps} steps found neither an answer nor a certificate: "
+        Status.SOLVER: f"{ended} found neither an answer nor a certificate: "
         f"{f'allow {allow}' if allow else f'rescale the data{wider}'}",
         Status.NOT_FINITE_INPUT: "the data hold NaN, or an infinity that is no absent bound: clean them",
         Status.NOT_CONVEX: "Q has a negative eigenvalue, so the problem is not convex: pass F F' + ε I with a factor F",

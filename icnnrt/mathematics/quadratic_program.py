@@ -41,7 +41,8 @@ class Solution(NamedTuple):
     lam: Array  # [B, 1, m + n] of G and of the box
     nu: Array  # [B, 1, q]
     slack: Array  # [B, 1, m + n] of the side that λ points at; 0 of bounds that leave no room, and of nothing else
-    residual: Array  # [B, 1, 3] relative, in the data's units or equilibrated: the larger
+    # [B, 1, 3] relative, in the data's units or equilibrated: the larger; before it is rounded to the data's type
+    residual: Array
     status: Array  # [B, 1, 1] a `QPStatus`, as a number
     ray: Array  # [B, 1, n + (m + n) + q] (d, λ, ν): a ray d of z, or a Farkas certificate; else 0
     steps: Array  # [B, 1, 1] that were taken, of certificates aside

@@ -33,6 +33,8 @@ OPERATORS: Final = {
     "bundle_quadratic_adjoint": "BundleQuadraticAdjoint",
 }
 
+MOST_SECONDS: Final = min(1e9, threading.TIMEOUT_MAX)  # of a timer, which knows no greater number; nobody waits for it
+
 sessions: Once[tuple[Any, bool]] = Once()
 
 
@@ -82,7 +84,7 @@ def _make(role: str, dtype: str, native: Any, providers: Any, threads: Any) -> t
 def stopped_after(seconds: float, run: Callable[[Any], T]) -> T:
     """run(RunOptions), for graphs that know no clock: onnxruntime stops between two nodes, which is a `LimitError`."""
     options = onnxruntime().RunOptions()
-    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+    timer = threading.Timer(min(seconds, MOST_SECONDS), setattr, (options, "terminate", True))
     timer.daemon = True
     timer.start()
     try:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icnnrt.arguments import batch, choice, finite_rows, refused, sample
-from icnnrt.mathematics.qp_reference import STEPS
 from icnnrt.mathematics.qp_settings import USUAL, Settings
 from icnnrt.mathematics.qp_status import QPStatus, advise, statuses
 from icnnrt.mathematics.status import Status
@@ -35,9 +34,11 @@ class QPNetworkSolution(Solution):
     status: NDArray[np.int32]
     """[B] int32, a `Status` each: of the first program on the sample's way that did not converge, if any."""
     residual: Array
-    """[B, 3] float64, relative stationarity, feasibility and duality gap, the worst of all programs; NaN with z."""
+    """[B, 3] float64, relative stationarity, feasibility and duality gap, the worst of all programs, of their
+    answers before they are rounded to float32; NaN with z."""
     info: Mapping[str, Any]
-    """How it was computed: providers, native (whether compiled kernels ran), steps, seconds."""
+    """How it was computed: providers, native (whether compiled kernels ran), steps (the most, None where it is what the
+    network was exported with), seconds."""
     weights_id: str
     """Which weights it was computed with; a session refuses to differentiate an answer of other weights."""
     settings: Settings = USUAL
@@ -52,8 +53,7 @@ class QPNetworkSolution(Solution):
         """One sentence with numbers: how sample `i` went and what would make it better."""
         i = sample(i, len(self))
         a, b, c = (float(r) for r in self.residual[i])
-        most = self.settings.steps or STEPS
-        course = self.settings.told(self.z.dtype, most, 0.0)
+        course = self.settings.asked(self.z.dtype)
         return f"sample {i}: " + advise(Status(self.status[i]), residual=(a, b, c), ray=False, **course)
 
 
@@ -100,7 +100,7 @@ class QPSession(Session):
         # Solved programs may be followed by layers that overflow.
         lost = ~np.isfinite(out["z"]).all(1) & (status == Status.CONVERGED)
         status = np.where(lost, np.int32(Status.NOT_FINITE), status)
-        info = self.runner.info("solve", began, ran=bool(finite.any()), steps=settings.steps or STEPS)
+        info = self.runner.info("solve", began, ran=bool(finite.any()), steps=settings.steps)
         found = QPNetworkSolution(X, out["z"], status, out["residual"], info, weights_id, settings)
         return self._judged(found, strict)
 

@@ -26,16 +26,17 @@ from icnnrt.arguments import choice, converted, flag, instance, integer, refused
 from icnnrt.errors import IcnnrtError, LimitError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import SHAPES
+from icnnrt.mathematics.qp_names import SENSITIVITY, SOLUTION
 from icnnrt.mathematics.qp_pattern import QPPattern
-from icnnrt.mathematics.qp_reliability import reliable
+from icnnrt.mathematics.qp_reliability import dependent, moves, reliable
 from icnnrt.mathematics.qp_settings import Settings
-from icnnrt.mathematics.qp_status import STATUSES, statuses
+from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.mathematics.status import summarise
 from icnnrt.ort import onnxruntime
 from icnnrt.serving.direct_kernels import Bound, adjoint_call, solve_call
 from icnnrt.serving.forks import generation, inherit
 from icnnrt.serving.operators import operator_session, stopped_after
-from icnnrt.serving.quadratic_program import DTYPES, SENSITIVITY, SOLUTION
+from icnnrt.serving.quadratic_program import DTYPES
 
 __all__ = ["QPData", "QPSolver"]
 
@@ -65,7 +66,8 @@ class QPSolver:
     Everything that `solve` gets is copied into `data`, and what it does not get is still there from the call before:
     `solver.solve(p=p)` solves for a new p. `data` may also be written in place. After a call `z`, `lam`, `nu`,
     `bound_multipliers`, `slack`, `box_slack`, `residual`, `status`, `ray` and `steps` hold what `QPSolution` says of
-    them, and `advice` and `summary` tell how it went.
+    them, and `advice` and `summary` tell how it went. Before the first call, and after one that raised in the middle of
+    its work, there is no answer: z, what goes with it and `residual` are NaN, `status` is SOLVER and `ok` False.
     """
 
     z: Floats
@@ -141,7 +143,8 @@ class QPSolver:
             **{"residual": (3,), "status": (), "ray": (2 * n + m + q,), "steps": ()},
         }
         answers = {name: np.zeros((B, *shapes[name]), kinds.get(name, dtype)) for name in SOLUTION}
-        answers["z"].fill(np.nan)  # until there is an answer: from it a warm solver would start
+        self._answers = answers
+        self._forget()
         for name, value in answers.items():
             setattr(self, {"status": "_codes", "mu": "bound_multipliers"}.get(name, name), value)
         self._bars = {f"{name}_bar": np.zeros((B, *shapes[name]), dtype) for name in ("z", "lam", "nu", "mu")}
@@ -150,6 +153,7 @@ class QPSolver:
         rows = (np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in SENSITIVITY[1:4])
         self._d = [self.gradients.p, *rows]  # d_z is the gradient by p
         self._share, self._weak = np.full(B, np.nan), np.zeros(B, np.int32)
+        self._moved_share, self._told_of = np.full(B, np.nan), 0  # of `_dependent`, and of which call
         self._where = dtype, native, threads
         self._sparse = "" if self._pattern is None else "sparse_"
         self._plan = {} if self._pattern is None else {"plan": self._pattern.plan}
@@ -204,7 +208,11 @@ class QPSolver:
         if not self._solve.direct:  # which reads its last answer itself
             for into, value in self._starts:
                 into[...] = value
-        self._solve()
+        try:
+            self._solve()
+        except BaseException:  # what the arrays hold now is of no program
+            self._forget()
+            raise
         return self.z
 
     def vjp(self, z_bar: Any, lam_bar: Any = None, nu_bar: Any = None, bound_multipliers_bar: Any = None) -> QPData:
@@ -235,6 +243,11 @@ class QPSolver:
         self._data_gradients.write()
         return self.gradients
 
+    def _forget(self) -> None:
+        """There is no answer."""
+        for name, value in self._answers.items():
+            value.fill(0 if name in ("ray", "steps") else QPStatus.FAILED if name == "status" else np.nan)
+
     def _demand_own_thread(self) -> None:
         thread = get_ident()
         if self._threads.setdefault(generation(), thread) != thread:  # setdefault lets one be the first
@@ -244,28 +257,58 @@ class QPSolver:
     @functools.cached_property
     def _adjoint(self) -> "_Bound":
         """Made with the first `vjp`: who only solves needs no session for it."""
+        return self._bound_adjoint(self._bars, [*self._d, self._share, self._weak])
+
+    def _bound_adjoint(self, bars: dict[str, Floats], found: list[Any]) -> "_Bound":
         read = {name: getattr(self, name) for name in ("lam", "slack", "box_slack")}
         read |= {"mu": self.bound_multipliers, "status": self._codes}
         return _Bound(
             f"{self._sparse}qp_sensitivity",
             self._where,
-            {**{name: getattr(self.data, name) for name in "QGA"}, **read, **self._bars, **self._plan},
-            dict(zip(SENSITIVITY, (*self._d, self._share, self._weak), strict=True)),
+            {**{name: getattr(self.data, name) for name in "QGA"}, **read, **bars, **self._plan},
+            dict(zip(SENSITIVITY, found, strict=True)),
         )
 
     @property
     def status(self) -> NDArray[np.int32]:
-        """[B] int32, a `Status` each, of the last `solve`."""
+        """[B] int32, a `Status` each, of the last `solve`; SOLVER before the first."""
         return statuses(self._codes)
 
     @property
     def reliable(self) -> NDArray[np.bool_]:
-        """[B] bool, of the last `vjp`: as `QPGradients.reliable`; False before the first."""
-        return reliable(self._share, self._weak, self.z.dtype.name)
+        """[B] bool, of the last `vjp`: as `QPGradients.reliable`; False before the first.
+
+        To be asked for it costs about as much as a `vjp`, once for every `solve`, where there are constraints.
+        """
+        found = reliable(self._share, self._weak, self.z.dtype.name)
+        return found & ~self._dependent() if found.any() else found
+
+    def _dependent(self) -> NDArray[np.bool_]:
+        """[B] bool: whether rows that hold z depend on each other, see `qp_reliability.moves`."""
+        if self._told_of != self._solve.calls and any(into.size for _, into, *_ in self._inputs[2:]):
+            self._demand_own_thread()
+            bars, told = self._moves, self._independence
+            for name, of in (("lam_bar", self.data.G), ("nu_bar", self.data.A)):
+                np.multiply(bars[name], np.abs(of).max(2, initial=0.0), out=told.inputs[name])
+            told()
+            self._told_of = self._solve.calls
+        return np.asarray(dependent(self._moved_share, self.z.dtype.name))
+
+    @functools.cached_property
+    def _moves(self) -> dict[str, Floats]:
+        return dict(zip(("lam_bar", "nu_bar", "mu_bar"), moves(*(a.shape[1] for a in self._d[1:])), strict=True))
+
+    @functools.cached_property
+    def _independence(self) -> "_Bound":
+        """The adjoint of what rows are moved by; nothing but the share is of interest."""
+        bars = {name: np.zeros_like(a) for name, a in self._bars.items()}
+        bars["mu_bar"][...] = self._moves["mu_bar"]
+        found = [*map(np.zeros_like, self._d), self._moved_share, np.zeros_like(self._weak)]
+        return self._bound_adjoint(bars, found)
 
     @property
     def ok(self) -> bool:
-        """Whether every sample is CONVERGED."""
+        """Whether every sample of the last `solve` is CONVERGED; False before the first."""
         return not self._codes.any()
 
     def advice(self, i: int = 0) -> str:
@@ -340,7 +383,7 @@ class _Bound:
     ) -> None:
         self._role, self._where, self._seconds = role, where, seconds
         self.elapsed = 0.0  # in the last call, where seconds are limited
-        self._inputs, self._outputs = inputs, outputs
+        self.inputs, self._outputs = inputs, outputs
         self.direct = False  # whether the kernel is called without onnxruntime
         self.thread = 0  # the one that may call
         self._held: Bound | None = self._bind()
@@ -350,8 +393,8 @@ class _Bound:
     def _bind(self) -> Bound:
         dtype, native, threads = self._where
         session, has_kernel = operator_session(self._role, dtype, native, None, threads)
-        alone = has_kernel and len(self._inputs["Q"]) == 1 and self._role in DIRECT
-        direct = DIRECT[self._role](self._inputs, self._outputs) if alone else None
+        alone = has_kernel and len(self.inputs["Q"]) == 1 and self._role in DIRECT
+        direct = DIRECT[self._role](self.inputs, self._outputs) if alone else None
         self.direct = direct is not None
         run, held = direct or self._bind_to(session)
         return run if self._seconds is None else functools.partial(self._limited, run, has_kernel), held
@@ -361,7 +404,7 @@ class _Bound:
         binding = session.io_binding()
         values = []  # the OrtValues, which do not own the arrays' memory
         for arrays, bind in (
-            (self._inputs, binding.bind_ortvalue_input),
+            (self.inputs, binding.bind_ortvalue_input),
             (self._outputs, binding.bind_ortvalue_output),
         ):
             for name, array in arrays.items():

@@ -28,8 +28,9 @@ from icnnrt.arguments import alone, choice, converted, reals, refused, rows, sam
 from icnnrt.errors import IcnnrtError, LimitError
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
+from icnnrt.mathematics.qp_names import ADJOINT_INPUTS, SENSITIVITY, SOLUTION
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
-from icnnrt.mathematics.qp_reliability import LOST, gradient_advice, reliable
+from icnnrt.mathematics.qp_reliability import LOST, dependent, gradient_advice, moves, reliable
 from icnnrt.mathematics.qp_settings import USUAL, Settings, checked_smoothing
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.mathematics.qp_tangent import tangent_residuals
@@ -44,14 +45,7 @@ __all__ = ["QPGradients", "QPSolution", "QPTangents", "array_solver", "qp"]
 Floats = NDArray[Any]  # float32 or float64: the dtype of Q
 
 DTYPES: Final = {np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
-SOLUTION: Final = ["z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray", "steps"]
-SENSITIVITY: Final = ["d_z", "d_lam", "d_nu", "d_mu", "share", "weak"]
-SOLVE_INPUTS: Final = (*SHAPES, "start")
 ABSENT: Final = frozenset(("h_lower", "lower", "upper", "start"))  # which the graph has a default for
-ADJOINT_INPUTS: Final = (
-    *("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status"),
-    *("z_bar", "lam_bar", "nu_bar", "mu_bar"),
-)
 ON_UNSAFE: Final = ("nan", "raise", "use", "skip")
 
 
@@ -312,7 +306,9 @@ class QPSolution(Solution):
     box_slack: Floats
     """[B, n] T, how far z is from the bound that its multiplier points at; positive."""
     residual: NDArray[np.float64]
-    """[B, 3] float64: relative stationarity, feasibility, duality gap."""
+    """[B, 3] float64: relative stationarity, feasibility, duality gap of the answer as it was computed, in float64. In
+    float32 z and multipliers are rounded after that: where they are large, and what they are in cancels, that may leave
+    more than is told here."""
     status: Any
     """[B] int32, a `Status` each."""
     ray: Floats
@@ -421,8 +417,8 @@ class QPSolution(Solution):
         else:
             found, points = self._smoothed(checked_smoothing(smoothing), on_unsafe, *bars, mu_bar)
         gradients = QPGradients(self, found, self._without_gradient(found, on_unsafe, "use", skipped), points)
-        if on_unsafe == "raise" and gradients._dependent.any():
-            raise untrusted(gradients._dependent, gradients.advice, "on_unsafe='use' to take them as they are")
+        if on_unsafe == "raise":
+            self._demand_independent(gradients._dependent)
         return gradients
 
     def jvp(
@@ -443,7 +439,8 @@ class QPSolution(Solution):
 
         Q_dot ... h_lower_dot:  each in the shape of its datum, or with a batch axis, [B, ...]; None does not move
         on_unsafe:              "nan" gives samples that are not CONVERGED, or do not move continuously along that
-                                direction, NaN; "raise" raises `CertificateError`, and where the tangent is one-sided;
+                                direction, NaN; "raise" raises `CertificateError`, and where the tangent is one-sided,
+                                or rows that hold z depend on each other, which share theirs of multipliers;
                                 "use" takes INACCURATE answers and such tangents, as `vjp` does
 
         It solves the system of `vjp` with another right-hand side (`icnnrt.mathematics.qp_tangent`), at a fixed active
@@ -459,6 +456,8 @@ class QPSolution(Solution):
         residuals = [r.astype(self.z.dtype) for r in tangent_residuals(z, lam, nu, mu, dots)]
         found = self._adjoint(on_unsafe, *residuals)
         self._without_gradient(found, on_unsafe, "use")
+        if on_unsafe == "raise":
+            self._demand_independent(self._dependent())
         tangents = found[:4]
         return QPTangents(*(tangents if self.z.ndim > 1 else [a[0] for a in tangents]))
 
@@ -508,22 +507,23 @@ class QPSolution(Solution):
         return lost if skipped is None else skipped | lost
 
     def _dependent(self) -> NDArray[np.bool_]:
-        """[B] bool: whether rows that hold z depend on each other, so that their multipliers, and gradients by what is
-        theirs, are not unique. Then no z meets what any of them is moved by, which a solve of the adjoint's system
-        tells."""
+        """[B] bool: whether rows that hold z depend on each other, see `qp_reliability.moves`."""
         z, _, _, mu = self._rows[:4]
         if all(self._program.given[name] is None for name in ("G", "A", "lower", "upper")):
             return np.zeros(len(z), bool)
-        rng = np.random.default_rng(0)
+        sizes = [*(np.abs(self._program.feeds[name]).max(2, initial=0.0) for name in "GA"), np.ones_like(mu)]
+        moved = zip(moves(*(size.shape[1] for size in sizes)), sizes, strict=True)
+        bars = [np.broadcast_to(move * size, (len(z), len(move))).astype(z.dtype) for move, size in moved]
+        return np.asarray(dependent(self._adjoint("use", np.zeros_like(z), *bars)[4], DTYPES[z.dtype]))
 
-        def moved(size: Floats) -> Floats:
-            """Each row by about its own size."""
-            move = rng.uniform(0.5, 1.5, size.shape[1]) * np.broadcast_to(size, (len(z), size.shape[1]))
-            return move.astype(z.dtype)
+    def _demand_independent(self, dependent: NDArray[np.bool_]) -> None:
+        """Raise where rows that hold z depend on each other."""
+        if dependent.any():
 
-        G, A = (np.abs(self._program.feeds[name]).max(2, initial=0.0) for name in "GA")
-        share = self._adjoint("use", np.zeros_like(z), moved(G), moved(A), moved(np.ones_like(mu)))[4]
-        return np.asarray(share > LOST[DTYPES[z.dtype]])
+            def reason(i: int) -> str:
+                return self._gradient_advice(i, 0.0, 0, dependent=True)
+
+            raise untrusted(dependent, reason, "on_unsafe='use' to take them as they are")
 
     def _gradient_advice(self, i: int, share: float, weak: int, dependent: bool = False) -> str:
         _, lam, _, mu, slack, box_slack, _, code, *_ = self._rows
@@ -659,7 +659,7 @@ def _bar(name: str, value: object, like: Floats, rows: Floats) -> Floats:
     return array if array.ndim == 2 else array[None]
 
 
-def _run(session: Any, names: list[str], feeds: dict[str, Floats], seconds: float | None = None) -> list[Floats]:
+def _run(session: Any, names: Sequence[str], feeds: dict[str, Floats], seconds: float | None = None) -> list[Floats]:
     """`seconds` is the most time of portable bodies, which know no clock."""
     try:
         if seconds is not None:

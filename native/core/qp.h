@@ -70,7 +70,7 @@ struct QpArguments {
   T* mu;             // [n] out
   T* slack;          // [m] out, of the side that λ points at; 0 of bounds that leave no room, and of nothing else
   T* box_slack;      // [n] out
-  double* residual;  // [3] out: relative stationarity, feasibility, duality gap
+  double* residual;  // [3] out: relative stationarity, feasibility, duality gap, of z and λ before they are T
   QpStatus* status;  // [1] out
   T* ray;            // [n + m + q + n] out: certificate of infeasibility, or 0
   // [1] out, or null: interior-point steps, of certificates aside; 1 where an active set gave the answer

@@ -16,9 +16,9 @@ inline constexpr double kSingularRho = 1e-7, kSingularDelta = 1e-4;
 inline constexpr std::size_t kSeparated = 8, kParted = 3;  // steps that separate the parts of r, and how often
 // The larger of multiplier and slack, equilibrated, of a row that may as well not hold z; where the lesser is less than
 // the first part of it, as many times as large as the second.
-inline constexpr double kDecided = 1e-3, kUnlikely = 10.0;
+inline constexpr double kDecided = 1e-3, kUnlikely = 100.0;
 template <typename T>
-inline constexpr double kWeak = sizeof(T) == sizeof(double) ? 1e-5 : 1e-4;
+inline constexpr double kWeak = sizeof(T) == sizeof(double) ? 1e-4 : 1e-3;
 
 //     [Q    G_a'  A'  I_a'] [d_z]     [−z̄]
 //     [G_a                ] [d_λ]  =  [−λ̄]

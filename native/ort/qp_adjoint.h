@@ -93,10 +93,11 @@ struct QpAdjoint {
                                             d_mu + i * n,
                                             tells ? share + i : nullptr,
                                             tells ? weak + i : nullptr};
-      const bool fits = !plan_at || sparse.fits(i);
-      if (fits) kernels.adjoint(sizes, arguments, workspace);
-      if (fits && (!plan_at || arguments.status != QpStatus::kSolved || share[i] <= kSparseShare)) return nullptr;
-      return sparse.densely([&](void* memory) { kernels.adjoint(dense, arguments, memory); });
+      const auto solve_densely = [&](void* memory) { kernels.adjoint(dense, arguments, memory); };
+      if (plan_at && !sparse.fits(i)) return sparse.densely(solve_densely);
+      kernels.adjoint(sizes, arguments, workspace);
+      if (plan_at && arguments.status == QpStatus::kSolved && !(share[i] <= kSparseShare)) sparse.again(solve_densely);
+      return nullptr;
     };
     return for_each_sample(call, memory, B, sizes, 2.0 * (plan_at ? sparse.work() : cost_of(sizes)), solve);
   }

@@ -5,8 +5,13 @@
 
 namespace icnnrt::ort {
 
-// A plan is a promise about Q, G and A. A sample that does not keep it, or that is not solved by it, is solved as if
-// there were none: slower, and never wrong. For that a call has an allocator.
+// The bytes of a dense workspace from where on a sample that keeps to its plan is not tried without: those of 5,000
+// variables, whose factors take minutes.
+inline constexpr std::size_t kMostAgain = std::size_t{1} << 30;
+
+// A plan is a promise about Q, G and A. A sample that does not keep it is solved as if there were none: slower, and
+// never wrong. So is one that is not solved by it, where that may help; else it stays as it is. For that a call has an
+// allocator.
 template <typename T>
 class QpSparse {
  public:
@@ -55,6 +60,13 @@ class QpSparse {
     ICNNRT_TRY(workspace.allocate(bytes_, memory));
     solve(memory);
     return nullptr;
+  }
+
+  // The same of a sample that has an answer by the plan, and keeps it where there is no memory for another.
+  template <typename Solve>
+  void again(const Solve& solve) const {
+    if (bytes_ > kMostAgain) return;
+    if (OrtStatus* status = densely(solve); status) call_.api.ReleaseStatus(status);
   }
 
   double work() const { return plan_.work + 10.0 * static_cast<double>(plan_.entries + plan_.N); }

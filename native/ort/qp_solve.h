@@ -9,6 +9,12 @@ namespace icnnrt::ort {
 
 inline constexpr int kUsualSteps = 60;
 
+// Whether a sample that took so many steps had fewer or less time than it wanted, so that no other factor helps it.
+inline bool ended_by_limits(const QpSizes& sizes, std::int32_t taken) {
+  const bool few = sizes.steps < std::size_t{kUsualSteps} && static_cast<std::size_t>(taken) >= sizes.steps;
+  return few || (sizes.deadline && qp_now() >= sizes.deadline);
+}
+
 // What all operators take and give.
 template <typename T>
 struct QpSolver {
@@ -27,7 +33,7 @@ struct QpSolver {
   const QpKernels<T>& kernels = icnnrt::qp_kernels<T>();
 
   // Sizes are read, settings given; the steps taken are an output where `tells_steps`, and input `plan_at` is a plan
-  // where that is not 0.
+  // where that is not 0, with which they are told.
   OrtStatus* solve(const Call& call, const OrtMemoryInfo* memory, QpSizes sizes, bool tells_steps,
                    std::size_t plan_at = 0) const {
     Input<T> inputs[kCount];
@@ -67,11 +73,18 @@ struct QpSolver {
                                      data[8].of(i),    data[9].of(i), z + i * n,     lam + i * m,
                                      nu + i * q,       mu + i * n,    slack + i * m, box_slack + i * n,
                                      residual + i * 3, &told,         ray + i * r,   taken ? taken + i : nullptr};
-      const bool fits = !plan_at || sparse.fits(i);
-      if (fits) kernels.solve(sizes, arguments, workspace);
-      const bool unsure = plan_at && (told == QpStatus::kInaccurate || told == QpStatus::kFailed);
-      if (!fits || (unsure && !(dense.deadline && qp_now() >= dense.deadline)))
-        ICNNRT_TRY(sparse.densely([&](void* memory) { kernels.solve(dense, arguments, memory); }));
+      const auto solve_densely = [&](void* memory) { kernels.solve(dense, arguments, memory); };
+      if (plan_at && !sparse.fits(i)) {
+        ICNNRT_TRY(sparse.densely(solve_densely));
+      } else {
+        kernels.solve(sizes, arguments, workspace);
+        // What is inaccurate is an answer, which a limit of time leaves as it is.
+        const bool inaccurate = told == QpStatus::kInaccurate && !dense.deadline;
+        if (plan_at && (inaccurate || told == QpStatus::kFailed) && !ended_by_limits(dense, taken[i])) {
+          sparse.again(solve_densely);
+          if (inaccurate && told == QpStatus::kFailed) kernels.solve(sizes, arguments, workspace);
+        }
+      }
       status[i] = static_cast<std::int32_t>(told);
       return nullptr;
     };

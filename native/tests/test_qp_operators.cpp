@@ -232,6 +232,50 @@ TEST_CASE_TEMPLATE("sparse programs, one of which does not keep to the plan", T,
   }
 }
 
+TEST_CASE_TEMPLATE("what a plan does not solve is solved without one where that may help, and can", T, float, double) {
+  Random random(32);
+  constexpr std::int64_t n = 12, m = 7, q = 3;
+  Program<T> program = random_program<T>(random, {n, m, q}, true);
+  thin_out(program, random, 4);
+  const std::vector<std::int32_t> plan = plan_of(program, random);
+  icnnrt::QpPlan read{};
+  REQUIRE(icnnrt::read_plan(plan.data(), plan.size(), n, m, q, read) == nullptr);
+  ProgramCaller sparse;
+  sparse.plan = &read;
+  const Library library;
+  const Node solve(library.find<T>("SparseQuadraticProgram"), {});
+  const auto run = [&](std::int64_t steps, bool scarce) {
+    const auto box = [&](const std::vector<T>& a) { return a.empty() ? zeros<T>({1, 0}) : tensor<T>({1, n}, a); };
+    OrtKernelContext context{
+        {tensor<T>({1, n, n}, program.Q), tensor<T>({1, n}, program.p), tensor<T>({1, m, n}, program.G),
+         tensor<T>({1, m}, program.h_lower), tensor<T>({1, m}, program.h), tensor<T>({1, q, n}, program.A),
+         tensor<T>({1, q}, program.b), box(program.lower), box(program.upper), zeros<T>({1, 0}),
+         tensor<double>({}, {0.0}), tensor<std::int64_t>({}, {steps}), tensor<double>({}, {0.0}),
+         tensor<std::int32_t>({static_cast<std::int64_t>(plan.size())}, plan)},
+        {},
+        {}};
+    context.scarce = scarce;
+    CHECK(solve.run(context) == "");
+    return context.outputs;
+  };
+  const auto status = [](const std::vector<OrtValue>& outputs) {
+    return static_cast<icnnrt::QpStatus>(sample_of<std::int32_t>(outputs[7], 0, 1)[0]);
+  };
+  // Of few steps all were taken: it is the answer of the plan. Dense ones would try an active set, which needs one.
+  const std::vector<OrtValue> few = run(2, false);
+  const ProgramAnswer<T> by_plan = sparse.solve(icnnrt::qp_kernels<T>(), program, 2);
+  CHECK(status(few) == by_plan.status);
+  CHECK(by_plan.status != icnnrt::QpStatus::kSolved);
+  CHECK(sample_of<std::int32_t>(few[9], 0, 1)[0] == 2);
+  CHECK(same_bits(by_plan.residual.data(), sample_of<double>(few[6], 0, 3)));
+  // A ray is looked for without a plan, where there is memory for it.
+  program.Q.assign(program.Q.size(), T{0});
+  program.lower.clear();
+  program.upper.clear();
+  CHECK(status(run(60, false)) == icnnrt::QpStatus::kDualInfeasible);
+  CHECK(status(run(60, true)) == sparse.solve(icnnrt::qp_kernels<T>(), program, 60).status);
+}
+
 TEST_CASE("shapes of programs are inferred: the batch is the largest leading axis known") {
   const Library library;
   const auto infer = [&](std::int64_t of_Q, const char* name_of_Q, std::int64_t of_p, const char* name_of_p) {

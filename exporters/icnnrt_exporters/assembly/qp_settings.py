@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from icnnrt.format.manifest import OP_DOMAIN
-from icnnrt_exporters.operators.quadratic_program import INPUTS, SETTINGS
+from icnnrt.mathematics.qp_names import SETTINGS, SOLVE_INPUTS
 from icnnrt_exporters.surgery import Ops, value
 
 # The operators that take them, and: the name in a graph of a package, the input of QuadraticProgram, and its type.
@@ -21,7 +21,7 @@ def give_settings(graph: ir.Graph) -> None:
         graph.register_initializer(setting)
         asked = op("Greater", setting, op("Constant", value=ir.tensor(0, dtype=dtype)))
         graph.insert_before(graph[0], op.nodes)
-        at = [*INPUTS, *SETTINGS].index(input)
+        at = [*SOLVE_INPUTS, *SETTINGS].index(input)
         for node in programs:
             own = Ops(f"settings/{name}/{node.outputs[0].name}")
             node.replace_input_with(at, own("Where", asked, setting, node.inputs[at]))

@@ -20,10 +20,8 @@ import torch
 
 from icnnrt.errors import ExportError
 from icnnrt.format.manifest import OP_DOMAIN
-from icnnrt.mathematics.qp_reference import QPCotangents
-from icnnrt.serving.quadratic_program import ADJOINT_INPUTS
+from icnnrt.mathematics.qp_names import ADJOINT_INPUTS, SENSITIVITY, SETTINGS, SOLUTION, SOLVE_INPUTS
 from icnnrt_exporters.operators.bodies import QP_BODIES, functions_qp
-from icnnrt_exporters.operators.quadratic_program import INPUTS, OUTPUTS, SENSITIVITY, SETTINGS
 from icnnrt_exporters.versions import IR_VERSION, OP_VERSION, OPSET
 
 # Imported for the operators that it registers.
@@ -55,9 +53,9 @@ def _operator(name: str, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
 
 
 OP = onnxscript.values.Opset("", OPSET)
-QuadraticProgram = _operator("QuadraticProgram", (*INPUTS, *SETTINGS), OUTPUTS)
-QPAdjoint = _operator("QPAdjoint", ADJOINT_INPUTS, QPCotangents._fields)
-SparseQuadraticProgram = _operator("SparseQuadraticProgram", (*INPUTS, *SETTINGS, "plan"), OUTPUTS)
+QuadraticProgram = _operator("QuadraticProgram", (*SOLVE_INPUTS, *SETTINGS), SOLUTION)
+QPAdjoint = _operator("QPAdjoint", ADJOINT_INPUTS, SENSITIVITY[:4])
+SparseQuadraticProgram = _operator("SparseQuadraticProgram", (*SOLVE_INPUTS, *SETTINGS, "plan"), SOLUTION)
 SparseQPSensitivity = _operator("SparseQPSensitivity", (*ADJOINT_INPUTS, "plan"), SENSITIVITY)
 
 
@@ -77,9 +75,10 @@ def _qp_solve(
     tolerance: float = 0.0,
     plan: str = "",
     smoothing: float = 0.0,
+    seconds: float = 0.0,
 ) -> Any:
     # `unsafe` and `smoothing` are of the gradient alone.
-    settings = (_constant(tolerance, np.float64), _constant(steps, np.int64), _constant(0.0, np.float64))
+    settings = (_constant(tolerance, np.float64), _constant(steps, np.int64), _constant(seconds, np.float64))
     data = (Q, p, G, h_lower, h, A, b, lower, upper, start, *settings)
     return SparseQuadraticProgram(*data, _constant(plan_of(plan), np.int32)) if plan else QuadraticProgram(*data)
 

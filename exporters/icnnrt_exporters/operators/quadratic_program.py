@@ -14,6 +14,7 @@ from icnnrt.format.manifest import OP_DOMAIN
 from icnnrt.mathematics import quadratic_program
 from icnnrt.mathematics.interior_point import Problem
 from icnnrt.mathematics.qp_adjoint import WEAK, qp_adjoint
+from icnnrt.mathematics.qp_names import ADJOINT_INPUTS, SENSITIVITY, SETTINGS, SOLUTION, SOLVE_INPUTS
 from icnnrt.mathematics.qp_reference import precision_of
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt_exporters.operators.functions import attribute, double, flat, function
@@ -21,16 +22,6 @@ from icnnrt_exporters.operators.traced import BOOL, DOUBLE, INT64, Symbol, Trace
 
 INFINITY, NAN = float("inf"), float("nan")
 NEARLY_ONE = 1.0 + 2.0**-40  # which float32 rounds to 1
-
-
-INPUTS = ("Q", "p", "G", "h_lower", "h", "A", "b", "lower", "upper", "start")
-OUTPUTS = ("z", "lam", "nu", "mu", "slack", "box_slack", "residual", "status", "ray", "steps")
-SETTINGS = ("tolerance", "most_steps", "seconds")
-ADJOINT_INPUTS = (
-    *("Q", "G", "A", "lam", "mu", "slack", "box_slack", "status"),
-    *("z_bar", "lam_bar", "nu_bar", "mu_bar"),
-)
-SENSITIVITY = ("d_z", "d_lam", "d_nu", "d_mu", "share", "weak")
 
 
 def program_body() -> list[onnx.FunctionProto]:
@@ -45,8 +36,8 @@ def program_body() -> list[onnx.FunctionProto]:
     end where they stand, unless it is positive: this body knows no time.
 
     Outputs z [B, n], lam [B, m], nu [B, q], mu [B, n], slack [B, m], box_slack [B, n] of the inputs' type, residual
-    [B, 3] double, status [B] int32, a `QPStatus`, ray [B, n + m + q + n] of the inputs' type, steps [B] int32: those
-    that were taken, of certificates aside.
+    [B, 3] double, before z and multipliers are rounded to that type, status [B] int32, a `QPStatus`, ray
+    [B, n + m + q + n] of the inputs' type, steps [B] int32: those that were taken, of certificates aside.
     """
 
     def traced(xp: Traced, *inputs: Symbol) -> Sequence[Symbol]:
@@ -96,7 +87,7 @@ def program_body() -> list[onnx.FunctionProto]:
             steps,
         ]
 
-    return function("QuadraticProgram", traced, [*INPUTS, *SETTINGS], OUTPUTS, program_body.__doc__)
+    return function("QuadraticProgram", traced, [*SOLVE_INPUTS, *SETTINGS], SOLUTION, program_body.__doc__)
 
 
 def solve_body() -> list[onnx.FunctionProto]:
@@ -108,7 +99,7 @@ def solve_body() -> list[onnx.FunctionProto]:
         types = [*[DOUBLE] * 7, INT64, DOUBLE, INT64]  # which nothing here depends on
         return xp.nodes("QuadraticProgram", *given, *settings, results=types, domain=OP_DOMAIN)[:-1]
 
-    return function("QPSolve", traced, INPUTS, OUTPUTS[:-1], solve_body.__doc__, ["steps"])
+    return function("QPSolve", traced, SOLVE_INPUTS, SOLUTION[:-1], solve_body.__doc__, ["steps"])
 
 
 def sparse_program_body() -> list[onnx.FunctionProto]:
@@ -121,8 +112,8 @@ def sparse_program_body() -> list[onnx.FunctionProto]:
         types = [*[DOUBLE] * 7, INT64, DOUBLE, INT64]  # which nothing here depends on
         return xp.nodes("QuadraticProgram", *inputs[:-1], results=types, domain=OP_DOMAIN)
 
-    inputs = [*INPUTS, *SETTINGS, "plan"]
-    return function("SparseQuadraticProgram", traced, inputs, OUTPUTS, sparse_program_body.__doc__)
+    inputs = [*SOLVE_INPUTS, *SETTINGS, "plan"]
+    return function("SparseQuadraticProgram", traced, inputs, SOLUTION, sparse_program_body.__doc__)
 
 
 def adjoint_body() -> list[onnx.FunctionProto]:
@@ -134,7 +125,7 @@ def adjoint_body() -> list[onnx.FunctionProto]:
     outputs. A sample whose status is not SOLVED has NaN. Of a loss that has a part without a gradient it is that of the
     rest.
     """
-    return _adjoint("QPAdjoint", ["d_z", "d_lam", "d_nu", "d_mu"], adjoint_body.__doc__)
+    return _adjoint("QPAdjoint", SENSITIVITY[:4], adjoint_body.__doc__)
 
 
 def sensitivity_body() -> list[onnx.FunctionProto]:

@@ -85,7 +85,7 @@ class QPNetwork:
         with torch.no_grad():
             self(theta, moved(x.detach()), clean=False)
         for node, matrices in self._seen.items():
-            *arguments, plan, _ = whole(node.args)
+            *arguments, plan, _, _ = whole(node.args)
             pattern = QPPattern(*matrices)
             if not plan and pattern.pays:
                 node.args = (*arguments, text_of(pattern))
@@ -130,7 +130,7 @@ class QPNetwork:
         arguments = fx.map_arg(node.args, lookup)
         if node.target is not differentiable:
             return node.target(*arguments, **fx.map_arg(node.kwargs, lookup))  # type: ignore[operator]
-        *data, _, tolerance, plan, _ = whole(arguments)
+        *data, _, tolerance, plan, _, _ = whole(arguments)
         if self._seen is not None:
             self._seen[node] = [data[i].numpy(force=True) for i in (0, 2, 5)]
         *floats, residual, status, ray, taken = differentiable(*data, USE if clean else NAN, tolerance, plan)

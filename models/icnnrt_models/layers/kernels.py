@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from icnnrt.errors import IcnnrtError
+from icnnrt.mathematics.qp_names import SOLVE_INPUTS
 from icnnrt.serving.operators import operator_session
-from icnnrt.serving.quadratic_program import SOLVE_INPUTS
 
 # numpy arrays, inputs to outputs in the operator's order; and by their names, those that have a default
 Kernel = Callable[..., Sequence[Any]]

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from icnnrt.arguments import refused
 from icnnrt.errors import InputError
 from icnnrt.mathematics.qp_adjoint import gradients
 from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_reference import STEPS
-from icnnrt.mathematics.qp_reliability import KINK, LOST, NO_GRADIENT, OFF_PATH
+from icnnrt.mathematics.qp_reliability import DEPENDENT, KINK, LOST, NO_GRADIENT, OFF_PATH, dependent, moves
 from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import QPStatus
 from icnnrt.mathematics.qp_tangent import tangent_residuals
@@ -31,7 +32,10 @@ from icnnrt_models.layers.qp_script import numbers, qp_script
 from icnnrt_models.layers.qp_smoothed import qp_smoothed
 from icnnrt_models.layers.qp_tensors import owned
 
-__all__ = ["NAN", "RAISE", "SKIP", "TAKE", "USE", "Kernels", "differentiable", "kernels", "sparse_kernels", "whole"]
+__all__ = [
+    *("NAN", "RAISE", "SKIP", "TAKE", "USE"),
+    *("Kernels", "differentiable", "kernels", "sparse_kernels", "untimed", "whole"),
+]
 
 Tensors = tuple[Tensor, ...]
 # What becomes of samples without a gradient that can be trusted; USE is of exported graphs, in which those that are not
@@ -71,6 +75,8 @@ def _found(like: Tensor, plan: str) -> Kernels | None:
     return sparse_kernels(like.dtype) if found is not None and plan else found
 
 
+OF_ROWS = frozenset(SHAPES) - {"Q", "p"}  # the data of constraints
+
 # --- What they compute ---------------------------------------------------------------------------
 
 
@@ -91,15 +97,19 @@ def qp_solve(
     tolerance: float = 0.0,
     plan: str = "",
     smoothing: float = 0.0,
+    seconds: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As ai.icnnrt::QuadraticProgram, or SparseQuadraticProgram with a plan, of `qp_plan.text_of`. Of the gradient are
-    `unsafe`, one of those above, and `smoothing`, 0 for none."""
+    `unsafe`, one of those above, and `smoothing`, 0 for none. With `seconds`, 0 for none, kernels alone answer, which
+    look at the clock."""
     _demand_reverse_mode()
     data = (Q, p, G, h_lower, h, A, b, lower, upper, start)
     found = _found(p, plan)
     if found is not None:
-        settings = Settings(tolerance if tolerance > 0.0 else None, None if steps == STEPS else steps)
+        settings = Settings(tolerance or None, None if steps == STEPS else steps, seconds or None)
         return cast(Any, run_on(found.solve, data, settings.feeds() | _feeds(plan)))
+    if seconds > 0.0:
+        raise untimed("none on this machine" if p.device.type == "cpu" else f"data on {p.device.type}")
     if _batch(data) == 0:
         return cast(Any, _answers(*data))
     # Without TorchScript's optimiser, which takes a second at every new shape and gains nothing afterwards.
@@ -142,6 +152,11 @@ def qp_sensitivity(
     return cast(Any, (*rows, *told))
 
 
+def untimed(came: str) -> InputError:
+    """What is raised where seconds are limited, and nothing looks at a clock."""
+    return refused("seconds", "native kernels, which look at the clock", came, "leave it out")
+
+
 def _feeds(plan: str) -> dict[str, Any]:
     return {"plan": plan_of(plan)} if plan else {}
 
@@ -176,7 +191,7 @@ def _cotangents(*arguments: Any) -> Tensors:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     Q, _, G, _, _, A, *_ = inputs
-    unsafe, _, plan, smoothing = inputs[11:]
+    unsafe, _, plan, smoothing, _ = inputs[11:]
     z, lam, nu, mu, slack, box_slack, _, status, _, _ = output
     ctx.set_materialize_grads(False)
     codes = status.to(torch.int32) if status.is_floating_point() else status
@@ -195,7 +210,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
 def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
     Q, G, A, z, lam, nu, mu, slack, box_slack, status, *data = ctx.saved_tensors
     if all(bar is None for bar in bars[:4]):
-        return (None,) * 15
+        return (None,) * 16
     z_bar, *others = (z.new_zeros((1, 0)) if bar is None else bar for bar in bars[:4])
     z_bar = torch.zeros_like(z) if bars[0] is None else z_bar
     uppers: list[Tensor] = []
@@ -205,6 +220,11 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         weak, uppers = torch.zeros_like(status), [upper, box_upper]
     else:
         *d, share, weak = adjoint(Q, G, A, lam, mu, slack, box_slack, status, z_bar, *others, ctx.plan)
+        if ctx.unsafe == RAISE and _numbers_are_known():
+            asked = zip(ctx.needs_input_grad, SHAPES, ctx.shapes, strict=False)
+            if any(needed and name in OF_ROWS and shape[1] for needed, name, shape in asked):
+                moved_share = _moved_share(Q, G, A, lam, mu, slack, box_slack, status, ctx.plan)
+                _demand_independent(status, dependent(moved_share, str(z.dtype).removeprefix("torch.")))
     kept, safe = _safe(ctx.unsafe, status, share, weak, d)
     if kept is not None:
         z, lam, nu, mu, *uppers = (torch.where(kept, a, 0.0) for a in (z, lam, nu, mu, *uppers))
@@ -218,7 +238,7 @@ def _pull_back(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         return found[name]().sum(0, keepdim=True) if shared else found[name]()
 
     asked = zip(ctx.needs_input_grad, SHAPES, ctx.shapes, strict=False)
-    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), *(None,) * 6)
+    return (*(gradient(name, shape) if needed else None for needed, name, shape in asked), *(None,) * 7)
 
 
 def _safe(
@@ -237,10 +257,31 @@ def _safe(
     return kept, [torch.where(has, a, torch.nan if kept is None else 0.0) for a in d]
 
 
+def _numbers_are_known() -> bool:
+    """Not while torch traces."""
+    return _get_current_dispatch_mode() is None
+
+
+def _moved_share(Q: Tensor, G: Tensor, A: Tensor, lam: Tensor, mu: Tensor, *others: Any) -> Tensor:
+    """That of a cotangent of `qp_reliability.moves`."""
+    sizes = *(M.abs().amax(2) for M in (G, A)), torch.ones_like(mu)
+    moved = zip(moves(*(size.shape[1] for size in sizes)), sizes, strict=True)
+    bars = [(torch.from_numpy(move).to(size) * size).expand(len(mu), len(move)) for move, size in moved]
+    return adjoint(Q, G, A, lam, mu, *others[:-1], torch.zeros_like(mu), *bars, others[-1])[4]
+
+
+@torch.compiler.disable
+def _demand_independent(status: Tensor, depend: Tensor) -> None:
+    """Raise where rows that hold z of a solved sample depend on each other."""
+    bad = torch.func.debug_unwrap((status == QPStatus.SOLVED) & depend, recurse=True)
+    if bad.any():
+        raise InputError(f"on_unsafe: sample {int(torch.nonzero(bad)[0][0])} has KINK: {DEPENDENT}.")
+
+
 @torch.compiler.disable
 def _demand_gradient(solved: Tensor, has: Tensor, share: Tensor, weak: Tensor) -> None:
     """Raise where a solved sample has no gradient, or a kink; not while torch traces, where there are no numbers."""
-    if _get_current_dispatch_mode() is not None:
+    if not _numbers_are_known():
         return
     solved, has, share, weak = (torch.func.debug_unwrap(a, recurse=True) for a in (solved, has, share, weak))
     lost, kink = solved & ~has, solved.squeeze(-1) & (weak > 0)
@@ -434,7 +475,7 @@ smoothed = _registered(
 
 def whole(arguments: Sequence[Any]) -> tuple[Any, ...]:
     """Those of `qp_solve`, of which a graph of torch leaves out what is as by default."""
-    return (*arguments, *(0.0, "", 0.0)[len(arguments) - 12 :])
+    return (*arguments, *(0.0, "", 0.0, 0.0)[len(arguments) - 12 :])
 
 
 def differentiable(*arguments: Any) -> Tensors:

@@ -1,6 +1,7 @@
 """min ½ z'Qz + p'z over z with linear constraints, as a torch layer, differentiable in all its data."""
 
 import functools
+import time
 import warnings
 from typing import Any, Final, Literal, NamedTuple
 
@@ -12,10 +13,10 @@ from icnnrt.arguments import flag, instance, refused
 from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_pattern import QPPattern
 from icnnrt.mathematics.qp_reference import STEPS
-from icnnrt.mathematics.qp_settings import Settings, checked_smoothing, checked_steps, checked_tolerance
+from icnnrt.mathematics.qp_settings import Settings, checked_smoothing, checked_tolerance
 from icnnrt.mathematics.qp_status import STATUSES, advise
 from icnnrt_models.layers.on_unsafe import OnUnsafe, chosen, unsafe
-from icnnrt_models.layers.qp_operators import NAN, RAISE, SKIP, TAKE, differentiable
+from icnnrt_models.layers.qp_operators import NAN, RAISE, SKIP, TAKE, differentiable, untimed
 from icnnrt_models.layers.qp_plan import text_of
 from icnnrt_models.layers.qp_script import Data, Solution
 from icnnrt_models.layers.qp_tensors import leading
@@ -34,7 +35,8 @@ class QPResult(NamedTuple):
     nu: Tensor  # [B, q]
     bound_multipliers: Tensor  # [B, n] the same of lower and upper
     slack: Tensor  # [B, m] of the side that λ points at, > 0; no gradient
-    residual: Tensor  # [B, 3] float64, relative stationarity, feasibility, duality gap; no gradient
+    # [B, 3] float64, relative stationarity, feasibility, duality gap, before z is rounded to float32; no gradient
+    residual: Tensor
     status: Tensor  # [B] int32, of icnnrt.Status
     steps: Tensor  # [B] int32, that were taken, of certificates aside
 
@@ -68,7 +70,8 @@ class QPLayer(nn.Module):
         "skip"   they add 0 to every gradient, whatever the loss makes of their NaN; for a loss that leaves them out
         "raise"  forward raises, with the status and the remedy, for which torch.compile breaks its graph; under
                  torch.export it cannot, and acts as "nan": ask the status there, with `multipliers`. Backward raises
-                 where the loss has no gradient or a kink, but not in compiled code, where it acts as "nan"
+                 where the loss has no gradient or a kink, or a gradient is asked for by data of rows that hold z and
+                 depend on each other, which is theirs together; but not in compiled code, where it acts as "nan"
 
     Derivatives are those of the KKT conditions (Amos, Kolter, *OptNet*, ICML 2017), of the multipliers too if a loss
     uses them: in reverse and forward, by autograd and by `torch.func` (`grad`, `vjp`, `jvp`, `jacrev`, `jacfwd`), alone
@@ -85,9 +88,14 @@ class QPLayer(nn.Module):
     Args:
         multipliers: return a `QPResult` instead of z.
         on_unsafe: "nan", "use", "skip" or "raise", see above.
-        steps: the most interior-point steps; 8 to 14 are usual.
+        steps: the most interior-point steps, by default 60; 8 to 14 are usual.
         tolerance: the relative KKT residual at which a sample is CONVERGED, by default 1e-9 in float64 and 1e-6 in
             float32.
+        seconds: the most time of a call: what runs out is judged as it stands, as in `icnnrt.qp`. Native kernels alone
+            look at the clock, under torch.compile, torch.export and torch.func too; where none answers (other devices
+            than the CPU, an install without them, torch.jit.trace) the call is refused. In ONNX it is the operator's
+            input `seconds`, of which portable bodies take no notice; packages leave it out with a warning, as
+            `icnnrt.load` has limits of its own.
         pattern: an `icnnrt.QPPattern`, where Q, G and A may be other than 0: native kernels then factor no zeros, and
             answer the same. It pays from some tens of variables on where most entries are 0. Samples that do not keep
             to it are solved all the same, as slowly as without; gradients are of every entry, as without.
@@ -106,17 +114,18 @@ class QPLayer(nn.Module):
         *,
         multipliers: bool = False,
         on_unsafe: OnUnsafe | Literal["use"] = "nan",
-        steps: int = STEPS,
+        steps: int | None = None,
         tolerance: float | None = None,
+        seconds: float | None = None,
         pattern: QPPattern | None = None,
         smoothing: float | None = None,
     ) -> None:
         super().__init__()
         self.multipliers = flag(multipliers, "multipliers")
         self.on_unsafe = chosen(on_unsafe, "z", "use")
-        self.steps = checked_steps(steps)
-        # That of float32 is known to be met when the data are.
-        self.tolerance = None if tolerance is None else checked_tolerance(tolerance, np.float64)
+        # That a tolerance is one of float32 is known when the data are.
+        self.tolerance, asked, self.seconds = Settings.checked(tolerance, steps, seconds, np.float64)
+        self.steps = STEPS if asked is None else asked
         remedy = "make one by icnnrt.QPPattern(Q, G, A)"
         self.pattern = None if pattern is None else instance(pattern, "pattern", QPPattern, "a QPPattern", remedy)
         self._plan = text_of(self.pattern)
@@ -150,15 +159,21 @@ class QPLayer(nn.Module):
             self.pattern.check_sizes(data.Q.shape[-1], data.G.shape[-2], data.A.shape[-2])
         tolerance, skip, use = self.tolerance or 0.0, self.on_unsafe == "skip", self.on_unsafe == "use"
         if torch.jit.is_tracing():
+            if self.seconds is not None:
+                raise untimed("a trace, which holds the method itself")
             found = Solution(*qp_trace()(*data, self.steps, skip, self.on_unsafe == "raise", use, tolerance))
         else:
+            began = None if self.seconds is None or torch.compiler.is_compiling() else time.perf_counter()
             start = data.p.new_zeros((1, 0))
             unsafe = UNSAFE[self.on_unsafe]
             found = Solution(
-                *differentiable(*data, start, self.steps, unsafe, tolerance, self._plan, self.smoothing or 0.0)
+                *differentiable(
+                    *(*data, start, self.steps, unsafe, tolerance),
+                    *(self._plan, self.smoothing or 0.0, self.seconds or 0.0),
+                )
             )
             if self.on_unsafe == "raise" and not torch.compiler.is_exporting():
-                _demand_solved(found, data, Settings(self.tolerance, self.steps))
+                _demand_solved(found, data, Settings(self.tolerance, self.steps, self.seconds), began)
         if not self.multipliers:
             return found.z
         slack, residual = found.slack.detach(), found.residual.detach()
@@ -166,7 +181,7 @@ class QPLayer(nn.Module):
         return QPResult(found.z, found.lam, found.nu, found.mu, *told)
 
     def extra_repr(self) -> str:
-        settings = f"steps={self.steps}, tolerance={self.tolerance}, smoothing={self.smoothing}"
+        settings = f"steps={self.steps}, tolerance={self.tolerance}, seconds={self.seconds}, smoothing={self.smoothing}"
         settings += f", pattern={self.pattern}" * bool(self.pattern)
         return f"multipliers={self.multipliers}, on_unsafe={self.on_unsafe!r}, {settings}"
 
@@ -186,7 +201,8 @@ def _statuses(codes: Tensor) -> Tensor:
 
 
 @torch.compiler.disable
-def _demand_solved(found: Solution, data: Data, settings: Settings) -> None:
+def _demand_solved(found: Solution, data: Data, settings: Settings, began: float | None) -> None:
+    elapsed = None if began is None else time.perf_counter() - began
     # Under vmap all of its samples are asked, so the index of one has more than one number.
     of = found.status, found.residual, found.steps
     statuses, residuals, taken = (torch.func.debug_unwrap(a, recurse=True) for a in of)
@@ -195,7 +211,7 @@ def _demand_solved(found: Solution, data: Data, settings: Settings) -> None:
         return
     at = tuple(bad[0])
     status, residual = STATUSES[int(statuses[at])], residuals[at].detach().numpy(force=True)
-    course = settings.told(str(data.p.dtype).removeprefix("torch."), int(taken[at]), 0.0)
+    course = settings.told(str(data.p.dtype).removeprefix("torch."), int(taken[at]), elapsed)
     if len(at) == 1:
         (i,) = at
         own = {name: a[i if len(a) > 1 else 0].numpy(force=True) for name, a in data._asdict().items()}
