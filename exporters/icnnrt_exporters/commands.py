@@ -97,20 +97,6 @@ def _needs(extra: str, *modules: str) -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: its matrices here are small, and waiting threads spin. On two busy cores the second
-    thread made an epoch of the demo take 48 s in place of 1.4 s (measured)."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def _stages(prefix: str) -> Iterator[Callable[[str], None]]:
     """A function that shows each stage on stderr, the one under way with a spinner, those done with their time."""
     columns = (SpinnerColumn(finished_text="[green]✓[/]"), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -281,7 +267,7 @@ def export(
     x, y = _examples(arrays, x_size, y_size, T)
 
     began = time.perf_counter()
-    with _one_thread(), _stages("") as stage, warnings.catch_warnings(record=True) as told:
+    with _stages("") as stage, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         package = write(
             energy,
@@ -304,8 +290,9 @@ def export(
     scripted: dict[str, float] = {}
     if torchscript is not None and isinstance(layer, BundleEntropyArgmin):
         from icnnrt_exporters.torch_files.torchscript import check_torchscript, export_torchscript
+        from icnnrt_exporters.tracing.overhead import one_thread
 
-        with _one_thread(), _stages("TorchScript: ") as stage:
+        with one_thread(), _stages("TorchScript: ") as stage:
             stage("tracing")
             export_torchscript(energy, layer, x, y, torchscript, overwrite=overwrite)
             stage("comparing with the package")
@@ -508,7 +495,8 @@ def torch_files(
     """What `icnnrt verify` makes of --torchscript and --program: see `file_parity.compare`."""
     with _needs("export", *NEEDED):
         from icnnrt_exporters.torch_files.file_parity import compare
-    with _one_thread():
+        from icnnrt_exporters.tracing.overhead import one_thread
+    with one_thread():
         return compare(package, torchscript, programs, x, **settings)
 
 
@@ -531,12 +519,13 @@ def demo(
     """
     with _needs("demo", *NEEDED, "sklearn", "matplotlib"):
         from icnnrt_exporters import demo as digits_demo
+        from icnnrt_exporters.tracing.overhead import one_thread
         from icnnrt_models import digits
     package, picture = out / "digits_completion.icnn", out / "completion.png"
     out.mkdir(parents=True, exist_ok=True)
     split = digits.load()
     began = time.perf_counter()
-    with _one_thread():
+    with one_thread():
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

@@ -38,6 +38,7 @@ from icnnrt_exporters.energy_package import energy_contents
 from icnnrt_exporters.qp_package import network_contents
 from icnnrt_exporters.tracing.energy_graph import Kind
 from icnnrt_exporters.tracing.eval_mode import in_eval_mode
+from icnnrt_exporters.tracing.overhead import collected_rarely, one_thread
 from icnnrt_exporters.tracing.quiet import quiet
 from icnnrt_exporters.writing import Progress
 from icnnrt_models import PolyhedronArgmin
@@ -120,7 +121,7 @@ def export(
     check_weights(energy, x_example.dtype, heads, kind)
     check_target(folder_of(path), overwrite, kind=ExportError)
     asked = tuple(nonnegative) if nonnegative is not None else _nonnegative(energy)
-    with in_eval_mode(energy), quiet():
+    with in_eval_mode(energy), quiet(), collected_rarely(), one_thread():
         if kind == "qp":
             contents, judge = network_contents(energy, x_example, y_example, asked, train, progress)
         else:

@@ -4,13 +4,18 @@ import contextlib
 import copy
 import functools
 import threading
+import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils import _pytree as pytree
 
+from icnnrt_exporters.tracing.replaced import replace
+
 aten = torch.ops.aten
+
+MakeTable: TypeAlias = Callable[[set[Any]], dict[Any, Any]]
 
 _EXPORTING = threading.RLock()
 # Looks at every pair of nodes for two halves of one tensor: three quarters of the time that simplifying takes.
@@ -35,11 +40,13 @@ BOUNDING = frozenset((aten.clamp.default, aten.clamp_min.default, aten.clamp_max
 def sped_up(graph: torch.fx.Graph) -> Iterator[None]:
     """While it is entered, `torch.onnx.export` takes a third of its time for a program of this graph.
 
-    It gives the same graphs but for `SLOW_RULES`. Of its translations, about 500, it parses the source at every call:
-    here once a process, and only of those that the graph needs, unless an operator has none and is decomposed into
-    others. It tries every rule of simplifying at every node: here where the rule's pattern can end. Types are promoted
-    only where there are several, and nothing is computed again for it that stays as it is. The table of decompositions
-    is made once a process. All is replaced by name in packages of others: what is not found there is left as it is.
+    It gives the same graphs but for `SLOW_RULES`. Of its translations, about 500, it parses the source at every call,
+    for a domain that they tell themselves: here none is parsed, and only those are looked at that the graph needs,
+    unless an operator has none and is decomposed into others. It tries every rule of simplifying at every node: here
+    where the rule's pattern can end. Types are promoted only where there are several, and nothing is computed again for
+    it that stays as it is. The table of decompositions is made where something may be in it, once a process, and the
+    signature of an operator of ONNX once. All is replaced by name in packages of others: what is not found there is
+    left as it is.
     """
     with _EXPORTING, contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, AttributeError):
@@ -49,27 +56,31 @@ def sped_up(graph: torch.fx.Graph) -> Iterator[None]:
             from torch.onnx._internal.exporter._registration import onnxscript_apis
 
             if not any(_mixes(node) for node in graph.nodes if node.op == "call_function"):
-                _replace(stack, _fx_passes, "insert_type_promotion_nodes", lambda module: None)
+                replace(stack, _fx_passes, "insert_type_promotion_nodes", lambda module: None)
             names, needed = list(dict(registration.default_registry.items())), _names(graph)
             if needed <= set(names):
                 kept = {name.split(".")[0] for name in needed} | PROMOTING
                 names = [name for name in names if name[:6] != "aten::" or name.split(".")[0] in kept]
             read = _read_one_by_one(onnxscript_apis.get_torchlib_ops)
-            _replace(stack, onnxscript_apis, "get_torchlib_ops", lambda: [way for name in names for way in read(name)])
-            _replace(stack, _registration, "OnnxDecompMeta", _once(_registration.OnnxDecompMeta))
+            replace(stack, onnxscript_apis, "get_torchlib_ops", lambda: [way for name in names for way in read(name)])
+            replace(stack, _registration, "OnnxDecompMeta", _once(_registration.OnnxDecompMeta))
         with contextlib.suppress(ImportError, AttributeError):
             from torch.onnx._internal.fx.passes import type_promotion
 
-            _replace(stack, type_promotion._TypePromotionInterpreter, "run_node", _promoted(type_promotion))
+            replace(stack, type_promotion._TypePromotionInterpreter, "run_node", _promoted(type_promotion))
         with contextlib.suppress(ImportError, AttributeError):
             from torch.onnx._internal.exporter import _decomp
 
             make = _decomp.create_onnx_friendly_decomposition_table
-            _replace(stack, _decomp, "create_onnx_friendly_decomposition_table", _selected(make))
+            replace(stack, _decomp, "create_onnx_friendly_decomposition_table", _selected(make, graph))
+        with contextlib.suppress(ImportError, AttributeError):
+            from onnx_ir.schemas import OpSignature
+
+            replace(stack, OpSignature, "from_op_schema", _once_a_schema(OpSignature.from_op_schema))
         with contextlib.suppress(ImportError, AttributeError):
             from onnxscript import rewriter
 
-            _replace(stack, rewriter, "_DEFAULT_REWRITE_RULES", _quick(rewriter._DEFAULT_REWRITE_RULES))
+            replace(stack, rewriter, "_DEFAULT_REWRITE_RULES", _quick(rewriter._DEFAULT_REWRITE_RULES))
         yield
 
 
@@ -96,13 +107,17 @@ def _once(make: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def _read_one_by_one(read: Callable[[], list[Any]]) -> Callable[[str], list[Any]]:
     """name -> the translations that go by it, read when first asked for."""
+    from onnxscript import TracedOnnxFunction
     from onnxscript.function_libs.torch_lib import registration
 
     everything = dict(registration.default_registry.items())
+    # Of the function that its source is parsed for, the domain alone is asked.
+    unread = property(lambda traced: types.SimpleNamespace(domain=traced.opset.domain))
 
     def of(name: str) -> list[Any]:
         with contextlib.ExitStack() as stack:
-            _replace(stack, registration, "default_registry", {name: everything[name]})
+            replace(stack, registration, "default_registry", {name: everything[name]})
+            replace(stack, TracedOnnxFunction, "function_ir", unread)
             return read()
 
     return functools.cache(of)
@@ -125,11 +140,45 @@ def _rooted(rule: Any) -> Any:
     return twin
 
 
+def _selected(make: MakeTable, graph: torch.fx.Graph) -> MakeTable:
+    """The table for operators that have a translation, out of the one that knows of none; an empty one where nothing
+    in the graph may be decomposed."""
+    operators = {node.target for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    candidates = {one for one in operators if _decomposable(one)}
+
+    def table(known: set[Any]) -> dict[Any, Any]:
+        return {one: rule for one, rule in _everything(make).items() if one not in known} if candidates - known else {}
+
+    return table
+
+
+def _decomposable(operator: torch._ops.OpOverload) -> bool:
+    """It may be in the table: there is a rule, or torch makes it of others, or what it works on in place is undone."""
+    return (
+        operator in torch._decomp.decomposition_table
+        or operator._schema.is_mutable
+        or torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd")
+    )
+
+
 @functools.cache
-def _selected(make: Callable[[set[Any]], dict[Any, Any]]) -> Callable[[set[Any]], dict[Any, Any]]:
-    """The table for operators that have a translation, out of the one that knows of none."""
-    everything = functools.cache(lambda: make(set()))
-    return lambda known: {operator: rule for operator, rule in everything().items() if operator not in known}
+def _everything(make: MakeTable) -> dict[Any, Any]:
+    """The table that knows of no translation."""
+    return make(set())
+
+
+@functools.cache
+def _once_a_schema(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The signature of an operator of ONNX, which is asked for at every node."""
+    made: dict[tuple[str, str, int], Any] = {}
+
+    def signature(schema: Any) -> Any:
+        key = schema.domain, schema.name, schema.since_version
+        if key not in made:
+            made[key] = make(schema)
+        return made[key]
+
+    return signature
 
 
 def _names(graph: torch.fx.Graph) -> set[str]:
@@ -153,12 +202,3 @@ def _mixes(node: torch.fx.Node) -> bool:
         and isinstance(argument.type, torch.TensorType | torch.NumberType | torch.OptionalType)
         for one, argument in zip(node.args, node.target._schema.arguments, strict=False)
     )
-
-
-def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Until the stack is left."""
-    if name in vars(owner):
-        stack.callback(setattr, owner, name, vars(owner)[name])
-    else:  # found by the owner's __getattr__
-        stack.callback(delattr, owner, name)
-    setattr(owner, name, value)

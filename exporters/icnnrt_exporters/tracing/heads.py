@@ -4,7 +4,9 @@ Transforms of torch.func inside a forward do not survive torch.onnx.export. Trac
 tensors with one symbolic batch, they do: what comes out is a plain graph of forward operators.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, vjp
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
@@ -20,6 +23,9 @@ from icnnrt.errors import ExportError
 from icnnrt_exporters.tracing.decompositions import decompositions
 from icnnrt_exporters.tracing.energy_graph import EnergyGraph, Theta
 from icnnrt_exporters.tracing.quiet import quiet
+from icnnrt_exporters.tracing.replaced import replace
+
+_TRACING = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -292,7 +298,7 @@ def trace(
                 fake = torch.empty(size, dtype=argument.example.dtype)
         fakes.append(fake)
     # Without the Python dispatcher, recurrent cells silently specialise the batch.
-    with quiet(), enable_python_dispatcher():
+    with quiet(), _without_notes(), enable_python_dispatcher():
         graph = make_fx(function, decomposition_table=decompositions(), tracing_mode="fake")(*fakes)
     if isinstance(batch, torch.SymInt) and batch.node.maybe_as_int() is not None:
         guard = next((str(g.expr) for g in shapes.guards), "unknown")
@@ -300,3 +306,13 @@ def trace(
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return Head(graph, inputs, outputs, energy)
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """While it is entered, nodes are not told their strides and memory formats, which compare symbols and nobody reads:
+    they know the value that they make."""
+    with _TRACING, contextlib.ExitStack() as stack:
+        if hasattr(proxy_tensor, "_extract_tensor_metadata"):
+            replace(stack, proxy_tensor, "_extract_tensor_metadata", lambda *arguments, **named: None)
+        yield
