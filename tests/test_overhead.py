@@ -1,6 +1,7 @@
 """What an export changes in the process while it runs, and leaves as it was."""
 
 import gc
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,7 @@ from icnnrt_exporters.tracing.overhead import THRESHOLDS, collected_rarely, one_
 from icnnrt_models import FICNN  # noqa: E402
 
 
-def test_an_export_collects_rarely_and_takes_one_thread_while_it_runs(
-    tmp_path: Path,
-) -> None:
+def test_an_export_collects_rarely_and_takes_one_thread_while_it_runs(tmp_path: Path) -> None:
     before, threads = gc.get_threshold(), torch.get_num_threads()
     seen = []
 
@@ -64,3 +63,28 @@ def test_one_thread_is_left_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), one_thread():
         _ = 1 / 0
     assert torch.get_num_threads() == before
+
+
+def test_threads_that_overlap_restore_what_was_before_the_first() -> None:
+    before, within, go_on, found = torch.get_num_threads(), threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with one_thread():
+            within.set()
+            go_on.wait()
+        found.append(torch.get_num_threads())
+
+    torch.set_num_threads(2)
+    thread = threading.Thread(target=other)
+    try:
+        with one_thread():
+            thread.start()
+            within.wait()
+        assert torch.get_num_threads() == 2
+        go_on.set()
+        thread.join()
+        assert found == [2]
+        assert torch.get_num_threads() == 2
+    finally:
+        go_on.set()
+        torch.set_num_threads(before)
