@@ -373,4 +373,5 @@ def test_a_row_that_an_equality_implies_moves_no_answer(unit, native):
         implied = icnnrt.qp(Q, p, np.r_[G, [-a]], np.r_[h, -b], a[None], b, native=native)
         if plain.ok:
             assert implied.ok, k
+            assert not implied.vjp(np.ones(n)).reliable, k
             np.testing.assert_allclose(implied.z, plain.z, atol=1e-3 * (1.0 + np.abs(plain.z).max()), err_msg=str(k))

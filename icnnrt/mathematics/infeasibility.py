@@ -26,8 +26,8 @@ CERTIFIED: Final = 1e-9  # the least relative amount of infeasibility that is to
 
 def farkas(xp: Namespace, problem: Problem, solve: Any, found: Array) -> tuple[Array, Array, Array]:
     """Whether no z is feasible [B, 1, 1], and λ [B, 1, m + n] and ν of the certificate: A'ν + C'λ = 0 though bounds sum
-    to −1. `solve(problem, soft, all_bounds)` is the interior point method; found [B, 1, n] is a z that the certificate has to rule
-    out, or 0."""
+    to −1. `solve(problem, soft, all_bounds)` is the interior point method; found [B, 1, n] is a z that the certificate
+    has to rule out, or 0."""
     Q, p, G, A, b, lower, upper = problem
     violated = problem._replace(Q=0.0 * Q, p=0.0 * p)
     z = solve(violated, 1.0).z
