@@ -17,6 +17,7 @@ from icnnrt.mathematics import (
     namespace,
     qp_adjoint,
     qp_reference,
+    quadratic_program,
 )
 from icnnrt.mathematics.qp_reference import TOLERANCE
 
@@ -71,6 +72,10 @@ CONSTANTS: dict[tuple[str, str], Any] = {
     ("qp_interior_point.h", "kNearly"): interior_point.NEARLY,
     ("qp_interior_point.h", "kWarm"): interior_point.WARM,
     ("qp_problem.h", "kBoundMax"): interior_point.BOUND_MAX,
+    ("qp_problem.h", "kLoose"): interior_point.LOOSE,
+    ("qp_solve.h", "kNoticeable"): interior_point.NOTICEABLE,
+    ("qp_solve.h", "kPursued"): quadratic_program.PURSUED,
+    ("qp_solve.h", "kOverrules"): infeasibility.OVERRULES,
     ("qp_solve.h", "kCertificate"): infeasibility.CERTIFICATE,
     ("qp_solve.h", "kCancelled"): infeasibility.CANCELLED,
     ("qp_solve.h", "kFalls"): infeasibility.FALLS,
@@ -131,6 +136,7 @@ OURS = {
     ("exponential.h", "kLn2High"): OF_EXP,
     ("exponential.h", "kLn2Low"): OF_EXP,
     ("exponential.h", "kRounder"): OF_EXP,
+    ("qp_interior_point.h", "kRunning"): OF_POLISH,
     ("qp_interior_point.h", "kAmendments"): OF_POLISH,
     ("qp_interior_point.h", "kGuess"): OF_POLISH,
     ("qp_interior_point.h", "kHard"): OF_POLISH,

@@ -169,7 +169,7 @@ PUBLIC = {
     "mathematics.polyhedron_programs": {"Polyhedron", "Programs", "steepness"},
     "mathematics.qp_adjoint": {"Adjoint", "Held", "begin", "finished", "gradients", "held", "qp_adjoint", "step"},
     "mathematics.quadratic_program": {"Precision", "Solution", "solve"},
-    "mathematics.qp_advice": {"qp_advice", "qp_cause"},
+    "mathematics.qp_advice": {"far_bound", "qp_advice", "qp_cause"},
     "mathematics.qp_data": {"Sizes", "check_shapes"},
     "mathematics.qp_names": set(),
     "mathematics.minimum_degree": {"Symbolic", "minimum_degree"},

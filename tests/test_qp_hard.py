@@ -363,7 +363,6 @@ def test_a_weakly_active_row_has_the_gradient_of_one_side(way):
 def test_a_row_that_an_equality_implies_moves_no_answer(unit, native):
     """Its multipliers have no size: they cancel those of the equality, and hid a z far from the optimum."""
     rng = np.random.default_rng(0)
-    solved = 0
     for k in range(60 if native is None else 12):
         n, m = rng.integers(2, 6), rng.integers(1, 5)
         M, G, a = (rng.integers(-2, 3, shape).astype(float) for shape in ((n, n), (m, n), (n,)))
@@ -372,7 +371,7 @@ def test_a_row_that_an_equality_implies_moves_no_answer(unit, native):
         h, b = G @ z + rng.integers(0, 2, m), np.array([a @ z])
         plain = icnnrt.qp(Q, p, G, h, a[None], b, native=native)
         implied = icnnrt.qp(Q, p, np.r_[G, [-a]], np.r_[h, -b], a[None], b, native=native)
-        if plain.ok and implied.ok:
-            solved += 1
+        if plain.ok:
+            assert implied.ok, k
+            assert not implied.vjp(np.ones(n)).reliable, k
             np.testing.assert_allclose(implied.z, plain.z, atol=1e-3 * (1.0 + np.abs(plain.z).max()), err_msg=str(k))
-    assert solved >= (25 if native is None else 4)

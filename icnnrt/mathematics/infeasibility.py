@@ -20,12 +20,14 @@ from icnnrt.mathematics.namespace import TINY, Array, Namespace
 CERTIFICATE: Final = 1e-7  # how well a certificate must hold: its residual against the amount it proves
 CANCELLED: Final = 1e-6  # the same against the terms that cancel
 FALLS: Final = 1e-6  # how fast the objective has to fall along a ray, against the same
+OVERRULES: Final = 0.1  # the same, for any z as large as one that was found to be nearly feasible for its size
 CERTIFIED: Final = 1e-9  # the least relative amount of infeasibility that is told from rounding
 
 
-def farkas(xp: Namespace, problem: Problem, solve: Any) -> tuple[Array, Array, Array]:
+def farkas(xp: Namespace, problem: Problem, solve: Any, found: Array) -> tuple[Array, Array, Array]:
     """Whether no z is feasible [B, 1, 1], and λ [B, 1, m + n] and ν of the certificate: A'ν + C'λ = 0 though bounds sum
-    to −1. `solve(problem, soft)` is the interior point method."""
+    to −1. `solve(problem, soft, all_bounds)` is the interior point method; found [B, 1, n] is a z that the certificate
+    has to rule out, or 0."""
     Q, p, G, A, b, lower, upper = problem
     violated = problem._replace(Q=0.0 * Q, p=0.0 * p)
     z = solve(violated, 1.0).z
@@ -33,15 +35,17 @@ def farkas(xp: Namespace, problem: Problem, solve: Any) -> tuple[Array, Array, A
     r, left = z @ transposed(xp, C), b - z @ transposed(xp, A)
     out = xp.maximum(xp.largest(xp.maximum(xp.maximum(r - upper, lower - r), 0.0)), xp.largest(left))
     unit = xp.where(out > TINY, out, 1.0)
-    found: Answer = solve(violated._replace(b=left / unit, lower=(lower - r) / unit, upper=(upper - r) / unit), 1.0)
-    D = found.D
+    # In these units bounds are far away that z may well reach: none is left out.
+    moved = violated._replace(b=left / unit, lower=(lower - r) / unit, upper=(upper - r) / unit)
+    proof: Answer = solve(moved, 1.0, 1.0)
+    D = proof.D
     # Where 0'z cannot be within the bounds of a row of zeros.
     empty = xp.mT(xp.max(abs(C))) <= 0.0
     has_upper, has_lower = abs(upper) < BOUND_MAX, abs(lower) < BOUND_MAX
     against = xp.indicator(empty & has_upper & (upper < 0.0)) - xp.indicator(empty & has_lower & (lower > 0.0))
     against_nu = xp.where(xp.mT(xp.max(abs(A))) <= 0.0, -b, 0.0)
     contradicted = xp.largest(xp.concat([against, against_nu])) > 0.0
-    lam, nu = xp.where(contradicted, against, found.lam), xp.where(contradicted, against_nu, found.nu)
+    lam, nu = xp.where(contradicted, against, proof.lam), xp.where(contradicted, against_nu, proof.nu)
     pointed = xp.where(lam >= 0.0, upper, lower)
     bound = xp.where(abs(pointed) < BOUND_MAX, pointed, 0.0)
     terms = xp.concat([lam * bound, nu * b])
@@ -50,7 +54,8 @@ def farkas(xp: Namespace, problem: Problem, solve: Any) -> tuple[Array, Array, A
     off = xp.largest((lam @ C + nu @ A) * D)
     magnitude = xp.largest((abs(lam) @ abs(C) + abs(nu) @ abs(A)) * D)
     most = xp.minimum(CERTIFICATE * amount, CANCELLED * magnitude)
-    proven = (amount > CERTIFIED * xp.sum(abs(terms))) & (off <= most)
+    overrules = off * xp.sum(abs(found / D)) <= OVERRULES * amount
+    proven = (amount > CERTIFIED * xp.sum(abs(terms))) & (off <= most) & overrules
     unit = xp.where(amount > 0.0, amount, 1.0)
     return proven, lam / unit, nu / unit
 

@@ -15,6 +15,9 @@ With soft > 0 a constraint may be violated by t at a price of ½ t² / soft; the
 
 Vectors are rows, numbers of a sample [B, 1, 1]. Everything is solved equilibrated: z = D ẑ, λ = F λ̂ / c, ν = E ν̂ / c,
 s = ŝ / F. Samples that are done stand still.
+
+A bound that is far beyond the size of z is left out of the steps, where its slack would drown everything in rounding,
+and judged at the answer like all others: z within it proves that its multiplier is 0.
 """
 
 from collections.abc import Callable
@@ -50,6 +53,8 @@ LEVEL: Final = 4.0  # a problem whose rows and columns are within this factor of
 LEVER_OF_P: Final = 16.0  # p counts this much less than Q in the size of the objective: curvature makes z of it
 FAR: Final = 64.0  # and so are variables whose size seems to be within this one
 NARROW: Final = 1e-9
+NOTICEABLE: Final = 1e-6  # relative violation of a bound, by its own size: of z of 1e10, 1 is nothing
+LOOSE: Final = 1e5  # times the size of z: bounds from there on are left out of steps
 INFINITY: Final = float("inf")
 
 
@@ -75,6 +80,8 @@ class Answer(NamedTuple):
     residual: Array  # [B, 1, 3] relative stationarity, feasibility, duality gap: the larger of both units
     D: Array  # [B, 1, n] the units of z
     steps: Array  # [B, 1, 1] that were taken
+    left_out: Array  # [B, 1, 1] how many bounds were left out of them
+    off: Array  # [B, 1, 1] > 0: a row is off noticeably for its own bound, in units of the data
 
 
 class Units(NamedTuple):
@@ -97,7 +104,9 @@ class Equilibrated(NamedTuple):
     u: Array  # [B, 1, 2 (m + n)] bounds of both sides, 0 where there is none
     has: Array  # 1 where there is a bound of an inequality, else 0
     is_equal: Array  # bool, on the upper side of equalities
+    loose: Array  # 1 where there is one that is left out of the steps
     N: Array  # how many inequalities there are, at least 1
+    fixed: Array  # 1 where the centre of multipliers is 0 until the solution is close
     soft: Array
     enough: Array  # the relative KKT residual at which a sample stops
     nearly: Array  # and at which it does after `PATIENCE` steps without progress
@@ -126,14 +135,18 @@ class Iterate(NamedTuple):
 
 # fmt: off
 def interior_point(
-    xp: Namespace, problem: Problem, soft: Array, tolerance: Array, start: Array, active: Array, steps: Any
+    xp: Namespace, problem: Problem, soft: Array, tolerance: Array, start: Array, active: Array, steps: Any,
+    seen: Array, all_bounds: Array
 ) -> Answer:
     # fmt: on
     """Solve the samples that are `active` [B, 1, 1], from start [B, 1, n + m + q + n] = (z, λ, ν, μ), NaN: cold.
 
     tolerance [B, 1, 1] is the relative KKT residual that is asked for. Steps end below it, where that is loose.
+    seen [B, 1, n] is the z of an attempt that failed, 0 before there is one. It tells the size of z, and multipliers
+    are then held near 0 until the solution is close: where rows depend on each other, nothing else keeps theirs from
+    running away. all_bounds [B, 1, 1]: 1 where bounds that are far beyond z take part in steps all the same.
     """
-    scaled = equilibrated(xp, problem, soft, tolerance)
+    scaled = equilibrated(xp, problem, soft, tolerance, seen, all_bounds)
 
     def unfinished(*state: Array) -> Array:
         return xp.any(Iterate(*state).going)
@@ -202,19 +215,26 @@ def swept(
     return Q * more, p * more, G, A, D * d, g * E_G, a * E_A, c * more, going
 
 
-def equilibrated(xp: Namespace, problem: Problem, soft: Array, tolerance: Array) -> Equilibrated:
+# fmt: off
+def equilibrated(
+    xp: Namespace, problem: Problem, soft: Array, tolerance: Array, seen: Array, all_bounds: Array
+) -> Equilibrated:
+    # fmt: on
     """The problem in its own units."""
     Q, p, G, A, b, lower, upper = problem
     Q, p, G, A, D, F, E, c = units(xp, Q, p, G, A)
     # Every measure of the method has a floor of 1: z is brought near it, so that an answer has no units.
-    tau = size_of_z(xp, Q, p, bounds_of(xp, lower * F, upper * F)[0], b * E)
+    size_seen = xp.largest(seen / D)
+    tau = size_of_z(xp, Q, p, bounds_of(xp, lower * F, upper * F)[0], b * E, all_bounds, size_seen)
     Q, p, D, F, E = Q * (tau * tau), p * tau, D * tau, F / tau, E / tau
     more = unit_of_cost(xp, Q, p)
     Q, p, c = Q * more, p * more, c * more
     u, has_any = bounds_of(xp, lower * F, upper * F)
     has_upper, has_lower = xp.halves(has_any)
     equal = (lower >= upper) & (has_upper * has_lower > 0.0)
-    has = xp.where(xp.concat([equal, equal]), 0.0, has_any)
+    sides = xp.where(xp.concat([equal, equal]), 0.0, has_any)
+    loose = sides * xp.indicator((u > LOOSE) & (all_bounds <= 0.0))
+    has = sides - loose
 
     def of_both(units: Array) -> Array:
         return xp.concat_rows([0.0 * units + 1.0, units])
@@ -227,7 +247,9 @@ def equilibrated(xp: Namespace, problem: Problem, soft: Array, tolerance: Array)
         u=u,
         has=has,
         is_equal=xp.concat([xp.indicator(equal), 0.0 * F]) > 0.0,
+        loose=loose,
         N=xp.maximum(xp.sum(has), 1.0),
+        fixed=xp.indicator(size_seen > 0.0),
         soft=soft,
         enough=xp.minimum(tolerance, xp.maximum(BEYOND * tolerance, ENOUGH)),
         nearly=xp.maximum(tolerance, NEARLY),
@@ -246,8 +268,13 @@ def equilibrated(xp: Namespace, problem: Problem, soft: Array, tolerance: Array)
     )
 
 
-def size_of_z(xp: Namespace, Q: Array, p: Array, u: Array, b: Array) -> Array:
-    """A power of 2 near the size of z: what b and bounds away from 0 demand, else what curvature and bounds allow.
+# fmt: off
+def size_of_z(
+    xp: Namespace, Q: Array, p: Array, u: Array, b: Array, all_bounds: Array, size_seen: Array
+) -> Array:
+    # fmt: on
+    """A power of 2 near the size of z: that seen, else what b and bounds away from 0 demand, else what curvature and
+    bounds allow, those left out that are far beyond the least.
 
     1 where z is of that size already or nothing tells. A bound u < 0 keeps z from 0.
     """
@@ -255,9 +282,11 @@ def size_of_z(xp: Namespace, Q: Array, p: Array, u: Array, b: Array) -> Array:
     bent = curvature > 0.0
     pull = xp.largest(p)
     allowed = xp.where(bent, pull / xp.where(bent, curvature, 1.0), xp.where(pull > 0.0, INFINITY, 0.0))
-    held = xp.largest(u)
+    away = xp.maximum(xp.largest(b), xp.largest(xp.minimum(u, 0.0)))
+    least = xp.maximum(xp.min(xp.where(u > 0.0, u, INFINITY)), xp.maximum(away, 1.0))
+    held = xp.largest(xp.where((u > LOOSE * least) & (all_bounds <= 0.0), 0.0, u))
     allowed = xp.minimum(allowed, xp.where(held > 0.0, held, INFINITY))
-    size = xp.maximum(xp.maximum(xp.largest(b), xp.largest(xp.minimum(u, 0.0))), allowed)
+    size = xp.where(size_seen > 0.0, size_seen, xp.maximum(away, allowed))
     known = ((size < 1.0 / FAR) | (size > FAR)) & (size > 0.0) & (size < INFINITY)
     return xp.power_of_2(xp.clip(xp.where(known, size, 1.0), 2.0**-60, 2.0**60))
 
@@ -321,13 +350,14 @@ def first(xp: Namespace, at: Equilibrated, start: Array, active: Array) -> Itera
     warm = xp.concat([z, nu_given * at.c / at.E, l, s])
     x = xp.where(xp.isfinite(xp.sum(start)), warm, cold)
 
-    mu, r_d, r_nu, r_s, residual = evaluated(xp, at, x)
-    going = active & (residual > at.enough)
+    mu, r_d, r_nu, r_s, residual, outside = evaluated(xp, at, x)
+    going = active & (residual > at.enough) & ~outside
     return Iterate(x, rho, mu, r_d, r_nu, r_s, x, residual, 0.0 * rho, 0.0 * rho, going)
 
 
 def evaluated(xp: Namespace, at: Equilibrated, x: Array) -> tuple[Array, ...]:
-    """μ, the residuals r_d, r_ν and r_s, and the largest relative residual, infinite if not finite."""
+    """μ, the residuals r_d, r_ν and r_s, the largest relative residual, infinite if not finite, and whether z is beyond
+    bounds that are left out, as it is where nothing else holds it."""
     z, nu, l, s = split(xp, at, x)  # noqa: E741
     l_upper, l_lower = xp.halves(l)
     lam = l_upper - l_lower
@@ -335,7 +365,8 @@ def evaluated(xp: Namespace, at: Equilibrated, x: Array) -> tuple[Array, ...]:
     r_s = xp.where(at.is_equal, sides, (sides + at.soft * (both(xp, lam) - l) + s) * at.has)
     sl = xp.sum(s * l * at.has)
     known = xp.isfinite(sl + xp.sum(r_d))  # sums are NaN where anything is NaN or infinite
-    return sl / at.N, r_d, r_nu, r_s, xp.where(known, xp.largest(residuals), INFINITY)
+    outside = xp.max(sides * at.loose) > 0.0
+    return sl / at.N, r_d, r_nu, r_s, xp.where(known, xp.largest(residuals), INFINITY), outside
 
 
 def newton(
@@ -372,8 +403,9 @@ def step(xp: Namespace, at: Equilibrated, iterate: Iterate) -> Iterate:
     is_bound = has > 0.0
     z, nu, l, s = split(xp, at, x)  # noqa: E741
     stuck = (idle >= float(STUCK)) & (best_residual < CLOSE)
-    delta = at.soft + xp.where(stuck, STUCK_DELTA, xp.maximum(rho, LEAST_DELTA))
-    direction = newton(xp, at, l, s, (r_d, r_nu, r_s), rho, delta)
+    proximal = xp.where(stuck, STUCK_DELTA, xp.maximum(rho, LEAST_DELTA))
+    delta, pull = at.soft + proximal, xp.where(stuck, 0.0, at.fixed * proximal)
+    direction = newton(xp, at, l, s, (r_d, r_nu - pull * nu, r_s - pull * l), rho, delta)
 
     # predictor
     sl = s * l * has
@@ -404,27 +436,35 @@ def step(xp: Namespace, at: Equilibrated, iterate: Iterate) -> Iterate:
     )
     x = xp.where(going & xp.isfinite(xp.sum(moved)), moved, x)
 
-    mu_next, r_d, r_nu, r_s, residual = evaluated(xp, at, x)
+    mu_next, r_d, r_nu, r_s, residual, outside = evaluated(xp, at, x)
     rho = xp.maximum(rho * xp.minimum(mu_next / xp.maximum(mu, 1e-300), 1.0), RHO[1])
     idle = xp.where(residual < PROGRESS * best_residual, 0.0, idle + 1.0)
     better = going & (residual < best_residual)
     best_x, best_residual = xp.where(better, x, best_x), xp.where(better, residual, best_residual)
     enough = (best_residual <= at.nearly) & (idle >= float(PATIENCE))
-    going = going & (best_residual > at.enough) & ~enough
+    going = going & (best_residual > at.enough) & ~(enough | outside)
     return Iterate(x, rho, mu_next, r_d, r_nu, r_s, best_x, best_residual, idle, taken, going)
 
 
 def finished(xp: Namespace, at: Equilibrated, last: Iterate) -> Answer:
     """The best iterate in the units of the data."""
     z, nu, l, s = split(xp, at, last.best_x)  # noqa: E741
-    (l_upper, l_lower), (s_upper, s_lower) = xp.halves(l), xp.halves(s)
+    l_upper, l_lower = xp.halves(l)
     lam = l_upper - l_lower
     # Bounds that leave no room hold z as an equality does, whichever of them λ points at.
     (has_upper, has_lower), (equal, _) = xp.halves(at.has), xp.halves(xp.indicator(at.is_equal))
     u_upper, minus_lower = xp.halves(at.u)
     narrow = (has_upper * has_lower > 0.0) & (u_upper + minus_lower <= NARROW * (1.0 + abs(u_upper)))
     held = narrow | (equal > 0.0)
-    *_, residuals = measured(xp, at, z, nu, lam)
+    beyond, _, r_nu, residuals = measured(xp, at, z, nu, lam)
+    F, has_any = xp.concat([at.F, at.F]), at.has + at.loose + xp.indicator(at.is_equal)
+    off = xp.concat(
+        [
+            has_any * (beyond - NOTICEABLE * (F + abs(at.u))),
+            abs(r_nu) - NOTICEABLE * (at.E + abs(at.b)),
+        ]
+    )
+    s_upper, s_lower = xp.halves(xp.where(at.loose > 0.0, xp.maximum(-beyond, SMALLEST), s))
     return Answer(
         z=z * at.D,
         lam=lam * at.F / at.c,
@@ -433,6 +473,8 @@ def finished(xp: Namespace, at: Equilibrated, last: Iterate) -> Answer:
         residual=xp.mT(xp.max(xp.mT(residuals))),
         D=at.D,
         steps=last.taken,
+        left_out=xp.sum(at.loose),
+        off=xp.max(off),
     )
 
 

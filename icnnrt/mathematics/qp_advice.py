@@ -1,7 +1,7 @@
 """Why a quadratic program has no answer, told from its data: which eigenvalue, which datum, which pair of bounds."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,11 @@ from icnnrt.mathematics.qp_reference import BOUND_MAX
 from icnnrt.mathematics.qp_status import advise
 from icnnrt.mathematics.status import Status
 
-__all__ = ["qp_advice", "qp_cause"]
+__all__ = ["far_bound", "qp_advice", "qp_cause"]
+
+FAR_BOUND: Final = (
+    1e9  # and beyond, bounds are named where there is no answer: next to data of size 1 they are rounding
+)
 
 
 def qp_advice(
@@ -31,7 +35,8 @@ def qp_advice(
     """
     verdict = Status(status)
     a, b, c = (float(r) for r in residual)
-    return f"sample {i}: {qp_cause(verdict, data) or advise(verdict, residual=(a, b, c), ray=ray, **course)}"
+    told = qp_cause(verdict, data) or advise(verdict, residual=(a, b, c), ray=ray, **course)
+    return f"sample {i}: {told}{far_bound(verdict, data)}"
 
 
 def qp_cause(status: Status, data: Mapping[str, NDArray[Any]]) -> str:
@@ -63,3 +68,23 @@ def qp_cause(status: Status, data: Mapping[str, NDArray[Any]]) -> str:
                             f"{data[high][entry]:.3g}: exchange or widen them"
                         )
     return ""
+
+
+def far_bound(status: Status, data: Mapping[str, NDArray[Any]]) -> str:
+    """What to do about the farthest bound where a sample was not solved, "" if no bound is far."""
+    if status not in (Status.INACCURATE, Status.SOLVER):
+        return ""
+    far = [
+        (abs(value), f"{name}[{i}] = {value:.3g}", f"z[{i}]" if name in ("lower", "upper") else f"row {i} of G")
+        for name in ("lower", "upper", "h_lower", "h")
+        for i, value in enumerate(np.asarray(data.get(name, ()), np.float64).reshape(-1).tolist())
+        if FAR_BOUND <= abs(value) < BOUND_MAX
+    ]
+    if not far:
+        return ""
+    _, bound, of = max(far)
+    more = f" and {len(far) - 1} more bounds are" if len(far) > 1 else " is"
+    return (
+        f"; {bound}{more} far beyond the other data: pass inf or -inf where there is no bound, or give {of} in larger "
+        "units if it is one"
+    )

@@ -71,7 +71,7 @@ def smoothed(
     b, nu, nu_bar = (xp.concat([a, no_b]) for a in (xp.row(b), nu, bars[2]))
     rows = [xp.row(xp.concat(pair)) for pair in ((h_lower, lower), (h, upper))]
     problem = Problem(*(sound(a) for a in (0.5 * (Q + xp.mT(Q)), xp.row(p), G, A, b)), *rows)
-    at = equilibrated(xp, problem, no_b, no_b + ENOUGH)
+    at = equilibrated(xp, problem, no_b, no_b + ENOUGH, 0.0 * problem.p, no_b + 1.0)
     kappa = kappa * at.c  # λ = F λ̂ / c, s = ŝ / F
     x, found = central_point(xp, at, sound(z), sound(xp.concat([lam, mu])), sound(nu), kappa)
     found = found & has_answer

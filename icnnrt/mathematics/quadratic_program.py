@@ -8,8 +8,9 @@ Multipliers are signed: λ_i > 0 pushes back from h_i, λ_i < 0 from h_lower_i, 
     stationarity     Qz + p + G'λ + A'ν + μ = 0
     complementarity  max(λ, 0)'(h − Gz) + max(−λ, 0)'(Gz − h_lower) + the same of μ = 0
 
-which sum is the duality gap. The method is `interior_point`; what that leaves is asked for a certificate, see
-`infeasibility`.
+which sum is the duality gap. The method is `interior_point`. What it leaves begins again without the start and with the
+bounds that it left out; what is left then is asked for a certificate, see `infeasibility`; and what has none begins
+once more, in units of the z that was seen.
 """
 
 from typing import Any, Final, NamedTuple
@@ -21,6 +22,7 @@ from icnnrt.mathematics.qp_status import QPStatus
 
 INFINITY: Final = float("inf")
 NAN: Final = float("nan")
+PURSUED: Final = 30  # steps from which on it is not the few that were allowed that left a problem unsolved
 
 
 class Precision(NamedTuple):
@@ -75,15 +77,14 @@ def solve(xp: Namespace, problem: Problem, start: Array, precision: Precision, s
     lower, upper = xp.where(trivial, -INFINITY, lower), xp.where(trivial, INFINITY, upper)
     problem = Problem(Q, p, G, A, b, lower, upper)
 
-    found = _interior_point(xp, problem, 0.0, precision.ends, start, ~trivial, steps)
-    worst = xp.max(found.residual) + 0.0 * xp.sum(found.residual)
-    unsolved = ~(worst <= precision.solved) & ~trivial
     none = xp.concat([0.0 * p, xp.ones_like(lower) - 1.0, 0.0 * b])
-    status, ray = xp.cond(
-        xp.any(unsolved),
-        lambda: _certificates(xp, unsolved, problem, none, worst, precision, steps),
-        lambda: (float(QPStatus.SOLVED) + xp.sum(none), none),
+    first = _interior_point(xp, problem, 0.0, precision.ends, start, ~trivial, steps, 0.0 * p, xp.sum(none))
+    *answers, status, ray = xp.cond(
+        xp.any(_unsolved(xp, first, precision) | _doubted(first)),
+        lambda: _pursued(xp, problem, start, none, first, ~trivial, precision, steps),
+        lambda: (*first, float(QPStatus.SOLVED) + xp.sum(none), none),
     )
+    found = Answer(*answers)
 
     answer = xp.concat([found.z, found.lam, found.nu])
     beyond = ~(xp.largest(answer) + 0.0 * xp.sum(answer) <= precision.most)
@@ -98,43 +99,109 @@ def solve(xp: Namespace, problem: Problem, start: Array, precision: Precision, s
     return Solution(z, lam, nu, slack, residual, status, ray, found.steps)
 
 
+def _worst(xp: Namespace, found: Answer) -> Array:
+    """The largest residual, NaN if one is."""
+    return xp.max(found.residual) + 0.0 * xp.sum(found.residual)
+
+
+def _unsolved(xp: Namespace, found: Answer, precision: Precision) -> Array:
+    return ~(_worst(xp, found) <= precision.solved)
+
+
+def _doubted(found: Answer) -> Array:
+    """What may be solved only in relation to a z of 1e10, to which a row that is off by 1 is nothing."""
+    return found.off > 0.0
+
+
+def _status(xp: Namespace, worst: Array, precision: Precision) -> Array:
+    """SOLVED, INACCURATE or FAILED."""
+    bad = xp.where(worst <= precision.inaccurate, float(QPStatus.INACCURATE), float(QPStatus.FAILED))
+    return xp.where(worst <= precision.solved, float(QPStatus.SOLVED), bad + 0.0 * worst)
+
+
+def _cold(xp: Namespace, problem: Problem) -> tuple[Array, Array]:
+    """A start that is none, and that all samples are active."""
+    none = xp.concat([0.0 * problem.p, xp.ones_like(problem.lower), 0.0 * problem.b])
+    return NAN + none, xp.sum(none) > -1.0
+
+
+# fmt: off
+def _pursued(
+    xp: Namespace, problem: Problem, start: Array, none: Array, first: Answer, sound: Array, precision: Precision,
+    steps: Any
+) -> tuple[Array, ...]:
+    # fmt: on
+    """Answers, statuses and rays where one attempt did not solve all, or may not have."""
+
+    def attempt(before: Answer, again: Array, seen: Array, all_bounds: Array) -> Answer:
+        """Those `again` from a cold start, by themselves: the better of both answers."""
+        few = Problem(*(xp.pick(again, a) for a in problem))
+        cold, active = _cold(xp, few)
+        given = (xp.pick(again, a) for a in (seen, all_bounds))
+        found = _interior_point(xp, few, 0.0, precision.ends, cold, active, steps, *given)
+        found = Answer(*(xp.put(again, new, old) for new, old in zip(found, before, strict=True)))
+        taken, worst = before.steps + xp.where(again, found.steps, 0.0), _worst(xp, before)
+        better = (_worst(xp, found) < worst) | ~xp.isfinite(worst)
+        found = Answer(*(xp.where(better, new, old) for new, old in zip(found, before, strict=True)))
+        return found._replace(steps=taken)
+
+    missing = xp.isfinite(xp.sum(start)) | (first.left_out > 0.0)
+    again = sound & _unsolved(xp, first, precision) & missing
+    found = attempt(first, again, 0.0 * problem.p, xp.indicator(first.left_out > 0.0))
+    left = sound & _unsolved(xp, found, precision)
+    asked = left | (sound & _doubted(found))
+    status, ray = xp.cond(
+        xp.any(asked),
+        lambda: _certificates(xp, asked, problem, none, found, precision, steps),
+        lambda: (float(QPStatus.SOLVED) + xp.sum(none), none),
+    )
+    certified = (status >= float(QPStatus.PRIMAL_INFEASIBLE)) & (status <= float(QPStatus.DUAL_INFEASIBLE))
+    left = left & ~certified
+    failed = left & (found.steps >= float(PURSUED)) & xp.isfinite(xp.sum(found.z))
+    last = attempt(found, failed, found.z, xp.sum(none))
+    return (*last, xp.where(left, _status(xp, _worst(xp, last), precision), status), ray)
+
+
 # fmt: off
 def _interior_point(
-    xp: Namespace, problem: Problem, soft: float, tolerance: Any, start: Array, active: Array, steps: Any
+    xp: Namespace, problem: Problem, soft: float, tolerance: Any, start: Array, active: Array, steps: Any,
+    seen: Array, all_bounds: Array
 ) -> Answer:
     # fmt: on
     """`interior_point`, as a piece that stands in a graph once."""
 
     def solve(xp: Namespace, *arrays: Array) -> Answer:
-        """`icnnrt.mathematics.interior_point` of Q, p, G, A, b, lower, upper, soft, tolerance, start, active, steps."""
-        *of, soft, tolerance, start, active, steps = arrays
-        return interior_point(xp, Problem(*of), soft, tolerance, start, active, steps)
+        """`icnnrt.mathematics.interior_point` of Q, p, G, A, b, lower, upper, soft, tolerance, start, active, steps,
+        seen, all_bounds."""
+        *of, soft, tolerance, start, active, steps, seen, all_bounds = arrays
+        return interior_point(xp, Problem(*of), soft, tolerance, start, active, steps, seen, all_bounds)
 
     none = 0.0 * xp.count(problem.p)
-    given = [*problem, soft + none, tolerance + none, start, active, steps]
+    given = [*problem, soft + none, tolerance + none, start, active, steps, seen, all_bounds]
     return Answer(*xp.piece("QPInteriorPoint", solve, given))
 
 
 def _certificates(
-    xp: Namespace, unsolved: Array, problem: Problem, none: Array, worst: Array, precision: Precision, steps: Any
+    xp: Namespace, asked: Array, problem: Problem, none: Array, found: Answer, precision: Precision, steps: Any
 ) -> tuple[Array, Array]:
-    """Status and ray of all samples, those that are unsolved asked for certificates, by themselves."""
-    few = Problem(*(xp.pick(unsolved, a) for a in problem))
+    """Status and ray of all samples, some of them asked for certificates, by themselves."""
+    few = Problem(*(xp.pick(asked, a) for a in problem))
     n = few.p
 
-    def solve(few: Problem, soft: float) -> Answer:
-        cold = NAN + 0.0 * xp.concat([n, few.lower, few.b])
-        active = xp.sum(0.0 * n) > -1.0
-        return _interior_point(xp, few, soft, NEARLY, cold, active, steps)
+    def solve(few: Problem, soft: float, all_bounds: float = 0.0) -> Answer:
+        cold, active = _cold(xp, few)
+        return _interior_point(xp, few, soft, NEARLY, cold, active, steps, 0.0 * n, all_bounds + xp.sum(0.0 * n))
 
-    infeasible, lam, nu = farkas(xp, few, solve)
+    worst, z = xp.pick(asked, _worst(xp, found)), xp.pick(asked, found.z)
+    solved = worst <= precision.solved
+    infeasible, lam, nu = farkas(xp, few, solve, xp.where(solved, z, 0.0))
     falling, d = recession(xp, few, solve, precision.away)
-    accurate = xp.pick(unsolved, worst) <= precision.inaccurate
-    status = xp.where(accurate, float(QPStatus.INACCURATE), float(QPStatus.FAILED) + xp.sum(0.0 * n))
+    falling = falling & ~solved
+    status = _status(xp, worst, precision)
     status = xp.where(falling, float(QPStatus.DUAL_INFEASIBLE), status)
     status = xp.where(infeasible, float(QPStatus.PRIMAL_INFEASIBLE), status)
-    none_few = xp.pick(unsolved, none)
+    none_few = xp.pick(asked, none)
     _, no_lam, no_nu = xp.parts(none_few, [n, lam, nu])
     along = xp.where(falling, xp.concat([d, no_lam, no_nu]), none_few)
     ray = xp.where(infeasible, xp.concat([0.0 * n, lam, nu]), along)
-    return xp.put(unsolved, status, float(QPStatus.SOLVED) + xp.sum(none)), xp.put(unsolved, ray, none)
+    return xp.put(asked, status, float(QPStatus.SOLVED) + xp.sum(none)), xp.put(asked, ray, none)

@@ -44,7 +44,7 @@ struct ActiveSet {
 };
 
 // What a solve needs beside what all take; `qp_workspace_bytes` in dispatch.cpp allows for it.
-ICNNRT_INLINE void lay_out(Layout& layout, const Problem& P, ActiveSet& set) {
+ICNNRT_NO_INLINE void lay_out(Layout& layout, const Problem& P, ActiveSet& set) {
   set.most = P.n > P.q ? P.n - P.q : 0;
   set.stride = padded(P.n);
   set.Y = layout.take<double>((P.n + kTogether) * P.ld);
@@ -352,8 +352,10 @@ struct DualActiveSet {
     return true;
   }
 
-  // x in it.polished and signed λ in it.lam, and whether they are good enough and the only ones.
-  __attribute__((noinline)) bool finish(double enough, double (&residual)[3]) {
+  // x in it.polished and signed λ in it.lam, and whether they are good enough and, unless it may be `any`, the only
+  // ones.
+  __attribute__((noinline)) bool finish(bool any, const Ends& ends, double (&residual)[3]) {
+    const double enough = min(ends.enough, kEnough);
     double *const x = it.polished, *const d_x = it.dx, *const d_lam = set.lam_star;
     fill(it.lam, P.N, 0.0);
     for (std::size_t i = 0; i < P.N; ++i) it.active[i] = 0;
@@ -362,7 +364,12 @@ struct DualActiveSet {
       for (std::size_t j = 0; j < size; ++j) it.lam[set.row[j]] = set.lam[j];
       kkt_residual(P, it, x, it.lam, residual);
       const double off = worst(residual);
-      if (off <= min(kSharp, enough) || pass == kActiveSetRefinements) return off <= enough && distinct();
+      if (off <= min(kSharp, enough) || pass == kActiveSetRefinements) {
+        if (any) return off <= ends.nearly;
+        if (off <= enough && distinct()) return true;
+        it.one_of_many = off <= ends.nearly;
+        return false;
+      }
       for (std::size_t j = 0; j < P.size; ++j) d_x[j] = -(it.Kz[j] + P.c[j] + it.G_lam[j] + it.A_nu[j]);
       for (std::size_t i = P.box; i < P.N; ++i) d_x[i - P.box] -= it.lam[i];
       fill(d_x + P.size, P.ld - P.size, 0.0);
@@ -382,7 +389,7 @@ struct DualActiveSet {
   }
 
   // From the constraints in it.active if `warm`. True if the solution was found: x is in it.polished, λ in it.lam.
-  __attribute__((noinline)) bool run(bool warm, const Ends& ends, double (&residual)[3]) {
+  __attribute__((noinline)) bool run(bool warm, bool any, const Ends& ends, double (&residual)[3]) {
     if (!start()) return false;
     std::size_t count = 0;
     const auto queue = [&](std::size_t i, std::size_t side) {
@@ -402,7 +409,7 @@ struct DualActiveSet {
       while (step())
         if (--steps == 0) return false;
       count = violated();
-      if (count == 0) return finish(min(ends.enough, kEnough), residual);
+      if (count == 0) return finish(any, ends, residual);
       if (out > most) return false;
       std::size_t entered = size + count <= set.most ? admit(count) : 0;
       if (entered == 0) {

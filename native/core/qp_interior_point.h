@@ -22,6 +22,9 @@ inline constexpr std::size_t kStuck = 2, kStuckRefinements = 3;
 inline constexpr double kClose = 1e-6, kStuckDelta = 1e-7;
 inline constexpr double kWarm = 1e-2;
 inline constexpr std::size_t kAmendments = 3;  // of a polish
+// Multipliers from which on a polish begins at 0: those of rows that depend on each other have run away, and what they
+// leave of each other is rounding. It does not need them, as conditions are linear in them.
+inline constexpr double kRunning = 1e5;
 // The corrector is refined where rounding of the condensed system may tell: close to the solution, and in steps that
 // only hard problems take.
 inline constexpr double kRefined = 1e-4;
@@ -54,7 +57,8 @@ struct Iteration {
   unsigned char *active, *tried;                 // [N], [2 N]
                                                  // [N] side that each constraint is thought to be held at: 0, 1, 2
   Newton newton;
-  std::size_t taken = 0;  // steps, a polish that finds the solution among them
+  std::size_t taken = 0;     // steps, a polish that finds the solution among them
+  bool one_of_many = false;  // an active set had an answer, and others may be near
 };
 
 // it.rows, Kz, G_lam and A_nu at (x, λ signed).
@@ -145,25 +149,34 @@ ICNNRT_NO_INLINE bool polish(const Problem& P, Iteration& it, std::size_t amendm
   size = size > 0.0 ? size / static_cast<double>(P.n) : 1.0;
   newton.rho = 1e-13 * size;
   newton.delta = 1e-13 / size;
+  double most = largest(it.x + P.n_blocks, P.q);
+  for (const Side& side : P.side)
+    if (side.any) most = largest(side.lam, P.N, most);
+  if (P.equal.any) most = largest(P.equal.lam, P.N, most);
+  const bool running = most > kRunning;
+  double* const x = it.polished;
   for (;; --amendments) {
-    rows_times(P, it.x, it.rows);
+    copy(x, it.x, P.ld);
+    if (running) fill(x + P.n_blocks, P.ld - P.n_blocks, 0.0);
+    rows_times(P, x, it.rows);
     fill(it.rhs, P.ld, 0.0);
     for (std::size_t i = 0; i < P.N; ++i) {
       const unsigned held = it.active[i];
       it.lam[i] = it.t[i] = newton.W[i] = newton.inverse_W[i] = 0.0;
       if (!held) continue;
       const Side& side = P.side[held - 1];
-      it.lam[i] = P.equal.any && P.equal.has[i] ? P.equal.lam[i] : side.any ? side.sign * side.lam[i] : 0.0;
+      if (!running)
+        it.lam[i] = P.equal.any && P.equal.has[i] ? P.equal.lam[i] : side.any ? side.sign * side.lam[i] : 0.0;
       it.t[i] = it.rows[i] - side.bound[i];
       newton.W[i] = kHard * size;
     }
-    add_Kz(P, it.x, it.rhs);
-    add_Knu(P, it.x, it.rhs);
+    add_Kz(P, x, it.rhs);
+    add_Knu(P, x, it.rhs);
     add_columns_times(P, it.lam, it.rhs);
     for (std::size_t j = 0; j < P.size; ++j) it.rhs[j] = -(it.rhs[j] + P.c[j]);
     factor(P, newton);
     solve_refined(P, newton, it.rhs, it.t, 2, it.dx, it.d_lam, it.d_rows);
-    for (std::size_t j = 0; j < P.ld; ++j) it.polished[j] = it.x[j] + it.dx[j];
+    for (std::size_t j = 0; j < P.ld; ++j) x[j] += it.dx[j];
     for (std::size_t i = 0; i < P.N; ++i) it.lam[i] += it.d_lam[i];
     // What would pull is let go, be it by rounding: a row has a multiplier of the side it is held at, or none.
     bool changed = false;
@@ -174,7 +187,7 @@ ICNNRT_NO_INLINE bool polish(const Problem& P, Iteration& it, std::size_t amendm
       it.lam[i] = 0.0;
       changed = true;
     }
-    kkt_residual(P, it, it.polished, it.lam, residual);
+    kkt_residual(P, it, x, it.lam, residual);
     if (worst(residual) <= enough) return true;
     if (amendments == 0) return false;
     for (std::size_t i = 0; i < P.N; ++i) {
@@ -194,10 +207,16 @@ namespace {
 // The method on P, from it.x and the slacks and multipliers of P's sides; weights are λ / (s + δ λ).
 //
 // With soft > 0 a constraint may be violated by t at a price of ½ t² / soft; then λ = t / soft.
+//
+// With `fixed`, the centre of multipliers is 0 until the solution is close: where rows depend on each other, nothing
+// else keeps theirs from running away.
 struct InteriorPoint {
   Problem& P;
   Iteration& it;
   double soft;
+  bool fixed = false;
+  bool left_out = false;  // loose bounds are; then the method ends beyond them, where nothing else holds z
+  double pull = 0.0;      // of the centre: δ of those multipliers whose centre is 0
 
   // The step to λ∘s + c = 0 on both sides, c / (s + δ λ) in side.e; r_d and r_ν in it.r. That of the equalities is left
   // in it.d_lam.
@@ -211,7 +230,7 @@ struct InteriorPoint {
     }
     for (std::size_t i = 0; i < P.N; i += W) store(it.t + i, load(it.t + i) * load(newton.inverse_W + i));
     for (std::size_t i = 0; P.equal.any && i < P.N; ++i)
-      if (P.equal.has[i]) it.t[i] = it.rows[i] - P.side[0].bound[i] - soft * P.equal.lam[i];
+      if (P.equal.has[i]) it.t[i] = it.rows[i] - P.side[0].bound[i] - (soft + pull) * P.equal.lam[i];
     for (std::size_t j = 0; j < P.size; ++j) it.rhs[j] = -it.r[j];
     solve_refined(P, newton, it.rhs, it.t, refinements, it.dx, it.d_lam, it.d_rows);
     for (Side& side : P.side) {
@@ -395,6 +414,7 @@ struct InteriorPoint {
         keep_best();
       }
       if (best <= ends.enough || (best <= ends.nearly && idle >= kPatience) || step == ends.steps || ends.over()) break;
+      if (left_out && beyond_loose()) break;
 
       if (soft == 0.0 && guess(residual)) {
         if (polish(P, it, kAmendments, min(ends.enough, kEnough), polished)) {
@@ -410,6 +430,7 @@ struct InteriorPoint {
       newton.rho = rho;
       const bool stuck = idle >= kStuck && best < kClose;
       newton.delta = soft + (stuck ? kStuckDelta : max(rho, kLeastDelta));
+      if (fixed) pull_to_0(stuck ? 0.0 : newton.delta - soft);
       fill(newton.W, P.N, 0.0);
       for (Side& side : P.side) {
         if (!side.any) continue;
@@ -476,6 +497,21 @@ struct InteriorPoint {
       copy(side.s, side.best_s, P.N);
     }
     return false;
+  }
+
+  [[gnu::cold]] bool beyond_loose() const {
+    for (const Side& side : P.side)
+      for (std::size_t i = 0; side.any && i < P.N; ++i)
+        if (is_loose(P, side, i) && side.sign * (it.rows[i] - side.bound[i]) > 0.0) return true;
+    return false;
+  }
+
+  // The residuals of constraints as they are with that weight about multipliers of 0.
+  [[gnu::cold]] void pull_to_0(double weight) {
+    pull = weight;
+    for (std::size_t j = P.n_blocks; j < P.size; ++j) it.r[j] -= weight * it.x[j];
+    for (Side& side : P.side)
+      for (std::size_t i = 0; side.any && i < P.N; ++i) side.excess[i] -= weight * side.lam[i];
   }
 
   // x and signed λ to where the polish leaves them.

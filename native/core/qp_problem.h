@@ -163,6 +163,7 @@ inline constexpr std::size_t kEquilibrations = 10;
 inline constexpr double kLeverOfP = 16.0;
 inline constexpr double kLevel = 4.0;  // rows and columns within this factor of 1 are left alone
 inline constexpr double kFar = 64.0;   // and so are variables whose size seems to be within this one
+inline constexpr double kLoose = 1e5;  // times the size of z: bounds from there on are left out of steps
 
 // What brings a number to about 1, if it is not within kLevel of it.
 ICNNRT_INLINE double unit(double size) {
@@ -178,21 +179,33 @@ ICNNRT_INLINE double cost_scale(const Problem& P) {
   return P.cost * unit(P.cost * size);
 }
 
-// The size of z: what b and bounds away from 0 demand, else what curvature and bounds allow; 1 if it is near that.
-ICNNRT_NO_INLINE double size_of_z(const Problem& P) {
-  double average = 0.0, held = 0.0;
+// A power of 2 near the size of z; 1 if it is near that, or not known.
+ICNNRT_INLINE double near_size(double size) {
+  if (size == 0.0 || !(size < kInf) || (size >= 1.0 / kFar && size <= kFar)) return 1.0;
+  return power_near(clip(size, 0x1p-60, 0x1p60));
+}
+
+// The size of z: what b and bounds away from 0 demand, else what curvature and bounds allow, without those, unless
+// `all_bounds`, that are far beyond the least.
+ICNNRT_NO_INLINE double size_of_z(const Problem& P, bool all_bounds) {
+  double average = 0.0, held = 0.0, least = kInf;
   for (std::size_t i = 0; i < P.n; ++i) average += curvature(P, i);
   average /= static_cast<double>(P.n);
   double away = largest(P.c + P.n_blocks, P.q);
   for (const Side& side : P.side) {
     if (!side.any) continue;
-    held = largest(side.bound, P.N, held);
-    for (std::size_t i = 0; i < P.N; ++i) away = max(away, -side.sign * side.bound[i]);
+    for (std::size_t i = 0; i < P.N; ++i) {
+      const double u = side.sign * side.bound[i];
+      away = max(away, -u);
+      if (u > 0.0) least = min(least, u);
+    }
   }
+  const double most = all_bounds ? kInf : kLoose * max(least, max(away, 1.0));
+  for (const Side& side : P.side)
+    for (std::size_t i = 0; side.any && i < P.N; ++i)
+      if (!(side.sign * side.bound[i] > most)) held = max(held, __builtin_fabs(side.bound[i]));
   const double pull = largest(P.c, P.n), t = average > 0.0 ? pull / average : pull > 0.0 ? kInf : 0.0;
-  const double size = max(away, min(t, held > 0.0 ? held : kInf));
-  if (size == 0.0 || !(size < kInf) || (size >= 1.0 / kFar && size <= kFar)) return 1.0;
-  return power_near(clip(size, 0x1p-60, 0x1p60));
+  return near_size(max(away, min(t, held > 0.0 ? held : kInf)));
 }
 
 // column [ld] = the largest entries of [Q G' A'; A 0 0], scaled on their left; row [m] those of G, scaled on both
@@ -261,6 +274,31 @@ ICNNRT_INLINE bool rows_to_units(Problem& P, const double* column, const double*
   return off > 0.0;
 }
 
+// Whether a side is a bound that is far beyond the size of z, be it left out or not.
+ICNNRT_INLINE bool is_loose(const Problem& P, const Side& side, std::size_t i) {
+  return side.sign * side.bound[i] > kLoose && !(P.equal.any && P.equal.has[i]);
+}
+
+// z in units of tau more than it was, a power of 2, and the objective next to 1.
+ICNNRT_NO_INLINE void resize(Problem& P, double tau) {
+  const double per_tau = 1.0 / tau;
+  if (tau == 1.0) return;
+  P.scaled = true;
+  double size = 0.0;
+  for (std::size_t j = 0; j < P.n; ++j)
+    size = max(size, max(curvature(P, j) * tau, __builtin_fabs(P.c[j]) / kLeverOfP) * tau);
+  const double cost = unit(size);
+  P.cost *= cost;
+  scale_Q(P, tau * tau * cost);
+  for (std::size_t j = 0; j < P.size; ++j) {
+    P.c[j] *= j < P.n_blocks ? tau * cost : per_tau;
+    P.D[j] *= j < P.n_blocks ? tau : per_tau;
+  }
+  for (std::size_t i = 0; i < P.m; ++i) P.E_G[i] *= per_tau;
+  for (Side& side : P.side)
+    for (std::size_t i = 0; side.any && i < P.N; ++i) side.bound[i] *= per_tau;
+}
+
 // Rows of G and A brought to size 1, so that their units leave no trace in those of z; then rows and columns of
 // [Q G' A'; G 0 0; A 0 0] near it (Ruiz), and the objective before every sweep: so columns are scaled by constraints
 // rather than by penalties. Then z is, since every measure of the method has a floor of 1.
@@ -306,22 +344,7 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, doubl
       for (std::size_t i = P.box; i < P.N; ++i) side.bound[i] /= P.D[i - P.box];
     }
   }
-  const double tau = size_of_z(P), per_tau = 1.0 / tau;
-  if (tau == 1.0) return;
-  P.scaled = true;
-  double size = 0.0;
-  for (std::size_t j = 0; j < P.n; ++j)
-    size = max(size, max(curvature(P, j) * tau, __builtin_fabs(P.c[j]) / kLeverOfP) * tau);
-  const double cost = unit(size);
-  P.cost *= cost;
-  scale_Q(P, tau * tau * cost);
-  for (std::size_t j = 0; j < P.size; ++j) {
-    P.c[j] *= j < P.n_blocks ? tau * cost : per_tau;
-    P.D[j] *= j < P.n_blocks ? tau : per_tau;
-  }
-  for (std::size_t i = 0; i < P.m; ++i) P.E_G[i] *= per_tau;
-  for (Side& side : P.side)
-    for (std::size_t i = 0; side.any && i < P.N; ++i) side.bound[i] *= per_tau;
+  resize(P, size_of_z(P, false));
 }
 
 enum class Purpose { kSolve, kFeasibility, kRay };

@@ -11,11 +11,16 @@ inline constexpr double kCurved = 1e-4;  // least pivot of Q, in units of its di
 // As many constraints that a start is held at, and one of four variables more, are found again sooner by an active set
 // than by a polish.
 inline constexpr std::size_t kFew = 4;
+// Steps from which on it is not the few that were allowed that left a problem unsolved.
+inline constexpr std::size_t kPursued = 30;
+inline constexpr double kNoticeable = 1e-6;   // relative violation of a bound, by its own size
 inline constexpr double kCertificate = 1e-7;  // how well a certificate must hold: its residual against what it proves
 inline constexpr double kCancelled = 1e-6;    // the same against the terms that cancel
-inline constexpr double kFalls = 1e-6;        // how fast the objective has to fall along a ray, against p and the ray
-inline constexpr double kNarrow = 1e-9;       // relative distance of bounds that leave no room
-inline constexpr double kCertified = 1e-9;    // the least relative amount of infeasibility that is told from rounding
+// The same, for any z as large as one that was found to be nearly feasible for its size.
+inline constexpr double kOverrules = 0.1;
+inline constexpr double kFalls = 1e-6;      // how fast the objective has to fall along a ray, against p and the ray
+inline constexpr double kNarrow = 1e-9;     // relative distance of bounds that leave no room
+inline constexpr double kCertified = 1e-9;  // the least relative amount of infeasibility that is told from rounding
 
 // The relative KKT residual that counts as solved, and as inaccurate, and the rounding unit of the data.
 template <typename T>
@@ -172,23 +177,67 @@ ICNNRT_NO_INLINE void warm_start(Problem& P, Iteration& it) {
     }
 }
 
+// Leaves loose bounds out of steps, where their slacks would drown everything in rounding. Whether there are any.
+[[gnu::cold]] ICNNRT_NO_INLINE bool leave_out_loose(Problem& P) {
+  bool any = false;
+  for (Side& side : P.side)
+    for (std::size_t i = 0; side.any && i < P.N; ++i) {
+      if (!is_loose(P, side, i)) continue;
+      side.has[i] = side.lam[i] = 0.0;
+      side.s[i] = 1.0;
+      any = true;
+    }
+  return any;
+}
+
+// Takes them back, with the slacks of it.polished. Whether that is beyond one of them.
+[[gnu::cold]] ICNNRT_NO_INLINE bool take_back_loose(Problem& P, Iteration& it) {
+  bool outside = false;
+  rows_times(P, it.polished, it.rows);
+  for (Side& side : P.side)
+    for (std::size_t i = 0; side.any && i < P.N; ++i) {
+      if (!is_loose(P, side, i)) continue;
+      const double slack = side.sign * (side.bound[i] - it.rows[i]);
+      side.has[i] = 1.0;
+      side.s[i] = max(slack, kSmallest);
+      outside = outside || !(slack >= 0.0);
+    }
+  return outside;
+}
+
+// The method without loose bounds, unless `all_bounds`: z within them proves that their multipliers are 0, and beyond
+// one of them nothing is solved. Answers as `solve_problem` does.
+ICNNRT_NO_INLINE bool run(InteriorPoint& method, bool cold, bool all_bounds, const Ends& ends, double (&residual)[3]) {
+  Problem& P = method.P;
+  Iteration& it = method.it;
+  method.left_out = !all_bounds && leave_out_loose(P);
+  if (cold) {
+    fill(it.x, P.ld, 0.0);
+    method.start();
+  }
+  const bool polished = method.run(ends, residual);
+  if (!polished) method.read_off();
+  const bool outside = method.left_out && take_back_loose(P, it);
+  if (method.soft == 0.0 && (!polished || outside)) kkt_residual(P, it, it.polished, it.lam, residual);
+  return polished && !outside;
+}
+
 // Solves P, which is equilibrated; answers as `solve_problem` does.
-ICNNRT_NO_INLINE bool solve_cold(Problem& P, Iteration& it, double soft, const Ends& ends, double (&residual)[3]) {
-  InteriorPoint method{P, it, soft};
-  fill(it.x, P.ld, 0.0);
-  method.start();
-  if (method.run(ends, residual)) return true;
-  method.read_off();
-  if (soft == 0.0) kkt_residual(P, it, it.polished, it.lam, residual);
-  return false;
+ICNNRT_NO_INLINE bool solve_cold(Problem& P, Iteration& it, double soft, const Ends& ends, double (&residual)[3],
+                                 bool fixed = false, bool all_bounds = false) {
+  InteriorPoint method{P, it, soft, fixed};
+  if (run(method, true, all_bounds, ends, residual)) return true;
+  if (!method.left_out || soft > 0.0 || worst(residual) <= ends.nearly || ends.over()) return false;
+  resize(P, size_of_z(P, true));
+  return run(method, true, true, ends, residual);
 }
 
 // Whether the active-set method finds the solution, as a polish does. Otherwise nothing has happened.
 ICNNRT_NO_INLINE bool solve_by_active_set(Problem& P, Iteration& it, ActiveSet* set, bool warm, const Ends& ends,
-                                          double (&residual)[3]) {
+                                          double (&residual)[3], bool any = false) {
   if (!set || !P.curved || ends.steps == 0) return false;
   for (std::size_t i = 0; i < P.N; ++i) it.tried[i] = it.active[i];
-  const bool found = DualActiveSet{P, it, *set}.run(warm, ends, residual);
+  const bool found = DualActiveSet{P, it, *set}.run(warm, any, ends, residual);
   it.taken += found;
   for (std::size_t i = 0; !found && i < P.N; ++i) it.active[i] = it.tried[i];
   return found;
@@ -209,14 +258,21 @@ ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, ActiveSet* set, b
     if (few && solve_by_active_set(P, it, set, true, ends, residual)) return true;
     const bool polished = polish(P, it, kAmendments, min(ends.enough, kEnough), residual);
     it.taken += polished;
-    if (polished || (!few && solve_by_active_set(P, it, set, true, ends, residual)) || method.run(ends, residual))
+    if (polished || (!few && solve_by_active_set(P, it, set, true, ends, residual)) ||
+        run(method, false, false, ends, residual))
       return true;
-    method.read_off();
-    kkt_residual(P, it, it.polished, it.lam, residual);
     if (worst(residual) <= ends.nearly || ends.over()) return false;  // otherwise the start was misleading
   }
   if (!warm && solve_by_active_set(P, it, set, false, ends, residual)) return true;
-  return solve_cold(P, it, soft, ends, residual);
+  const bool one_of_many = it.one_of_many;
+  if (solve_cold(P, it, soft, ends, residual)) return true;
+  // Rather one answer of many than none; what its multipliers and slacks are tells of it.
+  if (!one_of_many || worst(residual) <= ends.nearly || ends.over()) return false;
+  for (std::size_t i = 0; i < P.N; ++i) it.active[i] = 0;
+  if (solve_by_active_set(P, it, set, false, ends, residual, true)) return true;
+  InteriorPoint{P, it, soft}.read_off();
+  kkt_residual(P, it, it.polished, it.lam, residual);
+  return false;
 }
 
 // The bound that a signed multiplier points at; 0 where there is none.
@@ -227,7 +283,7 @@ ICNNRT_INLINE double pointed_at(const Problem& P, double multiplier, std::size_t
 }
 
 // Whether 0'z cannot be within the bounds of a row of zeros; then λ and ν as `infeasible` leaves them.
-ICNNRT_NO_INLINE bool contradicted(const Problem& P, Iteration& it, double& amount) {
+[[gnu::cold]] ICNNRT_NO_INLINE bool contradicted(const Problem& P, Iteration& it, double& amount) {
   amount = 0.0;
   fill(it.lam, P.N, 0.0);
   fill(it.polished, P.ld, 0.0);
@@ -249,7 +305,7 @@ ICNNRT_NO_INLINE bool contradicted(const Problem& P, Iteration& it, double& amou
 }
 
 // Bounds and b as they are about the z in it.polished, in units of what is violated there.
-ICNNRT_NO_INLINE void move_to(Problem& P, Iteration& it) {
+[[gnu::cold]] ICNNRT_NO_INLINE void move_to(Problem& P, Iteration& it) {
   rows_times(P, it.polished, it.rows);
   fill(it.Kz, P.ld, 0.0);
   add_Kz(P, it.polished, it.Kz);
@@ -270,15 +326,17 @@ ICNNRT_NO_INLINE void move_to(Problem& P, Iteration& it) {
 
 // Whether no z is feasible; then λ, ν and μ in it.lam and it.polished, over `amount`, have A'ν + G'λ + μ = 0 though
 // their bounds sum to −1. Where violations are small, so are the multipliers, and known to few digits: so the problem
-// is asked again about the z of the first answer. `read` reads the problem.
-template <typename Read>
-static bool infeasible(Problem& P, Iteration& it, const Ends& ends, double& amount, const Read& read) {
+// is asked again about the z of the first answer. `read` reads the problem; `found` is a z that the certificate has to
+// rule out, or null.
+template <typename T, typename Read>
+[[gnu::cold]] static bool infeasible(Problem& P, Iteration& it, const Ends& ends, const T* found, double& amount,
+                                     const Read& read) {
   read();
   if (contradicted(P, it, amount)) return true;
   double residual[3];
   solve_problem(P, it, nullptr, false, 1.0, ends, residual);
   move_to(P, it);
-  solve_cold(P, it, 1.0, ends, residual);
+  solve_cold(P, it, 1.0, ends, residual, false, true);
   read();
   equilibrate(P, it.Kz, it.newton.rows, it.r);
   double size = 0.0, off = 0.0;
@@ -297,16 +355,19 @@ static bool infeasible(Problem& P, Iteration& it, const Ends& ends, double& amou
   for (std::size_t j = 0; P.N > P.box && j < P.n; ++j) it.Kz[j] += __builtin_fabs(it.lam[P.box + j]);
   off = largest(it.r, P.n);  // in units of z: no z of a reasonable size makes up for it
   const double magnitude = largest(it.Kz, P.n);
+  double reach = 0.0;
+  for (std::size_t j = 0; found && j < P.n; ++j) reach += __builtin_fabs(static_cast<double>(found[j])) / P.D[j];
   for (std::size_t i = 0; i < P.m; ++i) it.lam[i] *= P.E_G[i];
   for (std::size_t i = P.box; i < P.N; ++i) it.lam[i] /= P.D[i - P.box];
   for (std::size_t i = P.n_blocks; i < P.size; ++i) it.polished[i] *= P.D[i];
-  return amount > kCertified * size && off <= kCertificate * amount && off <= kCancelled * magnitude;
+  return amount > kCertified * size && off <= kCertificate * amount && off <= kCancelled * magnitude &&
+         off * reach <= kOverrules * amount;
 }
 
 // Whether the objective falls without end along the direction left in it.polished; over `amount`, p'd = −1. P is the
 // problem of kRay, and p_size what its p was divided by.
-ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, const Ends& ends, double p_size, double tolerance,
-                                double& amount) {
+[[gnu::cold]] ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, const Ends& ends, double p_size,
+                                              double tolerance, double& amount) {
   double residual[3];
   solve_problem(P, it, nullptr, false, 0.0, ends, residual);
   // Each row against its own size and that of d, in units of z.
@@ -331,10 +392,28 @@ ICNNRT_NO_INLINE bool unbounded(Problem& P, Iteration& it, const Ends& ends, dou
   return proven;
 }
 
-// What an unsolved problem is: a certificate is written to the ray, if there is one.
+// Whether a row is off noticeably for its own bound, in the units of the data: to a z of 1e10, 1 is nothing.
+[[gnu::cold]] ICNNRT_NO_INLINE bool noticeably_off(const Problem& P, const Iteration& it, double relative) {
+  if (relative == 0.0) return false;
+  for (std::size_t i = 0; i < P.q; ++i) {
+    const double b = P.c[P.n_blocks + i], Az = it.Kz[P.n_blocks + i];
+    if (__builtin_fabs(Az + b) > kNoticeable * (P.E_A[i] + __builtin_fabs(b))) return true;
+  }
+  for (const Side& side : P.side)
+    for (std::size_t i = 0; side.any && i < P.N; ++i) {
+      const bool equal = P.equal.any && P.equal.has[i];
+      if (!equal && side.has[i] == 0.0) continue;
+      const double beyond = side.sign * (it.rows[i] - side.bound[i]), F = i < P.m ? P.E_G[i] : 1.0 / P.D[i - P.box];
+      if (beyond > kNoticeable * (F + __builtin_fabs(side.bound[i]))) return true;
+    }
+  return false;
+}
+
+// What a problem is that was not solved, or maybe only in relation to a large z. A certificate is written to the ray,
+// if there is one.
 template <typename T>
-static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void* memory, bool definite,
-                          QpStatus otherwise) {
+[[gnu::cold]] static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void* memory, bool definite,
+                                        QpStatus otherwise) {
   const std::size_t n = sizes.n, m = sizes.m, q = sizes.q;
   Problem P;
   Iteration it;
@@ -342,7 +421,8 @@ static QpStatus certified(const QpSizes& sizes, const QpArguments<T>& args, void
   double amount;
   const Ends ends(sizes);
   lay_out(memory, n, m, q, P, it, sizes.plan);
-  if (infeasible(P, it, ends, amount, [&] { read_problem(args, Purpose::kFeasibility, P, crossed); })) {
+  const T* const found = otherwise == QpStatus::kSolved ? args.z : nullptr;
+  if (infeasible(P, it, ends, found, amount, [&] { read_problem(args, Purpose::kFeasibility, P, crossed); })) {
     T *const lam = args.ray + n, *const nu = lam + m, *const mu = nu + q;
     for (std::size_t i = 0; i < m; ++i) lam[i] = static_cast<T>(it.lam[i] / amount);
     for (std::size_t i = 0; i < q; ++i) nu[i] = static_cast<T>(it.polished[P.n_blocks + i] / amount);
@@ -370,7 +450,7 @@ ICNNRT_INLINE bool nearer_below(const Problem& P, double row, std::size_t i) {
 }
 
 template <typename T>
-static void write_nothing(const QpSizes& sizes, const QpArguments<T>& args) {
+[[gnu::cold]] static void write_nothing(const QpSizes& sizes, const QpArguments<T>& args) {
   const T nan = static_cast<T>(__builtin_nan(""));
   for (std::size_t j = 0; j < sizes.n; ++j) args.z[j] = args.mu[j] = args.box_slack[j] = nan;
   for (std::size_t i = 0; i < sizes.m; ++i) args.lam[i] = args.slack[i] = nan;
@@ -385,6 +465,69 @@ static bool finite(const QpSizes& sizes, const QpArguments<T>& args) {
   for (std::size_t i = 0; i < sizes.m; ++i) odd += static_cast<double>(args.lam[i] * 0);
   for (std::size_t i = 0; i < sizes.q; ++i) odd += static_cast<double>(args.nu[i] * 0);
   return odd == 0.0;
+}
+
+template <typename T>
+static void write_answer(const Problem& P, const Iteration& it, bool polished, const double (&residual)[3],
+                         const QpArguments<T>& args) {
+  const double per_cost = 1.0 / P.cost;
+  for (std::size_t j = 0; j < P.n; ++j) args.z[j] = static_cast<T>(it.polished[j] * P.D[j]);
+  for (std::size_t i = 0; i < P.q; ++i) args.nu[i] = static_cast<T>(it.polished[P.n_blocks + i] * P.E_A[i] * per_cost);
+  // Of the side that the multiplier points at, of 0 the nearer one; 1 where there is none; 0 of an equality, and of
+  // nothing else, in T either.
+  constexpr double least = sizeof(T) == sizeof(double) ? kSmallest : 0x1p-120;
+  const auto slack_at = [&](std::size_t i) {
+    const bool both = P.side[0].any && P.side[1].any;
+    if (P.equal.any && P.equal.has[i]) return 0.0;
+    // Bounds that leave no room hold z as an equality does, whichever of them λ points at.
+    if (both && P.side[0].has[i] * P.side[1].has[i] != 0.0 &&
+        P.side[0].bound[i] - P.side[1].bound[i] <= kNarrow * (1.0 + __builtin_fabs(P.side[0].bound[i])))
+      return 0.0;
+    const bool below = it.lam[i] < 0.0 || (it.lam[i] == 0.0 && both && nearer_below(P, it.rows[i], i));
+    const unsigned k = both ? below : P.side[1].any;
+    const Side& side = P.side[k];
+    if (!side.any || side.has[i] == 0.0) return 1.0;
+    if (!polished) return side.s[i];
+    return it.active[i] ? kSmallest : max(side.sign * (side.bound[i] - it.rows[i]), kSmallest);
+  };
+  for (std::size_t i = 0; i < P.m; ++i) {
+    args.lam[i] = static_cast<T>(it.lam[i] * P.E_G[i] * per_cost);
+    const double slack = slack_at(i);
+    args.slack[i] = static_cast<T>(slack == 0.0 ? 0.0 : max(slack / P.E_G[i], least));
+  }
+  for (std::size_t j = 0; j < P.n; ++j) {
+    const bool has = P.N > P.box;
+    args.mu[j] = static_cast<T>(has ? it.lam[P.box + j] / P.D[j] * per_cost : 0.0);
+    const double slack = (has ? slack_at(P.box + j) : 1.0) * P.D[j];
+    args.box_slack[j] = static_cast<T>(slack == 0.0 ? 0.0 : max(slack, least));
+  }
+  for (std::size_t i = 0; i < 3; ++i) args.residual[i] = residual[i];
+}
+
+// What neither was solved nor has a certificate begins again in units of the z that was seen, with multipliers about 0;
+// written where it is better than `off`.
+template <typename T>
+[[gnu::cold]] static void once_more(const QpSizes& sizes, const QpArguments<T>& args, void* memory, bool curved,
+                                    const Ends& ends, double& off, std::size_t& taken) {
+  Problem P;
+  Iteration it;
+  bool crossed;
+  ActiveSet set;
+  Layout layout = lay_out(memory, sizes.n, sizes.m, sizes.q, P, it, sizes.plan);
+  if (!is_sparse(P)) lay_out(layout, P, set);
+  read_problem(args, Purpose::kSolve, P, crossed);
+  P.curved = curved;
+  equilibrate(P, it.Kz, it.newton.rows, it.r);
+  double size = 0.0, residual[3];
+  for (std::size_t j = 0; j < P.n; ++j) size = max(size, __builtin_fabs(static_cast<double>(args.z[j])) / P.D[j]);
+  resize(P, near_size(size));
+  for (std::size_t i = 0; i < P.N; ++i) it.active[i] = 0;
+  const bool polished = solve_by_active_set(P, it, is_sparse(P) ? nullptr : &set, false, ends, residual, true) ||
+                        solve_cold(P, it, 0.0, ends, residual, true);
+  taken += it.taken;
+  if (!(worst(residual) < off)) return;
+  off = worst(residual);
+  write_answer(P, it, polished, residual, args);
 }
 
 template <typename T>
@@ -413,50 +556,27 @@ static void qp_solve(const QpSizes& sizes, const QpArguments<T>& args, void* mem
   } else {
     const bool polished =
         solve_problem(P, it, is_sparse(P) ? nullptr : &set, read_start(args.start, P, it), 0.0, ends, residual);
-    const double off = worst(residual);
-    const double per_cost = 1.0 / P.cost;
-    for (std::size_t j = 0; j < P.n; ++j) args.z[j] = static_cast<T>(it.polished[j] * P.D[j]);
-    for (std::size_t i = 0; i < P.q; ++i)
-      args.nu[i] = static_cast<T>(it.polished[P.n_blocks + i] * P.E_A[i] * per_cost);
-    // Of the side that the multiplier points at, of 0 the nearer one; 1 where there is none; 0 of an equality, and of
-    // nothing else, in T either.
-    constexpr double least = sizeof(T) == sizeof(double) ? kSmallest : 0x1p-120;
-    const auto slack_at = [&](std::size_t i) {
-      const bool both = P.side[0].any && P.side[1].any;
-      if (P.equal.any && P.equal.has[i]) return 0.0;
-      // Bounds that leave no room hold z as an equality does, whichever of them λ points at.
-      if (both && P.side[0].has[i] * P.side[1].has[i] != 0.0 &&
-          P.side[0].bound[i] - P.side[1].bound[i] <= kNarrow * (1.0 + __builtin_fabs(P.side[0].bound[i])))
-        return 0.0;
-      const bool below = it.lam[i] < 0.0 || (it.lam[i] == 0.0 && both && nearer_below(P, it.rows[i], i));
-      const unsigned k = both ? below : P.side[1].any;
-      const Side& side = P.side[k];
-      if (!side.any || side.has[i] == 0.0) return 1.0;
-      if (!polished) return side.s[i];
-      return it.active[i] ? kSmallest : max(side.sign * (side.bound[i] - it.rows[i]), kSmallest);
-    };
-    for (std::size_t i = 0; i < P.m; ++i) {
-      args.lam[i] = static_cast<T>(it.lam[i] * P.E_G[i] * per_cost);
-      const double slack = slack_at(i);
-      args.slack[i] = static_cast<T>(slack == 0.0 ? 0.0 : max(slack / P.E_G[i], least));
-    }
-    for (std::size_t j = 0; j < P.n; ++j) {
-      const bool has = P.N > P.box;
-      args.mu[j] = static_cast<T>(has ? it.lam[P.box + j] / P.D[j] * per_cost : 0.0);
-      const double slack = (has ? slack_at(P.box + j) : 1.0) * P.D[j];
-      args.box_slack[j] = static_cast<T>(slack == 0.0 ? 0.0 : max(slack, least));
-    }
-    for (std::size_t i = 0; i < 3; ++i) args.residual[i] = residual[i];
-    if (!(off <= solved)) {
+    double off = worst(residual);
+    write_answer(P, it, polished, residual, args);
+    const bool left = !(off <= solved);
+    if (left || noticeably_off(P, it, residual[1])) {
       double least = kInf, most = 0.0;  // of the diagonal of Q; an entry of 0 passes for curved by its noise
       for (std::size_t j = 0; j < P.n; ++j) {
         const double of_z = curvature(P, j) / (P.D[j] * P.D[j]);
         least = min(least, of_z);
         most = max(most, of_z);
       }
-      const bool definite = P.curved && least >= kEvenly * most;
-      status = off <= kInaccurateResidual<T> ? QpStatus::kInaccurate : QpStatus::kFailed;
+      const bool curved = P.curved, definite = !left || (curved && least >= kEvenly * most);
+      if (left) status = QpStatus::kFailed;
       if (!ends.over()) status = certified(sizes, args, memory, definite, status);
+      if (status == QpStatus::kFailed) {
+        if (!ends.over() && off < kInf && it.taken >= kPursued)
+          once_more(sizes, args, memory, curved, ends, off, it.taken);
+        if (off <= solved)
+          status = QpStatus::kSolved;
+        else if (off <= kInaccurateResidual<T>)
+          status = QpStatus::kInaccurate;
+      }
     }
     if (status <= QpStatus::kInaccurate && !finite(sizes, args)) status = QpStatus::kFailed;  // beyond the range of T
   }

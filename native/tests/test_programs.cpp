@@ -271,6 +271,92 @@ TEST_CASE("where there is more than one answer, or nearly so, the interior point
   });
 }
 
+TEST_CASE_TEMPLATE("bounds that are far beyond z change nothing", T, float, double) {
+  each_program_kernel<T>([](const icnnrt::QpKernels<T>& kernels) {
+    ProgramCaller caller;
+    Random random(99);
+    for (const ProgramShape& shape : kProgramShapes)
+      for (double far : {1e7, 1e10, 1e15, 9e19}) {
+        CAPTURE(shape.n);
+        CAPTURE(far);
+        Program<T> program = random_program<T>(random, shape, true);
+        const std::size_t n = shape.n;
+        // linear, so that no active set is tried; float rounds p to where an objective falls without end
+        for (std::size_t j = 0; sizeof(T) == 8 && j < n; ++j) {
+          double Qz = 0.0;
+          for (std::size_t k = 0; k < n; ++k) Qz += static_cast<double>(program.Q[j * n + k]) * program.z[k];
+          program.p[j] = static_cast<T>(static_cast<double>(program.p[j]) + Qz);
+        }
+        if (sizeof(T) == 8) std::fill(program.Q.begin(), program.Q.end(), T{0});
+        const auto open = [&](const std::vector<double>& multipliers, std::vector<T>& low, std::vector<T>& high) {
+          for (std::size_t i = 0; i < multipliers.size(); ++i) {
+            if (multipliers[i] >= 0.0) low[i] = static_cast<T>(-far);
+            if (multipliers[i] < 0.0) high[i] = static_cast<T>(far);
+          }
+        };
+        open(program.lam, program.h_lower, program.h);
+        open(program.mu, program.lower, program.upper);
+        const ProgramAnswer<T> answer = caller.solve(kernels, program);
+        CHECK(answer.status == QpStatus::kSolved);
+        CHECK(answer.intact);
+        CHECK(kkt_residual_of(program, answer) <= kResidual<T>);
+        for (T slack : answer.slack) CHECK(slack > T{0});
+        for (T slack : answer.box_slack) CHECK(slack > T{0});
+      }
+  });
+}
+
+TEST_CASE("an objective that falls to far bounds is followed there, past nearer ones of others") {
+  each_program_kernel<double>([](const icnnrt::QpKernels<double>& kernels) {
+    ProgramCaller caller;
+    for (double far : {1e7, 1e10}) {
+      Program<double> program{
+          3, 1, 0, std::vector<double>(9, 0.0), {1.0, -1.0, 0.0}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+      program.G = {0.0, 0.0, 1.0};
+      program.h = {1.0};
+      program.lower = {-far, -1.0, -far};
+      program.upper = {far, 1.0, far};
+      const ProgramAnswer<double> answer = caller.solve(kernels, program);
+      CHECK(answer.status == QpStatus::kSolved);
+      CHECK(std::fabs(answer.z[0] + far) <= 1e-6 * far);
+    }
+  });
+}
+
+TEST_CASE("a row of no z is told, though a z of 1e10 leaves it by little of its own size") {
+  each_program_kernel<double>([](const icnnrt::QpKernels<double>& kernels) {
+    ProgramCaller caller;
+    Program<double> program{2,  2,  0, std::vector<double>(4, 0.0), {1.0, 1.0}, {}, {}, {}, {}, {}, {}, {}, {}, {},
+                            {}, {}, {}};
+    program.G = {1.0, -0.5, -1.0, 0.5};
+    program.h = {-1.0, -1.0};
+    program.lower = {-1e10, -1e10};
+    program.upper = {1e10, 1e10};
+    CHECK(caller.solve(kernels, program).status == QpStatus::kPrimalInfeasible);
+  });
+}
+
+TEST_CASE("a row that an equality implies leaves an answer, however little the curvature") {
+  each_program_kernel<double>([](const icnnrt::QpKernels<double>& kernels) {
+    ProgramCaller caller;
+    Random random(100);
+    for (double unit : {1.0, 1e-3, 1e-5})
+      for (std::size_t round = 0; round < 20; ++round) {
+        CAPTURE(unit);
+        Program<double> program = random_program<double>(random, {5, 3, 1}, false);
+        for (double& entry : program.Q) entry *= unit;
+        for (double& entry : program.p) entry *= 20.0;
+        for (std::size_t j = 0; j < 5; ++j) program.G[10 + j] = -program.A[j];
+        program.h[2] = -program.b[0];
+        const ProgramAnswer<double> answer = caller.solve(kernels, program);
+        CHECK(answer.status == QpStatus::kSolved);
+        double size = 1.0;  // of the objective
+        for (std::size_t j = 0; j < 5; ++j) size += std::fabs(program.p[j] * answer.z[j]);
+        CHECK(kkt_residual_of(program, answer) <= 1e-8 * size);
+      }
+  });
+}
+
 TEST_CASE("equal bounds are equalities that never leave the set") {
   each_program_kernel<double>([](const icnnrt::QpKernels<double>& kernels) {
     ProgramCaller caller;

@@ -185,11 +185,11 @@ def _compiled() -> QPScript:
     scaling = _Pieces(loop=sweeps)
 
     def begun(*arrays: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        *of, soft, tolerance, start, active = arrays
-        at = interior_point.equilibrated(scaling, Problem(*of), soft, tolerance)
+        *of, soft, tolerance, start, active, seen, all_bounds = arrays
+        at = interior_point.equilibrated(scaling, Problem(*of), soft, tolerance, seen, all_bounds)
         return _flat(at), list(interior_point.first(scaling, at, start, active))
 
-    began = *problem, soft, soft + interior_point.NEARLY, start, active
+    began = *problem, soft, soft + interior_point.NEARLY, start, active, 0.0 * p, soft
     kept, state = begun(*began)
     first = _traced(begun, *began)
     steps_of = _loop(_step, kept, state)
@@ -199,10 +199,10 @@ def _compiled() -> QPScript:
     # fmt: off
     def method(
         Q: Tensor, p: Tensor, G: Tensor, A: Tensor, b: Tensor, lower: Tensor, upper: Tensor, soft: Tensor,
-        tolerance: Tensor, start: Tensor, active: Tensor, steps: Tensor,
+        tolerance: Tensor, start: Tensor, active: Tensor, steps: Tensor, seen: Tensor, all_bounds: Tensor,
     ) -> list[Tensor]:
         # fmt: on
-        kept, state = first(Q, p, G, A, b, lower, upper, soft, tolerance, start, active)
+        kept, state = first(Q, p, G, A, b, lower, upper, soft, tolerance, start, active, seen, all_bounds)
         return finished(kept, steps_of(kept, state, int(steps)))
 
     interior_point_method = torch.jit.script(method)
