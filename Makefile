@@ -9,6 +9,12 @@ ORT := $(shell $(PYTHON) -c "import platform, sys; print('gpu' if platform.machi
 # Of the native library: the install compiles it, if there is a C++ compiler.
 NATIVE := $(sort $(wildcard native/*/*.h native/*/*.cpp))
 
+# Tests start Python some sixty times, which without bytecode compiles icnnrt each time; empty is as if it were not set.
+export PYTHONDONTWRITEBYTECODE :=
+
+# A file of tests is run by one worker, for what its tests share; conftest.py has the long ones begin first.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test test-all native check format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt $(NATIVE) $(wildcard native/*.*)
@@ -22,11 +28,11 @@ demo: $(VENV)/.ready  ## train, export, reload without torch, complete images, c
 
 test: $(VENV)/.ready  ## lint, types, the kernels' tests, and every capability once
 	$(MAKE) -j 2 check native
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.ready  ## the same with all that repeats it in size: see tests/amounts.py
 	$(MAKE) -j 2 check native
-	ICNNRT_TEST_AMOUNT=all $(BIN)/pytest -n 2 --dist loadfile
+	ICNNRT_TEST_AMOUNT=all $(PYTEST)
 
 native: $(VENV)/.ready  ## the kernels' C++ tests; without a compiler CMake says so and there are none
 	$(BIN)/cmake --preset tests

@@ -22,6 +22,20 @@ def pytest_configure(config: pytest.Config) -> None:
             exports.prune()
 
 
+# The files that take longest, longest first: by turns of one file each, the workers end together only if the last turns
+# are short.
+LONGEST = (
+    *("test_zoo", "test_train_graph", "test_export", "test_qp_hard", "test_cli_tune", "test_cli", "test_kept_convex"),
+    *("test_qp_export", "test_verify_faults", "test_finetune", "test_polyhedron", "test_packer", "test_cut_models"),
+    *("test_epigraph", "test_repair", "test_heads", "test_domain_packages", "test_polyhedron_graph", "test_domains"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def pytest_report_header() -> str | None:
     return f"seeds of the tests are moved by {seeds.SHIFT}" if seeds.SHIFT else None
 

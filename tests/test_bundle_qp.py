@@ -189,7 +189,10 @@ def directions(P, rng):
 
 
 # How many cuts, tolerance: before convergence, and for pieces at it as well.
-EXACT = [(True, 1, 0.0), (True, 4, 0.0), (True, 6, 0.0), (False, 6, GAP), (False, 60, GAP)]
+EXACT = [
+    *((True, 1, 0.0), (True, 4, 0.0), (False, 60, GAP)),
+    *(pytest.param(*one, marks=pytest.mark.slow) for one in ((True, 6, 0.0), (False, 6, GAP))),
+]
 
 
 @pytest.mark.parametrize(("smooth", "K", "tolerance"), EXACT)

@@ -280,7 +280,8 @@ def test_all_chunks_of_a_call_have_the_same_weights(call: str) -> None:
             session.update_weights(sets[updates % 2])
             updates += 1
 
-    thread = threading.Thread(target=update)
+    thread, interval = threading.Thread(target=update), sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)  # else a call is often over before the other thread has had two turns
     thread.start()
     try:
         crossed = 0
@@ -291,6 +292,7 @@ def test_all_chunks_of_a_call_have_the_same_weights(call: str) -> None:
             assert (found == found[0]).all()
             assert found[0] in of_sets
     finally:
+        sys.setswitchinterval(interval)
         stop.set()
         thread.join()
 

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import references
 import torch
+from amounts import amount
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
@@ -109,7 +110,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]
     return functools.cache(lambda name: build(CASES[name], tmp_path_factory.mktemp("export") / f"{name}.icnn"))
 
 
-@pytest.fixture(params=CASES)
+# Every network, dtype, kind of kink, shape of x and way to a positive weight once.
+REPEATING = ("picnn-leaky-32", "ficnn-softplus-32")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in REPEATING else name for name in CASES])
 def exported(request: pytest.FixtureRequest, built: Callable[[str], Exported]) -> Exported:
     return built(request.param)
 
@@ -228,7 +233,7 @@ def test_bounds_hold_against_an_independent_solver(tmp_path: Path) -> None:
     layer = BundleEntropyArgmin(energy, iterations=12)
     export(energy, layer, torch.randn(2, 6).double(), torch.rand(2, 5).double(), tmp_path / "p.icnn")
     session = icnnrt.load(tmp_path / "p.icnn")
-    x = np.random.default_rng(0).normal(size=(120, 6))
+    x = np.random.default_rng(0).normal(size=(amount(120), 6))
     solution = session.argmin(x)
     for i in range(len(x)):
 

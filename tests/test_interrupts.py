@@ -87,7 +87,7 @@ def elsewhere() -> Iterator[Callable[[Callable[[], Any]], Any]]:
         yield lambda call: pool.submit(call).result(timeout=PATIENCE)
 
 
-STRIDE = 1 if ALL else 5  # instructions from one interruption to the next
+STRIDE = 1 if ALL else 13  # instructions from one interruption to the next
 X, Y = np.linspace(-1, 1, 6).reshape(2, 3), np.linspace(0.1, 0.9, 8).reshape(2, 4)
 Q, P = np.eye(3), np.ones((2, 3))
 

@@ -308,8 +308,13 @@ def test_frozen_files_agree_and_have_no_weight_to_replace(source: Path, portable
 
 
 @pytest.mark.skipif(not KERNELS, reason="there is no native library")
-@pytest.mark.parametrize("freeze", [False, True], ids=["weights", "frozen"])
-@pytest.mark.parametrize("role", ["adjoint", "argmin_polyhedron"])
+@pytest.mark.parametrize(
+    ("role", "freeze"),
+    [
+        *(("adjoint", False), ("adjoint", True), ("argmin_polyhedron", False)),
+        pytest.param("argmin_polyhedron", True, marks=pytest.mark.slow),
+    ],
+)
 def test_settings_are_plain_inputs_where_hosts_need_it(role: str, freeze: bool, tmp_path: Path) -> None:
     opened = icnnrt.Package.open(SPACE)
     files = [tmp_path / name for name in ("usual.onnx", "asked.onnx")]

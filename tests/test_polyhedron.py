@@ -198,8 +198,10 @@ def test_what_falls_without_end_has_no_answer(sessions: dict[str, icnnrt.Session
     assert bars.skipped.tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("native", [None, False])
-@pytest.mark.parametrize("adjoint", ["prop3", "exact"])
+@pytest.mark.parametrize(
+    ("adjoint", "native"),
+    [("prop3", None), ("exact", None), ("exact", False), pytest.param("prop3", False, marks=pytest.mark.slow)],
+)
 def test_gradients_do_not_depend_on_the_units_of_rows(
     polyhedron_packages: dict[str, Path], adjoint: str, native: bool | None
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from amounts import ALL
 from exports import export
 
 import icnnrt
@@ -21,7 +22,7 @@ pytest.importorskip("onnxscript")
 from icnnrt_models import PolyhedronArgmin  # noqa: E402
 
 N, ROWS = 3, 3
-SIZES = (1.0, 1e-3, 1e-5, 1e-6, 1e-7, 1e-9, 1e-12)  # of all slopes
+SIZES = (1.0, 1e-3, 1e-5, 1e-6, 1e-7, 1e-9, 1e-12) if ALL else (1.0, 1e-6, 1e-12)  # of all slopes
 # y >= 0 and two rows, with e_0 and much else in its recession cone
 G, H = np.array([[-1.0, 1.0, 0.0], [-0.5, 0.25, 1.0]]), np.array([1.0, 2.0])
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}

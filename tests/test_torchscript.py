@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import exports
 import numpy as np
 import pytest
 import torch
@@ -442,19 +443,23 @@ int main(int, char** argv) {
 """
 
 
-def test_a_cpp_host_with_libtorch_alone_serves_it(picnn: Written, tmp_path: Path) -> None:
+def test_a_cpp_host_with_libtorch_alone_serves_it(picnn: Written) -> None:
     compiler = shutil.which("g++")
     home = Path(torch.__file__).parent
     if compiler is None or not (home / "include" / "torch" / "csrc" / "jit" / "api" / "module.h").is_file():
         pytest.skip("no g++, or a torch without its headers")
-    (tmp_path / "host.cpp").write_text(HOST, encoding="utf-8")
     command = [compiler, "-std=c++20", "-O0", "-w", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
     command += [f"-I{home / 'include'}", f"-I{home / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
-    command += [str(tmp_path / "host.cpp"), "-o", str(tmp_path / "host"), f"-L{home / 'lib'}", "-Wl,--no-as-needed"]
+    command += ["host.cpp", "-o", "host", f"-L{home / 'lib'}", "-Wl,--no-as-needed"]
     command += ["-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{home / 'lib'}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    done = subprocess.run([str(tmp_path / "host"), str(picnn.path)], capture_output=True, text=True, check=False)
+
+    def compiled(folder: Path) -> None:
+        (folder / "host.cpp").write_text(HOST, encoding="utf-8")
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    host = exports.once(exports.fingerprint((HOST, command)), compiled) / "host"
+    done = subprocess.run([str(host), str(picnn.path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     x = torch.full((2, 5), 0.25, dtype=F64)
     y = picnn.loaded(x)

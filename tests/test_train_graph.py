@@ -8,7 +8,7 @@ away from that:
   square root of rounding only. Three cuts through steep energies leave the bundle method away from the optimum.
 - From the third cut of a ReLU energy on, cut points are kinks to the last bit, and rounding picks the face. Two cuts
   have none there: ½, and the answer to the first.
-- Of a hundred steps that follow their own weights, one that amplifies rounding sends all others elsewhere. Each step of
+- Of many steps that follow their own weights, one that amplifies rounding sends all others elsewhere. Each step of
   onnxruntime begins with the weights and the state that torch's same step began with.
 
 `test_at_convergence` shows what holds of the rest, and of steps that follow their own weights.
@@ -26,6 +26,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from amounts import ALL
 from safetensors import numpy as safetensors_numpy
 from torch import Tensor, nn
 
@@ -49,7 +50,8 @@ from icnnrt_models import FICNN, PICNN, BundleEntropyArgmin
 
 Arrays = dict[str, np.ndarray]
 
-STEPS = 100
+STEPS = 100 if ALL else 30
+TO_CONVERGENCE = 100
 BATCH, SAMPLES = 6, 24
 X_DIM, N = 3, 6
 # Of weights and state after a step. float64: rounding of the solves. float32: of every node.
@@ -232,6 +234,7 @@ def by_torch(
     clip_norm: float | None = None,
     updated: Sequence[str] | None = None,
     adjoint: str = "exact",
+    steps: int = STEPS,
 ) -> tuple[list[Arrays], list[float], list[float]]:
     """The same by the argmin layer and torch.optim: weights and state as they were before each step and after the last,
     losses and gradient norms."""
@@ -251,7 +254,7 @@ def by_torch(
         met.append(now)
 
     note()
-    for i in range(STEPS):
+    for i in range(steps):
         x, y = map(torch.from_numpy, samples.batch(i))
         stepper.zero_grad()
         value = loss(layer(x), y)
@@ -267,13 +270,19 @@ def by_torch(
 
 
 def by_onnxruntime(
-    path: Path, kernels: str, samples: Data, rate: float, met: list[Arrays] | None = None, state: bool = True
+    path: Path,
+    kernels: str,
+    samples: Data,
+    rate: float,
+    met: list[Arrays] | None = None,
+    state: bool = True,
+    steps: int = STEPS,
 ) -> tuple[Plain, list[float], list[float], list[float]]:
     """Losses, gradient norms, and how far each step ends from where torch's step from the same point ends: in weights,
     and in state if that is asked for. Without `met` steps follow their own weights."""
     plain = Plain(path, kernels)
     losses, norms, apart = [], [], []
-    for i in range(STEPS):
+    for i in range(steps):
         if met:
             plain.values |= {name: array for name, array in met[i].items() if name in plain.moving}
         out = plain.step(*samples.batch(i), rate)
@@ -284,7 +293,7 @@ def by_onnxruntime(
         if met:
             judged = [name for name in met[i + 1] if name in plain.moving and (state or not name.startswith("state."))]
             apart.append(max(float(np.abs(plain.values[name] - met[i + 1][name]).max()) for name in judged))
-    assert plain.values["state.step"] == STEPS
+    assert plain.values["state.step"] == steps
     return plain, losses, norms, apart
 
 
@@ -379,7 +388,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_a_hundred_steps_equal_torch(run: tuple[Run, Traced, Path, Any], kernels: str) -> None:
+def test_many_steps_equal_torch(run: tuple[Run, Traced, Path, Any], kernels: str) -> None:
     one, g, path, (met, losses, norms) = run
     samples, tolerance = data(g.dtype, one.classes), TOLERANCE[g.dtype]
     smooth = "relu" not in one.energy  # else what the projection takes away may be of another face of a kink
@@ -402,11 +411,11 @@ def test_a_hundred_steps_equal_torch(run: tuple[Run, Traced, Path, Any], kernels
 def test_at_convergence(graphs: Callable[[str], Traced], tmp_path: Path, name: str) -> None:
     """Weights part further than rounding alone would have them, losses hardly."""
     g, samples = graphs(name), data(graphs(name).dtype)
-    path = g.write(tmp_path, TrainSpec(optimizer=SGD(momentum=0.9)))
-    met, losses, _ = by_torch(g, samples, mse, lambda p: optim.SGD(p, 0.1, momentum=0.9))
+    path, steps = g.write(tmp_path, TrainSpec(optimizer=SGD(momentum=0.9))), TO_CONVERGENCE
+    met, losses, _ = by_torch(g, samples, mse, lambda p: optim.SGD(p, 0.1, momentum=0.9), steps=steps)
     for kernels in ("portable", "native") if native_build().library else ("portable",):
-        *_, apart = by_onnxruntime(path, kernels, samples, 0.1, met)
-        _, found, *_ = by_onnxruntime(path, kernels, samples, 0.1)
+        *_, apart = by_onnxruntime(path, kernels, samples, 0.1, met, steps=steps)
+        _, found, *_ = by_onnxruntime(path, kernels, samples, 0.1, steps=steps)
         print(f"{name} {kernels}: apart {most(apart):.1e}, losses {np.abs(np.subtract(found, losses)).max():.1e}")
         assert most(apart) <= AT_CONVERGENCE[g.dtype]
         np.testing.assert_allclose(found, losses, rtol=LOSS_AT_CONVERGENCE)
