@@ -73,6 +73,8 @@ CONSTANTS: dict[tuple[str, str], Any] = {
     ("qp_interior_point.h", "kWarm"): interior_point.WARM,
     ("qp_problem.h", "kBoundMax"): interior_point.BOUND_MAX,
     ("qp_problem.h", "kLoose"): interior_point.LOOSE,
+    ("qp_problem.h", "kApart"): interior_point.APART,
+    ("qp_solve.h", "kPersistence"): quadratic_program.PERSISTENCE,
     ("qp_solve.h", "kNoticeable"): interior_point.NOTICEABLE,
     ("qp_solve.h", "kPursued"): quadratic_program.PURSUED,
     ("qp_solve.h", "kOverrules"): infeasibility.OVERRULES,

@@ -142,6 +142,7 @@ PUBLIC = {
         "Iterate",
         "Problem",
         "Units",
+        "apart",
         "beyond",
         "both",
         "bounds_of",

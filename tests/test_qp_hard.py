@@ -375,3 +375,45 @@ def test_a_row_that_an_equality_implies_moves_no_answer(unit, native):
             assert implied.ok, k
             assert not implied.vjp(np.ones(n)).reliable, k
             np.testing.assert_allclose(implied.z, plain.z, atol=1e-3 * (1.0 + np.abs(plain.z).max()), err_msg=str(k))
+
+
+def degenerate(seed):
+    """A program of low rank in units of its own, with rows doubled, opposite or weakly active; its value."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 13))
+    m, q = int(rng.integers(0, 2 * n + 1)), int(rng.integers(0, n))
+    rank = int(rng.integers(0, n + 1))
+    root = rng.standard_normal((n, rank)) * 10.0 ** rng.uniform(-4, 0, (1, rank))
+    Q, whole = root @ root.T, rng.random() < 0.3
+
+    def entries(*shape):
+        return np.round(2 * rng.standard_normal(shape)) if whole else rng.standard_normal(shape)
+
+    G, A = entries(m, n), entries(q, n)
+    z = entries(n) if whole else rng.standard_normal(n) * 10.0 ** rng.uniform(-3, 3)
+    if rng.random() < 0.3 and m > 1:
+        G[-1] = G[0] * (1 if rng.random() < 0.5 else -1)
+    if rng.random() < 0.2 and q > 1:
+        A[-1] = A[0] * 2
+    lam = rng.random(m) * (rng.random(m) < 0.4) * 10.0 ** rng.uniform(-2, 2)
+    slack = rng.random(m) * (rng.random(m) < 0.7) * (lam == 0) * 10.0 ** rng.uniform(-2, 2)
+    nu, box = rng.standard_normal(q), rng.random() < 0.5
+    mu = rng.standard_normal(n) * (rng.random(n) < 0.3) if box else np.zeros(n)
+    free = np.full(n, np.inf)
+    far = (lambda: z - rng.random(n)), (lambda: z + rng.random(n))
+    lower = np.where(mu < 0, z, np.where(rng.random(n) < 0.2, -np.inf, far[0]())) if box else -free
+    upper = np.where(mu > 0, z, far[1]()) if box else free
+    p = -(Q @ z) - G.T @ lam - A.T @ nu - mu
+    units = 10.0 ** (rng.random(m) * 6 - 3 if rng.random() < 0.3 else np.zeros(m))
+    cost = 10.0 ** rng.uniform(-6, 6) if rng.random() < 0.3 else 1.0
+    data = {"Q": cost * Q, "p": cost * p, "G": G * units[:, None], "h": (G @ z + slack) * units, "A": A, "b": A @ z}
+    return data | {"lower": lower, "upper": upper}, cost * (0.5 * z @ Q @ z + p @ z)
+
+
+@pytest.mark.parametrize("native", [None, False])
+@pytest.mark.parametrize("seed", [83300, 132624, 269959, 383350, 400514])  # what one way of rounding gave up on
+def test_another_way_is_tried_where_many_answers_are_nearly_as_good(seed, native):
+    data, value = degenerate(seed)
+    found = icnnrt.qp(**data, native=native)
+    assert found.ok, found.advice(0)
+    assert 0.5 * found.z @ data["Q"] @ found.z + data["p"] @ found.z == pytest.approx(value, rel=1e-6, abs=1e-6)

@@ -54,6 +54,7 @@ LEVER_OF_P: Final = 16.0  # p counts this much less than Q in the size of the ob
 FAR: Final = 64.0  # and so are variables whose size seems to be within this one
 NARROW: Final = 1e-9
 NOTICEABLE: Final = 1e-6  # relative violation of a bound, by its own size: of z of 1e10, 1 is nothing
+APART: Final = 4.0  # what units of rows are multiplied with, or divided by, in a last attempt
 LOOSE: Final = 1e5  # times the size of z: bounds from there on are left out of steps
 INFINITY: Final = float("inf")
 
@@ -142,9 +143,10 @@ def interior_point(
     """Solve the samples that are `active` [B, 1, 1], from start [B, 1, n + m + q + n] = (z, λ, ν, μ), NaN: cold.
 
     tolerance [B, 1, 1] is the relative KKT residual that is asked for. Steps end below it, where that is loose.
-    seen [B, 1, n] is the z of an attempt that failed, 0 before there is one. It tells the size of z, and multipliers
-    are then held near 0 until the solution is close: where rows depend on each other, nothing else keeps theirs from
-    running away. all_bounds [B, 1, 1]: 1 where bounds that are far beyond z take part in steps all the same.
+    seen [B, 1, n] is the z of an attempt that failed, 0 before there is one. It tells the size of z, rows have other
+    units then, and multipliers are held near 0 until the solution is close: where rows depend on each other, nothing
+    else keeps theirs from running away. all_bounds [B, 1, 1]: 1 where bounds that are far beyond z take part in steps
+    all the same.
     """
     scaled = equilibrated(xp, problem, soft, tolerance, seen, all_bounds)
 
@@ -225,6 +227,7 @@ def equilibrated(
     Q, p, G, A, D, F, E, c = units(xp, Q, p, G, A)
     # Every measure of the method has a floor of 1: z is brought near it, so that an answer has no units.
     size_seen = xp.largest(seen / D)
+    G, F = apart(xp, G, F, p, size_seen > 0.0)
     tau = size_of_z(xp, Q, p, bounds_of(xp, lower * F, upper * F)[0], b * E, all_bounds, size_seen)
     Q, p, D, F, E = Q * (tau * tau), p * tau, D * tau, F / tau, E / tau
     more = unit_of_cost(xp, Q, p)
@@ -266,6 +269,16 @@ def equilibrated(
         E=E,
         c=c,
     )
+
+
+def apart(xp: Namespace, G: Array, F: Array, p: Array, last: Array) -> tuple[Array, Array]:
+    """G and F with the first half of the rows of G in other units than the second, in a `last` attempt: rounding takes
+    another way then, and where many answers are nearly as good, another way is what is missing."""
+    m, at = xp.count(F) - xp.count(p), xp.double(xp.places(F))
+    first, box = at + at < m, at >= m
+    more = xp.where(last, xp.where(box, 1.0, xp.where(first, APART, 1.0 / APART)), xp.ones_like(F))
+    of_rows, _ = xp.parts(more, [None, p])
+    return G * xp.mT(of_rows), F * more
 
 
 # fmt: off

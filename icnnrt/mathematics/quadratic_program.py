@@ -10,7 +10,7 @@ Multipliers are signed: λ_i > 0 pushes back from h_i, λ_i < 0 from h_lower_i, 
 
 which sum is the duality gap. The method is `interior_point`. What it leaves begins again without the start and with the
 bounds that it left out; what is left then is asked for a certificate, see `infeasibility`; and what has none begins
-once more, in units of the z that was seen.
+once more, in units of the z that was seen, with rows in other units and more steps.
 """
 
 from typing import Any, Final, NamedTuple
@@ -22,6 +22,7 @@ from icnnrt.mathematics.qp_status import QPStatus
 
 INFINITY: Final = float("inf")
 NAN: Final = float("nan")
+PERSISTENCE: Final = 4  # times the steps that are allowed, of what begins once more
 PURSUED: Final = 30  # steps from which on it is not the few that were allowed that left a problem unsolved
 
 
@@ -133,7 +134,7 @@ def _pursued(
     # fmt: on
     """Answers, statuses and rays where one attempt did not solve all, or may not have."""
 
-    def attempt(before: Answer, again: Array, seen: Array, all_bounds: Array) -> Answer:
+    def attempt(before: Answer, again: Array, seen: Array, all_bounds: Array, steps: Any) -> Answer:
         """Those `again` from a cold start, by themselves: the better of both answers."""
         few = Problem(*(xp.pick(again, a) for a in problem))
         cold, active = _cold(xp, few)
@@ -147,7 +148,7 @@ def _pursued(
 
     missing = xp.isfinite(xp.sum(start)) | (first.left_out > 0.0)
     again = sound & _unsolved(xp, first, precision) & missing
-    found = attempt(first, again, 0.0 * problem.p, xp.indicator(first.left_out > 0.0))
+    found = attempt(first, again, 0.0 * problem.p, xp.indicator(first.left_out > 0.0), steps)
     left = sound & _unsolved(xp, found, precision)
     asked = left | (sound & _doubted(found))
     status, ray = xp.cond(
@@ -158,7 +159,7 @@ def _pursued(
     certified = (status >= float(QPStatus.PRIMAL_INFEASIBLE)) & (status <= float(QPStatus.DUAL_INFEASIBLE))
     left = left & ~certified
     failed = left & (found.steps >= float(PURSUED)) & xp.isfinite(xp.sum(found.z))
-    last = attempt(found, failed, found.z, xp.sum(none))
+    last = attempt(found, failed, found.z, xp.sum(none), PERSISTENCE * steps)
     return (*last, xp.where(left, _status(xp, _worst(xp, last), precision), status), ray)
 
 

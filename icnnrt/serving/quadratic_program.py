@@ -78,9 +78,10 @@ def qp(
     start:            the solution of a problem nearby, of the same sizes; samples it did not solve start cold
     tolerance:        the relative KKT residual at which a sample is CONVERGED, by default 1e-9 in float64 and 1e-6 in
                       float32; by a looser one steps end earlier, well below it
-    steps:            the most interior point steps, by default 60; as many again from each new beginning, where a
-                      start leads nowhere, bounds far beyond z were left out, or multipliers ran away. Native
-                      kernels try small problems by an active set first, whose answer counts as one step
+    steps:            the most interior point steps, by default 60; as many again where a start leads nowhere or bounds
+                      far beyond z were left out, and four times as many from a last beginning, where 30 and more
+                      found nothing. Native kernels try small problems by an active set first, whose answer counts as
+                      one step
     seconds:          the most time of the call. Native kernels look at the clock in every step, and what runs out is
                       judged as it stands, without a certificate; portable bodies are stopped, which raises `LimitError`
     native, providers, threads:  as `icnnrt.load` takes them

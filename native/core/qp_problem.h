@@ -163,6 +163,7 @@ inline constexpr std::size_t kEquilibrations = 10;
 inline constexpr double kLeverOfP = 16.0;
 inline constexpr double kLevel = 4.0;  // rows and columns within this factor of 1 are left alone
 inline constexpr double kFar = 64.0;   // and so are variables whose size seems to be within this one
+inline constexpr double kApart = 4.0;  // what units of rows are multiplied with, or divided by, in a last attempt
 inline constexpr double kLoose = 1e5;  // times the size of z: bounds from there on are left out of steps
 
 // What brings a number to about 1, if it is not within kLevel of it.
@@ -302,7 +303,8 @@ ICNNRT_NO_INLINE void resize(Problem& P, double tau) {
 // Rows of G and A brought to size 1, so that their units leave no trace in those of z; then rows and columns of
 // [Q G' A'; G 0 0; A 0 0] near it (Ruiz), and the objective before every sweep: so columns are scaled by constraints
 // rather than by penalties. Then z is, since every measure of the method has a floor of 1.
-ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, double* cost_of_column) {
+// With `apart`, the first half of the rows of G is in other units than the second: rounding takes another way then.
+ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, double* cost_of_column, bool apart = false) {
   fill(P.D, P.ld, 1.0);  // D and E_A are one array of `ld`, as x is
   fill(P.E_G, P.box, 1.0);
   fill(cost_of_column, P.ld, 1.0);
@@ -334,6 +336,8 @@ ICNNRT_NO_INLINE void equilibrate(Problem& P, double* column, double* row, doubl
     P.cost = cost_scale(P);
   }
   P.E_A = P.D + P.n_blocks;
+  for (std::size_t i = 0; apart && i < P.m; ++i) P.E_G[i] *= 2 * i < P.m ? kApart : 1.0 / kApart;
+  P.scaled |= apart;
   if (P.scaled) {
     fill(cost_of_column, P.n, P.cost);
     scale_matrices(P, cost_of_column);

@@ -13,9 +13,10 @@ inline constexpr double kCurved = 1e-4;  // least pivot of Q, in units of its di
 inline constexpr std::size_t kFew = 4;
 // Steps from which on it is not the few that were allowed that left a problem unsolved.
 inline constexpr std::size_t kPursued = 30;
-inline constexpr double kNoticeable = 1e-6;   // relative violation of a bound, by its own size
-inline constexpr double kCertificate = 1e-7;  // how well a certificate must hold: its residual against what it proves
-inline constexpr double kCancelled = 1e-6;    // the same against the terms that cancel
+inline constexpr std::size_t kPersistence = 4;  // times the steps that are allowed, of what begins once more
+inline constexpr double kNoticeable = 1e-6;     // relative violation of a bound, by its own size
+inline constexpr double kCertificate = 1e-7;    // how well a certificate must hold: its residual against what it proves
+inline constexpr double kCancelled = 1e-6;      // the same against the terms that cancel
 // The same, for any z as large as one that was found to be nearly feasible for its size.
 inline constexpr double kOverrules = 0.1;
 inline constexpr double kFalls = 1e-6;      // how fast the objective has to fall along a ray, against p and the ray
@@ -504,11 +505,13 @@ static void write_answer(const Problem& P, const Iteration& it, bool polished, c
   for (std::size_t i = 0; i < 3; ++i) args.residual[i] = residual[i];
 }
 
-// What neither was solved nor has a certificate begins again in units of the z that was seen, with multipliers about 0;
-// written where it is better than `off`.
+// What neither was solved nor has a certificate begins again in units of the z that was seen, with rows in other units,
+// multipliers about 0 and more steps; written where it is better than `off`.
 template <typename T>
 [[gnu::cold]] static void once_more(const QpSizes& sizes, const QpArguments<T>& args, void* memory, bool curved,
-                                    const Ends& ends, double& off, std::size_t& taken) {
+                                    const Ends& given, double& off, std::size_t& taken) {
+  Ends ends = given;
+  ends.steps *= kPersistence;
   Problem P;
   Iteration it;
   bool crossed;
@@ -517,7 +520,7 @@ template <typename T>
   if (!is_sparse(P)) lay_out(layout, P, set);
   read_problem(args, Purpose::kSolve, P, crossed);
   P.curved = curved;
-  equilibrate(P, it.Kz, it.newton.rows, it.r);
+  equilibrate(P, it.Kz, it.newton.rows, it.r, true);
   double size = 0.0, residual[3];
   for (std::size_t j = 0; j < P.n; ++j) size = max(size, __builtin_fabs(static_cast<double>(args.z[j])) / P.D[j]);
   resize(P, near_size(size));
