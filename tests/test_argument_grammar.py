@@ -86,7 +86,8 @@ def of_models() -> Iterator[tuple[str, Call]]:
         given = {"context": energy.context(x), "y": y}
         yield kind.__name__ + ".value", (energy.value, given, {"context": (None, (), 3, "text"), "y": inputs["y"]})
     unsafe = {"on_unsafe": NO_TEXT}
-    numbers = {"steps": (*NO_INTEGER, 0), "tolerance": (*NO_NUMBER, 0.0, 1e-300)}
+    given = {"steps": (*NO_INTEGER, 0), "seconds": (*NO_NUMBER, 0.0, -1.0), "tolerance": (*NO_NUMBER, 0.0, 1e-300)}
+    numbers = {name: tuple(value for value in values if value is not None) for name, values in given.items()}
     yield "QPLayer", (QPLayer, {}, {"multipliers": NO_FLAG, **numbers, **unsafe})
     data = {"Q": torch.eye(N), "p": torch.zeros(B, N), **ROWS, "h_lower": torch.zeros(2), **BOUNDS}
     wrong = {

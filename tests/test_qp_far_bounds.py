@@ -109,6 +109,24 @@ def test_a_start_of_huge_numbers_is_begun_again_cold(huge):
             np.testing.assert_allclose(found.z, cold.z, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("way", ["bodies", "kernels", "reference"])
+def test_after_a_start_that_leads_nowhere_far_bounds_are_left_out_as_without_one(way):
+    """The start is the answer of a program nearby, at the far bound of a variable that the objective leaves free."""
+    far = 1e12
+    known = np.array([[-1.5, -1.0, -3.0]])  # z[1] may be anything below -1
+    qp = QP(
+        *(np.zeros((1, 3, 3)), np.array([[1.0, 0.0, 2.0]]), np.array([[[0.0, 1.0, -1.0]]])),
+        *(np.full((1, 1), -np.inf), np.full((1, 1), 2.0), np.array([[[-2.0, 0.0, 1.0]]]), np.zeros((1, 1))),
+        *(np.array([[-3.0, -far, -3.0]]), np.array([[0.0, far, -1.0]])),
+    )
+    near = BACKENDS[way].solve(qp._replace(p=np.array([[1.0, 1.0, 2.0]])))
+    start = [np.array([[-1.21, -far, -2.42]]), *(np.zeros_like(a) for a in near[1:4])]
+    for begin in ([*near[:4]], start):
+        found = BACKENDS[way].solve(qp, start=begin)
+        assert (found.status == Status.CONVERGED).all(), found.status
+        np.testing.assert_allclose(found.z[:, ::2], known[:, ::2], rtol=1e-6)
+
+
 @pytest.mark.parametrize("native", [None, False])
 def test_where_far_bounds_defeat_the_solver_the_advice_names_one(native):
     """Two variables at 1 and one at 1e15, in one objective: next to that, 1 is rounding."""

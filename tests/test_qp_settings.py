@@ -287,6 +287,8 @@ def test_inaccurate_answers_give_gradients_when_asked():
         np.testing.assert_allclose(getattr(used, name)[kept], getattr(true, name)[kept], rtol=1e-3, atol=1e-4)
         assert np.isnan(getattr(used, name)[~kept]).any()
     assert not used.skipped.any()
+    assert (few.status == Status.INACCURATE).any()
+    assert not used.reliable[few.status != Status.CONVERGED].any()
     dot = np.ones_like(few.z)
     moved, wanted = few.jvp(p_dot=dot, on_unsafe="use"), whole.jvp(p_dot=dot)
     np.testing.assert_allclose(moved.z[kept], wanted.z[kept], rtol=1e-3, atol=1e-4)

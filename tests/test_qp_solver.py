@@ -155,6 +155,45 @@ def test_a_call_that_raises_leaves_no_answer_of_another_problem(monkeypatch):
     np.testing.assert_array_equal(solver.solve(p=np.ones(2)), first)  # from a cold start
 
 
+def test_an_interrupt_between_data_leaves_no_answer_of_the_old_ones():
+    """The signal comes when Q is new and p is not."""
+    solver = icnnrt.QPSolver(2, 1)
+    solver.solve(np.eye(2), np.ones(2), np.ones((1, 2)), np.zeros(1))
+    assert solver.vjp(np.ones((1, 2))).p.any()
+    assert solver.reliable.all()
+
+    def copied(into):
+        class Half:
+            def __setitem__(self, at, value):
+                into[at] = value
+                raise KeyboardInterrupt
+
+        return Half()
+
+    name, into, *rest = solver._inputs[0]
+    solver._inputs[0] = (name, copied(into), *rest)
+    with pytest.raises(KeyboardInterrupt):
+        solver.solve(3 * np.eye(2), -np.ones(2))
+    assert not solver.ok
+    assert np.isnan(solver.z).all()
+    assert not solver.reliable.any()
+
+
+def test_a_gradient_is_reliable_until_the_next_solve():
+    """The rows of the first program depend on each other, those of the second do not."""
+    solver, two = icnnrt.QPSolver(2, 2), np.ones((2, 2))
+    solver.solve(np.eye(2), -np.ones(2), two, np.ones(2))
+    before = solver.vjp(np.array([[1.0, 2.0]])).h.copy()
+    assert not solver.reliable.any()
+    solver.solve(G=np.array([[1.0, 1.0], [1.0, -1.0]]), h=np.array([1.0, 5.0]))
+    np.testing.assert_array_equal(solver.gradients.h, before)  # still of the first
+    assert not solver.reliable.any()
+    solver.vjp(np.array([[1.0, 2.0]]))
+    assert solver.reliable.all()
+    solver.solve(p=np.full(2, np.nan))
+    assert not solver.reliable.any()
+
+
 def test_what_became_of_the_samples_is_told_as_qp_tells_it():
     qp, _ = mixed(11)
     solver, qp = both(qp)

@@ -51,7 +51,7 @@ class Settings(NamedTuple):
         None where the call has no limit of time, or nobody knows how long it took.
         """
         most = STEPS if self.steps is None else self.steps
-        late = self.seconds is not None and elapsed is not None and elapsed >= self.seconds and taken < most
+        late = self.seconds is not None and elapsed is not None and elapsed >= self.seconds
         return {
             "steps": taken,
             "tolerance": TOLERANCE[np.dtype(dtype)][0] if self.tolerance is None else self.tolerance,

@@ -8,9 +8,9 @@ Multipliers are signed: λ_i > 0 pushes back from h_i, λ_i < 0 from h_lower_i, 
     stationarity     Qz + p + G'λ + A'ν + μ = 0
     complementarity  max(λ, 0)'(h − Gz) + max(−λ, 0)'(Gz − h_lower) + the same of μ = 0
 
-which sum is the duality gap. The method is `interior_point`. What it leaves begins again without the start and with the
-bounds that it left out; what is left then is asked for a certificate, see `infeasibility`; and what has none begins
-once more, in units of the z that was seen, with rows in other units and more steps.
+which sum is the duality gap. The method is `interior_point`. What it leaves begins again without the start, and then
+with the bounds that it left out; what is left then is asked for a certificate, see `infeasibility`; and what has none
+begins once more, in units of the z that was seen, with rows in other units and more steps.
 """
 
 from typing import Any, Final, NamedTuple
@@ -146,9 +146,11 @@ def _pursued(
         found = Answer(*(xp.where(better, new, old) for new, old in zip(found, before, strict=True)))
         return found._replace(steps=taken)
 
-    missing = xp.isfinite(xp.sum(start)) | (first.left_out > 0.0)
-    again = sound & _unsolved(xp, first, precision) & missing
-    found = attempt(first, again, 0.0 * problem.p, xp.indicator(first.left_out > 0.0), steps)
+    no_z = 0.0 * problem.p
+    again = sound & _unsolved(xp, first, precision) & xp.isfinite(xp.sum(start))
+    found = attempt(first, again, no_z, xp.sum(none), steps)
+    again = sound & _unsolved(xp, found, precision) & (found.left_out > 0.0)
+    found = attempt(found, again, no_z, 1.0 + xp.sum(none), steps)
     left = sound & _unsolved(xp, found, precision)
     asked = left | (sound & _doubted(found))
     status, ray = xp.cond(

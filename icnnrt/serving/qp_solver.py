@@ -43,6 +43,7 @@ __all__ = ["QPData", "QPSolver"]
 Floats = NDArray[Any]
 ABSENT: Final = {"h_lower": "two_sided=True", "lower": "box=True", "upper": "box=True"}
 DIRECT: Final = {"qp_solve": solve_call, "qp_sensitivity": adjoint_call}
+NONE: Final = -1  # of the calls of `solve`
 SIZES_MAX: Final = 1 << 20  # far more than memory holds of Q
 
 
@@ -144,6 +145,8 @@ class QPSolver:
         }
         answers = {name: np.zeros((B, *shapes[name]), kinds.get(name, dtype)) for name in SOLUTION}
         self._answers = answers
+        self._share, self._weak = np.full(B, np.nan), np.zeros(B, np.int32)
+        self._differentiated = NONE  # which call of `solve` these two are of
         self._forget()
         for name, value in answers.items():
             setattr(self, {"status": "_codes", "mu": "bound_multipliers"}.get(name, name), value)
@@ -152,7 +155,6 @@ class QPSolver:
         self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
         rows = (np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in SENSITIVITY[1:4])
         self._d = [self.gradients.p, *rows]  # d_z is the gradient by p
-        self._share, self._weak = np.full(B, np.nan), np.zeros(B, np.int32)
         self._moved_share, self._told_of = np.full(B, np.nan), 0  # of `_dependent`, and of which call
         self._where = dtype, native, threads
         self._sparse = "" if self._pattern is None else "sparse_"
@@ -203,14 +205,14 @@ class QPSolver:
                     _check_within(self._pattern, name, value, into)
                 if holds:
                     parts.append((into, value))
-        for into, value in parts:
-            into[...] = value
-        if not self._solve.direct:  # which reads its last answer itself
-            for into, value in self._starts:
-                into[...] = value
         try:
+            for into, value in parts:
+                into[...] = value
+            if not self._solve.direct:  # which reads its last answer itself
+                for into, value in self._starts:
+                    into[...] = value
             self._solve()
-        except BaseException:  # what the arrays hold now is of no program
+        except BaseException:  # what the arrays hold now is of no program, be it that only some data are new
             self._forget()
             raise
         return self.z
@@ -236,17 +238,21 @@ class QPSolver:
             elif type(value) is not np.ndarray or value.dtype != into.dtype or value.shape != into.shape:
                 value = _fitted("bound_multipliers_bar" if name == "mu_bar" else name, value, into)
             parts.append((into, value))
+        self._only_z_bar &= len(given) == 1  # what is interrupted here leaves nothing behind
+        self._differentiated = NONE
         for into, value in parts:
             into[...] = value
         self._only_z_bar = lam_bar is None and nu_bar is None and bound_multipliers_bar is None
         self._adjoint()
         self._data_gradients.write()
+        self._differentiated = self._solve.calls
         return self.gradients
 
     def _forget(self) -> None:
         """There is no answer."""
         for name, value in self._answers.items():
             value.fill(0 if name in ("ray", "steps") else QPStatus.FAILED if name == "status" else np.nan)
+        self._differentiated = NONE
 
     def _demand_own_thread(self) -> None:
         thread = get_ident()
@@ -276,10 +282,12 @@ class QPSolver:
 
     @property
     def reliable(self) -> NDArray[np.bool_]:
-        """[B] bool, of the last `vjp`: as `QPGradients.reliable`; False before the first.
+        """[B] bool, of the last `vjp`: as `QPGradients.reliable`; False before the first one of the last `solve`.
 
         To be asked for it costs about as much as a `vjp`, once for every `solve`, where there are constraints.
         """
+        if self._differentiated != self._solve.calls:  # what it would be told from is of another program
+            return np.zeros(len(self._share), bool)
         found = reliable(self._share, self._weak, self.z.dtype.name)
         return found & ~self._dependent() if found.any() else found
 

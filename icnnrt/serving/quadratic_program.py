@@ -222,7 +222,8 @@ class QPGradients:
         """[B] bool: samples that are CONVERGED and whose gradient by every datum exists; `advice` tells why another is
         not."""
         *d, share, weak = self._d
-        return reliable(share, weak, DTYPES[d[0].dtype]) & ~self._dependent
+        solved = self._solution._rows[7] == QPStatus.SOLVED  # "use" differentiates others too
+        return solved & reliable(share, weak, DTYPES[d[0].dtype]) & ~self._dependent
 
     @functools.cached_property
     def _dependent(self) -> NDArray[np.bool_]:
