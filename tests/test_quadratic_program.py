@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import onnxruntime
@@ -245,7 +246,7 @@ def test_advice_has_what_the_data_say(native):
         solution.advice(len(solution))
     crossed = icnnrt.qp(np.eye(2), np.ones(2), lower=1.0, upper=np.array([2.0, 0.0]), native=native)
     assert crossed.status is Status.INFEASIBLE
-    assert "lower[1] = 1 exceeds upper[1] = 0: exchange" in crossed.advice()
+    assert "lower[1] = 1.0 exceeds upper[1] = 0.0: exchange" in crossed.advice()
     assert crossed.ok is False
     broken = {"Q": np.full((2, 2), -np.inf), "p": np.inf * ONES, "h": -np.inf * ONES, "h_lower": np.nan * ONES}
     whole = {"Q": EYE, "p": ONES, "G": EYE, "h": np.inf * ONES, "h_lower": -ONES}
@@ -400,3 +401,17 @@ def test_bounds_of_1e20_are_none(dtype, size):
     np.testing.assert_array_equal(solver.z[0], wanted.z)
     crossed = icnnrt.qp(Q, p, lower=far)
     assert crossed.status == Status.NOT_FINITE_INPUT
+
+
+def test_what_is_added_to_the_diagonal_is_enough():
+    """By two digits, as advice has it."""
+    for least in np.random.default_rng(4).uniform(0.1, 1.0, 200):
+        Q = np.diag([1.0, -least])
+        more = re.search(r"add (\S+) to the diagonal", icnnrt.qp(Q, np.zeros(2)).advice())
+        assert more
+        assert icnnrt.qp(Q + float(more[1]) * np.eye(2), np.zeros(2)).ok
+
+
+def test_a_crossing_of_one_digit_in_the_last_place_is_seen_in_the_advice():
+    crossed = icnnrt.qp(np.eye(1), np.zeros(1), lower=0.1 + 0.2, upper=0.3)
+    assert "lower[0] = 0.30000000000000004 exceeds upper[0] = 0.3: exchange" in crossed.advice()

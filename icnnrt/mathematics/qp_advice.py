@@ -47,7 +47,7 @@ def qp_cause(status: Status, data: Mapping[str, NDArray[Any]]) -> str:
             least = float(np.linalg.eigvalsh(0.5 * (data["Q"] + data["Q"].T))[0])
             return (
                 f"Q has the eigenvalue {least:.1e}, so the problem is not convex: pass F F' + ε I with a factor F, "
-                f"or add {-least:.1e} to the diagonal"
+                f"or add {-1.06 * least:.1e} to the diagonal"  # two digits round by less than 5 %
             )
         case Status.NOT_FINITE_INPUT:
             sides = {"h": -1.0, "upper": -1.0, "h_lower": 1.0, "lower": 1.0}
@@ -64,8 +64,8 @@ def qp_cause(status: Status, data: Mapping[str, NDArray[Any]]) -> str:
                     if crossed.any():
                         entry = int(np.argmax(crossed))
                         return (
-                            f"{low}[{entry}] = {data[low][entry]:.3g} exceeds {high}[{entry}] = "
-                            f"{data[high][entry]:.3g}: exchange or widen them"
+                            f"{low}[{entry}] = {float(data[low][entry])!r} exceeds {high}[{entry}] = "
+                            f"{float(data[high][entry])!r}: exchange or widen them"
                         )
     return ""
 
