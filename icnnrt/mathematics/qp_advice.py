@@ -12,9 +12,8 @@ from icnnrt.mathematics.status import Status
 
 __all__ = ["far_bound", "qp_advice", "qp_cause"]
 
-FAR_BOUND: Final = (
-    1e9  # and beyond, bounds are named where there is no answer: next to data of size 1 they are rounding
-)
+# From there on bounds are named where there is no answer: next to data of size 1 they are rounding.
+FAR_BOUND: Final = 1e9
 
 
 def qp_advice(

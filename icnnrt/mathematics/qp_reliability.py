@@ -26,6 +26,7 @@ __all__ = [
     "dependent",
     "existing",
     "gradient_advice",
+    "moved",
     "moves",
     "reliable",
     "weak_rows",
@@ -67,6 +68,12 @@ def moves(*rows: int) -> list[NDArray[np.float64]]:
     """
     rng = np.random.default_rng(0)
     return [rng.uniform(0.5, 1.5, count) for count in rows]
+
+
+def moved(G: NDArray[Any], A: NDArray[Any], box: NDArray[Any]) -> list[NDArray[np.float64]]:
+    """That cotangent, λ̄ [B, m], ν̄ [B, q] and μ̄ [B, n], for G [B, m, n], A [B, q, n] and box [B, n]."""
+    sizes = *(np.abs(M).max(2, initial=0.0) for M in (G, A)), np.ones_like(box)
+    return [move * size for move, size in zip(moves(*(size.shape[1] for size in sizes)), sizes, strict=True)]
 
 
 def dependent(share: Any, dtype: str) -> Any:

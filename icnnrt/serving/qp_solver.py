@@ -28,7 +28,7 @@ from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import SHAPES
 from icnnrt.mathematics.qp_names import SENSITIVITY, SOLUTION
 from icnnrt.mathematics.qp_pattern import QPPattern
-from icnnrt.mathematics.qp_reliability import dependent, moves, reliable
+from icnnrt.mathematics.qp_reliability import dependent, moved, reliable
 from icnnrt.mathematics.qp_settings import Settings
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.mathematics.status import summarise
@@ -155,7 +155,7 @@ class QPSolver:
         self.gradients = QPData(*(np.zeros_like(a) for a in self.data))
         rows = (np.zeros((B, *shapes[name.removeprefix("d_")]), dtype) for name in SENSITIVITY[1:4])
         self._d = [self.gradients.p, *rows]  # d_z is the gradient by p
-        self._moved_share, self._told_of = np.full(B, np.nan), 0  # of `_dependent`, and of which call
+        self._moved_share, self._told_of = np.full(B, np.nan), NONE  # of `_dependent`, and of which call
         self._where = dtype, native, threads
         self._sparse = "" if self._pattern is None else "sparse_"
         self._plan = {} if self._pattern is None else {"plan": self._pattern.plan}
@@ -295,22 +295,18 @@ class QPSolver:
         """[B] bool: whether rows that hold z depend on each other, see `qp_reliability.moves`."""
         if self._told_of != self._solve.calls and any(into.size for _, into, *_ in self._inputs[2:]):
             self._demand_own_thread()
-            bars, told = self._moves, self._independence
-            for name, of in (("lam_bar", self.data.G), ("nu_bar", self.data.A)):
-                np.multiply(bars[name], np.abs(of).max(2, initial=0.0), out=told.inputs[name])
+            told = self._independence
+            bars = moved(self.data.G, self.data.A, self.bound_multipliers)
+            for name, bar in zip(("lam_bar", "nu_bar", "mu_bar"), bars, strict=True):
+                told.inputs[name][...] = bar
             told()
             self._told_of = self._solve.calls
         return np.asarray(dependent(self._moved_share, self.z.dtype.name))
 
     @functools.cached_property
-    def _moves(self) -> dict[str, Floats]:
-        return dict(zip(("lam_bar", "nu_bar", "mu_bar"), moves(*(a.shape[1] for a in self._d[1:])), strict=True))
-
-    @functools.cached_property
     def _independence(self) -> "_Bound":
         """The adjoint of what rows are moved by; nothing but the share is of interest."""
         bars = {name: np.zeros_like(a) for name, a in self._bars.items()}
-        bars["mu_bar"][...] = self._moves["mu_bar"]
         found = [*map(np.zeros_like, self._d), self._moved_share, np.zeros_like(self._weak)]
         return self._bound_adjoint(bars, found)
 

@@ -30,7 +30,7 @@ from icnnrt.mathematics.qp_advice import qp_advice
 from icnnrt.mathematics.qp_data import NUMBERS, SHAPES, Sizes, check_shapes
 from icnnrt.mathematics.qp_names import ADJOINT_INPUTS, SENSITIVITY, SOLUTION
 from icnnrt.mathematics.qp_reference import QP, STEPS, QPReference
-from icnnrt.mathematics.qp_reliability import LOST, dependent, gradient_advice, moves, reliable
+from icnnrt.mathematics.qp_reliability import LOST, dependent, gradient_advice, moved, reliable
 from icnnrt.mathematics.qp_settings import USUAL, Settings, checked_smoothing
 from icnnrt.mathematics.qp_status import STATUSES, QPStatus, statuses
 from icnnrt.mathematics.qp_tangent import tangent_residuals
@@ -514,9 +514,8 @@ class QPSolution(Solution):
         z, _, _, mu = self._rows[:4]
         if all(self._program.given[name] is None for name in ("G", "A", "lower", "upper")):
             return np.zeros(len(z), bool)
-        sizes = [*(np.abs(self._program.feeds[name]).max(2, initial=0.0) for name in "GA"), np.ones_like(mu)]
-        moved = zip(moves(*(size.shape[1] for size in sizes)), sizes, strict=True)
-        bars = [np.broadcast_to(move * size, (len(z), len(move))).astype(z.dtype) for move, size in moved]
+        found = moved(self._program.feeds["G"], self._program.feeds["A"], mu)
+        bars = [np.broadcast_to(bar, (len(z), bar.shape[1])).astype(z.dtype) for bar in found]
         return np.asarray(dependent(self._adjoint("use", np.zeros_like(z), *bars)[4], DTYPES[z.dtype]))
 
     def _demand_independent(self, dependent: NDArray[np.bool_]) -> None:

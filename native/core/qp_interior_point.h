@@ -47,6 +47,8 @@ struct Ends {
         enough(min(tolerance, max(kBeyond * tolerance, kEnough))) {}
 
   bool over() const { return __builtin_expect(deadline != 0, false) && qp_now() >= deadline; }
+  // Whether an attempt that left so large a residual is not followed by another.
+  bool at(double residual) const { return residual <= nearly || over(); }
 };
 
 // The scratch of one solve, beside the problem.

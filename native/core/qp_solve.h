@@ -228,7 +228,7 @@ ICNNRT_NO_INLINE bool solve_cold(Problem& P, Iteration& it, double soft, const E
                                  bool fixed = false, bool all_bounds = false) {
   InteriorPoint method{P, it, soft, fixed};
   if (run(method, true, all_bounds, ends, residual)) return true;
-  if (!method.left_out || soft > 0.0 || worst(residual) <= ends.nearly || ends.over()) return false;
+  if (!method.left_out || soft > 0.0 || ends.at(worst(residual))) return false;
   resize(P, size_of_z(P, true));
   return run(method, true, true, ends, residual);
 }
@@ -262,13 +262,13 @@ ICNNRT_NO_INLINE bool solve_problem(Problem& P, Iteration& it, ActiveSet* set, b
     if (polished || (!few && solve_by_active_set(P, it, set, true, ends, residual)) ||
         run(method, false, false, ends, residual))
       return true;
-    if (worst(residual) <= ends.nearly || ends.over()) return false;  // otherwise the start was misleading
+    if (ends.at(worst(residual))) return false;  // otherwise the start was misleading
   }
   if (!warm && solve_by_active_set(P, it, set, false, ends, residual)) return true;
   const bool one_of_many = it.one_of_many;
   if (solve_cold(P, it, soft, ends, residual)) return true;
   // Rather one answer of many than none; what its multipliers and slacks are tells of it.
-  if (!one_of_many || worst(residual) <= ends.nearly || ends.over()) return false;
+  if (!one_of_many || ends.at(worst(residual))) return false;
   for (std::size_t i = 0; i < P.N; ++i) it.active[i] = 0;
   if (solve_by_active_set(P, it, set, false, ends, residual, true)) return true;
   InteriorPoint{P, it, soft}.read_off();
@@ -340,7 +340,7 @@ template <typename T, typename Read>
   solve_cold(P, it, 1.0, ends, residual, false, true);
   read();
   equilibrate(P, it.Kz, it.newton.rows, it.r);
-  double size = 0.0, off = 0.0;
+  double size = 0.0;
   amount = 0.0;
   const auto add = [&](double term) {
     amount -= term;
@@ -354,7 +354,7 @@ template <typename T, typename Read>
   fill(it.Kz, P.ld, 0.0);  // of the terms that cancel, their magnitudes
   add_magnitudes(P, it.lam, it.polished, it.Kz);
   for (std::size_t j = 0; P.N > P.box && j < P.n; ++j) it.Kz[j] += __builtin_fabs(it.lam[P.box + j]);
-  off = largest(it.r, P.n);  // in units of z: no z of a reasonable size makes up for it
+  const double off = largest(it.r, P.n);  // in units of z: no z of a reasonable size makes up for it
   const double magnitude = largest(it.Kz, P.n);
   double reach = 0.0;
   for (std::size_t j = 0; found && j < P.n; ++j) reach += __builtin_fabs(static_cast<double>(found[j])) / P.D[j];
